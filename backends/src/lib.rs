@@ -1,0 +1,2 @@
+//! moe-run backends
+#![deny(missing_docs)]

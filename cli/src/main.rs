@@ -1,0 +1,2 @@
+//! The binary `moe-run`.
+fn main() {}

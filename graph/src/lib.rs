@@ -1,0 +1,2 @@
+//! moe-run graph
+#![deny(missing_docs)]
