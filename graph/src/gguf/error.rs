@@ -1,0 +1,163 @@
+//! What can be wrong with a GGUF file: each error says what was found, what was wanted and what to try.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::quant::UnknownFormat;
+
+/// Why a GGUF file could not be opened, read or written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum GgufError {
+    /// The operating system refused.
+    #[error("{file}: cannot {action}: {source}; {hint}")]
+    Io {
+        /// File concerned.
+        file: String,
+        /// What was tried: "open", "map", "write".
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// A directory, a device, a pipe.
+    #[error("{file}: found {found}, wanted a GGUF file; give the path of the .gguf file itself")]
+    NotAFile {
+        /// Path concerned.
+        file: String,
+        /// What it is instead.
+        found: &'static str,
+    },
+    /// The first four bytes are not "GGUF".
+    #[error("{file}: found {found}, wanted a GGUF file (first bytes \"GGUF\"); {hint}")]
+    NotGguf {
+        /// File concerned.
+        file: String,
+        /// What the first bytes look like.
+        found: String,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// A GGUF file of a version that this reader does not know, or a big-endian one.
+    #[error("{file}: found GGUF {found}, wanted little-endian version 2 or 3; {hint}")]
+    Version {
+        /// File concerned.
+        file: String,
+        /// What the file states.
+        found: String,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// The file ends before what it announces.
+    #[error(
+        "{file}: {what} at byte {offset} wants {wanted} bytes, but only {remaining} bytes are left; the file is \
+         incomplete or damaged: fetch it again and compare its size"
+    )]
+    Truncated {
+        /// File concerned.
+        file: String,
+        /// What was being read: "key 12", "tensor table entry 3", "array of key \"…\"".
+        what: String,
+        /// Where it begins.
+        offset: u64,
+        /// Bytes that it needs at the least.
+        wanted: u128,
+        /// Bytes left.
+        remaining: u64,
+    },
+    /// A value of the header that cannot be right.
+    #[error("{file}: {what}: found {found}, wanted {wanted}; {hint}")]
+    Invalid {
+        /// File concerned.
+        file: String,
+        /// Which key, tensor or field.
+        what: String,
+        /// What the file states.
+        found: String,
+        /// What would be right.
+        wanted: String,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// A metadata key or tensor name that occurs twice.
+    #[error(
+        "{file}: {kind} {name:?} occurs twice, wanted once; the file is damaged or badly converted: convert it again"
+    )]
+    Duplicate {
+        /// File concerned.
+        file: String,
+        /// "metadata key" or "tensor".
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A tensor in a format that this project does not read.
+    #[error("{file}: tensor {tensor:?}: {source}; use a file quantized to one of those (Q4_K_M, for one)")]
+    TensorType {
+        /// File concerned.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The type found.
+        source: UnknownFormat,
+    },
+    /// Two tensors claim the same bytes.
+    #[error(
+        "{file}: tensors {first:?} and {second:?} overlap: the second begins at data byte {second_offset}, the first ends \
+         at {first_end}; the file is damaged or badly converted: convert it again"
+    )]
+    Overlap {
+        /// File concerned.
+        file: String,
+        /// The tensor that begins first.
+        first: String,
+        /// The one that begins inside it.
+        second: String,
+        /// End of the first, in bytes from the start of the data.
+        first_end: u64,
+        /// Start of the second.
+        second_offset: u64,
+    },
+    /// Part of a split model is not there.
+    #[error(
+        "{file}: part {part} of {count} is missing, wanted {path}; put all {count} parts into one directory"
+    )]
+    MissingPart {
+        /// The part that was given.
+        file: String,
+        /// Number of the missing part, from 1.
+        part: usize,
+        /// How many parts there are.
+        count: usize,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A metadata key that the model needs is absent.
+    #[error(
+        "{file}: metadata key {key:?} is missing, wanted {wanted}; use a complete conversion of the model"
+    )]
+    MissingKey {
+        /// File concerned.
+        file: String,
+        /// The key.
+        key: String,
+        /// The type wanted.
+        wanted: &'static str,
+    },
+    /// A metadata value of another type, or out of the range, than wanted.
+    #[error(
+        "{file}: metadata key {key:?}: found {found}, wanted {wanted}; use a correct conversion of the model"
+    )]
+    KeyType {
+        /// File concerned.
+        file: String,
+        /// The key.
+        key: String,
+        /// Type (and value, if short) found.
+        found: String,
+        /// Type wanted.
+        wanted: &'static str,
+    },
+}

@@ -1,0 +1,172 @@
+//! The one home of GGUF's names: metadata keys and tensor names. Elsewhere Hugging Face's names are used.
+//!
+//! Keys of the shape `<architecture>.<rest>` are built by [`arch_key`] from the constants of [`arch`], tensor names of a
+//! layer (`blk.<i>.<rest>`) by [`blk`] from those of [`layer`].
+
+/// `general.architecture`: string, the architecture's name.
+pub const GENERAL_ARCHITECTURE: &str = "general.architecture";
+/// `general.alignment`: u32, alignment of tensor data in bytes; 32 when absent.
+pub const GENERAL_ALIGNMENT: &str = "general.alignment";
+/// `general.name`: string, the model's name.
+pub const GENERAL_NAME: &str = "general.name";
+/// `general.basename`: string, the model's name without size and fine-tune.
+pub const GENERAL_BASENAME: &str = "general.basename";
+/// `general.size_label`: string, such as "128x1.8B".
+pub const GENERAL_SIZE_LABEL: &str = "general.size_label";
+/// `general.type`: string, "model" for a whole model.
+pub const GENERAL_TYPE: &str = "general.type";
+/// `general.file_type`: u32, the name of the mixture of formats (15 is Q4_K_M).
+pub const GENERAL_FILE_TYPE: &str = "general.file_type";
+/// `general.quantization_version`: u32, 2 for the formats of today.
+pub const GENERAL_QUANTIZATION_VERSION: &str = "general.quantization_version";
+
+/// `split.no`: u16, number of this part, from 0.
+pub const SPLIT_NO: &str = "split.no";
+/// `split.count`: u16, how many parts the model has.
+pub const SPLIT_COUNT: &str = "split.count";
+/// `split.tensors.count`: i32, how many tensors all parts hold together.
+pub const SPLIT_TENSORS_COUNT: &str = "split.tensors.count";
+
+/// `tokenizer.ggml.model`: string, the kind of tokenizer ("gpt2" is byte-level BPE).
+pub const TOKENIZER_MODEL: &str = "tokenizer.ggml.model";
+/// `tokenizer.ggml.pre`: string, the pre-tokenizer ("qwen2").
+pub const TOKENIZER_PRE: &str = "tokenizer.ggml.pre";
+/// `tokenizer.ggml.tokens`: strings, one per id.
+pub const TOKENIZER_TOKENS: &str = "tokenizer.ggml.tokens";
+/// `tokenizer.ggml.token_type`: i32 per id (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte).
+pub const TOKENIZER_TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+/// `tokenizer.ggml.merges`: strings "left right", best first.
+pub const TOKENIZER_MERGES: &str = "tokenizer.ggml.merges";
+/// `tokenizer.ggml.bos_token_id`: u32.
+pub const TOKENIZER_BOS: &str = "tokenizer.ggml.bos_token_id";
+/// `tokenizer.ggml.eos_token_id`: u32.
+pub const TOKENIZER_EOS: &str = "tokenizer.ggml.eos_token_id";
+/// `tokenizer.ggml.eot_token_id`: u32, end of a turn.
+pub const TOKENIZER_EOT: &str = "tokenizer.ggml.eot_token_id";
+/// `tokenizer.ggml.eom_token_id`: u32, end of a message.
+pub const TOKENIZER_EOM: &str = "tokenizer.ggml.eom_token_id";
+/// `tokenizer.ggml.padding_token_id`: u32.
+pub const TOKENIZER_PADDING: &str = "tokenizer.ggml.padding_token_id";
+/// `tokenizer.ggml.add_bos_token`: bool, whether a prompt begins with the BOS token.
+pub const TOKENIZER_ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+/// `tokenizer.ggml.add_eos_token`: bool.
+pub const TOKENIZER_ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+/// `tokenizer.chat_template`: string, Jinja.
+pub const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+/// What all tokenizer keys begin with, the chat template's included.
+pub const TOKENIZER_PREFIX: &str = "tokenizer.";
+
+/// `general.sampling.temp`: f32, the temperature that the model's makers advise.
+pub const SAMPLING_TEMP: &str = "general.sampling.temp";
+/// `general.sampling.top_k`: i32.
+pub const SAMPLING_TOP_K: &str = "general.sampling.top_k";
+/// `general.sampling.top_p`: f32.
+pub const SAMPLING_TOP_P: &str = "general.sampling.top_p";
+/// `general.sampling.min_p`: f32.
+pub const SAMPLING_MIN_P: &str = "general.sampling.min_p";
+/// `general.sampling.penalty_repeat`: f32.
+pub const SAMPLING_PENALTY_REPEAT: &str = "general.sampling.penalty_repeat";
+
+/// What follows `<architecture>.` in a key.
+pub mod arch {
+    /// num_hidden_layers: u32.
+    pub const BLOCK_COUNT: &str = "block_count";
+    /// Tokens the model was trained to see: u32.
+    pub const CONTEXT_LENGTH: &str = "context_length";
+    /// hidden_size: u32.
+    pub const EMBEDDING_LENGTH: &str = "embedding_length";
+    /// intermediate_size of dense layers: u32, or one per layer.
+    pub const FEED_FORWARD_LENGTH: &str = "feed_forward_length";
+    /// num_attention_heads: u32, or one per layer.
+    pub const HEAD_COUNT: &str = "attention.head_count";
+    /// num_key_value_heads: u32, or one per layer.
+    pub const HEAD_COUNT_KV: &str = "attention.head_count_kv";
+    /// head_dim of queries and keys: u32.
+    pub const KEY_LENGTH: &str = "attention.key_length";
+    /// head_dim of values: u32.
+    pub const VALUE_LENGTH: &str = "attention.value_length";
+    /// rms_norm_eps: f32.
+    pub const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+    /// rope_theta: f32.
+    pub const ROPE_FREQ_BASE: &str = "rope.freq_base";
+    /// How many of a head's dimensions are rotated: u32.
+    pub const ROPE_DIMENSION_COUNT: &str = "rope.dimension_count";
+    /// Kind of RoPE scaling: string ("none", "linear", "yarn").
+    pub const ROPE_SCALING_TYPE: &str = "rope.scaling.type";
+    /// Factor of the RoPE scaling: f32.
+    pub const ROPE_SCALING_FACTOR: &str = "rope.scaling.factor";
+    /// Context before RoPE scaling: u32.
+    pub const ROPE_SCALING_ORIG_CTX: &str = "rope.scaling.original_context_length";
+    /// num_experts: u32.
+    pub const EXPERT_COUNT: &str = "expert_count";
+    /// num_experts_per_tok: u32.
+    pub const EXPERT_USED_COUNT: &str = "expert_used_count";
+    /// moe_intermediate_size: u32.
+    pub const EXPERT_FEED_FORWARD_LENGTH: &str = "expert_feed_forward_length";
+    /// norm_topk_prob: bool.
+    pub const EXPERT_WEIGHTS_NORM: &str = "expert_weights_norm";
+    /// Factor on the experts' weights: f32.
+    pub const EXPERT_WEIGHTS_SCALE: &str = "expert_weights_scale";
+    /// vocab_size where no tokenizer says it: u32.
+    pub const VOCAB_SIZE: &str = "vocab_size";
+}
+
+/// Tensors of the whole model.
+pub mod tensor {
+    /// Embedding table, [vocab_size, hidden_size].
+    pub const TOKEN_EMBD: &str = "token_embd.weight";
+    /// Final norm, [hidden_size].
+    pub const OUTPUT_NORM: &str = "output_norm.weight";
+    /// lm_head, [vocab_size, hidden_size]; the embedding table serves where it is absent.
+    pub const OUTPUT: &str = "output.weight";
+}
+
+/// What follows `blk.<i>.` in the name of a layer's tensor.
+pub mod layer {
+    /// Norm before attention, [hidden_size].
+    pub const ATTN_NORM: &str = "attn_norm.weight";
+    /// q_proj, [num_attention_heads · head_dim, hidden_size].
+    pub const ATTN_Q: &str = "attn_q.weight";
+    /// k_proj, [num_key_value_heads · head_dim, hidden_size].
+    pub const ATTN_K: &str = "attn_k.weight";
+    /// v_proj, [num_key_value_heads · head_dim, hidden_size].
+    pub const ATTN_V: &str = "attn_v.weight";
+    /// q_proj's bias.
+    pub const ATTN_Q_BIAS: &str = "attn_q.bias";
+    /// k_proj's bias.
+    pub const ATTN_K_BIAS: &str = "attn_k.bias";
+    /// v_proj's bias.
+    pub const ATTN_V_BIAS: &str = "attn_v.bias";
+    /// Per-head norm of queries, [head_dim].
+    pub const ATTN_Q_NORM: &str = "attn_q_norm.weight";
+    /// Per-head norm of keys, [head_dim].
+    pub const ATTN_K_NORM: &str = "attn_k_norm.weight";
+    /// o_proj, [hidden_size, num_attention_heads · head_dim].
+    pub const ATTN_OUTPUT: &str = "attn_output.weight";
+    /// Norm before the feed-forward part, [hidden_size].
+    pub const FFN_NORM: &str = "ffn_norm.weight";
+    /// Router, [num_experts, hidden_size].
+    pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
+    /// Experts' gate_proj, [num_experts, moe_intermediate_size, hidden_size].
+    pub const FFN_GATE_EXPS: &str = "ffn_gate_exps.weight";
+    /// Experts' up_proj, [num_experts, moe_intermediate_size, hidden_size].
+    pub const FFN_UP_EXPS: &str = "ffn_up_exps.weight";
+    /// Experts' down_proj, [num_experts, hidden_size, moe_intermediate_size].
+    pub const FFN_DOWN_EXPS: &str = "ffn_down_exps.weight";
+    /// Dense gate_proj, [intermediate_size, hidden_size].
+    pub const FFN_GATE: &str = "ffn_gate.weight";
+    /// Dense up_proj, [intermediate_size, hidden_size].
+    pub const FFN_UP: &str = "ffn_up.weight";
+    /// Dense down_proj, [hidden_size, intermediate_size].
+    pub const FFN_DOWN: &str = "ffn_down.weight";
+}
+
+/// `<architecture>.<rest>`: `arch_key("qwen3moe", arch::BLOCK_COUNT)` is "qwen3moe.block_count".
+pub fn arch_key(architecture: &str, rest: &str) -> String {
+    format!("{architecture}.{rest}")
+}
+
+/// `blk.<layer>.<rest>`: `blk(3, layer::ATTN_Q)` is "blk.3.attn_q.weight".
+pub fn blk(layer: usize, rest: &str) -> String {
+    format!("blk.{layer}.{rest}")
+}
