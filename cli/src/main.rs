@@ -1,2 +1,5 @@
-//! The binary `moe-run`.
-fn main() {}
+//! The binary `moe-run`: everything is in the library beside it.
+
+fn main() -> std::process::ExitCode {
+    moe_run::main()
+}

@@ -1,0 +1,94 @@
+//! The error of a command: a cause and the exit code that it means.
+
+use std::{error::Error, io, path::Path};
+
+use moe_run_graph::gguf::GgufError;
+
+use crate::exit::ExitCode;
+
+type Cause = Box<dyn Error + Send + Sync>;
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Arguments or input that are not valid.
+    #[error(transparent)]
+    BadInput(Cause),
+    /// Something that is not there or not supported.
+    #[error(transparent)]
+    Unsupported(Cause),
+    /// A failure while running.
+    #[error(transparent)]
+    Failed(Cause),
+    /// Standard output could not be written.
+    #[error("standard output: {0}")]
+    Stdout(io::Error),
+    /// A second Ctrl-C, or one outside of a generation.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl CliError {
+    /// Arguments or input that are not valid: exit code 2.
+    pub fn bad_input(cause: impl Into<Cause>) -> CliError {
+        CliError::BadInput(cause.into())
+    }
+
+    /// Something that is not there or not supported: exit code 3.
+    pub fn unsupported(cause: impl Into<Cause>) -> CliError {
+        CliError::Unsupported(cause.into())
+    }
+
+    /// A failure while running: exit code 4.
+    pub fn failed(cause: impl Into<Cause>) -> CliError {
+        CliError::Failed(cause.into())
+    }
+
+    /// A file that cannot be read: exit code 2.
+    pub fn unreadable(path: &Path, source: &io::Error) -> CliError {
+        CliError::bad_input(format!("{}: cannot read: {source}", path.display()))
+    }
+
+    /// A file that cannot be written: exit code 4.
+    pub fn unwritable(path: &Path, source: &io::Error) -> CliError {
+        CliError::failed(format!("{}: cannot write: {source}", path.display()))
+    }
+
+    /// The exit code that the error means.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            CliError::BadInput(_) => ExitCode::BadInput,
+            CliError::Unsupported(_) => ExitCode::Unsupported,
+            CliError::Failed(_) => ExitCode::Failed,
+            CliError::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,
+            CliError::Stdout(_) => ExitCode::Failed,
+            CliError::Interrupted => ExitCode::Interrupted,
+        }
+    }
+}
+
+impl From<GgufError> for CliError {
+    fn from(error: GgufError) -> CliError {
+        match error {
+            GgufError::TensorType { .. } => CliError::unsupported(error),
+            _ => CliError::bad_input(error),
+        }
+    }
+}
+
+/// Writes an error and its causes to standard error.
+pub fn report(error: &CliError) {
+    let mut text = format!("error: {error}");
+    let mut last = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // An error that already quotes its cause is not repeated.
+        let cause_text = cause.to_string();
+        if !last.contains(&cause_text) {
+            text.push_str(&format!("\n  caused by: {cause_text}"));
+        }
+        last = cause_text;
+        source = cause.source();
+    }
+    crate::output::note(&text);
+}

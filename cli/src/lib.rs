@@ -1,0 +1,31 @@
+//! The command line `moe-run`: arguments → checked options → the stages of `moe-run-graph` and `moe-run-backends` → text,
+//! JSON and an exit code.
+//!
+//! One file a command, each with `Args` (what clap parses, help included) and `run(Args) -> Result<ExitCode, CliError>`.
+//! Options shared by commands are in [`common`]; every exit code is in [`exit`]. Streamed text and JSON go to standard
+//! output, all else to standard error. Absent on purpose: any arithmetic of the model.
+
+pub mod args;
+pub mod common;
+pub mod completions;
+pub mod error;
+pub mod exit;
+pub mod output;
+
+use clap::Parser;
+
+pub use error::CliError;
+pub use exit::ExitCode;
+
+/// Parses the process's arguments, runs the command, reports an error on standard error, and gives the exit code.
+pub fn main() -> std::process::ExitCode {
+    let cli = args::Cli::parse();
+    let code = args::dispatch(cli).unwrap_or_else(|error| {
+        let code = error.exit_code();
+        if code != ExitCode::Ok {
+            error::report(&error);
+        }
+        code
+    });
+    code.into()
+}
