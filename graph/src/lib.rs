@@ -1,6 +1,14 @@
-//! moe-run graph: from a GGUF file to a static op graph. No GPU API is linked here.
+//! moe-run graph: from a GGUF file to a static op graph and its plan. No GPU API is linked here.
+//!
+//! ```text
+//! file.gguf ─(1) gguf─> metadata + tensor views ─(2) config, weights─> ModelConfig + weights
+//!   ─(3) lower─> ir::Graph, with a tap at every stage ─(4) passes─> Plan: taps dropped, nodes grouped, memory planned
+//! ```
 #![deny(missing_docs)]
 
 pub mod gguf;
 pub mod ids;
+pub mod ir;
+pub mod passes;
 pub mod quant;
+pub mod verify;

@@ -1,0 +1,620 @@
+//! Stage 5: the contract between a backend and everything that drives or watches it.
+//!
+//! Input: a lowered graph, its weights and options. Output: an [`Executable`] that runs steps on declared state. The
+//! same executable answers, is traced, is compared and is timed: an [`Observer`] only makes it stop between launches.
+
+use crate::error::BackendError;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
+use moe_run_graph::passes::{Launch, Plan, TapSelection};
+use serde::Serialize;
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where weights come from: a mapped GGUF file, or memory in tests.
+pub trait WeightSource: Send + Sync {
+    /// The bytes of a tensor, rows in order; `None` if there is no such tensor.
+    fn bytes(&self, name: &str) -> Option<&[u8]>;
+}
+
+impl WeightSource for moe_run_graph::gguf::GgufFile {
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.tensor(name).map(|t| self.data(t))
+    }
+}
+
+impl WeightSource for std::collections::HashMap<String, Vec<u8>> {
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.get(name).map(Vec::as_slice)
+    }
+}
+
+/// The precision of the activations that a quantized matmul reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// 32-bit floats; no 16-bit matrix units.
+    F32,
+    /// Rounded to 16-bit floats.
+    F16,
+    /// 8-bit blocks as `graph/quant/activation.rs` defines them.
+    Q8,
+}
+
+/// How the KV cache stores its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum KvType {
+    /// IEEE half: the default.
+    #[default]
+    F16,
+    /// As computed.
+    F32,
+    /// Blocks of 32 with an f16 scale, rounded as Q8_0 (d = f16(amax/127), q = round(x/d) half away from zero).
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+macro_rules! named_enum {
+    ($ty:ident { $($variant:ident = $name:literal),* }) => {
+        impl $ty {
+            /// All values.
+            pub const ALL: &'static [$ty] = &[$($ty::$variant),*];
+
+            /// The name on the command line and in JSON.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $($ty::$variant => $name),* }
+            }
+
+            /// The value of a name.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<$ty> {
+                $ty::ALL.iter().copied().find(|v| v.name() == name)
+            }
+        }
+
+        impl fmt::Display for $ty {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+named_enum!(Activations { F32 = "f32", F16 = "f16", Q8 = "q8" });
+named_enum!(KvType { F16 = "f16", F32 = "f32", Q8_0 = "q8_0" });
+
+impl KvType {
+    /// Bytes of a row of `elems` elements (a multiple of 32 for q8_0, which [`Executable::new_state`] checks).
+    #[must_use]
+    pub fn row_bytes(self, elems: usize) -> usize {
+        match self {
+            KvType::F32 => elems * 4,
+            KvType::F16 => elems * 2,
+            KvType::Q8_0 => elems / 32 * 34,
+        }
+    }
+}
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes (or kernels) done.
+    pub done: u64,
+    /// In all.
+    pub total: u64,
+    /// What is being done: "uploading weights", "compiling shaders".
+    pub what: &'static str,
+}
+
+/// What an executable is compiled for.
+#[derive(Clone)]
+pub struct CompileOptions {
+    /// `None`: the backend's fastest.
+    pub activations: Option<Activations>,
+    /// Elements of an 8-bit activation block for super-block formats, 32 or 256; `None`: the backend's own. (The
+    /// 32-element formats always take 32.) It lets the reference, or a CPU, follow another backend's definition.
+    pub q8_super_block: Option<usize>,
+    /// How the KV cache is stored.
+    pub kv_type: KvType,
+    /// The largest number of cached positions.
+    pub ctx_size: usize,
+    /// The largest T of a prefill step; `None`: the backend's own.
+    pub micro_batch: Option<usize>,
+    /// The largest R of a step.
+    pub max_logits_rows: usize,
+    /// Taps to keep.
+    pub taps: TapSelection,
+    /// Threads; `None`: the physical cores. Only the CPU looks at it.
+    pub threads: Option<usize>,
+    /// Index or name of the device; `None`: the backend's choice.
+    pub device: Option<String>,
+    /// Told how loading goes.
+    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            activations: None,
+            q8_super_block: None,
+            kv_type: KvType::F16,
+            ctx_size: 4096,
+            micro_batch: None,
+            max_logits_rows: 1,
+            taps: TapSelection::None,
+            threads: None,
+            device: None,
+            progress: None,
+        }
+    }
+}
+
+/// What sort of device it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The host's processor.
+    Cpu,
+    /// A GPU with its own memory.
+    DiscreteGpu,
+    /// A GPU that shares the host's memory.
+    IntegratedGpu,
+    /// A GPU interface run by the processor.
+    Software,
+}
+
+/// A device that a backend can use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceInfo {
+    /// The backend.
+    pub backend: &'static str,
+    /// What `--device` takes.
+    pub index: usize,
+    /// The device's name.
+    pub name: String,
+    /// Its sort.
+    pub kind: DeviceKind,
+    /// Driver and version, instruction sets, features used.
+    pub details: Vec<(String, String)>,
+    /// Memory, where it is known.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What an executable is, for reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExecutableInfo {
+    /// The backend.
+    pub backend: &'static str,
+    /// The device's name.
+    pub device: String,
+    /// In use.
+    pub activations: Activations,
+    /// The 8-bit block of super-block formats; `None` unless activations are q8.
+    pub q8_super_block: Option<usize>,
+    /// In use.
+    pub kv_type: KvType,
+    /// Threads of a CPU; 1 elsewhere.
+    pub threads: usize,
+    /// The largest T of a step.
+    pub micro_batch: usize,
+    /// Memory that the executable took for weights beyond the mapping.
+    pub weight_bytes: u64,
+}
+
+/// One step's input. One sequence is run today: `kv_slots[i] == positions[i]`, ascending by one, `sequence` all 0;
+/// a backend refuses anything else with [`BackendError::Input`].
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// T ids.
+    pub tokens: StepTokens<'a>,
+    /// T positions.
+    pub positions: &'a [u32],
+    /// T sequence numbers.
+    pub sequence: &'a [u32],
+    /// T places in the state.
+    pub kv_slots: &'a [u32],
+    /// R rows (indices into the step's tokens) whose logits are wanted.
+    pub logits_rows: &'a [u32],
+}
+
+/// Where a step's tokens come from.
+#[derive(Debug, Clone, Copy)]
+pub enum StepTokens<'a> {
+    /// Ids on the host.
+    Host(&'a [TokenId]),
+    /// The token that [`Executable::argmax`] of the given row chose on the device: it never visits the host.
+    Argmax {
+        /// The row of the previous step's logits.
+        row: usize,
+    },
+}
+
+impl StepInput<'_> {
+    /// T.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// T, R and S of the step.
+    #[must_use]
+    pub fn sizes(&self) -> StepSizes {
+        let cached = self.kv_slots.iter().max().map_or(0, |s| *s as usize + 1);
+        StepSizes { tokens: self.len(), logits_rows: self.logits_rows.len(), cached }
+    }
+
+    /// Checks lengths, rows, capacity, token ids and that it is one sequence, contiguous.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] or [`BackendError::ContextFull`].
+    pub fn check(&self, max: StepSizes, vocab_size: Option<usize>) -> Result<(), BackendError> {
+        let t = self.len();
+        let wrong = |what: String| Err(BackendError::Input(what));
+        if t == 0 || t > max.tokens {
+            return wrong(format!("{t} tokens, wanted 1 to {}", max.tokens));
+        }
+        if self.sequence.len() != t || self.kv_slots.len() != t {
+            return wrong(format!(
+                "{t} positions, {} sequences, {} slots",
+                self.sequence.len(),
+                self.kv_slots.len()
+            ));
+        }
+        if let StepTokens::Host(tokens) = self.tokens {
+            if tokens.len() != t {
+                return wrong(format!("{t} positions for {} tokens", tokens.len()));
+            }
+            if let Some(vocab_size) = vocab_size
+                && let Some(bad) = tokens.iter().find(|id| id.0 as usize >= vocab_size)
+            {
+                return wrong(format!("token {} of a vocabulary of {vocab_size}", bad.0));
+            }
+        } else if t != 1 {
+            return wrong(format!("{t} tokens from the device, wanted 1"));
+        }
+        if self.logits_rows.len() > max.logits_rows {
+            return wrong(format!(
+                "{} rows of logits, wanted at most {}",
+                self.logits_rows.len(),
+                max.logits_rows
+            ));
+        }
+        if let Some(row) = self.logits_rows.iter().find(|r| **r as usize >= t) {
+            return wrong(format!("row {row} of {t} tokens"));
+        }
+        let contiguous = self.positions.windows(2).all(|w| w[1] == w[0] + 1);
+        if !contiguous || self.positions != self.kv_slots || self.sequence.iter().any(|s| *s != 0) {
+            return wrong("only one contiguous sequence is run: slots equal to positions".into());
+        }
+        let wanted_tokens = self.sizes().cached;
+        if wanted_tokens > max.cached {
+            return Err(BackendError::ContextFull { wanted_tokens, capacity_tokens: max.cached });
+        }
+        Ok(())
+    }
+}
+
+/// Elements on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorData {
+    /// Floats.
+    F32(Vec<f32>),
+    /// Ids.
+    U32(Vec<u32>),
+}
+
+impl TensorData {
+    /// Elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            TensorData::F32(v) => v.len(),
+            TensorData::U32(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements as floats; ids are converted.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            TensorData::F32(v) => v.clone(),
+            TensorData::U32(v) => v.iter().map(|x| *x as f32).collect(),
+        }
+    }
+}
+
+/// A tensor on the host, outermost axis first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// Elements, row-major.
+    pub data: TensorData,
+}
+
+impl HostTensor {
+    /// A tensor of floats.
+    #[must_use]
+    pub fn f32(shape: Vec<usize>, data: Vec<f32>) -> HostTensor {
+        HostTensor { shape, data: TensorData::F32(data) }
+    }
+
+    /// A tensor of ids.
+    #[must_use]
+    pub fn u32(shape: Vec<usize>, data: Vec<u32>) -> HostTensor {
+        HostTensor { shape, data: TensorData::U32(data) }
+    }
+}
+
+/// The values between launches, while a step is held.
+pub trait ValueAccess {
+    /// T, R and S of the step.
+    fn sizes(&self) -> StepSizes;
+
+    /// A value that the plan stores (or a boundary input), read back to the host.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] if the plan does not store it.
+    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError>;
+
+    /// Replaces a value: what every later launch of the step reads.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] if the plan does not store it or the shape differs.
+    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError>;
+
+    /// Rows of a state, decoded to f32: `[slots, heads · width]`.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] for slots beyond the capacity.
+    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError>;
+
+    /// Replaces rows of a state from `first_slot` on, rounding to the KV type.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] for slots beyond the capacity.
+    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError>;
+}
+
+/// The value of a tap, on the host.
+#[derive(Debug, Clone, Copy)]
+pub struct TapValue<'a> {
+    /// The stage.
+    pub stage: Stage,
+    /// Its layer; `None` for the whole model's.
+    pub layer: Option<usize>,
+    /// Shape and elements.
+    pub tensor: &'a HostTensor,
+    /// The positions of the step's tokens: the rows along T. (For an axis R see `logits_rows`.)
+    pub positions: &'a [u32],
+    /// The step's rows of logits, for the stages whose first axis is R.
+    pub logits_rows: &'a [u32],
+    /// It fed the logits; otherwise it was recomputed beside the kernel that never holds it.
+    pub production: bool,
+}
+
+/// Looks at a step from between its launches. Every method does nothing unless overridden.
+pub trait Observer {
+    /// Before a launch: its inputs may be replaced.
+    ///
+    /// # Errors
+    /// Whatever stops the step.
+    fn before_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        let _ = (plan, launch, values);
+        Ok(())
+    }
+
+    /// After a launch, with the time that it took on the device (as well as the backend can tell).
+    ///
+    /// # Errors
+    /// Whatever stops the step.
+    fn after_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        elapsed: Duration,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        let _ = (plan, launch, elapsed, values);
+        Ok(())
+    }
+
+    /// A tap of the plan, complete.
+    ///
+    /// # Errors
+    /// Whatever stops the step, such as a full disk.
+    fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
+        let _ = tap;
+        Ok(())
+    }
+}
+
+/// The state that a graph declares, allocated on a device: what a session holds between steps.
+pub trait State: Send {
+    /// Positions that fit.
+    fn capacity_tokens(&self) -> usize;
+
+    /// Memory taken.
+    fn size_bytes(&self) -> u64;
+
+    /// Forgets everything from position `len_tokens` on. A state that cannot go back refuses.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] where the state cannot be truncated.
+    fn truncate(&mut self, len_tokens: usize) -> Result<(), BackendError>;
+
+    /// For the backend's own use.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// A compiled graph: plans for its token classes and the weights, immutable; steps run on a [`State`].
+pub trait Executable: Send {
+    /// What it is.
+    fn info(&self) -> &ExecutableInfo;
+
+    /// The plan that a step of `tokens` tokens runs.
+    fn plan(&self, tokens: usize) -> &Plan;
+
+    /// Allocates the declared state for the compiled context size.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] with the arithmetic.
+    fn new_state(&self) -> Result<Box<dyn State>, BackendError>;
+
+    /// Runs one step. Without an observer: as fast as it goes. With one: the same launches with the same arithmetic,
+    /// held between any two.
+    ///
+    /// # Errors
+    /// [`BackendError`]; the state's rows from this step's first position on are then undefined.
+    fn step(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError>;
+
+    /// The logits of one of the last step's rows, copied to the host.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] if the last step had no such row.
+    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError>;
+
+    /// The best token of a row, chosen on the device where it can be; the lowest id wins a tie.
+    ///
+    /// # Errors
+    /// As [`Executable::logits`]; a NaN among the logits is [`BackendError::Input`].
+    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+        let mut logits = Vec::new();
+        self.logits(row, &mut logits)?;
+        argmax(&logits)
+    }
+
+    /// A graph output (logits, or whatever a segment ends in) of the last step.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] if it is no output of the graph.
+    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError>;
+}
+
+/// The best of some logits: the lowest id wins a tie.
+///
+/// # Errors
+/// [`BackendError::Input`] for a NaN, naming its id, and for no logits at all.
+pub fn argmax(logits: &[f32]) -> Result<TokenId, BackendError> {
+    let mut best: Option<(usize, f32)> = None;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() {
+            return Err(BackendError::Input(format!(
+                "logit {id} is NaN; `moe-run trace` names the first operation that made one"
+            )));
+        }
+        if best.is_none_or(|(_, b)| logit > b) {
+            best = Some((id, logit));
+        }
+    }
+    best.map(|(id, _)| TokenId(id as u32)).ok_or_else(|| BackendError::Input("no logits".into()))
+}
+
+/// A way to run graphs.
+pub trait Backend: Send + Sync {
+    /// What `--backend` takes.
+    fn name(&self) -> &'static str;
+
+    /// The devices here; empty, or an error that says what was looked for, where there are none.
+    ///
+    /// # Errors
+    /// [`BackendError::NoDevice`].
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError>;
+
+    /// Its launch groups for steps of up to `tokens` tokens, best first.
+    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern>;
+
+    /// Whether it can run a node, and if not, why.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] naming op, format and backend.
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError>;
+
+    /// Compiles a graph (a whole model or a segment).
+    ///
+    /// # Errors
+    /// [`BackendError`] for what the backend lacks, missing weights, no device, no memory.
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError>;
+}
+
+/// Hands the taps of a finished launch to the observer: reads their inputs and sets them side by side.
+///
+/// # Errors
+/// What reading or the observer reports.
+pub fn deliver_taps(
+    plan: &Plan,
+    launch: &Launch,
+    input: &StepInput<'_>,
+    values: &mut dyn ValueAccess,
+    observer: &mut dyn Observer,
+) -> Result<(), BackendError> {
+    for (node, stage) in plan.launch_taps(launch) {
+        let mut parts = Vec::with_capacity(node.inputs.len());
+        for value in &node.inputs {
+            parts.push(values.read(*value)?);
+        }
+        let production = !launch.recomputed;
+        observer.tap(&TapValue {
+            stage,
+            layer: node.layer.map(|l| l.index()),
+            tensor: &side_by_side(parts),
+            positions: input.positions,
+            logits_rows: input.logits_rows,
+            production,
+        })?;
+    }
+    Ok(())
+}
+
+/// Tensors with equal leading axes, joined along the last one.
+fn side_by_side(mut parts: Vec<HostTensor>) -> HostTensor {
+    if parts.len() == 1 {
+        return parts.swap_remove(0);
+    }
+    let widths: Vec<usize> = parts.iter().map(|p| p.shape.last().copied().unwrap_or(1)).collect();
+    let mut shape = parts[0].shape.clone();
+    if let Some(last) = shape.last_mut() {
+        *last = widths.iter().sum();
+    }
+    let rows: usize = shape[..shape.len() - 1].iter().product();
+    let parts: Vec<Vec<f32>> = parts.iter().map(|p| p.data.to_f32()).collect();
+    let mut data = Vec::with_capacity(shape.iter().product());
+    for row in 0..rows {
+        for (part, width) in parts.iter().zip(&widths) {
+            data.extend_from_slice(&part[row * width..(row + 1) * width]);
+        }
+    }
+    HostTensor::f32(shape, data)
+}

@@ -1,0 +1,364 @@
+//! The arena: nodes in execution order, values with one producer each, weights, declared state, step inputs.
+
+use super::infer;
+use super::op::{DType, Dim, Op, Shape};
+use super::rope::RopeSpec;
+use super::stage::Stage;
+use crate::quant::Format;
+use crate::verify::GraphError;
+use serde::Serialize;
+use std::fmt;
+
+macro_rules! typed_id {
+    ($($(#[$doc:meta])* $name:ident $letter:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            /// The position in its arena.
+            #[must_use]
+            pub fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($letter, "{}"), self.0)
+            }
+        }
+    )*};
+}
+
+typed_id! {
+    /// A node of the graph; ids do not change when passes drop nodes.
+    NodeId "n";
+    /// A value: the output of one node, or a boundary input.
+    ValueId "v";
+    /// A weight tensor.
+    WeightId "w";
+    /// A declared state.
+    StateId "s";
+    /// A RoPE table.
+    RopeTableId "r";
+    /// A layer, from 0.
+    LayerIdx "layer-";
+}
+
+/// One operation with its operands.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// What it is called: the module's name in Hugging Face's vocabulary (`q_proj`, `router` …).
+    pub name: &'static str,
+    /// What it does.
+    pub op: Op,
+    /// Operands, in the order that the op's doc gives.
+    pub inputs: Vec<ValueId>,
+    /// Results, in the order that the op's doc gives.
+    pub outputs: Vec<ValueId>,
+    /// The layer it belongs to; `None` for nodes of the whole model.
+    pub layer: Option<LayerIdx>,
+}
+
+impl Node {
+    /// `layer-3/q_proj`, or the bare name.
+    #[must_use]
+    pub fn path(&self) -> String {
+        match self.layer {
+            Some(layer) => format!("{layer}/{}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+}
+
+/// What flows between nodes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Value {
+    /// Its id.
+    pub id: ValueId,
+    /// Shape, outermost first.
+    pub shape: Shape,
+    /// Element type.
+    pub dtype: DType,
+    /// The node that makes it; `None` for a boundary input.
+    pub producer: Option<NodeId>,
+    /// The state that it is, for `DType::State`.
+    pub state: Option<StateId>,
+}
+
+/// A weight tensor that the graph reads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WeightDecl {
+    /// Its id.
+    pub id: WeightId,
+    /// The tensor's name in the file.
+    pub name: String,
+    /// [out, in], [E, out, in] or [n]; outermost first.
+    pub shape: Vec<usize>,
+    /// How its rows are stored.
+    pub format: Format,
+}
+
+/// What a state's rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateRole {
+    /// Keys after RoPE.
+    Key,
+    /// Values.
+    Value,
+}
+
+/// Something that outlives a step: declared by the graph, allocated by the session.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StateDecl {
+    /// Its id.
+    pub id: StateId,
+    /// Keys or values.
+    pub role: StateRole,
+    /// Whose.
+    pub layer: LayerIdx,
+    /// KV heads.
+    pub heads: usize,
+    /// Elements of a head; a row holds heads · width elements for one token.
+    pub width: usize,
+    /// Only the last so many tokens are ever read.
+    pub window: Option<usize>,
+}
+
+impl StateDecl {
+    /// Elements that one token adds.
+    #[must_use]
+    pub fn row_elems(&self) -> usize {
+        self.heads * self.width
+    }
+}
+
+/// The boundary inputs that every step gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StepInputs {
+    /// Token ids [T] U32.
+    pub tokens: ValueId,
+    /// Positions [T] U32: RoPE's angle and the causal mask.
+    pub positions: ValueId,
+    /// The sequence that each token belongs to [T] U32.
+    pub sequence: ValueId,
+    /// Where each token's k and v go in the state [T] U32.
+    pub kv_slots: ValueId,
+    /// Rows whose logits are asked for [R] U32.
+    pub logits_rows: ValueId,
+}
+
+/// The static op graph. Nodes stand in execution order; ids are stable across passes, which only remove nodes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Graph {
+    /// Nodes in execution order.
+    pub nodes: Vec<Node>,
+    /// All values by id.
+    pub values: Vec<Value>,
+    /// All weights by id.
+    pub weights: Vec<WeightDecl>,
+    /// All states by id.
+    pub states: Vec<StateDecl>,
+    /// All RoPE tables by id.
+    pub rope_tables: Vec<RopeSpec>,
+    /// The step's inputs.
+    pub inputs: StepInputs,
+    /// Further boundary inputs: typed values that a segment receives (single-op graphs in tests, split plans).
+    pub boundary: Vec<ValueId>,
+    /// The values that a step is run for: logits [R, vocab] in a model, anything in a segment.
+    pub outputs: Vec<ValueId>,
+    /// Layers in the model.
+    pub num_layers: usize,
+    next_node: u32,
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Graph {
+    /// An empty graph with its five step inputs.
+    #[must_use]
+    pub fn new() -> Graph {
+        let mut graph = Graph {
+            nodes: Vec::new(),
+            values: Vec::new(),
+            weights: Vec::new(),
+            states: Vec::new(),
+            rope_tables: Vec::new(),
+            inputs: StepInputs {
+                tokens: ValueId(0),
+                positions: ValueId(1),
+                sequence: ValueId(2),
+                kv_slots: ValueId(3),
+                logits_rows: ValueId(4),
+            },
+            boundary: Vec::new(),
+            outputs: Vec::new(),
+            num_layers: 0,
+            next_node: 0,
+        };
+        for dim in [Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::LogitsRows] {
+            graph.new_value(Shape::new(&[dim]), DType::U32, None, None);
+        }
+        graph
+    }
+
+    fn new_value(
+        &mut self,
+        shape: Shape,
+        dtype: DType,
+        producer: Option<NodeId>,
+        state: Option<StateId>,
+    ) -> ValueId {
+        let id = ValueId(self.values.len() as u32);
+        self.values.push(Value { id, shape, dtype, producer, state });
+        id
+    }
+
+    /// Declares a typed value that comes from outside the segment.
+    pub fn add_boundary(&mut self, shape: Shape, dtype: DType) -> ValueId {
+        let id = self.new_value(shape, dtype, None, None);
+        self.boundary.push(id);
+        id
+    }
+
+    /// Declares a weight.
+    pub fn add_weight(&mut self, name: impl Into<String>, shape: Vec<usize>, format: Format) -> WeightId {
+        let id = WeightId(self.weights.len() as u32);
+        self.weights.push(WeightDecl { id, name: name.into(), shape, format });
+        id
+    }
+
+    /// Declares a state of one layer.
+    pub fn add_state(
+        &mut self,
+        role: StateRole,
+        layer: LayerIdx,
+        heads: usize,
+        width: usize,
+        window: Option<usize>,
+    ) -> StateId {
+        let id = StateId(self.states.len() as u32);
+        self.states.push(StateDecl { id, role, layer, heads, width, window });
+        id
+    }
+
+    /// The table of a RoPE specification; equal specifications share one.
+    pub fn add_rope_table(&mut self, spec: RopeSpec) -> RopeTableId {
+        if let Some(i) = self.rope_tables.iter().position(|s| *s == spec) {
+            return RopeTableId(i as u32);
+        }
+        self.rope_tables.push(spec);
+        RopeTableId(self.rope_tables.len() as u32 - 1)
+    }
+
+    /// Appends a node; its outputs' shapes are inferred from the op and the inputs.
+    ///
+    /// # Errors
+    /// [`GraphError`] naming the node where operands do not fit the op.
+    pub fn push(
+        &mut self,
+        layer: Option<LayerIdx>,
+        name: &'static str,
+        op: Op,
+        inputs: &[ValueId],
+    ) -> Result<Vec<ValueId>, GraphError> {
+        let id = NodeId(self.next_node);
+        let node = Node { id, name, op, inputs: inputs.to_vec(), outputs: Vec::new(), layer };
+        let outputs = infer::infer(self, &node)?;
+        self.next_node += 1;
+        let outputs: Vec<ValueId> =
+            outputs.into_iter().map(|o| self.new_value(o.shape, o.dtype, Some(id), o.state)).collect();
+        self.nodes.push(Node { outputs: outputs.clone(), ..node });
+        Ok(outputs)
+    }
+
+    /// Appends a tap on a value, or on several side by side.
+    ///
+    /// # Errors
+    /// [`GraphError`] where the values cannot stand side by side.
+    pub fn tap(
+        &mut self,
+        layer: Option<LayerIdx>,
+        stage: Stage,
+        inputs: &[ValueId],
+    ) -> Result<(), GraphError> {
+        self.push(layer, stage.name(), Op::Tap { stage }, inputs).map(drop)
+    }
+
+    /// The node of an id; `None` if a pass dropped it.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.binary_search_by_key(&id, |n| n.id).ok().map(|i| &self.nodes[i])
+    }
+
+    /// The value of an id.
+    #[must_use]
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.index()]
+    }
+
+    /// The weight of an id.
+    #[must_use]
+    pub fn weight(&self, id: WeightId) -> &WeightDecl {
+        &self.weights[id.index()]
+    }
+
+    /// The state of an id.
+    #[must_use]
+    pub fn state(&self, id: StateId) -> &StateDecl {
+        &self.states[id.index()]
+    }
+
+    /// The nodes that read a value, in execution order.
+    pub fn consumers(&self, id: ValueId) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(move |n| n.inputs.contains(&id))
+    }
+
+    /// The taps of the graph: node, stage, layer.
+    pub fn taps(&self) -> impl Iterator<Item = (&Node, Stage)> {
+        self.nodes.iter().filter_map(|n| match n.op {
+            Op::Tap { stage } => Some((n, stage)),
+            _ => None,
+        })
+    }
+
+    /// Whether each node (in the order of `nodes`) leads to an output: production, or only to a tap: recomputed.
+    /// Taps count as production where what they tap does. State written is production.
+    #[must_use]
+    pub fn feeds_outputs(&self) -> Vec<bool> {
+        let mut live = vec![false; self.values.len()];
+        for output in &self.outputs {
+            live[output.index()] = true;
+        }
+        let mut feeds = vec![false; self.nodes.len()];
+        for (i, node) in self.nodes.iter().enumerate().rev() {
+            let is_tap = matches!(node.op, Op::Tap { .. });
+            if !is_tap
+                && (matches!(node.op, Op::KvWrite { .. }) || node.outputs.iter().any(|o| live[o.index()]))
+            {
+                feeds[i] = true;
+                for input in &node.inputs {
+                    live[input.index()] = true;
+                }
+            }
+        }
+        for (i, node) in self.nodes.iter().enumerate() {
+            if matches!(node.op, Op::Tap { .. }) {
+                feeds[i] = node.inputs.iter().all(|v| {
+                    let producer = self.value(*v).producer;
+                    producer
+                        .is_none_or(|p| self.nodes.iter().position(|n| n.id == p).is_none_or(|p| feeds[p]))
+                });
+            }
+        }
+        feeds
+    }
+}

@@ -1,0 +1,328 @@
+//! Shape inference: operands' shapes and the op's attributes → the results' shapes, or a typed refusal.
+
+use super::graph::WeightId;
+use super::graph::{Graph, Node, StateId};
+use super::op::{AttentionAttrs, DType, Dim, Op, Shape, WeightSlice};
+use crate::quant::Format;
+use crate::verify::GraphError;
+
+/// The shape and type of one result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inferred {
+    /// Shape.
+    pub shape: Shape,
+    /// Element type.
+    pub dtype: DType,
+    /// The state that it is.
+    pub state: Option<StateId>,
+}
+
+fn f32(shape: Shape) -> Inferred {
+    Inferred { shape, dtype: DType::F32, state: None }
+}
+
+/// The results of a node, from its op and inputs (its `outputs` are not looked at).
+///
+/// # Errors
+/// [`GraphError::Operands`] naming the node, what was wanted and what was found.
+pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
+    let rule = Rule { graph, node };
+    match &node.op {
+        Op::Embed { table } => {
+            rule.arity(1)?;
+            rule.operand(0, DType::U32, "[T]", |s| s.0.len() == 1)?;
+            let (_, hidden_size) = rule.matrix(table)?;
+            Ok(vec![f32(Shape::new(&[rule.shape(0).0[0], Dim::Fixed(hidden_size)]))])
+        }
+        Op::RmsNorm { weight, heads, .. } => {
+            rule.arity(1)?;
+            let width = rule.width(0)?;
+            if *heads == 0 || width % heads != 0 {
+                return Err(
+                    rule.wrong(format!("a last axis divisible by {heads} heads"), rule.shape(0).to_string())
+                );
+            }
+            rule.vector(*weight, width / heads)?;
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::MatMul { weight, bias, .. } => {
+            rule.arity(1)?;
+            let (out, inner) = rule.matrix(weight)?;
+            rule.inner(0, inner)?;
+            if let Some(bias) = bias {
+                rule.vector(*bias, out)?;
+            }
+            let mut shape = rule.shape(0).clone();
+            shape.0.pop();
+            shape.0.push(Dim::Fixed(out));
+            Ok(vec![f32(shape)])
+        }
+        Op::Rope { table, heads, .. } => {
+            rule.arity(2)?;
+            rule.operand(1, DType::U32, "positions [T]", |s| s.0 == [Dim::Tokens])?;
+            let width = rule.width(0)?;
+            let spec = graph.rope_tables.get(table.index());
+            let Some(spec) = spec else {
+                return Err(rule.wrong("a RoPE table of the graph".into(), table.to_string()));
+            };
+            if *heads == 0
+                || width % heads != 0
+                || spec.dims % 2 != 0
+                || spec.dims == 0
+                || spec.dims > width / heads
+            {
+                return Err(rule.wrong(
+                    format!("{heads} heads of at least {} (even) elements", spec.dims),
+                    rule.shape(0).to_string(),
+                ));
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::KvWrite { key, value } => {
+            rule.arity(3)?;
+            for (i, state) in [(0, key), (1, value)] {
+                rule.inner(i, graph.state(*state).row_elems())?;
+            }
+            rule.operand(2, DType::U32, "kv_slots [T]", |s| s.0 == [Dim::Tokens])?;
+            let row = |id: &StateId| {
+                let decl = graph.state(*id);
+                let shape = Shape::new(&[Dim::Cached, Dim::Fixed(decl.heads), Dim::Fixed(decl.width)]);
+                Inferred { shape, dtype: DType::State, state: Some(*id) }
+            };
+            Ok(vec![row(key), row(value)])
+        }
+        Op::Attention(attrs) => {
+            rule.arity(5)?;
+            rule.attention(attrs)?;
+            rule.inner(0, attrs.num_attention_heads * attrs.head_dim)?;
+            rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
+            rule.state(2, attrs.num_key_value_heads, attrs.value_head_dim)?;
+            Ok(vec![f32(Shape::new(&[
+                Dim::Tokens,
+                Dim::Fixed(attrs.num_attention_heads * attrs.value_head_dim),
+            ]))])
+        }
+        Op::AttentionScores(attrs) => {
+            rule.arity(4)?;
+            rule.attention(attrs)?;
+            rule.inner(0, attrs.num_attention_heads * attrs.head_dim)?;
+            rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
+            Ok(vec![f32(Shape::new(&[Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached]))])
+        }
+        Op::AttentionSoftmax(attrs) => {
+            rule.arity(3)?;
+            rule.attention(attrs)?;
+            let want = [Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached];
+            rule.operand(0, DType::F32, "scores [H, T, S]", |s| s.0 == want)?;
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::Router(attrs) => {
+            rule.arity(1)?;
+            rule.inner(0, attrs.num_experts)?;
+            if attrs.num_experts_per_tok == 0 || attrs.num_experts_per_tok > attrs.num_experts {
+                return Err(rule.wrong(
+                    format!("1 to {} experts per token", attrs.num_experts),
+                    attrs.num_experts_per_tok.to_string(),
+                ));
+            }
+            if let Some(bias) = attrs.selection_bias {
+                rule.vector(bias, attrs.num_experts)?;
+            }
+            let shape = Shape::new(&[rule.shape(0).0[0], Dim::Fixed(attrs.num_experts_per_tok)]);
+            Ok(vec![Inferred { shape: shape.clone(), dtype: DType::U32, state: None }, f32(shape)])
+        }
+        Op::ExpertMatMul { weight, bias } => {
+            rule.arity(2)?;
+            let (experts, out, inner) = rule.expert_matrix(weight)?;
+            rule.inner(0, inner)?;
+            rule.operand(1, DType::U32, "expert ids [T, K]", |s| s.0.len() == 2 && s.width().is_some())?;
+            let ids = rule.shape(1).clone();
+            let x = rule.shape(0);
+            let per_token = x.0.len() == 2 && x.0[0] == ids.0[0];
+            let per_expert = x.0.len() == 3 && x.0[..2] == ids.0[..];
+            if !per_token && !per_expert {
+                return Err(rule.wrong(format!("x [T, {inner}] or {ids} with {inner} more"), x.to_string()));
+            }
+            if let Some(bias) = bias {
+                rule.weight_shape(*bias, &[experts, out])?;
+            }
+            Ok(vec![f32(Shape::new(&[ids.0[0], ids.0[1], Dim::Fixed(out)]))])
+        }
+        Op::GatedAct { .. } => {
+            rule.arity(2)?;
+            rule.same(0, 1)?;
+            Ok(vec![f32(rule.shape(0).clone()), f32(rule.shape(0).clone())])
+        }
+        Op::ExpertCombine => {
+            rule.arity(2)?;
+            let (y, w) = (rule.shape(0), rule.shape(1));
+            if y.0.len() != 3 || w.0.len() != 2 || y.0[..2] != w.0[..] {
+                return Err(rule.wrong("y [T, K, D] and weights [T, K]".into(), format!("{y} and {w}")));
+            }
+            Ok(vec![f32(Shape::new(&[y.0[0], y.0[2]]))])
+        }
+        Op::Add | Op::Mul => {
+            rule.arity(2)?;
+            rule.same(0, 1)?;
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::GetRows => {
+            rule.arity(2)?;
+            rule.operand(1, DType::U32, "rows [R]", |s| s.0.len() == 1)?;
+            rule.operand(0, DType::F32, "x [T, D]", |s| s.0.len() == 2)?;
+            Ok(vec![f32(Shape::new(&[rule.shape(1).0[0], rule.shape(0).0[1]]))])
+        }
+        Op::Tap { .. } => {
+            if node.inputs.is_empty() {
+                return Err(rule.wrong("at least one value".into(), "none".into()));
+            }
+            let rows = &rule.shape(0).0[..rule.shape(0).0.len() - 1];
+            for i in 1..node.inputs.len() {
+                let shape = rule.shape(i);
+                if shape.0.is_empty() || &shape.0[..shape.0.len() - 1] != rows {
+                    return Err(rule.wrong(format!("values like {}", rule.shape(0)), shape.to_string()));
+                }
+            }
+            Ok(Vec::new())
+        }
+    }
+}
+
+struct Rule<'a> {
+    graph: &'a Graph,
+    node: &'a Node,
+}
+
+impl Rule<'_> {
+    fn wrong(&self, wanted: String, found: String) -> GraphError {
+        GraphError::Operands { node: self.node.path(), op: self.node.op.stem(), wanted, found }
+    }
+
+    fn shape(&self, i: usize) -> &Shape {
+        &self.graph.value(self.node.inputs[i]).shape
+    }
+
+    fn arity(&self, wanted: usize) -> Result<(), GraphError> {
+        if self.node.inputs.len() != wanted {
+            return Err(self.wrong(format!("{wanted} operands"), self.node.inputs.len().to_string()));
+        }
+        for input in &self.node.inputs {
+            if input.index() >= self.graph.values.len() {
+                return Err(self.wrong("values of this graph".into(), input.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn operand(
+        &self,
+        i: usize,
+        dtype: DType,
+        wanted: &str,
+        fits: impl Fn(&Shape) -> bool,
+    ) -> Result<(), GraphError> {
+        let value = self.graph.value(self.node.inputs[i]);
+        if value.dtype != dtype || !fits(&value.shape) {
+            return Err(
+                self.wrong(format!("{wanted} {dtype:?}"), format!("{} {:?}", value.shape, value.dtype))
+            );
+        }
+        Ok(())
+    }
+
+    fn width(&self, i: usize) -> Result<usize, GraphError> {
+        self.operand(i, DType::F32, "a last axis of fixed size", |s| s.width().is_some())?;
+        self.shape(i).width().ok_or_else(|| self.wrong("a fixed last axis".into(), self.shape(i).to_string()))
+    }
+
+    fn inner(&self, i: usize, wanted: usize) -> Result<(), GraphError> {
+        if self.width(i)? != wanted {
+            return Err(self.wrong(format!("a last axis of {wanted}"), self.shape(i).to_string()));
+        }
+        Ok(())
+    }
+
+    fn same(&self, a: usize, b: usize) -> Result<(), GraphError> {
+        self.width(a)?;
+        if self.shape(a) != self.shape(b) {
+            return Err(self.wrong(
+                "two values of one shape".into(),
+                format!("{} and {}", self.shape(a), self.shape(b)),
+            ));
+        }
+        Ok(())
+    }
+
+    fn state(&self, i: usize, heads: usize, width: usize) -> Result<(), GraphError> {
+        let want = [Dim::Cached, Dim::Fixed(heads), Dim::Fixed(width)];
+        self.operand(i, DType::State, &format!("a state [S, {heads}, {width}]"), |s| s.0 == want)
+    }
+
+    fn attention(&self, attrs: &AttentionAttrs) -> Result<(), GraphError> {
+        let (heads, kv_heads) = (attrs.num_attention_heads, attrs.num_key_value_heads);
+        if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
+            return Err(self.wrong(
+                "num_attention_heads a multiple of num_key_value_heads".into(),
+                format!("{heads} and {kv_heads}"),
+            ));
+        }
+        if let Some(sinks) = attrs.sinks {
+            self.vector(sinks, heads)?;
+        }
+        Ok(())
+    }
+
+    fn weight_shape(&self, id: WeightId, wanted: &[usize]) -> Result<(), GraphError> {
+        let weight = self.graph.weight(id);
+        if weight.shape != wanted || weight.format != Format::F32 {
+            return Err(self.wrong(
+                format!("tensor {} F32 {wanted:?}", weight.name),
+                format!("{} {:?}", weight.format.name(), weight.shape),
+            ));
+        }
+        Ok(())
+    }
+
+    fn vector(&self, id: WeightId, len: usize) -> Result<(), GraphError> {
+        self.weight_shape(id, &[len])
+    }
+
+    fn matrix(&self, slice: &WeightSlice) -> Result<(usize, usize), GraphError> {
+        let weight = self.graph.weight(slice.tensor);
+        let [rows, inner] = weight.shape[..] else {
+            return Err(
+                self.wrong(format!("tensor {} [out, in]", weight.name), format!("{:?}", weight.shape))
+            );
+        };
+        self.slice(slice, rows, None)?;
+        Ok((slice.rows.len(), inner))
+    }
+
+    fn expert_matrix(&self, slice: &WeightSlice) -> Result<(usize, usize, usize), GraphError> {
+        let weight = self.graph.weight(slice.tensor);
+        let [experts, rows, inner] = weight.shape[..] else {
+            return Err(
+                self.wrong(format!("tensor {} [E, out, in]", weight.name), format!("{:?}", weight.shape))
+            );
+        };
+        self.slice(slice, rows, Some(experts))?;
+        Ok((slice.experts.as_ref().map_or(experts, std::ops::Range::len), slice.rows.len(), inner))
+    }
+
+    fn slice(&self, slice: &WeightSlice, rows: usize, experts: Option<usize>) -> Result<(), GraphError> {
+        let weight = self.graph.weight(slice.tensor);
+        let rows_fit = slice.rows.start < slice.rows.end && slice.rows.end <= rows;
+        let experts_fit = match (&slice.experts, experts) {
+            (None, None) => true,
+            (Some(range), Some(experts)) => range.start < range.end && range.end <= experts,
+            _ => false,
+        };
+        if !rows_fit || !experts_fit {
+            return Err(self.wrong(
+                format!("a slice inside tensor {} {:?}", weight.name, weight.shape),
+                format!("rows {:?}, experts {:?}", slice.rows, slice.experts),
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,24 @@
+//! The static op graph: what stage 3 makes and every later stage reads.
+//!
+//! [`op`] is the closed set of operations, [`graph`] the arena of nodes and values with typed ids, [`infer`] the shape
+//! rules, [`stage`] the names that taps have, [`pattern`] the groups of nodes that a backend can run as one launch.
+//! Absent on purpose: anything a device knows (buffers, kernels, streams).
+
+pub mod graph;
+pub mod infer;
+pub mod op;
+pub mod pattern;
+pub mod rope;
+pub mod stage;
+
+pub use graph::{
+    Graph, LayerIdx, Node, NodeId, RopeTableId, StateDecl, StateId, StateRole, StepInputs, Value, ValueId,
+    WeightDecl, WeightId,
+};
+pub use op::{
+    Activation, AttentionAttrs, DType, Dim, GateKind, Op, RouterAttrs, Shape, StepSizes, WeightHome,
+    WeightSlice,
+};
+pub use pattern::LaunchPattern;
+pub use rope::{RopePairing, RopeScaling, RopeSpec};
+pub use stage::{Stage, StageScope};

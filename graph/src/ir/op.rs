@@ -1,0 +1,350 @@
+//! The closed set of operations, with formula, shapes and dtypes on each variant.
+//!
+//! T tokens in the step, R rows whose logits are asked for, S cached positions, D hidden_size, H/G query/KV heads,
+//! d head_dim, E experts, K experts per token, F moe_intermediate_size. Shapes are outermost-first. Everything that
+//! differs between models is an attribute here or the shape of the graph; no backend ever sees an architecture's name.
+
+use super::graph::{RopeTableId, StateId, WeightId};
+use super::rope::RopePairing;
+use super::stage::Stage;
+use serde::Serialize;
+use std::fmt;
+use std::ops::Range;
+
+/// One axis of a value's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dim {
+    /// T: the tokens of the step; known when the step runs, bounded by the plan's token class.
+    Tokens,
+    /// R: the rows whose logits the step asks for.
+    LogitsRows,
+    /// S: cached positions up to and including this step's.
+    Cached,
+    /// A number fixed by the model.
+    Fixed(usize),
+}
+
+/// The sizes that a step gives to the run-time axes (or their upper bounds, when memory is planned).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StepSizes {
+    /// T.
+    pub tokens: usize,
+    /// R.
+    pub logits_rows: usize,
+    /// S.
+    pub cached: usize,
+}
+
+impl Dim {
+    /// The number of elements along this axis in a step of the given sizes.
+    #[must_use]
+    pub fn size(self, sizes: StepSizes) -> usize {
+        match self {
+            Dim::Tokens => sizes.tokens,
+            Dim::LogitsRows => sizes.logits_rows,
+            Dim::Cached => sizes.cached,
+            Dim::Fixed(n) => n,
+        }
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Tokens => f.write_str("T"),
+            Dim::LogitsRows => f.write_str("R"),
+            Dim::Cached => f.write_str("S"),
+            Dim::Fixed(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+/// A value's shape, outermost axis first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Shape(pub Vec<Dim>);
+
+impl Shape {
+    /// The shape with the given axes.
+    #[must_use]
+    pub fn new(dims: &[Dim]) -> Shape {
+        Shape(dims.to_vec())
+    }
+
+    /// The concrete sizes in a step.
+    #[must_use]
+    pub fn resolve(&self, sizes: StepSizes) -> Vec<usize> {
+        self.0.iter().map(|d| d.size(sizes)).collect()
+    }
+
+    /// Elements in a step of the given sizes.
+    #[must_use]
+    pub fn elems(&self, sizes: StepSizes) -> usize {
+        self.0.iter().map(|d| d.size(sizes)).product()
+    }
+
+    /// The fixed size of the last axis; `None` for a scalar or a run-time last axis.
+    #[must_use]
+    pub fn width(&self) -> Option<usize> {
+        match self.0.last() {
+            Some(Dim::Fixed(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// The product of all fixed axes: the elements that one token (or row) holds.
+    #[must_use]
+    pub fn fixed_elems(&self) -> usize {
+        self.0.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product()
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (i, d) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str(", ")?;
+            }
+            write!(f, "{d}")?;
+        }
+        f.write_str("]")
+    }
+}
+
+impl Serialize for Shape {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(ToString::to_string))
+    }
+}
+
+/// What a value's elements are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// 32-bit floats: every activation that crosses a launch.
+    F32,
+    /// Unsigned 32-bit integers: token ids, positions, rows, expert ids.
+    U32,
+    /// Rows of a declared state; stored as the session's KV type says, read back as f32.
+    State,
+}
+
+/// Where a weight's bytes are to live. One place today; offload and sharding are other values of this type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightHome {
+    /// On the device that runs the op.
+    Device,
+}
+
+/// The part of a tensor that an op reads: fused tensors, offload and sharding are slices.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct WeightSlice {
+    /// The tensor.
+    pub tensor: WeightId,
+    /// Output rows, of each expert where there are experts.
+    pub rows: Range<usize>,
+    /// Experts, for a tensor [E, out, in]; `None` for [out, in].
+    pub experts: Option<Range<usize>>,
+    /// Where the bytes live.
+    pub home: WeightHome,
+}
+
+/// The attributes that Attention and its recomputed stages share.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AttentionAttrs {
+    /// H.
+    pub num_attention_heads: usize,
+    /// G; query head h reads KV head h / (H/G).
+    pub num_key_value_heads: usize,
+    /// Elements of a query or key head.
+    pub head_dim: usize,
+    /// Elements of a value head.
+    pub value_head_dim: usize,
+    /// Multiplies q·k: 1/√head_dim unless the model says otherwise.
+    pub scale: f32,
+    /// Only the last `window` positions are seen.
+    pub window: Option<usize>,
+    /// scores = cap · tanh(scores / cap).
+    pub soft_cap: Option<f32>,
+    /// One extra logit a head [H] in the softmax's denominator; F32.
+    pub sinks: Option<WeightId>,
+}
+
+impl AttentionAttrs {
+    /// Query heads that share one KV head.
+    #[must_use]
+    pub fn group_size(&self) -> usize {
+        self.num_attention_heads / self.num_key_value_heads
+    }
+}
+
+/// How router logits become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateKind {
+    /// softmax over all experts, then the best K.
+    Softmax,
+    /// sigmoid of each, then the best K.
+    Sigmoid,
+    /// the best K logits, then softmax over those.
+    SoftmaxAfterTopK,
+}
+
+/// The attributes of [`Op::Router`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RouterAttrs {
+    /// E.
+    pub num_experts: usize,
+    /// K.
+    pub num_experts_per_tok: usize,
+    /// The gate's function.
+    pub gate: GateKind,
+    /// Divide the chosen weights by their sum.
+    pub norm_topk_prob: bool,
+    /// Multiplies the weights at the end.
+    pub scale: f32,
+    /// Added to the gate values for the choice, not for the weight: [E], F32.
+    pub selection_bias: Option<WeightId>,
+}
+
+/// The function of the gate half.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+}
+
+/// An operation. The stem of each variant ([`Op::stem`]) names its file in every backend.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// ids [T] U32 → rows of the table [vocab, D] → [T, D].
+    Embed {
+        /// The table.
+        table: WeightSlice,
+    },
+    /// x / sqrt(mean(x²) + eps) · w over the last axis. With `heads = n` the last axis holds n heads, each normed by
+    /// itself with the same w [d]: the per-head Q/K norm.
+    RmsNorm {
+        /// w, [width] or [d]; F32.
+        weight: WeightId,
+        /// Added to the mean square.
+        eps: f32,
+        /// Heads in the last axis; 1 norms the whole axis.
+        heads: usize,
+    },
+    /// x [.., in] · Wᵀ (· scale) (+ bias), W [out, in] of any format → [.., out].
+    MatMul {
+        /// W.
+        weight: WeightSlice,
+        /// [out], F32.
+        bias: Option<WeightId>,
+        /// Multiplies the product, before the bias.
+        scale: Option<f32>,
+    },
+    /// Turns pairs of each head by the angle of its position: x [T, heads·d], positions [T] → the same shape.
+    /// (a, b) → (a·cos − b·sin, b·cos + a·sin).
+    Rope {
+        /// cos and sin.
+        table: RopeTableId,
+        /// Which two elements are a pair.
+        pairing: RopePairing,
+        /// Heads in the last axis.
+        heads: usize,
+    },
+    /// k [T, G·d], v [T, G·dv], kv_slots [T] → the two states, written at the slots, rounded to the KV type.
+    KvWrite {
+        /// The keys' state.
+        key: StateId,
+        /// The values' state.
+        value: StateId,
+    },
+    /// q [T, H·d], key state, value state, positions [T], sequence [T] → softmax(scale · q·kᵀ)·v, causal: [T, H·dv].
+    /// The current token's k and v are read back as the state rounded them.
+    Attention(AttentionAttrs),
+    /// The scores inside Attention, for looking at: q, key state, positions, sequence → [H, T, S]; entries after the
+    /// query's position are 0. Always recomputed: it feeds taps and [`Op::AttentionSoftmax`] only.
+    AttentionScores(AttentionAttrs),
+    /// scores [H, T, S], positions [T], sequence [T] → softmax over the visible positions [H, T, S]; 0 elsewhere.
+    AttentionSoftmax(AttentionAttrs),
+    /// logits [T, E] → ids [T, K] U32 best first, weights [T, K] as applied. Ties go to the lower id, NaN ranks last;
+    /// ids are distinct and below E.
+    Router(RouterAttrs),
+    /// x [T, in] or [T, K, in], ids [T, K] → [T, K, out] with W [E, out, in].
+    ExpertMatMul {
+        /// W.
+        weight: WeightSlice,
+        /// [E, out], F32.
+        bias: Option<WeightId>,
+    },
+    /// gate, up (same shape) → two outputs: act(gate), and act(gate) · up. SwiGLU with [`Activation::Silu`].
+    GatedAct {
+        /// act.
+        activation: Activation,
+    },
+    /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D].
+    ExpertCombine,
+    /// a + b.
+    Add,
+    /// a · b, element by element.
+    Mul,
+    /// x [T, D], rows [R] → [R, D].
+    GetRows,
+    /// Identity with a name: hands its inputs, side by side along the last axis, to whoever asked.
+    Tap {
+        /// The stage's name.
+        stage: Stage,
+    },
+}
+
+impl Op {
+    /// The op's one stem across the tree: IR, reference, CPU, kernel, shader and test files.
+    #[must_use]
+    pub fn stem(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::MatMul { .. } => "matmul",
+            Op::Rope { .. } => "rope",
+            Op::KvWrite { .. } => "kv_write",
+            Op::Attention(_) => "attention",
+            Op::AttentionScores(_) => "attention_scores",
+            Op::AttentionSoftmax(_) => "attention_softmax",
+            Op::Router(_) => "router",
+            Op::ExpertMatMul { .. } => "expert_matmul",
+            Op::GatedAct { .. } => "gated_act",
+            Op::ExpertCombine => "expert_combine",
+            Op::Add => "add",
+            Op::Mul => "mul",
+            Op::GetRows => "get_rows",
+            Op::Tap { .. } => "tap",
+        }
+    }
+
+    /// The weight slice that the op streams, if it has one.
+    #[must_use]
+    pub fn weight_slice(&self) -> Option<&WeightSlice> {
+        match self {
+            Op::Embed { table } => Some(table),
+            Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// Every weight that the op reads.
+    #[must_use]
+    pub fn weights(&self) -> Vec<WeightId> {
+        match self {
+            Op::Embed { table } => vec![table.tensor],
+            Op::RmsNorm { weight, .. } => vec![*weight],
+            Op::MatMul { weight, bias, .. } | Op::ExpertMatMul { weight, bias } => {
+                std::iter::once(weight.tensor).chain(*bias).collect()
+            }
+            Op::Attention(a) | Op::AttentionSoftmax(a) => a.sinks.into_iter().collect(),
+            Op::Router(r) => r.selection_bias.into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! RoPE's table of cosines and sines: one definition, read by every backend.
+
+use serde::Serialize;
+
+/// Which elements of a head RoPE turns together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopePairing {
+    /// Element i with element i + dims/2 (GPT-NeoX, Qwen).
+    Half,
+    /// Element 2i with element 2i + 1 (the original LLaMA order).
+    Interleaved,
+}
+
+/// How positions are stretched beyond the training context.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeScaling {
+    /// Positions as they are.
+    None,
+    /// Positions divided by the factor.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+}
+
+/// One table of cosines and sines: computed once in f64 on the host, stored f32, read by every backend.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RopeSpec {
+    /// The base: frequency i is theta^(−2i/dims).
+    pub theta: f64,
+    /// How many elements of each head are turned; the rest pass through.
+    pub dims: usize,
+    /// Stretching.
+    pub scaling: RopeScaling,
+}
+
+impl RopeSpec {
+    /// cos and sin of one position: `dims/2` pairs `cos, sin` side by side, `out` of `dims` elements.
+    ///
+    /// angle_i = p · theta^(−2i/dims), in f64 before the rounding to f32 (Su et al. 2021, eq. 15).
+    pub fn fill_row(&self, position: u32, out: &mut [f32]) {
+        let position = match self.scaling {
+            RopeScaling::None => f64::from(position),
+            RopeScaling::Linear { factor } => f64::from(position) / factor,
+        };
+        for (i, pair) in out.chunks_exact_mut(2).enumerate().take(self.dims / 2) {
+            let angle = position * self.theta.powf(-2.0 * i as f64 / self.dims as f64);
+            pair[0] = angle.cos() as f32;
+            pair[1] = angle.sin() as f32;
+        }
+    }
+
+    /// The table for positions 0..n: shape [n, dims/2, 2].
+    #[must_use]
+    pub fn table(&self, positions: usize) -> Vec<f32> {
+        let mut table = vec![0.0; positions * self.dims];
+        for (p, row) in table.chunks_exact_mut(self.dims).enumerate() {
+            self.fill_row(p as u32, row);
+        }
+        table
+    }
+}

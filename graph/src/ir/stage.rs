@@ -1,0 +1,126 @@
+//! The stages that can be tapped, in execution order, with their names.
+
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// Whether a stage belongs to a layer or to the whole model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StageScope {
+    /// Named `<stage>`.
+    Model,
+    /// Named `layer-<N>/<stage>`.
+    Layer,
+}
+
+macro_rules! stages {
+    ($($(#[$doc:meta])* $variant:ident $name:literal $scope:ident;)*) => {
+        /// A place in the forward pass that has a name. Declared in execution order, which [`Ord`] follows in a layer.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Stage { $($(#[$doc])* $variant,)* }
+
+        impl Stage {
+            /// All stages in execution order.
+            pub const ALL: &'static [Stage] = &[$(Stage::$variant,)*];
+
+            /// The name used on the command line, in files and in JSON.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Stage::$variant => $name,)* }
+            }
+
+            /// Per layer, or for the whole model.
+            #[must_use]
+            pub fn scope(self) -> StageScope {
+                match self { $(Stage::$variant => StageScope::$scope,)* }
+            }
+        }
+    };
+}
+
+stages! {
+    /// Token embedding rows [T, D].
+    Embedding "embedding" Model;
+    /// RMSNorm before attention [T, D].
+    AttnNorm "attn_norm" Layer;
+    /// q, k, v after their matmuls, side by side [T, (H+2G)·d].
+    QkvMatmul "qkv_matmul" Layer;
+    /// The same after the bias, where the model has one.
+    QkvBias "qkv_bias" Layer;
+    /// Per-head RMSNorm of q, before RoPE [T, H·d].
+    QNorm "q_norm" Layer;
+    /// Per-head RMSNorm of k, before RoPE [T, G·d].
+    KNorm "k_norm" Layer;
+    /// q after RoPE [T, H·d].
+    QPostRope "q_post_rope" Layer;
+    /// k after RoPE, before the cache's rounding [T, G·d].
+    KPostRope "k_post_rope" Layer;
+    /// q·kᵀ·scale [H, T, S]; 0 after the query's position.
+    AttnScores "attn_scores" Layer;
+    /// After mask and softmax [H, T, S].
+    AttnSoftmax "attn_softmax" Layer;
+    /// softmax · v, before o_proj [T, H·d].
+    Attention "attention" Layer;
+    /// After o_proj [T, D].
+    AttnOut "attn_out" Layer;
+    /// Residual stream after attention [T, D].
+    PostAttnResidual "post_attn_residual" Layer;
+    /// RMSNorm before the experts [T, D].
+    FfnNorm "ffn_norm" Layer;
+    /// Router logits [T, E].
+    MoeLogits "moe_logits" Layer;
+    /// Chosen experts, best first [T, K].
+    MoeTopkIds "moe_topk_ids" Layer;
+    /// Their weights as applied [T, K].
+    MoeRouter "moe_router" Layer;
+    /// gate_proj's output [T, K, F]; [T, F] in a dense layer.
+    FfnGate "ffn_gate" Layer;
+    /// up_proj's output [T, K, F]; [T, F] in a dense layer.
+    FfnUp "ffn_up" Layer;
+    /// silu(gate) [T, K, F]; [T, F] in a dense layer.
+    FfnSilu "ffn_silu" Layer;
+    /// silu(gate) · up [T, K, F]; [T, F] in a dense layer.
+    FfnSwigl "ffn_swigl" Layer;
+    /// down_proj's output before weighting [T, K, D]; [T, D] in a dense layer.
+    FfnOut "ffn_out" Layer;
+    /// Σ weight · ffn_out [T, D].
+    MoeFfnOut "moe_ffn_out" Layer;
+    /// Residual stream after the experts [T, D]; alias `layer_output`.
+    PostFfnResidual "post_ffn_residual" Layer;
+    /// RMSNorm before lm_head [R, D].
+    FinalNorm "final_norm" Model;
+    /// Logits [R, vocab].
+    LmHead "lm_head" Model;
+}
+
+impl Stage {
+    /// The stage of a name, case-insensitive, aliases included.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Stage> {
+        let name = name.trim().to_ascii_lowercase();
+        if name == "layer_output" {
+            return Some(Stage::PostFfnResidual);
+        }
+        Stage::ALL.iter().copied().find(|s| s.name() == name)
+    }
+
+    /// `layer-<N>/<stage>`, or `<stage>` for a stage of the whole model.
+    #[must_use]
+    pub fn path(self, layer: Option<usize>) -> String {
+        match layer {
+            Some(layer) => format!("layer-{layer}/{}", self.name()),
+            None => self.name().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Stage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
