@@ -12,3 +12,4 @@ pub mod ir;
 pub mod passes;
 pub mod quant;
 pub mod verify;
+pub mod weights;

@@ -146,6 +146,14 @@ pub enum GgufError {
         /// The type wanted.
         wanted: &'static str,
     },
+    /// A tensor that the model needs is absent.
+    #[error("{file}: tensor {tensor:?} is missing; use a complete conversion of the model")]
+    MissingTensor {
+        /// File concerned.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
     /// A metadata value of another type, or out of the range, than wanted.
     #[error(
         "{file}: metadata key {key:?}: found {found}, wanted {wanted}; use a correct conversion of the model"

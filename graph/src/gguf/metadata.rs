@@ -217,11 +217,15 @@ impl Metadata {
         origin: &str,
         pairs: impl IntoIterator<Item = (K, MetaValue)>,
     ) -> Result<Metadata, GgufError> {
-        let mut metadata = Metadata { origin: origin.into(), ..Metadata::default() };
+        let mut metadata = Metadata::empty(origin);
         for (key, value) in pairs {
             metadata.insert(key.into(), value)?;
         }
         Ok(metadata)
+    }
+
+    pub(super) fn empty(origin: &str) -> Metadata {
+        Metadata { origin: origin.into(), ..Metadata::default() }
     }
 
     pub(super) fn insert(&mut self, key: String, value: MetaValue) -> Result<(), GgufError> {

@@ -5,9 +5,14 @@
 //! hold before anything is allocated or indexed, and arithmetic on them is checked.
 //! Deliberately absent: any knowledge of what a key or a tensor means; that begins with the configuration (stage 2).
 
+mod cursor;
 mod error;
+mod file;
+mod header;
 pub mod keys;
 mod metadata;
+mod split;
 
 pub use error::GgufError;
+pub use file::{GgufBytes, GgufFile, GgufPart, TensorEntry};
 pub use metadata::{MetaArray, MetaValue, Metadata};

@@ -8,3 +8,27 @@
 mod format;
 
 pub use format::{Format, UnknownFormat};
+
+mod bf16;
+mod decode;
+mod f16;
+mod f32;
+pub mod iq4_nl;
+pub mod iq4_xs;
+pub mod mxfp4;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+
+/// A binary16 of a block, widened (exact).
+#[inline]
+pub fn f16_at(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}

@@ -1,0 +1,29 @@
+//! IQ4_NL: 32 values of 4 bits into a table of unequal steps, under one scale; y = d · table[q].
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// The values that the 16 codes of IQ4_NL and IQ4_XS stand for: denser around zero, where weights are.
+pub const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// 18 bytes for 32 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockIq4Nl {
+    /// Scale, binary16.
+    pub d: [u8; 2],
+    /// Low nibbles are values 0–15, high nibbles values 16–31.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockIq4Nl>() == 18 && align_of::<BlockIq4Nl>() == 1);
+
+/// y = d · table[q].
+pub fn decode(block: &BlockIq4Nl, out: &mut [f32; 32]) {
+    let d = f16_at(block.d);
+    for j in 0..16 {
+        out[j] = d * f32::from(TABLE[usize::from(block.qs[j] & 0x0f)]);
+        out[j + 16] = d * f32::from(TABLE[usize::from(block.qs[j] >> 4)]);
+    }
+}

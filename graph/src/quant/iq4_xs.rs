@@ -1,0 +1,45 @@
+//! IQ4_XS: 256 values of 4 bits into IQ4_NL's table, in 8 sub-blocks of 32, each with a 6-bit scale;
+//! y = (d · (scale − 32)) · table[q].
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{f16_at, iq4_nl::TABLE};
+
+/// 136 bytes for 256 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockIq4Xs {
+    /// Scale of the scales, binary16.
+    pub d: [u8; 2],
+    /// Upper two bits of the scales: bits 2s and 2s+1 of the little-endian u16 are sub-block s's.
+    pub scales_h: [u8; 2],
+    /// Lower four bits of the scales: nibble s mod 2 of byte s / 2 is sub-block s's.
+    pub scales_l: [u8; 4],
+    /// Sub-block s has bytes 16s and up: low nibbles are its values 0–15, high nibbles its values 16–31.
+    pub qs: [u8; 128],
+}
+
+const _: () = assert!(size_of::<BlockIq4Xs>() == 136 && align_of::<BlockIq4Xs>() == 1);
+
+/// The 8 scales, −32..31.
+pub fn scales(block: &BlockIq4Xs) -> [i8; 8] {
+    let high = u16::from_le_bytes(block.scales_h);
+    std::array::from_fn(|s| {
+        let low = block.scales_l[s / 2] >> (s % 2 * 4) & 0x0f;
+        (low | ((high >> (2 * s) & 3) as u8) << 4) as i8 - 32
+    })
+}
+
+/// y = (d · (scale − 32)) · table[q]; both products are exact (11 by 5 or a power of two, then 7 bits).
+pub fn decode(block: &BlockIq4Xs, out: &mut [f32; 256]) {
+    let d = f16_at(block.d);
+    let scales = scales(block);
+    for s in 0..8 {
+        let scale = d * f32::from(scales[s]);
+        for j in 0..16 {
+            let packed = block.qs[16 * s + j];
+            out[32 * s + j] = scale * f32::from(TABLE[usize::from(packed & 0x0f)]);
+            out[32 * s + j + 16] = scale * f32::from(TABLE[usize::from(packed >> 4)]);
+        }
+    }
+}

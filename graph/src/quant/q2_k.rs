@@ -1,0 +1,35 @@
+//! Q2_K: 256 values of 2 bits in 16 sub-blocks of 16, each with a 4-bit scale and a 4-bit minimum;
+//! y = (d · scale) · q − (dmin · min).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 84 bytes for 256 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ2K {
+    /// Sub-block s: scale in the low nibble, minimum in the high one.
+    pub scales: [u8; 16],
+    /// Two halves of 32 bytes; in half h, bits 2k and 2k+1 of byte l are value 128h + 32k + l.
+    pub qs: [u8; 64],
+    /// Scale of the scales, binary16.
+    pub d: [u8; 2],
+    /// Scale of the minima, binary16.
+    pub dmin: [u8; 2],
+}
+
+const _: () = assert!(size_of::<BlockQ2K>() == 84 && align_of::<BlockQ2K>() == 1);
+
+/// y = (d · scale) · q − (dmin · min); both products are exact (11 by 4, then 2 bits), the difference is rounded once.
+pub fn decode(block: &BlockQ2K, out: &mut [f32; 256]) {
+    let (d, dmin) = (f16_at(block.d), f16_at(block.dmin));
+    for i in 0..256 {
+        let (half, shift, byte) = (i / 128, i % 128 / 32 * 2, i % 32);
+        let q = block.qs[32 * half + byte] >> shift & 3;
+        let packed = block.scales[i / 16];
+        let scale = d * f32::from(packed & 0x0f);
+        let min = dmin * f32::from(packed >> 4);
+        out[i] = scale * f32::from(q) - min;
+    }
+}

@@ -1,0 +1,44 @@
+//! Q3_K: 256 values of 3 bits in 16 sub-blocks of 16, each with a 6-bit scale; y = (d · (scale − 32)) · (q − 4).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 110 bytes for 256 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ3K {
+    /// Third bits: bit k of byte l is value 32k + l's.
+    pub hmask: [u8; 32],
+    /// Lower two bits: two halves of 32 bytes; in half h, bits 2k and 2k+1 of byte l are value 128h + 32k + l.
+    pub qs: [u8; 64],
+    /// 16 scales of 6 bits, see [`scales`].
+    pub scales: [u8; 12],
+    /// Scale of the scales, binary16.
+    pub d: [u8; 2],
+}
+
+const _: () = assert!(size_of::<BlockQ3K>() == 110 && align_of::<BlockQ3K>() == 1);
+
+/// The 16 scales, −32..31. Lower four bits of scale s: nibble s / 8 of byte s mod 8; upper two: bits 2 (s / 4) and up of
+/// byte 8 + s mod 4.
+pub fn scales(packed: &[u8; 12]) -> [i8; 16] {
+    std::array::from_fn(|s| {
+        let low = packed[s % 8] >> (s / 8 * 4) & 0x0f;
+        let high = packed[8 + s % 4] >> (s / 4 * 2) & 3;
+        (low | high << 4) as i8 - 32
+    })
+}
+
+/// y = (d · (scale − 32)) · (q − 4); both products are exact (11 by 6, then 3 bits).
+pub fn decode(block: &BlockQ3K, out: &mut [f32; 256]) {
+    let d = f16_at(block.d);
+    let scales = scales(&block.scales);
+    for i in 0..256 {
+        let (half, shift, byte) = (i / 128, i % 128 / 32 * 2, i % 32);
+        let low = block.qs[32 * half + byte] >> shift & 3;
+        let high = block.hmask[byte] >> (i / 32) & 1;
+        let q = i32::from(low | high << 2) - 4;
+        out[i] = d * f32::from(scales[i / 16]) * q as f32;
+    }
+}

@@ -1,0 +1,26 @@
+//! Q4_0: 32 values of 4 bits under one scale; y = d · (q − 8).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 18 bytes for 32 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ4_0 {
+    /// Scale, binary16.
+    pub d: [u8; 2],
+    /// Low nibbles are values 0–15, high nibbles values 16–31.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockQ4_0>() == 18 && align_of::<BlockQ4_0>() == 1);
+
+/// y = d · (q − 8).
+pub fn decode(block: &BlockQ4_0, out: &mut [f32; 32]) {
+    let d = f16_at(block.d);
+    for j in 0..16 {
+        out[j] = d * (i32::from(block.qs[j] & 0x0f) - 8) as f32;
+        out[j + 16] = d * (i32::from(block.qs[j] >> 4) - 8) as f32;
+    }
+}

@@ -1,0 +1,28 @@
+//! Q4_1: 32 values of 4 bits under one scale and one minimum; y = d · q + m.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 20 bytes for 32 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ4_1 {
+    /// Scale, binary16.
+    pub d: [u8; 2],
+    /// Minimum, binary16, added.
+    pub m: [u8; 2],
+    /// Low nibbles are values 0–15, high nibbles values 16–31.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockQ4_1>() == 20 && align_of::<BlockQ4_1>() == 1);
+
+/// y = d · q + m, rounded after the product (exact: 11 by 4 bits) and after the sum.
+pub fn decode(block: &BlockQ4_1, out: &mut [f32; 32]) {
+    let (d, m) = (f16_at(block.d), f16_at(block.m));
+    for j in 0..16 {
+        out[j] = d * f32::from(block.qs[j] & 0x0f) + m;
+        out[j + 16] = d * f32::from(block.qs[j] >> 4) + m;
+    }
+}

@@ -1,0 +1,50 @@
+//! Q4_K: 256 values of 4 bits in 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum;
+//! y = (d · scale) · q − (dmin · min).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 144 bytes for 256 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ4K {
+    /// Scale of the scales, binary16.
+    pub d: [u8; 2],
+    /// Scale of the minima, binary16.
+    pub dmin: [u8; 2],
+    /// 8 scales and 8 minima of 6 bits, see [`scales_and_mins`].
+    pub scales: [u8; 12],
+    /// Four runs of 32 bytes; in run r, low nibbles are values 64r + l, high nibbles values 64r + 32 + l.
+    pub qs: [u8; 128],
+}
+
+const _: () = assert!(size_of::<BlockQ4K>() == 144 && align_of::<BlockQ4K>() == 1);
+
+/// The 8 scales and the 8 minima, 0..63, of Q4_K and Q5_K.
+///
+/// Sub-blocks 0–3: the low six bits of bytes 0–3 (scales) and 4–7 (minima). Sub-blocks 4–7: the nibbles of bytes 8–11
+/// (low: scales, high: minima), with their upper two bits in the upper two bits of bytes 0–3 and 4–7.
+pub fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let (mut scales, mut mins) = ([0; 8], [0; 8]);
+    for s in 0..4 {
+        scales[s] = packed[s] & 0x3f;
+        mins[s] = packed[s + 4] & 0x3f;
+        scales[s + 4] = packed[s + 8] & 0x0f | packed[s] >> 6 << 4;
+        mins[s + 4] = packed[s + 8] >> 4 | packed[s + 4] >> 6 << 4;
+    }
+    (scales, mins)
+}
+
+/// y = (d · scale) · q − (dmin · min); both products are exact (11 by 6, then 4 bits), the difference is rounded once.
+pub fn decode(block: &BlockQ4K, out: &mut [f32; 256]) {
+    let (d, dmin) = (f16_at(block.d), f16_at(block.dmin));
+    let (scales, mins) = scales_and_mins(&block.scales);
+    for s in 0..8 {
+        let (scale, min) = (d * f32::from(scales[s]), dmin * f32::from(mins[s]));
+        for l in 0..32 {
+            let q = block.qs[s / 2 * 32 + l] >> (s % 2 * 4) & 0x0f;
+            out[32 * s + l] = scale * f32::from(q) - min;
+        }
+    }
+}

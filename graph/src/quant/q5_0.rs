@@ -1,0 +1,31 @@
+//! Q5_0: 32 values of 5 bits under one scale; y = d · (q − 16).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 22 bytes for 32 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ5_0 {
+    /// Scale, binary16.
+    pub d: [u8; 2],
+    /// Fifth bits: bit j of the little-endian u32 is value j's.
+    pub qh: [u8; 4],
+    /// Low nibbles are values 0–15, high nibbles values 16–31.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockQ5_0>() == 22 && align_of::<BlockQ5_0>() == 1);
+
+/// y = d · (q − 16).
+pub fn decode(block: &BlockQ5_0, out: &mut [f32; 32]) {
+    let d = f16_at(block.d);
+    let high = u32::from_le_bytes(block.qh);
+    for j in 0..16 {
+        let q_first = u32::from(block.qs[j] & 0x0f) | (high >> j & 1) << 4;
+        let q_second = u32::from(block.qs[j] >> 4) | (high >> (j + 16) & 1) << 4;
+        out[j] = d * (q_first as i32 - 16) as f32;
+        out[j + 16] = d * (q_second as i32 - 16) as f32;
+    }
+}

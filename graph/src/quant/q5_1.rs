@@ -1,0 +1,33 @@
+//! Q5_1: 32 values of 5 bits under one scale and one minimum; y = d · q + m.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::f16_at;
+
+/// 24 bytes for 32 values.
+#[derive(Clone, Copy, Pod, Zeroable, Debug)]
+#[repr(C)]
+pub struct BlockQ5_1 {
+    /// Scale, binary16.
+    pub d: [u8; 2],
+    /// Minimum, binary16, added.
+    pub m: [u8; 2],
+    /// Fifth bits: bit j of the little-endian u32 is value j's.
+    pub qh: [u8; 4],
+    /// Low nibbles are values 0–15, high nibbles values 16–31.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockQ5_1>() == 24 && align_of::<BlockQ5_1>() == 1);
+
+/// y = d · q + m, rounded after the product (exact: 11 by 5 bits) and after the sum.
+pub fn decode(block: &BlockQ5_1, out: &mut [f32; 32]) {
+    let (d, m) = (f16_at(block.d), f16_at(block.m));
+    let high = u32::from_le_bytes(block.qh);
+    for j in 0..16 {
+        let q_first = u32::from(block.qs[j] & 0x0f) | (high >> j & 1) << 4;
+        let q_second = u32::from(block.qs[j] >> 4) | (high >> (j + 16) & 1) << 4;
+        out[j] = d * q_first as f32 + m;
+        out[j + 16] = d * q_second as f32 + m;
+    }
+}
