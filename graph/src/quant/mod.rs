@@ -7,8 +7,10 @@
 
 mod format;
 
+pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, Activation};
 pub use format::{Format, UnknownFormat};
 
+pub mod activation;
 mod bf16;
 mod decode;
 mod f16;
