@@ -107,6 +107,8 @@ pub mod arch {
     pub const EXPERT_WEIGHTS_NORM: &str = "expert_weights_norm";
     /// Factor on the experts' weights: f32.
     pub const EXPERT_WEIGHTS_SCALE: &str = "expert_weights_scale";
+    /// The router's gate: u32 (0 unstated, 1 softmax, 2 sigmoid, 3 softmax over the chosen).
+    pub const EXPERT_GATING_FUNC: &str = "expert_gating_func";
     /// vocab_size where no tokenizer says it: u32.
     pub const VOCAB_SIZE: &str = "vocab_size";
 }
