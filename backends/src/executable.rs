@@ -20,6 +20,12 @@ pub trait WeightSource: Send + Sync {
     fn bytes(&self, name: &str) -> Option<&[u8]>;
 }
 
+impl WeightSource for moe_run_graph::gguf::GgufFile {
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.tensor(name).map(|t| self.data(t))
+    }
+}
+
 impl WeightSource for std::collections::HashMap<String, Vec<u8>> {
     fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.get(name).map(Vec::as_slice)

@@ -3,7 +3,7 @@
 //! Input: a file's metadata and the architecture's row in the table ([`crate::lower::ARCHITECTURES`]), which gives the
 //! default where a key is missing. Names are Hugging Face's. Nothing is guessed from a file's or a model's name.
 
-use crate::gguf::{GgufError, MetaArray, MetaValue, Metadata, keys};
+use crate::gguf::{GgufError, MetaValue, Metadata, keys};
 use crate::ir::{GateKind, RopePairing, RopeScaling};
 use crate::lower::Architecture;
 use serde::Serialize;
@@ -166,7 +166,8 @@ impl ModelConfig {
     #[must_use]
     pub fn kv_bytes_per_token(&self, row_bytes: impl Fn(usize) -> usize) -> usize {
         let row = |a: &AttentionConfig| {
-            row_bytes(a.num_key_value_heads * a.head_dim) + row_bytes(a.num_key_value_heads * a.value_head_dim)
+            row_bytes(a.num_key_value_heads * a.head_dim)
+                + row_bytes(a.num_key_value_heads * a.value_head_dim)
         };
         self.layers.iter().map(|l| row(&l.attention)).sum()
     }
@@ -223,24 +224,19 @@ impl Reader<'_> {
         default: Option<&[usize]>,
     ) -> Result<Vec<usize>, ConfigError> {
         let key = self.key(rest);
-        let array: Option<Vec<i128>> = match self.metadata.get(&key) {
-            Some(MetaValue::Array(MetaArray::U32(v))) => Some(v.iter().map(|x| i128::from(*x)).collect()),
-            Some(MetaValue::Array(MetaArray::I32(v))) => Some(v.iter().map(|x| i128::from(*x)).collect()),
-            Some(MetaValue::Array(MetaArray::U64(v))) => Some(v.iter().map(|x| i128::from(*x)).collect()),
-            Some(MetaValue::Array(MetaArray::I64(v))) => Some(v.iter().map(|x| i128::from(*x)).collect()),
-            None => {
-                if let Some(default) = default {
-                    return Ok(default.to_vec());
-                }
-                None
-            }
-            Some(_) => None,
+        let array = match self.metadata.get(&key) {
+            Some(MetaValue::Array(_)) => self.metadata.usize_array(&key)?,
+            None if default.is_some() => return Ok(default.unwrap_or_default().to_vec()),
+            _ => return Ok(vec![self.dimension(rest)?; layers]),
         };
-        let Some(array) = array else { return Ok(vec![self.dimension(rest)?; layers]) };
         if array.len() != layers {
-            return Err(self.wrong(rest, format!("{} numbers", array.len()), format!("one a layer: {layers}")));
+            return Err(self.wrong(
+                rest,
+                format!("{} numbers", array.len()),
+                format!("one a layer: {layers}"),
+            ));
         }
-        array.into_iter().map(|n| self.plausible(rest, usize::try_from(n).unwrap_or(0))).collect()
+        array.into_iter().map(|n| self.plausible(rest, n)).collect()
     }
 
     fn vocab_size(&self) -> Result<usize, ConfigError> {
@@ -306,7 +302,11 @@ impl Reader<'_> {
             "linear" => {
                 let factor = f64::from(self.metadata.f32(&self.key(keys::arch::ROPE_SCALING_FACTOR))?);
                 if !(factor.is_finite() && factor > 0.0) {
-                    return Err(self.wrong(keys::arch::ROPE_SCALING_FACTOR, factor, "a positive number".into()));
+                    return Err(self.wrong(
+                        keys::arch::ROPE_SCALING_FACTOR,
+                        factor,
+                        "a positive number".into(),
+                    ));
                 }
                 Ok(RopeScaling::Linear { factor })
             }

@@ -6,10 +6,15 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod config;
 pub mod gguf;
 pub mod ids;
 pub mod ir;
+pub mod lower;
+pub mod model;
 pub mod passes;
 pub mod quant;
 pub mod verify;
 pub mod weights;
+
+pub use model::{Model, ModelError};

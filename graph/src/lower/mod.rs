@@ -60,7 +60,9 @@ pub enum LowerError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A tensor that the architecture needs.
-    #[error("tensor {name} is missing: wanted {wanted:?}; the file is incomplete (is a part of a split file absent?)")]
+    #[error(
+        "tensor {name} is missing: wanted {wanted:?}; the file is incomplete (is a part of a split file absent?)"
+    )]
     MissingTensor {
         /// Its name.
         name: String,
@@ -132,16 +134,12 @@ pub fn lower(metadata: &Metadata, tensors: &TensorTable) -> Result<(ModelConfig,
     {
         config.vocab_size = vocab_size;
     }
-    let mut lowering = Lowering {
-        config: &config,
-        tensors,
-        used: BTreeMap::new(),
-        graph: Graph::new(),
-    };
+    let mut lowering = Lowering { config: &config, tensors, used: BTreeMap::new(), graph: Graph::new() };
     lowering.graph.num_layers = config.num_hidden_layers;
     (row.lower)(&mut lowering)?;
     let Lowering { used, graph, .. } = lowering;
-    let names: Vec<String> = tensors.keys().filter(|name| !used.contains_key(*name)).take(4).cloned().collect();
+    let names: Vec<String> =
+        tensors.keys().filter(|name| !used.contains_key(*name)).take(4).cloned().collect();
     if !names.is_empty() {
         return Err(LowerError::UnusedTensors { architecture: config.architecture, names });
     }

@@ -22,18 +22,16 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     let (q_width, k_width, v_width) =
         (heads * config.head_dim, kv_heads * config.head_dim, kv_heads * config.value_head_dim);
     let projections = [
-        ("q_proj", tensor::ATTN_Q, tensor::ATTN_Q_BIAS, q_width),
-        ("k_proj", tensor::ATTN_K, tensor::ATTN_K_BIAS, k_width),
-        ("v_proj", tensor::ATTN_V, tensor::ATTN_V_BIAS, v_width),
+        ("q_proj", tensor::ATTN_Q, q_width),
+        ("k_proj", tensor::ATTN_K, k_width),
+        ("v_proj", tensor::ATTN_V, v_width),
     ];
     let mut qkv = [normed; 3];
-    for (out, (name, weight, bias, width)) in qkv.iter_mut().zip(projections) {
+    for (out, (name, weight, width)) in qkv.iter_mut().zip(projections) {
         let weight = l.matrix(&file(weight), width, hidden_size)?;
-        let bias = if l.has(&file(bias)) { Some(l.vector(&file(bias), width)?) } else { None };
-        *out = only(l.graph.push(at, name, Op::MatMul { weight, bias, scale: None }, &[normed])?);
+        *out = only(l.graph.push(at, name, Op::MatMul { weight, bias: None, scale: None }, &[normed])?);
     }
-    let has_bias = projections.iter().any(|(_, _, bias, _)| l.has(&file(bias)));
-    l.graph.tap(at, if has_bias { Stage::QkvBias } else { Stage::QkvMatmul }, &qkv)?;
+    l.graph.tap(at, Stage::QkvMatmul, &qkv)?;
     let [mut q, mut k, v] = qkv;
 
     if config.qk_norm {
@@ -69,8 +67,12 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
         &[q, cache[0], cache[1], positions, sequence],
     )?;
     // Flash attention never holds the scores: two nodes that feed only taps recompute them.
-    let scores =
-        l.graph.push(at, "attn_scores", Op::AttentionScores(attrs.clone()), &[q, cache[0], positions, sequence])?;
+    let scores = l.graph.push(
+        at,
+        "attn_scores",
+        Op::AttentionScores(attrs.clone()),
+        &[q, cache[0], positions, sequence],
+    )?;
     l.graph.tap(at, Stage::AttnScores, &scores)?;
     let softmax =
         l.graph.push(at, "attn_softmax", Op::AttentionSoftmax(attrs), &[scores[0], positions, sequence])?;

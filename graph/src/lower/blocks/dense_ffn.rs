@@ -32,7 +32,8 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
     l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
     let weight = l.matrix(&file(tensor::FFN_DOWN), hidden_size, intermediate_size)?;
-    let out = only(l.graph.push(at, "down_proj", Op::MatMul { weight, bias: None, scale: None }, &[act[1]])?);
+    let out =
+        only(l.graph.push(at, "down_proj", Op::MatMul { weight, bias: None, scale: None }, &[act[1]])?);
     l.graph.tap(at, Stage::FfnOut, &[out])?;
     let residual = only(l.graph.push(at, "ffn_residual", Op::Add, &[x, out])?);
     l.graph.tap(at, Stage::PostFfnResidual, &[residual])?;

@@ -11,8 +11,14 @@ use crate::lower::{LowerError, Lowering, only};
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
 pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueId, LowerError> {
-    let FfnConfig::Moe { num_experts, num_experts_per_tok, moe_intermediate_size, gate, norm_topk_prob, scale } =
-        l.config.layers[layer.index()].ffn
+    let FfnConfig::Moe {
+        num_experts,
+        num_experts_per_tok,
+        moe_intermediate_size,
+        gate,
+        norm_topk_prob,
+        scale,
+    } = l.config.layers[layer.index()].ffn
     else {
         return dense_ffn::lower(l, layer, x);
     };
@@ -26,7 +32,8 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     let weight = l.matrix(&file(tensor::FFN_GATE_INP), num_experts, hidden_size)?;
     let logits = l.graph.push(at, "router", Op::MatMul { weight, bias: None, scale: None }, &[normed])?;
     l.graph.tap(at, Stage::MoeLogits, &logits)?;
-    let attrs = RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias: None };
+    let attrs =
+        RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias: None };
     let routed = l.graph.push(at, "router_topk", Op::Router(attrs), &logits)?;
     let (ids, weights) = (routed[0], routed[1]);
     l.graph.tap(at, Stage::MoeTopkIds, &[ids])?;
@@ -43,7 +50,8 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: Activation::Silu }, &[gate, up])?;
     l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
     l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
-    let weight = l.expert_matrix(&file(tensor::FFN_DOWN_EXPS), num_experts, hidden_size, moe_intermediate_size)?;
+    let weight =
+        l.expert_matrix(&file(tensor::FFN_DOWN_EXPS), num_experts, hidden_size, moe_intermediate_size)?;
     let out = only(l.graph.push(at, "down_proj", Op::ExpertMatMul { weight, bias: None }, &[act[1], ids])?);
     l.graph.tap(at, Stage::FfnOut, &[out])?;
     let combined = only(l.graph.push(at, "combine", Op::ExpertCombine, &[out, weights])?);

@@ -16,11 +16,8 @@ pub fn lower(
 ) -> Result<ValueId, LowerError> {
     let attention = &l.config.layers[layer.index()].attention;
     let pairing = attention.rope_pairing;
-    let spec = RopeSpec {
-        theta: attention.rope_theta,
-        dims: attention.rope_dims,
-        scaling: attention.rope_scaling,
-    };
+    let spec =
+        RopeSpec { theta: attention.rope_theta, dims: attention.rope_dims, scaling: attention.rope_scaling };
     let table = l.graph.add_rope_table(spec);
     let positions = l.graph.inputs.positions;
     Ok(only(l.graph.push(Some(layer), name, Op::Rope { table, pairing, heads }, &[x, positions])?))
