@@ -7,6 +7,7 @@ use crate::error::BackendError;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
+use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
 use std::any::Any;
 use std::fmt;
@@ -32,6 +33,24 @@ impl WeightSource for std::collections::HashMap<String, Vec<u8>> {
     }
 }
 
+/// Checks that every weight of a graph is there with the bytes that its shape and format say.
+///
+/// # Errors
+/// [`BackendError::Weight`] naming the tensor.
+pub fn check_weights(graph: &Graph, weights: &dyn WeightSource) -> Result<(), BackendError> {
+    for decl in &graph.weights {
+        let cols = decl.shape.last().copied().unwrap_or(0);
+        let rows: usize = decl.shape[..decl.shape.len().saturating_sub(1)].iter().product();
+        let wanted_bytes =
+            decl.format.row_bytes(cols).and_then(|b| b.checked_mul(rows)).unwrap_or(usize::MAX);
+        let found_bytes = weights.bytes(&decl.name).map_or(0, <[u8]>::len);
+        if found_bytes != wanted_bytes {
+            return Err(BackendError::Weight { name: decl.name.clone(), wanted_bytes, found_bytes });
+        }
+    }
+    Ok(())
+}
+
 /// The precision of the activations that a quantized matmul reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,7 +72,7 @@ pub enum KvType {
     F16,
     /// As computed.
     F32,
-    /// Blocks of 32 with an f16 scale, rounded as Q8_0 (d = f16(amax/127), q = round(x/d) half away from zero).
+    /// Q8_0 blocks of 32: see [`KvType::round_row`].
     #[serde(rename = "q8_0")]
     Q8_0,
 }
@@ -85,6 +104,16 @@ macro_rules! named_enum {
     };
 }
 
+impl From<ActProfile> for Activations {
+    fn from(profile: ActProfile) -> Activations {
+        match profile {
+            ActProfile::F32 => Activations::F32,
+            ActProfile::F16 => Activations::F16,
+            ActProfile::Q8 { .. } => Activations::Q8,
+        }
+    }
+}
+
 named_enum!(Activations { F32 = "f32", F16 = "f16", Q8 = "q8" });
 named_enum!(KvType { F16 = "f16", F32 = "f32", Q8_0 = "q8_0" });
 
@@ -96,6 +125,27 @@ impl KvType {
             KvType::F32 => elems * 4,
             KvType::F16 => elems * 2,
             KvType::Q8_0 => elems / 32 * 34,
+        }
+    }
+
+    /// What a row is read back as after it has been stored. This is the definition for every backend.
+    ///
+    /// f16: rounded to nearest even. q8_0: blocks of 32; d = f16(amax / 127), q = round-ties-even(x · (127 / amax)),
+    /// read back as q · d; a block with a non-finite element reads back as NaN, an all-zero one as 0.
+    pub fn round_row(self, row: &mut [f32]) {
+        match self {
+            KvType::F32 => {}
+            KvType::F16 => row.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
+            KvType::Q8_0 => {
+                let mut blocks = [moe_run_graph::quant::ActQ8x32 { scale: 0.0, q: [0; 32] }];
+                for chunk in row.chunks_exact_mut(32) {
+                    moe_run_graph::quant::activation::quantize_x32(chunk, &mut blocks);
+                    let d = half::f16::from_f32(blocks[0].scale).to_f32();
+                    for (x, q) in chunk.iter_mut().zip(blocks[0].q) {
+                        *x = f32::from(q) * d;
+                    }
+                }
+            }
         }
     }
 }
@@ -118,7 +168,7 @@ pub struct CompileOptions {
     pub activations: Option<Activations>,
     /// Elements of an 8-bit activation block for super-block formats, 32 or 256; `None`: the backend's own. (The
     /// 32-element formats always take 32.) It lets the reference, or a CPU, follow another backend's definition.
-    pub q8_super_block: Option<usize>,
+    pub q8_super_block: Option<ActBlock>,
     /// How the KV cache is stored.
     pub kv_type: KvType,
     /// The largest number of cached positions.
@@ -135,6 +185,18 @@ pub struct CompileOptions {
     pub device: Option<String>,
     /// Told how loading goes.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+}
+
+impl CompileOptions {
+    /// The activation profile, given what the backend does where nothing is asked for.
+    #[must_use]
+    pub fn profile(&self, default: Activations, default_block: ActBlock) -> ActProfile {
+        match self.activations.unwrap_or(default) {
+            Activations::F32 => ActProfile::F32,
+            Activations::F16 => ActProfile::F16,
+            Activations::Q8 => ActProfile::Q8 { k_block: self.q8_super_block.unwrap_or(default_block) },
+        }
+    }
 }
 
 impl Default for CompileOptions {

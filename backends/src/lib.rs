@@ -1,12 +1,15 @@
 //! moe-run backends: stages 5 to 7, Plan → Executable → logits → token.
 //!
-//! A [`Backend`] compiles a graph into an [`Executable`]; a session drives it and is the only
+//! A [`Backend`] compiles a graph into an [`Executable`]; a [`Session`](session::Session) drives it and is the only
 //! holder of state between tokens; an [`Observer`] looks at, or replaces, what flows between launches. No backend ever
 //! sees an architecture's name.
 #![deny(missing_docs)]
 
 pub mod error;
 pub mod executable;
+pub mod reference;
+pub mod registry;
+pub mod session;
 
 pub use error::BackendError;
 pub use executable::{

@@ -1,0 +1,225 @@
+//! The living definition: a scalar interpreter of the IR, one short function an op, slow and obviously right.
+//!
+//! Values are f32, sums are f64. Every node is a launch of its own. It implements each rounding that a backend may use
+//! (activation profiles, KV types), so that any backend can be compared with the same definition.
+
+mod add;
+mod attention;
+mod attention_scores;
+mod attention_softmax;
+mod embed;
+mod expert_combine;
+mod expert_matmul;
+mod gated_act;
+mod get_rows;
+mod interpret;
+mod kv_write;
+mod matmul;
+mod mul;
+mod rms_norm;
+mod rope;
+mod router;
+
+use crate::error::BackendError;
+use crate::executable::{
+    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
+    Observer, State, StepInput, StepTokens, WeightSource, argmax, check_weights, deliver_taps,
+};
+use interpret::Interpreter;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, StepSizes};
+use moe_run_graph::passes::{Plan, PlanOptions, plan};
+use moe_run_graph::quant::{ActBlock, ActProfile};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The reference backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reference;
+
+/// Its name.
+pub const NAME: &str = "reference";
+
+/// The largest T of a step unless asked otherwise.
+const MICRO_BATCH: usize = 512;
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        Ok(vec![DeviceInfo {
+            backend: NAME,
+            index: 0,
+            name: "scalar interpreter".into(),
+            kind: DeviceKind::Cpu,
+            details: Vec::new(),
+            memory_bytes: None,
+        }])
+    }
+
+    fn patterns(&self, _tokens: usize) -> Vec<LaunchPattern> {
+        Vec::new()
+    }
+
+    fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        check_weights(graph, weights.as_ref())?;
+        let profile = options.profile(Activations::F32, ActBlock::X32);
+        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+        let max_sizes =
+            StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+        let plan = plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], max_sizes })?;
+        let info = ExecutableInfo {
+            backend: NAME,
+            device: "scalar interpreter".into(),
+            activations: profile.into(),
+            q8_super_block: match profile {
+                ActProfile::Q8 { k_block } => Some(k_block.elems()),
+                _ => None,
+            },
+            kv_type: options.kv_type,
+            threads: 1,
+            micro_batch,
+            weight_bytes: 0,
+        };
+        let vocab_size = plan.graph.nodes.iter().find_map(|n| match &n.op {
+            Op::Embed { table } => Some(table.rows.len()),
+            _ => None,
+        });
+        let values = vec![None; plan.graph.values.len()];
+        Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values }))
+    }
+}
+
+struct ReferenceExecutable {
+    plan: Plan,
+    weights: Arc<dyn WeightSource>,
+    profile: ActProfile,
+    info: ExecutableInfo,
+    vocab_size: Option<usize>,
+    /// Every value of the last step, by id.
+    values: Vec<Option<HostTensor>>,
+}
+
+/// Rows of every state as the KV type reads them back.
+struct ReferenceState {
+    rows: Vec<Vec<f32>>,
+    capacity_tokens: usize,
+    size_bytes: u64,
+}
+
+impl State for ReferenceState {
+    fn capacity_tokens(&self) -> usize {
+        self.capacity_tokens
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
+        // Causal attention never reads a slot beyond the query's position: rows past the end need no clearing.
+        Ok(())
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl Executable for ReferenceExecutable {
+    fn info(&self) -> &ExecutableInfo {
+        &self.info
+    }
+
+    fn plan(&self, _tokens: usize) -> &Plan {
+        &self.plan
+    }
+
+    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
+        let capacity_tokens = self.plan.max_sizes.cached;
+        let rows: Vec<Vec<f32>> =
+            self.plan.graph.states.iter().map(|s| vec![0.0; capacity_tokens * s.row_elems()]).collect();
+        let size_bytes = rows.iter().map(|r| size_of_val(r.as_slice()) as u64).sum();
+        Ok(Box::new(ReferenceState { rows, capacity_tokens, size_bytes }))
+    }
+
+    fn step(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        input.check(self.plan.max_sizes, self.vocab_size)?;
+        let Some(state) = state.as_any_mut().downcast_mut::<ReferenceState>() else {
+            return Err(BackendError::Input("the state belongs to another backend".into()));
+        };
+        let chosen;
+        let tokens: &[TokenId] = match input.tokens {
+            StepTokens::Host(tokens) => tokens,
+            StepTokens::Argmax { row } => {
+                chosen = [self.argmax(row)?];
+                &chosen
+            }
+        };
+        let values = std::mem::take(&mut self.values);
+        let mut run = Interpreter::new(self, state, input, tokens, values);
+        let result = (|| {
+            for launch in &self.plan.launches {
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.before_launch(&self.plan, launch, &mut run)?;
+                }
+                let start = Instant::now();
+                for node in self.plan.launch_nodes(launch) {
+                    run.node(node)?;
+                }
+                let elapsed = start.elapsed();
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.after_launch(&self.plan, launch, elapsed, &mut run)?;
+                    deliver_taps(&self.plan, launch, input, &mut run, observer)?;
+                }
+            }
+            Ok(())
+        })();
+        self.values = run.into_values();
+        result
+    }
+
+    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let logits = self.output(0)?;
+        let width = logits.shape.last().copied().unwrap_or(0);
+        let data = logits.data.to_f32();
+        let Some(found) = data.get(row * width..(row + 1) * width) else {
+            return Err(BackendError::Input(format!("row {row} of {} rows of logits", logits.shape[0])));
+        };
+        out.clear();
+        out.extend_from_slice(found);
+        Ok(())
+    }
+
+    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+        let mut logits = Vec::new();
+        self.logits(row, &mut logits)?;
+        argmax(&logits)
+    }
+
+    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
+        let value = self.plan.graph.outputs.get(index);
+        let tensor = value.and_then(|v| self.values.get(v.index())?.clone());
+        tensor.ok_or_else(|| BackendError::Value {
+            value: format!("output {index}"),
+            detail: "no step has computed it".into(),
+        })
+    }
+}

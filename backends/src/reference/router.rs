@@ -1,0 +1,60 @@
+//! Router logits → the chosen experts, best first, and their weights.
+
+use moe_run_graph::ir::{GateKind, RouterAttrs};
+use std::cmp::Ordering;
+
+/// Better first: the larger value; the lower expert at a tie; NaN behind everything.
+fn rank(values: &[f64], a: usize, b: usize) -> Ordering {
+    match (values[a].is_nan(), values[b].is_nan()) {
+        (true, true) => a.cmp(&b),
+        (true, false) => Ordering::Greater,
+        (false, true) => Ordering::Less,
+        (false, false) => values[b].total_cmp(&values[a]).then(a.cmp(&b)),
+    }
+}
+
+fn softmax(x: &[f64]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exp: Vec<f64> = x.iter().map(|v| (v - max).exp()).collect();
+    let sum: f64 = exp.iter().sum();
+    exp.into_iter().map(|e| e / sum).collect()
+}
+
+/// `logits` [T, E] → `ids` [T, K], `weights` [T, K].
+pub(super) fn router(
+    logits: &[f32],
+    attrs: &RouterAttrs,
+    selection_bias: Option<&[f32]>,
+    ids: &mut [u32],
+    weights: &mut [f32],
+) {
+    let k = attrs.num_experts_per_tok;
+    let tokens =
+        logits.chunks_exact(attrs.num_experts).zip(ids.chunks_exact_mut(k)).zip(weights.chunks_exact_mut(k));
+    for ((logits, ids), weights) in tokens {
+        // Chosen by the logits, whose order the gates keep: exact ties of logits stay ties.
+        let logits: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
+        let gate: Vec<f64> = match attrs.gate {
+            GateKind::Softmax => softmax(&logits),
+            GateKind::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+            GateKind::SoftmaxAfterTopK => logits.clone(),
+        };
+        let choice: Vec<f64> = match selection_bias {
+            Some(bias) => gate.iter().zip(bias).map(|(g, b)| g + f64::from(*b)).collect(),
+            None => logits.clone(),
+        };
+        let mut order: Vec<usize> = (0..attrs.num_experts).collect();
+        order.sort_by(|a, b| rank(&choice, *a, *b));
+        order.truncate(k);
+
+        let mut chosen: Vec<f64> = order.iter().map(|e| gate[*e]).collect();
+        if attrs.gate == GateKind::SoftmaxAfterTopK {
+            chosen = softmax(&chosen);
+        }
+        let sum = if attrs.norm_topk_prob { chosen.iter().sum() } else { 1.0 };
+        for (i, expert) in order.iter().enumerate() {
+            ids[i] = *expert as u32;
+            weights[i] = (chosen[i] / sum * f64::from(attrs.scale)) as f32;
+        }
+    }
+}

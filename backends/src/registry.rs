@@ -1,0 +1,24 @@
+//! The backends of this build, by name.
+
+use crate::error::BackendError;
+use crate::executable::Backend;
+use crate::reference::Reference;
+
+/// Every backend of this build. The reference comes last: `auto` never chooses it.
+#[must_use]
+pub fn all() -> Vec<Box<dyn Backend>> {
+    vec![Box::new(Reference)]
+}
+
+/// The backend of a name.
+///
+/// # Errors
+/// [`BackendError::UnknownBackend`] with the names that exist.
+pub fn by_name(name: &str) -> Result<Box<dyn Backend>, BackendError> {
+    let backends = all();
+    let known = backends.iter().map(|b| b.name()).collect();
+    backends
+        .into_iter()
+        .find(|b| b.name() == name)
+        .ok_or_else(|| BackendError::UnknownBackend { found: name.to_owned(), known })
+}

@@ -1,0 +1,203 @@
+//! Stage 6: tokens → logits, with the only state between tokens.
+//!
+//! Input: an executable and tokens. Output: the logits of the rows that were asked for. The session owns the KV state
+//! and knows which tokens it holds, so that a prompt that begins like the last one is only evaluated from where they
+//! part. A full context is an error: nothing wraps or slides away silently.
+
+use crate::error::BackendError;
+use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepTokens};
+use moe_run_graph::ids::TokenId;
+use std::ops::Range;
+
+/// Which rows of logits a prompt's evaluation computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitsRows {
+    /// The last token's: what generation needs.
+    Last,
+    /// Every token's: what perplexity, saved tensors and parity need. The executable must have been compiled with
+    /// `max_logits_rows` of at least its micro-batch.
+    All,
+}
+
+/// A conversation with one executable.
+pub struct Session {
+    executable: Box<dyn Executable>,
+    state: Box<dyn State>,
+    tokens: Vec<TokenId>,
+    last_row: usize,
+    has_logits: bool,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("info", self.info()).field("tokens", &self.tokens.len()).finish()
+    }
+}
+
+impl Session {
+    /// Allocates the state that the executable's graph declares.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`].
+    pub fn new(executable: Box<dyn Executable>) -> Result<Session, BackendError> {
+        let state = executable.new_state()?;
+        Ok(Session { executable, state, tokens: Vec::new(), last_row: 0, has_logits: false })
+    }
+
+    /// What runs it.
+    #[must_use]
+    pub fn info(&self) -> &ExecutableInfo {
+        self.executable.info()
+    }
+
+    /// What runs it.
+    pub fn executable(&mut self) -> &mut dyn Executable {
+        self.executable.as_mut()
+    }
+
+    /// The tokens that the state holds.
+    #[must_use]
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// Positions that fit.
+    #[must_use]
+    pub fn capacity_tokens(&self) -> usize {
+        self.state.capacity_tokens()
+    }
+
+    /// Memory of the KV state.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.state.size_bytes()
+    }
+
+    /// Forgets everything from position `len_tokens` on.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] where a state cannot go back.
+    pub fn truncate(&mut self, len_tokens: usize) -> Result<(), BackendError> {
+        if len_tokens < self.tokens.len() {
+            self.state.truncate(len_tokens)?;
+            self.tokens.truncate(len_tokens);
+            self.has_logits = false;
+        }
+        Ok(())
+    }
+
+    /// Keeps what the state and `prompt` have in common and returns its length: the tokens that need no evaluation.
+    /// At least one token of the prompt is left, so that there are logits to sample from.
+    ///
+    /// # Errors
+    /// As [`Session::truncate`].
+    pub fn reuse_prefix(&mut self, prompt: &[TokenId]) -> Result<usize, BackendError> {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let keep = common.min(prompt.len().saturating_sub(1));
+        self.truncate(keep)?;
+        Ok(keep)
+    }
+
+    /// Evaluates tokens behind those that the state holds, in micro-batches. After each, `each` sees the executable
+    /// (whose rows of logits are those of the range's positions, or of its last) and may stop with an error.
+    ///
+    /// # Errors
+    /// [`BackendError::ContextFull`] before anything is run if the tokens do not fit; what a step or `each` reports.
+    /// After an error the state holds the micro-batches that were complete.
+    pub fn feed(
+        &mut self,
+        tokens: &[TokenId],
+        rows: LogitsRows,
+        mut observer: Option<&mut dyn Observer>,
+        mut each: impl FnMut(&mut dyn Executable, Range<usize>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        let (start, capacity_tokens) = (self.tokens.len(), self.capacity_tokens());
+        let wanted_tokens = start + tokens.len();
+        if wanted_tokens > capacity_tokens {
+            return Err(BackendError::ContextFull { wanted_tokens, capacity_tokens });
+        }
+        self.has_logits = false;
+        let micro_batch = self.info().micro_batch;
+        let steps = tokens.len().div_ceil(micro_batch);
+        for (i, chunk) in tokens.chunks(micro_batch).enumerate() {
+            let first = self.tokens.len();
+            let positions: Vec<u32> = (first..first + chunk.len()).map(|p| p as u32).collect();
+            let logits_rows: Vec<u32> = match rows {
+                LogitsRows::All => (0..chunk.len() as u32).collect(),
+                LogitsRows::Last if i + 1 == steps => vec![chunk.len() as u32 - 1],
+                LogitsRows::Last => Vec::new(),
+            };
+            let input = StepInput {
+                tokens: StepTokens::Host(chunk),
+                positions: &positions,
+                sequence: &vec![0; chunk.len()],
+                kv_slots: &positions,
+                logits_rows: &logits_rows,
+            };
+            let observer: Option<&mut dyn Observer> = match observer.as_mut() {
+                Some(observer) => Some(&mut **observer),
+                None => None,
+            };
+            self.executable.step(self.state.as_mut(), &input, observer)?;
+            self.tokens.extend_from_slice(chunk);
+            self.last_row = logits_rows.len().saturating_sub(1);
+            self.has_logits = !logits_rows.is_empty();
+            each(self.executable.as_mut(), first..first + chunk.len())?;
+        }
+        Ok(())
+    }
+
+    /// Evaluates one token behind those that the state holds; no allocation.
+    ///
+    /// # Errors
+    /// [`BackendError::ContextFull`], or what the step reports.
+    pub fn decode(
+        &mut self,
+        token: TokenId,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        let position = self.tokens.len() as u32;
+        let capacity_tokens = self.capacity_tokens();
+        if self.tokens.len() >= capacity_tokens {
+            return Err(BackendError::ContextFull { wanted_tokens: self.tokens.len() + 1, capacity_tokens });
+        }
+        let input = StepInput {
+            tokens: StepTokens::Host(&[token]),
+            positions: &[position],
+            sequence: &[0],
+            kv_slots: &[position],
+            logits_rows: &[0],
+        };
+        self.has_logits = false;
+        self.executable.step(self.state.as_mut(), &input, observer)?;
+        self.tokens.push(token);
+        self.last_row = 0;
+        self.has_logits = true;
+        Ok(())
+    }
+
+    /// The logits of the last token evaluated.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] if nothing has been evaluated since the state was cut back.
+    pub fn logits(&mut self, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        self.check_logits()?;
+        self.executable.logits(self.last_row, out)
+    }
+
+    /// The best next token, chosen on the device where it can be.
+    ///
+    /// # Errors
+    /// As [`Session::logits`]; a NaN among the logits.
+    pub fn argmax(&mut self) -> Result<TokenId, BackendError> {
+        self.check_logits()?;
+        self.executable.argmax(self.last_row)
+    }
+
+    fn check_logits(&self) -> Result<(), BackendError> {
+        if self.has_logits {
+            return Ok(());
+        }
+        Err(BackendError::Input("no logits: evaluate a token first".into()))
+    }
+}
