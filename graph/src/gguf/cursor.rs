@@ -6,7 +6,7 @@ use super::GgufError;
 
 /// More than any real header needs (the largest vocabularies take about 20 MB): a bound on memory for hostile files that
 /// are themselves huge.
-pub(super) const HEADER_MAX_BYTES: usize = 128 << 20;
+pub(super) const HEADER_MAX_BYTES: usize = 64 << 20;
 
 /// Longest key that the GGUF specification allows.
 pub(super) const KEY_MAX_BYTES: u64 = 65535;

@@ -11,9 +11,9 @@ use crate::quant::Format;
 
 use self::value_type as vt;
 
-const MAGIC: [u8; 4] = *b"GGUF";
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 /// Alignment of tensor data where `general.alignment` is absent.
-pub(super) const DEFAULT_ALIGNMENT_BYTES: usize = 32;
+const DEFAULT_ALIGNMENT_BYTES: usize = 32;
 /// Smallest alignment that the specification allows; lets a tensor's bytes be read as floats in place.
 pub(super) const MIN_ALIGNMENT_BYTES: usize = 8;
 /// Arrays of arrays deeper than this are refused. No known file nests at all.
@@ -51,6 +51,16 @@ pub(super) struct Header {
 
 /// Parses the header of the file whose whole content is `bytes`. `part` is recorded in the entries.
 pub(super) fn parse(file: &str, bytes: &[u8], part: usize) -> Result<Header, GgufError> {
+    parse_sized(file, bytes, bytes.len(), part)
+}
+
+/// Parses a header given alone, of a file of `file_bytes` bytes.
+pub(super) fn parse_sized(
+    file: &str,
+    bytes: &[u8],
+    file_bytes: usize,
+    part: usize,
+) -> Result<Header, GgufError> {
     let mut cursor = Cursor::new(file, bytes);
     let version = parse_version(&mut cursor)?;
     let tensor_count: u64 = cursor.scalar(format_args!("the number of tensors"))?;
@@ -62,7 +72,7 @@ pub(super) fn parse(file: &str, bytes: &[u8], part: usize) -> Result<Header, Ggu
 
     let header_bytes = cursor.position();
     let mut header = Header { version, alignment_bytes, header_bytes, metadata, tensors };
-    place_tensors(file, bytes.len(), &mut header)?;
+    place_tensors(file, file_bytes, &mut header)?;
     Ok(header)
 }
 
@@ -201,7 +211,8 @@ fn parse_array(cursor: &mut Cursor<'_>, shown_key: &str, depth: usize) -> Result
     })
 }
 
-fn parse_alignment(file: &str, metadata: &Metadata) -> Result<usize, GgufError> {
+/// Alignment of tensor data, as the metadata states it.
+pub(super) fn parse_alignment(file: &str, metadata: &Metadata) -> Result<usize, GgufError> {
     let Some(alignment) = metadata.opt_u32(keys::GENERAL_ALIGNMENT)? else {
         return Ok(DEFAULT_ALIGNMENT_BYTES);
     };

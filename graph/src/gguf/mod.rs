@@ -12,6 +12,7 @@ mod header;
 pub mod keys;
 mod metadata;
 mod split;
+pub mod writer;
 
 pub use error::GgufError;
 pub use file::{GgufBytes, GgufFile, GgufPart, TensorEntry};
