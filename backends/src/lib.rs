@@ -5,6 +5,8 @@
 //! sees an architecture's name.
 #![deny(missing_docs)]
 
+#[cfg(feature = "cpu")]
+pub mod cpu;
 pub mod error;
 pub mod executable;
 pub mod reference;

@@ -1,0 +1,101 @@
+//! The AVX2 version of panel × tile: half a panel (8 rows) and up to 4 tokens at a time, which 16 registers hold.
+//! Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums cannot saturate here: u ≤ 63 and |q| ≤ 127,
+//! or, where u spans the byte, |u − 128| ≤ 128 as the unsigned operand and q with its sign.
+
+use super::layout::{Lanes, PANEL_ROWS, Panel, PanelLayout, TileStep, Zero};
+use std::arch::x86_64::*;
+
+/// Panel × tile for any number of tokens.
+///
+/// # Safety
+/// The CPU has AVX2 and FMA. `tile` holds `subs` sub-blocks of `out.len()` tokens with their sums and scales.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn mul(layout: PanelLayout, panel: &Panel, subs: usize, tile: TileStep<'_>, out: &mut [Lanes]) {
+    let tokens = out.len();
+    for half in 0..2 {
+        let mut t = 0;
+        while t < tokens {
+            // SAFETY: tokens t.. of the tile, as many as the arm says.
+            unsafe {
+                match tokens - t {
+                    1 => part::<1>(layout, panel, half, subs, tile, t, out),
+                    2 => part::<2>(layout, panel, half, subs, tile, t, out),
+                    3 => part::<3>(layout, panel, half, subs, tile, t, out),
+                    _ => part::<4>(layout, panel, half, subs, tile, t, out),
+                }
+            }
+            t += 4;
+        }
+    }
+}
+
+/// 8 rows × `T` tokens from token `first` on.
+///
+/// # Safety
+/// As [`mul`], and the tile has tokens `first..first + T`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn part<const T: usize>(
+    layout: PanelLayout,
+    panel: &Panel,
+    half: usize,
+    subs: usize,
+    tile: TileStep<'_>,
+    first: usize,
+    out: &mut [Lanes],
+) {
+    let tokens = out.len();
+    let groups = layout.sub_elems / 4;
+    let sums = if layout.sub_elems == 16 { tile.neg_sums16 } else { tile.neg_sums32 };
+    let centred = layout.zero == Zero::Shift(7);
+    let ones = _mm256_set1_epi16(1);
+    let mut float = [_mm256_setzero_ps(); T];
+    // SAFETY: offsets stay inside the panel, the tile and `out`, whose sizes the caller vouches for.
+    unsafe {
+        for s in 0..subs {
+            let sum = |t: usize| *sums.get_unchecked(s * tokens + first + t);
+            let mut int = [_mm256_setzero_si256(); T];
+            for k4 in s * groups..(s + 1) * groups {
+                let at = panel.q.as_ptr().add(k4 * 4 * PANEL_ROWS + half * 32);
+                let mut weights = _mm256_load_si256(at.cast());
+                let q = tile.q.as_ptr().add((k4 * tokens + first) * 4).cast::<i32>();
+                if centred {
+                    weights = _mm256_xor_si256(weights, _mm256_set1_epi8(i8::MIN));
+                    let size = _mm256_abs_epi8(weights);
+                    for t in 0..T {
+                        let q = _mm256_sign_epi8(_mm256_set1_epi32(q.add(t).read_unaligned()), weights);
+                        let pairs = _mm256_maddubs_epi16(size, q);
+                        int[t] = _mm256_add_epi32(int[t], _mm256_madd_epi16(pairs, ones));
+                    }
+                } else {
+                    for t in 0..T {
+                        let q = _mm256_set1_epi32(q.add(t).read_unaligned());
+                        let pairs = _mm256_maddubs_epi16(weights, q);
+                        int[t] = _mm256_add_epi32(int[t], _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+            let scale = _mm256_load_ps(panel.scale[s].0.as_ptr().add(8 * half));
+            let min = _mm256_load_ps(panel.min[s].0.as_ptr().add(8 * half));
+            for t in 0..T {
+                if let (Zero::Shift(shift), false) = (layout.zero, centred) {
+                    int[t] = _mm256_add_epi32(int[t], _mm256_set1_epi32(sum(t) << shift));
+                }
+                let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(int[t]), scale);
+                if layout.zero == Zero::Min {
+                    value = _mm256_fmadd_ps(_mm256_set1_ps(sum(t) as f32), min, value);
+                }
+                if tile.scale_per_step {
+                    float[t] = _mm256_add_ps(float[t], value);
+                } else {
+                    let by = *tile.scale.get_unchecked(s * layout.sub_elems / 32 * tokens + first + t);
+                    float[t] = _mm256_fmadd_ps(value, _mm256_set1_ps(by), float[t]);
+                }
+            }
+        }
+        for t in 0..T {
+            let to = out.get_unchecked_mut(first + t).0.as_mut_ptr().add(8 * half);
+            let by = if tile.scale_per_step { *tile.scale.get_unchecked(first + t) } else { 1.0 };
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(float[t], _mm256_set1_ps(by), _mm256_loadu_ps(to)));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Panel × tile with `vpdpbusd`: one 64-byte vector of weights (16 rows × 4 elements) meets four activation bytes
+//! broadcast from memory. Two accumulators a token (integers of a sub-block, floats of a step) fill 16 registers at 8
+//! tokens, which leaves room for the weights and hides the instruction's latency.
+
+use super::super::layout::{Lanes, PANEL_ROWS, Panel, TileStep};
+use std::arch::x86_64::*;
+
+/// The panel's zero is `1 << SHIFT`, or, with `SHIFT == MIN`, minima.
+pub const MIN: u32 = 32;
+
+/// `out[t] += panel × tile` for `T` tokens and `subs` sub-blocks of `SUB` elements. With `PER_STEP` the activation's
+/// scale covers the whole step, else 32 elements.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, VL and VNNI. `tile` holds `subs · SUB` elements of `T` tokens with their sums and
+/// scales, `out` has `T` entries.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const PER_STEP: bool>(
+    panel: &Panel,
+    subs: usize,
+    tile: TileStep<'_>,
+    out: *mut Lanes,
+) {
+    let groups = SUB / 4;
+    let sums = if SUB == 16 { tile.neg_sums16.as_ptr() } else { tile.neg_sums32.as_ptr() };
+    let mut q = tile.q.as_ptr().cast::<i32>();
+    let mut w = panel.q.as_ptr();
+    let mut float = [_mm512_setzero_ps(); T];
+    // SAFETY: all offsets stay below the lengths that the caller vouches for.
+    unsafe {
+        if !PER_STEP {
+            for t in 0..T {
+                float[t] = _mm512_loadu_ps(out.add(t).cast());
+            }
+        }
+        for s in 0..subs {
+            let mut int = [_mm512_setzero_si512(); T];
+            if SHIFT != MIN {
+                for t in 0..T {
+                    int[t] = _mm512_slli_epi32::<SHIFT>(_mm512_set1_epi32(*sums.add(s * T + t)));
+                }
+            }
+            for _ in 0..groups {
+                let weights = _mm512_load_si512(w.cast());
+                for t in 0..T {
+                    let activations = _mm512_set1_epi32(q.add(t).read_unaligned());
+                    int[t] = _mm512_dpbusd_epi32(int[t], weights, activations);
+                }
+                w = w.add(4 * PANEL_ROWS);
+                q = q.add(T);
+            }
+            let scale = _mm512_load_ps(panel.scale[s].0.as_ptr());
+            if PER_STEP {
+                for t in 0..T {
+                    float[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[t]), scale, float[t]);
+                }
+                if SHIFT == MIN {
+                    let min = _mm512_load_ps(panel.min[s].0.as_ptr());
+                    for t in 0..T {
+                        let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*sums.add(s * T + t)));
+                        float[t] = _mm512_fmadd_ps(sum, min, float[t]);
+                    }
+                }
+            } else {
+                let scales = tile.scale.as_ptr().add(s * SUB / 32 * T);
+                for t in 0..T {
+                    let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(int[t]), scale);
+                    if SHIFT == MIN {
+                        let min = _mm512_load_ps(panel.min[s].0.as_ptr());
+                        let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*sums.add(s * T + t)));
+                        value = _mm512_fmadd_ps(sum, min, value);
+                    }
+                    float[t] = _mm512_fmadd_ps(value, _mm512_set1_ps(*scales.add(t)), float[t]);
+                }
+            }
+        }
+        for t in 0..T {
+            let to = out.add(t).cast::<f32>();
+            if PER_STEP {
+                let scale = _mm512_set1_ps(*tile.scale.as_ptr().add(t));
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(float[t], scale, _mm512_loadu_ps(to)));
+            } else {
+                _mm512_storeu_ps(to, float[t]);
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Which instruction set runs: found once, when the program starts to compute, and handed to every kernel.
+
+use super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TileStep};
+use super::{attend, mul, unpack, vector};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+use moe_run_graph::ir::RopePairing;
+use moe_run_graph::quant::Format;
+
+/// An instruction set that the kernels are written or compiled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Isa {
+    /// Whatever the compiler's target has.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+}
+
+/// The kernels of one instruction set. Copy it freely: it is a tag that the constructor has checked against the CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kernels {
+    isa: Isa,
+}
+
+/// One safe method a kernel: the portable function, compiled for each instruction set.
+macro_rules! compiled_for_each {
+    ($($(#[$doc:meta])* fn $name:ident $(<const $n:ident: usize>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $path:path;)*) => {
+        #[cfg(target_arch = "x86_64")]
+        mod for_avx2 {
+            use super::*;
+            $(
+                #[target_feature(enable = "avx2,fma,f16c")]
+                pub fn $name $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? { $path($($arg),*) }
+            )*
+        }
+        #[cfg(target_arch = "x86_64")]
+        mod for_avx512 {
+            use super::*;
+            $(
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+                pub fn $name $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? { $path($($arg),*) }
+            )*
+        }
+        impl Kernels {
+            $(
+                $(#[$doc])*
+                pub fn $name $(<const $n: usize>)? (self, $($arg: $ty),*) $(-> $ret)? {
+                    match self.isa {
+                        // SAFETY: `Kernels` of this tag exist only where the CPU has the features.
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx512 => unsafe { for_avx512::$name $(::<$n>)? ($($arg),*) },
+                        // SAFETY: as above.
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx2 => unsafe { for_avx2::$name $(::<$n>)? ($($arg),*) },
+                        _ => $path($($arg),*),
+                    }
+                }
+            )*
+        }
+    };
+}
+
+compiled_for_each! {
+    /// Σ x·y.
+    fn dot(x: &[f32], y: &[f32]) -> f32 = vector::dot;
+    /// x / sqrt(mean(x²) + eps) · w, for each run of `weight.len()` elements.
+    fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = vector::rms_norm;
+    /// Rotates each head in place.
+    fn rope(pairing: RopePairing, head_dim: usize, cos_sin: &[f32], x: &mut [f32]) = vector::rope;
+    /// silu(gate) · up.
+    fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::swiglu;
+    /// silu(gate).
+    fn silu(gate: &[f32], out: &mut [f32]) = vector::silu_row;
+    /// The largest element.
+    fn max(x: &[f32]) -> f32 = vector::max;
+    /// x ← e^(x − max), and its sum.
+    fn exp_sum(x: &mut [f32], max: f32) -> f32 = vector::exp_sum;
+    /// 8-bit blocks of 32 or 256 elements, with negated sums over 16 and 32.
+    fn quantize(x: &[f32], block: usize, q: &mut [i8], scale: &mut [f32], sums16: &mut [i32], sums32: &mut [i32])
+        = vector::quantize;
+    /// out += factor · x.
+    fn add_scaled(factor: f32, x: &[f32], out: &mut [f32]) = vector::add_scaled;
+    /// out *= factor.
+    fn scale(factor: f32, out: &mut [f32]) = vector::scale;
+    /// out = a + b.
+    fn add(a: &[f32], b: &[f32], out: &mut [f32]) = vector::add;
+    /// `out[token][row] += Σ_k w[k][row] · x[k][token]`.
+    fn mul_f32_tokens<const TOKENS: usize>(w: &[Lanes], x: &[f32], out: &mut [Lanes; TOKENS]) = mul::mul_f32::<TOKENS>;
+    /// An integer panel as f32.
+    fn widen(layout: PanelLayout, elems: usize, from: &Panel, to: &mut PanelF32) = unpack::widen_panel;
+    /// Probabilities × values: see [`attend::weigh`].
+    fn weigh(p: &[f32], p_stride: usize, rows: usize, v: &[f32], width: usize, out: &mut [f32]) = attend::weigh;
+}
+
+impl Kernels {
+    /// The best that this machine has.
+    pub fn detect() -> Kernels {
+        Isa::ALL.iter().rev().find_map(|isa| Kernels::with(*isa)).unwrap_or(Kernels { isa: Isa::Portable })
+    }
+
+    /// The kernels of one instruction set; `None` where the CPU lacks it.
+    pub fn with(isa: Isa) -> Option<Kernels> {
+        isa.available().then_some(Kernels { isa })
+    }
+
+    /// Which it is.
+    pub fn isa(self) -> Isa {
+        self.isa
+    }
+
+    /// Unpacks one step (`elems` elements from `bytes` on) of up to 16 rows of a quantized matrix, `stride_bytes` apart.
+    ///
+    /// # Panics
+    /// If `bytes` does not hold the rows, or `elems` is no whole number of blocks or more than 256.
+    pub fn unpack(
+        self,
+        format: Format,
+        bytes: &[u8],
+        stride_bytes: usize,
+        rows: usize,
+        elems: usize,
+        panel: &mut Panel,
+    ) {
+        check_rows(format, bytes, stride_bytes, rows, elems);
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512 && rows == PANEL_ROWS {
+            // SAFETY: the tag is checked against the CPU, and the rows' extent above.
+            unsafe { avx512::unpack::unpack(format, bytes.as_ptr(), stride_bytes, elems, panel) };
+            return;
+        }
+        unpack::unpack_panel(format, bytes, stride_bytes, rows, elems, panel);
+    }
+
+    /// As [`Kernels::unpack`], to f32, for every format; `scratch` is overwritten.
+    pub fn unpack_f32(
+        self,
+        format: Format,
+        bytes: &[u8],
+        stride_bytes: usize,
+        rows: usize,
+        elems: usize,
+        scratch: &mut Panel,
+        panel: &mut PanelF32,
+    ) {
+        if let Some(layout) = PanelLayout::of(format) {
+            self.unpack(format, bytes, stride_bytes, rows, elems, scratch);
+            return self.widen(layout, elems, scratch, panel);
+        }
+        check_rows(format, bytes, stride_bytes, rows, elems);
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512 && rows == PANEL_ROWS && elems.is_multiple_of(8) {
+            // SAFETY: as in `unpack`.
+            unsafe { avx512::unpack::unpack_floats(format, bytes.as_ptr(), stride_bytes, elems, panel) };
+            return;
+        }
+        unpack::unpack_floats(format, bytes, stride_bytes, rows, elems, panel);
+    }
+
+    /// `out[token] += panel × tile` over `subs` sub-blocks; `out` has one entry for each of the tile's 1 to 8 tokens.
+    ///
+    /// # Panics
+    /// If the tile is shorter than that.
+    pub fn mul_q8(
+        self,
+        layout: PanelLayout,
+        panel: &Panel,
+        subs: usize,
+        tile: TileStep<'_>,
+        out: &mut [Lanes],
+    ) {
+        let (tokens, elems) = (out.len(), subs * layout.sub_elems);
+        let scales = if tile.scale_per_step { 1 } else { elems.div_ceil(32) };
+        assert!(elems <= STEP_ELEMS && tile.q.len() >= elems * tokens && tile.scale.len() >= scales * tokens);
+        assert!(tile.neg_sums16.len() >= elems / 16 * tokens && tile.neg_sums32.len() >= elems / 32 * tokens);
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                if let Some(kernel) = avx512::mul_for(layout, tile.scale_per_step, tokens) {
+                    // SAFETY: the tag is checked against the CPU, the lengths above.
+                    unsafe { kernel(panel, subs, tile, out.as_mut_ptr()) }
+                } else {
+                    mul::mul_q8(layout, panel, subs, tile, out);
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { avx2::mul(layout, panel, subs, tile, out) },
+            _ => mul::mul_q8(layout, panel, subs, tile, out),
+        }
+    }
+
+    /// `out[token][row] += Σ_k w[k][row] · x[k][token]` for 1 to 8 tokens.
+    ///
+    /// # Panics
+    /// If `out` has more than 8 entries.
+    pub fn mul_f32(self, w: &[Lanes], x: &[f32], out: &mut [Lanes]) {
+        macro_rules! by_tokens {
+            ($($n:literal)*) => {
+                match out.len() {
+                    $($n => if let Some(out) = out.as_chunks_mut::<$n>().0.first_mut() {
+                        self.mul_f32_tokens::<$n>(w, x, out);
+                    },)*
+                    n => assert_eq!(n, 0, "a tile holds at most 8 tokens"),
+                }
+            };
+        }
+        by_tokens!(1 2 3 4 5 6 7 8);
+    }
+}
+
+fn check_rows(format: Format, bytes: &[u8], stride_bytes: usize, rows: usize, elems: usize) {
+    let step_bytes = format.row_bytes(elems);
+    assert!(rows <= PANEL_ROWS && elems <= STEP_ELEMS, "{rows} rows of {elems} elements in a panel");
+    assert!(
+        rows == 0 || step_bytes.is_some_and(|n| (rows - 1) * stride_bytes + n <= bytes.len()),
+        "{rows} rows of {elems} elements of {format}, {stride_bytes} bytes apart, in {} bytes",
+        bytes.len()
+    );
+}
+
+impl Isa {
+    /// From the plainest to the best.
+    pub const ALL: &'static [Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512];
+
+    /// What devices and reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "AVX2",
+            Isa::Avx512 => "AVX-512 VNNI",
+        }
+    }
+
+    /// Whether this CPU has it.
+    pub fn available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+}

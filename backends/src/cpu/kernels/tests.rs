@@ -1,0 +1,320 @@
+//! Every instruction set against the portable functions, and those against the formats' exact decode and f64 sums.
+
+use super::layout::{MAX_SUBS, Zero};
+use super::unpack::{RowStep, unpack_floats, unpack_panel, unpack_row};
+use super::*;
+use moe_run_graph::quant::Format;
+
+/// xorshift64*: tests need spread, not quality.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// Roughly normal.
+    pub fn float(&mut self) -> f32 {
+        let sum: u64 = (0..4).map(|_| self.next() >> 40).sum();
+        (sum as f32 / (1 << 24) as f32 - 2.0) * 1.7
+    }
+}
+
+/// Random blocks whose scales are ordinary numbers.
+pub fn random_rows(format: Format, rows: usize, cols: usize, rng: &mut Rng) -> Vec<u8> {
+    let row_bytes = format.row_bytes(cols).unwrap();
+    let mut bytes: Vec<u8> = (0..rows * row_bytes).map(|_| rng.next() as u8).collect();
+    let mut half = |at: &mut [u8]| {
+        at.copy_from_slice(&half::f16::from_f32(0.002 + 0.01 * rng.float().abs()).to_le_bytes());
+    };
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        match format {
+            Format::F32 => block.copy_from_slice(&rng_float(block).to_le_bytes()),
+            Format::F16 => block.copy_from_slice(&half::f16::from_f32(rng_float(block)).to_le_bytes()),
+            Format::Bf16 => block.copy_from_slice(&half::bf16::from_f32(rng_float(block)).to_le_bytes()),
+            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => {
+                half(&mut block[..2])
+            }
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
+                half(&mut block[..2]);
+                half(&mut block[2..4]);
+            }
+            Format::Q2K => {
+                half(&mut block[80..82]);
+                half(&mut block[82..84]);
+            }
+            Format::Q3K => half(&mut block[108..]),
+            Format::Q6K => half(&mut block[208..]),
+            Format::Mxfp4 => block[0] = 118 + block[0] % 8,
+        }
+    }
+    bytes
+}
+
+fn rng_float(seed: &[u8]) -> f32 {
+    let mut rng = Rng(seed.iter().fold(0x9E37_79B9_7F4A_7C15, |s, b| (s ^ u64::from(*b)).rotate_left(9)) | 1);
+    rng.next();
+    rng.float()
+}
+
+pub fn quantized() -> impl Iterator<Item = Format> {
+    Format::ALL.into_iter().filter(|f| f.is_quantized())
+}
+
+fn accelerated() -> impl Iterator<Item = Kernels> {
+    Isa::ALL.iter().filter_map(|isa| Kernels::with(*isa))
+}
+
+#[test]
+fn unpacked_rows_are_the_decoded_values_exactly() {
+    let mut rng = Rng(1);
+    for format in quantized() {
+        let layout = PanelLayout::of(format).unwrap();
+        for _ in 0..20 {
+            let bytes = random_rows(format, 1, 256, &mut rng);
+            let mut want = [0.0f32; 256];
+            format.decode_row(&bytes, &mut want);
+            let mut row = RowStep::zeroed();
+            unpack_row(format, &bytes, &mut row);
+            for k in 0..256 {
+                let sub = k / layout.sub_elems;
+                let got = match layout.zero {
+                    Zero::Shift(s) => row.scale[sub] * (f32::from(row.u[k]) - (1u32 << s) as f32),
+                    Zero::Min => row.scale[sub] * f32::from(row.u[k]) - row.min[sub],
+                };
+                assert_eq!(got, want[k], "{format} element {k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_unpacks_the_same_bits() {
+    let mut rng = Rng(2);
+    for kernels in accelerated() {
+        for format in Format::ALL {
+            for (rows, elems) in [(16, 256), (16, 32), (16, 96), (5, 256)] {
+                if !(elems as usize).is_multiple_of(format.block_elems()) {
+                    continue;
+                }
+                // The step lies in the middle of longer rows, and rows start at odd addresses.
+                let cols = 256 + elems;
+                let stride = format.row_bytes(cols).unwrap();
+                let mut bytes = vec![0u8; 3];
+                bytes.extend(random_rows(format, rows, cols, &mut rng));
+                let step = &bytes[3 + format.row_bytes(256).unwrap()..];
+                let (mut a, mut b) = (PanelF32::zeroed(), PanelF32::zeroed());
+                let (mut p, mut q) = (Panel::zeroed(), Panel::zeroed());
+                let what = format!("{} {format} {rows} × {elems}", kernels.isa().name());
+                if let Some(layout) = PanelLayout::of(format) {
+                    unpack_panel(format, step, stride, rows, elems, &mut p);
+                    kernels.unpack(format, step, stride, rows, elems, &mut q);
+                    assert!(p.q[..elems * 16] == q.q[..elems * 16], "{what}");
+                    for s in 0..elems / layout.sub_elems {
+                        assert_eq!(p.scale[s].0, q.scale[s].0, "{what} scale {s}");
+                        if layout.zero == Zero::Min {
+                            assert_eq!(p.min[s].0, q.min[s].0, "{what} min {s}");
+                        }
+                    }
+                } else {
+                    unpack_floats(format, step, stride, rows, elems, &mut a);
+                    kernels.unpack_f32(format, step, stride, rows, elems, &mut q, &mut b);
+                    for k in 0..elems {
+                        assert_eq!(a.w[k].0, b.w[k].0, "{what} element {k}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile of quantized tokens, and its dequantized values `[token][k]`.
+struct Tile {
+    q: Vec<i8>,
+    sums16: Vec<i32>,
+    sums32: Vec<i32>,
+    scale: Vec<f32>,
+    values: Vec<Vec<f32>>,
+}
+
+fn random_tile(tokens: usize, elems: usize, block: usize, rng: &mut Rng) -> Tile {
+    let mut tile = Tile {
+        q: vec![0; tokens * elems],
+        sums16: vec![0; tokens * elems / 16],
+        sums32: vec![0; tokens * elems / 32],
+        scale: vec![0.0; tokens * elems / block],
+        values: Vec::new(),
+    };
+    for t in 0..tokens {
+        let x: Vec<f32> = (0..elems).map(|_| rng.float()).collect();
+        let (mut q, mut scale) = (vec![0i8; elems], vec![0.0; elems / block]);
+        let (mut s16, mut s32) = (vec![0; elems / 16], vec![0; elems / 32]);
+        Kernels::detect().quantize(&x, block, &mut q, &mut scale, &mut s16, &mut s32);
+        tile.values.push((0..elems).map(|k| f32::from(q[k]) * scale[k / block]).collect());
+        (0..elems).for_each(|k| tile.q[(k / 4 * tokens + t) * 4 + k % 4] = q[k]);
+        (0..s16.len()).for_each(|i| tile.sums16[i * tokens + t] = s16[i]);
+        (0..s32.len()).for_each(|i| tile.sums32[i * tokens + t] = s32[i]);
+        (0..scale.len()).for_each(|i| tile.scale[i * tokens + t] = scale[i]);
+    }
+    tile
+}
+
+#[test]
+fn products_match_the_decoded_values_in_f64() {
+    let mut rng = Rng(3);
+    for kernels in accelerated() {
+        for format in quantized() {
+            let layout = PanelLayout::of(format).unwrap();
+            for tokens in 1..=8 {
+                for (elems, block) in [(256, 256), (256, 32), (96, 32)] {
+                    let whole = elems % format.block_elems() == 0;
+                    if !whole || (block == 256 && format.block_elems() == 32) {
+                        continue;
+                    }
+                    let bytes = random_rows(format, 16, elems, &mut rng);
+                    let stride = format.row_bytes(elems).unwrap();
+                    let tile = random_tile(tokens, elems, block, &mut rng);
+                    let mut panel = Panel::zeroed();
+                    kernels.unpack(format, &bytes, stride, 16, elems, &mut panel);
+                    let step = TileStep {
+                        q: &tile.q,
+                        neg_sums16: &tile.sums16,
+                        neg_sums32: &tile.sums32,
+                        scale: &tile.scale,
+                        scale_per_step: block == 256,
+                    };
+                    let mut out = vec![Lanes([0.5; 16]); tokens];
+                    kernels.mul_q8(layout, &panel, elems / layout.sub_elems, step, &mut out);
+                    for r in 0..16 {
+                        let mut row = vec![0.0f32; elems];
+                        format.decode_row(&bytes[r * stride..][..stride], &mut row);
+                        for t in 0..tokens {
+                            let terms =
+                                row.iter().zip(&tile.values[t]).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                            let size: f64 = terms.clone().map(f64::abs).sum();
+                            let want: f64 = 0.5 + terms.sum::<f64>();
+                            let got = f64::from(out[t].0[r]);
+                            // Sums of 8 to 16 floats, each of integers with up to 2⁷ cancelled: some 2⁻²⁴ of the
+                            // terms before the zero point is taken off, which are at most 16 times the size.
+                            let isa = kernels.isa().name();
+                            assert!(
+                                (got - want).abs() < 3e-6 * (size + 1.0),
+                                "{isa} {format} {got} {want} {size}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn float_products_match_f64() {
+    let mut rng = Rng(4);
+    for kernels in accelerated() {
+        for format in Format::ALL {
+            for tokens in 1..=8 {
+                let bytes = random_rows(format, 16, 256, &mut rng);
+                let stride = format.row_bytes(256).unwrap();
+                let x: Vec<f32> = (0..256 * tokens).map(|_| rng.float()).collect();
+                let (mut scratch, mut panel) = (Panel::zeroed(), PanelF32::zeroed());
+                kernels.unpack_f32(format, &bytes, stride, 16, 256, &mut scratch, &mut panel);
+                let mut out = vec![Lanes([0.0; 16]); tokens];
+                kernels.mul_f32(&panel.w, &x, &mut out);
+                for r in 0..16 {
+                    let mut row = vec![0.0f32; 256];
+                    format.decode_row(&bytes[r * stride..][..stride], &mut row);
+                    for t in 0..tokens {
+                        let terms = (0..256).map(|k| f64::from(row[k]) * f64::from(x[k * tokens + t]));
+                        let size: f64 = terms.clone().map(f64::abs).sum();
+                        let want: f64 = terms.sum();
+                        assert!((f64::from(out[t].0[r]) - want).abs() < 2e-6 * size, "{format}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn vector_kernels_match_f64_and_each_other() {
+    let mut rng = Rng(5);
+    for len in [1usize, 7, 16, 31, 64, 129] {
+        let x: Vec<f32> = (0..len).map(|_| 4.0 * rng.float()).collect();
+        let w: Vec<f32> = (0..len).map(|_| rng.float()).collect();
+        for kernels in accelerated() {
+            let want: f64 = x.iter().zip(&w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let size: f64 = x.iter().zip(&w).map(|(a, b)| f64::from(a * b).abs()).sum();
+            assert!((f64::from(kernels.dot(&x, &w)) - want).abs() <= 1e-6 * size);
+            let mut out = vec![0.0; len];
+            kernels.rms_norm(&x, &w, 1e-6, &mut out);
+            let mean: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / len as f64;
+            for i in 0..len {
+                let want = f64::from(x[i]) / (mean + 1e-6).sqrt() * f64::from(w[i]);
+                assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12);
+            }
+            kernels.swiglu(&x, &w, &mut out);
+            for i in 0..len {
+                let gate = f64::from(x[i]);
+                let want = gate / (1.0 + (-gate).exp()) * f64::from(w[i]);
+                assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12, "{gate}");
+            }
+            let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(kernels.max(&x), top);
+            let mut soft = x.clone();
+            let sum = kernels.exp_sum(&mut soft, top);
+            let want: f64 = x.iter().map(|x| f64::from(x - top).exp()).sum();
+            assert!((f64::from(sum) - want).abs() <= 1e-6 * want);
+        }
+    }
+}
+
+#[test]
+fn exp_holds_over_its_range_and_at_its_ends() {
+    for i in -8800..8800 {
+        let x = i as f32 / 100.0;
+        let (got, want) = (f64::from(super::vector::exp(x)), f64::from(x).exp());
+        assert!((got - want).abs() <= 2.5e-7 * want || x < -87.3, "{x}: {got} {want}");
+    }
+    assert_eq!(super::vector::exp(-1e4), 0.0);
+    assert_eq!(super::vector::exp(f32::NEG_INFINITY), 0.0);
+    assert_eq!(super::vector::exp(89.0), f32::INFINITY);
+    assert!(super::vector::exp(f32::NAN).is_nan());
+}
+
+#[test]
+fn quantized_activations_keep_what_is_not_finite_visible() {
+    let mut x = vec![1.0f32; 256];
+    x[40] = f32::NAN;
+    x[64..96].fill(0.0);
+    let (mut q, mut scale) = (vec![1i8; 256], vec![1.0; 8]);
+    let (mut s16, mut s32) = (vec![1; 16], vec![1; 8]);
+    Kernels::detect().quantize(&x, 32, &mut q, &mut scale, &mut s16, &mut s32);
+    assert!(scale[1].is_nan() && q[32..64].iter().all(|q| *q == 0));
+    assert_eq!((scale[2], q[64]), (0.0, 0));
+    assert_eq!((scale[0], q[0], s16[0], s32[0]), (1.0 / 127.0, 127, -16 * 127, -32 * 127));
+}
+
+#[test]
+fn weighing_matches_plain_sums() {
+    let mut rng = Rng(6);
+    for kernels in accelerated() {
+        for (rows, keys, width) in [(1, 3, 64), (13, 33, 40), (8, 64, 128), (5, 1, 7)] {
+            let p: Vec<f32> = (0..rows * 70).map(|_| rng.float()).collect();
+            let v: Vec<f32> = (0..keys * width).map(|_| rng.float()).collect();
+            let mut out = vec![1.0; rows * width];
+            kernels.weigh(&p, 70, rows, &v, width, &mut out);
+            for r in 0..rows {
+                for i in 0..width {
+                    let want: f32 = 1.0 + (0..keys).map(|k| p[r * 70 + k] * v[k * width + i]).sum::<f32>();
+                    assert!((out[r * width + i] - want).abs() < 1e-4);
+                }
+            }
+        }
+    }
+    assert_eq!(MAX_SUBS, 16);
+}

@@ -1,0 +1,264 @@
+//! The portable unpacking of every format: it defines what a panel holds, and the SIMD versions must give the same
+//! bytes and the same scales, bit for bit.
+//!
+//! Input: one row's blocks. Output: a [`RowStep`], which `scale · (u − zero) − min` turns into exactly the values that
+//! `moe_run_graph::quant` decodes.
+
+use super::layout::{Lanes, MAX_SUBS, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, Zero};
+use half::{bf16, f16};
+use moe_run_graph::quant::Format;
+
+/// The 16 steps of IQ4_NL and IQ4_XS, plus 128.
+pub const IQ4_LEVELS: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
+/// Twice the 16 values of E2M1, plus 16.
+pub const E2M1_LEVELS: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
+
+/// Up to 256 elements of one row.
+pub struct RowStep {
+    /// Unsigned elements.
+    pub u: [u8; STEP_ELEMS],
+    /// A scale for each sub-block.
+    pub scale: [f32; MAX_SUBS],
+    /// A minimum for each sub-block; 0 where the format has none.
+    pub min: [f32; MAX_SUBS],
+}
+
+impl RowStep {
+    /// All zeros.
+    pub fn zeroed() -> RowStep {
+        RowStep { u: [0; STEP_ELEMS], scale: [0.0; MAX_SUBS], min: [0.0; MAX_SUBS] }
+    }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Unpacks the blocks of a quantized row that `bytes` holds, at most 256 elements.
+pub fn unpack_row(format: Format, bytes: &[u8], row: &mut RowStep) {
+    let elems = format.block_elems();
+    for (i, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
+        let u = &mut row.u[i * elems..][..elems];
+        match format {
+            Format::F32 | Format::F16 | Format::Bf16 => unreachable!("floats have no integer panel"),
+            Format::Q4_0 => {
+                row.scale[i] = half_at(block, 0);
+                nibbles(&block[2..], u);
+            }
+            Format::Q4_1 => {
+                (row.scale[i], row.min[i]) = (half_at(block, 0), -half_at(block, 2));
+                nibbles(&block[4..], u);
+            }
+            Format::Q5_0 => {
+                row.scale[i] = half_at(block, 0);
+                nibbles(&block[6..], u);
+                fifth_bits(&block[2..6], u);
+            }
+            Format::Q5_1 => {
+                (row.scale[i], row.min[i]) = (half_at(block, 0), -half_at(block, 2));
+                nibbles(&block[8..], u);
+                fifth_bits(&block[4..8], u);
+            }
+            Format::Q8_0 => {
+                row.scale[i] = half_at(block, 0);
+                for k in 0..32 {
+                    u[k] = block[2 + k] ^ 0x80;
+                }
+            }
+            Format::Iq4Nl => {
+                row.scale[i] = half_at(block, 0);
+                nibbles(&block[2..], u);
+                u.iter_mut().for_each(|x| *x = IQ4_LEVELS[usize::from(*x)]);
+            }
+            Format::Mxfp4 => {
+                // 2^(e − 127), halved because the levels are doubled; e = 0 and 1 give subnormal numbers.
+                let e = u32::from(block[0]);
+                row.scale[i] = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 });
+                nibbles(&block[1..], u);
+                u.iter_mut().for_each(|x| *x = E2M1_LEVELS[usize::from(*x)]);
+            }
+            Format::Q2K => q2_k(block, row),
+            Format::Q3K => q3_k(block, row),
+            Format::Q4K => q4_k(block, row),
+            Format::Q5K => q5_k(block, row),
+            Format::Q6K => q6_k(block, row),
+            Format::Iq4Xs => iq4_xs(block, row),
+        }
+    }
+}
+
+/// Elements 0..16 are the low nibbles, 16..32 the high ones.
+fn nibbles(qs: &[u8], u: &mut [u8]) {
+    for k in 0..16 {
+        u[k] = qs[k] & 15;
+        u[k + 16] = qs[k] >> 4;
+    }
+}
+
+/// Bit k of the little-endian word is bit 4 of element k.
+fn fifth_bits(qh: &[u8], u: &mut [u8]) {
+    for k in 0..32 {
+        u[k] |= ((qh[k / 8] >> (k % 8)) & 1) << 4;
+    }
+}
+
+/// scales[16] (low nibble scale, high nibble minimum), qs[64], d, dmin.
+fn q2_k(block: &[u8], row: &mut RowStep) {
+    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    for s in 0..16 {
+        row.scale[s] = d * f32::from(block[s] & 15);
+        row.min[s] = dmin * f32::from(block[s] >> 4);
+    }
+    for k in 0..256 {
+        row.u[k] = (block[16 + k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2)) & 3;
+    }
+}
+
+/// hmask[32], qs[64], scales[12] (16 × 6 bits), d. The bit in hmask is bit 2 of the element.
+fn q3_k(block: &[u8], row: &mut RowStep) {
+    let d = half_at(block, 108);
+    let scales = &block[96..108];
+    for s in 0..16 {
+        let low = if s < 8 { scales[s] & 15 } else { scales[s - 8] >> 4 };
+        let high = (scales[8 + s % 4] >> (s / 4 * 2)) & 3;
+        row.scale[s] = d * (f32::from(low | high << 4) - 32.0);
+    }
+    for k in 0..256 {
+        let low = (block[32 + k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2)) & 3;
+        let high = (block[k % 32] >> (k / 32)) & 1;
+        row.u[k] = low | high << 2;
+    }
+}
+
+/// The 6-bit scale and minimum of sub-block `s` among the 12 bytes of Q4_K and Q5_K.
+fn scale_min_6bit(scales: &[u8], s: usize) -> (f32, f32) {
+    let (scale, min) = if s < 4 {
+        (scales[s] & 63, scales[s + 4] & 63)
+    } else {
+        (scales[s + 4] & 15 | scales[s - 4] >> 6 << 4, scales[s + 4] >> 4 | scales[s] >> 6 << 4)
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// d, dmin, scales[12], qs[128]: 32 bytes hold two sub-blocks, the first in the low nibbles.
+fn q4_k(block: &[u8], row: &mut RowStep) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    for s in 0..8 {
+        let (scale, min) = scale_min_6bit(&block[4..16], s);
+        (row.scale[s], row.min[s]) = (d * scale, dmin * min);
+    }
+    for k in 0..256 {
+        row.u[k] = (block[16 + k / 64 * 32 + k % 32] >> (k % 64 / 32 * 4)) & 15;
+    }
+}
+
+/// d, dmin, scales[12], qh[32], qs[128]: as Q4_K, bit s of qh[k % 32] being bit 4 of sub-block s.
+fn q5_k(block: &[u8], row: &mut RowStep) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    for s in 0..8 {
+        let (scale, min) = scale_min_6bit(&block[4..16], s);
+        (row.scale[s], row.min[s]) = (d * scale, dmin * min);
+    }
+    for k in 0..256 {
+        let low = (block[48 + k / 64 * 32 + k % 32] >> (k % 64 / 32 * 4)) & 15;
+        row.u[k] = low | ((block[16 + k % 32] >> (k / 32)) & 1) << 4;
+    }
+}
+
+/// ql[128], qh[64], scales[16] (signed), d. In each half: 32 elements from the low nibbles of 32 bytes of ql, 32 from
+/// the next 32 bytes, then 64 from the high nibbles of the same; bits 4 and 5 in two bits of qh each.
+fn q6_k(block: &[u8], row: &mut RowStep) {
+    let d = half_at(block, 208);
+    for s in 0..16 {
+        row.scale[s] = d * f32::from(block[192 + s] as i8);
+    }
+    for k in 0..256 {
+        let (half, quarter, l) = (k / 128, k % 128 / 32, k % 32);
+        let low = (block[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4)) & 15;
+        row.u[k] = low | ((block[128 + half * 32 + l] >> (quarter * 2)) & 3) << 4;
+    }
+}
+
+/// d, scales_h (2 bits × 8), scales_l (4 bits × 8), qs[128]: each 16 bytes are a sub-block, low nibbles first.
+fn iq4_xs(block: &[u8], row: &mut RowStep) {
+    let d = half_at(block, 0);
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    for s in 0..8 {
+        let low = (block[4 + s / 2] >> (s % 2 * 4)) & 15;
+        let scale = u16::from(low) | ((high >> (2 * s)) & 3) << 4;
+        row.scale[s] = d * (f32::from(scale) - 32.0);
+        nibbles(&block[8 + 16 * s..], &mut row.u[32 * s..][..32]);
+    }
+    row.u.iter_mut().for_each(|x| *x = IQ4_LEVELS[usize::from(*x)]);
+}
+
+/// Unpacks one step of up to 16 rows; rows beyond `rows` become zeros. `bytes` starts at the step's first block of the
+/// first row; rows lie `stride_bytes` apart; the step has `elems` elements.
+pub fn unpack_panel(
+    format: Format,
+    bytes: &[u8],
+    stride_bytes: usize,
+    rows: usize,
+    elems: usize,
+    panel: &mut Panel,
+) {
+    let step_bytes = elems / format.block_elems() * format.block_bytes();
+    let mut row = RowStep::zeroed();
+    if rows < PANEL_ROWS {
+        panel.q.fill(0);
+        panel.scale.fill(Lanes([0.0; PANEL_ROWS]));
+        panel.min.fill(Lanes([0.0; PANEL_ROWS]));
+    }
+    for r in 0..rows {
+        unpack_row(format, &bytes[r * stride_bytes..][..step_bytes], &mut row);
+        for (k, u) in row.u[..elems].chunks_exact(4).enumerate() {
+            panel.q[(k * PANEL_ROWS + r) * 4..][..4].copy_from_slice(u);
+        }
+        for s in 0..MAX_SUBS {
+            panel.scale[s].0[r] = row.scale[s];
+            panel.min[s].0[r] = row.min[s];
+        }
+    }
+}
+
+/// Turns an integer panel into its f32 values.
+#[inline(always)]
+pub fn widen_panel(layout: PanelLayout, elems: usize, from: &Panel, to: &mut PanelF32) {
+    let zero = match layout.zero {
+        Zero::Shift(shift) => (1u32 << shift) as f32,
+        Zero::Min => 0.0,
+    };
+    for (k4, q) in from.q[..elems * PANEL_ROWS].chunks_exact(4 * PANEL_ROWS).enumerate() {
+        let sub = k4 * 4 / layout.sub_elems;
+        let (scale, min) = (&from.scale[sub].0, &from.min[sub].0);
+        for j in 0..4 {
+            let out = &mut to.w[k4 * 4 + j].0;
+            for r in 0..PANEL_ROWS {
+                let min = if layout.zero == Zero::Min { min[r] } else { 0.0 };
+                out[r] = scale[r] * (f32::from(q[4 * r + j]) - zero) - min;
+            }
+        }
+    }
+}
+
+/// As [`unpack_panel`], for F32, F16 and BF16.
+pub fn unpack_floats(
+    format: Format,
+    bytes: &[u8],
+    stride_bytes: usize,
+    rows: usize,
+    elems: usize,
+    panel: &mut PanelF32,
+) {
+    for r in 0..PANEL_ROWS {
+        for k in 0..elems {
+            let value = |width: usize| &bytes[r * stride_bytes + k * width..][..width];
+            panel.w[k].0[r] = match format {
+                _ if r >= rows => 0.0,
+                Format::F16 => f16::from_le_bytes([value(2)[0], value(2)[1]]).to_f32(),
+                Format::Bf16 => bf16::from_le_bytes([value(2)[0], value(2)[1]]).to_f32(),
+                _ => f32::from_le_bytes([value(4)[0], value(4)[1], value(4)[2], value(4)[3]]),
+            };
+        }
+    }
+}
