@@ -1,0 +1,21 @@
+// Add: a + b, element by element. One lane an element.
+#include numbers
+#include arena
+
+struct Params {
+    a: u32,
+    b: u32,
+    y: u32,
+    // Elements for each row of the axis.
+    width: u32,
+    axis: u32,
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32) {
+    let i = (wg.y * grid.x + wg.x) * LANES + lane;
+    if (i < axis_rows(p.axis) * p.width) {
+        put(p.y + i, get(p.a + i) + get(p.b + i));
+    }
+}

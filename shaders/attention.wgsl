@@ -1,0 +1,161 @@
+// Attention: softmax(scale · q·kᵀ) · v over the cache, causal, grouped queries; one pass with a running maximum. A workgroup
+// takes QUERY_ROWS rows of one KV head (row = token · GROUP + head in the group) and one part of the cached positions,
+// POSITIONS at a time; grid (T · GROUP / QUERY_ROWS, G, parts). With one part the result is written; with more, each
+// part writes its maximum, its sum and its unnormalised output, which attention_merge.wgsl joins.
+#include numbers
+#include arena
+#include visible
+#include kv key
+#include kv value
+
+struct Params {
+    q: u32,
+    y: u32,
+    // [T, H, splits, VALUE_DIM + 2]; used with more than one part.
+    parts: u32,
+    num_key_value_heads: u32,
+    window: u32,
+    // 0: none.
+    soft_cap: f32,
+    scale: f32,
+    // [H] in `smalls`, or NONE.
+    sinks: u32,
+}
+
+@group(0) @binding(4) var<storage, read> key: array<u32>;
+@group(0) @binding(5) var<storage, read> value: array<u32>;
+
+const POSITIONS: u32 = 32u;
+const VALUE_PAIRS: u32 = VALUE_DIM / 2u;
+// Lanes own a pair of output elements each, for every ROW_STEP-th row.
+const ROW_STEP: u32 = LANES / VALUE_PAIRS;
+const ROWS_PER_LANE: u32 = (QUERY_ROWS + ROW_STEP - 1u) / ROW_STEP;
+
+var<workgroup> queries: array<f32, QUERY_ROWS * HEAD_DIM>;
+var<workgroup> scores: array<f32, QUERY_ROWS * POSITIONS>;
+var<workgroup> maxima: array<f32, QUERY_ROWS>;
+var<workgroup> sums: array<f32, QUERY_ROWS>;
+var<workgroup> rescale: array<f32, QUERY_ROWS>;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first_row = wg.x * QUERY_ROWS;
+    let rows = now.tokens * GROUP;
+    if (first_row >= rows) {
+        return;
+    }
+    let heads = p.num_key_value_heads * GROUP;
+    let key_width = p.num_key_value_heads * HEAD_DIM;
+    let value_width = p.num_key_value_heads * VALUE_DIM;
+    for (var i = lane; i < QUERY_ROWS * HEAD_DIM; i += LANES) {
+        let row = min(first_row + i / HEAD_DIM, rows - 1u);
+        let head = wg.y * GROUP + row % GROUP;
+        queries[i] = get(p.q + (row / GROUP * heads + head) * HEAD_DIM + i % HEAD_DIM);
+    }
+    for (var r = lane; r < QUERY_ROWS; r += LANES) {
+        maxima[r] = MASKED;
+        sums[r] = 0.0;
+    }
+    workgroupBarrier();
+
+    var outputs: array<vec2<f32>, ROWS_PER_LANE>;
+    let begin = wg.z * now.split_positions;
+    let end = min(begin + now.split_positions, now.cached);
+    for (var first = begin; first < end; first += POSITIONS) {
+        for (var i = lane; i < QUERY_ROWS * POSITIONS; i += LANES) {
+            let r = i / POSITIONS;
+            let cached = first + i % POSITIONS;
+            let row = first_row + r;
+            var score = MASKED;
+            if (row < rows && cached < end) {
+                let position = arena[now.positions_at + row / GROUP];
+                if (visible(cached, position, p.window)) {
+                    let key_row = cached * key_row_words(key_width);
+                    var product = 0.0;
+                    for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {
+                        let k = key_pair(key_row, key_width, wg.y * (HEAD_DIM / 2u) + pair);
+                        product += queries[r * HEAD_DIM + 2u * pair] * k.x;
+                        product += queries[r * HEAD_DIM + 2u * pair + 1u] * k.y;
+                    }
+                    score = product * p.scale;
+                    if (p.soft_cap != 0.0) {
+                        score = p.soft_cap * tanh(score / p.soft_cap);
+                    }
+                }
+            }
+            scores[i] = score;
+        }
+        workgroupBarrier();
+        for (var r = lane; r < QUERY_ROWS; r += LANES) {
+            var largest = maxima[r];
+            for (var i = 0u; i < POSITIONS; i++) {
+                largest = max(largest, scores[r * POSITIONS + i]);
+            }
+            let factor = exp(maxima[r] - largest);
+            var sum = sums[r] * factor;
+            for (var i = 0u; i < POSITIONS; i++) {
+                let score = scores[r * POSITIONS + i];
+                let weight = select(exp(score - largest), 0.0, score == MASKED);
+                scores[r * POSITIONS + i] = weight;
+                sum += weight;
+            }
+            maxima[r] = largest;
+            sums[r] = sum;
+            rescale[r] = factor;
+        }
+        workgroupBarrier();
+        if (lane < ROW_STEP * VALUE_PAIRS) {
+            let pair = lane % VALUE_PAIRS;
+            for (var j = 0u; j < ROWS_PER_LANE; j++) {
+                let r = min(lane / VALUE_PAIRS + j * ROW_STEP, QUERY_ROWS - 1u);
+                outputs[j] *= rescale[r];
+            }
+            let count = min(POSITIONS, end - first);
+            for (var i = 0u; i < count; i++) {
+                let value_row = (first + i) * value_row_words(value_width);
+                let v = value_pair(value_row, value_width, wg.y * VALUE_PAIRS + pair);
+                for (var j = 0u; j < ROWS_PER_LANE; j++) {
+                    let r = min(lane / VALUE_PAIRS + j * ROW_STEP, QUERY_ROWS - 1u);
+                    let weight = scores[r * POSITIONS + i];
+                    // A position that is not seen must not leak a NaN of its value row.
+                    outputs[j] += select(weight * v, vec2<f32>(0.0), weight == 0.0);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+
+    if (lane >= ROW_STEP * VALUE_PAIRS) {
+        return;
+    }
+    let pair = lane % VALUE_PAIRS;
+    for (var j = 0u; j < ROWS_PER_LANE; j++) {
+        let r = lane / VALUE_PAIRS + j * ROW_STEP;
+        let row = first_row + r;
+        if (r < QUERY_ROWS && row < rows) {
+            let head = wg.y * GROUP + row % GROUP;
+            let out = row / GROUP * heads + head;
+            if (now.splits == 1u) {
+                var sum = sums[r];
+                var output = outputs[j];
+                if (p.sinks != NONE) {
+                    let sink = small(p.sinks + head);
+                    let largest = max(maxima[r], sink);
+                    let factor = exp(maxima[r] - largest);
+                    sum = sum * factor + exp(sink - largest);
+                    output *= factor;
+                }
+                put(p.y + out * VALUE_DIM + 2u * pair, output.x / sum);
+                put(p.y + out * VALUE_DIM + 2u * pair + 1u, output.y / sum);
+            } else {
+                let at = p.parts + (out * now.splits + wg.z) * (VALUE_DIM + 2u);
+                if (pair == 0u) {
+                    put(at, maxima[r]);
+                    put(at + 1u, sums[r]);
+                }
+                put(at + 2u + 2u * pair, outputs[j].x);
+                put(at + 3u + 2u * pair, outputs[j].y);
+            }
+        }
+    }
+}

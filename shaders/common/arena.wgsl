@@ -1,0 +1,51 @@
+// What every kernel binds: its parameters, the step's sizes, the arena that holds all activations, and the small f32
+// weights (norms, biases, sinks). The arena is one read-write binding, so that a kernel's inputs and outputs count once
+// against the limit of eight storage buffers. Its words are u32; floats go through bitcast, which no driver may flush.
+
+struct Step {
+    // T, the tokens of the step.
+    tokens: u32,
+    // R, the rows whose logits are asked for.
+    logits_rows: u32,
+    // S, the cached positions, this step's included.
+    cached: u32,
+    // Over how many workgroups the attention of one head splits the cache, and the positions each takes.
+    splits: u32,
+    split_positions: u32,
+    // Word offsets of the step's inputs in the arena.
+    tokens_at: u32,
+    positions_at: u32,
+    kv_slots_at: u32,
+    logits_rows_at: u32,
+    unused_a: u32,
+    unused_b: u32,
+    unused_c: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<uniform> now: Step;
+@group(0) @binding(2) var<storage, read_write> arena: array<u32>;
+@group(0) @binding(3) var<storage, read> smalls: array<u32>;
+
+// An offset that stands for "there is none".
+const NONE: u32 = 0xffffffffu;
+
+// The row axes that a value may have.
+const AXIS_TOKENS: u32 = 1u;
+const AXIS_LOGITS_ROWS: u32 = 2u;
+
+fn axis_rows(axis: u32) -> u32 {
+    return select(now.logits_rows, now.tokens, axis == AXIS_TOKENS);
+}
+
+fn get(at: u32) -> f32 {
+    return bitcast<f32>(arena[at]);
+}
+
+fn put(at: u32, value: f32) {
+    arena[at] = bitcast<u32>(value);
+}
+
+fn small(at: u32) -> f32 {
+    return bitcast<f32>(smalls[at]);
+}

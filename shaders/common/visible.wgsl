@@ -1,0 +1,7 @@
+// Which cached positions a query sees: those up to its own, the last `window` of them where there is a window (0: none).
+fn visible(cached: u32, position: u32, window: u32) -> bool {
+    return cached <= position && (window == 0u || position - cached < window);
+}
+
+// Stands for a score that is not seen: finite, since WGSL may assume that no infinity occurs.
+const MASKED: f32 = -3.0e38;

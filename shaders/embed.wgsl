@@ -1,0 +1,44 @@
+// Embed: ids [T] → rows of the table [vocab, D]. One lane decodes one group of 16 elements; grid (groups / LANES, T).
+// A table split by rows is read by one dispatch a part, each writing the tokens whose rows it holds.
+#include numbers
+#include arena
+#include packed
+#include decode weight
+
+struct Params {
+    y: u32,
+    width: u32,
+    row_begin: u32,
+    row_end: u32,
+    row_words: u32,
+    weight_blocks: u32,
+    vocabulary: u32,
+}
+
+@group(0) @binding(4) var<storage, read> weight: array<u32>;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane_index: u32) {
+    let group = wg.x * LANES + lane_index;
+    let t = wg.y;
+    if (group * 16u >= p.width || t >= now.tokens) {
+        return;
+    }
+    let id = arena[now.tokens_at + t];
+    let at = p.y + t * p.width + group * 16u;
+    let count = min(16u, p.width - group * 16u);
+    if (id >= p.vocabulary && p.row_begin == 0u) {
+        // An id beyond the table is a fault of the caller; a NaN keeps it visible.
+        for (var i = 0u; i < count; i++) {
+            arena[at + i] = QUIET_NAN_BITS;
+        }
+        return;
+    }
+    if (id < p.row_begin || id >= p.row_end) {
+        return;
+    }
+    let values = weight_values((id - p.row_begin) * p.row_words, group);
+    for (var i = 0u; i < count; i++) {
+        put(at + i, values[i >> 2u][i & 3u]);
+    }
+}

@@ -1,0 +1,80 @@
+// KvWrite: rows of k or v [T, width] → the state's rows at kv_slots [T], rounded to the KV type. One dispatch for the
+// keys, one for the values. F16 rounds to nearest, ties to even; Q8_0 has a binary16 scale max|x| / 127 a block of 32 and
+// q = x / scale (as f32, before its rounding) to nearest. One lane a unit of UNIT elements (two for f16 and f32, two blocks
+// for q8_0, whose scales share a word); grid (units / LANES, T).
+#include numbers
+#include arena
+#include packed
+
+struct Params {
+    x: u32,
+    width: u32,
+    slots: u32,
+}
+
+@group(0) @binding(4) var<storage, read_write> state: array<u32>;
+
+#if kv_q8_0
+fn write_block(x: u32, row: u32, block: u32) -> u32 {
+    var largest = 0u;
+    for (var i = 0u; i < 32u; i++) {
+        largest = max(largest, arena[x + i] & 0x7fffffffu);
+    }
+    let finite = largest < 0x7f800000u;
+    let amax = bitcast<f32>(select(0u, largest, finite));
+    let d = divide(amax, 127.0);
+    var inverse = 0.0;
+    if (d > 0.0) {
+        inverse = divide(1.0, d);
+    }
+    for (var i = 0u; i < 8u; i++) {
+        let at = x + i * 4u;
+        let v = vec4<f32>(get(at), get(at + 1u), get(at + 2u), get(at + 3u)) * inverse;
+        state[row + block * 8u + i] = select(0u, pack_bytes(round_half_away(v)), d > 0.0);
+    }
+    return select(0x7e00u, f32_to_f16(d), finite);
+}
+
+// C's roundf.
+fn round_half_away(v: vec4<f32>) -> vec4<f32> {
+    let whole = trunc(v);
+    return whole + sign(v) * select(vec4<f32>(0.0), vec4<f32>(1.0), abs(v - whole) >= vec4<f32>(0.5));
+}
+#endif
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let unit = wg.x * LANES + lane;
+    if (wg.y >= now.tokens) {
+        return;
+    }
+    let slot = arena[now.kv_slots_at + wg.y];
+    let x = p.x + wg.y * p.width;
+    if (slot >= p.slots) {
+        return;
+    }
+#if kv_q8_0
+    let blocks = p.width / 32u;
+    let row = slot * (p.width / 4u + (blocks + 1u) / 2u);
+    if (unit * 2u >= blocks) {
+        return;
+    }
+    var scales = write_block(x + unit * 64u, row, unit * 2u);
+    if (unit * 2u + 1u < blocks) {
+        scales |= write_block(x + unit * 64u + 32u, row, unit * 2u + 1u) << 16u;
+    }
+    state[row + p.width / 4u + unit] = scales;
+#else
+    if (unit * 2u >= p.width) {
+        return;
+    }
+    let a = arena[x + unit * 2u];
+    let b = arena[x + unit * 2u + 1u];
+#if kv_f16
+    state[slot * (p.width / 2u) + unit] = f32_to_f16(bitcast<f32>(a)) | (f32_to_f16(bitcast<f32>(b)) << 16u);
+#else
+    state[slot * p.width + unit * 2u] = a;
+    state[slot * p.width + unit * 2u + 1u] = b;
+#endif
+#endif
+}

@@ -1,0 +1,33 @@
+// RmsNorm: x / sqrt(mean(x²) + eps) · w over rows of `width`; with heads, each head is a row. Grid (heads, rows).
+#include numbers
+#include arena
+#include lanes
+
+struct Params {
+    x: u32,
+    y: u32,
+    // The norm's weights in `smalls`.
+    weight: u32,
+    width: u32,
+    axis: u32,
+    eps: f32,
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, $LANE_PARAMS) {
+    let lane = $LANE;
+    if (wg.y >= axis_rows(p.axis)) {
+        return;
+    }
+    let row = (wg.y * grid.x + wg.x) * p.width;
+    var squares = 0.0;
+    for (var i = lane.index; i < p.width; i += LANES) {
+        let x = get(p.x + row + i);
+        squares += x * x;
+    }
+    let mean = sum_lanes(lane, squares) / f32(p.width);
+    let factor = 1.0 / sqrt(mean + p.eps);
+    for (var i = lane.index; i < p.width; i += LANES) {
+        put(p.y + row + i, get(p.x + row + i) * factor * small(p.weight + i));
+    }
+}
