@@ -50,7 +50,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var i = lane; i < QUERY_ROWS * HEAD_DIM; i += LANES) {
         let row = min(first_row + i / HEAD_DIM, rows - 1u);
         let head = wg.y * GROUP + row % GROUP;
-        queries[i] = get(p.q + (row / GROUP * heads + head) * HEAD_DIM + i % HEAD_DIM);
+        queries[i] = load(p.q + (row / GROUP * heads + head) * HEAD_DIM + i % HEAD_DIM);
     }
     for (var r = lane; r < QUERY_ROWS; r += LANES) {
         maxima[r] = MASKED;
@@ -145,16 +145,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                     sum = sum * factor + exp(sink - largest);
                     output *= factor;
                 }
-                put(p.y + out * VALUE_DIM + 2u * pair, output.x / sum);
-                put(p.y + out * VALUE_DIM + 2u * pair + 1u, output.y / sum);
+                store(p.y + out * VALUE_DIM + 2u * pair, output.x / sum);
+                store(p.y + out * VALUE_DIM + 2u * pair + 1u, output.y / sum);
             } else {
                 let at = p.parts + (out * now.splits + wg.z) * (VALUE_DIM + 2u);
                 if (pair == 0u) {
-                    put(at, maxima[r]);
-                    put(at + 1u, sums[r]);
+                    store(at, maxima[r]);
+                    store(at + 1u, sums[r]);
                 }
-                put(at + 2u + 2u * pair, outputs[j].x);
-                put(at + 3u + 2u * pair, outputs[j].y);
+                store(at + 2u + 2u * pair, outputs[j].x);
+                store(at + 3u + 2u * pair, outputs[j].y);
             }
         }
     }

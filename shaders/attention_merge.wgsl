@@ -19,16 +19,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let out = wg.y * p.heads + wg.x;
     let stride = p.value_dim + 2u;
     let parts = p.parts + out * now.splits * stride;
-    var largest = get(parts);
+    var largest = load(parts);
     for (var i = 1u; i < now.splits; i++) {
-        largest = max(largest, get(parts + i * stride));
+        largest = max(largest, load(parts + i * stride));
     }
     if (p.sinks != NONE) {
         largest = max(largest, small(p.sinks + wg.x));
     }
     var sum = 0.0;
     for (var i = 0u; i < now.splits; i++) {
-        sum += get(parts + i * stride + 1u) * exp(get(parts + i * stride) - largest);
+        sum += load(parts + i * stride + 1u) * exp(load(parts + i * stride) - largest);
     }
     if (p.sinks != NONE) {
         sum += exp(small(p.sinks + wg.x) - largest);
@@ -36,8 +36,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var element = lane; element < p.value_dim; element += LANES) {
         var output = 0.0;
         for (var i = 0u; i < now.splits; i++) {
-            output += get(parts + i * stride + 2u + element) * exp(get(parts + i * stride) - largest);
+            output += load(parts + i * stride + 2u + element) * exp(load(parts + i * stride) - largest);
         }
-        put(p.y + out * p.value_dim + element, output / sum);
+        store(p.y + out * p.value_dim + element, output / sum);
     }
 }

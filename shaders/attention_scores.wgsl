@@ -31,13 +31,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let key_row = cached * key_row_words(key_width);
         for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {
             let k = key_pair(key_row, key_width, wg.z / GROUP * (HEAD_DIM / 2u) + pair);
-            score += get(q + 2u * pair) * k.x;
-            score += get(q + 2u * pair + 1u) * k.y;
+            score += load(q + 2u * pair) * k.x;
+            score += load(q + 2u * pair + 1u) * k.y;
         }
         score *= p.scale;
         if (p.soft_cap != 0.0) {
             score = p.soft_cap * tanh(score / p.soft_cap);
         }
     }
-    put(p.y + (wg.z * now.tokens + wg.y) * now.cached + cached, score);
+    store(p.y + (wg.z * now.tokens + wg.y) * now.cached + cached, score);
 }

@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     for (var i = lane.index; i < now.cached; i += LANES) {
         if (visible(i, position, p.window)) {
-            largest = max(largest, get(p.x + row + i));
+            largest = max(largest, load(p.x + row + i));
         }
     }
     lane_maxima[lane.index] = largest;
@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     var partial = 0.0;
     for (var i = lane.index; i < now.cached; i += LANES) {
         if (visible(i, position, p.window)) {
-            partial += exp(get(p.x + row + i) - largest);
+            partial += exp(load(p.x + row + i) - largest);
         }
     }
     var sum = sum_lanes(lane, partial);
@@ -49,8 +49,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     for (var i = lane.index; i < now.cached; i += LANES) {
         var weight = 0.0;
         if (visible(i, position, p.window)) {
-            weight = exp(get(p.x + row + i) - largest) / sum;
+            weight = exp(load(p.x + row + i) - largest) / sum;
         }
-        put(p.y + row + i, weight);
+        store(p.y + row + i, weight);
     }
 }

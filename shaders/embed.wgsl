@@ -39,6 +39,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let values = weight_values((id - p.row_begin) * p.row_words, group);
     for (var i = 0u; i < count; i++) {
-        put(at + i, values[i >> 2u][i & 3u]);
+        store(at + i, values[i >> 2u][i & 3u]);
     }
 }

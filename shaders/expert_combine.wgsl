@@ -19,7 +19,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var sum = 0.0;
     for (var k = 0u; k < p.experts_per_token; k++) {
         let choice = wg.y * p.experts_per_token + k;
-        sum += get(p.weights + choice) * get(p.x + choice * p.width + i);
+        sum += load(p.weights + choice) * load(p.x + choice * p.width + i);
     }
-    put(p.y + wg.y * p.width + i, sum);
+    store(p.y + wg.y * p.width + i, sum);
 }

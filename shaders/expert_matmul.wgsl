@@ -65,6 +65,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         if (p.bias != NONE) {
             value += small(p.bias + through);
         }
-        put(p.y + choice * p.rows + out, value);
+        store(p.y + choice * p.rows + out, value);
     }
 }

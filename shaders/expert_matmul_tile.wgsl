@@ -58,7 +58,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 if (p.bias != NONE) {
                     value += small(p.bias + global);
                 }
-                put(p.y + arena[p.sorted + entry.y + t] * p.rows + out, value);
+                store(p.y + arena[p.sorted + entry.y + t] * p.rows + out, value);
             }
         }
     }

@@ -20,10 +20,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (i >= axis_rows(p.axis) * p.width) {
         return;
     }
-    let gate = get(p.gate + i);
+    let gate = load(p.gate + i);
     let activated = gate / (1.0 + exp(-gate));
     if (p.activated != NONE) {
-        put(p.activated + i, activated);
+        store(p.activated + i, activated);
     }
-    put(p.y + i, activated * get(p.up + i));
+    store(p.y + i, activated * load(p.up + i));
 }

@@ -29,7 +29,7 @@ fn write_block(x: u32, row: u32, block: u32) -> u32 {
     }
     for (var i = 0u; i < 8u; i++) {
         let at = x + i * 4u;
-        let v = vec4<f32>(get(at), get(at + 1u), get(at + 2u), get(at + 3u)) * inverse;
+        let v = vec4<f32>(load(at), load(at + 1u), load(at + 2u), load(at + 3u)) * inverse;
         state[row + block * 8u + i] = select(0u, pack_bytes(round_half_away(v)), d > 0.0);
     }
     return select(0x7e00u, f32_to_f16(d), finite);

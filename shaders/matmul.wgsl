@@ -58,8 +58,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         }
         let at = wg.y * p.y_stride + p.y_begin + out;
         if (p.residual != NONE) {
-            value += get(p.residual + at);
+            value += load(p.residual + at);
         }
-        put(p.y + at, value);
+        store(p.y + at, value);
     }
 }

@@ -45,9 +45,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 }
                 let at = t * p.y_stride + p.y_begin + out;
                 if (p.residual != NONE) {
-                    value += get(p.residual + at);
+                    value += load(p.residual + at);
                 }
-                put(p.y + at, value);
+                store(p.y + at, value);
             }
         }
     }

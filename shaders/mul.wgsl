@@ -16,6 +16,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     @builtin(local_invocation_index) lane: u32) {
     let i = (wg.y * grid.x + wg.x) * LANES + lane;
     if (i < axis_rows(p.axis) * p.width) {
-        put(p.y + i, get(p.a + i) * get(p.b + i));
+        store(p.y + i, load(p.a + i) * load(p.b + i));
     }
 }

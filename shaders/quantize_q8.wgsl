@@ -14,6 +14,9 @@ struct Params {
     rows_each: u32,
 }
 
+// 127 / f32::MAX.
+const SMALLEST_AMAX_BITS: u32 = 0x02fe0001u;
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32) {
@@ -32,14 +35,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         largest = max(largest, arena[x + i] & 0x7fffffffu);
     }
     let finite = largest < 0x7f800000u;
-    let amax = bitcast<f32>(select(0u, largest, finite));
+    // A block so small that 127 / max|x| would overflow counts as zero.
+    let amax = bitcast<f32>(select(0u, largest, finite && largest >= SMALLEST_AMAX_BITS));
     var inverse = 0.0;
     if (amax > 0.0) {
         inverse = divide(127.0, amax);
     }
     for (var i = 0u; i < 8u; i++) {
         let at = x + i * 4u;
-        let values = vec4<f32>(get(at), get(at + 1u), get(at + 2u), get(at + 3u)) * inverse;
+        let values = vec4<f32>(load(at), load(at + 1u), load(at + 2u), load(at + 3u)) * inverse;
         arena[y + block * 8u + i] = select(0u, pack_bytes(round(values)), amax > 0.0);
     }
     arena[y + p.cols / 4u + block] = select(QUIET_NAN_BITS, bitcast<u32>(divide(amax, 127.0)), finite);

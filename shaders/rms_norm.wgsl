@@ -22,12 +22,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     let row = (wg.y * grid.x + wg.x) * p.width;
     var squares = 0.0;
     for (var i = lane.index; i < p.width; i += LANES) {
-        let x = get(p.x + row + i);
+        let x = load(p.x + row + i);
         squares += x * x;
     }
     let mean = sum_lanes(lane, squares) / f32(p.width);
     let factor = 1.0 / sqrt(mean + p.eps);
     for (var i = lane.index; i < p.width; i += LANES) {
-        put(p.y + row + i, get(p.x + row + i) * factor * small(p.weight + i));
+        store(p.y + row + i, load(p.x + row + i) * factor * small(p.weight + i));
     }
 }

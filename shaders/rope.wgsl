@@ -33,12 +33,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             second = i + p.pairs;
         }
         let angle = p.table + (wg.y * p.pairs + i) * 2u;
-        let c = get(angle);
-        let s = get(angle + 1u);
-        let a = get(p.x + head + first);
-        let b = get(p.x + head + second);
-        put(p.y + head + first, a * c - b * s);
-        put(p.y + head + second, b * c + a * s);
+        let c = load(angle);
+        let s = load(angle + 1u);
+        let a = load(p.x + head + first);
+        let b = load(p.x + head + second);
+        store(p.y + head + first, a * c - b * s);
+        store(p.y + head + second, b * c + a * s);
     } else {
         arena[p.y + head + first] = arena[p.x + head + first];
         arena[p.y + head + second] = arena[p.x + head + second];

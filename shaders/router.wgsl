@@ -43,7 +43,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     var partial = 0.0;
     for (var i = lane.index; i < p.num_experts; i += LANES) {
-        let logit = get(logits + i);
+        let logit = load(logits + i);
         if (p.gate == 0u) {
             gates[i] = exp(logit - largest);
             partial += gates[i];
@@ -65,7 +65,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         // Softmax keeps the order of the logits, and the logits tell apart what its rounding may not; a NaN logit makes
         // every softmax weight NaN, but the order is still that of the logits.
         if (p.gate == 0u && p.selection_bias == NONE) {
-            choice = get(logits + i);
+            choice = load(logits + i);
         }
         keys[i] = order_key(select(bitcast<u32>(choice), QUIET_NAN_BITS, is_nan(arena[logits + i])));
     }
@@ -97,7 +97,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         } else if (p.normalise == 1u) {
             weight /= sum;
         }
-        put(p.weights + first + k, weight * p.scale);
+        store(p.weights + first + k, weight * p.scale);
     }
 }
 

@@ -68,16 +68,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var k = 0u; k < p.count; k++) {
         let chunk = take_best(lane, p.chunks);
         if (lane == 0u) {
-            let from = p.x + (chunk * p.count + taken[chunk]) * 2u;
-            arena[p.y + k * 2u] = arena[from];
-            arena[p.y + k * 2u + 1u] = arena[from + 1u];
+            let source = p.x + (chunk * p.count + taken[chunk]) * 2u;
+            arena[p.y + k * 2u] = arena[source];
+            arena[p.y + k * 2u + 1u] = arena[source + 1u];
             if (k == 0u && p.next_token != NONE) {
-                arena[p.next_token] = arena[from];
+                arena[p.next_token] = arena[source];
             }
             taken[chunk] += 1u;
             keys[chunk] = 0u;
-            if (taken[chunk] < p.count && arena[from + 2u] != NONE) {
-                keys[chunk] = order_key(arena[from + 3u]);
+            if (taken[chunk] < p.count && arena[source + 2u] != NONE) {
+                keys[chunk] = order_key(arena[source + 3u]);
             }
         }
         workgroupBarrier();

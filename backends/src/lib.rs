@@ -12,6 +12,8 @@ pub mod executable;
 pub mod reference;
 pub mod registry;
 pub mod session;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use error::BackendError;
 pub use executable::{

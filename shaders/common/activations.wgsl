@@ -10,7 +10,7 @@ struct Activations {
 fn load_activations(row: u32, group: u32, cols: u32) -> Activations {
     let at = row + group * 4u;
     let q = vec4<u32>(arena[at], arena[at + 1u], arena[at + 2u], arena[at + 3u]);
-    let scale = get(row + cols / 4u + (group >> 1u));
+    let scale = load(row + cols / 4u + (group >> 1u));
     return Activations(q, scale, f32(sum_bytes(q.x) + sum_bytes(q.y) + sum_bytes(q.z) + sum_bytes(q.w)));
 }
 fn activation_row_words(cols: u32) -> u32 {
@@ -24,7 +24,7 @@ fn load_activation(row: u32, at: u32, cols: u32) -> f32 {
     if (at >= cols) {
         return 0.0;
     }
-    let value = get(row + at);
+    let value = load(row + at);
 #if round_f16
     return f16_to_f32(f32_to_f16(value));
 #else

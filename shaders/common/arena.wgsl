@@ -38,11 +38,11 @@ fn axis_rows(axis: u32) -> u32 {
     return select(now.logits_rows, now.tokens, axis == AXIS_TOKENS);
 }
 
-fn get(at: u32) -> f32 {
+fn load(at: u32) -> f32 {
     return bitcast<f32>(arena[at]);
 }
 
-fn put(at: u32, value: f32) {
+fn store(at: u32, value: f32) {
     arena[at] = bitcast<u32>(value);
 }
 

@@ -1,7 +1,7 @@
 // IQ4_NL, blocks of 32: value = d · table[q]; nibbles as in Q4_0. On the device: four words a block, then the scales.
 const $W_BLOCK_WORDS: u32 = 4u;
 #include side_f16
-#include once table_iq4
+#include table_iq4
 
 fn $W_quants(row: u32, group: u32) -> vec4<u32> {
     let at = row + (group >> 1u) * 4u;

@@ -1,6 +1,6 @@
 // IQ4_XS, super-blocks of 256 in sub-blocks of 32: value = d · (s − 32) · table[q], s six bits.
 // 34 words, as in the file: d and the scales' high pairs, their low nibbles, 128 bytes of nibbles as in Q4_0.
-#include once table_iq4
+#include table_iq4
 
 fn $W_quants(row: u32, group: u32) -> vec4<u32> {
     let at = row + (group >> 4u) * 34u + 2u + ((group & 15u) >> 1u) * 4u;

@@ -1,0 +1,136 @@
+//! Every variant composes and passes naga's validator, with the features it names and no other.
+
+use super::*;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+/// One of each op, format, activation kind and cache type, at sizes that models have.
+fn variants(features: Features) -> Vec<Variant> {
+    let lanes = |op, lanes| Variant::new(op, features, &[("LANES", lanes)]);
+    let mut all = vec![
+        lanes("rms_norm", 64),
+        lanes("rms_norm", 256),
+        lanes("quantize_q8", 64),
+        lanes("rope", 64),
+        lanes("attention_merge", 64),
+        lanes("attention_softmax", 64),
+        lanes("gated_act", 256),
+        lanes("expert_combine", 64),
+        lanes("add", 256),
+        lanes("mul", 256),
+        lanes("get_rows", 64),
+        Variant::new("router", features, &[("LANES", 64), ("EXPERTS", 128)]),
+        Variant::new("top_candidates", features, &[("LANES", 256), ("EXPERTS", 1024)]),
+        Variant::new("group_tokens", features, &[("LANES", 128), ("EXPERTS", 128), ("TILE_TOKENS", 16)]),
+    ];
+    let tile = [("TILE_ROWS", 64), ("TILE_TOKENS", 64), ("LANE_ROWS", 4), ("LANE_TOKENS", 4)];
+    let expert_tile = [("TILE_ROWS", 64), ("TILE_TOKENS", 16), ("LANE_ROWS", 4), ("LANE_TOKENS", 1)];
+    for format in Format::ALL {
+        all.push(lanes("embed", 64).weight("weight", format));
+        let inputs: &[Input] =
+            if format.is_quantized() { &[Input::F32, Input::F16, Input::Q8] } else { &[Input::F32] };
+        for &input in inputs {
+            for op in ["matmul", "expert_matmul"] {
+                all.push(lanes(op, 64).weight("weight", format).input(input));
+            }
+            all.push(Variant::new("matmul_tile", features, &tile).weight("weight", format).input(input));
+            all.push(
+                Variant::new("expert_matmul_tile", features, &expert_tile)
+                    .weight("weight", format)
+                    .input(input),
+            );
+        }
+    }
+    for &kv_type in KvType::ALL {
+        all.push(lanes("kv_write", 64).kv(kv_type));
+        for (head_dim, group) in [(64, 4), (128, 8), (128, 1), (256, 16)] {
+            let sizes = [("LANES", 128), ("HEAD_DIM", head_dim), ("VALUE_DIM", head_dim), ("GROUP", group)];
+            let rows = (2048 / head_dim).min(16);
+            let mut attention = Variant::new("attention", features, &sizes).kv(kv_type);
+            attention.sizes.insert("QUERY_ROWS", rows);
+            all.push(attention);
+            let sizes = [("LANES", 64), ("HEAD_DIM", head_dim), ("GROUP", group)];
+            all.push(Variant::new("attention_scores", features, &sizes).kv(kv_type));
+        }
+    }
+    all
+}
+
+fn capabilities(features: Features) -> Capabilities {
+    let mut capabilities = Capabilities::default();
+    capabilities.set(Capabilities::SUBGROUP | Capabilities::SUBGROUP_BARRIER, features.subgroups);
+    capabilities.set(Capabilities::SHADER_FLOAT16, features.f16);
+    capabilities
+}
+
+#[test]
+fn every_variant_is_valid_wgsl() {
+    let mut count = 0;
+    for features in Features::combinations() {
+        for variant in variants(features) {
+            let text = compose(&variant).unwrap_or_else(|e| panic!("{e}"));
+            let module =
+                naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string(&text)));
+            let mut validator = Validator::new(ValidationFlags::all(), capabilities(features));
+            validator
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string(&text)));
+            count += 1;
+        }
+    }
+    assert!(count > 1000, "{count} variants");
+}
+
+/// The default limits of WebGPU: 8 storage buffers a stage, 16 KiB of workgroup memory, 256 lanes.
+#[test]
+fn every_variant_keeps_to_the_default_limits() {
+    for variant in variants(Features::default()) {
+        let text = compose(&variant).unwrap();
+        let module = naga::front::wgsl::parse_str(&text).unwrap();
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let size = |space: fn(&naga::AddressSpace) -> bool| -> (u32, u32) {
+            let matching = module.global_variables.iter().filter(|(_, g)| space(&g.space));
+            matching.fold((0, 0), |(n, bytes), (_, g)| (n + 1, bytes + layouter[g.ty].size))
+        };
+        let (storage, _) = size(|s| matches!(s, naga::AddressSpace::Storage { .. }));
+        let (_, workgroup_bytes) = size(|s| *s == naga::AddressSpace::WorkGroup);
+        let lanes: u32 = module.entry_points[0].workgroup_size.iter().product();
+        assert!(storage <= 8, "{variant}: {storage} storage buffers");
+        assert!(workgroup_bytes <= 16384, "{variant}: {workgroup_bytes} bytes of workgroup memory");
+        assert!(lanes <= 256, "{variant}: {lanes} lanes");
+    }
+}
+
+#[test]
+fn a_variant_names_its_features_and_no_others() {
+    for features in Features::combinations() {
+        let text = compose(&Variant::new("rms_norm", features, &[("LANES", 64)])).unwrap();
+        assert_eq!(text.contains("subgroupAdd"), features.subgroups);
+        assert_eq!(text.contains("enable f16"), features.f16);
+        let matmul = Variant::new("matmul", features, &[("LANES", 64)])
+            .weight("weight", Format::Q4K)
+            .input(Input::Q8);
+        assert_eq!(compose(&matmul).unwrap().contains("dot4I8Packed"), features.dot4);
+    }
+}
+
+#[test]
+fn every_source_is_used_by_some_variant() {
+    let mut used = std::collections::BTreeSet::new();
+    for variant in variants(Features::default()) {
+        let mut composer = Composer { variant: &variant, text: String::new(), included: Vec::new() };
+        composer.file(variant.op, "").unwrap();
+        used.insert(variant.op.to_owned());
+        used.extend(composer.included.into_iter().map(|(part, _)| part));
+    }
+    let unused: Vec<_> = sources::STEMS.iter().filter(|s| !used.contains(**s)).collect();
+    assert!(unused.is_empty(), "{unused:?}");
+}
+
+#[test]
+fn unknown_parts_and_bindings_are_named() {
+    let error = compose(&Variant::new("no_such_op", Features::default(), &[])).unwrap_err();
+    assert!(error.to_string().contains("no_such_op"), "{error}");
+    let error = compose(&Variant::new("matmul", Features::default(), &[("LANES", 64)])).unwrap_err();
+    assert!(error.to_string().contains("no weight binding weight"), "{error}");
+}
