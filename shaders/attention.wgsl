@@ -10,6 +10,7 @@
 
 struct Params {
     q: u32,
+    positions: u32,
     y: u32,
     // [T, H, splits, VALUE_DIM + 2]; used with more than one part.
     parts: u32,
@@ -22,8 +23,8 @@ struct Params {
     sinks: u32,
 }
 
-@group(0) @binding(4) var<storage, read> key: array<u32>;
-@group(0) @binding(5) var<storage, read> value: array<u32>;
+@group(1) @binding(0) var<storage, read> key: array<u32>;
+@group(1) @binding(1) var<storage, read> value: array<u32>;
 
 const POSITIONS: u32 = 32u;
 const VALUE_PAIRS: u32 = VALUE_DIM / 2u;
@@ -68,7 +69,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             let row = first_row + r;
             var score = MASKED;
             if (row < rows && cached < end) {
-                let position = arena[now.positions_at + row / GROUP];
+                let position = arena[p.positions + row / GROUP];
                 if (visible(cached, position, p.window)) {
                     let key_row = cached * key_row_words(key_width);
                     var product = 0.0;

@@ -7,6 +7,7 @@
 
 struct Params {
     q: u32,
+    positions: u32,
     y: u32,
     num_key_value_heads: u32,
     window: u32,
@@ -14,7 +15,7 @@ struct Params {
     scale: f32,
 }
 
-@group(0) @binding(4) var<storage, read> key: array<u32>;
+@group(1) @binding(0) var<storage, read> key: array<u32>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -24,7 +25,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let heads = p.num_key_value_heads * GROUP;
     let key_width = p.num_key_value_heads * HEAD_DIM;
-    let position = arena[now.positions_at + wg.y];
+    let position = arena[p.positions + wg.y];
     var score = 0.0;
     if (visible(cached, position, p.window)) {
         let q = p.q + (wg.y * heads + wg.z) * HEAD_DIM;

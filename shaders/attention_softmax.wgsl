@@ -7,6 +7,7 @@
 
 struct Params {
     x: u32,
+    positions: u32,
     y: u32,
     window: u32,
     sinks: u32,
@@ -21,7 +22,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         return;
     }
     let row = (wg.y * now.tokens + wg.x) * now.cached;
-    let position = arena[now.positions_at + wg.x];
+    let position = arena[p.positions + wg.x];
     var largest = MASKED;
     if (p.sinks != NONE) {
         largest = small(p.sinks + wg.y);

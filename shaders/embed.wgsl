@@ -6,12 +6,17 @@
 #include decode weight
 
 struct Params {
+    ids: u32,
     y: u32,
     width: u32,
+    axis: u32,
+    // Of the table's rows: the first one that this part holds, and the one behind its last.
     row_begin: u32,
     row_end: u32,
     row_words: u32,
     weight_blocks: u32,
+    // The rows that an id may name begin at `first_row`; there are `vocabulary` of them.
+    first_row: u32,
     vocabulary: u32,
 }
 
@@ -21,23 +26,24 @@ struct Params {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane_index: u32) {
     let group = wg.x * LANES + lane_index;
     let t = wg.y;
-    if (group * 16u >= p.width || t >= now.tokens) {
+    if (group * 16u >= p.width || t >= axis_rows(p.axis, 1u)) {
         return;
     }
-    let id = arena[now.tokens_at + t];
+    let id = arena[p.ids + t];
     let at = p.y + t * p.width + group * 16u;
     let count = min(16u, p.width - group * 16u);
-    if (id >= p.vocabulary && p.row_begin == 0u) {
+    if (id >= p.vocabulary) {
         // An id beyond the table is a fault of the caller; a NaN keeps it visible.
         for (var i = 0u; i < count; i++) {
             arena[at + i] = QUIET_NAN_BITS;
         }
         return;
     }
-    if (id < p.row_begin || id >= p.row_end) {
+    let row = p.first_row + id;
+    if (row < p.row_begin || row >= p.row_end) {
         return;
     }
-    let values = weight_values((id - p.row_begin) * p.row_words, group);
+    let values = weight_values((row - p.row_begin) * p.row_words, group);
     for (var i = 0u; i < count; i++) {
         store(at + i, values[i >> 2u][i & 3u]);
     }

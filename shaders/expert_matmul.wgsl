@@ -19,6 +19,9 @@ struct Params {
     experts_per_token: u32,
     // 1 where each of a token's K experts has its own input row, else 0.
     input_per_expert: u32,
+    // Rows of an expert in the tensor, and the number of the first expert's first row.
+    expert_rows: u32,
+    first_row: u32,
     row_begin: u32,
     row_end: u32,
     row_words: u32,
@@ -40,7 +43,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     let expert = min(arena[p.ids + choice], p.num_experts - 1u);
     let x = p.x + select(wg.z, choice, p.input_per_expert == 1u) * activation_row_words(p.cols);
-    let first = expert * p.rows + row;
+    let first = p.first_row + expert * p.expert_rows + row;
     let last = p.row_end - 1u;
     let row0 = (clamp(first, p.row_begin, last) - p.row_begin) * p.row_words;
     let row1 = (clamp(first + 1u, p.row_begin, last) - p.row_begin) * p.row_words;
@@ -63,7 +66,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     if (lane.index < 4u && out < p.rows && through >= p.row_begin && through < p.row_end) {
         var value = total[lane.index];
         if (p.bias != NONE) {
-            value += small(p.bias + through);
+            value += small(p.bias + expert * p.rows + out);
         }
         store(p.y + choice * p.rows + out, value);
     }

@@ -16,6 +16,9 @@ struct Params {
     rows: u32,
     experts_per_token: u32,
     input_per_expert: u32,
+    // Rows of an expert in the tensor, and the number of the first expert's first row.
+    expert_rows: u32,
+    first_row: u32,
     row_begin: u32,
     row_end: u32,
     row_words: u32,
@@ -39,7 +42,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let entry = workgroupUniformLoad(&tile_entry);
     let first_row = wg.x * TILE_ROWS;
-    let through = entry.x * p.rows + first_row;
+    let through = p.first_row + entry.x * p.expert_rows + first_row;
     if (entry.w == 0u || through + TILE_ROWS <= p.row_begin || through >= p.row_end) {
         return;
     }
@@ -52,11 +55,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for (var i = 0u; i < LANE_ROWS; i++) {
             let out = first_row + tile_row(lane, i);
             let t = tile_token(lane, j);
-            let global = entry.x * p.rows + out;
+            let global = through + tile_row(lane, i);
             if (out < p.rows && t < entry.z && global >= p.row_begin && global < p.row_end) {
                 var value = tile_sums[j * LANE_ROWS + i];
                 if (p.bias != NONE) {
-                    value += small(p.bias + global);
+                    value += small(p.bias + entry.x * p.rows + out);
                 }
                 store(p.y + arena[p.sorted + entry.y + t] * p.rows + out, value);
             }

@@ -8,7 +8,7 @@ struct Params {
     // act(gate), or NONE where nobody reads it.
     activated: u32,
     y: u32,
-    // Elements for each row of the axis.
+    // Elements of each row along the axis.
     width: u32,
     axis: u32,
 }
@@ -17,7 +17,7 @@ struct Params {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32) {
     let i = (wg.y * grid.x + wg.x) * LANES + lane;
-    if (i >= axis_rows(p.axis) * p.width) {
+    if (i >= axis_rows(p.axis, p.width)) {
         return;
     }
     let gate = load(p.gate + i);

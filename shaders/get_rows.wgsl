@@ -4,6 +4,7 @@
 
 struct Params {
     x: u32,
+    rows: u32,
     y: u32,
     width: u32,
 }
@@ -14,6 +15,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (i >= p.width || wg.y >= now.logits_rows) {
         return;
     }
-    let row = min(arena[now.logits_rows_at + wg.y], now.tokens - 1u);
+    let row = min(arena[p.rows + wg.y], now.tokens - 1u);
     arena[p.y + wg.y * p.width + i] = arena[p.x + row * p.width + i];
 }

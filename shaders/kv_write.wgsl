@@ -9,10 +9,12 @@
 struct Params {
     x: u32,
     width: u32,
+    // [T], the place of each row in the state, which has `capacity` rows.
     slots: u32,
+    capacity: u32,
 }
 
-@group(0) @binding(4) var<storage, read_write> state: array<u32>;
+@group(1) @binding(0) var<storage, read_write> state: array<u32>;
 
 #if kv_q8_0
 fn write_block(x: u32, row: u32, block: u32) -> u32 {
@@ -48,9 +50,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (wg.y >= now.tokens) {
         return;
     }
-    let slot = arena[now.kv_slots_at + wg.y];
+    let slot = arena[p.slots + wg.y];
     let x = p.x + wg.y * p.width;
-    if (slot >= p.slots) {
+    if (slot >= p.capacity) {
         return;
     }
 #if kv_q8_0

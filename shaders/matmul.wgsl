@@ -14,12 +14,15 @@ struct Params {
     cols: u32,
     // Words from one token's outputs to the next.
     y_stride: u32,
-    // The rows of W that this part holds, and where they are written in a token's outputs.
+    // The rows of W that this dispatch multiplies, and where they are written in a token's outputs.
     rows: u32,
     y_begin: u32,
     row_words: u32,
     weight_blocks: u32,
     axis: u32,
+    rows_each: u32,
+    // The place in this part of the first row.
+    first_row: u32,
     // [out] in `smalls`, or NONE.
     bias: u32,
     scale: f32,
@@ -33,15 +36,15 @@ struct Params {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, $LANE_PARAMS) {
     let lane = $LANE;
     let row = (wg.z * grid.x + wg.x) * 4u;
-    if (row >= p.rows || wg.y >= axis_rows(p.axis)) {
+    if (row >= p.rows || wg.y >= axis_rows(p.axis, p.rows_each)) {
         return;
     }
     let x = p.x + wg.y * activation_row_words(p.cols);
     let last = p.rows - 1u;
-    let row0 = row * p.row_words;
-    let row1 = min(row + 1u, last) * p.row_words;
-    let row2 = min(row + 2u, last) * p.row_words;
-    let row3 = min(row + 3u, last) * p.row_words;
+    let row0 = (p.first_row + row) * p.row_words;
+    let row1 = (p.first_row + min(row + 1u, last)) * p.row_words;
+    let row2 = (p.first_row + min(row + 2u, last)) * p.row_words;
+    let row3 = (p.first_row + min(row + 3u, last)) * p.row_words;
     var sums = vec4<f32>(0.0);
     let groups = (p.cols + 15u) / 16u;
     for (var group = lane.index; group < groups; group += LANES) {

@@ -16,6 +16,9 @@ struct Params {
     row_words: u32,
     weight_blocks: u32,
     axis: u32,
+    rows_each: u32,
+    // The place in this part of the first row.
+    first_row: u32,
     bias: u32,
     scale: f32,
     residual: u32,
@@ -25,13 +28,13 @@ struct Params {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let tokens = axis_rows(p.axis);
+    let tokens = axis_rows(p.axis, p.rows_each);
     let first_row = wg.x * TILE_ROWS;
     let first_token = wg.y * TILE_TOKENS;
     if (first_token >= tokens) {
         return;
     }
-    let w_row = min(first_row + loaded_row(lane), p.rows - 1u) * p.row_words;
+    let w_row = (p.first_row + min(first_row + loaded_row(lane), p.rows - 1u)) * p.row_words;
     let x_row = p.x + min(first_token + loaded_token(lane), tokens - 1u) * activation_row_words(p.cols);
     multiply_tile(lane, w_row, x_row, p.cols);
     for (var j = 0u; j < LANE_TOKENS; j++) {

@@ -10,7 +10,6 @@ struct Params {
     y: u32,
     cols: u32,
     axis: u32,
-    // Rows for each row of the axis: K where every chosen expert has its own row.
     rows_each: u32,
 }
 
@@ -24,7 +23,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     let index = (wg.y * grid.x + wg.x) * LANES + lane;
     let row = index / blocks;
     let block = index % blocks;
-    if (row >= axis_rows(p.axis) * p.rows_each) {
+    if (row >= axis_rows(p.axis, p.rows_each)) {
         return;
     }
     let x = p.x + row * p.cols + block * 32u;

@@ -10,13 +10,14 @@ struct Params {
     weight: u32,
     width: u32,
     axis: u32,
+    rows_each: u32,
     eps: f32,
 }
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, $LANE_PARAMS) {
     let lane = $LANE;
-    if (wg.y >= axis_rows(p.axis)) {
+    if (wg.y >= axis_rows(p.axis, p.rows_each)) {
         return;
     }
     let row = (wg.y * grid.x + wg.x) * p.width;

@@ -7,6 +7,7 @@
 struct Params {
     x: u32,
     y: u32,
+    // cos and sin of the step's positions.
     table: u32,
     heads: u32,
     head_dim: u32,

@@ -12,11 +12,6 @@ struct Step {
     // Over how many workgroups the attention of one head splits the cache, and the positions each takes.
     splits: u32,
     split_positions: u32,
-    // Word offsets of the step's inputs in the arena.
-    tokens_at: u32,
-    positions_at: u32,
-    kv_slots_at: u32,
-    logits_rows_at: u32,
     unused_a: u32,
     unused_b: u32,
     unused_c: u32,
@@ -30,12 +25,16 @@ struct Step {
 // An offset that stands for "there is none".
 const NONE: u32 = 0xffffffffu;
 
-// The row axes that a value may have.
+// The axis that a value's rows lie along: the step's tokens, its rows of logits, or neither.
 const AXIS_TOKENS: u32 = 1u;
 const AXIS_LOGITS_ROWS: u32 = 2u;
 
-fn axis_rows(axis: u32) -> u32 {
-    return select(now.logits_rows, now.tokens, axis == AXIS_TOKENS);
+// Rows along the axis, each holding `each` further ones.
+fn axis_rows(axis: u32, each: u32) -> u32 {
+    if (axis == AXIS_TOKENS) {
+        return now.tokens * each;
+    }
+    return select(1u, now.logits_rows, axis == AXIS_LOGITS_ROWS) * each;
 }
 
 fn load(at: u32) -> f32 {
