@@ -1,10 +1,11 @@
 // KvWrite: rows of k or v [T, width] → the state's rows at kv_slots [T], rounded to the KV type. One dispatch for the
-// keys, one for the values. F16 rounds to nearest, ties to even; Q8_0 has a binary16 scale max|x| / 127 a block of 32 and
-// q = x / scale (as f32, before its rounding) to nearest. One lane a unit of UNIT elements (two for f16 and f32, two blocks
-// for q8_0, whose scales share a word); grid (units / LANES, T).
+// keys, one for the values. F16 rounds to nearest, ties to even; Q8_0 has the bytes of an 8-bit activation block and its
+// scale in binary16. One lane a unit: two elements for f16 and f32, two blocks for q8_0, whose scales share a word.
+// Grid (units / LANES, T).
 #include numbers
 #include arena
 #include packed
+#include quantize_block
 
 struct Params {
     x: u32,
@@ -17,30 +18,13 @@ struct Params {
 @group(1) @binding(0) var<storage, read_write> state: array<u32>;
 
 #if kv_q8_0
+// Writes the block's bytes and gives its scale in binary16.
 fn write_block(x: u32, row: u32, block: u32) -> u32 {
-    var largest = 0u;
-    for (var i = 0u; i < 32u; i++) {
-        largest = max(largest, arena[x + i] & 0x7fffffffu);
-    }
-    let finite = largest < 0x7f800000u;
-    let amax = bitcast<f32>(select(0u, largest, finite));
-    let d = divide(amax, 127.0);
-    var inverse = 0.0;
-    if (d > 0.0) {
-        inverse = divide(1.0, d);
-    }
+    let measured = measure_block(x);
     for (var i = 0u; i < 8u; i++) {
-        let at = x + i * 4u;
-        let v = vec4<f32>(load(at), load(at + 1u), load(at + 2u), load(at + 3u)) * inverse;
-        state[row + block * 8u + i] = select(0u, pack_bytes(round_half_away(v)), d > 0.0);
+        state[row + block * 8u + i] = quantize_word(x, i, measured);
     }
-    return select(0x7e00u, f32_to_f16(d), finite);
-}
-
-// C's roundf.
-fn round_half_away(v: vec4<f32>) -> vec4<f32> {
-    let whole = trunc(v);
-    return whole + sign(v) * select(vec4<f32>(0.0), vec4<f32>(1.0), abs(v - whole) >= vec4<f32>(0.5));
+    return select(0x7e00u, f32_to_f16(measured.scale), measured.finite);
 }
 #endif
 

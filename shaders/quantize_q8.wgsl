@@ -1,9 +1,9 @@
-// The 8-bit activations of a matmul, blocks of 32 (graph/quant defines them): scale = max|x| / 127, q = x · (127 / max|x|)
-// rounded to nearest, ties to even; a block with a NaN or an infinity gets the scale NaN and q = 0.
-// x [rows, cols] → for each row cols / 4 words of q, then cols / 32 scales. One lane a block; grid (blocks / LANES).
+// The 8-bit activations of a matmul: x [rows, cols] → for each row cols / 4 words of signed bytes, then cols / 32 scales.
+// One lane a block; grid (blocks / LANES).
 #include numbers
 #include arena
 #include packed
+#include quantize_block
 
 struct Params {
     x: u32,
@@ -12,9 +12,6 @@ struct Params {
     axis: u32,
     rows_each: u32,
 }
-
-// 127 / f32::MAX.
-const SMALLEST_AMAX_BITS: u32 = 0x02fe0001u;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -28,22 +25,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let x = p.x + row * p.cols + block * 32u;
     let y = p.y + row * (p.cols / 4u + blocks);
-    var largest = 0u;
-    for (var i = 0u; i < 32u; i++) {
-        // Without the sign, the order of the bits is the order of the numbers, infinity and NaN last.
-        largest = max(largest, arena[x + i] & 0x7fffffffu);
-    }
-    let finite = largest < 0x7f800000u;
-    // A block so small that 127 / max|x| would overflow counts as zero.
-    let amax = bitcast<f32>(select(0u, largest, finite && largest >= SMALLEST_AMAX_BITS));
-    var inverse = 0.0;
-    if (amax > 0.0) {
-        inverse = divide(127.0, amax);
-    }
+    let measured = measure_block(x);
     for (var i = 0u; i < 8u; i++) {
-        let at = x + i * 4u;
-        let values = vec4<f32>(load(at), load(at + 1u), load(at + 2u), load(at + 3u)) * inverse;
-        arena[y + block * 8u + i] = select(0u, pack_bytes(round(values)), amax > 0.0);
+        arena[y + block * 8u + i] = quantize_word(x, i, measured);
     }
-    arena[y + p.cols / 4u + block] = select(QUIET_NAN_BITS, bitcast<u32>(divide(amax, 127.0)), finite);
+    arena[y + p.cols / 4u + block] = select(QUIET_NAN_BITS, bitcast<u32>(measured.scale), measured.finite);
 }

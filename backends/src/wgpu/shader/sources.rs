@@ -63,6 +63,7 @@ shader_sources! {
     "lanes" "common/lanes.wgsl"
     "numbers" "common/numbers.wgsl"
     "packed" "common/packed.wgsl"
+    "quantize_block" "common/quantize_block.wgsl"
     "row_dot" "common/row_dot.wgsl"
     "scales_k" "common/scales_k.wgsl"
     "side_f16" "common/side_f16.wgsl"
