@@ -14,6 +14,7 @@ pub mod lower;
 pub mod model;
 pub mod passes;
 pub mod quant;
+pub mod synth;
 pub mod verify;
 pub mod weights;
 

@@ -55,7 +55,7 @@ pub enum WriteError {
 }
 
 /// Where everything of a file goes, before any of it is written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GgufLayout {
     header: Vec<u8>,
     tensors: Vec<TensorEntry>,
