@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{CliError, ExitCode, completions};
+use crate::{CliError, ExitCode, completions, synth};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +29,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Write a model of real shapes with random weights, for benches and tests
+    Synth(synth::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -38,6 +40,7 @@ pub enum Command {
 /// Errors: the command's.
 pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
+        Command::Synth(args) => synth::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

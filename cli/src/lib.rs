@@ -11,6 +11,8 @@ pub mod completions;
 pub mod error;
 pub mod exit;
 pub mod output;
+pub mod partial_file;
+pub mod synth;
 
 use clap::Parser;
 

@@ -36,12 +36,11 @@ impl PartialFile {
         self.file.as_ref().ok_or_else(|| io::Error::other("the file is closed"))
     }
 
-    /// Closes the file and gives it its name.
+    /// Closes the file and gives it its name. What is written is not forced to the disk: local file systems tell of a full
+    /// one when written to, and to wait for gigabytes would take longer than to write them.
     ///
-    /// Errors: the disk did not take everything, or the name cannot be given; nothing is left then.
+    /// Errors: the name cannot be given; nothing is left then.
     pub fn finish(mut self) -> io::Result<()> {
-        // Some file systems tell of a full disk only now.
-        self.file()?.sync_data()?;
         self.file = None; // some systems do not rename an open file
         fs::rename(&self.partial, &self.path)
     }
