@@ -1,0 +1,80 @@
+//! Where fixture files are.
+
+use std::path::{Path, PathBuf};
+
+/// The folder of this crate.
+#[must_use]
+pub fn crate_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The tiny chat model (Q4_K_M), which is also the built-in demo.
+#[must_use]
+pub fn tiny_q4_k_m() -> PathBuf {
+    crate_dir().join("models/tiny-qwen3moe-q4_k_m.gguf")
+}
+
+/// A fixture by its path below the fixtures folder (`micro/zoo-q4_0.gguf`): carried, or in `MOE_FIXTURES`. `None`, with
+/// a loud line on stderr, where it is in neither.
+#[must_use]
+pub fn find(path: &str) -> Option<PathBuf> {
+    if path == "tiny/tiny-qwen3moe-q4_k_m.gguf" {
+        return Some(tiny_q4_k_m());
+    }
+    let carried = crate_dir().join("fixtures").join(path);
+    if carried.exists() {
+        return Some(carried);
+    }
+    if let Some(dir) = std::env::var_os("MOE_FIXTURES") {
+        let found = Path::new(&dir).join(path);
+        if found.exists() {
+            return Some(found);
+        }
+    }
+    eprintln!("SKIPPED: fixture {path} is not carried, and MOE_FIXTURES does not lead to it");
+    None
+}
+
+/// The micro models that have stage files, by stem, with those present.
+#[must_use]
+pub fn micro_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
+    const STEMS: &[&str] = &[
+        "dense-qwen3-q4_k",
+        "mixed-q4_k_m",
+        "no-rope-base-q8_0",
+        "tied-q8_0",
+        "wide-q4_k",
+        "zoo-bf16",
+        "zoo-f16",
+        "zoo-f32",
+        "zoo-iq4_nl",
+        "zoo-iq4_xs",
+        "zoo-q2_k",
+        "zoo-q3_k",
+        "zoo-q4_0",
+        "zoo-q4_1",
+        "zoo-q4_k",
+        "zoo-q5_0",
+        "zoo-q5_1",
+        "zoo-q5_k",
+        "zoo-q6_k",
+        "zoo-q8_0",
+    ];
+    let pair = |stem: &&'static str| {
+        let model = find(&format!("micro/{stem}.gguf"))?;
+        let stages = find(&format!("micro/{stem}.stages.safetensors"))?;
+        Some((*stem, model, stages))
+    };
+    STEMS.iter().filter_map(pair).collect()
+}
+
+/// The tiny models that have stage files, with those present.
+#[must_use]
+pub fn tiny_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
+    let pair = |stem: &&'static str| {
+        let model = find(&format!("tiny/tiny-qwen3moe-{stem}.gguf"))?;
+        let stages = find(&format!("tiny/tiny-qwen3moe-{stem}.stages.safetensors"))?;
+        Some((*stem, model, stages))
+    };
+    ["q4_k_m", "q8_0"].iter().filter_map(pair).collect()
+}

@@ -1,0 +1,70 @@
+//! Every stage of every stage file, on every backend of this build, against float64 values.
+
+use moe_run_backends::{Activations, Backend, CompileOptions, KvType, registry};
+use moe_run_graph::Model;
+use moe_run_tests::collect::all_taps;
+use moe_run_tests::stages::StageFile;
+use moe_run_tests::{fixtures, relative_l2};
+use std::path::Path;
+
+/// f32 activations and KV against float64. The reference sums in f64 and rounds each value to f32 once; the fast
+/// backends sum in f32, over up to 512 products a row here.
+fn tolerance(backend: &str) -> f64 {
+    if backend == "reference" { 1e-4 } else { 1e-3 }
+}
+
+/// The largest relative L2 of a stage; expert ids must be equal.
+fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path) -> f64 {
+    let model = Model::open(model).unwrap();
+    let wanted = StageFile::read(stages);
+    let options = CompileOptions {
+        activations: Some(Activations::F32),
+        kv_type: KvType::F32,
+        ..CompileOptions::default()
+    };
+    let found = all_taps(backend, &model, &options, &wanted.tokens).unwrap();
+    let mut worst = 0.0f64;
+    for (path, (shape, values)) in &wanted.values {
+        let tensor = found.values.get(path).unwrap_or_else(|| panic!("{stem}: no tap {path}"));
+        assert_eq!(&tensor.shape, shape, "{stem}: shape of {path}");
+        let data = tensor.data.to_f32();
+        if path.ends_with("moe_topk_ids") {
+            assert_eq!(&data, values, "{}, {stem}: {path}", backend.name());
+        } else {
+            let distance = relative_l2(&data, values);
+            assert!(
+                distance <= tolerance(backend.name()),
+                "{}, {stem}: {path}: relative L2 {distance:.3e}",
+                backend.name()
+            );
+            worst = worst.max(distance);
+        }
+    }
+    if wanted.values.len() > 2 {
+        // A full stage file: every tap of the graph has its value in it.
+        for path in found.values.keys() {
+            assert!(wanted.values.contains_key(path), "{stem}: {path} is not in the stage file");
+        }
+    }
+    worst
+}
+
+#[test]
+fn micro_models_match_their_stage_files() {
+    for backend in registry::all() {
+        for (stem, model, stages) in fixtures::micro_models() {
+            let worst = check(backend.as_ref(), stem, &model, &stages);
+            println!("{:10} {stem:20} worst stage {worst:.2e}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn tiny_models_match_their_stage_files() {
+    for backend in registry::all() {
+        for (stem, model, stages) in fixtures::tiny_models() {
+            let worst = check(backend.as_ref(), stem, &model, &stages);
+            println!("{:10} {stem:20} worst stage {worst:.2e}", backend.name());
+        }
+    }
+}
