@@ -4,6 +4,7 @@
 //! same executable answers, is traced, is compared and is timed: an [`Observer`] only makes it stop between launches.
 
 use crate::error::BackendError;
+use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
@@ -618,6 +619,13 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// [`BackendError::Unsupported`] naming op, format and backend.
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError>;
+
+    /// The kernel that runs a launch of a plan made from [`Backend::patterns`], for dumps; it needs neither weights nor
+    /// a device. `None` where the launch has no kernel that could be named.
+    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+        let _ = (plan, launch);
+        None
+    }
 
     /// Compiles a graph (a whole model or a segment).
     ///

@@ -326,7 +326,11 @@ impl Reader<'_> {
         }
         let norm = self.metadata.opt_bool(&self.key(keys::arch::EXPERT_WEIGHTS_NORM))?;
         let scale = self.metadata.opt_f32(&self.key(keys::arch::EXPERT_WEIGHTS_SCALE))?;
+        // 0 stands for "not stated" in converters' output.
         let scale = scale.filter(|s| *s != 0.0).unwrap_or(1.0);
+        if !scale.is_finite() {
+            return Err(self.wrong(keys::arch::EXPERT_WEIGHTS_SCALE, scale, "a finite number".into()));
+        }
         let gating = self.metadata.opt_u32(&self.key(keys::arch::EXPERT_GATING_FUNC))?;
         let gate = match gating {
             None | Some(0) => gate,

@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 pub mod config;
+pub mod dump;
 pub mod gguf;
 pub mod ids;
 pub mod ir;

@@ -27,6 +27,7 @@ fn f32(shape: Shape) -> Inferred {
 /// [`GraphError::Operands`] naming the node, what was wanted and what was found.
 pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
     let rule = Rule { graph, node };
+    rule.own()?;
     match &node.op {
         Op::Embed { table } => {
             rule.arity(1)?;
@@ -59,7 +60,7 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
         }
         Op::Rope { table, heads, .. } => {
             rule.arity(2)?;
-            rule.operand(1, DType::U32, "positions [T]", |s| s.0 == [Dim::Tokens])?;
+            rule.per_token(1, "positions")?;
             let width = rule.width(0)?;
             let spec = graph.rope_tables.get(table.index());
             let Some(spec) = spec else {
@@ -83,7 +84,7 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             for (i, state) in [(0, key), (1, value)] {
                 rule.inner(i, graph.state(*state).row_elems())?;
             }
-            rule.operand(2, DType::U32, "kv_slots [T]", |s| s.0 == [Dim::Tokens])?;
+            rule.per_token(2, "kv_slots")?;
             let row = |id: &StateId| {
                 let decl = graph.state(*id);
                 let shape = Shape::new(&[Dim::Cached, Dim::Fixed(decl.heads), Dim::Fixed(decl.width)]);
@@ -94,9 +95,11 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
         Op::Attention(attrs) => {
             rule.arity(5)?;
             rule.attention(attrs)?;
-            rule.inner(0, attrs.num_attention_heads * attrs.head_dim)?;
+            rule.queries(attrs)?;
             rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
             rule.state(2, attrs.num_key_value_heads, attrs.value_head_dim)?;
+            rule.per_token(3, "positions")?;
+            rule.per_token(4, "sequence")?;
             Ok(vec![f32(Shape::new(&[
                 Dim::Tokens,
                 Dim::Fixed(attrs.num_attention_heads * attrs.value_head_dim),
@@ -105,8 +108,10 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
         Op::AttentionScores(attrs) => {
             rule.arity(4)?;
             rule.attention(attrs)?;
-            rule.inner(0, attrs.num_attention_heads * attrs.head_dim)?;
+            rule.queries(attrs)?;
             rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
+            rule.per_token(2, "positions")?;
+            rule.per_token(3, "sequence")?;
             Ok(vec![f32(Shape::new(&[Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached]))])
         }
         Op::AttentionSoftmax(attrs) => {
@@ -114,11 +119,14 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.attention(attrs)?;
             let want = [Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached];
             rule.operand(0, DType::F32, "scores [H, T, S]", |s| s.0 == want)?;
+            rule.per_token(1, "positions")?;
+            rule.per_token(2, "sequence")?;
             Ok(vec![f32(rule.shape(0).clone())])
         }
         Op::Router(attrs) => {
             rule.arity(1)?;
             rule.inner(0, attrs.num_experts)?;
+            rule.operand(0, DType::F32, "logits [T, E]", |s| s.0.len() == 2)?;
             if attrs.num_experts_per_tok == 0 || attrs.num_experts_per_tok > attrs.num_experts {
                 return Err(rule.wrong(
                     format!("1 to {} experts per token", attrs.num_experts),
@@ -155,6 +163,8 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
         }
         Op::ExpertCombine => {
             rule.arity(2)?;
+            rule.width(0)?;
+            rule.width(1)?;
             let (y, w) = (rule.shape(0), rule.shape(1));
             if y.0.len() != 3 || w.0.len() != 2 || y.0[..2] != w.0[..] {
                 return Err(rule.wrong("y [T, K, D] and weights [T, K]".into(), format!("{y} and {w}")));
@@ -176,11 +186,16 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             if node.inputs.is_empty() {
                 return Err(rule.wrong("at least one value".into(), "none".into()));
             }
-            let rows = &rule.shape(0).0[..rule.shape(0).0.len() - 1];
-            for i in 1..node.inputs.len() {
-                let shape = rule.shape(i);
-                if shape.0.is_empty() || &shape.0[..shape.0.len() - 1] != rows {
-                    return Err(rule.wrong(format!("values like {}", rule.shape(0)), shape.to_string()));
+            let first = graph.value(node.inputs[0]);
+            for i in 0..node.inputs.len() {
+                let value = graph.value(node.inputs[i]);
+                if value.dtype == DType::State || value.shape.0.is_empty() {
+                    let found = format!("{} {:?}", value.shape, value.dtype);
+                    return Err(rule.wrong("a value with axes that is no state".into(), found));
+                }
+                if value.dtype != first.dtype || !value.shape.stands_beside(&first.shape) {
+                    let wanted = format!("values like {} {:?}", first.shape, first.dtype);
+                    return Err(rule.wrong(wanted, format!("{} {:?}", value.shape, value.dtype)));
                 }
             }
             Ok(Vec::new())
@@ -206,12 +221,37 @@ impl Rule<'_> {
         if self.node.inputs.len() != wanted {
             return Err(self.wrong(format!("{wanted} operands"), self.node.inputs.len().to_string()));
         }
-        for input in &self.node.inputs {
-            if input.index() >= self.graph.values.len() {
-                return Err(self.wrong("values of this graph".into(), input.to_string()));
-            }
+        Ok(())
+    }
+
+    /// Every id is one of this graph: what the other rules look up.
+    fn own(&self) -> Result<(), GraphError> {
+        let (graph, node) = (self.graph, self.node);
+        let states = match &node.op {
+            Op::KvWrite { key, value } => vec![*key, *value],
+            _ => Vec::new(),
+        };
+        if let Some(id) = node.inputs.iter().find(|v| v.index() >= graph.values.len()) {
+            return Err(self.wrong("values of this graph".into(), id.to_string()));
+        }
+        if let Some(id) = node.op.weights().into_iter().find(|w| w.index() >= graph.weights.len()) {
+            return Err(self.wrong("weights of this graph".into(), id.to_string()));
+        }
+        if let Some(id) = states.into_iter().find(|s| s.index() >= graph.states.len()) {
+            return Err(self.wrong("states of this graph".into(), id.to_string()));
         }
         Ok(())
+    }
+
+    fn per_token(&self, i: usize, what: &str) -> Result<(), GraphError> {
+        self.operand(i, DType::U32, &format!("{what} [T]"), |s| s.0 == [Dim::Tokens])
+    }
+
+    fn queries(&self, attrs: &AttentionAttrs) -> Result<(), GraphError> {
+        let width = attrs.num_attention_heads * attrs.head_dim;
+        self.operand(0, DType::F32, &format!("queries [T, {width}]"), |s| {
+            s.0 == [Dim::Tokens, Dim::Fixed(width)]
+        })
     }
 
     fn operand(
@@ -244,6 +284,7 @@ impl Rule<'_> {
 
     fn same(&self, a: usize, b: usize) -> Result<(), GraphError> {
         self.width(a)?;
+        self.width(b)?;
         if self.shape(a) != self.shape(b) {
             return Err(self.wrong(
                 "two values of one shape".into(),

@@ -59,6 +59,16 @@ impl fmt::Display for Dim {
     }
 }
 
+impl Serialize for Dim {
+    /// A number where it is fixed, else the axis's letter.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Dim::Fixed(n) => serializer.serialize_u64(*n as u64),
+            _ => serializer.collect_str(self),
+        }
+    }
+}
+
 /// A value's shape, outermost axis first.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shape(pub Vec<Dim>);
@@ -91,6 +101,15 @@ impl Shape {
         }
     }
 
+    /// Whether all axes but the last are the other's: the two can stand side by side.
+    #[must_use]
+    pub fn stands_beside(&self, other: &Shape) -> bool {
+        match (self.0.split_last(), other.0.split_last()) {
+            (Some((_, a)), Some((_, b))) => a == b,
+            _ => false,
+        }
+    }
+
     /// The product of all fixed axes: the elements that one token (or row) holds.
     #[must_use]
     pub fn fixed_elems(&self) -> usize {
@@ -113,7 +132,7 @@ impl fmt::Display for Shape {
 
 impl Serialize for Shape {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(ToString::to_string))
+        serializer.collect_seq(&self.0)
     }
 }
 

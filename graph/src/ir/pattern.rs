@@ -52,8 +52,9 @@ impl LaunchPattern {
         LaunchPattern { name, phases, accepts: |_, _| true }
     }
 
-    /// The nodes that the pattern takes from the head of `nodes` (taps left out), by phase; `None` if it does not fit.
-    /// All of them belong to one layer.
+    /// The nodes that the pattern takes from the head of `nodes` (taps left out), by phase; `None` if it does not fit or
+    /// takes nothing. All of them belong to one layer. An optional step takes a node that fits it, always: there is no
+    /// going back for a later step's sake.
     #[must_use]
     pub fn matches<'g>(&self, graph: &Graph, nodes: &[&'g Node]) -> Option<Vec<Vec<&'g Node>>> {
         let layer = nodes.first()?.layer;
@@ -76,6 +77,6 @@ impl LaunchPattern {
             phases.push(phase);
         }
         let all: Vec<&Node> = phases.iter().flatten().copied().collect();
-        (self.accepts)(graph, &all).then_some(phases)
+        (!all.is_empty() && (self.accepts)(graph, &all)).then_some(phases)
     }
 }

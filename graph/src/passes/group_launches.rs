@@ -122,8 +122,10 @@ fn attach_taps(graph: &Graph, launches: &mut [Launch]) {
         .collect();
     for (tap, _) in graph.taps() {
         let producers = tap.inputs.iter().filter_map(|v| graph.value(*v).producer);
-        if let Some(last) = producers.filter_map(|p| launch_of.get(&p)).max() {
-            launches[*last].taps.push(tap.id);
+        // A tap of boundary inputs alone is complete before anything runs: the first launch delivers it.
+        let last = producers.filter_map(|p| launch_of.get(&p)).max().copied().unwrap_or(0);
+        if let Some(launch) = launches.get_mut(last) {
+            launch.taps.push(tap.id);
         }
     }
 }

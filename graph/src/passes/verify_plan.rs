@@ -1,4 +1,5 @@
-//! The rules of a plan: `node-in-one-launch`, `launch-order`, `crossing-value-stored`, `buffers-apart`.
+//! The rules of a plan: `node-in-one-launch` (a tap: delivered by one), `launch-order`, `crossing-value-stored`,
+//! `alive-while-needed`, `buffers-apart`.
 
 use super::Plan;
 use super::plan_memory::alive_together;
@@ -6,28 +7,20 @@ use crate::ir::{DType, NodeId, Op};
 use crate::verify::GraphError;
 use std::collections::HashMap;
 
+/// A launch and a phase; a tap stands behind every phase of the launch that delivers it.
+type Place = (usize, usize);
+
 /// Checks every rule of a plan.
 ///
 /// # Errors
 /// The first rule that is broken.
 pub fn verify_plan(plan: &Plan) -> Result<(), GraphError> {
     let broken = |rule, after, node: String, detail: String| GraphError::Rule { rule, after, node, detail };
-    let mut place: HashMap<NodeId, (usize, usize)> = HashMap::new();
-    for (l, launch) in plan.launches.iter().enumerate() {
-        for (p, phase) in launch.phases.iter().enumerate() {
-            for id in phase {
-                if plan.graph.node(*id).is_none() || place.insert(*id, (l, p)).is_some() {
-                    let detail = format!("{} holds a node that is dropped or held twice", launch.id);
-                    return Err(broken("node-in-one-launch", "group_launches", id.to_string(), detail));
-                }
-            }
-        }
-    }
+    let place = places(plan)?;
     for node in &plan.graph.nodes {
         let is_tap = matches!(node.op, Op::Tap { .. });
-        let at = match (place.get(&node.id), is_tap) {
-            (Some(at), false) => Some(*at),
-            (None, true) => None,
+        let at = match place.get(&node.id) {
+            Some(at) if is_tap == (at.1 == usize::MAX) => *at,
             _ => {
                 let detail = "not in exactly one launch".to_owned();
                 return Err(broken("node-in-one-launch", "group_launches", node.path(), detail));
@@ -36,16 +29,21 @@ pub fn verify_plan(plan: &Plan) -> Result<(), GraphError> {
         for input in &node.inputs {
             let value = plan.graph.value(*input);
             let Some(from) = value.producer.and_then(|p| place.get(&p)) else { continue };
-            if let Some(at) = at
-                && (from > &at)
-            {
+            if from > &at {
                 let detail = format!("{input} is made later, in launch {}", from.0);
                 return Err(broken("launch-order", "group_launches", node.path(), detail));
             }
-            let crosses = at.is_none_or(|at| at != *from);
-            if crosses && value.dtype != DType::State && !plan.is_stored(*input) {
+            if *from == at || value.dtype == DType::State {
+                continue;
+            }
+            let Some(slot) = plan.memory.slot(*input) else {
                 let detail = format!("{input} leaves launch {} without a buffer", from.0);
                 return Err(broken("crossing-value-stored", "plan_memory", node.path(), detail));
+            };
+            if slot.first_launch > from.0 || slot.last_launch < at.0 {
+                let detail =
+                    format!("{input} is needed in launches {} to {}, its buffer is not", from.0, at.0);
+                return Err(broken("alive-while-needed", "plan_memory", node.path(), detail));
             }
         }
     }
@@ -60,4 +58,24 @@ pub fn verify_plan(plan: &Plan) -> Result<(), GraphError> {
         }
     }
     Ok(())
+}
+
+/// Where each node runs and each tap is delivered.
+fn places(plan: &Plan) -> Result<HashMap<NodeId, Place>, GraphError> {
+    let mut place = HashMap::new();
+    for (l, launch) in plan.launches.iter().enumerate() {
+        let taps = launch.taps.iter().map(|id| (*id, usize::MAX));
+        let nodes = launch.phases.iter().enumerate().flat_map(|(p, ids)| ids.iter().map(move |id| (*id, p)));
+        for (id, phase) in nodes.chain(taps) {
+            if plan.graph.node(id).is_none() || place.insert(id, (l, phase)).is_some() {
+                return Err(GraphError::Rule {
+                    rule: "node-in-one-launch",
+                    after: "group_launches",
+                    node: id.to_string(),
+                    detail: format!("{} holds a node that is dropped or held twice", launch.id),
+                });
+            }
+        }
+    }
+    Ok(place)
 }

@@ -6,7 +6,7 @@ use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{Activation, LayerIdx, Op, Stage, ValueId};
 use crate::lower::{LowerError, Lowering, only};
 
-/// Appends a dense feed-forward layer to the residual stream `x` [T, D]; nothing for a layer of experts.
+/// Appends a dense feed-forward layer to the residual stream `x` [T, D]; experts where the configuration says so.
 ///
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
