@@ -5,6 +5,7 @@
 //! sees an architecture's name.
 #![deny(missing_docs)]
 
+pub mod cases;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 pub mod error;

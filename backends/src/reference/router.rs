@@ -9,7 +9,7 @@ fn rank(values: &[f64], a: usize, b: usize) -> Ordering {
         (true, true) => a.cmp(&b),
         (true, false) => Ordering::Greater,
         (false, true) => Ordering::Less,
-        (false, false) => values[b].total_cmp(&values[a]).then(a.cmp(&b)),
+        (false, false) => values[b].partial_cmp(&values[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b)),
     }
 }
 

@@ -257,7 +257,11 @@ impl Composer<'_> {
                 }
             }
         }
-        if branches.is_empty() { Ok(()) } else { Err(wrong(source.lines().count(), "#if without #endif".into())) }
+        if branches.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong(source.lines().count(), "#if without #endif".into()))
+        }
     }
 
     fn include(&mut self, name: &str, binding: &str) -> Result<(), ComposeError> {

@@ -68,12 +68,10 @@ fn every_variant_is_valid_wgsl() {
     for features in Features::combinations() {
         for variant in variants(features) {
             let text = compose(&variant).unwrap_or_else(|e| panic!("{e}"));
-            let module =
-                naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string(&text)));
-            let mut validator = Validator::new(ValidationFlags::all(), capabilities(features));
-            validator
-                .validate(&module)
+            let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string(&text)));
+            let mut validator = Validator::new(ValidationFlags::all(), capabilities(features));
+            validator.validate(&module).unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string(&text)));
             count += 1;
         }
     }
@@ -107,9 +105,8 @@ fn a_variant_names_its_features_and_no_others() {
         let text = compose(&Variant::new("rms_norm", features, &[("LANES", 64)])).unwrap();
         assert_eq!(text.contains("subgroupAdd"), features.subgroups);
         assert_eq!(text.contains("enable f16"), features.f16);
-        let matmul = Variant::new("matmul", features, &[("LANES", 64)])
-            .weight("weight", Format::Q4K)
-            .input(Input::Q8);
+        let matmul =
+            Variant::new("matmul", features, &[("LANES", 64)]).weight("weight", Format::Q4K).input(Input::Q8);
         assert_eq!(compose(&matmul).unwrap().contains("dot4I8Packed"), features.dot4);
     }
 }

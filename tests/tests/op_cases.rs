@@ -1,0 +1,176 @@
+//! Random cases of every op on every backend against the reference, under the same definition of activations and KV.
+
+use moe_run_backends::cases::{self, OPS};
+use moe_run_backends::reference::Reference;
+use moe_run_backends::{Activations, Backend, CompileOptions, KvType, registry};
+use moe_run_graph::ir::{DType, Dim, Graph, Op, RopePairing, RopeScaling, RopeSpec, Shape};
+use moe_run_graph::quant::Format;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Both sides compute from the same rounded activations and cache; what is left is the order of f32 sums and the last
+/// bits of exp, which a softmax over hundreds of positions adds up.
+const TOLERANCE: f64 = 2e-5;
+
+/// Every backend that has a device here. The reference against itself shows that a case is sound and finite.
+fn backends() -> Vec<Box<dyn Backend>> {
+    registry::all().into_iter().filter(|b| b.devices().is_ok_and(|d| !d.is_empty())).collect()
+}
+
+fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &CompileOptions) {
+    let case = cases::case(op, format, seed).unwrap().unwrap();
+    let probe = backend.compile(&case.graph, case.weights.clone(), options).unwrap();
+    let same = cases::same_definition(probe.info());
+    let wanted = cases::run(&case, &Reference, &same).unwrap();
+    let found = cases::run(&case, backend, options)
+        .unwrap_or_else(|e| panic!("{} on {}: {e}", case.name, backend.name()));
+    assert_eq!(found.len(), wanted.len());
+    for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+        let distance = cases::distance(found, wanted);
+        assert!(
+            distance <= TOLERANCE,
+            "{} on {}, activations {}, kv {}: result {i}: relative L2 {distance:.3e}",
+            case.name,
+            backend.name(),
+            probe.info().activations,
+            options.kv_type,
+        );
+    }
+}
+
+fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], seeds: std::ops::Range<u64>) {
+    for backend in backends() {
+        for seed in seeds.clone() {
+            let formats = if cases::takes_formats(op) { &Format::ALL[..] } else { &[Format::F32] };
+            for format in formats {
+                for (activations, kv_type) in
+                    activations.iter().flat_map(|a| kv_types.iter().map(move |k| (*a, *k)))
+                {
+                    let options = CompileOptions {
+                        activations: Some(activations),
+                        kv_type,
+                        ..CompileOptions::default()
+                    };
+                    check(backend.as_ref(), op, *format, seed, &options);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ops_that_read_quantized_weights() {
+    for op in ["matmul", "expert_matmul"] {
+        over_seeds(op, &[Activations::F32, Activations::Q8], &[KvType::F32], 0..4);
+    }
+    over_seeds("embed", &[Activations::F32], &[KvType::F32], 0..2);
+}
+
+#[test]
+fn attention_over_every_kv_type() {
+    over_seeds("attention", &[Activations::F32], KvType::ALL, 0..12);
+    over_seeds("attention_scores", &[Activations::F32], KvType::ALL, 0..3);
+    over_seeds("attention_softmax", &[Activations::F32], &[KvType::F32], 0..6);
+}
+
+#[test]
+fn every_other_op() {
+    for op in OPS {
+        if !cases::takes_formats(op) && !op.starts_with("attention") {
+            over_seeds(op, &[Activations::F32], &[KvType::F32], 0..16);
+        }
+    }
+}
+
+/// RoPE against angles computed here in f64 from the definition, at the ends of the context.
+#[test]
+fn rope_at_far_positions() {
+    let (heads, d, theta) = (2, 64, 1e7);
+    for backend in backends() {
+        for position in [0u32, 4095, 32767, 262_143] {
+            let mut graph = Graph::new();
+            let table = graph.add_rope_table(RopeSpec { theta, dims: d, scaling: RopeScaling::None });
+            let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(heads * d)]), DType::F32);
+            let positions = graph.inputs.positions;
+            let op = Op::Rope { table, pairing: RopePairing::Half, heads };
+            graph.outputs = graph.push(None, "rope", op, &[x, positions]).unwrap();
+            let values: Vec<f32> = (0..heads * d).map(|i| (i as f32 * 0.37).sin()).collect();
+            let case = cases::OpCase {
+                name: format!("rope at {position}"),
+                graph,
+                weights: Arc::new(HashMap::new()),
+                steps: vec![cases::CaseStep {
+                    first_position: position,
+                    tokens: vec![moe_run_graph::ids::TokenId(0)],
+                    logits_rows: Vec::new(),
+                    boundary: vec![(
+                        x,
+                        moe_run_backends::HostTensor::f32(vec![1, heads * d], values.clone()),
+                    )],
+                }],
+                ctx_size: position as usize + 1,
+            };
+            let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
+            let found = cases::run(&case, backend.as_ref(), &options).unwrap()[0].data.to_f32();
+            for head in 0..heads {
+                for i in 0..d / 2 {
+                    let angle = f64::from(position) * theta.powf(-((2 * i) as f64) / d as f64);
+                    let (a, b) = (f64::from(values[head * d + i]), f64::from(values[head * d + i + d / 2]));
+                    let wanted = (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin());
+                    let found = (f64::from(found[head * d + i]), f64::from(found[head * d + i + d / 2]));
+                    // cos and sin are rounded to f32 once, the products twice: 4 units of 2⁻²⁴ of values below √2.
+                    let error = (found.0 - wanted.0).abs().max((found.1 - wanted.1).abs());
+                    assert!(
+                        error < 4e-7,
+                        "{}: position {position}, head {head}, pair {i}: {error:.2e}",
+                        backend.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The choice of experts where it is hard: ties, NaN, and all of them NaN.
+#[test]
+fn router_ranks_ties_low_and_nan_last() {
+    use moe_run_graph::ir::{GateKind, RouterAttrs};
+    let logits = [
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [0.0, 2.0, 2.0, -1.0, 2.0, 1.0],
+        [f32::NAN, 0.5, f32::NAN, 0.25, -3.0, 0.5],
+        [f32::NAN; 6],
+        [f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::INFINITY, f32::NAN, 0.0],
+        [-0.0, 0.0, -0.0, 0.0, -1.0, -2.0],
+    ];
+    let wanted: [[u32; 3]; 6] = [[0, 1, 2], [1, 2, 4], [1, 5, 3], [0, 1, 2], [0, 3, 2], [0, 1, 2]];
+    for backend in backends() {
+        let mut graph = Graph::new();
+        let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(6)]), DType::F32);
+        let attrs = RouterAttrs {
+            num_experts: 6,
+            num_experts_per_tok: 3,
+            gate: GateKind::Softmax,
+            norm_topk_prob: true,
+            scale: 1.0,
+            selection_bias: None,
+        };
+        graph.outputs = graph.push(None, "router_topk", Op::Router(attrs), &[x]).unwrap();
+        let case = cases::OpCase {
+            name: "router".into(),
+            graph,
+            weights: Arc::new(HashMap::new()),
+            steps: vec![cases::CaseStep {
+                first_position: 0,
+                tokens: vec![moe_run_graph::ids::TokenId(0); logits.len()],
+                logits_rows: Vec::new(),
+                boundary: vec![(x, moe_run_backends::HostTensor::f32(vec![6, 6], logits.concat()))],
+            }],
+            ctx_size: logits.len(),
+        };
+        let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
+        let found = cases::run(&case, backend.as_ref(), &options).unwrap();
+        let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };
+        assert_eq!(ids, &wanted.concat(), "{}", backend.name());
+    }
+}
