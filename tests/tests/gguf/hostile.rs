@@ -81,6 +81,29 @@ fn every_truncation_of_a_micro_model_is_refused() {
     refuse_prefixes(&bytes, tensor_boundaries(&read));
 }
 
+/// What the fuzz target starts from: files that open, and files that must not.
+#[test]
+fn the_fuzz_corpus_is_read_or_refused() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/gguf");
+    let mut opened: Vec<String> = Vec::new();
+    let mut refused: Vec<String> = Vec::new();
+    for name in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        let Some(stem) = name.to_str().unwrap().strip_suffix(".gguf") else { continue };
+        let stem = stem.rsplit('/').next().unwrap().to_owned();
+        match GgufFile::from_bytes("corpus", std::fs::read(&name).unwrap()) {
+            Ok(file) => {
+                use_all(&file);
+                opened.push(stem);
+            }
+            Err(_) => refused.push(stem),
+        }
+    }
+    opened.sort();
+    refused.sort();
+    assert_eq!(opened, ["all-types", "minimal", "one-tensor", "version-2", "vocabulary"]);
+    assert_eq!(refused, ["model-without-data", "part-2-of-3"]);
+}
+
 /// Changes `bytes` in one of the ways in which files are damaged, or made to do damage.
 fn mutate(bytes: &mut Vec<u8>, header_bytes: usize, random: &mut Random) {
     const NUMBERS: [u64; 16] = [
