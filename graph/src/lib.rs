@@ -6,6 +6,8 @@
 //! ```
 #![deny(missing_docs)]
 
+#[cfg(feature = "text")]
+pub mod chat;
 pub mod config;
 pub mod dump;
 pub mod gguf;
@@ -16,6 +18,8 @@ pub mod model;
 pub mod passes;
 pub mod quant;
 pub mod synth;
+#[cfg(feature = "text")]
+pub mod tokenizer;
 pub mod verify;
 pub mod weights;
 

@@ -1,0 +1,248 @@
+//! Messages → the prompt's text, by the Jinja template that the model's file carries.
+//!
+//! Input: messages, tools and options, as JSON. Output: [`Rendered`], the exact text that Hugging Face's renderer gives,
+//! which also knows what of it may be read as a control token: what the template wrote, never what a message says.
+//! [`environment`] is the Jinja environment, [`provenance`] tells the template's characters from the messages'.
+//! Deliberately absent: templates of our own. A file without one is an error, not a guess.
+
+mod environment;
+mod json;
+mod provenance;
+
+use std::{error::Error as _, time::SystemTime};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::gguf::{GgufError, Metadata, keys};
+
+use environment::TemplateRaised;
+pub use provenance::Rendered;
+
+/// Why a chat could not be rendered.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// The file carries no template.
+    #[error(
+        "{file}: no chat template (key \"tokenizer.chat_template\"); give one with --chat-template FILE, or the prompt as \
+         it is with --raw"
+    )]
+    Absent {
+        /// File concerned.
+        file: String,
+    },
+    /// A metadata key of the wrong type.
+    #[error(transparent)]
+    Metadata(#[from] GgufError),
+    /// The template is not valid Jinja.
+    #[error("chat template, line {line}: {detail}; give another with --chat-template FILE, or use --raw")]
+    Syntax {
+        /// Line in the template, 0 where unknown.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The template itself refused the messages (`raise_exception`).
+    #[error("the chat template refuses these messages: {message}")]
+    Refused {
+        /// What it says.
+        message: String,
+    },
+    /// The template failed on these messages.
+    #[error(
+        "chat template, line {line}: {detail}; check the messages, or give another template with --chat-template FILE"
+    )]
+    Render {
+        /// Line in the template, 0 where unknown.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The messages are not what a template expects.
+    #[error("messages: found {found}, wanted {wanted}")]
+    Input {
+        /// What was given.
+        found: String,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// It cannot be told which of the control tokens come from the template.
+    #[error(
+        "a message holds characters of control tokens and the chat template acts on them, so it cannot be told what the \
+         template wrote; remove them from the message, or render the prompt yourself and use --raw"
+    )]
+    Entangled,
+}
+
+/// What a template renders.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ChatInput {
+    /// An array of objects with at least `role`; mostly `content`, too.
+    pub messages: Value,
+    /// An array of tool definitions, where there are any.
+    pub tools: Option<Value>,
+    /// Whether the prompt ends with the beginning of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// Further variables of the template: `enable_thinking`, `documents`, `bos_token` and so on.
+    pub extra: Map<String, Value>,
+}
+
+impl ChatInput {
+    /// A conversation from pairs of role and content, to be answered.
+    pub fn conversation<'a>(turns: impl IntoIterator<Item = (&'a str, &'a str)>) -> ChatInput {
+        let messages = turns
+            .into_iter()
+            .map(|(role, content)| serde_json::json!({"role": role, "content": content}))
+            .collect();
+        ChatInput { messages, tools: None, add_generation_prompt: true, extra: Map::new() }
+    }
+
+    /// Errors: the messages are no array of objects with a role.
+    fn check(&self) -> Result<(), ChatError> {
+        let input_error = |found: String| ChatError::Input {
+            found,
+            wanted: "an array of objects, each with a \"role\" that is a string",
+        };
+        let messages =
+            self.messages.as_array().ok_or_else(|| input_error(kind(&self.messages).to_owned()))?;
+        for (index, message) in messages.iter().enumerate() {
+            match message {
+                Value::Object(fields) if fields.get("role").is_some_and(Value::is_string) => {}
+                Value::Object(_) => return Err(input_error(format!("message {index} without such a role"))),
+                other => return Err(input_error(format!("{} as message {index}", kind(other)))),
+            }
+        }
+        match &self.tools {
+            None | Some(Value::Array(_) | Value::Null) => Ok(()),
+            Some(other) => Err(ChatError::Input {
+                found: format!("{} as tools", kind(other)),
+                wanted: "an array of tools",
+            }),
+        }
+    }
+}
+
+/// What a JSON value is, for messages.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a bool",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A chat template, checked to be valid Jinja.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    source: String,
+    /// `bos_token`, `eos_token` and so on: texts that Hugging Face's renderer hands to every template.
+    token_variables: Map<String, Value>,
+}
+
+impl ChatTemplate {
+    /// The template of a file, with the texts of its BOS, EOS and padding tokens as variables.
+    ///
+    /// Errors: there is none, or it is not valid Jinja.
+    pub fn from_metadata(metadata: &Metadata) -> Result<ChatTemplate, ChatError> {
+        let Some(source) = metadata.opt_str(keys::CHAT_TEMPLATE)? else {
+            return Err(ChatError::Absent { file: metadata.origin().to_owned() });
+        };
+        ChatTemplate::from_source(source)?.with_token_variables(metadata)
+    }
+
+    /// A template from its Jinja source.
+    ///
+    /// Errors: it is not valid Jinja.
+    pub fn from_source(source: &str) -> Result<ChatTemplate, ChatError> {
+        let source = environment::replace_generation_tags(source);
+        environment::environment(SystemTime::now())
+            .template_from_str(&source)
+            .map_err(|e| ChatError::Syntax { line: e.line().unwrap_or(0), detail: detail(&e) })?;
+        Ok(ChatTemplate { source, token_variables: Map::new() })
+    }
+
+    /// The same template, with the variables `bos_token`, `eos_token` and `pad_token` of a file.
+    ///
+    /// Errors: a key is of the wrong type.
+    pub fn with_token_variables(mut self, metadata: &Metadata) -> Result<ChatTemplate, ChatError> {
+        let Some(texts) = metadata.opt_string_array(keys::TOKENIZER_TOKENS)? else { return Ok(self) };
+        for (variable, key) in [
+            ("bos_token", keys::TOKENIZER_BOS),
+            ("eos_token", keys::TOKENIZER_EOS),
+            ("pad_token", keys::TOKENIZER_PADDING),
+        ] {
+            if let Some(text) = metadata.opt_usize(key)?.and_then(|id| texts.get(id)) {
+                self.token_variables.insert(variable.to_owned(), Value::String(text.clone()));
+            }
+        }
+        Ok(self)
+    }
+
+    /// The prompt's text.
+    ///
+    /// Errors: the template fails on, or refuses, the input.
+    pub fn render_text(&self, input: &ChatInput) -> Result<String, ChatError> {
+        input.check()?;
+        self.render_at(input, SystemTime::now())
+    }
+
+    /// The prompt, with what is needed to read control tokens only from what the template wrote. `control_texts` are the
+    /// texts of the vocabulary's control tokens.
+    ///
+    /// Errors: the template fails on, or refuses, the input, or acts on characters of control tokens inside messages.
+    pub fn render<'a>(
+        &self,
+        input: &ChatInput,
+        control_texts: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Rendered, ChatError> {
+        input.check()?;
+        // All renderings of one prompt see the same time.
+        let now = SystemTime::now();
+        let text = self.render_at(input, now)?;
+        let control_texts: Vec<&str> = control_texts.into_iter().collect();
+        provenance::separate(text, input, &control_texts, |marked| self.render_at(marked, now))
+    }
+
+    fn render_at(&self, input: &ChatInput, now: SystemTime) -> Result<String, ChatError> {
+        let mut variables = Map::new();
+        variables.insert("messages".to_owned(), input.messages.clone());
+        // Hugging Face's renderer defines these even where there are none.
+        variables.insert("tools".to_owned(), input.tools.clone().unwrap_or(Value::Null));
+        variables.insert("documents".to_owned(), Value::Null);
+        variables.insert("add_generation_prompt".to_owned(), Value::Bool(input.add_generation_prompt));
+        variables.extend(self.token_variables.clone());
+        variables.extend(input.extra.clone());
+
+        let render_error = |e: minijinja::Error| match raised(&e) {
+            Some(message) => ChatError::Refused { message },
+            None => ChatError::Render { line: e.line().unwrap_or(0), detail: detail(&e) },
+        };
+        let environment = environment::environment(now);
+        let template = environment.template_from_str(&self.source).map_err(render_error)?;
+        template.render(json::to_template(&Value::Object(variables))).map_err(render_error)
+    }
+}
+
+/// What `raise_exception` said, if that is what ended the rendering.
+fn raised(error: &minijinja::Error) -> Option<String> {
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        if let Some(TemplateRaised(message)) = c.downcast_ref::<TemplateRaised>() {
+            return Some(message.clone());
+        }
+        cause = c.source();
+    }
+    None
+}
+
+/// What went wrong, without the name and line that minijinja adds.
+fn detail(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
