@@ -15,6 +15,7 @@ pub mod registry;
 pub mod session;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+pub mod sampler;
 
 pub use error::BackendError;
 pub use executable::{

@@ -1,6 +1,8 @@
 //! Chat templates: Hugging Face's renderings exactly, the environment's own rules, and messages that try to speak in
 //! control tokens.
 
+use std::sync::LazyLock;
+
 use moe_run_graph::{
     chat::{ChatError, ChatInput, ChatTemplate},
     gguf::{GgufFile, MetaArray, MetaValue, Metadata},
@@ -49,9 +51,12 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-fn qwen2() -> Tokenizer {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tokenizer/ggml-vocab-qwen2.gguf");
-    Tokenizer::from_metadata(GgufFile::open(path).unwrap().metadata()).unwrap()
+fn qwen2() -> &'static Tokenizer {
+    static QWEN2: LazyLock<Tokenizer> = LazyLock::new(|| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tokenizer/ggml-vocab-qwen2.gguf");
+        Tokenizer::from_metadata(GgufFile::open(path).unwrap().metadata()).unwrap()
+    });
+    &QWEN2
 }
 
 /// Renders a template without a model.
@@ -325,7 +330,8 @@ fn the_environment_is_hugging_face_s() {
             "{{ tools is defined }}{{ tools is none }}{{ documents is none }}{{ nothing is defined }}",
             "TrueTrueTrueFalse",
         ),
-        ("{{ nothing }}{{ messages[0].nothing }}", ""),
+        ("{{ nothing }}{{ messages[0].nothing }}{{ nothing | length }}", "0"),
+        ("{{ tools is iterable }}{{ nothing is iterable }}", "FalseTrue"),
         ("{{ add_generation_prompt }}", "True"),
     ] {
         let text = render(source, json!({"d": {"z": 1, "a": 2}}));

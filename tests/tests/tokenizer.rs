@@ -1,6 +1,6 @@
 //! The tokenizer against llama.cpp's ids: Qwen's own vocabulary of 151,936 tokens, and the demo model's.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::LazyLock};
 
 use moe_run_graph::{
     gguf::{GgufFile, MetaArray, MetaValue, Metadata, keys},
@@ -17,12 +17,19 @@ fn open(name: &str) -> GgufFile {
     GgufFile::open(path(name)).unwrap()
 }
 
-fn qwen2() -> Tokenizer {
+static QWEN2: LazyLock<Tokenizer> = LazyLock::new(|| {
     Tokenizer::from_metadata(open("fixtures/tokenizer/ggml-vocab-qwen2.gguf").metadata()).unwrap()
+});
+
+static TINY: LazyLock<Tokenizer> =
+    LazyLock::new(|| Tokenizer::from_metadata(open("models/tiny-qwen3moe-q4_k_m.gguf").metadata()).unwrap());
+
+fn qwen2() -> &'static Tokenizer {
+    &QWEN2
 }
 
-fn tiny() -> Tokenizer {
-    Tokenizer::from_metadata(open("models/tiny-qwen3moe-q4_k_m.gguf").metadata()).unwrap()
+fn tiny() -> &'static Tokenizer {
+    &TINY
 }
 
 fn ids(ids: &[u32]) -> Vec<TokenId> {
@@ -97,7 +104,7 @@ fn streamed_text_is_never_half_a_character() {
         let mut streamed = String::new();
         let mut silent_tokens = 0;
         for &id in &ids {
-            let part = decoder.push(&tokenizer, id).unwrap();
+            let part = decoder.push(tokenizer, id).unwrap();
             assert!(!part.contains('\u{FFFD}'), "{text:?}: {part:?}");
             silent_tokens += usize::from(part.is_empty());
             streamed.push_str(&part);

@@ -8,7 +8,7 @@ use std::{fmt, fmt::Write as _, time::SystemTime};
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Value,
     syntax::SyntaxConfig,
-    value::{Kwargs, Rest, ValueKind, from_args},
+    value::{Kwargs, ValueKind},
 };
 
 use super::json::{self, Style};
@@ -55,7 +55,9 @@ pub fn environment(now: SystemTime) -> Environment<'static> {
     env.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
-    env.add_test("iterable", |value: &Value| value.as_str().is_some() || value.try_iter().is_ok());
+    env.add_test("iterable", |value: &Value| {
+        value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
+    });
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(TemplateRaised(message)))
     });
@@ -79,9 +81,8 @@ pub(super) fn as_float(value: &Value) -> Option<f64> {
 }
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, as `json.dumps` writes.
-fn tojson(value: &Value, arguments: Rest<Value>) -> Result<Value, Error> {
+fn tojson(value: &Value, positional: &[Value], kwargs: Kwargs) -> Result<Value, Error> {
     const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
-    let (positional, kwargs): (&[Value], Kwargs) = from_args(&arguments)?;
     if positional.len() > NAMES.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));
     }
