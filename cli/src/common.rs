@@ -2,7 +2,14 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use moe_run_backends::{Activations, CompileOptions, KvType, registry};
+use moe_run_graph::{Model, gguf::GgufFile};
+
+use crate::{CliError, demo, output};
+
+/// The context that is allocated unless `--ctx-size` says otherwise, where the model's own is not smaller.
+pub const DEFAULT_CTX_SIZE: usize = 4096;
 
 /// Which model.
 #[derive(clap::Args, Clone, Debug)]
@@ -12,65 +19,88 @@ pub struct ModelArgs {
     pub model: Option<PathBuf>,
 }
 
+impl ModelArgs {
+    /// Opens the file, or the demo model, and says so when it is that one.
+    ///
+    /// Errors: the file is unreadable or not a valid GGUF file.
+    pub fn open_file(&self) -> Result<GgufFile, CliError> {
+        match &self.model {
+            Some(path) => Ok(GgufFile::open(path)?),
+            None => {
+                output::note("model: the built-in demo model (a tiny one, for trying things out; -m FILE runs another)");
+                Ok(demo::file()?)
+            }
+        }
+    }
+
+    /// Opens and lowers the model.
+    ///
+    /// Errors: as [`ModelArgs::open_file`], and what lowering refuses.
+    pub fn open(&self) -> Result<Model, CliError> {
+        Ok(Model::from_file(self.open_file()?)?)
+    }
+}
+
 /// Which backend runs it, and with which arithmetic.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Backend")]
 pub struct BackendArgs {
-    /// Backend that runs the model; `auto` chooses and says what it chose
-    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
-    pub backend: BackendName,
+    /// Backend that runs the model; `auto` takes the fastest that can, and says which
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend_names())]
+    pub backend: String,
 
-    /// Device of that backend, by number or part of its name, as `moe-run devices` lists them
+    /// Device of that backend, by number or name, as `moe-run devices` lists them
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 
-    /// Precision of activations in matrix products with quantized weights [default: the backend's fastest]
-    #[arg(long, value_enum)]
-    pub activations: Option<ActivationsName>,
+    /// Precision of the activations that quantized weights are multiplied with [default: the backend's fastest]
+    #[arg(long, value_name = "TYPE", value_parser = activations())]
+    pub activations: Option<Activations>,
 
-    /// Format of the KV cache
-    #[arg(long, value_enum, default_value_t = KvTypeName::F16)]
-    pub kv_type: KvTypeName,
+    /// How the KV cache is stored
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
+    pub kv_type: KvType,
 
-    /// Tokens that the context holds [default: the model's own limit, 4096 at most]
+    /// Tokens that the context holds [default: what the model was trained for, 4096 at most]
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx_size: Option<NonZeroUsize>,
 
-    /// Threads of the CPU backend [default: the physical cores]
+    /// Threads of the CPU backend; any number gives the same result [default: the physical cores]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 }
 
-/// `--backend`.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BackendName {
-    /// The fastest that this machine has
-    Auto,
-    /// Multi-threaded CPU backend
-    Cpu,
-    /// The scalar interpreter that defines every operation; slow
-    Reference,
+impl BackendArgs {
+    /// The context for a model.
+    pub fn ctx_size(&self, model: &Model) -> usize {
+        let trained_for = model.config.max_position_embeddings;
+        self.ctx_size.map_or(DEFAULT_CTX_SIZE.min(trained_for), NonZeroUsize::get)
+    }
+
+    /// What a model is compiled with.
+    pub fn compile_options(&self, model: &Model) -> CompileOptions {
+        CompileOptions {
+            activations: self.activations,
+            kv_type: self.kv_type,
+            ctx_size: self.ctx_size(model),
+            threads: self.threads.map(NonZeroUsize::get),
+            device: self.device.clone(),
+            ..CompileOptions::default()
+        }
+    }
 }
 
-/// `--activations`.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ActivationsName {
-    /// 32-bit floats, no 16-bit matrix units
-    F32,
-    /// 16-bit floats
-    F16,
-    /// 8-bit integers in blocks with a scale
-    Q8,
+/// "auto" and the backends of this build.
+fn backend_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(std::iter::once("auto").chain(registry::all().iter().map(|b| b.name())))
 }
 
-/// `--kv-type`.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KvTypeName {
-    /// 32-bit floats
-    F32,
-    /// 16-bit floats
-    F16,
-    /// 8-bit integers in blocks of 32 with a scale
-    #[value(name = "q8_0")]
-    Q8_0,
+fn activations() -> impl TypedValueParser<Value = Activations> {
+    let names = PossibleValuesParser::new(Activations::ALL.iter().map(|a| a.name()));
+    names.try_map(|name| Activations::parse(&name).ok_or("not a precision"))
+}
+
+fn kv_types() -> impl TypedValueParser<Value = KvType> {
+    let names = PossibleValuesParser::new(KvType::ALL.iter().map(|k| k.name()));
+    names.try_map(|name| KvType::parse(&name).ok_or("not a type"))
 }

@@ -51,6 +51,14 @@ pub fn environment(now: SystemTime) -> Environment<'static> {
         None if value.as_str().is_some() => value.clone(),
         None => Value::from(value.to_string()),
     });
+    for name in ["length", "count"] {
+        env.add_filter(name, |value: &Value| match value.len() {
+            // Undefined is empty, as it is in a loop.
+            _ if value.is_undefined() => Ok(0),
+            Some(len) => Ok(len),
+            None => Err(Error::new(ErrorKind::InvalidOperation, format!("a {} has no length", value.kind()))),
+        });
+    }
     // Jinja asks Python: a string and a mapping have a length and items, too, and a string can be iterated over.
     env.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)

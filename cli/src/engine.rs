@@ -1,0 +1,140 @@
+//! A model, compiled on a backend and ready to be fed: what `run`, `chat` and others begin with.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use moe_run_backends::{
+    Backend, CompileOptions, Executable, KvType, WeightSource, registry, session::Session,
+};
+use moe_run_graph::{Model, chat::ChatTemplate, tokenizer::{Tokenizer, TokenizerError}};
+
+use crate::{CliError, common::BackendArgs, output, progress::LoadBar};
+
+/// A compiled model.
+pub struct Engine {
+    /// Dimensions, graph, file.
+    pub model: Model,
+    /// Holds the KV cache.
+    pub session: Session,
+    /// `None` where the file has none.
+    pub tokenizer: Option<Tokenizer>,
+    /// From opening the file to the allocated KV cache.
+    pub load_time: Duration,
+}
+
+impl Engine {
+    /// Compiles a model and allocates its KV cache; says on standard error what runs where, and what it takes.
+    ///
+    /// Errors: the backend or device is absent or lacks something, or there is not enough memory; the file's tokenizer is
+    /// of a kind that is not known.
+    pub fn load(model: Model, args: &BackendArgs, started: Instant) -> Result<Engine, CliError> {
+        let tokenizer = match Tokenizer::from_metadata(model.metadata()) {
+            Ok(tokenizer) => Some(tokenizer),
+            Err(TokenizerError::Absent { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let options = args.compile_options(&model);
+        let trained_for = model.config.max_position_embeddings;
+        if options.ctx_size > trained_for {
+            output::note(&format!(
+                "note: a context of {} tokens is more than the {trained_for} that the model was trained for",
+                options.ctx_size
+            ));
+        }
+        output::note(&format!(
+            "context: {} tokens; KV cache: {} ({})",
+            options.ctx_size,
+            human_bytes(kv_cache_bytes(&model, options.kv_type, options.ctx_size)),
+            options.kv_type
+        ));
+        let executable = compile(&model, &args.backend, &options)?;
+        let session = Session::new(executable)?;
+        let info = session.info();
+        output::note(&format!(
+            "backend: {} on {}; activations: {}{}",
+            info.backend,
+            info.device,
+            info.activations,
+            if info.backend == "cpu" { format!("; threads: {}", info.threads) } else { String::new() }
+        ));
+        Ok(Engine { model, session, tokenizer, load_time: started.elapsed() })
+    }
+
+    /// The tokenizer, or the error that says how to do without.
+    ///
+    /// Errors: the file has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, CliError> {
+        let absent = || TokenizerError::Absent { file: self.model.metadata().origin().to_owned() };
+        Ok(self.tokenizer.as_ref().ok_or_else(absent)?)
+    }
+
+    /// The chat template: the given one, or the file's.
+    ///
+    /// Errors: there is none, or it is not valid.
+    pub fn chat_template(&self, given: Option<&ChatTemplate>) -> Result<ChatTemplate, CliError> {
+        let metadata = self.model.metadata();
+        Ok(match given {
+            Some(template) => template.clone().with_token_variables(metadata)?,
+            None => ChatTemplate::from_metadata(metadata)?,
+        })
+    }
+}
+
+/// Memory of the KV cache, from what the graph declares.
+pub fn kv_cache_bytes(model: &Model, kv_type: KvType, ctx_size: usize) -> u64 {
+    model.graph.states.iter().map(|s| kv_type.row_bytes(s.row_elems()) as u64 * ctx_size as u64).sum()
+}
+
+/// Compiles on the named backend; for "auto" on the first that can, saying which and why.
+fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
+    let backend = if name == "auto" { choose(model)? } else { registry::by_name(name)? };
+    let bar = LoadBar::new();
+    let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };
+    let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
+    Ok(backend.compile(&model.graph, weights, &options)?)
+}
+
+/// The first backend, fastest first, that has a device and every operation of the model. The reference is never chosen: it
+/// defines the operations and is slow.
+fn choose(model: &Model) -> Result<Box<dyn Backend>, CliError> {
+    let mut reasons = Vec::new();
+    for backend in registry::all().into_iter().filter(|b| b.name() != "reference") {
+        let devices = match backend.devices() {
+            Ok(devices) => devices,
+            Err(error) => {
+                reasons.push(error.to_string());
+                continue;
+            }
+        };
+        if devices.is_empty() {
+            reasons.push(format!("backend {}: no device", backend.name()));
+            continue;
+        }
+        if let Some(error) = model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
+            reasons.push(error.to_string());
+            continue;
+        }
+        let mut chosen = format!("auto: {} is the fastest backend that can run this model here", backend.name());
+        for reason in reasons {
+            chosen.push_str(&format!("\n  not taken: {reason}"));
+        }
+        output::note(&chosen);
+        return Ok(backend);
+    }
+    reasons.push("--backend reference runs any model, slowly".to_owned());
+    Err(CliError::unsupported(format!("no backend can run this model here: {}", reasons.join("; "))))
+}
+
+/// A size for people: "9.2 MiB".
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

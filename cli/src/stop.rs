@@ -1,0 +1,94 @@
+//! `--stop TEXT`: ends the text before the first stop text, though it may arrive in pieces.
+
+/// Looks for stop texts in streamed text, and holds back what may be the beginning of one.
+#[derive(Clone, Debug, Default)]
+pub struct StopTexts {
+    texts: Vec<String>,
+    held: String,
+}
+
+/// What came of a piece of text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Passed {
+    /// Text that is certain to come before any stop text.
+    pub text: String,
+    /// A stop text was found; nothing after `text` counts.
+    pub stopped: bool,
+}
+
+impl StopTexts {
+    /// Stop texts; empty ones are ignored.
+    pub fn new(texts: impl IntoIterator<Item = String>) -> StopTexts {
+        StopTexts { texts: texts.into_iter().filter(|t| !t.is_empty()).collect(), held: String::new() }
+    }
+
+    /// Takes a piece of text.
+    pub fn push(&mut self, piece: &str) -> Passed {
+        self.held.push_str(piece);
+        if let Some(start) = self.texts.iter().filter_map(|t| self.held.find(t.as_str())).min() {
+            self.held.truncate(start);
+            return Passed { text: std::mem::take(&mut self.held), stopped: true };
+        }
+        let keep = self.texts.iter().map(|t| overlap(&self.held, t)).max().unwrap_or(0);
+        let kept = self.held.split_off(self.held.len() - keep);
+        Passed { text: std::mem::replace(&mut self.held, kept), stopped: false }
+    }
+
+    /// Ends the text: what was held back is text after all.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Bytes of the longest end of `text` that is a beginning, but not the whole, of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    (1..stop.len().min(text.len() + 1))
+        .rev()
+        .find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n]))
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds a text in pieces of `size` characters.
+    fn run(stops: &[&str], text: &str, size: usize) -> (String, bool) {
+        let mut stop = StopTexts::new(stops.iter().map(|&s| s.to_owned()));
+        let mut out = String::new();
+        let characters: Vec<char> = text.chars().collect();
+        for piece in characters.chunks(size) {
+            let passed = stop.push(&piece.iter().collect::<String>());
+            out.push_str(&passed.text);
+            if passed.stopped {
+                return (out, true);
+            }
+        }
+        (out + &stop.finish(), false)
+    }
+
+    #[test]
+    fn the_cut_does_not_depend_on_the_pieces() {
+        for (stops, text, wanted, stopped) in [
+            (&["END"][..], "one END two", "one ", true),
+            (&["END"], "one EN", "one EN", false),
+            (&["END"], "EEND", "E", true),
+            (&["aab"], "aaab", "a", true),
+            (&["\n\n", "x"], "a\nb\n\nc", "a\nb", true),
+            (&["é🙂"], "aéé🙂b", "aé", true),
+            (&[], "abc", "abc", false),
+            (&[""], "abc", "abc", false),
+        ] {
+            for size in 1..=text.chars().count() {
+                assert_eq!(run(stops, text, size), (wanted.to_owned(), stopped), "{stops:?} {text:?} {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn text_that_cannot_be_a_stop_text_is_not_held_back() {
+        let mut stop = StopTexts::new(["END".to_owned()]);
+        assert_eq!(stop.push("abcE"), Passed { text: "abc".into(), stopped: false });
+        assert_eq!(stop.push("x"), Passed { text: "Ex".into(), stopped: false });
+    }
+}
