@@ -12,10 +12,10 @@ pub mod error;
 pub mod executable;
 pub mod reference;
 pub mod registry;
+pub mod sampler;
 pub mod session;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
-pub mod sampler;
 
 pub use error::BackendError;
 pub use executable::{

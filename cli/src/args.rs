@@ -2,10 +2,14 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{CliError, ExitCode, completions, synth};
+use crate::{CliError, ExitCode, completions, devices, run, synth};
 
 const EXAMPLES: &str = "\
 Examples:
+  moe-run -p 'What is 2+2?'                             ask the built-in demo model
+  moe-run -m model.gguf -p 'Why is the sky blue?'       ask a model
+  git diff | moe-run -m model.gguf --system 'Review this change.'
+  moe-run -m model.gguf --temp 0 -n 100 --json -f question.txt
   moe-run completions bash > moe-run.bash
 ";
 
@@ -16,19 +20,28 @@ Examples:
     version,
     about,
     max_term_width = 110,
-    subcommand_required = true,
-    arg_required_else_help = true
+    args_conflicts_with_subcommands = true,
+    override_usage = "moe-run [OPTIONS]\n       moe-run <COMMAND> [OPTIONS]"
 )]
 #[command(after_help = format!("{EXAMPLES}\n{}", ExitCode::table()))]
 pub struct Cli {
-    /// What to do.
+    /// What to do; `run` where absent
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
+
+    /// `moe-run …` is `moe-run run …`
+    #[command(flatten)]
+    pub run: run::Args,
 }
 
 /// The commands.
 #[derive(Subcommand, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one value a process")]
 pub enum Command {
+    /// Answer one prompt (the default)
+    Run(run::Args),
+    /// List backends and their devices on this machine
+    Devices(devices::Args),
     /// Write a model of real shapes with random weights, for benches and tests
     Synth(synth::Args),
     /// Print a completion script for a shell
@@ -40,7 +53,10 @@ pub enum Command {
 /// Errors: the command's.
 pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
-        Command::Synth(args) => synth::run(args),
-        Command::Completions(args) => completions::run(args),
+        None => run::run(cli.run),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Devices(args)) => devices::run(args),
+        Some(Command::Synth(args)) => synth::run(args),
+        Some(Command::Completions(args)) => completions::run(args),
     }
 }

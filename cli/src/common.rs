@@ -27,7 +27,9 @@ impl ModelArgs {
         match &self.model {
             Some(path) => Ok(GgufFile::open(path)?),
             None => {
-                output::note("model: the built-in demo model (a tiny one, for trying things out; -m FILE runs another)");
+                output::note(
+                    "model: the built-in demo model (a tiny one, for trying things out; -m FILE runs another)",
+                );
                 Ok(demo::file()?)
             }
         }

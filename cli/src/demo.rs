@@ -9,8 +9,7 @@ pub const NAME: &str = "built-in demo model";
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
 
-static MODEL: &Aligned<[u8]> =
-    &Aligned(*include_bytes!("../../tests/models/tiny-qwen3moe-q4_k_m.gguf"));
+static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../../tests/models/tiny-qwen3moe-q4_k_m.gguf"));
 
 /// The demo model's file.
 ///

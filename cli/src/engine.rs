@@ -8,7 +8,11 @@ use std::{
 use moe_run_backends::{
     Backend, CompileOptions, Executable, KvType, WeightSource, registry, session::Session,
 };
-use moe_run_graph::{Model, chat::ChatTemplate, tokenizer::{Tokenizer, TokenizerError}};
+use moe_run_graph::{
+    Model,
+    chat::ChatTemplate,
+    tokenizer::{Tokenizer, TokenizerError},
+};
 
 use crate::{CliError, common::BackendArgs, output, progress::LoadBar};
 
@@ -116,7 +120,8 @@ fn choose(model: &Model) -> Result<Box<dyn Backend>, CliError> {
             reasons.push(error.to_string());
             continue;
         }
-        let mut chosen = format!("auto: {} is the fastest backend that can run this model here", backend.name());
+        let mut chosen =
+            format!("auto: {} is the fastest backend that can run this model here", backend.name());
         for reason in reasons {
             chosen.push_str(&format!("\n  not taken: {reason}"));
         }

@@ -2,7 +2,11 @@
 
 use std::{error::Error, io, path::Path};
 
-use moe_run_graph::gguf::GgufError;
+use moe_run_backends::{BackendError, sampler::SamplerError};
+use moe_run_graph::{
+    ModelError, chat::ChatError, config::ConfigError, gguf::GgufError, lower::LowerError,
+    tokenizer::TokenizerError,
+};
 
 use crate::exit::ExitCode;
 
@@ -72,6 +76,57 @@ impl From<GgufError> for CliError {
         match error {
             GgufError::TensorType { .. } => CliError::unsupported(error),
             _ => CliError::bad_input(error),
+        }
+    }
+}
+
+impl From<ModelError> for CliError {
+    fn from(error: ModelError) -> CliError {
+        match error {
+            ModelError::Gguf(error) => error.into(),
+            ModelError::Lower { source: LowerError::Config(ConfigError::Architecture { .. }), .. } => {
+                CliError::unsupported(error)
+            }
+            ModelError::Lower { .. } => CliError::bad_input(error),
+        }
+    }
+}
+
+impl From<BackendError> for CliError {
+    fn from(error: BackendError) -> CliError {
+        match error {
+            BackendError::UnknownBackend { .. }
+            | BackendError::NoDevice { .. }
+            | BackendError::Unsupported { .. }
+            | BackendError::Option { .. } => CliError::unsupported(error),
+            BackendError::Weight { .. } | BackendError::ContextFull { .. } => CliError::bad_input(error),
+            _ => CliError::failed(error),
+        }
+    }
+}
+
+impl From<TokenizerError> for CliError {
+    fn from(error: TokenizerError) -> CliError {
+        match error {
+            TokenizerError::Model { .. } | TokenizerError::PreTokenizer { .. } => {
+                CliError::unsupported(error)
+            }
+            _ => CliError::bad_input(error),
+        }
+    }
+}
+
+impl From<ChatError> for CliError {
+    fn from(error: ChatError) -> CliError {
+        CliError::bad_input(error)
+    }
+}
+
+impl From<SamplerError> for CliError {
+    fn from(error: SamplerError) -> CliError {
+        match error {
+            SamplerError::Option { .. } => CliError::bad_input(error),
+            _ => CliError::failed(error),
         }
     }
 }

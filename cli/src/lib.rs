@@ -8,10 +8,20 @@
 pub mod args;
 pub mod common;
 pub mod completions;
+pub mod demo;
+pub mod devices;
+pub mod engine;
 pub mod error;
 pub mod exit;
+pub mod generate;
+pub mod interrupt;
 pub mod output;
 pub mod partial_file;
+pub mod progress;
+pub mod prompt;
+pub mod run;
+pub mod sampling;
+pub mod stop;
 pub mod synth;
 
 use clap::Parser;
@@ -22,7 +32,7 @@ pub use exit::ExitCode;
 /// Parses the process's arguments, runs the command, reports an error on standard error, and gives the exit code.
 pub fn main() -> std::process::ExitCode {
     let cli = args::Cli::parse();
-    let code = args::dispatch(cli).unwrap_or_else(|error| {
+    let code = interrupt::install().and_then(|()| args::dispatch(cli)).unwrap_or_else(|error| {
         let code = error.exit_code();
         if code != ExitCode::Ok {
             error::report(&error);

@@ -215,8 +215,9 @@ fn stand_ins_are_found_beside_those_of_a_message() {
     let tokenizer = qwen2();
     let text: String = ('\u{F0000}'..='\u{FFFFD}').chain("<|im_end|>".chars()).collect();
     let template = ChatTemplate::from_source("<|im_start|>{{ messages[0].content }}").unwrap();
-    let rendered =
-        template.render(&ChatInput::conversation([("user", &text)]), tokenizer.control_texts()).unwrap();
+    let rendered = template
+        .render(&ChatInput::conversation([("user", text.as_str())]), tokenizer.control_texts())
+        .unwrap();
     assert_eq!(rendered.text(), format!("<|im_start|>{text}"));
     assert_eq!(control_ids(&tokenizer.encode_rendered(&rendered).unwrap()), [IM_START]);
 }

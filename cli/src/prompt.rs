@@ -1,0 +1,208 @@
+//! Options that say what the model is asked, shared by the commands that run one.
+
+use std::{
+    io::{IsTerminal, Read},
+    path::{Path, PathBuf},
+};
+
+use moe_run_graph::{
+    chat::{ChatInput, ChatTemplate},
+    ids::TokenId,
+    tokenizer::ControlTokens,
+};
+use serde_json::{Map, Value};
+
+use crate::{CliError, engine::Engine};
+
+/// What the model is asked.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Prompt")]
+pub struct PromptArgs {
+    /// The prompt; `-` reads standard input, as does a pipe without this option
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, group = "prompt_source")]
+    pub prompt: Option<String>,
+
+    /// File that holds the prompt; as with a pipe, one line end at its end is not part of it
+    #[arg(short, long, value_name = "FILE", group = "prompt_source")]
+    pub file: Option<PathBuf>,
+
+    /// The prompt as token ids, as they are: 1,2,3
+    #[arg(long, value_name = "IDS", value_delimiter = ',', group = "prompt_source",
+          conflicts_with_all = ["raw", "system", "chat_template", "template_var"])]
+    pub tokens: Vec<u32>,
+
+    /// System message
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+
+    /// Feed the prompt as it is, without the chat template; control tokens in it are read
+    #[arg(long, conflicts_with_all = ["system", "chat_template", "template_var"])]
+    pub raw: bool,
+
+    /// File with a Jinja chat template, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+
+    /// Variable of the chat template, its value as JSON or plain text: enable_thinking=false
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
+    pub template_var: Vec<(String, Value)>,
+}
+
+/// A prompt that has been read and checked, but not yet encoded.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Ids as given.
+    Tokens(Vec<TokenId>),
+    /// Text as it is.
+    Raw(String),
+    /// One question in the model's chat format.
+    Chat {
+        /// The question, with a system message where one was given.
+        input: ChatInput,
+        /// Overrides the file's template.
+        template: Option<ChatTemplate>,
+    },
+}
+
+impl PromptArgs {
+    /// Whether a prompt is given by an option.
+    pub fn is_given(&self) -> bool {
+        self.prompt.is_some() || self.file.is_some() || !self.tokens.is_empty()
+    }
+
+    /// Reads and checks the prompt: from options, else from standard input where that is no terminal.
+    ///
+    /// Errors: there is none, it is empty, or it cannot be read; the template is not valid.
+    pub fn resolve(self) -> Result<Prompt, CliError> {
+        if !self.tokens.is_empty() {
+            return Ok(Prompt::Tokens(self.tokens.into_iter().map(TokenId).collect()));
+        }
+        let text = match (self.prompt, &self.file) {
+            (Some(text), _) if text != "-" => text,
+            (None, Some(path)) => read_text(path)?,
+            (None, None) if std::io::stdin().is_terminal() => {
+                return Err(CliError::bad_input(
+                    "no prompt: give one with -p TEXT, -f FILE or --tokens IDS, or through a pipe; \
+                     `moe-run chat` holds a conversation, `moe-run --help` lists everything",
+                ));
+            }
+            _ => read_stdin()?,
+        };
+        if text.is_empty() {
+            return Err(CliError::bad_input("the prompt is empty"));
+        }
+        if self.raw {
+            return Ok(Prompt::Raw(text));
+        }
+        let template = self.chat_template.as_deref().map(read_template).transpose()?;
+        let turns =
+            self.system.as_deref().map(|s| ("system", s)).into_iter().chain([("user", text.as_str())]);
+        let mut input = ChatInput::conversation(turns);
+        input.extra = self.template_var.into_iter().collect::<Map<_, _>>();
+        Ok(Prompt::Chat { input, template })
+    }
+}
+
+impl Prompt {
+    /// The prompt's ids for a model.
+    ///
+    /// Errors: an id outside of the vocabulary; the file has no tokenizer or no template; the template fails.
+    pub fn encode(&self, engine: &Engine) -> Result<Vec<TokenId>, CliError> {
+        let ids = match self {
+            Prompt::Tokens(ids) => {
+                let vocab_size = engine.model.config.vocab_size;
+                if let Some(id) = ids.iter().find(|id| id.index() >= vocab_size) {
+                    return Err(CliError::bad_input(format!(
+                        "--tokens: found {id}, wanted ids below the vocabulary's {vocab_size}"
+                    )));
+                }
+                ids.clone()
+            }
+            Prompt::Raw(text) => {
+                let tokenizer = engine.tokenizer()?;
+                let ids = tokenizer.encode(text, ControlTokens::Parse)?;
+                let bos = tokenizer.leading_bos().filter(|bos| ids.first() != Some(bos));
+                bos.into_iter().chain(ids).collect()
+            }
+            Prompt::Chat { input, template } => {
+                let tokenizer = engine.tokenizer()?;
+                let template = engine.chat_template(template.as_ref())?;
+                let rendered = template.render(input, tokenizer.control_texts())?;
+                tokenizer.encode_rendered(&rendered)?
+            }
+        };
+        if ids.is_empty() {
+            return Err(CliError::bad_input("the prompt has no tokens: the chat template renders nothing"));
+        }
+        Ok(ids)
+    }
+}
+
+/// A template file, checked.
+///
+/// Errors: it cannot be read or is not valid Jinja.
+pub fn read_template(path: &Path) -> Result<ChatTemplate, CliError> {
+    let source = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
+    ChatTemplate::from_source(&source).map_err(|e| CliError::bad_input(format!("{}: {e}", path.display())))
+}
+
+/// A text file without the line end at its end.
+///
+/// Errors: it cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
+    Ok(without_line_end(text))
+}
+
+/// Standard input without the line end at its end.
+///
+/// Errors: it cannot be read or is not UTF-8.
+pub fn read_stdin() -> Result<String, CliError> {
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|e| CliError::bad_input(format!("standard input: cannot read: {e}")))?;
+    Ok(without_line_end(text))
+}
+
+/// Editors and `echo` end a text with a line end that nobody means as part of a prompt.
+fn without_line_end(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    text
+}
+
+fn template_var(argument: &str) -> Result<(String, Value), String> {
+    let (name, value) = argument.split_once('=').ok_or("wanted NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("wanted NAME=VALUE".to_owned());
+    }
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_end_is_cut() {
+        for (text, cut) in
+            [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("\n", ""), ("a\r", "a\r")]
+        {
+            assert_eq!(without_line_end(text.to_owned()), cut);
+        }
+    }
+
+    #[test]
+    fn template_variables() {
+        assert_eq!(template_var("a=false"), Ok(("a".into(), Value::Bool(false))));
+        assert_eq!(template_var("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(template_var("a="), Ok(("a".into(), "".into())));
+        assert!(template_var("a").is_err() && template_var("=a").is_err());
+    }
+}

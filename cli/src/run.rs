@@ -1,0 +1,158 @@
+//! `moe-run run`, and `moe-run` without a command: one prompt in, one answer out.
+
+use std::time::{Duration, Instant};
+
+use moe_run_backends::{Activations, KvType, sampler::SamplerOptions};
+use moe_run_graph::ids::TokenId;
+use serde::Serialize;
+
+use crate::{
+    CliError, ExitCode,
+    common::{BackendArgs, ModelArgs},
+    engine::Engine,
+    generate::{GenerateArgs, Outcome, StopReason, generate},
+    output,
+    prompt::{Prompt, PromptArgs},
+    sampling::SamplerArgs,
+};
+
+/// Arguments of `run`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// What it is asked
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+
+    /// What may end the answer
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+
+    /// How tokens are chosen
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
+
+    /// What runs it
+    #[command(flatten)]
+    pub backend: BackendArgs,
+
+    /// Print one JSON object instead of streaming the text
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize, Debug)]
+struct Report<'a> {
+    schema_version: u32,
+    model: &'a str,
+    text: &'a str,
+    prompt_tokens: &'a [TokenId],
+    output_tokens: &'a [TokenId],
+    stop_reason: StopReason,
+    timings: TimingsReport,
+    backend: &'a str,
+    device: &'a str,
+    activations: Activations,
+    kv_type: KvType,
+    threads: usize,
+    ctx_size: usize,
+    sampling: SamplerOptions,
+}
+
+/// Times in seconds; rates are null where nothing was measured.
+#[derive(Serialize, Debug)]
+struct TimingsReport {
+    load_seconds: f64,
+    prompt_seconds: f64,
+    prompt_tokens_per_second: Option<f64>,
+    generation_seconds: f64,
+    generation_tokens_per_second: Option<f64>,
+    time_to_first_token_seconds: Option<f64>,
+}
+
+/// Arguments that have been read and checked: from here on only the model can be wrong.
+struct Checked {
+    model: ModelArgs,
+    prompt: Prompt,
+    generate: GenerateArgs,
+    sampler: SamplerArgs,
+    backend: BackendArgs,
+    json: bool,
+}
+
+impl Checked {
+    fn new(args: Args) -> Result<Checked, CliError> {
+        let Args { model, prompt, generate, sampler, backend, json } = args;
+        sampler.check()?;
+        let prompt = prompt.resolve()?;
+        Ok(Checked { model, prompt, generate, sampler, backend, json })
+    }
+}
+
+/// Answers one prompt.
+///
+/// Errors: arguments, model, backend, or a failure while running.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    let Checked { model, prompt, generate: generate_args, sampler, backend, json } = Checked::new(args)?;
+    let started = Instant::now();
+    let model = model.open()?;
+    let (mut sampler, sampling_line) = sampler.sampler(model.metadata())?;
+    let mut engine = Engine::load(model, &backend, started)?;
+    if engine.tokenizer.is_none() && !generate_args.stop.is_empty() {
+        return Err(CliError::bad_input(
+            "--stop: the file has no tokenizer, so there is no text to find it in",
+        ));
+    }
+    let prompt_tokens = prompt.encode(&engine)?;
+    output::note(&sampling_line);
+
+    let Engine { session, tokenizer, .. } = &mut engine;
+    let outcome =
+        generate(session, tokenizer.as_ref(), &mut sampler, &prompt_tokens, &generate_args, |text| {
+            if json { Ok(()) } else { output::text(text) }
+        })?;
+    if json {
+        output::json(&report(&engine, &prompt_tokens, &outcome, sampler.options()))?;
+    } else {
+        output::text("\n")?;
+    }
+    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    Ok(ExitCode::Ok)
+}
+
+fn report<'a>(
+    engine: &'a Engine,
+    prompt_tokens: &'a [TokenId],
+    outcome: &'a Outcome,
+    sampling: &SamplerOptions,
+) -> Report<'a> {
+    let info = engine.session.info();
+    let timings = &outcome.timings;
+    Report {
+        schema_version: 1,
+        model: engine.model.metadata().origin(),
+        text: &outcome.text,
+        prompt_tokens,
+        output_tokens: &outcome.output_tokens,
+        stop_reason: outcome.stop_reason,
+        timings: TimingsReport {
+            load_seconds: engine.load_time.as_secs_f64(),
+            prompt_seconds: timings.prompt.as_secs_f64(),
+            prompt_tokens_per_second: timings.prompt_tokens_per_second(),
+            generation_seconds: timings.generation.as_secs_f64(),
+            generation_tokens_per_second: timings.generation_tokens_per_second(),
+            time_to_first_token_seconds: timings.first_token.as_ref().map(Duration::as_secs_f64),
+        },
+        backend: info.backend,
+        device: &info.device,
+        activations: info.activations,
+        kv_type: info.kv_type,
+        threads: info.threads,
+        ctx_size: engine.session.capacity_tokens(),
+        sampling: *sampling,
+    }
+}
