@@ -16,6 +16,7 @@ pub mod sampler;
 pub mod session;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+pub mod taps;
 
 pub use error::BackendError;
 pub use executable::{

@@ -1,0 +1,242 @@
+//! Statistics of tapped values: each value is read once, in f64, and dropped.
+
+use super::{for_each_row, number};
+use crate::error::BackendError;
+use crate::executable::{Observer, TapValue};
+use moe_run_graph::ir::Stage;
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// Elements that are read together: they stay in the first-level cache between the two loops over them.
+const CHUNK_ELEMS: usize = 512;
+
+/// Statistics of a stream of elements. mean, std_dev, min, max and l2_norm are over the finite elements (NaN where there
+/// are none); the others are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Stats {
+    /// All elements.
+    pub count: u64,
+    /// Σx / n.
+    #[serde(serialize_with = "number::f64")]
+    pub mean: f64,
+    /// √(Σ(x − mean)² / n).
+    #[serde(serialize_with = "number::f64")]
+    pub std_dev: f64,
+    /// The least.
+    #[serde(serialize_with = "number::f64")]
+    pub min: f64,
+    /// The greatest.
+    #[serde(serialize_with = "number::f64")]
+    pub max: f64,
+    /// √Σx².
+    #[serde(serialize_with = "number::f64")]
+    pub l2_norm: f64,
+    /// NaN.
+    pub nan_count: u64,
+    /// Infinities of either sign.
+    pub inf_count: u64,
+    /// Zeros of either sign.
+    pub zero_count: u64,
+}
+
+/// Gathers [`Stats`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Accumulator {
+    count: u64,
+    finite: u64,
+    mean: f64,
+    /// Σ(x − mean)².
+    m2: f64,
+    sum_squares: f64,
+    min_max: Option<(f32, f32)>,
+    nan_count: u64,
+    inf_count: u64,
+    zero_count: u64,
+}
+
+impl Accumulator {
+    /// Adds elements.
+    pub fn add(&mut self, elems: &[f32]) {
+        for chunk in elems.chunks(CHUNK_ELEMS) {
+            self.add_chunk(chunk);
+        }
+    }
+
+    fn add_chunk(&mut self, chunk: &[f32]) {
+        self.count += chunk.len() as u64;
+        let (mut n, mut sum, mut sum_squares, mut zeros) = (0u64, 0f64, 0f64, 0u64);
+        let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
+        for &x in chunk {
+            let finite = x.is_finite();
+            let y = if finite { f64::from(x) } else { 0.0 };
+            n += u64::from(finite);
+            sum += y;
+            sum_squares += y * y;
+            zeros += u64::from(x == 0.0);
+            min = if finite && x < min { x } else { min };
+            max = if finite && x > max { x } else { max };
+        }
+        let not_finite = chunk.len() as u64 - n;
+        if not_finite > 0 {
+            let nan = chunk.iter().filter(|x| x.is_nan()).count() as u64;
+            self.nan_count += nan;
+            self.inf_count += not_finite - nan;
+        }
+        self.zero_count += zeros;
+        if n == 0 {
+            return;
+        }
+        let mean = sum / n as f64;
+        let mut m2 = 0f64;
+        for &x in chunk {
+            let d = if x.is_finite() { f64::from(x) - mean } else { 0.0 };
+            m2 += d * d;
+        }
+        // Two samples joined (Chan, Golub, LeVeque 1979): no cancellation, whatever the mean.
+        let (before, total) = (self.finite as f64, (self.finite + n) as f64);
+        let delta = mean - self.mean;
+        self.mean += delta * n as f64 / total;
+        self.m2 += m2 + delta * delta * before * n as f64 / total;
+        self.sum_squares += sum_squares;
+        self.finite += n;
+        self.min_max = Some(self.min_max.map_or((min, max), |(a, b)| (a.min(min), b.max(max))));
+    }
+
+    /// The statistics so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let or_nan = |x: f64| if self.finite == 0 { f64::NAN } else { x };
+        let (min, max) = self.min_max.unwrap_or((f32::NAN, f32::NAN));
+        Stats {
+            count: self.count,
+            mean: or_nan(self.mean),
+            std_dev: or_nan((self.m2 / self.finite.max(1) as f64).sqrt()),
+            min: f64::from(min),
+            max: f64::from(max),
+            l2_norm: or_nan(self.sum_squares.sqrt()),
+            nan_count: self.nan_count,
+            inf_count: self.inf_count,
+            zero_count: self.zero_count,
+        }
+    }
+}
+
+/// Of which positions statistics are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// This one: the prompt's last.
+    Only(u32),
+    /// All.
+    All,
+}
+
+/// The statistics of one stage.
+#[derive(Debug, Clone)]
+pub struct StageStats {
+    /// The stage.
+    pub stage: Stage,
+    /// Its layer.
+    pub layer: Option<usize>,
+    /// It fed the logits.
+    pub production: bool,
+    /// Of the positions that were asked for.
+    pub selected: Accumulator,
+    /// The first position with an element that is not finite (every position is looked at), and whether it is NaN.
+    pub first_non_finite: Option<(u32, bool)>,
+}
+
+/// Takes statistics of every tap.
+#[derive(Debug)]
+pub struct StatsSink {
+    positions: Positions,
+    entries: Vec<StageStats>,
+    index: HashMap<(Stage, Option<usize>), usize>,
+}
+
+impl StatsSink {
+    /// A sink without entries.
+    #[must_use]
+    pub fn new(positions: Positions) -> StatsSink {
+        StatsSink { positions, entries: Vec::new(), index: HashMap::new() }
+    }
+
+    /// The entries in the order in which the stages were first computed.
+    #[must_use]
+    pub fn entries(&self) -> &[StageStats] {
+        &self.entries
+    }
+
+    /// The entry of a stage.
+    #[must_use]
+    pub fn get(&self, stage: Stage, layer: Option<usize>) -> Option<&StageStats> {
+        self.index.get(&(stage, layer)).map(|i| &self.entries[*i])
+    }
+
+    /// The first stage, in the order of execution, with an element that is not finite.
+    #[must_use]
+    pub fn first_non_finite(&self) -> Option<&StageStats> {
+        self.entries.iter().find(|e| e.first_non_finite.is_some())
+    }
+}
+
+impl Observer for StatsSink {
+    fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
+        let entries = &mut self.entries;
+        let at = *self.index.entry((tap.stage, tap.layer)).or_insert_with(|| {
+            entries.push(StageStats {
+                stage: tap.stage,
+                layer: tap.layer,
+                production: tap.production,
+                selected: Accumulator::default(),
+                first_non_finite: None,
+            });
+            entries.len() - 1
+        });
+        let (entry, positions) = (&mut entries[at], self.positions);
+        for_each_row(tap, |position, elems| {
+            if positions == Positions::All || positions == Positions::Only(position) {
+                entry.selected.add(elems);
+            }
+            // Non-finite times 0 is NaN, so the sum tells without a branch for each element.
+            if elems.iter().map(|x| x * 0.0).sum::<f32>().is_nan()
+                && entry.first_non_finite.is_none_or(|(p, _)| position < p)
+            {
+                entry.first_non_finite = Some((position, elems.iter().any(|x| x.is_nan())));
+            }
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Accumulator;
+
+    #[test]
+    fn agrees_with_two_passes_far_from_zero() {
+        let elems: Vec<f32> = (0..5000u32).map(|i| 1.0e5 + (i * 7919 % 1000) as f32 / 8.0).collect();
+        let mut accumulator = Accumulator::default();
+        for part in elems.chunks(777) {
+            accumulator.add(part);
+        }
+        let stats = accumulator.stats();
+        let n = elems.len() as f64;
+        let mean = elems.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+        let var = elems.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
+        assert!((stats.mean - mean).abs() < 1e-9 * mean);
+        assert!((stats.std_dev - var.sqrt()).abs() < 1e-9 * var.sqrt());
+        assert_eq!(stats.count, 5000);
+    }
+
+    #[test]
+    fn counts_what_is_not_finite_and_leaves_it_out() {
+        let mut accumulator = Accumulator::default();
+        accumulator.add(&[3.0, f32::NAN, -4.0, f32::INFINITY, 0.0, -0.0, f32::NEG_INFINITY]);
+        let stats = accumulator.stats();
+        assert_eq!((stats.count, stats.nan_count, stats.inf_count, stats.zero_count), (7, 1, 2, 2));
+        assert_eq!((stats.min, stats.max, stats.l2_norm, stats.mean), (-4.0, 3.0, 5.0, -0.25));
+        let mut accumulator = Accumulator::default();
+        accumulator.add(&[f32::NAN]);
+        assert!(accumulator.stats().mean.is_nan() && accumulator.stats().min.is_nan());
+    }
+}

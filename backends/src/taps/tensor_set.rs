@@ -1,0 +1,124 @@
+//! Saved stages by name: a directory of tensor files (with or without a manifest), or one safetensors file.
+
+use super::save::MANIFEST;
+use super::tensor_file::{self, TensorFile, TensorFileError, TensorRef};
+use moe_run_graph::ids::TokenId;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The directory depth that is searched: `layer-<N>/<stage>.bin`.
+const MAX_DEPTH: usize = 2;
+
+/// Tensors by name: `layer-3/attn_norm`, `final_norm`; a lone tensor file has the name "".
+#[derive(Debug)]
+pub struct TensorSet {
+    /// Where they were found.
+    pub path: PathBuf,
+    /// The tensors.
+    pub tensors: BTreeMap<String, TensorRef>,
+    /// manifest.json, or the metadata of a safetensors file.
+    pub info: Map<String, Value>,
+}
+
+impl TensorSet {
+    /// Opens a tensor file, a safetensors file or a directory. Headers are checked; elements are read later.
+    ///
+    /// # Errors
+    /// [`TensorFileError`] for what cannot be read and for a directory without tensor files.
+    pub fn open(path: &Path) -> Result<TensorSet, TensorFileError> {
+        let mut set = TensorSet { path: path.to_owned(), tensors: BTreeMap::new(), info: Map::new() };
+        if !path.is_dir() {
+            match tensor_file::open(path)? {
+                TensorFile::One(tensor) => {
+                    set.tensors.insert(String::new(), tensor);
+                }
+                TensorFile::Many(tensors, info) => {
+                    set.tensors.extend(tensors);
+                    set.info = info;
+                }
+            }
+            return Ok(set);
+        }
+        let mut files = Vec::new();
+        list(path, MAX_DEPTH, &mut files)?;
+        files.sort();
+        for file in files {
+            let relative = file.strip_prefix(path).unwrap_or(&file);
+            let name = relative.with_extension("").to_string_lossy().replace('\\', "/");
+            match tensor_file::open(&file)? {
+                TensorFile::One(tensor) => {
+                    // The embedding is stored as layer 0's, and is the whole model's.
+                    let name = if name == "layer-0/embedding" { "embedding".to_owned() } else { name };
+                    set.tensors.insert(name, tensor);
+                }
+                TensorFile::Many(tensors, info) => {
+                    set.tensors.extend(tensors);
+                    set.info = info;
+                }
+            }
+        }
+        if set.tensors.is_empty() {
+            return Err(TensorFileError::format(path, "no tensor files (.bin, .npy or .safetensors) in it"));
+        }
+        set.read_manifest()?;
+        Ok(set)
+    }
+
+    /// The shapes that APRT files lack, and where the tensors come from.
+    fn read_manifest(&mut self) -> Result<(), TensorFileError> {
+        let path = self.path.join(MANIFEST);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let bytes = std::fs::read(&path).map_err(|e| TensorFileError::io(&path, e))?;
+        let manifest: Map<String, Value> = serde_json::from_slice(&bytes)
+            .map_err(|e| TensorFileError::format(&path, format!("not a manifest: {e}")))?;
+        for entry in manifest.get("tensors").and_then(Value::as_array).into_iter().flatten() {
+            let (Some(name), Some(shape)) = (entry["name"].as_str(), entry["shape"].as_array()) else {
+                return Err(TensorFileError::format(&path, "an entry without name or shape"));
+            };
+            let shape: Option<Vec<usize>> = shape.iter().map(|d| d.as_u64().map(|d| d as usize)).collect();
+            let Some(tensor) = self.tensors.get_mut(name) else { continue };
+            let fits =
+                |s: &Vec<usize>| s.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) == Some(tensor.elems());
+            let Some(shape) = shape.filter(fits) else {
+                let detail = format!("{name}: shape {} for {} elements", entry["shape"], tensor.elems());
+                return Err(TensorFileError::format(&path, detail));
+            };
+            (tensor.shape, tensor.shaped) = (shape, true);
+        }
+        self.info = manifest;
+        Ok(())
+    }
+
+    /// The tokens that the tensors were computed from, if that is recorded: a list, or its text in a safetensors file.
+    #[must_use]
+    pub fn tokens(&self) -> Option<Vec<TokenId>> {
+        let list = match self.info.get("tokens")? {
+            Value::String(text) => serde_json::from_str(text).ok()?,
+            list => list.clone(),
+        };
+        let ids = list.as_array()?.iter().map(|v| v.as_u64().and_then(|v| u32::try_from(v).ok()));
+        ids.map(|id| id.map(TokenId)).collect()
+    }
+
+    /// A recorded setting, such as `activations`.
+    #[must_use]
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.info.get(key)?.as_str()
+    }
+}
+
+fn list(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), TensorFileError> {
+    let fail = |e| TensorFileError::io(dir, e);
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if path.is_dir() && depth > 1 {
+            list(&path, depth - 1, files)?;
+        } else if path.extension().is_some_and(|e| e == "bin" || e == "npy" || e == "safetensors") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
