@@ -8,10 +8,12 @@
 mod format;
 
 pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, Activation};
+pub use check::NonFinite;
 pub use format::{Format, UnknownFormat};
 
 pub mod activation;
 mod bf16;
+mod check;
 mod decode;
 mod f16;
 mod f32;
