@@ -33,7 +33,8 @@ fn main() {
         }
         // 1.0 as f16 in every pair of bytes keeps all scales finite.
         let stride = format.row_bytes(STEP_ELEMS).unwrap_or(0);
-        let bytes: Vec<u8> = (0..stride * PANEL_ROWS).map(|i| if i % 2 == 0 { (i / 7) as u8 } else { 0x3c }).collect();
+        let bytes: Vec<u8> =
+            (0..stride * PANEL_ROWS).map(|i| if i % 2 == 0 { (i / 7) as u8 } else { 0x3c }).collect();
         let (mut panel, mut wide) = (Panel::zeroed(), PanelF32::zeroed());
         let unpack = match PanelLayout::of(format) {
             Some(_) => seconds(|| {
@@ -44,7 +45,12 @@ fn main() {
                 kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, STEP_ELEMS, &mut panel, &mut wide);
             }),
         };
-        print!("{:<8} unpack {:6.1} ns {:6.1} GB/s", format.name(), unpack * 1e9, bytes.len() as f64 / unpack / 1e9);
+        print!(
+            "{:<8} unpack {:6.1} ns {:6.1} GB/s",
+            format.name(),
+            unpack * 1e9,
+            bytes.len() as f64 / unpack / 1e9
+        );
         for tokens in [1, 4, 8] {
             let mut out = vec![Lanes([0.0; PANEL_ROWS]); tokens];
             let each = if let Some(layout) = PanelLayout::of(format) {

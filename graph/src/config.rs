@@ -256,7 +256,7 @@ impl Reader<'_> {
         num_attention_heads: usize,
         num_key_value_heads: usize,
     ) -> Result<AttentionConfig, ConfigError> {
-        if num_attention_heads % num_key_value_heads != 0 {
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             return Err(self.wrong(
                 keys::arch::HEAD_COUNT_KV,
                 num_key_value_heads,

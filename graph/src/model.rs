@@ -19,7 +19,7 @@ pub enum ModelError {
         /// The file.
         file: String,
         /// What is wrong.
-        source: LowerError,
+        source: Box<LowerError>,
     },
 }
 
@@ -48,8 +48,9 @@ impl Model {
     /// # Errors
     /// [`ModelError::Lower`].
     pub fn from_file(file: GgufFile) -> Result<Model, ModelError> {
-        let (config, graph) = lower(file.metadata(), &tensor_table(&file))
-            .map_err(|source| ModelError::Lower { file: file.metadata().origin().to_owned(), source })?;
+        let (config, graph) = lower(file.metadata(), &tensor_table(&file)).map_err(|source| {
+            ModelError::Lower { file: file.metadata().origin().to_owned(), source: Box::new(source) }
+        })?;
         Ok(Model { config, graph, file: Arc::new(file) })
     }
 

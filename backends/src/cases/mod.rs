@@ -184,13 +184,7 @@ pub fn distance(found: &HostTensor, wanted: &HostTensor) -> f64 {
         return f64::INFINITY;
     }
     match (&found.data, &wanted.data) {
-        (TensorData::U32(a), TensorData::U32(b)) => {
-            if a == b {
-                0.0
-            } else {
-                f64::INFINITY
-            }
-        }
+        (TensorData::U32(a), TensorData::U32(b)) if a == b => 0.0,
         (TensorData::F32(a), TensorData::F32(b)) => {
             if a.iter().chain(b).any(|x| !x.is_finite()) {
                 return f64::INFINITY;
