@@ -84,7 +84,9 @@ impl From<ModelError> for CliError {
     fn from(error: ModelError) -> CliError {
         match error {
             ModelError::Gguf(error) => error.into(),
-            ModelError::Lower { source: LowerError::Config(ConfigError::Architecture { .. }), .. } => {
+            ModelError::Lower { ref source, .. }
+                if matches!(**source, LowerError::Config(ConfigError::Architecture { .. })) =>
+            {
                 CliError::unsupported(error)
             }
             ModelError::Lower { .. } => CliError::bad_input(error),
