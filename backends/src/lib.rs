@@ -10,6 +10,7 @@ pub mod cases;
 pub mod cpu;
 pub mod error;
 pub mod executable;
+pub mod perplexity;
 pub mod reference;
 pub mod registry;
 pub mod sampler;
