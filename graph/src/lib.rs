@@ -9,6 +9,7 @@
 #[cfg(feature = "text")]
 pub mod chat;
 pub mod config;
+pub mod cost;
 pub mod dump;
 pub mod gguf;
 pub mod ids;

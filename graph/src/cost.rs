@@ -1,0 +1,225 @@
+//! Beside stage 4: a plan and the sizes of a step → the bytes that it must move and the arithmetic that it must do.
+//!
+//! These are what the formulas demand, each byte moved once: a measured time set against them says how far from the
+//! memory's limit a launch runs. Of a tensor of experts only those count that the step's tokens choose; which of them
+//! coincide is not known before the step runs, so for several tokens the number is the one expected of even routing.
+//! Absent on purpose: the devices' speeds, caches, and values that never leave their launch.
+
+use crate::ir::{AttentionAttrs, DType, Graph, Node, Op, StepSizes, WeightSlice};
+use crate::passes::{Launch, Plan};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign};
+
+/// What a node, a launch or a step costs at least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// Weights read.
+    pub weight_bytes: u64,
+    /// Rows of states (the KV cache) read and written.
+    pub state_bytes: u64,
+    /// Values between launches, read and written. 0 for a node by itself.
+    pub activation_bytes: u64,
+    /// Additions and multiplications of the products (matmuls and attention); the rest is small beside them.
+    pub flops: u64,
+}
+
+impl Cost {
+    /// Everything that is moved.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.weight_bytes + self.state_bytes + self.activation_bytes
+    }
+
+    /// What comes from memory however large the caches: weights and states.
+    #[must_use]
+    pub fn streamed_bytes(&self) -> u64 {
+        self.weight_bytes + self.state_bytes
+    }
+}
+
+impl Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            weight_bytes: self.weight_bytes + other.weight_bytes,
+            state_bytes: self.state_bytes + other.state_bytes,
+            activation_bytes: self.activation_bytes + other.activation_bytes,
+            flops: self.flops + other.flops,
+        }
+    }
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        *self = *self + other;
+    }
+}
+
+impl Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
+        costs.fold(Cost::default(), Add::add)
+    }
+}
+
+/// The number of distinct experts that `tokens` tokens choose if each expert is as likely as any other:
+/// E · (1 − (1 − K/E)^T). Exact for one token.
+#[must_use]
+pub fn distinct_experts(num_experts: usize, num_experts_per_tok: usize, tokens: usize) -> f64 {
+    let (e, k) = (num_experts as f64, num_experts_per_tok as f64);
+    e * (1.0 - (1.0 - k / e).powf(tokens as f64))
+}
+
+/// Weights, states and arithmetic of one node. `state_row_bytes` gives the bytes of a state's row of so many elements.
+#[must_use]
+pub fn node_cost(
+    graph: &Graph,
+    node: &Node,
+    sizes: StepSizes,
+    state_row_bytes: &dyn Fn(usize) -> usize,
+) -> Cost {
+    let elems = |i: usize| node.inputs.get(i).map_or(0, |v| graph.value(*v).shape.elems(sizes));
+    let vectors_bytes = |weights: &[crate::ir::WeightId]| -> u64 {
+        weights.iter().map(|w| graph.weight(*w).shape.iter().product::<usize>() as u64 * 4).sum()
+    };
+    match &node.op {
+        Op::Embed { table } => {
+            let weight_bytes = sizes.tokens as u64 * row_bytes(graph, table);
+            Cost { weight_bytes, ..Cost::default() }
+        }
+        Op::MatMul { weight, bias, .. } => {
+            let cols = cols(graph, weight);
+            let x_rows = elems(0) / cols.max(1);
+            if x_rows == 0 {
+                return Cost::default();
+            }
+            let weight_bytes =
+                weight.rows.len() as u64 * row_bytes(graph, weight) + bias.map_or(0, |b| vectors_bytes(&[b]));
+            let flops = 2 * x_rows as u64 * cols as u64 * weight.rows.len() as u64;
+            Cost { weight_bytes, flops, ..Cost::default() }
+        }
+        Op::ExpertMatMul { weight, bias } => {
+            let (pairs, cols) = (elems(1), cols(graph, weight));
+            let shape = &graph.weight(weight.tensor).shape;
+            let experts = weight.experts.as_ref().map_or(shape[0], ExactSizeIterator::len);
+            let per_tok = pairs / sizes.tokens.max(1);
+            let distinct = distinct_experts(experts, per_tok, sizes.tokens);
+            let expert_bytes =
+                weight.rows.len() as u64 * (row_bytes(graph, weight) + u64::from(bias.is_some()) * 4);
+            Cost {
+                weight_bytes: (distinct * expert_bytes as f64).round() as u64,
+                flops: 2 * pairs as u64 * cols as u64 * weight.rows.len() as u64,
+                ..Cost::default()
+            }
+        }
+        Op::KvWrite { key, value } => {
+            let row = |s| state_row_bytes(graph.state(s).row_elems()) as u64;
+            Cost { state_bytes: sizes.tokens as u64 * (row(*key) + row(*value)), ..Cost::default() }
+        }
+        Op::Attention(a) => {
+            let cached: u64 = node
+                .inputs
+                .iter()
+                .filter_map(|v| graph.value(*v).state)
+                .map(|s| state_row_bytes(graph.state(s).row_elems()) as u64)
+                .sum();
+            Cost {
+                state_bytes: visible_rows(a, sizes) * cached,
+                flops: attention_flops(a, sizes),
+                ..Cost::default()
+            }
+        }
+        Op::AttentionScores(a) => {
+            let row = graph.value(node.inputs[1]).state.map_or(0, |s| graph.state(s).row_elems());
+            let state_bytes = visible_rows(a, sizes) * state_row_bytes(row) as u64;
+            Cost { state_bytes, ..Cost::default() }
+        }
+        op => Cost { weight_bytes: vectors_bytes(&op.weights()), ..Cost::default() },
+    }
+}
+
+/// A launch: its nodes, and the values that it takes from other launches and leaves for them.
+#[must_use]
+pub fn launch_cost(
+    plan: &Plan,
+    launch: &Launch,
+    sizes: StepSizes,
+    state_row_bytes: &dyn Fn(usize) -> usize,
+) -> Cost {
+    let graph = &plan.graph;
+    let mut cost: Cost = plan.launch_nodes(launch).map(|n| node_cost(graph, n, sizes, state_row_bytes)).sum();
+    let mut moved = HashSet::new();
+    for phase in &launch.phases {
+        let nodes = || phase.iter().filter_map(|id| graph.node(*id));
+        let made: HashSet<_> = nodes().flat_map(|n| n.outputs.iter().copied()).collect();
+        moved.clear();
+        moved.extend(nodes().flat_map(|n| n.inputs.iter().copied()).filter(|v| !made.contains(v)));
+        moved.extend(made.iter().copied().filter(|v| plan.is_stored(*v)));
+        let values = moved.iter().map(|v| graph.value(*v)).filter(|v| v.dtype != DType::State);
+        cost.activation_bytes += values.map(|v| v.shape.elems(sizes) as u64 * 4).sum::<u64>();
+    }
+    cost
+}
+
+/// A step: every launch that feeds the outputs.
+#[must_use]
+pub fn step_cost(plan: &Plan, sizes: StepSizes, state_row_bytes: &dyn Fn(usize) -> usize) -> Cost {
+    let production = plan.launches.iter().filter(|l| !l.recomputed);
+    production.map(|l| launch_cost(plan, l, sizes, state_row_bytes)).sum()
+}
+
+fn cols(graph: &Graph, slice: &WeightSlice) -> usize {
+    graph.weight(slice.tensor).shape.last().copied().unwrap_or(0)
+}
+
+fn row_bytes(graph: &Graph, slice: &WeightSlice) -> u64 {
+    graph.weight(slice.tensor).format.row_bytes(cols(graph, slice)).unwrap_or(0) as u64
+}
+
+/// Cached rows that some query of the step sees.
+fn visible_rows(a: &AttentionAttrs, sizes: StepSizes) -> u64 {
+    let seen = a.window.map_or(sizes.cached, |w| sizes.cached.min(w + sizes.tokens - 1));
+    seen as u64
+}
+
+/// q·kᵀ and softmax·v over the pairs of query and visible position: query t of T sees S − T + 1 + t of them.
+fn attention_flops(a: &AttentionAttrs, sizes: StepSizes) -> u64 {
+    let first = sizes.cached.saturating_sub(sizes.tokens) + 1;
+    let pairs: usize = (0..sizes.tokens).map(|t| a.window.map_or(first + t, |w| w.min(first + t))).sum();
+    2 * pairs as u64 * a.num_attention_heads as u64 * (a.head_dim + a.value_head_dim) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_token_chooses_its_experts_and_many_choose_all() {
+        assert!((distinct_experts(128, 8, 1) - 8.0).abs() < 1e-9);
+        let two = distinct_experts(128, 8, 2);
+        assert!((two - (16.0 - 0.5)).abs() < 1e-9, "{two}");
+        assert!(distinct_experts(128, 8, 512) > 127.9);
+    }
+
+    #[test]
+    fn queries_see_what_causality_and_the_window_leave() {
+        let attrs = |window| AttentionAttrs {
+            num_attention_heads: 1,
+            num_key_value_heads: 1,
+            head_dim: 1,
+            value_head_dim: 1,
+            scale: 1.0,
+            window,
+            soft_cap: None,
+            sinks: None,
+        };
+        // Three queries behind four cached rows see 5, 6 and 7 positions: 18 pairs, two products of 2 operations.
+        let sizes = StepSizes { tokens: 3, logits_rows: 1, cached: 7 };
+        assert_eq!(attention_flops(&attrs(None), sizes), 4 * 18);
+        assert_eq!(attention_flops(&attrs(Some(2)), sizes), 4 * 6);
+        assert_eq!(visible_rows(&attrs(None), sizes), 7);
+        assert_eq!(visible_rows(&attrs(Some(2)), sizes), 4);
+    }
+}
