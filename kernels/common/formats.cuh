@@ -1,0 +1,357 @@
+// Decode of the sixteen weight formats, each once.
+//
+// The thirteen block formats share one shape: 32 consecutive elements of a row as signed 8-bit codes with a scale and
+// a minimum per half of 16, value = scale[h]·code − minimum[h], h = element / 16 (formats whose sub-blocks are 32 long
+// repeat the pair). Products of stored scales are formed in the order of the scalar decode (graph/src/quant), so
+// scale·code − minimum rounds as it does there; a compiler that fuses the two rounds once less.
+//
+// A row is the file's own bytes: `row + block · BYTES`. Group g is elements 32g … 32g+31.
+#pragma once
+#include "prelude.cuh"
+
+// Format codes, as graph/src/quant numbers them for launch parameters.
+enum FormatCode : int {
+    FORMAT_F32 = 0, FORMAT_F16, FORMAT_BF16, FORMAT_Q4_0, FORMAT_Q4_1, FORMAT_Q5_0, FORMAT_Q5_1, FORMAT_Q8_0,
+    FORMAT_Q2_K, FORMAT_Q3_K, FORMAT_Q4_K, FORMAT_Q5_K, FORMAT_Q6_K, FORMAT_IQ4_NL, FORMAT_IQ4_XS, FORMAT_MXFP4,
+};
+
+struct Group32 {
+    int code[8];      // element 4i + j is byte j of code[i]
+    float scale[2];   // of elements 0…15 and 16…31
+    float minimum[2]; // subtracted; 0 where the format has none
+};
+
+DEVICE void set_scales(Group32 &g, float scale, float minimum) {
+    g.scale[0] = g.scale[1] = scale;
+    g.minimum[0] = g.minimum[1] = minimum;
+}
+
+// Sixteen signed bytes T[0…15], looked up by four indices (0…15), one a byte.
+DEVICE int lookup_each(uint32_t index, uint32_t t0, uint32_t t1, uint32_t t2, uint32_t t3) {
+    uint32_t s = index & 0x07070707u; // the indices modulo 8, gathered into one nibble each
+    s = (s | (s >> 4)) & 0x00ff00ffu;
+    s = (s | (s >> 8)) & 0xffffu;
+    uint32_t low = __byte_perm(t0, t1, s), high = __byte_perm(t2, t3, s);
+    uint32_t is_high = ((index >> 3) & 0x01010101u) * 0xffu;
+    return int((low & ~is_high) | (high & is_high));
+}
+// {−127 −104 −83 −65, −49 −35 −22 −10, 1 13 25 38, 53 69 89 113}: the non-linear 4-bit levels of IQ4_NL and IQ4_XS.
+DEVICE int lookup_iq4(uint32_t index) {
+    return lookup_each(index, 0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u);
+}
+// {0 1 2 3, 4 6 8 12} and their negatives: twice the values of a 4-bit float with two exponent bits and one of mantissa.
+DEVICE int lookup_mxfp4(uint32_t index) {
+    return lookup_each(index, 0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
+}
+
+#define LOW_NIBBLES(v) ((v) & 0x0f0f0f0fu)
+#define HIGH_NIBBLES(v) (((v) >> 4) & 0x0f0f0f0fu)
+
+// Bits 0…3 of v to bit 4 of bytes 0…3.
+DEVICE uint32_t spread_fifth_bits(uint32_t v) {
+    v &= 0xfu;
+    return ((v | (v << 7) | (v << 14) | (v << 21)) & 0x01010101u) << 4;
+}
+
+// {half d; nibbles[16]}: element j is low nibble j, element 16 + j is high nibble j; value d · (n − 8).
+struct Q4_0 {
+    static constexpr int ELEMS = 32, BYTES = 18;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_halves(b + 2 + 4 * i);
+            r.code[i] = subtract_each(LOW_NIBBLES(v), 8);
+            r.code[4 + i] = subtract_each(HIGH_NIBBLES(v), 8);
+        }
+        set_scales(r, load_half(b), 0.0f);
+        return r;
+    }
+};
+
+// {half d, m; nibbles[16]}: value d · n + m.
+struct Q4_1 {
+    static constexpr int ELEMS = 32, BYTES = 20;
+    static constexpr bool HAS_MINIMUM = true;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_halves(b + 4 + 4 * i);
+            r.code[i] = int(LOW_NIBBLES(v));
+            r.code[4 + i] = int(HIGH_NIBBLES(v));
+        }
+        set_scales(r, load_half(b), -load_half(b + 2));
+        return r;
+    }
+};
+
+// {half d; u32 fifth bits; nibbles[16]}: value d · (n − 16), bit e of the word is element e's fifth.
+struct Q5_0 {
+    static constexpr int ELEMS = 32, BYTES = 22;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        uint32_t fifth = load_u32_by_halves(b + 2);
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_halves(b + 6 + 4 * i);
+            r.code[i] = subtract_each(LOW_NIBBLES(v) | spread_fifth_bits(fifth >> (4 * i)), 16);
+            r.code[4 + i] = subtract_each(HIGH_NIBBLES(v) | spread_fifth_bits(fifth >> (16 + 4 * i)), 16);
+        }
+        set_scales(r, load_half(b), 0.0f);
+        return r;
+    }
+};
+
+// {half d, m; u32 fifth bits; nibbles[16]}: value d · n + m.
+struct Q5_1 {
+    static constexpr int ELEMS = 32, BYTES = 24;
+    static constexpr bool HAS_MINIMUM = true;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        uint32_t fifth = load_u32_by_halves(b + 4);
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_halves(b + 8 + 4 * i);
+            r.code[i] = int(LOW_NIBBLES(v) | spread_fifth_bits(fifth >> (4 * i)));
+            r.code[4 + i] = int(HIGH_NIBBLES(v) | spread_fifth_bits(fifth >> (16 + 4 * i)));
+        }
+        set_scales(r, load_half(b), -load_half(b + 2));
+        return r;
+    }
+};
+
+// {half d; int8 q[32]}: value d · q.
+struct Q8_0 {
+    static constexpr int ELEMS = 32, BYTES = 34;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        Group32 r;
+        for (int i = 0; i < 8; i++) r.code[i] = int(load_u32_by_halves(b + 2 + 4 * i));
+        set_scales(r, load_half(b), 0.0f);
+        return r;
+    }
+};
+
+// 256 elements: {u8 scales[16]; u8 codes[64]; half d, dmin}. Sub-block s of 16: value d·(scales[s] & 15)·n −
+// dmin·(scales[s] >> 4), n two bits: group g = 4h + j is bits 2j, 2j+1 of bytes 32h … 32h+31.
+struct Q2_K {
+    static constexpr int ELEMS = 256, BYTES = 84;
+    static constexpr bool HAS_MINIMUM = true;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        int g = group & 7;
+        gptr<const uint8_t> q = b + 16 + (g >> 2) * 32;
+        Group32 r;
+        for (int i = 0; i < 8; i++)
+            r.code[i] = int((load_u32_by_halves(q + 4 * i) >> (2 * (g & 3))) & 0x03030303u);
+        float d = load_half(b + 80), dmin = load_half(b + 82);
+        for (int h = 0; h < 2; h++) {
+            uint32_t s = b[2 * g + h];
+            r.scale[h] = d * float(s & 15u);
+            r.minimum[h] = dmin * float(s >> 4);
+        }
+        return r;
+    }
+};
+
+// 256 elements: {u8 third bits[32]; u8 codes[64]; u8 scales[12]; half d}. Value d·(s − 32)·(n − 4), n two bits as in
+// Q2_K plus bit g of third[e mod 32]; s six bits: low four in nibbles of bytes 0…7, high two in bytes 8…11.
+struct Q3_K {
+    static constexpr int ELEMS = 256, BYTES = 110;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        int g = group & 7;
+        gptr<const uint8_t> q = b + 32 + (g >> 2) * 32;
+        Group32 r;
+        for (int i = 0; i < 8; i++) {
+            uint32_t n = (load_u32_by_halves(q + 4 * i) >> (2 * (g & 3))) & 0x03030303u;
+            uint32_t third = (load_u32_by_halves(b + 4 * i) >> g) & 0x01010101u;
+            r.code[i] = subtract_each(n | (third << 2), 4);
+        }
+        float d = load_half(b + 108);
+        for (int h = 0; h < 2; h++) {
+            int s = 2 * g + h;
+            uint32_t low = s < 8 ? b[96 + s] & 15u : uint32_t(b[96 + s - 8]) >> 4;
+            uint32_t high = (uint32_t(b[104 + (s & 3)]) >> (2 * (s >> 2))) & 3u;
+            r.scale[h] = d * float(int(low | (high << 4)) - 32);
+            r.minimum[h] = 0.0f;
+        }
+        return r;
+    }
+};
+
+// Scale and minimum (six bits each) of group g from the 12 bytes that Q4_K and Q5_K pack eight pairs into.
+DEVICE void unpack_scale_minimum(gptr<const uint8_t> s, int g, uint32_t &scale, uint32_t &minimum) {
+    if (g < 4) {
+        scale = s[g] & 63u;
+        minimum = s[g + 4] & 63u;
+    } else {
+        scale = (s[g + 4] & 15u) | ((uint32_t(s[g - 4]) >> 6) << 4);
+        minimum = (uint32_t(s[g + 4]) >> 4) | ((uint32_t(s[g]) >> 6) << 4);
+    }
+}
+
+// 256 elements: {half d, dmin; u8 scales[12]; nibbles[128]}: value d·s·n − dmin·m; groups 2p and 2p+1 are the low and
+// high nibbles of bytes 32p … 32p+31.
+struct Q4_K {
+    static constexpr int ELEMS = 256, BYTES = 144;
+    static constexpr bool HAS_MINIMUM = true;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        int g = group & 7;
+        gptr<const uint8_t> q = b + 16 + (g >> 1) * 32;
+        Group32 r;
+        for (int i = 0; i < 8; i++) r.code[i] = int((load_u32_by_halves(q + 4 * i) >> (4 * (g & 1))) & 0x0f0f0f0fu);
+        uint32_t scale, minimum;
+        unpack_scale_minimum(b + 4, g, scale, minimum);
+        set_scales(r, load_half(b) * float(scale), load_half(b + 2) * float(minimum));
+        return r;
+    }
+};
+
+// 256 elements: {half d, dmin; u8 scales[12]; u8 fifth bits[32]; nibbles[128]}: as Q4_K, with bit g of fifth[e mod 32].
+struct Q5_K {
+    static constexpr int ELEMS = 256, BYTES = 176;
+    static constexpr bool HAS_MINIMUM = true;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        int g = group & 7;
+        gptr<const uint8_t> q = b + 48 + (g >> 1) * 32;
+        Group32 r;
+        for (int i = 0; i < 8; i++) {
+            uint32_t n = (load_u32_by_halves(q + 4 * i) >> (4 * (g & 1))) & 0x0f0f0f0fu;
+            uint32_t fifth = (load_u32_by_halves(b + 16 + 4 * i) >> g) & 0x01010101u;
+            r.code[i] = int(n | (fifth << 4));
+        }
+        uint32_t scale, minimum;
+        unpack_scale_minimum(b + 4, g, scale, minimum);
+        set_scales(r, load_half(b) * float(scale), load_half(b + 2) * float(minimum));
+        return r;
+    }
+};
+
+// 256 elements: {u8 low[128]; u8 high[64]; int8 scales[16]; half d}: value d·s·(n − 32), s per 16. Group g = 4h + j:
+// nibble j/2 of bytes 64h + 32(j mod 2) … and bits 2j, 2j+1 of high bytes 32h … 32h+31.
+struct Q6_K {
+    static constexpr int ELEMS = 256, BYTES = 210;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        int g = group & 7, h = g >> 2, j = g & 3;
+        gptr<const uint8_t> low = b + 64 * h + 32 * (j & 1), high = b + 128 + 32 * h;
+        Group32 r;
+        for (int i = 0; i < 8; i++) {
+            uint32_t n = (load_u32_by_halves(low + 4 * i) >> (4 * (j >> 1))) & 0x0f0f0f0fu;
+            uint32_t top = (load_u32_by_halves(high + 4 * i) >> (2 * j)) & 0x03030303u;
+            r.code[i] = subtract_each(n | (top << 4), 32);
+        }
+        float d = load_half(b + 208);
+        for (int k = 0; k < 2; k++) {
+            r.scale[k] = d * float(int(int8_t(b[192 + 2 * g + k])));
+            r.minimum[k] = 0.0f;
+        }
+        return r;
+    }
+};
+
+// {half d; nibbles[16]}: as Q4_0, with the nibble an index into sixteen non-linear levels.
+struct IQ4_NL {
+    static constexpr int ELEMS = 32, BYTES = 18;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_halves(b + 2 + 4 * i);
+            r.code[i] = lookup_iq4(LOW_NIBBLES(v));
+            r.code[4 + i] = lookup_iq4(HIGH_NIBBLES(v));
+        }
+        set_scales(r, load_half(b), 0.0f);
+        return r;
+    }
+};
+
+// 256 elements: {half d; u16 scales high; u8 scales low[4]; nibbles[128]}: value d·(s − 32)·level, s six bits; group g
+// is bytes 16g … 16g+15, low nibbles first.
+struct IQ4_XS {
+    static constexpr int ELEMS = 256, BYTES = 136;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        int g = group & 7;
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_halves(b + 8 + 16 * g + 4 * i);
+            r.code[i] = lookup_iq4(LOW_NIBBLES(v));
+            r.code[4 + i] = lookup_iq4(HIGH_NIBBLES(v));
+        }
+        uint32_t high = *cast<const uint16_t>(b + 2);
+        uint32_t s = ((uint32_t(b[4 + (g >> 1)]) >> (4 * (g & 1))) & 15u) | (((high >> (2 * g)) & 3u) << 4);
+        set_scales(r, load_half(b) * float(int(s) - 32), 0.0f);
+        return r;
+    }
+};
+
+// {u8 exponent; nibbles[16]}: 4-bit floats times 2^(exponent − 127); codes are twice the float, so the scale is half.
+struct MXFP4 {
+    static constexpr int ELEMS = 32, BYTES = 17;
+    static constexpr bool HAS_MINIMUM = false;
+    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+        gptr<const uint8_t> b = row + g * BYTES;
+        Group32 r;
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = load_u32_by_bytes(b + 1 + 4 * i);
+            r.code[i] = lookup_mxfp4(LOW_NIBBLES(v));
+            r.code[4 + i] = lookup_mxfp4(HIGH_NIBBLES(v));
+        }
+        uint32_t e = b[0];
+        // 2^(e − 128); the two smallest are subnormal floats.
+        set_scales(r, __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0.0f);
+        return r;
+    }
+};
+
+// The three float formats: one element at a time.
+struct F32 {
+    static constexpr int BYTES = 4;
+    static DEVICE float at(gptr<const uint8_t> row, int i) { return cast<const float>(row)[i]; }
+};
+struct F16 {
+    static constexpr int BYTES = 2;
+    static DEVICE float at(gptr<const uint8_t> row, int i) { return half_to_float(cast<const uint16_t>(row)[i]); }
+};
+struct BF16 {
+    static constexpr int BYTES = 2;
+    static DEVICE float at(gptr<const uint8_t> row, int i) { return bf16_to_float(cast<const uint16_t>(row)[i]); }
+};
+
+// Calls f(Format()) with the block format of a code; the branch is the same for a whole block of threads.
+#define SWITCH_BLOCK_FORMAT(code, CALL)                                                                                \
+    switch (code) {                                                                                                    \
+    case FORMAT_Q4_0: CALL(Q4_0); break;                                                                               \
+    case FORMAT_Q4_1: CALL(Q4_1); break;                                                                               \
+    case FORMAT_Q5_0: CALL(Q5_0); break;                                                                               \
+    case FORMAT_Q5_1: CALL(Q5_1); break;                                                                               \
+    case FORMAT_Q8_0: CALL(Q8_0); break;                                                                               \
+    case FORMAT_Q2_K: CALL(Q2_K); break;                                                                               \
+    case FORMAT_Q3_K: CALL(Q3_K); break;                                                                               \
+    case FORMAT_Q4_K: CALL(Q4_K); break;                                                                               \
+    case FORMAT_Q5_K: CALL(Q5_K); break;                                                                               \
+    case FORMAT_Q6_K: CALL(Q6_K); break;                                                                               \
+    case FORMAT_IQ4_NL: CALL(IQ4_NL); break;                                                                           \
+    case FORMAT_IQ4_XS: CALL(IQ4_XS); break;                                                                           \
+    case FORMAT_MXFP4: CALL(MXFP4); break;                                                                             \
+    default: break;                                                                                                    \
+    }
+#define SWITCH_FLOAT_FORMAT(code, CALL)                                                                                \
+    switch (code) {                                                                                                    \
+    case FORMAT_F32: CALL(F32); break;                                                                                 \
+    case FORMAT_F16: CALL(F16); break;                                                                                 \
+    case FORMAT_BF16: CALL(BF16); break;                                                                               \
+    default: break;                                                                                                    \
+    }
