@@ -1,11 +1,13 @@
-// GatedAct: y = act(gate) · up, elementwise; silu(g) = g · sigmoid(g).
+// GatedAct: activated = silu(gate) = gate · sigmoid(gate), y = activated · up, elementwise.
 #include "common/gate.cuh"
 
-// up null: the ungated form, y = act(gate). Grid: ceil(n / threads).
-extern "C" __global__ void gated_act(gptr<const float> gate, gptr<const float> up, gptr<float> y, int activation,
-                                     float alpha, float clamp, int n) {
+// Either output may be null. Grid: ceil(n / threads).
+extern "C" __global__ void gated_act(gptr<const float> gate, gptr<const float> up, gptr<float> activated, gptr<float> y,
+                                     int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    y[i] = up != nullptr ? gated(activation, alpha, clamp, gate[i], up[i]) : activate(activation, alpha, gate[i]);
+    float a = silu(gate[i]);
+    if (activated != nullptr) activated[i] = a;
+    if (y != nullptr) y[i] = a * up[i];
 }
 KERNEL(gated_act)

@@ -1,13 +1,16 @@
-// Router: logits [T, E] → ids [T, K] best first, weights [T, K].
+// Router: logits [T, E] → ids [T, K] best first, weights [T, K] as applied. See common/top_k.cuh.
 #include "common/top_k.cuh"
 
-// One warp a token. Grid: ceil(T / warps). bias, if not null, is added to the gate's value for the choice alone.
+// One warp a token. Grid: ceil(T / warps). bias [E], or null.
 extern "C" __global__ void router(gptr<const float> logits, gptr<const float> bias, gptr<int> ids, gptr<float> weights,
-                                  int tokens, int experts, int experts_per_token, int gate, int renormalise, float scale,
-                                  int groups, int groups_kept) {
-    int t = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+                                  int tokens, int experts, int experts_per_token, int gate, int renormalise,
+                                  float scale) {
+    int t = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (t >= tokens) return;
-    warp_route(logits + t * experts, bias, experts, experts_per_token, gate, renormalise, scale, groups, groups_kept,
-               ids + t * experts_per_token, weights + t * experts_per_token);
+    Route r = warp_route(logits + t * experts, bias, experts, experts_per_token, gate, renormalise, scale);
+    if (lane < experts_per_token) {
+        ids[t * experts_per_token + lane] = r.id;
+        weights[t * experts_per_token + lane] = r.weight;
+    }
 }
 KERNEL(router)

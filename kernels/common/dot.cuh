@@ -47,8 +47,8 @@ template <bool HAS_MINIMUM> DEVICE float group_dot_q8(const Group32 &w, const in
     int dot[2] = {0, 0}, sum[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        dot[i >> 2] = __dp4a(w.code[i], q[i], dot[i >> 2]);
-        if (HAS_MINIMUM) sum[i >> 2] = __dp4a(0x01010101, q[i], sum[i >> 2]);
+        dot[i >> 2] = dot4(w.code[i], q[i], dot[i >> 2]);
+        if (HAS_MINIMUM) sum[i >> 2] = dot4(0x01010101, q[i], sum[i >> 2]);
     }
     float v = w.scale[0] * float(dot[0]) + w.scale[1] * float(dot[1]);
     if (HAS_MINIMUM) v -= w.minimum[0] * float(sum[0]) + w.minimum[1] * float(sum[1]);

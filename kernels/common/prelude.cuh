@@ -104,6 +104,17 @@ DEVICE int subtract_each(uint32_t v, uint32_t k) { return int(((v | 0x80808080u)
 // Byte i of a packed word as a signed number.
 DEVICE int byte_of(int v, int i) { return int(int8_t(uint32_t(v) >> (8 * i))); }
 
+// c + Σⱼ aⱼ·bⱼ over the four signed bytes of a and b.
+DEVICE int dot4(int a, int b, int c) {
+#ifdef MOE_DEVICE
+    int r;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+#else
+    return __dp4a(a, b, c);
+#endif
+}
+
 // ---- sums in a fixed order --------------------------------------------------------------------------------------------
 
 // Every lane gets the sum over its sub-warp of `width` lanes; the order is that of a butterfly, the same on all lanes.

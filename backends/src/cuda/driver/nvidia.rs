@@ -1,0 +1,401 @@
+//! NVIDIA's driver through cudarc, loaded when it is asked for: nothing of CUDA is needed to build, and only the driver
+//! to run. Kernels are PTX that any driver from CUDA 12.2 on compiles for its chip.
+
+use super::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param};
+use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The oldest driver whose compiler reads the embedded PTX, as `cuDriverGetVersion` states it: CUDA 12.2.
+pub const OLDEST_DRIVER: i32 = 12_020;
+/// The oldest chips that the PTX runs on: compute capability 7.5 (Turing).
+pub const OLDEST_CAPABILITY: (i32, i32) = (7, 5);
+
+const INSTALL: &str = "install NVIDIA's driver 535 or newer (https://www.nvidia.com/drivers), or use --backend cpu; \
+                       --backend cuda --device host-harness runs the same kernels on the processor";
+
+/// The kernels: modules of PTX text, each behind a line `//module NAME`.
+const PTX: &str = include_str!("../../../../kernels/ptx/compute_75.ptx");
+
+/// The error of a driver call that is not a lack of memory.
+fn failed(what: &str, error: result::DriverError) -> DriverError {
+    let text = match error.error_string() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => format!("{error:?}"),
+    };
+    DriverError::Failed(format!("{what}: {text} ({:?})", error.0))
+}
+
+fn no_device(detail: String, advice: &str) -> DriverError {
+    DriverError::NoDevice { detail, advice: advice.to_owned() }
+}
+
+/// Looks for the driver's library and starts it; the number of devices.
+fn start() -> Result<i32, DriverError> {
+    // SAFETY: only tries to open the library; cudarc would panic in the first call if it were missing.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(no_device(
+            "NVIDIA's driver is not installed (looked for libcuda.so.1, or nvcuda.dll on Windows)".into(),
+            INSTALL,
+        ));
+    }
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    let code = unsafe { sys::cuDriverGetVersion(&mut version) };
+    if code == sys::CUresult::CUDA_SUCCESS && version < OLDEST_DRIVER {
+        return Err(no_device(
+            format!(
+                "the driver is too old: found CUDA {}.{}, wanted {}.{} or newer",
+                version / 1000,
+                version % 1000 / 10,
+                OLDEST_DRIVER / 1000,
+                OLDEST_DRIVER % 1000 / 10
+            ),
+            INSTALL,
+        ));
+    }
+    result::init().map_err(|e| {
+        no_device(format!("the driver does not start: {}", failed("cuInit", e)), "check nvidia-smi; then try --backend cpu")
+    })?;
+    let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", e))?;
+    if count == 0 {
+        return Err(no_device("the driver is there, but no NVIDIA GPU".into(), "try --backend cpu"));
+    }
+    Ok(count)
+}
+
+/// One device's report, without opening a context on it.
+fn describe(ordinal: i32) -> Result<(sys::CUdevice, DriverInfo, (i32, i32)), DriverError> {
+    use sys::CUdevice_attribute as Attribute;
+    let device = result::device::get(ordinal).map_err(|e| failed("cuDeviceGet", e))?;
+    let attribute = |which: Attribute| {
+        // SAFETY: the device handle is the driver's own.
+        unsafe { result::device::get_attribute(device, which) }.map_err(|e| failed("cuDeviceGetAttribute", e))
+    };
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?;
+    // SAFETY: as above.
+    let memory = unsafe { result::device::total_mem(device) }.map_err(|e| failed("cuDeviceTotalMem", e))?;
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+    let info = DriverInfo {
+        name: result::device::get_name(device).map_err(|e| failed("cuDeviceGetName", e))?,
+        details: vec![
+            ("compute capability".into(), format!("{major}.{minor}")),
+            ("multiprocessors".into(), multiprocessors.to_string()),
+            ("driver".into(), format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
+        ],
+        memory_bytes: memory as u64,
+        multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+        shared_bytes: u32::try_from(shared).unwrap_or(48 * 1024),
+        software: false,
+    };
+    Ok((device, info, (major, minor)))
+}
+
+/// The GPUs, in the driver's order.
+///
+/// # Errors
+/// [`DriverError::NoDevice`] saying what was looked for.
+pub fn list() -> Result<Vec<DriverInfo>, DriverError> {
+    (0..start()?).map(|i| describe(i).map(|(_, info, _)| info)).collect()
+}
+
+/// Opens a GPU.
+///
+/// # Errors
+/// [`DriverError::NoDevice`] for no driver, one too old, no such GPU, or a chip that the kernels do not run on.
+pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
+    let count = start()?;
+    let Some(index) = i32::try_from(ordinal).ok().filter(|i| *i < count) else {
+        return Err(no_device(format!("GPU {ordinal} of {count}"), "`moe-run devices` lists them"));
+    };
+    let (device, info, capability) = describe(index)?;
+    if capability < OLDEST_CAPABILITY {
+        return Err(no_device(
+            format!(
+                "{} has compute capability {}.{}, wanted {}.{} or newer",
+                info.name, capability.0, capability.1, OLDEST_CAPABILITY.0, OLDEST_CAPABILITY.1
+            ),
+            "use --backend cpu or --backend wgpu",
+        ));
+    }
+    // SAFETY: the device handle is valid; the context is released when the driver is dropped.
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
+    // SAFETY: the context was just retained.
+    unsafe { result::ctx::set_current(context) }.map_err(|e| failed("cuCtxSetCurrent", e))?;
+    let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| failed("cuStreamCreate", e))?;
+    let inner = Inner { info, device, context, stream, code: Mutex::default() };
+    Ok(Arc::new(Nvidia(Arc::new(inner))))
+}
+
+#[derive(Default)]
+struct Code {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    functions: HashMap<&'static str, sys::CUfunction>,
+}
+
+struct Inner {
+    info: DriverInfo,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    code: Mutex<Code>,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread that has set the context, as every call does.
+unsafe impl Send for Inner {}
+// SAFETY: as above; the driver serialises calls on one stream, and `code` is behind a lock.
+unsafe impl Sync for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.enter();
+        // SAFETY: nothing is queued any more and no handle is used after this.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            let code = self.code.get_mut().unwrap_or_else(PoisonError::into_inner);
+            for module in code.modules.values() {
+                let _ = result::module::unload(*module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// The module whose text defines a kernel.
+fn module_of(kernel: &str) -> Option<(&'static str, &'static str)> {
+    let entry = format!(".entry {kernel}(");
+    PTX.split("//module ").skip(1).filter_map(|m| m.split_once('\n')).find(|(_, text)| text.contains(&entry))
+}
+
+impl Inner {
+    fn enter(&self) -> Result<(), DriverError> {
+        // SAFETY: the context lives as long as this object.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("cuCtxSetCurrent", e))
+    }
+
+    /// The kernel's handle; its module is compiled by the driver on first use (the driver keeps the result on disk).
+    fn function(&self, kernel: &'static str) -> Result<sys::CUfunction, DriverError> {
+        let mut code = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = code.functions.get(kernel) {
+            return Ok(*function);
+        }
+        let (name, text) =
+            module_of(kernel).ok_or_else(|| DriverError::Failed(format!("no embedded code for kernel {kernel}")))?;
+        let module = match code.modules.get(name) {
+            Some(module) => *module,
+            None => {
+                let text = CString::new(text).map_err(|e| DriverError::Failed(format!("PTX of {name}: {e}")))?;
+                // SAFETY: the text is NUL-terminated PTX.
+                let module = unsafe { result::module::load_data(text.as_ptr().cast::<c_void>()) }
+                    .map_err(|e| failed(&format!("loading kernels {name}"), e))?;
+                code.modules.insert(name, module);
+                module
+            }
+        };
+        let c_name = CString::new(kernel).map_err(|e| DriverError::Failed(format!("kernel {kernel}: {e}")))?;
+        // SAFETY: the module is loaded and is not unloaded before this object is dropped.
+        let function = unsafe { result::module::get_function(module, c_name) }
+            .map_err(|e| failed(&format!("kernel {kernel}"), e))?;
+        code.functions.insert(kernel, function);
+        Ok(function)
+    }
+
+    fn queue(&self, launches: &[KernelLaunch]) -> Result<(), DriverError> {
+        for launch in launches {
+            let function = self.function(launch.kernel)?;
+            if launch.shared_bytes > self.info.shared_bytes {
+                return Err(DriverError::Failed(format!(
+                    "kernel {}: {} bytes of shared memory, a block may have {}",
+                    launch.kernel, launch.shared_bytes, self.info.shared_bytes
+                )));
+            }
+            // Every parameter is 4 or 8 bytes, little-endian, at the start of its word.
+            let mut words: Vec<u64> = launch
+                .params
+                .iter()
+                .map(|p| match *p {
+                    Param::Memory { address, .. } => address,
+                    Param::I32(v) => u64::from(v as u32),
+                    Param::F32(v) => u64::from(v.to_bits()),
+                    Param::U64(v) => v,
+                })
+                .collect();
+            let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
+            let [x, y, z] = launch.grid;
+            // SAFETY: the function belongs to a loaded module; the driver copies the parameters before it returns;
+            // their number and kinds are those of the kernel, which the host harness checks for every launch that
+            // this backend can make, and the memory that they name outlives the queued work.
+            unsafe {
+                result::launch_kernel(
+                    function,
+                    (x, y, z),
+                    (launch.threads, 1, 1),
+                    launch.shared_bytes,
+                    self.stream,
+                    &mut pointers,
+                )
+            }
+            .map_err(|e| failed(&format!("launching kernel {}", launch.kernel), e))?;
+        }
+        Ok(())
+    }
+}
+
+struct Nvidia(Arc<Inner>);
+
+struct Recorded {
+    inner: Arc<Inner>,
+    graph: sys::CUgraphExec,
+}
+
+// SAFETY: a graph may be launched from any thread that has set the context; one thread at a time has it.
+unsafe impl Send for Recorded {}
+
+impl CapturedGraph for Recorded {
+    fn replay(&self) -> Result<(), DriverError> {
+        self.inner.enter()?;
+        // SAFETY: graph and stream live as long as `inner`.
+        unsafe { result::graph::launch(self.graph, self.inner.stream) }.map_err(|e| failed("cuGraphLaunch", e))
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if self.inner.enter().is_ok() {
+            // SAFETY: the driver keeps a graph that is still running until it has ended.
+            let _ = unsafe { result::graph::exec_destroy(self.graph) };
+        }
+    }
+}
+
+/// An event that destroys itself.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Event, DriverError> {
+        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Event).map_err(|e| failed("cuEventCreate", e))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, used nowhere after this.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+impl Driver for Nvidia {
+    fn info(&self) -> &DriverInfo {
+        &self.0.info
+    }
+
+    fn memory(&self) -> Result<(u64, u64), DriverError> {
+        self.0.enter()?;
+        let (free, total) = result::mem_get_info().map_err(|e| failed("cuMemGetInfo", e))?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<u64, DriverError> {
+        self.0.enter()?;
+        let elems = usize::try_from(bytes).map_err(|_| DriverError::OutOfMemory { wanted_bytes: bytes, free_bytes: 0 })?;
+        // SAFETY: memory is only written to through this driver.
+        unsafe { result::malloc_sync(elems) }.map_err(|e| {
+            if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                let free_bytes = self.memory().map_or(0, |(free, _)| free);
+                return DriverError::OutOfMemory { wanted_bytes: bytes, free_bytes };
+            }
+            failed("cuMemAlloc", e)
+        })
+    }
+
+    fn free(&self, address: u64) {
+        if self.0.enter().is_ok() {
+            // SAFETY: `allocate` made it; cuMemFree waits for the work that uses it. After a sticky error the driver
+            // refuses, and frees everything with the context.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), DriverError> {
+        self.0.enter()?;
+        // SAFETY: the address is of an allocation at least as long, by the callers' arithmetic; a copy from pageable
+        // memory has read its source when it returns.
+        unsafe { result::memcpy_htod_async(address, bytes, self.0.stream) }.map_err(|e| failed("copy to the device", e))
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
+        self.0.enter()?;
+        // SAFETY: as for `upload`; the stream is waited for before the slice is used.
+        unsafe {
+            result::memcpy_dtoh_async(bytes, address, self.0.stream)
+                .and_then(|()| result::stream::synchronize(self.0.stream))
+        }
+        .map_err(|e| failed("copy from the device", e))
+    }
+
+    fn clear(&self, address: u64, bytes: u64) -> Result<(), DriverError> {
+        self.0.enter()?;
+        // SAFETY: as for `upload`.
+        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.0.stream) }
+            .map_err(|e| failed("clearing memory", e))
+    }
+
+    fn launch(&self, launches: &[KernelLaunch]) -> Result<(), DriverError> {
+        self.0.enter()?;
+        self.0.queue(launches)
+    }
+
+    fn launch_timed(&self, launches: &[KernelLaunch]) -> Result<Duration, DriverError> {
+        self.0.enter()?;
+        let (start, end) = (Event::new()?, Event::new()?);
+        // SAFETY: both events and the stream are live.
+        unsafe { result::event::record(start.0, self.0.stream) }.map_err(|e| failed("cuEventRecord", e))?;
+        self.0.queue(launches)?;
+        // SAFETY: as above; the end is waited for before the time is asked.
+        let milliseconds = unsafe {
+            result::event::record(end.0, self.0.stream)
+                .and_then(|()| result::event::synchronize(end.0))
+                .and_then(|()| result::event::elapsed(start.0, end.0))
+        }
+        .map_err(|e| failed("running kernels", e))?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1000.0))
+    }
+
+    fn capture(&self, launches: &[KernelLaunch]) -> Result<Box<dyn CapturedGraph>, DriverError> {
+        self.0.enter()?;
+        // Loading a module is not allowed while a stream is being recorded.
+        for launch in launches {
+            self.0.function(launch.kernel)?;
+        }
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is live and not being recorded.
+        unsafe { result::stream::begin_capture(self.0.stream, mode) }.map_err(|e| failed("cuStreamBeginCapture", e))?;
+        let queued = self.0.queue(launches);
+        // SAFETY: ends what was begun above, also when a launch was refused.
+        let graph = unsafe { result::stream::end_capture(self.0.stream) };
+        queued?;
+        let graph = graph.map_err(|e| failed("cuStreamEndCapture", e))?;
+        // SAFETY: the graph is complete; the executable form does not need it any more.
+        let instance = unsafe {
+            let instance = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            instance
+        };
+        let graph = instance.map_err(|e| failed("cuGraphInstantiate", e))?;
+        Ok(Box::new(Recorded { inner: Arc::clone(&self.0), graph }))
+    }
+
+    fn synchronize(&self) -> Result<(), DriverError> {
+        self.0.enter()?;
+        // SAFETY: the stream is live.
+        unsafe { result::stream::synchronize(self.0.stream) }.map_err(|e| failed("running kernels", e))
+    }
+}

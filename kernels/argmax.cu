@@ -1,0 +1,60 @@
+// The best token of a row of logits, chosen on the device: the lowest id wins a tie.
+#include "common/top_k.cuh"
+
+// Two steps. argmax_part: grid of parts, each its own stretch of x [n] → best (rank, id) pairs [parts, 2]; a NaN gets the
+// rank of a NaN that wins over everything, so that it is found and reported.
+DEVICE void better(uint32_t &rank, int &id, uint32_t other, int other_id) {
+    if (other > rank || (other == rank && other_id < id)) {
+        rank = other;
+        id = other_id;
+    }
+}
+DEVICE void warp_best(uint32_t &rank, int &id) {
+    for (int d = 16; d > 0; d >>= 1) {
+        uint32_t r = __shfl_xor_sync(FULL_WARP, rank, d);
+        int i = __shfl_xor_sync(FULL_WARP, id, d);
+        better(rank, id, r, i);
+    }
+}
+DEVICE void block_best(uint32_t &rank, int &id) {
+    SHARED(uint32_t, ranks, 32);
+    SHARED(int, ids, 32);
+    warp_best(rank, id);
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    if (lane == 0) {
+        ranks[warp] = rank;
+        ids[warp] = id;
+    }
+    __syncthreads();
+    for (int w = 0; w < int(blockDim.x >> 5); w++) better(rank, id, ranks[w], ids[w]);
+}
+constexpr uint32_t RANK_NAN = 0xffffffffu;
+
+extern "C" __global__ void argmax_part(gptr<const float> x, gptr<int> best, int n) {
+    int each = (n + gridDim.x - 1) / gridDim.x, from = blockIdx.x * each, to = min(from + each, n);
+    uint32_t rank = 0;
+    int id = 0x7fffffff;
+    for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
+        float v = x[i];
+        better(rank, id, is_nan(v) ? RANK_NAN : rank_of(v), i);
+    }
+    block_best(rank, id);
+    if (threadIdx.x == 0) {
+        best[2 * blockIdx.x] = int(rank);
+        best[2 * blockIdx.x + 1] = id;
+    }
+}
+KERNEL(argmax_part)
+
+// One block over the parts: token [1] = the best id; flag [1] = 1 if it is a NaN (token is then the first NaN's id).
+extern "C" __global__ void argmax_final(gptr<const int> best, gptr<int> token, gptr<int> flag, int parts) {
+    uint32_t rank = 0;
+    int id = 0x7fffffff;
+    for (int i = threadIdx.x; i < parts; i += blockDim.x) better(rank, id, uint32_t(best[2 * i]), best[2 * i + 1]);
+    block_best(rank, id);
+    if (threadIdx.x == 0) {
+        *token = id;
+        *flag = rank == RANK_NAN;
+    }
+}
+KERNEL(argmax_final)

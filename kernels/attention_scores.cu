@@ -1,0 +1,28 @@
+// The scores inside Attention, for looking at: q [T, H·d], key cache → [H, T, S], 0 after the query's position.
+#include "common/kv.cuh"
+
+template <int KV> DEVICE float score(gptr<const float> q, gptr<const uint8_t> keys, long long at, int d) {
+    float sum = 0.0f;
+    for (int i = 0; i < d; i += 4) {
+        float4 k = kv_load4<KV>(keys, at + i);
+        sum += k.x * q[i] + k.y * q[i + 1] + k.z * q[i + 2] + k.w * q[i + 3];
+    }
+    return sum;
+}
+
+// Grid: (ceil(S / threads), T, H).
+extern "C" __global__ void attention_scores(gptr<const float> q, gptr<const int> positions, gptr<const uint8_t> keys,
+                                            gptr<float> y, int kv_type, int kv_heads, int d, float scale, int cached) {
+    int s = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y, h = blockIdx.z, heads = gridDim.z;
+    if (s >= cached) return;
+    float v = 0.0f;
+    if (s <= positions[t]) {
+        gptr<const float> a = q + (t * heads + h) * d;
+        long long at = (static_cast<long long>(s) * kv_heads + h / (heads / kv_heads)) * d;
+        v = scale * (kv_type == KV_F16   ? score<KV_F16>(a, keys, at, d)
+                     : kv_type == KV_F32 ? score<KV_F32>(a, keys, at, d)
+                                         : score<KV_Q8_0>(a, keys, at, d));
+    }
+    y[(static_cast<long long>(h) * gridDim.y + t) * cached + s] = v;
+}
+KERNEL(attention_scores)

@@ -1,0 +1,198 @@
+// Attention of up to HEADS query heads that share one KV head over a range of cached positions, by one block:
+// softmax(scale · q·kᵀ) · v with a running maximum (the online softmax), tile after tile.
+//
+// Threads take one cached position each for the scores, then one value channel each for the sums, so that every sum has
+// one fixed order. Shared memory (floats): q [HEADS, d], scores [HEADS, TILE], state [3, HEADS].
+#pragma once
+#include "kv.cuh"
+
+constexpr int ATTEND_THREADS = 128;
+constexpr int ATTEND_TILE = ATTEND_THREADS;
+constexpr int ATTEND_HEADS = 8;
+constexpr int ATTEND_CHANNELS = 4; // value channels a thread, so value_head_dim ≤ 512
+
+struct Attend {
+    int heads;          // query heads here, ≤ ATTEND_HEADS
+    int d, dv;          // widths of a key and a value head; d % 4 = 0
+    int kv_head;        // which KV head
+    int kv_heads;       // G
+    float scale;
+    float soft_cap;     // 0: none
+};
+
+struct AttendShared {
+    sptr<float> q, scores, top, total, factor;
+};
+
+// The parts of one shared array of 8·(d + 128 + 3) floats.
+DEVICE AttendShared attend_shared(sptr<float> base, int d) {
+    AttendShared s;
+    s.q = base;
+    s.scores = base + ATTEND_HEADS * d;
+    s.top = s.scores + ATTEND_HEADS * ATTEND_TILE;
+    s.total = s.top + ATTEND_HEADS;
+    s.factor = s.total + ATTEND_HEADS;
+    return s;
+}
+
+DEVICE float capped(float score, float soft_cap) {
+    return soft_cap > 0.0f ? soft_cap * tanhf(score / soft_cap) : score;
+}
+
+// q·k for the block's heads at one cached position; out[h].
+template <int KV>
+DEVICE void key_dots(const Attend &a, sptr<const float> q, gptr<const uint8_t> keys, int position,
+                     float (&out)[ATTEND_HEADS]) {
+    long long at = (static_cast<long long>(position) * a.kv_heads + a.kv_head) * a.d;
+#pragma unroll
+    for (int h = 0; h < ATTEND_HEADS; h++) out[h] = 0.0f;
+    for (int i = 0; i < a.d; i += 4) {
+        float4 k = kv_load4<KV>(keys, at + i);
+#pragma unroll
+        for (int h = 0; h < ATTEND_HEADS; h++)
+            if (h < a.heads) {
+                float4 b = cast<const float4>(q + h * a.d)[i >> 2];
+                out[h] += k.x * b.x + k.y * b.y + k.z * b.z + k.w * b.w;
+            }
+    }
+}
+
+// Positions [from, to): leaves each head's maximum in s.top, Σ exp in s.total, and the unscaled sums in acc[j][h] for
+// channel threadIdx.x + j · threads. s.q holds the queries; begins and ends with a barrier. NaN scores stay NaN.
+template <int KV>
+DEVICE void attend_range(const Attend &a, const AttendShared &s, gptr<const uint8_t> keys, gptr<const uint8_t> values,
+                         int from, int to, float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS]) {
+    int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    for (int j = 0; j < ATTEND_CHANNELS; j++)
+        for (int h = 0; h < ATTEND_HEADS; h++) acc[j][h] = 0.0f;
+    if (tid < a.heads) {
+        s.top[tid] = -infinity();
+        s.total[tid] = 0.0f;
+    }
+    for (int base = from; base < to; base += ATTEND_TILE) {
+        int count = to - base < ATTEND_TILE ? to - base : ATTEND_TILE;
+        __syncthreads();
+        if (tid < count) {
+            float dots[ATTEND_HEADS];
+            key_dots<KV>(a, s.q, keys, base + tid, dots);
+#pragma unroll
+            for (int h = 0; h < ATTEND_HEADS; h++)
+                if (h < a.heads) s.scores[h * ATTEND_TILE + tid] = capped(dots[h] * a.scale, a.soft_cap);
+        }
+        __syncthreads();
+        for (int h = warp; h < a.heads; h += ATTEND_THREADS / 32) {
+            sptr<float> row = s.scores + h * ATTEND_TILE;
+            float m = -infinity(), sum = 0.0f;
+            for (int i = lane; i < count; i += 32) m = fmaxf(m, row[i]);
+            float old = s.top[h];
+            m = fmaxf(warp_max(m), old);
+            for (int i = lane; i < ATTEND_TILE; i += 32) {
+                float p = i < count ? expf(row[i] - m) : 0.0f;
+                row[i] = p;
+                sum += p;
+            }
+            sum = warp_sum(sum);
+            __syncwarp();
+            if (lane == 0) {
+                float factor = old == -infinity() ? 0.0f : expf(old - m);
+                s.factor[h] = factor;
+                s.top[h] = m;
+                s.total[h] = s.total[h] * factor + sum;
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < ATTEND_CHANNELS; j++) {
+            int c = tid + j * ATTEND_THREADS;
+            if (c >= a.dv) break;
+            float part[ATTEND_HEADS] = {};
+            long long at = (static_cast<long long>(base) * a.kv_heads + a.kv_head) * a.dv + c;
+            long long step = static_cast<long long>(a.kv_heads) * a.dv;
+            for (int i = 0; i < count; i++) {
+                float v = kv_load<KV>(values, at + i * step);
+#pragma unroll
+                for (int h = 0; h < ATTEND_HEADS; h++)
+                    if (h < a.heads) part[h] += s.scores[h * ATTEND_TILE + i] * v;
+            }
+#pragma unroll
+            for (int h = 0; h < ATTEND_HEADS; h++)
+                if (h < a.heads) acc[j][h] = acc[j][h] * s.factor[h] + part[h];
+        }
+    }
+    __syncthreads();
+}
+
+// How the cached positions of one query are split among blocks: by their number alone.
+struct Splits {
+    int count, tokens;
+};
+DEVICE Splits splits_of(int positions, int max_splits) {
+    Splits s;
+    int each = (positions + max_splits - 1) / max_splits;
+    s.tokens = (each + ATTEND_TILE - 1) / ATTEND_TILE * ATTEND_TILE;
+    if (s.tokens < ATTEND_TILE) s.tokens = ATTEND_TILE;
+    s.count = (positions + s.tokens - 1) / s.tokens;
+    return s;
+}
+
+// The split's share of one query's heads: alone it is divided and stored; otherwise the partial sums go to `partial`
+// [splits, rows, dv] and (maximum, total) to `partial_state` [splits, rows, 2], and the block that arrives last adds them in
+// the order of the splits. row0: this chunk's first (token, head) row of y [rows, dv]; rows: T · H. sinks [heads here] or
+// null. Ends with a barrier; returns whether this block wrote y.
+DEVICE bool finish_splits(const Attend &a, const AttendShared &s, const float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS],
+                          Splits splits, int split, gptr<const float> sinks, aptr<float> partial,
+                          aptr<float> partial_state, aptr<int> arrived, gptr<float> y, int row0, int rows) {
+    SHARED(int, is_last, 1);
+    int tid = threadIdx.x;
+    if (splits.count > 1) {
+        for (int j = 0; j < ATTEND_CHANNELS; j++) {
+            int c = tid + j * ATTEND_THREADS;
+            if (c >= a.dv) break;
+            for (int h = 0; h < ATTEND_HEADS; h++)
+                if (h < a.heads) partial[(static_cast<long long>(split) * rows + row0 + h) * a.dv + c] = acc[j][h];
+        }
+        if (tid < a.heads) {
+            partial_state[(split * rows + row0 + tid) * 2] = s.top[tid];
+            partial_state[(split * rows + row0 + tid) * 2 + 1] = s.total[tid];
+        }
+        __threadfence();
+        __syncthreads();
+        if (tid == 0) {
+            int before = atomicAdd(&arrived[0], 1);
+            is_last[0] = before == splits.count - 1;
+            if (is_last[0]) arrived[0] = 0; // ready for the next launch
+        }
+        __syncthreads();
+        if (!is_last[0]) return false;
+        __threadfence();
+    }
+    for (int j = 0; j < ATTEND_CHANNELS; j++) {
+        int c = tid + j * ATTEND_THREADS;
+        if (c >= a.dv) break;
+        for (int h = 0; h < ATTEND_HEADS; h++) {
+            if (h >= a.heads) break;
+            float top = splits.count > 1 ? -infinity() : s.top[h], total, sum;
+            if (splits.count > 1)
+                for (int p = 0; p < splits.count; p++) top = fmaxf(top, partial_state[(p * rows + row0 + h) * 2]);
+            float sink = sinks != nullptr ? sinks[h] : 0.0f;
+            float bound = sinks != nullptr ? fmaxf(top, sink) : top;
+            if (splits.count > 1) {
+                total = sum = 0.0f;
+                for (int p = 0; p < splits.count; p++) {
+                    int r = p * rows + row0 + h;
+                    float f = expf(partial_state[r * 2] - bound);
+                    total += partial_state[r * 2 + 1] * f;
+                    sum += partial[static_cast<long long>(r) * a.dv + c] * f;
+                }
+            } else {
+                float f = sinks != nullptr ? expf(top - bound) : 1.0f;
+                total = s.total[h] * f;
+                sum = acc[j][h] * f;
+            }
+            if (sinks != nullptr) total += expf(sink - bound);
+            y[static_cast<long long>(row0 + h) * a.dv + c] = sum / total;
+        }
+    }
+    __syncthreads();
+    return true;
+}

@@ -1,0 +1,84 @@
+// The router's choice by one warp: the best K of E, ties to the lower id, NaN last, ids distinct.
+#pragma once
+#include "prelude.cuh"
+
+enum Gate : int { GATE_SOFTMAX = 0, GATE_SIGMOID = 1, GATE_SOFTMAX_AFTER_TOP_K = 2 };
+
+constexpr int MAX_EXPERTS = 1024;         // 32 a lane: one bit each in a register
+constexpr int MAX_EXPERTS_PER_TOKEN = 32; // one a lane
+
+// Unsigned order = float order; NaN below everything. −0 counts as 0, so that the two tie.
+DEVICE uint32_t rank_of(float v) {
+    if (is_nan(v)) return 0;
+    uint32_t u = __float_as_uint(v == 0.0f ? 0.0f : v);
+    return (u & 0x80000000u) ? ~u : (u | 0x80000000u);
+}
+
+struct Route {
+    int id;
+    float weight;
+};
+
+// logits [E] in any memory. Lane k < K gets the k-th best expert and its weight.
+//   softmax: weight = softmax over all E.   sigmoid: of each.   softmax after top-k: over the K chosen logits.
+// The choice is by logit (the gates are monotonic), or by gate value + bias where there is a selection bias.
+template <class L>
+DEVICE Route warp_route(L logits, gptr<const float> bias, int experts, int experts_per_token, int gate,
+                           int renormalise, float scale) {
+    int lane = threadIdx.x & 31;
+    float top = -infinity(), total = 0.0f;
+    for (int e = lane; e < experts; e += 32) top = fmaxf(top, logits[e]);
+    top = warp_max(top);
+    if (gate == GATE_SOFTMAX) {
+        for (int e = lane; e < experts; e += 32) total += expf(logits[e] - top);
+        total = warp_sum(total);
+    }
+    uint32_t taken = 0; // bit j: expert lane + 32 j is chosen
+    Route mine;
+    mine.id = 0;
+    mine.weight = 0.0f;
+    for (int k = 0; k < experts_per_token; k++) {
+        uint32_t best = 0;
+        int best_id = MAX_EXPERTS;
+        for (int e = lane, j = 0; e < experts; e += 32, j++) {
+            if (taken >> j & 1u) continue;
+            float v = logits[e];
+            if (bias != nullptr) {
+                float value = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+                v = value + bias[e];
+            }
+            uint32_t r = rank_of(v);
+            if (best_id == MAX_EXPERTS || r > best) { // ids ascend within a lane: a tie keeps the lower
+                best = r;
+                best_id = e;
+            }
+        }
+        for (int d = 16; d > 0; d >>= 1) {
+            uint32_t other = __shfl_xor_sync(FULL_WARP, best, d);
+            int other_id = __shfl_xor_sync(FULL_WARP, best_id, d);
+            bool mine_empty = best_id == MAX_EXPERTS, other_empty = other_id == MAX_EXPERTS;
+            if (!other_empty && (mine_empty || other > best || (other == best && other_id < best_id))) {
+                best = other;
+                best_id = other_id;
+            }
+        }
+        if ((best_id & 31) == lane) taken |= 1u << (best_id >> 5);
+        if (k == lane) {
+            mine.id = best_id;
+            float v = logits[best_id];
+            mine.weight = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+        }
+    }
+    bool chosen = lane < experts_per_token;
+    if (gate == GATE_SOFTMAX_AFTER_TOP_K) {
+        float m = warp_max(chosen ? mine.weight : -infinity());
+        float p = chosen ? expf(mine.weight - m) : 0.0f;
+        mine.weight = p / warp_sum(p);
+    }
+    if (renormalise) {
+        float sum = warp_sum(chosen ? mine.weight : 0.0f);
+        mine.weight = mine.weight / sum;
+    }
+    mine.weight *= scale;
+    return mine;
+}

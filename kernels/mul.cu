@@ -1,0 +1,9 @@
+// Mul.
+#include "common/prelude.cuh"
+
+// y = a · b. Grid: ceil(n / threads).
+extern "C" __global__ void mul(aptr<const float> a, aptr<const float> b, aptr<float> y, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = a[i] * b[i];
+}
+KERNEL(mul)

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Compiles every kernels/*.cu with NVRTC and measures it with ptxas; no GPU and no CUDA installation is needed.
+
+The compilers come from PyPI wheels (nvidia-cuda-nvrtc-cu12 12.2.140 and 12.9.86, nvidia-cuda-nvcc-cu12 12.9.86), which are
+unpacked under --wheels (default: target/nvrtc) on first use.
+
+  scripts/nvrtc-check.py            compile all, compare PTX and table with the committed ones; exit 1 where they differ
+  scripts/nvrtc-check.py --update   write kernels/ptx/*.ptx, kernels/ptx/sources.fnv and kernels/ptxas-table.txt
+
+PTX made by NVRTC 12.2 loads on any driver from CUDA 12.2 on; sm_100 and sm_120 are checked with the newer NVRTC, whose
+PTX is not embedded: the driver compiles the older text for them.
+"""
+import argparse
+import ctypes
+import pathlib
+import re
+import subprocess
+import sys
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "kernels"
+OLD, NEW, PTXAS = ("nvidia-cuda-nvrtc-cu12", "12.2.140"), ("nvidia-cuda-nvrtc-cu12", "12.9.86"), ("nvidia-cuda-nvcc-cu12", "12.9.86")
+EMBEDDED = [75]     # compute capabilities whose PTX is committed: it loads on these and all later chips
+CHECKED = [80, 90]  # compiled and measured with the same NVRTC
+NEWER = [100, 120]  # compiled and measured with the newer NVRTC
+OPTIONS = ["--std=c++17"]
+
+
+def wheel(base, name, version):
+    """The directory of an unpacked wheel, fetched through pip if it is not there."""
+    target = base / f"{name}-{version}"
+    if not target.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(base),
+                        f"{name}=={version}"], check=True)
+        found = list(base.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        with zipfile.ZipFile(found[0]) as archive:
+            archive.extractall(target)
+    return target
+
+
+class Nvrtc:
+    def __init__(self, directory):
+        lib = directory / "nvidia/cuda_nvrtc/lib"
+        # The builtins library is opened by name when a program is compiled: load it first.
+        for builtins in sorted(lib.glob("libnvrtc-builtins.so*")):
+            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+        self.lib = ctypes.CDLL(str(lib / "libnvrtc.so.12"))
+
+    def compile(self, path, arch):
+        program = ctypes.c_void_p()
+        source = path.read_bytes()
+        self.check(self.lib.nvrtcCreateProgram(ctypes.byref(program), source, path.name.encode(), 0, None, None))
+        options = [f"--gpu-architecture=compute_{arch}", f"--include-path={KERNELS}"] + OPTIONS
+        array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        code = self.lib.nvrtcCompileProgram(program, len(options), array)
+        size = ctypes.c_size_t()
+        self.lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        self.lib.nvrtcGetProgramLog(program, log)
+        text = log.value.decode().strip()
+        if code != 0:
+            raise SystemExit(f"{path.name} for compute_{arch}:\n{text}")
+        if text:
+            print(f"{path.name} for compute_{arch}:\n{text}")
+        self.check(self.lib.nvrtcGetPTXSize(program, ctypes.byref(size)))
+        ptx = ctypes.create_string_buffer(size.value)
+        self.check(self.lib.nvrtcGetPTX(program, ptx))
+        self.lib.nvrtcDestroyProgram(ctypes.byref(program))
+        return ptx.value.decode()
+
+    @staticmethod
+    def check(code):
+        if code != 0:
+            raise SystemExit(f"NVRTC error {code}")
+
+
+def measure(ptxas, ptx, arch):
+    """kernel → (registers, spill bytes, shared bytes) as ptxas reports them."""
+    work = ROOT / "target/nvrtc/measure.ptx"
+    work.parent.mkdir(parents=True, exist_ok=True)
+    work.write_text(ptx)
+    run = subprocess.run([str(ptxas), "-v", f"--gpu-name=sm_{arch}", "-o", "/dev/null", str(work)], capture_output=True, text=True)
+    if run.returncode != 0:
+        raise SystemExit(run.stderr)
+    result = {}
+    for part in re.split(r"Compiling entry function '", run.stderr)[1:]:
+        name = part.split("'")[0]
+        spill = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
+        registers = int(re.search(r"Used (\d+) registers", part).group(1))
+        shared = re.search(r"(\d+) bytes smem", part)
+        result[name] = (registers, spill, int(shared.group(1)) if shared else 0)
+    return result
+
+
+def sources_hash():
+    """FNV-1a (64 bits) over name, NUL, text, NUL of every device source in order of name; backends/src/cuda checks the same."""
+    h = 0xCBF29CE484222325
+    for path in sorted(list(KERNELS.glob("*.cu")) + list(KERNELS.glob("common/*.cuh")), key=lambda p: p.relative_to(KERNELS).as_posix()):
+        for byte in path.relative_to(KERNELS).as_posix().encode() + b"\0" + path.read_bytes() + b"\0":
+            h = ((h ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{h:016x}\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true")
+    parser.add_argument("--wheels", type=pathlib.Path, default=ROOT / "target/nvrtc")
+    args = parser.parse_args()
+    old, new = Nvrtc(wheel(args.wheels, *OLD)), Nvrtc(wheel(args.wheels, *NEW))
+    ptxas = wheel(args.wheels, *PTXAS) / "nvidia/cuda_nvcc/bin/ptxas"
+    ptxas.chmod(0o755)
+
+    sources = sorted(KERNELS.glob("*.cu"))
+    wrong, rows = [], {}
+    (KERNELS / "ptx").mkdir(exist_ok=True)
+    for arch in EMBEDDED + CHECKED + NEWER:
+        compiler = new if arch in NEWER else old
+        texts = [compiler.compile(path, arch) for path in sources]
+        for text in texts:
+            for name, numbers in measure(ptxas, text, arch).items():
+                rows.setdefault(name, {})[arch] = numbers
+        if arch in EMBEDDED:
+            # One file an architecture: the kernels' texts one after another, each behind a line that starts a module.
+            joined = "".join(f"//module {path.stem}\n{text.strip()}\n" for path, text in zip(sources, texts))
+            target = KERNELS / f"ptx/compute_{arch}.ptx"
+            if args.update:
+                target.write_text(joined)
+            elif not target.exists() or target.read_text() != joined:
+                wrong.append(f"{target.relative_to(ROOT)} is not what the sources compile to")
+
+    lines = ["# registers/spilled bytes/static shared bytes of each kernel, by ptxas 12.9.86; scripts/nvrtc-check.py --update",
+             "kernel".ljust(34) + "".join(f"sm_{a}".rjust(16) for a in EMBEDDED + CHECKED + NEWER)]
+    for name in sorted(rows):
+        lines.append(name.ljust(34) + "".join("/".join(map(str, rows[name][a])).rjust(16) for a in EMBEDDED + CHECKED + NEWER))
+    table = "\n".join(lines) + "\n"
+    path = KERNELS / "ptxas-table.txt"
+    stamp = KERNELS / "ptx/sources.fnv"
+    if args.update:
+        path.write_text(table)
+        stamp.write_text(sources_hash())
+    else:
+        if not path.exists() or path.read_text() != table:
+            wrong.append("kernels/ptxas-table.txt differs:\n" + table)
+        if not stamp.exists() or stamp.read_text() != sources_hash():
+            wrong.append("kernels/ptx/sources.fnv is not the sources' hash")
+    spilled = [f"{n} sm_{a}: {r[1]} bytes spilled" for n, by in rows.items() for a, r in by.items() if r[1]]
+    print(f"{len(sources)} files, {len(rows)} kernels, {len(EMBEDDED + CHECKED + NEWER)} architectures; spills: {', '.join(spilled) or 'none'}")
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
