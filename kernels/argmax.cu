@@ -1,4 +1,4 @@
-// The best token of a row of logits, chosen on the device: the lowest id wins a tie.
+// The best token of a row of logits, chosen on the device: the lowest id wins a tie, and −0 ties with 0.
 #include "common/top_k.cuh"
 
 // Two steps. argmax_part: grid of parts, each its own stretch of x [n] → best (rank, id) pairs [parts, 2]; a NaN gets the
@@ -36,7 +36,7 @@ extern "C" __global__ void argmax_part(gptr<const float> x, gptr<int> best, int 
     int id = 0x7fffffff;
     for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
         float v = x[i];
-        better(rank, id, is_nan(v) ? RANK_NAN : rank_of(v), i);
+        better(rank, id, is_nan(v) ? RANK_NAN : rank_of(v == 0.0f ? 0.0f : v), i);
     }
     block_best(rank, id);
     if (threadIdx.x == 0) {

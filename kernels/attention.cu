@@ -5,8 +5,8 @@
 #include "common/attend.cuh"
 
 template <int KV>
-DEVICE void attend_block(const Attend &a, gptr<const float> q, gptr<const int> positions, gptr<const uint8_t> keys,
-                         gptr<const uint8_t> values, gptr<const float> sinks, aptr<float> partial,
+DEVICE void attend_block(const Attend &a, gptr<const float> q, gptr<const int> positions, aptr<const uint8_t> keys,
+                         aptr<const uint8_t> values, gptr<const float> sinks, aptr<float> partial,
                          aptr<float> partial_state, aptr<int> arrived, gptr<float> y, int head0, int heads_all,
                          int window, int max_splits, sptr<float> base) {
     int t = blockIdx.z, split = blockIdx.y;
@@ -25,7 +25,7 @@ DEVICE void attend_block(const Attend &a, gptr<const float> q, gptr<const int> p
 // Grid: (G · ceil(H/G / 8), max_splits, T), 128 threads, dynamic shared memory 8·(d + 128 + 3) floats.
 // arrived [grid.x · T] is zero and is left zero. window 0: none; soft_cap 0: none; sinks [H] or null.
 extern "C" __global__ void __launch_bounds__(128)
-    attention(gptr<const float> q, gptr<const int> positions, gptr<const uint8_t> keys, gptr<const uint8_t> values,
+    attention(gptr<const float> q, gptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
               gptr<const float> sinks, aptr<float> partial, aptr<float> partial_state, aptr<int> arrived, gptr<float> y,
               int kv_type, int heads, int kv_heads, int d, int dv, float scale, int window, float soft_cap,
               int max_splits) {

@@ -1,29 +1,19 @@
 // scores [H, T, S] → softmax over the visible positions [H, T, S]; 0 elsewhere. For looking at, like the scores.
 #include "common/prelude.cuh"
 
-// One warp a row. Grid: (T, H), 32 threads. window 0: none; soft_cap 0: none; sinks [H] or null.
+// One warp a row. Grid: (T, H), 32 threads. window 0: none; sinks [H] or null.
 extern "C" __global__ void attention_softmax(gptr<const float> scores, gptr<const int> positions, gptr<const float> sinks,
-                                             gptr<float> y, int cached, int window, float soft_cap) {
+                                             gptr<float> y, int cached, int window) {
     int t = blockIdx.x, h = blockIdx.y, lane = threadIdx.x;
     long long row = (static_cast<long long>(h) * gridDim.x + t) * cached;
     int end = positions[t] + 1, start = window > 0 && end > window ? end - window : 0;
     float top = sinks != nullptr ? sinks[h] : -infinity();
-    for (int i = start + lane; i < end; i += 32) {
-        float v = soft_cap > 0.0f ? soft_cap * tanhf(scores[row + i] / soft_cap) : scores[row + i];
-        top = fmaxf(top, v);
-    }
+    for (int i = start + lane; i < end; i += 32) top = fmaxf(top, scores[row + i]);
     top = warp_max(top);
     float total = 0.0f;
-    for (int i = start + lane; i < end; i += 32) {
-        float v = soft_cap > 0.0f ? soft_cap * tanhf(scores[row + i] / soft_cap) : scores[row + i];
-        total += expf(v - top);
-    }
+    for (int i = start + lane; i < end; i += 32) total += expf(scores[row + i] - top);
     total = warp_sum(total);
     if (sinks != nullptr) total += expf(sinks[h] - top);
-    for (int i = lane; i < cached; i += 32) {
-        bool seen = i >= start && i < end;
-        float v = seen ? (soft_cap > 0.0f ? soft_cap * tanhf(scores[row + i] / soft_cap) : scores[row + i]) : 0.0f;
-        y[row + i] = seen ? expf(v - top) / total : 0.0f;
-    }
+    for (int i = lane; i < cached; i += 32) y[row + i] = i >= start && i < end ? expf(scores[row + i] - top) / total : 0.0f;
 }
 KERNEL(attention_softmax)

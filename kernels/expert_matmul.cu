@@ -1,6 +1,6 @@
 // ExpertMatMul, every format: y[s, o] = Σᵢ x[s / slots_per_x, i] · W[slot_of[id[s]], o, i] + bias[id[s], o] for the T·K
-// chosen (token, expert) pairs s. W [experts here, rows, n]; slot_of [E] maps an expert's id to its place in W (null: the
-// identity). x has a row for each token (slots_per_x = K) or for each pair (slots_per_x = 1).
+// chosen (token, expert) pairs s. W [experts here, rows, n], experts expert_bytes apart; slot_of [E] maps an expert's id
+// to its place in W (null: the identity). x has a row for each token (slots_per_x = K) or for each pair (slots_per_x = 1).
 //
 // Two forms with the same sums: by pair (few tokens), and grouped, where pairs sorted by expert on the device share a
 // decoded weight row.
@@ -11,23 +11,25 @@ struct ExpertRow {
     float bias;
 };
 
-DEVICE ExpertRow expert_row(gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const int> slot_of,
+DEVICE ExpertRow expert_row(gptr<const uint8_t> w, unsigned long long row_bytes,
+                      unsigned long long expert_bytes, gptr<const int> slot_of,
                             gptr<const float> bias, int id, int o, int rows) {
     int slot = slot_of != nullptr ? slot_of[id] : id;
     ExpertRow r;
-    r.row = w + (static_cast<unsigned long long>(slot) * rows + o) * row_bytes;
+    r.row = w + (slot * expert_bytes + o * row_bytes);
     r.bias = bias != nullptr ? bias[id * rows + o] : 0.0f;
     return r;
 }
 
 // Grid: (ceil(rows / warps), pairs).
 extern "C" __global__ void __launch_bounds__(256)
-    expert_matmul_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const int> slot_of,
+    expert_matmul_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
+                      unsigned long long expert_bytes, gptr<const int> slot_of,
                       gptr<const float> x, gptr<const int> ids, gptr<const float> bias, gptr<float> y, int n, int rows,
                       int slots_per_x) {
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), s = blockIdx.y;
     if (o >= rows) return;
-    ExpertRow e = expert_row(w, row_bytes, slot_of, bias, ids[s], o, rows);
+    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, ids[s], o, rows);
     int r[1] = {s / slots_per_x};
     float acc[1];
     warp_dot_f32<1>(format, e.row, n, x, r, acc);
@@ -36,12 +38,13 @@ extern "C" __global__ void __launch_bounds__(256)
 KERNEL(expert_matmul_f32)
 
 extern "C" __global__ void __launch_bounds__(256)
-    expert_matmul_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const int> slot_of,
+    expert_matmul_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
+                      unsigned long long expert_bytes, gptr<const int> slot_of,
                      gptr<const int> q, gptr<const float> q_scale, gptr<const int> ids, gptr<const float> bias,
                      gptr<float> y, int n, int rows, int slots_per_x) {
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), s = blockIdx.y;
     if (o >= rows) return;
-    ExpertRow e = expert_row(w, row_bytes, slot_of, bias, ids[s], o, rows);
+    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, ids[s], o, rows);
     int r[1] = {s / slots_per_x};
     float acc[1];
     warp_dot_q8<1>(format, e.row, n, q, q_scale, r, acc);
@@ -100,7 +103,8 @@ DEVICE void store_tile(const float (&acc)[EXPERT_TILE], const int (&pair)[EXPERT
 
 // Grid: (ceil(rows / warps), upper bound of tiles); blocks past the tile count end at once.
 extern "C" __global__ void __launch_bounds__(256)
-    expert_matmul_grouped_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const int> slot_of,
+    expert_matmul_grouped_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
+                      unsigned long long expert_bytes, gptr<const int> slot_of,
                               gptr<const float> x, gptr<const int> order, gptr<const int> tiles,
                               gptr<const int> tile_count, gptr<const float> bias, gptr<float> y, int n, int rows,
                               int slots_per_x) {
@@ -108,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (o >= rows || tile >= *tile_count) return;
     int id = tiles[3 * tile], count = tiles[3 * tile + 2], pair[EXPERT_TILE], x_row[EXPERT_TILE];
     tile_rows(order, tiles[3 * tile + 1], count, slots_per_x, pair, x_row);
-    ExpertRow e = expert_row(w, row_bytes, slot_of, bias, id, o, rows);
+    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, id, o, rows);
     float acc[EXPERT_TILE];
     warp_dot_f32<EXPERT_TILE>(format, e.row, n, x, x_row, acc);
     store_tile(acc, pair, count, e, bias != nullptr, y, rows, o);
@@ -116,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(256)
 KERNEL(expert_matmul_grouped_f32)
 
 extern "C" __global__ void __launch_bounds__(256)
-    expert_matmul_grouped_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const int> slot_of,
+    expert_matmul_grouped_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
+                      unsigned long long expert_bytes, gptr<const int> slot_of,
                              gptr<const int> q, gptr<const float> q_scale, gptr<const int> order, gptr<const int> tiles,
                              gptr<const int> tile_count, gptr<const float> bias, gptr<float> y, int n, int rows,
                              int slots_per_x) {
@@ -124,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (o >= rows || tile >= *tile_count) return;
     int id = tiles[3 * tile], count = tiles[3 * tile + 2], pair[EXPERT_TILE], x_row[EXPERT_TILE];
     tile_rows(order, tiles[3 * tile + 1], count, slots_per_x, pair, x_row);
-    ExpertRow e = expert_row(w, row_bytes, slot_of, bias, id, o, rows);
+    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, id, o, rows);
     float acc[EXPERT_TILE];
     warp_dot_q8<EXPERT_TILE>(format, e.row, n, q, q_scale, x_row, acc);
     store_tile(acc, pair, count, e, bias != nullptr, y, rows, o);

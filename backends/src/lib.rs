@@ -8,6 +8,8 @@
 pub mod cases;
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod executable;
 pub mod perplexity;

@@ -1,5 +1,6 @@
 // 8-bit activations, blocks of 32: scale = max|x| / 127, q = x · (127 / max|x|) rounded to nearest, ties to even.
-// A block with a value that is not finite has scale NaN and q = 0, so that it stays visible in every product.
+// A block with a value that is not finite has scale NaN and q = 0, so that it stays visible in every product; one whose
+// maximum is 0, or so small that 127 / max overflows, is zero.
 #pragma once
 #include "prelude.cuh"
 
@@ -11,13 +12,11 @@ DEVICE int quantize_lane_q8(float x, float &scale) {
         scale = quiet_nan();
         return 0;
     }
-    if (amax == 0.0f) {
+    float inverse = 127.0f / amax;
+    if (!is_finite(inverse)) {
         scale = 0.0f;
         return 0;
     }
     scale = amax / 127.0f;
-    float v = x * (127.0f / amax);
-    // A subnormal maximum makes the factor infinite: 0 · ∞ counts as 0, the rest saturate.
-    if (is_nan(v)) return 0;
-    return __float2int_rn(fminf(fmaxf(v, -127.0f), 127.0f));
+    return __float2int_rn(x * inverse);
 }

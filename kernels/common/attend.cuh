@@ -41,7 +41,7 @@ DEVICE float capped(float score, float soft_cap) {
 
 // q·k for the block's heads at one cached position; out[h].
 template <int KV>
-DEVICE void key_dots(const Attend &a, sptr<const float> q, gptr<const uint8_t> keys, int position,
+DEVICE void key_dots(const Attend &a, sptr<const float> q, aptr<const uint8_t> keys, int position,
                      float (&out)[ATTEND_HEADS]) {
     long long at = (static_cast<long long>(position) * a.kv_heads + a.kv_head) * a.d;
 #pragma unroll
@@ -60,7 +60,7 @@ DEVICE void key_dots(const Attend &a, sptr<const float> q, gptr<const uint8_t> k
 // Positions [from, to): leaves each head's maximum in s.top, Σ exp in s.total, and the unscaled sums in acc[j][h] for
 // channel threadIdx.x + j · threads. s.q holds the queries; begins and ends with a barrier. NaN scores stay NaN.
 template <int KV>
-DEVICE void attend_range(const Attend &a, const AttendShared &s, gptr<const uint8_t> keys, gptr<const uint8_t> values,
+DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint8_t> keys, aptr<const uint8_t> values,
                          int from, int to, float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS]) {
     int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     for (int j = 0; j < ATTEND_CHANNELS; j++)

@@ -1,44 +1,45 @@
-// The KV cache: rows [slot, heads, width] as f32, f16, or q8_0 (blocks {half d; int8 q[32]} of 34 bytes).
+// The KV cache: rows [slot, heads, width] as f32, f16, or q8_0 (blocks {half d; int8 q[32]} of 34 bytes, quantized as
+// 8-bit activations are, d the scale rounded to half).
+//
+// Pointers may alias: a kernel that writes the current token's row reads it back through the same cache.
 #pragma once
-#include "prelude.cuh"
+#include "activation.cuh"
 
 enum KvType : int { KV_F16 = 0, KV_F32 = 1, KV_Q8_0 = 2 };
 
 // Elements i … i + 3 of a cache (counted from its start), i % 4 = 0.
-template <int KV> DEVICE float4 kv_load4(gptr<const uint8_t> cache, long long i) {
+template <int KV> DEVICE float4 kv_load4(aptr<const uint8_t> cache, long long i) {
     if (KV == KV_F32) return cast<const float4>(cache)[i >> 2];
     if (KV == KV_F16) {
         uint2 v = cast<const uint2>(cache)[i >> 2];
         return make_float4(half_to_float(uint16_t(v.x)), half_to_float(uint16_t(v.x >> 16)),
                            half_to_float(uint16_t(v.y)), half_to_float(uint16_t(v.y >> 16)));
     }
-    gptr<const uint8_t> block = cache + (i >> 5) * 34;
+    aptr<const uint8_t> block = cache + (i >> 5) * 34;
     float d = load_half(block);
     int q = int(load_u32_by_halves(block + 2 + (i & 31)));
     return make_float4(d * float(byte_of(q, 0)), d * float(byte_of(q, 1)), d * float(byte_of(q, 2)),
                        d * float(byte_of(q, 3)));
 }
 // Element i.
-template <int KV> DEVICE float kv_load(gptr<const uint8_t> cache, long long i) {
+template <int KV> DEVICE float kv_load(aptr<const uint8_t> cache, long long i) {
     if (KV == KV_F32) return cast<const float>(cache)[i];
     if (KV == KV_F16) return half_to_float(cast<const uint16_t>(cache)[i]);
-    gptr<const uint8_t> block = cache + (i >> 5) * 34;
+    aptr<const uint8_t> block = cache + (i >> 5) * 34;
     return load_half(block) * float(int(int8_t(block[2 + (i & 31)])));
 }
 
 // Stores element i; for q8_0 the 32 lanes of a warp hold the 32 elements of one block, so all lanes must come together.
-template <int KV> DEVICE void kv_store(gptr<uint8_t> cache, long long i, float x) {
+template <int KV> DEVICE void kv_store(aptr<uint8_t> cache, long long i, float x) {
     if (KV == KV_F32) {
         cast<float>(cache)[i] = x;
     } else if (KV == KV_F16) {
         cast<uint16_t>(cache)[i] = float_to_half(x);
     } else {
-        float amax = warp_max(fabsf(x));
-        bool finite = __all_sync(FULL_WARP, is_finite(x)) != 0;
-        float d = half_to_float(float_to_half(amax / 127.0f));
-        gptr<uint8_t> block = cache + (i >> 5) * 34;
-        float q = d != 0.0f ? roundf(x / d) : 0.0f;
-        block[2 + (i & 31)] = uint8_t(int8_t(finite ? int(fminf(fmaxf(q, -128.0f), 127.0f)) : 0));
-        if ((i & 31) == 0) *cast<uint16_t>(block) = finite ? float_to_half(amax / 127.0f) : uint16_t(0x7e00u);
+        float scale;
+        int q = quantize_lane_q8(x, scale);
+        aptr<uint8_t> block = cache + (i >> 5) * 34;
+        block[2 + (i & 31)] = uint8_t(int8_t(q));
+        if ((i & 31) == 0) *cast<uint16_t>(block) = float_to_half(scale);
     }
 }

@@ -89,14 +89,14 @@ DEVICE float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
 // ---- bytes -----------------------------------------------------------------------------------------------------------
 
 // 32 bits from an address that is a multiple of 2 (most blocks of GGUF formats are no better aligned than that).
-DEVICE uint32_t load_u32_by_halves(gptr<const uint8_t> p) {
-    gptr<const uint16_t> h = cast<const uint16_t>(p);
+DEVICE uint32_t load_u32_by_halves(aptr<const uint8_t> p) {
+    aptr<const uint16_t> h = cast<const uint16_t>(p);
     return uint32_t(h[0]) | (uint32_t(h[1]) << 16);
 }
-DEVICE uint32_t load_u32_by_bytes(gptr<const uint8_t> p) {
+DEVICE uint32_t load_u32_by_bytes(aptr<const uint8_t> p) {
     return uint32_t(p[0]) | (uint32_t(p[1]) << 8) | (uint32_t(p[2]) << 16) | (uint32_t(p[3]) << 24);
 }
-DEVICE float load_half(gptr<const uint8_t> p) { return half_to_float(*cast<const uint16_t>(p)); }
+DEVICE float load_half(aptr<const uint8_t> p) { return half_to_float(*cast<const uint16_t>(p)); }
 
 // Four bytes minus a constant each; every byte of v is below 128 and k at most 64.
 DEVICE int subtract_each(uint32_t v, uint32_t k) { return int(((v | 0x80808080u) - k * 0x01010101u) ^ 0x80808080u); }

@@ -1,3 +1,54 @@
-//! The CUDA backend.
+//! The CUDA backend: stage 5 on NVIDIA GPUs, or on the host harness that runs the same kernels on the processor.
+//!
+//! Input: a graph, its weights, options. Output: an executable whose steps are lists of kernel launches; a decode step is
+//! recorded once and replayed. Weights stay in the file's own blocks on the device and are decoded inside the products.
+//! Deliberately absent: several devices, 8-bit activations in blocks of 256 (GPUs take 32 everywhere).
 
+mod buffers;
+mod compile;
+mod device;
 pub mod driver;
+mod fused;
+mod ops;
+
+use crate::error::BackendError;
+use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node};
+use std::sync::Arc;
+
+/// The backend's name.
+pub const NAME: &str = "cuda";
+/// What `--device` takes for the host harness.
+pub const HOST_HARNESS: &str = "host-harness";
+
+/// The CUDA backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cuda;
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        device::list()
+    }
+
+    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
+        fused::patterns(tokens)
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
+        ops::supports(graph, node)
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        let driver = device::open(options.device.as_deref())?;
+        Ok(Box::new(compile::compile(driver, graph, weights.as_ref(), options)?))
+    }
+}

@@ -1,0 +1,552 @@
+//! Graph + weights + device → executable: plans for one token and for many, memory for both, steps.
+
+use super::buffers::{CudaState, Weights};
+use super::device;
+use super::driver::{CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param};
+use super::ops::{self, Emit, Scratch, int};
+use super::{NAME, fused};
+use crate::error::BackendError;
+use crate::executable::{
+    Activations, CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput,
+    StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps,
+};
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{DType, Graph, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
+use moe_run_graph::quant::{ActBlock, ActProfile};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The largest T of a step unless asked otherwise.
+const MICRO_BATCH: usize = 512;
+/// The step's inputs: tokens, positions, sequence, slots, rows.
+const INPUTS: usize = 5;
+
+/// Where the values of a plan live.
+#[derive(Clone, Copy)]
+pub(super) struct Values<'a> {
+    plan: &'a Plan,
+    arena: &'a DeviceBuffer,
+    inputs: &'a DeviceBuffer,
+    /// Words from one step input to the next.
+    input_stride: usize,
+    boundary: &'a [DeviceBuffer],
+}
+
+impl Values<'_> {
+    /// A value's memory and its bytes in a step; `None` where the plan gives it none.
+    pub fn place(&self, id: ValueId, sizes: StepSizes) -> Option<(Param, usize)> {
+        let graph = &self.plan.graph;
+        let bytes = 4 * graph.value(id).shape.elems(sizes);
+        if let Some(i) = self.input_index(id) {
+            return Some((self.inputs.slice((i * self.input_stride * 4) as u64, bytes as u64), bytes));
+        }
+        if let Some(i) = graph.boundary.iter().position(|b| *b == id) {
+            return Some((self.boundary[i].slice(0, bytes as u64), bytes));
+        }
+        let slot = self.plan.memory.slot(id)?;
+        Some((self.arena.slice(slot.offset_bytes as u64, bytes as u64), bytes))
+    }
+
+    fn input_index(&self, id: ValueId) -> Option<usize> {
+        let i = &self.plan.graph.inputs;
+        [i.tokens, i.positions, i.sequence, i.kv_slots, i.logits_rows].iter().position(|v| *v == id)
+    }
+}
+
+/// A plan and its step inputs.
+struct Class {
+    plan: Plan,
+    inputs: DeviceBuffer,
+    input_stride: usize,
+}
+
+/// The recorded decode step.
+struct Recorded {
+    state: u64,
+    graph: Box<dyn CapturedGraph>,
+}
+
+/// The last step, for reading its results.
+#[derive(Clone, Copy)]
+struct LastStep {
+    decode: bool,
+    sizes: StepSizes,
+}
+
+pub(super) struct CudaExecutable {
+    driver: Arc<dyn Driver>,
+    decode: Class,
+    prefill: Class,
+    arena: DeviceBuffer,
+    boundary: Vec<DeviceBuffer>,
+    weights: Weights,
+    rope_tables: Vec<DeviceBuffer>,
+    scratch: Scratch,
+    profile: ActProfile,
+    info: ExecutableInfo,
+    vocab_size: Option<usize>,
+    recorded: Option<Recorded>,
+    last: Option<LastStep>,
+}
+
+/// Compiles a graph for a device.
+pub(super) fn compile(
+    driver: Arc<dyn Driver>,
+    graph: &Graph,
+    source: &dyn WeightSource,
+    options: &CompileOptions,
+) -> Result<CudaExecutable, BackendError> {
+    check_weights(graph, source)?;
+    let profile = options.profile(Activations::Q8, ActBlock::X32);
+    if profile == (ActProfile::Q8 { k_block: ActBlock::X256 }) {
+        return Err(BackendError::Option {
+            backend: NAME,
+            option: "the 8-bit activation block",
+            found: "256".into(),
+            wanted: "32: GPUs take one scale for 32 elements".into(),
+        });
+    }
+    for node in &graph.nodes {
+        ops::supports(graph, node)?;
+    }
+    for state in &graph.states {
+        if options.kv_type == KvType::Q8_0 && state.row_elems() % 32 != 0 {
+            return Err(BackendError::Option {
+                backend: NAME,
+                option: "--kv-type",
+                found: "q8_0".into(),
+                wanted: format!("rows of a multiple of 32 elements; this model's have {}", state.row_elems()),
+            });
+        }
+    }
+
+    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+    let sizes = |tokens| StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+    let class = |tokens: usize| -> Result<Class, BackendError> {
+        // The grouped launches know f32 and 8-bit activations; f16 runs op by op.
+        let patterns = if profile == ActProfile::F16 { Vec::new() } else { fused::patterns(tokens) };
+        let plan = plan(
+            graph,
+            &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes: sizes(tokens) },
+        )?;
+        let input_stride = tokens.max(options.max_logits_rows).next_multiple_of(64);
+        let inputs = DeviceBuffer::new(&driver, (4 * INPUTS * input_stride) as u64)
+            .map_err(|e| device::error(&driver.info().name, e))?;
+        Ok(Class { plan, inputs, input_stride })
+    };
+    let (decode, prefill) = (class(1)?, class(micro_batch)?);
+    for plan in [&decode.plan, &prefill.plan] {
+        if let Some(slot) = plan.memory.slots.iter().find(|s| s.size_bytes / 4 > i32::MAX as usize) {
+            return Err(BackendError::Value {
+                value: slot.value.to_string(),
+                detail: format!("{} bytes; kernels count up to 2³¹ elements: lower the micro-batch", slot.size_bytes),
+            });
+        }
+    }
+
+    let scratch_sizes = ops::ScratchSizes::of(&prefill.plan.graph, sizes(micro_batch), driver.info().multiprocessors);
+    let arena_bytes = decode.plan.memory.arena_bytes.max(prefill.plan.memory.arena_bytes) as u64;
+    let rope_bytes: u64 = graph.rope_tables.iter().map(|t| (4 * options.ctx_size * t.dims) as u64).sum();
+    let weight_bytes = Weights::wanted_bytes(graph, source);
+    check_memory(
+        &*driver,
+        weight_bytes,
+        arena_bytes + scratch_sizes.bytes() + rope_bytes,
+        CudaState::wanted_bytes(graph, options.kv_type, options.ctx_size),
+        options.ctx_size,
+    )?;
+
+    let failed = |e: DriverError| device::error(&driver.info().name, e);
+    let arena = DeviceBuffer::new(&driver, arena_bytes).map_err(failed)?;
+    let boundary = graph
+        .boundary
+        .iter()
+        .map(|v| DeviceBuffer::new(&driver, 4 * graph.value(*v).shape.elems(sizes(micro_batch)) as u64))
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    let rope_tables = graph
+        .rope_tables
+        .iter()
+        .map(|t| DeviceBuffer::from_bytes(&driver, bytemuck::cast_slice(&t.table(options.ctx_size))))
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    let scratch = Scratch::new(&driver, scratch_sizes)?;
+    let weights = Weights::upload(&driver, graph, source, options.progress.as_deref())?;
+    driver.synchronize().map_err(failed)?;
+
+    let info = ExecutableInfo {
+        backend: NAME,
+        device: driver.info().name.clone(),
+        activations: profile.into(),
+        q8_super_block: match profile {
+            ActProfile::Q8 { k_block } => Some(k_block.elems()),
+            _ => None,
+        },
+        kv_type: options.kv_type,
+        threads: 1,
+        micro_batch,
+        weight_bytes: weights.bytes,
+    };
+    let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
+        Op::Embed { table } => Some(table.rows.len()),
+        _ => None,
+    });
+    Ok(CudaExecutable {
+        driver,
+        decode,
+        prefill,
+        arena,
+        boundary,
+        weights,
+        rope_tables,
+        scratch,
+        profile,
+        info,
+        vocab_size,
+        recorded: None,
+        last: None,
+    })
+}
+
+/// Refuses before anything is uploaded what cannot fit.
+fn check_memory(
+    driver: &dyn Driver,
+    weights: u64,
+    working: u64,
+    cache: u64,
+    ctx_size: usize,
+) -> Result<(), BackendError> {
+    let (free, _) = driver.memory().map_err(|e| device::error(&driver.info().name, e))?;
+    let wanted = weights + working + cache;
+    if wanted <= free {
+        return Ok(());
+    }
+    let rest = free.saturating_sub(weights + working);
+    let each = (cache / ctx_size.max(1) as u64).max(1);
+    let advice = if rest >= each {
+        format!("--ctx-size {} would fit, or try --kv-type q8_0", rest / each)
+    } else {
+        "the weights alone do not fit: try a smaller model or --backend cpu".into()
+    };
+    Err(BackendError::OutOfMemory {
+        what: format!(
+            "{}: {weights} bytes of weights + {working} of working memory + {cache} of KV cache for {ctx_size} \
+             positions",
+            driver.info().name
+        ),
+        wanted_bytes: wanted,
+        available_bytes: free,
+        advice,
+    })
+}
+
+impl CudaExecutable {
+    fn class(&self, decode: bool) -> &Class {
+        if decode { &self.decode } else { &self.prefill }
+    }
+
+    fn values(&self, decode: bool) -> Values<'_> {
+        let class = self.class(decode);
+        Values {
+            plan: &class.plan,
+            arena: &self.arena,
+            inputs: &class.inputs,
+            input_stride: class.input_stride,
+            boundary: &self.boundary,
+        }
+    }
+
+    fn failed(&self, error: DriverError) -> BackendError {
+        device::error(&self.info.device, error)
+    }
+
+    /// The same, naming what was running.
+    fn failed_in(&self, what: &str, error: DriverError) -> BackendError {
+        match device::error(&self.info.device, error) {
+            BackendError::Device { backend, device, detail } => {
+                BackendError::Device { backend, device, detail: format!("{what}: {detail}") }
+            }
+            other => other,
+        }
+    }
+
+    /// A launch's kernels.
+    fn kernels(
+        &self,
+        decode: bool,
+        launch: &Launch,
+        state: &CudaState,
+        sizes: StepSizes,
+    ) -> Result<Vec<KernelLaunch>, BackendError> {
+        let class = self.class(decode);
+        let mut emit = Emit {
+            graph: &class.plan.graph,
+            values: self.values(decode),
+            sizes,
+            weights: &self.weights,
+            state,
+            rope_tables: &self.rope_tables,
+            scratch: &self.scratch,
+            profile: self.profile,
+            kv_type: self.info.kv_type,
+            positions_capacity: class.plan.max_sizes.cached,
+            launches: Vec::new(),
+        };
+        for node in class.plan.launch_nodes(launch) {
+            emit.node(node)?;
+        }
+        Ok(emit.launches)
+    }
+
+    /// Uploads the step's inputs; a token chosen on the device goes there without visiting the host.
+    fn upload_inputs(&self, decode: bool, input: &StepInput<'_>) -> Result<(), BackendError> {
+        let class = self.class(decode);
+        let stride = class.input_stride;
+        let mut words = vec![0u32; INPUTS * stride];
+        let mut put = |i: usize, values: &[u32]| words[i * stride..][..values.len()].copy_from_slice(values);
+        if let StepTokens::Host(tokens) = input.tokens {
+            put(0, &tokens.iter().map(|t| t.0).collect::<Vec<_>>());
+        }
+        put(1, input.positions);
+        put(2, input.sequence);
+        put(3, input.kv_slots);
+        put(4, input.logits_rows);
+        self.driver.upload(class.inputs.address(), bytemuck::cast_slice(&words)).map_err(|e| self.failed(e))?;
+        if let StepTokens::Argmax { row } = input.tokens {
+            let token = class.inputs.slice(0, 4);
+            self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
+        }
+        Ok(())
+    }
+
+    /// The kernels that choose the best token of a row of the last step's logits and write it to `token`.
+    fn argmax_kernels(&self, row: usize, token: Param) -> Result<Vec<KernelLaunch>, BackendError> {
+        let (logits, width) = self.logits_row(row)?;
+        let parts = width.div_ceil(1024).clamp(1, ops::ARGMAX_PARTS);
+        let best = self.scratch.argmax_parts.slice(0, 8 * parts as u64);
+        let flag = self.scratch.argmax.slice(4, 4);
+        let launch = |kernel, blocks: usize, threads, params| KernelLaunch {
+            kernel,
+            grid: [blocks as u32, 1, 1],
+            threads,
+            shared_bytes: 0,
+            params,
+        };
+        Ok(vec![
+            launch("argmax_part", parts, 256, vec![logits, best, int(width)]),
+            launch("argmax_final", 1, 64, vec![best, token, flag, int(parts)]),
+        ])
+    }
+
+    /// A row of the last step's logits on the device, and its elements.
+    fn logits_row(&self, row: usize) -> Result<(Param, usize), BackendError> {
+        let missing = || BackendError::Input(format!("row {row} of logits: the last step made no such row"));
+        let last = self.last.ok_or_else(missing)?;
+        let plan = &self.class(last.decode).plan;
+        let output = *plan.graph.outputs.first().ok_or_else(missing)?;
+        let width = plan.graph.value(output).shape.width().ok_or_else(missing)?;
+        match self.values(last.decode).place(output, last.sizes) {
+            Some((Param::Memory { address, bytes }, _)) if (row + 1) * width * 4 <= bytes as usize => {
+                let param = Param::Memory { address: address + (4 * row * width) as u64, bytes: 4 * width as u64 };
+                Ok((param, width))
+            }
+            _ => Err(missing()),
+        }
+    }
+
+    /// All production launches of a step, without stopping between them.
+    fn run(&mut self, decode: bool, state: &CudaState, sizes: StepSizes) -> Result<(), BackendError> {
+        // A decode step is the same launches every time: what differs is read from device memory.
+        let recordable = decode && sizes.logits_rows == 1;
+        if recordable && let Some(recorded) = &self.recorded && recorded.state == state.id {
+            return recorded.graph.replay().map_err(|e| self.failed_in("decode step", e));
+        }
+        let mut all = Vec::new();
+        for launch in self.class(decode).plan.launches.iter().filter(|l| !l.recomputed) {
+            let kernels = self.kernels(decode, launch, state, sizes)?;
+            if recordable {
+                all.extend(kernels);
+            } else {
+                let name = || launch_name(&self.class(decode).plan, launch);
+                self.driver.launch(&kernels).map_err(|e| self.failed_in(&name(), e))?;
+            }
+        }
+        if recordable {
+            let graph = self.driver.capture(&all).map_err(|e| self.failed_in("recording the decode step", e))?;
+            graph.replay().map_err(|e| self.failed_in("decode step", e))?;
+            self.recorded = Some(Recorded { state: state.id, graph });
+        }
+        Ok(())
+    }
+
+    /// The same launches, held between any two.
+    fn run_observed(
+        &self,
+        decode: bool,
+        state: &CudaState,
+        input: &StepInput<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), BackendError> {
+        let plan = &self.class(decode).plan;
+        let sizes = input.sizes();
+        let mut access = Access { executable: self, decode, state, sizes };
+        for launch in &plan.launches {
+            observer.before_launch(plan, launch, &mut access)?;
+            let kernels = self.kernels(decode, launch, state, sizes)?;
+            let elapsed = self
+                .driver
+                .launch_timed(&kernels)
+                .map_err(|e| self.failed_in(&launch_name(plan, launch), e))?;
+            observer.after_launch(plan, launch, elapsed, &mut access)?;
+            deliver_taps(plan, launch, input, &mut access, observer)?;
+        }
+        Ok(())
+    }
+
+    fn read_value(&self, decode: bool, id: ValueId, sizes: StepSizes) -> Result<HostTensor, BackendError> {
+        let value = self.class(decode).plan.graph.value(id);
+        let Some((Param::Memory { address, .. }, bytes)) = self.values(decode).place(id, sizes) else {
+            return Err(BackendError::Value {
+                value: id.to_string(),
+                detail: "the plan does not store it".into(),
+            });
+        };
+        let mut words = vec![0u32; bytes / 4];
+        self.driver.download(address, bytemuck::cast_slice_mut(&mut words)).map_err(|e| self.failed(e))?;
+        let data = match value.dtype {
+            DType::U32 => TensorData::U32(words),
+            DType::F32 | DType::State => TensorData::F32(words.into_iter().map(f32::from_bits).collect()),
+        };
+        Ok(HostTensor { shape: value.shape.resolve(sizes), data })
+    }
+}
+
+/// `layer-3/q_proj`, or the first and the last node of a group.
+fn launch_name(plan: &Plan, launch: &Launch) -> String {
+    let nodes: Vec<_> = plan.launch_nodes(launch).collect();
+    match nodes.as_slice() {
+        [] => launch.pattern.to_owned(),
+        [node] => format!("{} ({})", node.path(), node.op.stem()),
+        [first, .., last] => format!("{} ({} to {})", launch.pattern, first.path(), last.path()),
+    }
+}
+
+impl Executable for CudaExecutable {
+    fn info(&self) -> &ExecutableInfo {
+        &self.info
+    }
+
+    fn plan(&self, tokens: usize) -> &Plan {
+        &self.class(tokens <= 1).plan
+    }
+
+    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
+        let plan = &self.prefill.plan;
+        let state = CudaState::new(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)?;
+        Ok(Box::new(state))
+    }
+
+    fn step(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        input.check(self.prefill.plan.max_sizes, self.vocab_size)?;
+        let Some(state) = state.as_any_mut().downcast_mut::<CudaState>() else {
+            return Err(BackendError::Input("the state belongs to another backend".into()));
+        };
+        let decode = input.len() == 1;
+        self.upload_inputs(decode, input)?;
+        let sizes = input.sizes();
+        self.last = None;
+        match observer {
+            None => self.run(decode, state, sizes)?,
+            Some(observer) => self.run_observed(decode, state, input, observer)?,
+        }
+        self.last = Some(LastStep { decode, sizes });
+        Ok(())
+    }
+
+    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let (Param::Memory { address, .. }, width) = self.logits_row(row)? else { return Ok(()) };
+        out.clear();
+        out.resize(width, 0.0);
+        self.driver
+            .download(address, bytemuck::cast_slice_mut(out))
+            .map_err(|e| self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e))
+    }
+
+    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+        let token = self.scratch.argmax.slice(0, 4);
+        self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
+        let mut found = [0u32; 2];
+        self.driver
+            .download(self.scratch.argmax.address(), bytemuck::cast_slice_mut(&mut found))
+            .map_err(|e| self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e))?;
+        if found[1] != 0 {
+            return Err(BackendError::Input(format!(
+                "logit {} is NaN; `moe-run trace` names the first operation that made one",
+                found[0]
+            )));
+        }
+        Ok(TokenId(found[0]))
+    }
+
+    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
+        let missing = |detail: &str| BackendError::Value { value: format!("output {index}"), detail: detail.into() };
+        let last = self.last.ok_or_else(|| missing("no step has computed it"))?;
+        let output = self.class(last.decode).plan.graph.outputs.get(index).copied();
+        self.read_value(last.decode, output.ok_or_else(|| missing("the graph has no such output"))?, last.sizes)
+    }
+}
+
+/// A held step's values.
+struct Access<'a> {
+    executable: &'a CudaExecutable,
+    decode: bool,
+    state: &'a CudaState,
+    sizes: StepSizes,
+}
+
+impl ValueAccess for Access<'_> {
+    fn sizes(&self) -> StepSizes {
+        self.sizes
+    }
+
+    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
+        self.executable.read_value(self.decode, value, self.sizes)
+    }
+
+    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
+        let exe = self.executable;
+        let wrong = |detail: String| BackendError::Value { value: value.to_string(), detail };
+        let declared = exe.class(self.decode).plan.graph.value(value);
+        let wanted = declared.shape.resolve(self.sizes);
+        if tensor.shape != wanted {
+            return Err(wrong(format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
+        }
+        let words: Vec<u32> = match (&tensor.data, declared.dtype) {
+            (TensorData::U32(data), DType::U32) => data.clone(),
+            (TensorData::F32(data), DType::F32) => data.iter().map(|v| v.to_bits()).collect(),
+            (_, wanted) => return Err(wrong(format!("elements of another type, wanted {wanted:?}"))),
+        };
+        let place = exe.values(self.decode).place(value, self.sizes);
+        let Some((Param::Memory { address, .. }, bytes)) = place else {
+            return Err(wrong("the plan does not store it".into()));
+        };
+        if words.len() * 4 != bytes {
+            return Err(wrong(format!("{} elements, wanted {}", words.len(), bytes / 4)));
+        }
+        exe.driver.upload(address, bytemuck::cast_slice(&words)).map_err(|e| exe.failed(e))
+    }
+
+    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        self.state.read(state, slots)
+    }
+
+    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
+        self.state.write(state, first_slot, rows)
+    }
+}

@@ -1,0 +1,65 @@
+//! kernels/attention.cu.
+
+use super::{Emit, int};
+use crate::cuda::driver::Param;
+use crate::error::BackendError;
+use moe_run_graph::ir::{AttentionAttrs, Node};
+
+/// Query heads of one KV head that a block takes: ATTEND_HEADS in kernels/common/attend.cuh.
+const HEADS_PER_BLOCK: usize = 8;
+/// Threads, and positions of a tile: ATTEND_TILE there.
+const TILE: usize = 128;
+/// The most splits of a query's cached positions.
+pub(in crate::cuda) const MAX_SPLITS: usize = 64;
+
+/// Blocks for one token and split, and the most splits: enough to keep the device busy with one token, one in prefill.
+pub(in crate::cuda) fn split_geometry(
+    attrs: &AttentionAttrs,
+    tokens: usize,
+    multiprocessors: u32,
+) -> (usize, usize) {
+    let blocks = attrs.num_key_value_heads * attrs.group_size().div_ceil(HEADS_PER_BLOCK);
+    let splits = if tokens == 1 { (2 * multiprocessors as usize).div_ceil(blocks) } else { 1 };
+    (blocks, splits.clamp(1, MAX_SPLITS))
+}
+
+/// Dynamic shared memory of the attention kernels: queries, scores and three numbers a head.
+pub(in crate::cuda) fn shared_bytes(attrs: &AttentionAttrs) -> usize {
+    4 * HEADS_PER_BLOCK * (attrs.head_dim + TILE + 3)
+}
+
+/// A window or cap that may be absent, as kernels take them.
+pub(in crate::cuda) fn window(attrs: &AttentionAttrs) -> Param {
+    int(attrs.window.unwrap_or(0))
+}
+
+pub(in crate::cuda) fn soft_cap(attrs: &AttentionAttrs) -> Param {
+    Param::F32(attrs.soft_cap.unwrap_or(0.0))
+}
+
+pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {
+    let tokens = emit.sizes.tokens;
+    let (blocks, splits) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
+    let params = vec![
+        emit.value(node.inputs[0])?,
+        emit.value(node.inputs[3])?,
+        emit.cache(node.inputs[1])?,
+        emit.cache(node.inputs[2])?,
+        emit.weights.opt_vector(attrs.sinks),
+        emit.scratch.partial.param(),
+        emit.scratch.partial_state.param(),
+        emit.scratch.arrived.param(),
+        emit.value(node.outputs[0])?,
+        emit.kv_code(),
+        int(attrs.num_attention_heads),
+        int(attrs.num_key_value_heads),
+        int(attrs.head_dim),
+        int(attrs.value_head_dim),
+        Param::F32(attrs.scale),
+        window(attrs),
+        soft_cap(attrs),
+        int(splits),
+    ];
+    emit.push("attention", [blocks, splits, tokens], TILE as u32, shared_bytes(attrs), params);
+    Ok(())
+}

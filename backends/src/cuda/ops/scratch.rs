@@ -1,0 +1,113 @@
+//! Memory that launches of a step share, each using it up before the next begins.
+
+use crate::cuda::device;
+use crate::cuda::driver::{DeviceBuffer, Driver, Param};
+use crate::error::BackendError;
+use moe_run_graph::ir::{Graph, Op, StepSizes};
+use std::sync::Arc;
+
+/// Blocks of the first step of the argmax.
+pub(in crate::cuda) const ARGMAX_PARTS: usize = 64;
+/// Pairs of one expert that a grouped launch takes together: EXPERT_TILE in kernels/expert_matmul.cu.
+pub(in crate::cuda) const EXPERT_TILE: usize = 8;
+
+/// The sizes, found from the graph.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::cuda) struct ScratchSizes {
+    /// The largest input of a matmul.
+    pub act_elems: usize,
+    /// (token, expert) pairs.
+    pub pairs: usize,
+    pub experts: usize,
+    /// Partial sums of split attention: splits · rows · dv.
+    pub partial_elems: usize,
+    /// splits · rows.
+    pub partial_rows: usize,
+    /// Blocks that wait for their splits.
+    pub counters: usize,
+}
+
+impl ScratchSizes {
+    pub fn of(graph: &Graph, max: StepSizes, multiprocessors: u32) -> ScratchSizes {
+        let mut s = ScratchSizes::default();
+        for node in &graph.nodes {
+            match &node.op {
+                Op::MatMul { .. } => s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max)),
+                Op::ExpertMatMul { weight, .. } => {
+                    s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max));
+                    s.pairs = s.pairs.max(graph.value(node.inputs[1]).shape.elems(max));
+                    s.experts = s.experts.max(graph.weight(weight.tensor).shape[0]);
+                }
+                Op::Attention(a) => {
+                    let (blocks, splits) = super::split_geometry(a, 1, multiprocessors);
+                    let rows = splits * a.num_attention_heads;
+                    s.partial_rows = s.partial_rows.max(rows);
+                    s.partial_elems = s.partial_elems.max(rows * a.value_head_dim);
+                    s.counters = s.counters.max(blocks * max.tokens);
+                }
+                _ => {}
+            }
+        }
+        s
+    }
+
+    /// The most tiles that the pairs can fall into.
+    pub fn tiles(&self) -> usize {
+        self.pairs / EXPERT_TILE + self.experts.min(self.pairs)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        let words = self.act_elems + self.pairs + 3 * self.tiles() + 1 + self.partial_elems;
+        4 * (words + 2 * self.partial_rows + self.counters + 2 * ARGMAX_PARTS + 2) as u64
+    }
+}
+
+/// The buffers.
+pub(in crate::cuda) struct Scratch {
+    /// 8-bit or rounded activations.
+    pub act: DeviceBuffer,
+    pub order: DeviceBuffer,
+    pub tiles: DeviceBuffer,
+    pub tile_count: DeviceBuffer,
+    pub partial: DeviceBuffer,
+    pub partial_state: DeviceBuffer,
+    /// Zero between launches.
+    pub arrived: DeviceBuffer,
+    pub argmax_parts: DeviceBuffer,
+    /// The best token, and whether it is a NaN.
+    pub argmax: DeviceBuffer,
+    pub multiprocessors: u32,
+    pub sizes: ScratchSizes,
+}
+
+impl Scratch {
+    pub fn new(driver: &Arc<dyn Driver>, sizes: ScratchSizes) -> Result<Scratch, BackendError> {
+        let failed = |e| device::error(&driver.info().name, e);
+        let words = |n: usize| DeviceBuffer::new(driver, 4 * n as u64).map_err(failed);
+        let arrived = words(sizes.counters)?;
+        driver.clear(arrived.address(), arrived.bytes().max(1)).map_err(failed)?;
+        Ok(Scratch {
+            act: words(sizes.act_elems)?,
+            order: words(sizes.pairs)?,
+            tiles: words(3 * sizes.tiles())?,
+            tile_count: words(1)?,
+            partial: words(sizes.partial_elems)?,
+            partial_state: words(2 * sizes.partial_rows)?,
+            arrived,
+            argmax_parts: words(2 * ARGMAX_PARTS)?,
+            argmax: words(2)?,
+            multiprocessors: driver.info().multiprocessors,
+            sizes,
+        })
+    }
+
+    /// `n` elements of activations as f32.
+    pub fn rounded(&self, elems: usize) -> Param {
+        self.act.slice(0, 4 * elems as u64)
+    }
+
+    /// `n` elements of activations in 8 bits: the steps and the scales.
+    pub fn quantized(&self, elems: usize) -> (Param, Param) {
+        (self.act.slice(0, elems as u64), self.act.slice(elems as u64, elems as u64 / 8))
+    }
+}
