@@ -116,7 +116,6 @@ static void *fresh_stack(char *top) {
     void **sp = reinterpret_cast<void **>(top);
     // After the six pops and the return, rsp is 8 below a multiple of 16, as at any function's entry.
     *--sp = nullptr;
-    *--sp = nullptr;
     *--sp = reinterpret_cast<void *>(&moe_host_fiber_main);
     for (int i = 0; i < 6; i++) *--sp = nullptr;
     return sp;

@@ -40,11 +40,6 @@ impl Matrix {
     pub fn code(&self) -> Param {
         Param::I32(format_code(self.format))
     }
-
-    /// Whether it takes f32 activations always.
-    pub fn is_float(&self) -> bool {
-        !self.format.is_quantized()
-    }
 }
 
 /// A format's number in kernels/common/formats.cuh.

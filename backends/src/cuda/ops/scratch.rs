@@ -77,7 +77,6 @@ pub(in crate::cuda) struct Scratch {
     /// The best token, and whether it is a NaN.
     pub argmax: DeviceBuffer,
     pub multiprocessors: u32,
-    pub sizes: ScratchSizes,
 }
 
 impl Scratch {
@@ -97,7 +96,6 @@ impl Scratch {
             argmax_parts: words(2 * ARGMAX_PARTS)?,
             argmax: words(2)?,
             multiprocessors: driver.info().multiprocessors,
-            sizes,
         })
     }
 
