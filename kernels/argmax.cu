@@ -36,7 +36,7 @@ extern "C" __global__ void argmax_part(gptr<const float> x, gptr<int> best, int 
     int id = 0x7fffffff;
     for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
         float v = x[i];
-        better(rank, id, is_nan(v) ? RANK_NAN : rank_of(v == 0.0f ? 0.0f : v), i);
+        better(rank, id, is_nan(v) ? RANK_NAN : rank_of(v), i);
     }
     block_best(rank, id);
     if (threadIdx.x == 0) {

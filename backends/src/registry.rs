@@ -7,7 +7,11 @@ use crate::reference::Reference;
 /// Every backend of this build. The reference comes last: `auto` never chooses it.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(Reference)]
+    vec![
+        #[cfg(feature = "cuda")]
+        Box::new(crate::cuda::Cuda),
+        Box::new(Reference),
+    ]
 }
 
 /// The backend of a name.

@@ -7,10 +7,10 @@ enum Gate : int { GATE_SOFTMAX = 0, GATE_SIGMOID = 1, GATE_SOFTMAX_AFTER_TOP_K =
 constexpr int MAX_EXPERTS = 1024;         // 32 a lane: one bit each in a register
 constexpr int MAX_EXPERTS_PER_TOKEN = 32; // one a lane
 
-// Unsigned order = the total order of floats (−0 below 0), but NaN below everything.
+// Unsigned order = float order; NaN below everything, −0 ties with 0.
 DEVICE uint32_t rank_of(float v) {
     if (is_nan(v)) return 0;
-    uint32_t u = __float_as_uint(v);
+    uint32_t u = __float_as_uint(v == 0.0f ? 0.0f : v);
     return (u & 0x80000000u) ? ~u : (u | 0x80000000u);
 }
 

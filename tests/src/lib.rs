@@ -7,6 +7,27 @@ pub mod collect;
 pub mod fixtures;
 pub mod stages;
 
+use moe_run_backends::{Backend, cuda, registry};
+
+/// A backend, and the device that tests run it on.
+pub struct Subject {
+    /// The backend.
+    pub backend: Box<dyn Backend>,
+    /// What `--device` would be.
+    pub device: Option<String>,
+}
+
+/// Every backend of this build that has a device here; CUDA's kernels always run, on the host harness.
+#[must_use]
+pub fn subjects() -> Vec<Subject> {
+    let all = registry::all().into_iter().filter_map(|backend| {
+        let has_device = backend.devices().is_ok_and(|d| !d.is_empty());
+        let device = (backend.name() == cuda::NAME).then(|| cuda::HOST_HARNESS.to_owned());
+        (has_device || device.is_some()).then_some(Subject { backend, device })
+    });
+    all.collect()
+}
+
 /// Relative L2 distance ‖a − b‖ / ‖b‖ in f64; infinite where either side is not finite or the lengths differ.
 #[must_use]
 pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {

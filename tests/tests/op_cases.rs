@@ -2,20 +2,16 @@
 
 use moe_run_backends::cases::{self, OPS};
 use moe_run_backends::reference::Reference;
-use moe_run_backends::{Activations, Backend, CompileOptions, KvType, registry};
+use moe_run_backends::{Activations, Backend, CompileOptions, KvType};
 use moe_run_graph::ir::{DType, Dim, Graph, Op, RopePairing, RopeScaling, RopeSpec, Shape};
 use moe_run_graph::quant::Format;
+use moe_run_tests::{Subject, subjects};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Both sides compute from the same rounded activations and cache; what is left is the order of f32 sums and the last
 /// bits of exp, which a softmax over hundreds of positions adds up.
 const TOLERANCE: f64 = 2e-5;
-
-/// Every backend that has a device here. The reference against itself shows that a case is sound and finite.
-fn backends() -> Vec<Box<dyn Backend>> {
-    registry::all().into_iter().filter(|b| b.devices().is_ok_and(|d| !d.is_empty())).collect()
-}
 
 fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &CompileOptions) {
     let case = cases::case(op, format, seed).unwrap().unwrap();
@@ -39,7 +35,7 @@ fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &C
 }
 
 fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], seeds: std::ops::Range<u64>) {
-    for backend in backends() {
+    for subject in subjects() {
         for seed in seeds.clone() {
             let formats = if cases::takes_formats(op) { &Format::ALL[..] } else { &[Format::F32] };
             for format in formats {
@@ -49,9 +45,10 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], seeds:
                     let options = CompileOptions {
                         activations: Some(activations),
                         kv_type,
+                        device: subject.device.clone(),
                         ..CompileOptions::default()
                     };
-                    check(backend.as_ref(), op, *format, seed, &options);
+                    check(subject.backend.as_ref(), op, *format, seed, &options);
                 }
             }
         }
@@ -86,7 +83,7 @@ fn every_other_op() {
 #[test]
 fn rope_at_far_positions() {
     let (heads, d, theta) = (2, 64, 1e7);
-    for backend in backends() {
+    for Subject { backend, device } in subjects() {
         for position in [0u32, 4095, 32767, 262_143] {
             let mut graph = Graph::new();
             let table = graph.add_rope_table(RopeSpec { theta, dims: d, scaling: RopeScaling::None });
@@ -110,7 +107,11 @@ fn rope_at_far_positions() {
                 }],
                 ctx_size: position as usize + 1,
             };
-            let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
+            let options = CompileOptions {
+                activations: Some(Activations::F32),
+                device: device.clone(),
+                ..CompileOptions::default()
+            };
             let found = cases::run(&case, backend.as_ref(), &options).unwrap()[0].data.to_f32();
             for head in 0..heads {
                 for i in 0..d / 2 {
@@ -144,7 +145,7 @@ fn router_ranks_ties_low_and_nan_last() {
         [-0.0, 0.0, -0.0, 0.0, -1.0, -2.0],
     ];
     let wanted: [[u32; 3]; 6] = [[0, 1, 2], [1, 2, 4], [1, 5, 3], [0, 1, 2], [0, 3, 2], [0, 1, 2]];
-    for backend in backends() {
+    for Subject { backend, device } in subjects() {
         let mut graph = Graph::new();
         let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(6)]), DType::F32);
         let attrs = RouterAttrs {
@@ -168,7 +169,11 @@ fn router_ranks_ties_low_and_nan_last() {
             }],
             ctx_size: logits.len(),
         };
-        let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
+        let options = CompileOptions {
+            activations: Some(Activations::F32),
+            device: device.clone(),
+            ..CompileOptions::default()
+        };
         let found = cases::run(&case, backend.as_ref(), &options).unwrap();
         let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };
         assert_eq!(ids, &wanted.concat(), "{}", backend.name());

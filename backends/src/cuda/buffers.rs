@@ -210,7 +210,11 @@ impl CudaState {
         if first.checked_add(slots).is_none_or(|end| end > self.capacity_tokens) {
             return Err(BackendError::Value {
                 value: id.to_string(),
-                detail: format!("slots {first} to {} of {}", first.saturating_add(slots), self.capacity_tokens),
+                detail: format!(
+                    "slots {first} to {} of {}",
+                    first.saturating_add(slots),
+                    self.capacity_tokens
+                ),
             });
         }
         let row = self.kv_type.row_bytes(self.row_elems[id.index()]);

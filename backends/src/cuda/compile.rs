@@ -126,10 +126,8 @@ pub(super) fn compile(
     let class = |tokens: usize| -> Result<Class, BackendError> {
         // The grouped launches know f32 and 8-bit activations; f16 runs op by op.
         let patterns = if profile == ActProfile::F16 { Vec::new() } else { fused::patterns(tokens) };
-        let plan = plan(
-            graph,
-            &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes: sizes(tokens) },
-        )?;
+        let plan =
+            plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes: sizes(tokens) })?;
         let input_stride = tokens.max(options.max_logits_rows).next_multiple_of(64);
         let inputs = DeviceBuffer::new(&driver, (4 * INPUTS * input_stride) as u64)
             .map_err(|e| device::error(&driver.info().name, e))?;
@@ -140,12 +138,16 @@ pub(super) fn compile(
         if let Some(slot) = plan.memory.slots.iter().find(|s| s.size_bytes / 4 > i32::MAX as usize) {
             return Err(BackendError::Value {
                 value: slot.value.to_string(),
-                detail: format!("{} bytes; kernels count up to 2³¹ elements: lower the micro-batch", slot.size_bytes),
+                detail: format!(
+                    "{} bytes; kernels count up to 2³¹ elements: lower the micro-batch",
+                    slot.size_bytes
+                ),
             });
         }
     }
 
-    let scratch_sizes = ops::ScratchSizes::of(&prefill.plan.graph, sizes(micro_batch), driver.info().multiprocessors);
+    let scratch_sizes =
+        ops::ScratchSizes::of(&prefill.plan.graph, sizes(micro_batch), driver.info().multiprocessors);
     let arena_bytes = decode.plan.memory.arena_bytes.max(prefill.plan.memory.arena_bytes) as u64;
     let rope_bytes: u64 = graph.rope_tables.iter().map(|t| (4 * options.ctx_size * t.dims) as u64).sum();
     let weight_bytes = Weights::wanted_bytes(graph, source);
@@ -312,7 +314,9 @@ impl CudaExecutable {
         put(2, input.sequence);
         put(3, input.kv_slots);
         put(4, input.logits_rows);
-        self.driver.upload(class.inputs.address(), bytemuck::cast_slice(&words)).map_err(|e| self.failed(e))?;
+        self.driver
+            .upload(class.inputs.address(), bytemuck::cast_slice(&words))
+            .map_err(|e| self.failed(e))?;
         if let StepTokens::Argmax { row } = input.tokens {
             let token = class.inputs.slice(0, 4);
             self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
@@ -348,7 +352,8 @@ impl CudaExecutable {
         let width = plan.graph.value(output).shape.width().ok_or_else(missing)?;
         match self.values(last.decode).place(output, last.sizes) {
             Some((Param::Memory { address, bytes }, _)) if (row + 1) * width * 4 <= bytes as usize => {
-                let param = Param::Memory { address: address + (4 * row * width) as u64, bytes: 4 * width as u64 };
+                let param =
+                    Param::Memory { address: address + (4 * row * width) as u64, bytes: 4 * width as u64 };
                 Ok((param, width))
             }
             _ => Err(missing()),
@@ -359,7 +364,10 @@ impl CudaExecutable {
     fn run(&mut self, decode: bool, state: &CudaState, sizes: StepSizes) -> Result<(), BackendError> {
         // A decode step is the same launches every time: what differs is read from device memory.
         let recordable = decode && sizes.logits_rows == 1;
-        if recordable && let Some(recorded) = &self.recorded && recorded.state == state.id {
+        if recordable
+            && let Some(recorded) = &self.recorded
+            && recorded.state == state.id
+        {
             return recorded.graph.replay().map_err(|e| self.failed_in("decode step", e));
         }
         let mut all = Vec::new();
@@ -373,7 +381,8 @@ impl CudaExecutable {
             }
         }
         if recordable {
-            let graph = self.driver.capture(&all).map_err(|e| self.failed_in("recording the decode step", e))?;
+            let graph =
+                self.driver.capture(&all).map_err(|e| self.failed_in("recording the decode step", e))?;
             graph.replay().map_err(|e| self.failed_in("decode step", e))?;
             self.recorded = Some(Recorded { state: state.id, graph });
         }
@@ -473,18 +482,18 @@ impl Executable for CudaExecutable {
         let (Param::Memory { address, .. }, width) = self.logits_row(row)? else { return Ok(()) };
         out.clear();
         out.resize(width, 0.0);
-        self.driver
-            .download(address, bytemuck::cast_slice_mut(out))
-            .map_err(|e| self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e))
+        self.driver.download(address, bytemuck::cast_slice_mut(out)).map_err(|e| {
+            self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e)
+        })
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
         let token = self.scratch.argmax.slice(0, 4);
         self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
         let mut found = [0u32; 2];
-        self.driver
-            .download(self.scratch.argmax.address(), bytemuck::cast_slice_mut(&mut found))
-            .map_err(|e| self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e))?;
+        self.driver.download(self.scratch.argmax.address(), bytemuck::cast_slice_mut(&mut found)).map_err(
+            |e| self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e),
+        )?;
         if found[1] != 0 {
             return Err(BackendError::Input(format!(
                 "logit {} is NaN; `moe-run trace` names the first operation that made one",
@@ -495,10 +504,15 @@ impl Executable for CudaExecutable {
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
-        let missing = |detail: &str| BackendError::Value { value: format!("output {index}"), detail: detail.into() };
+        let missing =
+            |detail: &str| BackendError::Value { value: format!("output {index}"), detail: detail.into() };
         let last = self.last.ok_or_else(|| missing("no step has computed it"))?;
         let output = self.class(last.decode).plan.graph.outputs.get(index).copied();
-        self.read_value(last.decode, output.ok_or_else(|| missing("the graph has no such output"))?, last.sizes)
+        self.read_value(
+            last.decode,
+            output.ok_or_else(|| missing("the graph has no such output"))?,
+            last.sizes,
+        )
     }
 }
 

@@ -125,7 +125,8 @@ mod built {
     /// Physical memory, as the system tells it; 0 where it does not.
     fn host_memory_bytes() -> u64 {
         // SAFETY: sysconf only reads its argument.
-        let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        let (pages, size) =
+            unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
         u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(size).unwrap_or(0))
     }
 

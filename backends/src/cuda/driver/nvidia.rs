@@ -57,7 +57,10 @@ fn start() -> Result<i32, DriverError> {
         ));
     }
     result::init().map_err(|e| {
-        no_device(format!("the driver does not start: {}", failed("cuInit", e)), "check nvidia-smi; then try --backend cpu")
+        no_device(
+            format!("the driver does not start: {}", failed("cuInit", e)),
+            "check nvidia-smi; then try --backend cpu",
+        )
     })?;
     let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", e))?;
     if count == 0 {
@@ -126,10 +129,12 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
         ));
     }
     // SAFETY: the device handle is valid; the context is released when the driver is dropped.
-    let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
+    let context =
+        unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(|e| failed("cuCtxSetCurrent", e))?;
-    let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| failed("cuStreamCreate", e))?;
+    let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+        .map_err(|e| failed("cuStreamCreate", e))?;
     let inner = Inner { info, device, context, stream, code: Mutex::default() };
     Ok(Arc::new(Nvidia(Arc::new(inner))))
 }
@@ -187,12 +192,13 @@ impl Inner {
         if let Some(function) = code.functions.get(kernel) {
             return Ok(*function);
         }
-        let (name, text) =
-            module_of(kernel).ok_or_else(|| DriverError::Failed(format!("no embedded code for kernel {kernel}")))?;
+        let (name, text) = module_of(kernel)
+            .ok_or_else(|| DriverError::Failed(format!("no embedded code for kernel {kernel}")))?;
         let module = match code.modules.get(name) {
             Some(module) => *module,
             None => {
-                let text = CString::new(text).map_err(|e| DriverError::Failed(format!("PTX of {name}: {e}")))?;
+                let text =
+                    CString::new(text).map_err(|e| DriverError::Failed(format!("PTX of {name}: {e}")))?;
                 // SAFETY: the text is NUL-terminated PTX.
                 let module = unsafe { result::module::load_data(text.as_ptr().cast::<c_void>()) }
                     .map_err(|e| failed(&format!("loading kernels {name}"), e))?;
@@ -200,7 +206,8 @@ impl Inner {
                 module
             }
         };
-        let c_name = CString::new(kernel).map_err(|e| DriverError::Failed(format!("kernel {kernel}: {e}")))?;
+        let c_name =
+            CString::new(kernel).map_err(|e| DriverError::Failed(format!("kernel {kernel}: {e}")))?;
         // SAFETY: the module is loaded and is not unloaded before this object is dropped.
         let function = unsafe { result::module::get_function(module, c_name) }
             .map_err(|e| failed(&format!("kernel {kernel}"), e))?;
@@ -228,7 +235,8 @@ impl Inner {
                     Param::U64(v) => v,
                 })
                 .collect();
-            let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
+            let mut pointers: Vec<*mut c_void> =
+                words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
             let [x, y, z] = launch.grid;
             // SAFETY: the function belongs to a loaded module; the driver copies the parameters before it returns;
             // their number and kinds are those of the kernel, which the host harness checks for every launch that
@@ -263,7 +271,8 @@ impl CapturedGraph for Recorded {
     fn replay(&self) -> Result<(), DriverError> {
         self.inner.enter()?;
         // SAFETY: graph and stream live as long as `inner`.
-        unsafe { result::graph::launch(self.graph, self.inner.stream) }.map_err(|e| failed("cuGraphLaunch", e))
+        unsafe { result::graph::launch(self.graph, self.inner.stream) }
+            .map_err(|e| failed("cuGraphLaunch", e))
     }
 }
 
@@ -281,7 +290,9 @@ struct Event(sys::CUevent);
 
 impl Event {
     fn new() -> Result<Event, DriverError> {
-        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Event).map_err(|e| failed("cuEventCreate", e))
+        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+            .map(Event)
+            .map_err(|e| failed("cuEventCreate", e))
     }
 }
 
@@ -305,7 +316,8 @@ impl Driver for Nvidia {
 
     fn allocate(&self, bytes: u64) -> Result<u64, DriverError> {
         self.0.enter()?;
-        let elems = usize::try_from(bytes).map_err(|_| DriverError::OutOfMemory { wanted_bytes: bytes, free_bytes: 0 })?;
+        let elems = usize::try_from(bytes)
+            .map_err(|_| DriverError::OutOfMemory { wanted_bytes: bytes, free_bytes: 0 })?;
         // SAFETY: memory is only written to through this driver.
         unsafe { result::malloc_sync(elems) }.map_err(|e| {
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -328,7 +340,8 @@ impl Driver for Nvidia {
         self.0.enter()?;
         // SAFETY: the address is of an allocation at least as long, by the callers' arithmetic; a copy from pageable
         // memory has read its source when it returns.
-        unsafe { result::memcpy_htod_async(address, bytes, self.0.stream) }.map_err(|e| failed("copy to the device", e))
+        unsafe { result::memcpy_htod_async(address, bytes, self.0.stream) }
+            .map_err(|e| failed("copy to the device", e))
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
@@ -377,7 +390,8 @@ impl Driver for Nvidia {
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live and not being recorded.
-        unsafe { result::stream::begin_capture(self.0.stream, mode) }.map_err(|e| failed("cuStreamBeginCapture", e))?;
+        unsafe { result::stream::begin_capture(self.0.stream, mode) }
+            .map_err(|e| failed("cuStreamBeginCapture", e))?;
         let queued = self.0.queue(launches);
         // SAFETY: ends what was begun above, also when a launch was refused.
         let graph = unsafe { result::stream::end_capture(self.0.stream) };

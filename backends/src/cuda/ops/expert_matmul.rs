@@ -14,10 +14,10 @@ pub(super) fn emit(
     bias: Option<WeightId>,
 ) -> Result<(), BackendError> {
     let matrix = emit.weights.matrix(emit.graph, weight);
-    let experts = weight.experts.as_ref().map_or_else(
-        || emit.graph.weight(weight.tensor).shape[0],
-        std::ops::Range::len,
-    );
+    let experts = weight
+        .experts
+        .as_ref()
+        .map_or_else(|| emit.graph.weight(weight.tensor).shape[0], std::ops::Range::len);
     let pairs = emit.elems(node.inputs[1]);
     let slots_per_x = pairs / emit.rows(node.inputs[0]).max(1);
     // One token's pairs are all different experts: nothing to share.

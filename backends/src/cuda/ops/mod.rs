@@ -72,10 +72,9 @@ impl Emit<'_> {
     /// The cache of a state value.
     pub fn cache(&self, id: ValueId) -> Result<Param, BackendError> {
         let state: Option<StateId> = self.graph.value(id).state;
-        state.map(|s| self.state.param(s)).ok_or_else(|| BackendError::Value {
-            value: id.to_string(),
-            detail: "is no state".into(),
-        })
+        state
+            .map(|s| self.state.param(s))
+            .ok_or_else(|| BackendError::Value { value: id.to_string(), detail: "is no state".into() })
     }
 
     /// Elements of a value in this step.
@@ -98,7 +97,14 @@ impl Emit<'_> {
     }
 
     /// Appends a launch, unless a step without rows leaves its grid empty.
-    pub fn push(&mut self, kernel: &'static str, grid: [usize; 3], threads: u32, shared: usize, params: Vec<Param>) {
+    pub fn push(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared: usize,
+        params: Vec<Param>,
+    ) {
         if grid.contains(&0) {
             return;
         }

@@ -31,12 +31,6 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &RouterAttrs) -> Res
         int(usize::from(attrs.norm_topk_prob)),
         Param::F32(attrs.scale),
     ];
-    emit.push(
-        "router",
-        [tokens.div_ceil(TOKENS_PER_BLOCK), 1, 1],
-        32 * TOKENS_PER_BLOCK as u32,
-        0,
-        params,
-    );
+    emit.push("router", [tokens.div_ceil(TOKENS_PER_BLOCK), 1, 1], 32 * TOKENS_PER_BLOCK as u32, 0, params);
     Ok(())
 }

@@ -32,7 +32,9 @@ impl ScratchSizes {
         let mut s = ScratchSizes::default();
         for node in &graph.nodes {
             match &node.op {
-                Op::MatMul { .. } => s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max)),
+                Op::MatMul { .. } => {
+                    s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max))
+                }
                 Op::ExpertMatMul { weight, .. } => {
                     s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max));
                     s.pairs = s.pairs.max(graph.value(node.inputs[1]).shape.elems(max));
