@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{CliError, ExitCode, completions, devices, run, synth};
+use crate::{CliError, ExitCode, chat, completions, devices, run, synth, tokenize};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,6 +40,10 @@ pub struct Cli {
 pub enum Command {
     /// Answer one prompt (the default)
     Run(run::Args),
+    /// Hold a conversation
+    Chat(chat::Args),
+    /// Turn text into token ids, or messages into a prompt
+    Tokenize(tokenize::Args),
     /// List backends and their devices on this machine
     Devices(devices::Args),
     /// Write a model of real shapes with random weights, for benches and tests
@@ -55,6 +59,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
         None => run::run(cli.run),
         Some(Command::Run(args)) => run::run(args),
+        Some(Command::Chat(args)) => chat::run(args),
+        Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Devices(args)) => devices::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Completions(args)) => completions::run(args),

@@ -6,6 +6,7 @@
 //! output, all else to standard error. Absent on purpose: any arithmetic of the model.
 
 pub mod args;
+pub mod chat;
 pub mod common;
 pub mod completions;
 pub mod demo;
@@ -23,6 +24,7 @@ pub mod run;
 pub mod sampling;
 pub mod stop;
 pub mod synth;
+pub mod tokenize;
 
 use clap::Parser;
 

@@ -8,7 +8,7 @@ use std::{
 use moe_run_graph::{
     chat::{ChatInput, ChatTemplate},
     ids::TokenId,
-    tokenizer::ControlTokens,
+    tokenizer::{ControlTokens, Tokenizer},
 };
 use serde_json::{Map, Value};
 
@@ -118,12 +118,7 @@ impl Prompt {
                 }
                 ids.clone()
             }
-            Prompt::Raw(text) => {
-                let tokenizer = engine.tokenizer()?;
-                let ids = tokenizer.encode(text, ControlTokens::Parse)?;
-                let bos = tokenizer.leading_bos().filter(|bos| ids.first() != Some(bos));
-                bos.into_iter().chain(ids).collect()
-            }
+            Prompt::Raw(text) => encode_raw(engine.tokenizer()?, text)?,
             Prompt::Chat { input, template } => {
                 let tokenizer = engine.tokenizer()?;
                 let template = engine.chat_template(template.as_ref())?;
@@ -136,6 +131,15 @@ impl Prompt {
         }
         Ok(ids)
     }
+}
+
+/// The ids of a text as it is: control tokens are read, and it begins with the BOS token if the file asks for one.
+///
+/// Errors: the tokenizer's.
+pub fn encode_raw(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>, CliError> {
+    let ids = tokenizer.encode(text, ControlTokens::Parse)?;
+    let bos = tokenizer.leading_bos().filter(|bos| ids.first() != Some(bos));
+    Ok(bos.into_iter().chain(ids).collect())
 }
 
 /// A template file, checked.
@@ -176,7 +180,10 @@ fn without_line_end(mut text: String) -> String {
     text
 }
 
-fn template_var(argument: &str) -> Result<(String, Value), String> {
+/// `NAME=VALUE`, the value as JSON or else as text.
+///
+/// Errors: there is no name, or no `=`.
+pub fn template_var(argument: &str) -> Result<(String, Value), String> {
     let (name, value) = argument.split_once('=').ok_or("wanted NAME=VALUE")?;
     if name.is_empty() {
         return Err("wanted NAME=VALUE".to_owned());

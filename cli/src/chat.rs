@@ -1,0 +1,397 @@
+//! `moe-run chat`: a conversation. Each turn renders the whole of it; what the KV cache holds already is not evaluated again.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use moe_run_backends::{BackendError, sampler::Sampler};
+use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
+use rustyline::{DefaultEditor, error::ReadlineError};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    CliError, ExitCode,
+    common::{BackendArgs, ModelArgs},
+    engine::Engine,
+    generate::{GenerateArgs, StopReason, generate},
+    output,
+    partial_file::PartialFile,
+    prompt::{read_template, template_var},
+    sampling::SamplerArgs,
+    tokenize::read_messages,
+};
+
+const HELP: &str = "\
+/reset        forget the conversation (the system message stays)
+/save FILE    write the conversation as JSON
+/load FILE    go on with a conversation from JSON
+/help         this list
+/exit         leave, as Ctrl-D does
+Ctrl-C ends an answer. A line that ends in \\ goes on in the next one.";
+
+const EXAMPLES: &str = "\
+Examples:
+  moe-run chat
+  moe-run chat -m model.gguf --system 'You answer in one sentence.'
+";
+
+/// Lines of input that are kept for the next conversation.
+const HISTORY_LINES: usize = 1000;
+
+/// Arguments of `chat`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// System message
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+
+    /// File with a Jinja chat template, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+
+    /// Variable of the chat template, its value as JSON or plain text: enable_thinking=false
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
+    pub template_var: Vec<(String, Value)>,
+
+    /// File that keeps the lines typed [default: moe-run/chat_history in the user's state directory]
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
+
+    /// What may end an answer
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+
+    /// How tokens are chosen
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
+
+    /// What runs it
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
+/// A conversation, as the template sees it.
+struct Conversation {
+    system: Option<String>,
+    messages: Vec<Value>,
+    tools: Option<Value>,
+    extra: Map<String, Value>,
+}
+
+impl Conversation {
+    fn new(system: Option<String>, extra: Map<String, Value>) -> Conversation {
+        let mut conversation = Conversation { system, messages: Vec::new(), tools: None, extra };
+        conversation.reset();
+        conversation
+    }
+
+    fn reset(&mut self) {
+        self.messages = self.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
+    }
+
+    fn push(&mut self, role: &str, content: &str) {
+        self.messages.push(json!({"role": role, "content": content}));
+    }
+
+    fn input(&self) -> ChatInput {
+        ChatInput {
+            messages: Value::Array(self.messages.clone()),
+            tools: self.tools.clone(),
+            add_generation_prompt: true,
+            extra: self.extra.clone(),
+        }
+    }
+
+    /// Writes what `/load` and `moe-run tokenize --messages` read.
+    fn save(&self, path: &Path) -> Result<(), CliError> {
+        let mut fields = Map::new();
+        fields.insert("messages".to_owned(), Value::Array(self.messages.clone()));
+        if let Some(tools) = &self.tools {
+            fields.insert("tools".to_owned(), tools.clone());
+        }
+        fields.extend(self.extra.clone());
+        let mut text = serde_json::to_vec_pretty(&fields).map_err(CliError::failed)?;
+        text.push(b'\n');
+        let write = || -> io::Result<()> {
+            let partial = PartialFile::create(path)?;
+            partial.file()?.write_all(&text)?;
+            partial.finish()
+        };
+        write().map_err(|e| CliError::unwritable(path, &e))
+    }
+
+    fn load(&mut self, path: &Path) -> Result<(), CliError> {
+        let ChatInput { messages, tools, extra, .. } = read_messages(path, true)?;
+        let Value::Array(messages) = messages else {
+            return Err(CliError::bad_input(format!("{}: messages are not an array", path.display())));
+        };
+        (self.messages, self.tools) = (messages, tools);
+        self.extra.extend(extra);
+        Ok(())
+    }
+}
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'a> {
+    Nothing,
+    Say(&'a str),
+    Reset,
+    Save(&'a Path),
+    Load(&'a Path),
+    Help,
+    Exit,
+    /// Why it is no command.
+    Wrong(String),
+}
+
+impl Line<'_> {
+    fn parse(line: &str) -> Line<'_> {
+        let trimmed = line.trim();
+        if trimmed.is_empty() {
+            return Line::Nothing;
+        }
+        let Some(command) = trimmed.strip_prefix('/') else { return Line::Say(line) };
+        let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let argument = argument.trim();
+        match (name, argument) {
+            ("save" | "load", "") => Line::Wrong(format!("/{name} wants a file: /{name} FILE")),
+            ("save", file) => Line::Save(Path::new(file)),
+            ("load", file) => Line::Load(Path::new(file)),
+            ("reset", "") => Line::Reset,
+            ("help", "") => Line::Help,
+            ("exit" | "quit", "") => Line::Exit,
+            ("reset" | "help" | "exit" | "quit", _) => {
+                Line::Wrong(format!("/{name} takes nothing behind it"))
+            }
+            _ => Line::Wrong(format!("there is no command /{name}; /help lists them")),
+        }
+    }
+}
+
+/// Where lines come from: the terminal's editor, or a pipe.
+struct Input {
+    editor: DefaultEditor,
+    history: Option<PathBuf>,
+    is_terminal: bool,
+}
+
+impl Input {
+    fn new(history: Option<PathBuf>) -> Result<Input, CliError> {
+        let config = rustyline::Config::builder()
+            .max_history_size(HISTORY_LINES)
+            .and_then(|builder| builder.history_ignore_dups(true))
+            .map_err(CliError::failed)?
+            .build();
+        let mut editor = DefaultEditor::with_config(config).map_err(CliError::failed)?;
+        let is_terminal = io::stdin().is_terminal();
+        let history = history.or_else(default_history).filter(|_| is_terminal);
+        if let Some(path) = &history {
+            // The first conversation has no history yet; one that cannot be read is only a convenience lost.
+            let _ = editor.load_history(path);
+        }
+        Ok(Input { editor, history, is_terminal })
+    }
+
+    /// The next line, with those that a backslash joins to it; `None` at the end.
+    fn next(&mut self) -> Result<Option<String>, CliError> {
+        let mut text = String::new();
+        let mut interrupted = false;
+        loop {
+            let prompt = match (self.is_terminal, text.is_empty()) {
+                (false, _) => "",
+                (true, true) => "> ",
+                (true, false) => "… ",
+            };
+            match self.editor.readline(prompt) {
+                Ok(line) => match line.strip_suffix('\\') {
+                    Some(part) => text.push_str(&format!("{part}\n")),
+                    None => {
+                        text.push_str(&line);
+                        if self.is_terminal && !text.trim().is_empty() {
+                            self.remember(&text);
+                        }
+                        return Ok(Some(text));
+                    }
+                },
+                Err(ReadlineError::Eof) => return Ok((!text.is_empty()).then_some(text)),
+                Err(ReadlineError::Interrupted) if interrupted => return Err(CliError::Interrupted),
+                Err(ReadlineError::Interrupted) => {
+                    interrupted = true;
+                    text.clear();
+                    output::note("(Ctrl-C again, Ctrl-D or /exit leaves)");
+                }
+                Err(error) => return Err(CliError::failed(error)),
+            }
+        }
+    }
+
+    fn remember(&mut self, text: &str) {
+        let added = self.editor.add_history_entry(text);
+        if let (Ok(true), Some(path)) = (added, &self.history) {
+            // Written at once, so that a quick end loses nothing; failing is only a convenience lost.
+            let _ = path.parent().map(std::fs::create_dir_all);
+            let _ = self.editor.save_history(path);
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/moe-run/chat_history`, which is in `~/.local/state` unless set.
+fn default_history() -> Option<PathBuf> {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
+    Some(state.join("moe-run/chat_history"))
+}
+
+/// Holds a conversation until its input ends.
+///
+/// Errors: arguments, model, backend, or a failure while running. A turn that the context or the template refuses is said
+/// and taken back; the conversation goes on.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    args.sampler.check()?;
+    let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
+    let started = Instant::now();
+    let model = args.model.open()?;
+    let (mut sampler, sampling_line) = args.sampler.sampler(model.metadata())?;
+    let mut engine = Engine::load(model, &args.backend, started)?;
+    engine.tokenizer()?;
+    let template = engine.chat_template(given_template.as_ref())?;
+    output::note(&sampling_line);
+    let mut conversation = Conversation::new(args.system, args.template_var.into_iter().collect());
+    let mut input = Input::new(args.history)?;
+    if input.is_terminal {
+        output::note("/help lists the commands");
+    }
+    while let Some(line) = input.next()? {
+        match Line::parse(&line) {
+            Line::Nothing => {}
+            Line::Say(text) => {
+                turn(&mut engine, &template, &mut sampler, &args.generate, &mut conversation, text)?;
+            }
+            Line::Reset => {
+                conversation.reset();
+                output::note("forgotten");
+            }
+            Line::Save(path) => match conversation.save(path) {
+                Ok(()) => output::note(&format!("saved to {}", path.display())),
+                Err(error) => output::note(&format!("error: {error}")),
+            },
+            Line::Load(path) => match conversation.load(path) {
+                Ok(()) => output::note(&format!("{} messages", conversation.messages.len())),
+                Err(error) => output::note(&format!("error: {error}")),
+            },
+            Line::Help => output::note(HELP),
+            Line::Exit => break,
+            Line::Wrong(why) => output::note(&why),
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// One question and its answer.
+fn turn(
+    engine: &mut Engine,
+    template: &ChatTemplate,
+    sampler: &mut Sampler,
+    args: &GenerateArgs,
+    conversation: &mut Conversation,
+    text: &str,
+) -> Result<(), CliError> {
+    conversation.push("user", text);
+    let answered = answer(engine, template, sampler, args, conversation);
+    match answered {
+        Ok(()) => Ok(()),
+        Err(TurnError::Refused(why)) => {
+            conversation.messages.pop();
+            output::note(&why);
+            Ok(())
+        }
+        Err(TurnError::Fatal(error)) => Err(error),
+    }
+}
+
+/// Why there is no answer.
+enum TurnError {
+    /// This question cannot be answered; the conversation can go on without it.
+    Refused(String),
+    Fatal(CliError),
+}
+
+impl<E: Into<CliError>> From<E> for TurnError {
+    fn from(error: E) -> TurnError {
+        TurnError::Fatal(error.into())
+    }
+}
+
+fn answer(
+    engine: &mut Engine,
+    template: &ChatTemplate,
+    sampler: &mut Sampler,
+    args: &GenerateArgs,
+    conversation: &mut Conversation,
+) -> Result<(), TurnError> {
+    let tokenizer = engine.tokenizer()?;
+    let rendered = template
+        .render(&conversation.input(), tokenizer.control_texts())
+        .map_err(|error: ChatError| TurnError::Refused(format!("error: {error}")))?;
+    let prompt = tokenizer.encode_rendered(&rendered)?;
+    let capacity_tokens = engine.session.capacity_tokens();
+    if prompt.len() > capacity_tokens {
+        let error = BackendError::ContextFull { wanted_tokens: prompt.len(), capacity_tokens };
+        return Err(TurnError::Refused(format!("error: {error}, or /reset")));
+    }
+    let Engine { session, tokenizer, .. } = engine;
+    let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, args, output::text)?;
+    output::text("\n")?;
+    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    if outcome.stop_reason == StopReason::Interrupted && outcome.output_tokens.is_empty() {
+        conversation.messages.pop();
+    } else {
+        conversation.push("assistant", &outcome.text);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        assert_eq!(Line::parse("  "), Line::Nothing);
+        assert_eq!(Line::parse(" hi /reset"), Line::Say(" hi /reset"));
+        assert_eq!(Line::parse("/reset "), Line::Reset);
+        assert_eq!(Line::parse("/save a b.json"), Line::Save(Path::new("a b.json")));
+        assert_eq!(Line::parse("/load\tx"), Line::Load(Path::new("x")));
+        assert_eq!(Line::parse("/exit"), Line::Exit);
+        assert!(matches!(Line::parse("/save"), Line::Wrong(why) if why.contains("FILE")));
+        assert!(matches!(Line::parse("/resett"), Line::Wrong(why) if why.contains("/resett")));
+        assert!(matches!(Line::parse("/help me"), Line::Wrong(_)));
+    }
+
+    #[test]
+    fn a_conversation_comes_back_from_its_file() {
+        let directory = std::env::temp_dir().join(format!("moe-run-chat-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("chat.json");
+        let extra: Map<String, Value> =
+            [("enable_thinking".to_owned(), Value::Bool(false))].into_iter().collect();
+        let mut conversation = Conversation::new(Some("Be brief.".to_owned()), extra);
+        conversation.push("user", "naïve \"日本\"\n");
+        conversation.push("assistant", "ok");
+        conversation.save(&path).unwrap();
+        let mut loaded = Conversation::new(None, Map::new());
+        loaded.load(&path).unwrap();
+        assert_eq!(loaded.input(), conversation.input());
+        conversation.reset();
+        assert_eq!(conversation.messages, [json!({"role": "system", "content": "Be brief."})]);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
