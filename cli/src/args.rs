@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{CliError, ExitCode, chat, completions, devices, run, synth, tokenize};
+use crate::{CliError, ExitCode, chat, completions, devices, inspect, run, synth, tokenize};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,6 +46,8 @@ pub enum Command {
     Tokenize(tokenize::Args),
     /// List backends and their devices on this machine
     Devices(devices::Args),
+    /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
+    Inspect(inspect::Args),
     /// Write a model of real shapes with random weights, for benches and tests
     Synth(synth::Args),
     /// Print a completion script for a shell
@@ -62,6 +64,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Devices(args)) => devices::run(args),
+        Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Completions(args)) => completions::run(args),
     }

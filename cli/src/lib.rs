@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod exit;
 pub mod generate;
+pub mod inspect;
 pub mod interrupt;
 pub mod output;
 pub mod partial_file;

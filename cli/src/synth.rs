@@ -1,14 +1,11 @@
 //! `moe-run synth`: a GGUF file of a real model's shapes, formats and metadata, with seeded random weights.
 
 use std::{
+    fs::File,
     io,
     num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::Instant,
 };
@@ -21,7 +18,7 @@ use moe_run_graph::{
 };
 use serde::Serialize;
 
-use crate::{CliError, ExitCode, output, partial_file::PartialFile};
+use crate::{CliError, ExitCode, interrupt::Generation, output, partial_file::PartialFile};
 
 /// More filling threads than this are of no use: the disk is slower.
 const THREADS_MAX: usize = 8;
@@ -92,13 +89,14 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let (file_bytes, tensors) = (synth.layout().file_bytes(), synth.layout().tensors().len());
 
     let unwritable = |error: &io::Error| unwritable(&args.output, file_bytes, error);
+    let generation = Generation::begin(); // from here on Ctrl-C must not leave the temporary file
     let partial = PartialFile::create(&args.output).map_err(|e| unwritable(&e))?;
     let file = partial.file().map_err(|e| unwritable(&e))?;
     if args.dry_run {
         io::Write::write_all(&mut &*file, synth.layout().header()).map_err(|e| unwritable(&e))?;
         file.set_len(file_bytes as u64).map_err(|e| unwritable(&e))?;
     } else {
-        write(synth, file, &args.output)?;
+        write(synth, file, &args.output, &generation)?;
     }
     partial.finish().map_err(|e| unwritable(&e))?;
 
@@ -124,12 +122,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// Streams the weights, with a progress bar where standard error is a terminal, until done or Ctrl-C.
-fn write(synth: Synth, file: &std::fs::File, path: &Path) -> Result<(), CliError> {
+fn write(synth: Synth, file: &File, path: &Path, generation: &Generation) -> Result<(), CliError> {
     let file_bytes = synth.layout().file_bytes();
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).map_err(CliError::failed)?;
-
     let bar = ProgressBar::new(file_bytes as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
         bar.set_style(style);
@@ -138,7 +132,7 @@ fn write(synth: Synth, file: &std::fs::File, path: &Path) -> Result<(), CliError
     let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
     let written = synth.write(file, threads, |bytes| {
         bar.set_position(bytes);
-        if interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if generation.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
     match written {

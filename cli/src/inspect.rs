@@ -1,0 +1,430 @@
+//! `moe-run inspect`: what a GGUF file holds: metadata, tensors, bytes per format, memory for a context, damage.
+//!
+//! The file need not be a model that can be run: a vocabulary, or an architecture that is not supported, is shown as far
+//! as it goes, with the reason for what is not.
+
+use std::{collections::BTreeMap, thread};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use moe_run_backends::KvType;
+use moe_run_graph::{
+    gguf::{GgufFile, MetaArray, MetaValue},
+    lower::{lower, tensor_table},
+    quant::{Format, NonFinite},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    CliError, ExitCode,
+    common::{DEFAULT_CTX_SIZE, ModelArgs},
+    engine::human_bytes,
+    output,
+};
+
+/// Elements of a metadata array that are shown.
+const ARRAY_SHOWN: usize = 8;
+/// Characters of a metadata string that are shown as text; JSON has it whole.
+const STRING_SHOWN: usize = 80;
+/// Bytes that a thread checks at a time.
+const CHECK_CHUNK_BYTES: usize = 4 << 20;
+
+/// Arguments of `inspect`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Tokens of the context that memory is estimated for [default: the model's own limit, 4096 at most]
+    #[arg(short, long, value_name = "TOKENS")]
+    pub ctx_size: Option<usize>,
+
+    /// Look through all tensors for scales and values that are not finite; exit status 1 where there are any
+    #[arg(long)]
+    pub check: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    schema_version: u32,
+    file: String,
+    file_bytes: u64,
+    parts: Vec<Part>,
+    architecture: Option<String>,
+    metadata: Vec<Value>,
+    tensors: Vec<Tensor>,
+    formats: Vec<FormatTotal>,
+    total_elems: u64,
+    total_tensor_bytes: u64,
+    /// The dimensions, where the file is a model that can be run.
+    config: Option<Value>,
+    memory: Option<Memory>,
+    /// Why there is no `config` and no `memory`.
+    not_runnable: Option<String>,
+    check: Option<Check>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    file: String,
+    version: u32,
+    alignment_bytes: usize,
+    file_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    format: Format,
+    bytes: usize,
+    part: usize,
+    offset_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct FormatTotal {
+    format: Format,
+    tensors: usize,
+    elems: u64,
+    bytes: u64,
+}
+
+/// What a model takes in memory, as far as the file decides it; a backend's working buffers come on top.
+#[derive(Serialize)]
+struct Memory {
+    ctx_size: usize,
+    weights_bytes: u64,
+    kv_cache: Vec<KvCache>,
+}
+
+#[derive(Serialize)]
+struct KvCache {
+    kv_type: &'static str,
+    kv_bytes: u64,
+    total_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Check {
+    tensors: usize,
+    bytes: u64,
+    damaged: Vec<Damaged>,
+    /// Tensors whose bytes are all zero, as in a file written by `synth --dry-run`.
+    zero_tensors: usize,
+}
+
+#[derive(Serialize)]
+struct Damaged {
+    tensor: String,
+    format: Format,
+    /// Blocks with a scale or minimum that is not finite.
+    scales: usize,
+    /// Values that are not finite.
+    values: usize,
+    /// Index of the first of them.
+    first: Vec<usize>,
+}
+
+/// Prints the report.
+///
+/// Errors: the file is unreadable or not a valid GGUF file, or standard output cannot be written.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    if args.ctx_size == Some(0) {
+        return Err(CliError::bad_input("--ctx-size: found 0, wanted at least 1 token"));
+    }
+    let file = args.model.open_file()?;
+    let mut report = report(&file, args.ctx_size);
+    if args.check {
+        report.check = Some(check(&file));
+    }
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::text(&text(&report, &file))?;
+    }
+    let damaged = report.check.is_some_and(|check| !check.damaged.is_empty());
+    Ok(if damaged { ExitCode::Verdict } else { ExitCode::Ok })
+}
+
+fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
+    let tensors = file.tensors().iter().map(|t| Tensor {
+        name: t.name.clone(),
+        shape: t.shape.clone(),
+        format: t.format,
+        bytes: t.len_bytes(),
+        part: t.part(),
+        offset_bytes: t.offset_bytes(),
+    });
+    let mut formats: BTreeMap<Format, FormatTotal> = BTreeMap::new();
+    for t in file.tensors() {
+        let total = FormatTotal { format: t.format, tensors: 0, elems: 0, bytes: 0 };
+        let total = formats.entry(t.format).or_insert(total);
+        total.tensors += 1;
+        total.elems += t.elems() as u64;
+        total.bytes += t.len_bytes() as u64;
+    }
+    let formats: Vec<FormatTotal> = formats.into_values().collect();
+    let total_tensor_bytes = formats.iter().map(|f| f.bytes).sum();
+    let (config, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
+        Ok((config, graph)) => {
+            let ctx_size = ctx_size.unwrap_or(DEFAULT_CTX_SIZE.min(config.max_position_embeddings));
+            let kv_cache = KvType::ALL.iter().map(|kv| {
+                let rows = graph.states.iter().map(|s| kv.row_bytes(s.row_elems()) as u64);
+                let kv_bytes = rows.sum::<u64>().saturating_mul(ctx_size as u64);
+                KvCache {
+                    kv_type: kv.name(),
+                    kv_bytes,
+                    total_bytes: kv_bytes.saturating_add(total_tensor_bytes),
+                }
+            });
+            let memory = Memory { ctx_size, weights_bytes: total_tensor_bytes, kv_cache: kv_cache.collect() };
+            (serde_json::to_value(config).ok(), Some(memory), None)
+        }
+        Err(error) => (None, None, Some(error.to_string())),
+    };
+    Report {
+        schema_version: 1,
+        file: file.metadata().origin().to_owned(),
+        file_bytes: file.len_bytes(),
+        parts: file
+            .parts()
+            .iter()
+            .map(|p| Part {
+                file: p.file().to_owned(),
+                version: p.version(),
+                alignment_bytes: p.alignment_bytes(),
+                file_bytes: p.len_bytes(),
+            })
+            .collect(),
+        architecture: file
+            .metadata()
+            .opt_str(moe_run_graph::gguf::keys::GENERAL_ARCHITECTURE)
+            .ok()
+            .flatten()
+            .map(str::to_owned),
+        metadata: file.metadata().iter().map(|(key, value)| metadata_json(key, value)).collect(),
+        tensors: tensors.collect(),
+        total_elems: formats.iter().map(|f| f.elems).sum(),
+        total_tensor_bytes,
+        formats,
+        config,
+        memory,
+        not_runnable,
+        check: None,
+    }
+}
+
+/// `{"key", "type", "value"}`, or for an array `{"key", "type", "len", "first"}`.
+fn metadata_json(key: &str, value: &MetaValue) -> Value {
+    let type_name = value.type_name();
+    let value = match value {
+        MetaValue::U8(v) => json!(v),
+        MetaValue::I8(v) => json!(v),
+        MetaValue::U16(v) => json!(v),
+        MetaValue::I16(v) => json!(v),
+        MetaValue::U32(v) => json!(v),
+        MetaValue::I32(v) => json!(v),
+        MetaValue::U64(v) => json!(v),
+        MetaValue::I64(v) => json!(v),
+        MetaValue::F32(v) => json!(shortest(*v)),
+        MetaValue::F64(v) => json!(v),
+        MetaValue::Bool(v) => json!(v),
+        MetaValue::String(v) => json!(v),
+        MetaValue::Array(array) => {
+            return json!({"key": key, "type": type_name, "len": array.len(), "first": first_json(array)});
+        }
+    };
+    json!({"key": key, "type": type_name, "value": value})
+}
+
+/// The double that is printed as the float is: 1e-6 and not 9.999999974752427e-7.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+/// The first elements of an array.
+fn first_json(array: &MetaArray) -> Value {
+    fn first<T: Serialize>(v: &[T]) -> Value {
+        json!(v[..v.len().min(ARRAY_SHOWN)])
+    }
+    match array {
+        MetaArray::U8(v) => first(v),
+        MetaArray::I8(v) => first(v),
+        MetaArray::U16(v) => first(v),
+        MetaArray::I16(v) => first(v),
+        MetaArray::U32(v) => first(v),
+        MetaArray::I32(v) => first(v),
+        MetaArray::U64(v) => first(v),
+        MetaArray::I64(v) => first(v),
+        MetaArray::F32(v) => first(&v.iter().map(|&x| shortest(x)).collect::<Vec<_>>()),
+        MetaArray::F64(v) => first(v),
+        MetaArray::Bool(v) => first(v),
+        MetaArray::String(v) => first(v),
+        MetaArray::Array(v) => json!(v.iter().take(ARRAY_SHOWN).map(first_json).collect::<Vec<_>>()),
+    }
+}
+
+/// Looks through all tensors, on all cores, with a progress bar where standard error is a terminal.
+fn check(file: &GgufFile) -> Check {
+    let bytes: u64 = file.tensors().iter().map(|t| t.len_bytes() as u64).sum();
+    let bar = ProgressBar::new(bytes);
+    if let Ok(style) = ProgressStyle::with_template("checking {wide_bar} {bytes}/{total_bytes}") {
+        bar.set_style(style);
+    }
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut check = Check { tensors: file.tensors().len(), bytes, damaged: Vec::new(), zero_tensors: 0 };
+    for tensor in file.tensors() {
+        let format = tensor.format;
+        let chunk_blocks = (CHECK_CHUNK_BYTES / format.block_bytes()).max(1);
+        let data = file.data(tensor);
+        let mut found = NonFinite::default();
+        let mut is_zero = true;
+        let mut begin_elems = 0;
+        for batch in data.chunks(chunk_blocks * format.block_bytes() * threads) {
+            let results: Vec<(usize, NonFinite, bool)> = thread::scope(|scope| {
+                let work = |chunk: &[u8]| {
+                    let elems = chunk.len() / format.block_bytes() * format.block_elems();
+                    (elems, format.non_finite(chunk), chunk.iter().all(|&b| b == 0))
+                };
+                let chunks = batch.chunks(chunk_blocks * format.block_bytes());
+                let (first, rest) = match chunks.clone().next() {
+                    Some(first) => (first, chunks.skip(1)),
+                    None => return Vec::new(),
+                };
+                let spawned: Vec<_> = rest.map(|chunk| scope.spawn(move || work(chunk))).collect();
+                let mut results = vec![work(first)];
+                for handle in spawned {
+                    results.push(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+                }
+                results
+            });
+            for (elems, later, zero) in results {
+                found.merge(later, begin_elems);
+                begin_elems += elems;
+                is_zero &= zero;
+            }
+            bar.inc(batch.len() as u64);
+        }
+        check.zero_tensors += usize::from(is_zero);
+        if let Some(first) = found.first_elem {
+            check.damaged.push(Damaged {
+                tensor: tensor.name.clone(),
+                format,
+                scales: found.scales,
+                values: found.values,
+                first: index_of(first, &tensor.shape),
+            });
+        }
+    }
+    bar.finish_and_clear();
+    check
+}
+
+/// Element number `elem` as an index into `shape`.
+fn index_of(mut elem: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (i, &size) in index.iter_mut().zip(shape).rev() {
+        *i = elem % size;
+        elem /= size;
+    }
+    index
+}
+
+fn text(report: &Report, file: &GgufFile) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(format!("File: {} ({})", report.file, human_bytes(report.file_bytes)));
+    for part in &report.parts {
+        let of_split = if report.parts.len() > 1 { format!("  {}", part.file) } else { "  GGUF".to_owned() };
+        line(format!("{of_split} version {}, alignment {} bytes", part.version, part.alignment_bytes));
+    }
+
+    line(format!("\nMetadata: {} keys", file.metadata().len()));
+    for (key, value) in file.metadata().iter() {
+        line(format!("  {} = {}", escaped(key), metadata_text(value)));
+    }
+
+    line(format!("\nTensors: {}", report.tensors.len()));
+    let widest = report.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
+    for t in &report.tensors {
+        let (shape, bytes) = (format!("{:?}", t.shape), human_bytes(t.bytes as u64));
+        line(format!("  {:widest$}  {:6}  {bytes:>10}  {shape}", escaped(&t.name), t.format));
+    }
+
+    if !report.formats.is_empty() {
+        line(format!("\nFormats: {}", report.formats.len()));
+    }
+    for f in &report.formats {
+        let (bytes, share) =
+            (human_bytes(f.bytes), 100.0 * f.bytes as f64 / report.total_tensor_bytes as f64);
+        line(format!(
+            "  {:6}  {:5} tensors  {:>15} elements  {bytes:>10}  {share:5.1} %",
+            f.format, f.tensors, f.elems
+        ));
+    }
+    if report.total_elems > 0 {
+        let bits = 8.0 * report.total_tensor_bytes as f64 / report.total_elems as f64;
+        let (elems, bytes) = (report.total_elems, human_bytes(report.total_tensor_bytes));
+        line(format!("  total: {elems} elements in {bytes}, {bits:.2} bits each"));
+    }
+
+    if let Some(memory) = &report.memory {
+        line(format!("\nMemory for a context of {} tokens (working buffers come on top):", memory.ctx_size));
+        line(format!("  weights {}", human_bytes(memory.weights_bytes)));
+        for kv in &memory.kv_cache {
+            let (kv_bytes, total) = (human_bytes(kv.kv_bytes), human_bytes(kv.total_bytes));
+            line(format!("  KV cache {:5} {kv_bytes:>10}  together {total:>10}", kv.kv_type));
+        }
+    }
+    if let Some(reason) = &report.not_runnable {
+        line(format!("\nNot a model that can be run: {reason}"));
+    }
+
+    if let Some(check) = &report.check {
+        let bytes = human_bytes(check.bytes);
+        let (tensors, damaged) = (check.tensors, check.damaged.len());
+        line(format!(
+            "\nCheck: {tensors} tensors, {bytes}: {damaged} with scales or values that are not finite"
+        ));
+        for d in &check.damaged {
+            let Damaged { tensor, format, scales, values, first } = d;
+            let tensor = escaped(tensor);
+            line(format!("  {tensor} ({format}): {scales} scales, {values} values, the first at {first:?}"));
+        }
+        if check.zero_tensors > 0 {
+            line(format!("  {} tensors are all zero: a file without weights?", check.zero_tensors));
+        }
+    }
+    out
+}
+
+/// Text from the file without what would steer a terminal.
+fn escaped(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+fn metadata_text(value: &MetaValue) -> String {
+    match value {
+        MetaValue::String(s) => match s.char_indices().nth(STRING_SHOWN) {
+            Some((end, _)) => format!("{:?}… ({} bytes)", &s[..end], s.len()),
+            None => format!("{s:?}"),
+        },
+        MetaValue::Array(array) => {
+            let more = if array.len() > ARRAY_SHOWN { ", …" } else { "" };
+            let first = first_json(array).to_string();
+            let first = first.strip_suffix(']').unwrap_or(&first);
+            format!("{} {}: {}{more}]", array.len(), array.element_type(), escaped(first))
+        }
+        MetaValue::F32(x) => x.to_string(), // JSON has no NaN
+        MetaValue::F64(x) => x.to_string(),
+        scalar => metadata_json("", scalar)["value"].to_string(),
+    }
+}
