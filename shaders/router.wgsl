@@ -19,7 +19,7 @@ struct Params {
     selection_bias: u32,
 }
 
-var<workgroup> gates: array<f32, EXPERTS>;
+var<workgroup> gates: array<f32, KEYS>;
 var<workgroup> lane_maxima: array<f32, LANES>;
 
 @compute @workgroup_size(LANES)
@@ -101,4 +101,4 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
 }
 
-var<workgroup> lane_chosen: array<u32, EXPERTS>;
+var<workgroup> lane_chosen: array<u32, KEYS>;

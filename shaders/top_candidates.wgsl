@@ -1,5 +1,5 @@
 // The best `count` of a row of logits, best first, the lower id winning a tie; NaN is counted and never chosen before a
-// number. Two launches: the first takes each chunk of EXPERTS logits to its own best `count` (grid: chunks), the second,
+// number. Two launches: the first takes each chunk of KEYS logits to its own best `count` (grid: chunks), the second,
 // one workgroup, takes the chunks' candidates to the row's. Argmax is count = 1, and may write its id as the next step's token.
 #include numbers
 #include arena
@@ -27,8 +27,8 @@ var<workgroup> lane_nans: array<u32, LANES>;
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     if (p.first == 1u) {
-        let begin = wg.x * EXPERTS;
-        let elements = min(EXPERTS, p.elements - min(begin, p.elements));
+        let begin = wg.x * KEYS;
+        let elements = min(KEYS, p.elements - min(begin, p.elements));
         var nans = 0u;
         for (var i = lane; i < elements; i += LANES) {
             let bits = arena[p.x + begin + i];
@@ -91,4 +91,4 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
 }
 
-var<workgroup> taken: array<u32, EXPERTS>;
+var<workgroup> taken: array<u32, KEYS>;

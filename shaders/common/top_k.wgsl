@@ -1,6 +1,6 @@
-// Choosing the best K of E by key; the lower index wins a tie. LANES lanes, EXPERTS keys in workgroup memory.
+// Choosing the best K of E by key; the lower index wins a tie. LANES lanes, KEYS keys in workgroup memory.
 
-var<workgroup> keys: array<u32, EXPERTS>;
+var<workgroup> keys: array<u32, KEYS>;
 var<workgroup> lane_best: array<vec2<u32>, LANES>;
 
 // An unsigned key in the order of the numbers: NaN is 1, below every number; 0 is kept for what is taken already.

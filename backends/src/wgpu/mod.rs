@@ -1,3 +1,76 @@
 //! Stage 5 on wgpu: Vulkan, Metal and DX12.
+//!
+//! Input: a graph, its weights and options. Output: an executable whose launches are WGSL compute shaders from
+//! `shaders/`. All activations lie in one arena buffer at places known when the graph is compiled; a step is one compute
+//! pass and one submission. Deliberately absent: any computation of an op on the host.
 
+mod buffers;
+mod compile;
+mod device;
+mod emit;
+mod executable;
+mod held;
+mod layout;
+mod ops;
+mod params;
+mod patterns;
+mod pipelines;
 pub mod shader;
+mod state;
+
+pub use device::WgpuOptions;
+
+use crate::error::BackendError;
+use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node};
+use std::sync::Arc;
+
+/// The backend's name.
+pub const NAME: &str = "wgpu";
+
+/// The wgpu backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wgpu {
+    /// What it may use.
+    pub options: WgpuOptions,
+}
+
+impl Backend for Wgpu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        device::list(&self.options)
+    }
+
+    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
+        patterns::for_tokens(tokens)
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
+        supports(graph, node)
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        Ok(Box::new(compile::compile(&self.options, graph, weights.as_ref(), options)?))
+    }
+}
+
+/// Whether the shaders can run a node, whatever the device.
+fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
+    match ops::lacking(graph, node) {
+        None => Ok(()),
+        Some(detail) => Err(BackendError::Unsupported {
+            backend: NAME,
+            node: node.path(),
+            op: node.op.stem(),
+            detail,
+        }),
+    }
+}

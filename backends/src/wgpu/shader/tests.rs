@@ -18,8 +18,8 @@ fn variants(features: Features) -> Vec<Variant> {
         lanes("add", 256),
         lanes("mul", 256),
         lanes("get_rows", 64),
-        Variant::new("router", features, &[("LANES", 64), ("EXPERTS", 128)]),
-        Variant::new("top_candidates", features, &[("LANES", 256), ("EXPERTS", 1024)]),
+        Variant::new("router", features, &[("LANES", 64), ("KEYS", 128)]),
+        Variant::new("top_candidates", features, &[("LANES", 256), ("KEYS", 1024)]),
         Variant::new("group_tokens", features, &[("LANES", 128), ("EXPERTS", 128), ("TILE_TOKENS", 16)]),
     ];
     let tile = [("TILE_ROWS", 64), ("TILE_TOKENS", 64), ("LANE_ROWS", 4), ("LANE_TOKENS", 4)];

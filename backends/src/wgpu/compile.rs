@@ -1,0 +1,312 @@
+//! Stage 5, wgpu: Plan → programs: every dispatch with its pipeline, its parameters and its bindings.
+
+use super::buffers::{Tensors, upload};
+use super::device::{Device, WgpuOptions};
+use super::emit::{Dispatch, Emitter, Grid, NONE, Places, StateBinding};
+use super::executable::WgpuExecutable;
+use super::ops::{self, sample};
+use super::params::pack;
+use super::pipelines::Pipelines;
+use super::{NAME, patterns};
+use crate::error::BackendError;
+use crate::executable::{Activations, CompileOptions, ExecutableInfo, WeightSource, check_weights};
+use moe_run_graph::ir::{DType, Dim, Graph, Op, StepSizes, ValueId};
+use moe_run_graph::passes::{Plan, PlanOptions, plan};
+use moe_run_graph::quant::{ActBlock, ActProfile};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The largest T of a prefill step unless asked otherwise.
+const MICRO_BATCH: usize = 256;
+
+/// A token class between decode and prefill: a few tokens, without tiles.
+const FEW_TOKENS: usize = super::emit::FEW_ROWS;
+
+/// A dispatch that is ready to be encoded.
+pub(super) struct Ready {
+    pub pipeline: wgpu::ComputePipeline,
+    pub bindings: wgpu::BindGroup,
+    pub state: StateBinding,
+    pub grid: Grid,
+    pub when_split: bool,
+}
+
+/// A plan for one token class, compiled.
+pub(super) struct Program {
+    pub plan: Plan,
+    /// Dispatches of each launch.
+    pub launches: Vec<Vec<Ready>>,
+    pub max_splits: usize,
+}
+
+/// The step's inputs and everything else that lies in the arena, in words.
+pub(super) struct ArenaMap {
+    pub places: Places,
+    /// Scratch of the device's sampling.
+    pub sample_at: u32,
+}
+
+/// Logits that can be sampled on the device.
+#[derive(Clone, Copy)]
+pub(super) struct Logits {
+    pub value: ValueId,
+    pub vocabulary: usize,
+}
+
+/// The graph's first output if it is rows of logits.
+fn logits_of(graph: &Graph) -> Option<Logits> {
+    let value = graph.value(*graph.outputs.first()?);
+    match value.shape.0[..] {
+        [Dim::LogitsRows, Dim::Fixed(vocabulary)]
+            if value.dtype == DType::F32 && vocabulary <= sample::MAX_ELEMENTS =>
+        {
+            Some(Logits { value: value.id, vocabulary })
+        }
+        _ => None,
+    }
+}
+
+/// Compiles a graph for a device.
+pub(super) fn compile(
+    backend: &WgpuOptions,
+    graph: &Graph,
+    weights: &dyn WeightSource,
+    options: &CompileOptions,
+) -> Result<WgpuExecutable, BackendError> {
+    for node in &graph.nodes {
+        super::supports(graph, node)?;
+    }
+    check_weights(graph, weights)?;
+    let profile = options.profile(Activations::Q8, ActBlock::X32);
+    if let ActProfile::Q8 { k_block: ActBlock::X256 } = profile {
+        return Err(BackendError::Option {
+            backend: NAME,
+            option: "8-bit activation block of super-block formats",
+            found: "256".into(),
+            wanted: "32".into(),
+        });
+    }
+    let device = Arc::new(Device::open(options.device.as_deref(), backend)?);
+    let progress = options.progress.as_deref();
+    let tensors = upload(&device, graph, weights, progress)?;
+    let split = tensors.matrices.values().any(|t| t.parts.len() > 1);
+
+    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+    let mut classes = vec![1, FEW_TOKENS.min(micro_batch), micro_batch];
+    classes.dedup();
+    let mut plans = Vec::with_capacity(classes.len());
+    for tokens in classes {
+        let max_sizes = StepSizes {
+            tokens,
+            logits_rows: options.max_logits_rows.min(tokens),
+            cached: options.ctx_size,
+        };
+        // Fused launches read whole tensors.
+        let patterns = if split { Vec::new() } else { patterns::for_tokens(tokens) };
+        plans.push(plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?);
+    }
+    let (map, values_at) = arena_map(graph, plans.last().map_or(StepSizes { tokens: 1, logits_rows: 1, cached: 1 }, |p| p.max_sizes));
+
+    let mut emitted = Vec::with_capacity(plans.len());
+    let mut arena_words = values_at;
+    for plan in &plans {
+        let places = Places {
+            inputs: map.places.inputs.clone(),
+            rope: map.places.rope.clone(),
+            values_at,
+            scratch_at: values_at + (plan.memory.arena_bytes / 4) as u32,
+        };
+        let mut emitter = Emitter::new(plan, &places, &tensors, profile, options.kv_type, device.features);
+        let mut launches = Vec::with_capacity(plan.launches.len());
+        for launch in &plan.launches {
+            emitter.begin_launch();
+            patterns::emit(&mut emitter, launch)?;
+            launches.push(std::mem::take(&mut emitter.dispatches));
+        }
+        arena_words = arena_words.max(places.scratch_at + emitter.max_scratch_words);
+        emitted.push(launches);
+    }
+
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+    let arena = device.buffer(
+        "activations",
+        u64::from(arena_words) * 4,
+        usage,
+        "lower the micro-batch or --ctx-size, or ask for fewer taps",
+    )?;
+    let now = device.buffer(
+        "the step's sizes",
+        STEP_BYTES,
+        wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        "use another device",
+    )?;
+
+    let logits = logits_of(graph);
+    let sampling = logits.map(|l| {
+        let next_token = map.places.inputs.get(&graph.inputs.tokens).copied();
+        sample::dispatches(device.features, NONE, l.vocabulary, 1, map.sample_at, next_token)
+    });
+    let mut pipelines = Pipelines::default();
+    let all = emitted.iter().flatten().flatten().chain(sampling.iter().flatten());
+    pipelines.add(&device, all, progress)?;
+
+    let shared = Shared { device: &device, pipelines: &pipelines, tensors: &tensors, arena: &arena, now: &now };
+    let mut programs = Vec::with_capacity(plans.len());
+    for (plan, launches) in plans.into_iter().zip(emitted) {
+        let launches = shared.ready(launches)?;
+        let max_splits = ops::max_splits(plan.max_sizes.tokens);
+        programs.push(Program { plan, launches, max_splits });
+    }
+    let sampling = match sampling {
+        Some(dispatches) => Some(shared.sampling(dispatches)?),
+        None => None,
+    };
+    let info = ExecutableInfo {
+        backend: NAME,
+        device: device.name(),
+        activations: profile.into(),
+        q8_super_block: match profile {
+            ActProfile::Q8 { k_block } => Some(k_block.elems()),
+            _ => None,
+        },
+        kv_type: options.kv_type,
+        threads: 1,
+        micro_batch,
+        weight_bytes: tensors.size_bytes,
+    };
+    let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
+        Op::Embed { table } => Some(table.rows.len()),
+        _ => None,
+    });
+    WgpuExecutable::new(device, programs, pipelines, arena, now, map, logits, sampling, info, vocab_size)
+}
+
+/// Bytes of `struct Step` in common/arena.wgsl.
+pub(super) const STEP_BYTES: u64 = 32;
+
+/// Lays out inputs, RoPE angles and sampling scratch; gives the first word behind them.
+fn arena_map(graph: &Graph, max_sizes: StepSizes) -> (ArenaMap, u32) {
+    let mut at = 0u32;
+    let mut take = |words: usize| {
+        let begin = at;
+        at += words.next_multiple_of(64) as u32;
+        begin
+    };
+    let inputs = &graph.inputs;
+    let step = [inputs.tokens, inputs.positions, inputs.sequence, inputs.kv_slots, inputs.logits_rows];
+    let mut places = HashMap::new();
+    for value in step.iter().chain(&graph.boundary) {
+        places.insert(*value, take(graph.value(*value).shape.elems(max_sizes)));
+    }
+    let rope = graph.rope_tables.iter().enumerate().map(|(i, spec)| {
+        (moe_run_graph::ir::RopeTableId(i as u32), take(max_sizes.tokens * spec.dims))
+    });
+    let rope = rope.collect();
+    let sample_at = take(logits_of(graph).map_or(0, |l| sample::scratch_words(l.vocabulary, 1)));
+    let places = Places { inputs: places, rope, values_at: at, scratch_at: at };
+    (ArenaMap { places, sample_at }, at)
+}
+
+/// What every dispatch's bind group is made of.
+struct Shared<'a> {
+    device: &'a Device,
+    pipelines: &'a Pipelines,
+    tensors: &'a Tensors,
+    arena: &'a wgpu::Buffer,
+    now: &'a wgpu::Buffer,
+}
+
+/// The two dispatches of the sampler and their parameters, which the row of logits is written into.
+pub(super) struct Sampling {
+    pub dispatches: Vec<Ready>,
+    pub params: wgpu::Buffer,
+    /// Byte offset of the word that says where the logits lie.
+    pub x_bytes: u64,
+}
+
+impl Shared<'_> {
+    fn ready(&self, launches: Vec<Vec<Dispatch>>) -> Result<Vec<Vec<Ready>>, BackendError> {
+        let dispatches: Vec<&Dispatch> = launches.iter().flatten().collect();
+        let params = self.params(&dispatches)?;
+        let mut ready = self.bind(&dispatches, &params)?.into_iter();
+        Ok(launches.iter().map(|l| ready.by_ref().take(l.len()).collect()).collect())
+    }
+
+    fn sampling(&self, dispatches: [Dispatch; 2]) -> Result<Sampling, BackendError> {
+        let dispatches: Vec<&Dispatch> = dispatches.iter().collect();
+        let params = self.params(&dispatches)?;
+        let x_bytes = 0; // `x` is the first field of the first dispatch's parameters.
+        Ok(Sampling { dispatches: self.bind(&dispatches, &params)?, params, x_bytes })
+    }
+
+    /// One uniform buffer with the parameters of all dispatches, each at the alignment that bindings need.
+    fn params(&self, dispatches: &[&Dispatch]) -> Result<wgpu::Buffer, BackendError> {
+        let stride = self.stride();
+        let mut bytes = vec![0u8; stride as usize * dispatches.len()];
+        for (slot, dispatch) in bytes.chunks_exact_mut(stride as usize).zip(dispatches) {
+            let text = self.pipelines.get(&dispatch.variant).map_or("", |p| p.text.as_str());
+            let words = pack(&dispatch.variant, text, &dispatch.params).map_err(|e| self.defect(e.to_string()))?;
+            let words: &[u8] = bytemuck::cast_slice(&words);
+            slot[..words.len()].copy_from_slice(words);
+        }
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.device.buffer("parameters", bytes.len() as u64, usage, "use another device")?;
+        self.device.queue.write_buffer(&buffer, 0, &bytes);
+        Ok(buffer)
+    }
+
+    fn stride(&self) -> u64 {
+        u64::from(self.device.limits.min_uniform_buffer_offset_alignment).max(PARAMS_BYTES)
+    }
+
+    fn bind(&self, dispatches: &[&Dispatch], params: &wgpu::Buffer) -> Result<Vec<Ready>, BackendError> {
+        let mut ready = Vec::with_capacity(dispatches.len());
+        for (i, dispatch) in dispatches.iter().enumerate() {
+            let pipeline = self.pipelines.get(&dispatch.variant);
+            let layout = self.pipelines.weights_layout(dispatch.weights.len());
+            let (Some(pipeline), Some(layout)) = (pipeline, layout) else {
+                return Err(self.defect(format!("{} was not compiled", dispatch.variant)));
+            };
+            let at = wgpu::BufferBinding {
+                buffer: params,
+                offset: i as u64 * self.stride(),
+                size: std::num::NonZeroU64::new(PARAMS_BYTES),
+            };
+            let mut entries = vec![
+                wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(at) },
+                wgpu::BindGroupEntry { binding: 1, resource: self.now.as_entire_binding() },
+                wgpu::BindGroupEntry { binding: 2, resource: self.arena.as_entire_binding() },
+                wgpu::BindGroupEntry { binding: 3, resource: self.tensors.smalls.as_entire_binding() },
+            ];
+            for (j, (tensor, part)) in dispatch.weights.iter().enumerate() {
+                let part = self.tensors.matrices.get(tensor).and_then(|t| t.parts.get(*part));
+                let part = part.ok_or_else(|| self.defect(format!("no part of tensor {tensor}")))?;
+                entries.push(wgpu::BindGroupEntry {
+                    binding: 4 + j as u32,
+                    resource: part.buffer.as_entire_binding(),
+                });
+            }
+            let bindings = self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(dispatch.variant.op),
+                layout,
+                entries: &entries,
+            });
+            ready.push(Ready {
+                pipeline: pipeline.pipeline.clone(),
+                bindings,
+                state: dispatch.state.clone(),
+                grid: dispatch.grid,
+                when_split: dispatch.when_split,
+            });
+        }
+        self.device.check()?;
+        Ok(ready)
+    }
+
+    fn defect(&self, detail: String) -> BackendError {
+        BackendError::Device { backend: NAME, device: self.device.info.name.clone(), detail }
+    }
+}
+
+/// Bytes kept for the parameters of a dispatch, a multiple of 16.
+const PARAMS_BYTES: u64 = 128;

@@ -1,0 +1,326 @@
+//! Stage 5, wgpu: adapters, the device with what it may use, buffers, and failures as errors with advice.
+
+use super::NAME;
+use super::shader::Features;
+use crate::error::BackendError;
+use crate::executable::{DeviceInfo, DeviceKind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a [`super::Wgpu`] backend may use; tests switch features off and force small limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WgpuOptions {
+    /// Optional shader features that are used where the adapter has them.
+    pub allowed: Features,
+    /// Time launches on the device where the adapter can.
+    pub timestamps: bool,
+    /// Bind at most so many bytes of a tensor at once; larger ones are split by rows. `None`: what the adapter allows.
+    pub max_binding_bytes: Option<u64>,
+    /// Keep compiled pipelines on disk where the driver can.
+    pub pipeline_cache: bool,
+}
+
+impl Default for WgpuOptions {
+    fn default() -> Self {
+        WgpuOptions {
+            allowed: Features { subgroups: true, f16: true, dot4: true },
+            timestamps: true,
+            max_binding_bytes: None,
+            pipeline_cache: true,
+        }
+    }
+}
+
+/// What a device reported behind the calls' backs, first report first.
+#[derive(Debug, Default)]
+struct Failures {
+    reports: Mutex<Vec<String>>,
+}
+
+impl Failures {
+    fn add(&self, report: String) {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+    }
+
+    fn first(&self) -> Option<String> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
+    }
+}
+
+/// An opened device.
+pub(super) struct Device {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub info: wgpu::AdapterInfo,
+    pub features: Features,
+    pub timestamps: bool,
+    pub limits: wgpu::Limits,
+    pub max_binding_bytes: u64,
+    pub pipeline_cache: bool,
+    failures: Arc<Failures>,
+}
+
+/// The graphics interfaces that are looked for.
+const INTERFACES: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = INTERFACES;
+    wgpu::Instance::new(descriptor)
+}
+
+fn kind(info: &wgpu::AdapterInfo) -> DeviceKind {
+    match info.device_type {
+        wgpu::DeviceType::Cpu => DeviceKind::Software,
+        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => DeviceKind::DiscreteGpu,
+        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => DeviceKind::IntegratedGpu,
+    }
+}
+
+/// Best first.
+fn preference(kind: DeviceKind) -> u8 {
+    match kind {
+        DeviceKind::DiscreteGpu => 0,
+        DeviceKind::IntegratedGpu => 1,
+        DeviceKind::Software | DeviceKind::Cpu => 2,
+    }
+}
+
+/// Adapters in the order in which `devices` numbers them: best first, the driver's order among equals.
+fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(INTERFACES));
+    adapters.sort_by_key(|a| preference(kind(&a.get_info())));
+    adapters
+}
+
+/// The adapter's features among those allowed.
+fn features(instance: &wgpu::Instance, adapter: &wgpu::Adapter, allowed: Features) -> Features {
+    let has = adapter.features();
+    let packed = wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct;
+    Features {
+        subgroups: allowed.subgroups && has.contains(wgpu::Features::SUBGROUP),
+        f16: allowed.f16 && has.contains(wgpu::Features::SHADER_F16),
+        dot4: allowed.dot4 && instance.wgsl_language_features().contains(packed),
+    }
+}
+
+/// The adapters of this machine.
+pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendError> {
+    let instance = instance();
+    let found = adapters(&instance);
+    if found.is_empty() {
+        return Err(no_adapter());
+    }
+    let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
+        let info = adapter.get_info();
+        let limits = adapter.limits();
+        let mut details = vec![
+            ("interface".to_owned(), info.backend.to_string()),
+            ("driver".to_owned(), format!("{} {}", info.driver, info.driver_info).trim().to_owned()),
+            ("largest buffer".to_owned(), format!("{} bytes", limits.max_buffer_size)),
+            ("largest binding".to_owned(), format!("{} bytes", limits.max_storage_buffer_binding_size)),
+            ("features used".to_owned(), features(&instance, adapter, options.allowed).to_string()),
+        ];
+        if kind(&info) == DeviceKind::Software {
+            details.push(("note".to_owned(), "run by the processor; --backend auto never takes it".to_owned()));
+        }
+        DeviceInfo { backend: NAME, index, name: info.name.clone(), kind: kind(&info), details, memory_bytes: None }
+    };
+    Ok(found.iter().enumerate().map(describe).collect())
+}
+
+fn no_adapter() -> BackendError {
+    BackendError::NoDevice {
+        backend: NAME,
+        detail: "no Vulkan, Metal or DX12 adapter was found".into(),
+        advice: "install the GPU's driver (on Debian a software adapter is in the package mesa-vulkan-drivers), or use \
+                 --backend cpu"
+            .into(),
+    }
+}
+
+/// The adapter that `wanted` names by index or by a part of its name, else the best.
+fn choose(found: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter, BackendError> {
+    let names: Vec<String> = found.iter().map(|a| a.get_info().name).collect();
+    let index = match wanted {
+        None => Some(0),
+        Some(wanted) => match wanted.parse::<usize>() {
+            Ok(index) => Some(index).filter(|i| *i < names.len()),
+            Err(_) => {
+                let wanted = wanted.to_lowercase();
+                names.iter().position(|n| n.to_lowercase().contains(&wanted))
+            }
+        },
+    };
+    if found.is_empty() {
+        return Err(no_adapter());
+    }
+    let Some(index) = index else {
+        let list: Vec<String> = names.iter().enumerate().map(|(i, n)| format!("{i} ({n})")).collect();
+        return Err(BackendError::NoDevice {
+            backend: NAME,
+            detail: format!("no adapter '{}'; found {}", wanted.unwrap_or_default(), list.join(", ")),
+            advice: "give an index or a part of a name from `moe-run devices`".into(),
+        });
+    };
+    found.into_iter().nth(index).ok_or_else(no_adapter)
+}
+
+/// The limits to ask for: WebGPU's defaults, except that buffers and bindings may be as large as the adapter allows.
+fn wanted_limits(adapter: &wgpu::Limits) -> wgpu::Limits {
+    let defaults = wgpu::Limits::default();
+    wgpu::Limits {
+        max_buffer_size: adapter.max_buffer_size.max(defaults.max_buffer_size),
+        max_storage_buffer_binding_size: adapter
+            .max_storage_buffer_binding_size
+            .max(defaults.max_storage_buffer_binding_size),
+        ..defaults
+    }
+}
+
+impl Device {
+    /// Opens the device that `wanted` names, or the best.
+    pub fn open(wanted: Option<&str>, options: &WgpuOptions) -> Result<Device, BackendError> {
+        let instance = instance();
+        let adapter = choose(adapters(&instance), wanted)?;
+        let info = adapter.get_info();
+        let failed = |detail: String| BackendError::NoDevice {
+            backend: NAME,
+            detail: format!("{} ({}): {detail}", info.name, info.driver_info),
+            advice: "update the driver, name another --device (see `moe-run devices`), or use --backend cpu".into(),
+        };
+        let limits = wanted_limits(&adapter.limits());
+        let mut lacking = Vec::new();
+        limits.check_limits_with_fail_fn(&adapter.limits(), false, |name, wanted, found| {
+            lacking.push(format!("{name} is {found}, wanted {wanted}"));
+        });
+        if !lacking.is_empty() {
+            return Err(failed(lacking.join("; ")));
+        }
+
+        let features = features(&instance, &adapter, options.allowed);
+        let timestamps = options.timestamps && adapter.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        let pipeline_cache =
+            options.pipeline_cache && adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let mut required_features = wgpu::Features::empty();
+        required_features.set(wgpu::Features::SUBGROUP, features.subgroups);
+        required_features.set(wgpu::Features::SHADER_F16, features.f16);
+        required_features.set(wgpu::Features::TIMESTAMP_QUERY, timestamps);
+        required_features.set(wgpu::Features::PIPELINE_CACHE, pipeline_cache);
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("moe-run"),
+            required_features,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| failed(e.to_string()))?;
+
+        let failures = Arc::new(Failures::default());
+        let on_error = failures.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| on_error.add(describe(&e))));
+        let on_loss = failures.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            // A device that this program lets go of is "destroyed": no failure.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                on_loss.add(format!("the device was lost ({reason:?}): {message}"));
+            }
+        });
+        // Shaders address words with 32 bits.
+        let max_binding_bytes = limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size)
+            .min(options.max_binding_bytes.unwrap_or(u64::MAX))
+            .min(1 << 34);
+        Ok(Device {
+            device,
+            queue,
+            info,
+            features,
+            timestamps,
+            limits,
+            max_binding_bytes: max_binding_bytes / 4 * 4,
+            pipeline_cache,
+            failures,
+        })
+    }
+
+    /// The adapter's name; a software adapter says that it is one.
+    pub fn name(&self) -> String {
+        match kind(&self.info) {
+            DeviceKind::Software => {
+                format!("{} (warning: a software adapter, run by the processor and slow)", self.info.name)
+            }
+            _ => self.info.name.clone(),
+        }
+    }
+
+    /// What the device reported so far, as an error.
+    pub fn check(&self) -> Result<(), BackendError> {
+        match self.failures.first() {
+            None => Ok(()),
+            Some(detail) => Err(BackendError::Device { backend: NAME, device: self.info.name.clone(), detail }),
+        }
+    }
+
+    /// Waits until everything that was submitted is done.
+    pub fn wait(&self) -> Result<(), BackendError> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map(drop).map_err(|e| BackendError::Device {
+            backend: NAME,
+            device: self.info.name.clone(),
+            detail: e.to_string(),
+        })
+    }
+
+    /// A buffer, or what was needed, for what, and what would fit.
+    pub fn buffer(
+        &self,
+        what: &str,
+        size_bytes: u64,
+        usage: wgpu::BufferUsages,
+        advice: &str,
+    ) -> Result<wgpu::Buffer, BackendError> {
+        let out_of_memory = |available_bytes: u64, advice: &str| BackendError::OutOfMemory {
+            what: format!("device {}: {what}", self.info.name),
+            wanted_bytes: size_bytes,
+            available_bytes,
+            advice: advice.to_owned(),
+        };
+        let storage = usage.contains(wgpu::BufferUsages::STORAGE);
+        let limit = if storage { self.max_binding_bytes } else { self.limits.max_buffer_size };
+        if size_bytes > limit {
+            return Err(out_of_memory(limit, &format!("the adapter takes no larger buffer: {advice}")));
+        }
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(what),
+            size: size_bytes.next_multiple_of(4).max(16),
+            usage,
+            mapped_at_creation: false,
+        };
+        let buffer = self.device.create_buffer(&descriptor);
+        let errors = [pollster::block_on(internal.pop()), pollster::block_on(memory.pop())];
+        self.check()?;
+        match errors.into_iter().flatten().next() {
+            None => Ok(buffer),
+            Some(_) => Err(out_of_memory(0, advice)),
+        }
+    }
+}
+
+/// wgpu's words, with the causes behind them.
+pub(super) fn describe(error: &wgpu::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

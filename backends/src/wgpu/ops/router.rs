@@ -1,0 +1,42 @@
+//! Router: the best K of E logits and their weights, one workgroup a token.
+
+use crate::error::BackendError;
+use crate::wgpu::emit::{Emitter, Extent, Grid, NONE, Rows};
+use moe_run_graph::ir::{GateKind, Node, RouterAttrs};
+
+const LANES: u32 = 64;
+
+/// What workgroup memory holds of keys, gates and choices.
+pub(super) const MAX_EXPERTS: usize = 1024;
+
+pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
+    let x = e.at(node.inputs[0])?;
+    let (ids, weights) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
+    let num_experts = attrs.num_experts as u32;
+    let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts)]);
+    let gate = match attrs.gate {
+        GateKind::Softmax => 0u32,
+        GateKind::Sigmoid => 1,
+        GateKind::SoftmaxAfterTopK => 2,
+    };
+    let selection_bias = attrs.selection_bias.map_or(NONE, |id| e.small(Some(id)));
+    let params = [
+        ("x", x.into()),
+        ("ids", ids.into()),
+        ("weights", weights.into()),
+        ("num_experts", num_experts.into()),
+        ("experts_per_token", (attrs.num_experts_per_tok as u32).into()),
+        ("gate", gate.into()),
+        ("normalise", u32::from(attrs.norm_topk_prob).into()),
+        ("scale", attrs.scale.into()),
+        ("selection_bias", selection_bias.into()),
+    ];
+    let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
+    e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
+    Ok(())
+}
+
+pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
+    let experts = attrs.num_experts;
+    (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
+}

@@ -1,0 +1,94 @@
+//! Stage 6, wgpu: the cache on the device, and its view while a step is held.
+
+use super::NAME;
+use super::device::Device;
+use super::emit::StateBinding;
+use super::executable::WgpuExecutable;
+use super::ops::row_words;
+use super::pipelines::Pipelines;
+use crate::error::BackendError;
+use crate::executable::State;
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Rows of every state, as the KV type stores them.
+pub(super) struct WgpuState {
+    pub device: Arc<Device>,
+    pub buffers: Vec<wgpu::Buffer>,
+    /// A bind group for each way in which a dispatch binds the cache.
+    pub groups: HashMap<StateBinding, wgpu::BindGroup>,
+    capacity_tokens: usize,
+    size_bytes: u64,
+}
+
+impl WgpuState {
+    pub fn new(run: &WgpuExecutable, pipelines: &Pipelines) -> Result<WgpuState, BackendError> {
+        let device = run.device.clone();
+        let Some(program) = run.programs.last() else {
+            return Err(BackendError::Input("no program".into()));
+        };
+        let (graph, capacity_tokens) = (&program.plan.graph, program.plan.max_sizes.cached);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let sizes: Vec<u64> = graph
+            .states
+            .iter()
+            .map(|s| (row_words(run.kv_type(), s.row_elems()) * capacity_tokens * 4) as u64)
+            .collect();
+        let total: u64 = sizes.iter().sum();
+        let mut buffers = Vec::with_capacity(sizes.len());
+        for (decl, size_bytes) in graph.states.iter().zip(sizes) {
+            let what = format!("KV cache of {}, of {total} bytes for {capacity_tokens} positions", decl.layer);
+            let fits = device.max_binding_bytes / (size_bytes / capacity_tokens.max(1) as u64).max(1);
+            let advice = format!("a binding holds {fits} positions: lower --ctx-size, or take --kv-type q8_0");
+            buffers.push(device.buffer(&what, size_bytes, usage, &advice)?);
+        }
+        let mut groups = HashMap::new();
+        for ready in run.programs.iter().flat_map(|p| p.launches.iter().flatten()) {
+            if ready.state == StateBinding::None || groups.contains_key(&ready.state) {
+                continue;
+            }
+            let states = match &ready.state {
+                StateBinding::None => Vec::new(),
+                StateBinding::Write(state) => vec![*state],
+                StateBinding::Read(states) => states.clone(),
+            };
+            let entries: Vec<wgpu::BindGroupEntry<'_>> = states
+                .iter()
+                .enumerate()
+                .map(|(i, s)| wgpu::BindGroupEntry {
+                    binding: i as u32,
+                    resource: buffers[s.index()].as_entire_binding(),
+                })
+                .collect();
+            let layout = pipelines.state_layout(&ready.state).ok_or_else(|| BackendError::Device {
+                backend: NAME,
+                device: device.info.name.clone(),
+                detail: "no layout for a binding of the cache".into(),
+            })?;
+            let descriptor = wgpu::BindGroupDescriptor { label: Some("cache"), layout, entries: &entries };
+            groups.insert(ready.state.clone(), device.device.create_bind_group(&descriptor));
+        }
+        device.check()?;
+        Ok(WgpuState { device, buffers, groups, capacity_tokens, size_bytes: total })
+    }
+}
+
+impl State for WgpuState {
+    fn capacity_tokens(&self) -> usize {
+        self.capacity_tokens
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
+        // Attention never reads a slot behind the query's position: rows past the end need no clearing.
+        Ok(())
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
