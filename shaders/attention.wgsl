@@ -23,8 +23,8 @@ struct Params {
     sinks: u32,
 }
 
-@group(1) @binding(0) var<storage, read> key: array<u32>;
-@group(1) @binding(1) var<storage, read> value: array<u32>;
+@group(1) @binding(0) var<storage, read> key: array<key_word>;
+@group(1) @binding(1) var<storage, read> value: array<value_word>;
 
 const POSITIONS: u32 = 32u;
 const VALUE_PAIRS: u32 = VALUE_DIM / 2u;

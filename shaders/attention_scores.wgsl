@@ -15,7 +15,7 @@ struct Params {
     scale: f32,
 }
 
-@group(1) @binding(0) var<storage, read> key: array<u32>;
+@group(1) @binding(0) var<storage, read> key: array<key_word>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

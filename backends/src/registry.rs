@@ -10,6 +10,8 @@ pub fn all() -> Vec<Box<dyn Backend>> {
     vec![
         #[cfg(feature = "cuda")]
         Box::new(crate::cuda::Cuda),
+        #[cfg(feature = "wgpu")]
+        Box::new(crate::wgpu::Wgpu::default()),
         Box::new(Reference),
     ]
 }

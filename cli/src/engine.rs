@@ -6,7 +6,7 @@ use std::{
 };
 
 use moe_run_backends::{
-    Backend, CompileOptions, Executable, KvType, WeightSource, registry, session::Session,
+    Backend, CompileOptions, DeviceKind, Executable, KvType, WeightSource, registry, session::Session,
 };
 use moe_run_graph::{
     Model,
@@ -114,6 +114,10 @@ fn choose(model: &Model) -> Result<Box<dyn Backend>, CliError> {
         };
         if devices.is_empty() {
             reasons.push(format!("backend {}: no device", backend.name()));
+            continue;
+        }
+        if devices.iter().all(|d| d.kind == DeviceKind::Software) {
+            reasons.push(format!("backend {}: only a software adapter, which is slow", backend.name()));
             continue;
         }
         if let Some(error) = model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {

@@ -15,11 +15,7 @@ fn f16_to_f32(half_bits: u32) -> f32 {
 
 // The two binary16 numbers of a word, the low half first.
 fn f16_pair(word: u32) -> vec2<f32> {
-#if f16
-    return vec2<f32>(bitcast<vec2<f16>>(word));
-#else
     return vec2<f32>(f16_to_f32(word & 0xffffu), f16_to_f32(word >> 16u));
-#endif
 }
 
 // f32 → binary16 in the low 16 bits, to nearest, ties to even; NaN stays NaN, too large becomes infinite.
@@ -57,9 +53,30 @@ fn is_finite(bits: u32) -> bool {
     return (bits & 0x7f800000u) != 0x7f800000u;
 }
 
-// a / b to within one unit in the last place: WGSL allows a division to be 2.5 units off, one Newton step mends it.
+// a / b to nearest, ties to even, for positive normal numbers: WGSL allows a division to be 2.5 units in the last place off
+// and need not fuse the multiplication and addition that would mend it. Long division, 8 bits of the quotient at a time.
 fn divide(a: f32, b: f32) -> f32 {
-    let quotient = a / b;
-    let rest = fma(-quotient, b, a);
-    return quotient + rest / b;
+    let a_bits = bitcast<u32>(a);
+    let b_bits = bitcast<u32>(b);
+    var rest = (a_bits & 0x7fffffu) | 0x800000u;
+    let divisor = (b_bits & 0x7fffffu) | 0x800000u;
+    var exponent = i32(a_bits >> 23u) - i32(b_bits >> 23u) + 127;
+    if (rest < divisor) {
+        rest <<= 1u;
+        exponent -= 1;
+    }
+    if (exponent < 1 || exponent > 254) {
+        return a / b;
+    }
+    rest -= divisor;
+    var quotient = 1u;
+    for (var i = 0u; i < 3u; i++) {
+        rest <<= 8u;
+        quotient = (quotient << 8u) | (rest / divisor);
+        rest %= divisor;
+    }
+    // 24 bits, one more to round by, and whether anything is left behind it.
+    var fraction = quotient >> 1u;
+    fraction += select(0u, 1u, (quotient & 1u) == 1u && (rest != 0u || (fraction & 1u) == 1u));
+    return bitcast<f32>((u32(exponent) << 23u) + fraction - 0x800000u);
 }

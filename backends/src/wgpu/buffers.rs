@@ -94,10 +94,12 @@ pub(super) fn upload(
         smalls: small_buffer,
         size_bytes: total + smalls.len() as u64,
     };
-    let mut stage = Stage { device, block: Vec::new(), waiting_bytes: smalls.len(), done: 0, total, progress };
+    let mut stage =
+        Stage { device, block: Vec::new(), waiting_bytes: smalls.len(), done: 0, total, progress };
     for (id, layout, rows) in layouts {
         let decl = graph.weight(id);
-        let bytes = weights.bytes(&decl.name).ok_or_else(|| missing(&decl.name, rows * layout.file_row_bytes()))?;
+        let bytes =
+            weights.bytes(&decl.name).ok_or_else(|| missing(&decl.name, rows * layout.file_row_bytes()))?;
         let row_bytes = layout.row_words as u64 * 4;
         let part_rows = split_rows(rows, row_bytes, device.max_binding_bytes).ok_or_else(|| {
             BackendError::OutOfMemory {
@@ -114,7 +116,12 @@ pub(super) fn upload(
             let what = format!("tensor {}, after {} of {total} bytes of weights", decl.name, stage.done);
             let advice = "lower --ctx-size, take a smaller quantization of the model, or use --backend cpu";
             let buffer = device.buffer(&what, size_bytes, usage, advice)?;
-            stage.rows(&buffer, &layout, &bytes[row_begin * layout.file_row_bytes()..], row_end - row_begin)?;
+            stage.rows(
+                &buffer,
+                &layout,
+                &bytes[row_begin * layout.file_row_bytes()..],
+                row_end - row_begin,
+            )?;
             parts.push(Part { buffer: Arc::new(buffer), row_begin, row_end });
         }
         tensors.matrices.insert(id, Tensor { layout, parts });

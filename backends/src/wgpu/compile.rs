@@ -96,16 +96,16 @@ pub(super) fn compile(
     classes.dedup();
     let mut plans = Vec::with_capacity(classes.len());
     for tokens in classes {
-        let max_sizes = StepSizes {
-            tokens,
-            logits_rows: options.max_logits_rows.min(tokens),
-            cached: options.ctx_size,
-        };
+        let max_sizes =
+            StepSizes { tokens, logits_rows: options.max_logits_rows.min(tokens), cached: options.ctx_size };
         // Fused launches read whole tensors.
         let patterns = if split { Vec::new() } else { patterns::for_tokens(tokens) };
         plans.push(plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?);
     }
-    let (map, values_at) = arena_map(graph, plans.last().map_or(StepSizes { tokens: 1, logits_rows: 1, cached: 1 }, |p| p.max_sizes));
+    let (map, values_at) = arena_map(
+        graph,
+        plans.last().map_or(StepSizes { tokens: 1, logits_rows: 1, cached: 1 }, |p| p.max_sizes),
+    );
 
     let mut emitted = Vec::with_capacity(plans.len());
     let mut arena_words = values_at;
@@ -150,7 +150,8 @@ pub(super) fn compile(
     let all = emitted.iter().flatten().flatten().chain(sampling.iter().flatten());
     pipelines.add(&device, all, progress)?;
 
-    let shared = Shared { device: &device, pipelines: &pipelines, tensors: &tensors, arena: &arena, now: &now };
+    let shared =
+        Shared { device: &device, pipelines: &pipelines, tensors: &tensors, arena: &arena, now: &now };
     let mut programs = Vec::with_capacity(plans.len());
     for (plan, launches) in plans.into_iter().zip(emitted) {
         let launches = shared.ready(launches)?;
@@ -198,9 +199,11 @@ fn arena_map(graph: &Graph, max_sizes: StepSizes) -> (ArenaMap, u32) {
     for value in step.iter().chain(&graph.boundary) {
         places.insert(*value, take(graph.value(*value).shape.elems(max_sizes)));
     }
-    let rope = graph.rope_tables.iter().enumerate().map(|(i, spec)| {
-        (moe_run_graph::ir::RopeTableId(i as u32), take(max_sizes.tokens * spec.dims))
-    });
+    let rope = graph
+        .rope_tables
+        .iter()
+        .enumerate()
+        .map(|(i, spec)| (moe_run_graph::ir::RopeTableId(i as u32), take(max_sizes.tokens * spec.dims)));
     let rope = rope.collect();
     let sample_at = take(logits_of(graph).map_or(0, |l| sample::scratch_words(l.vocabulary, 1)));
     let places = Places { inputs: places, rope, values_at: at, scratch_at: at };
@@ -245,7 +248,8 @@ impl Shared<'_> {
         let mut bytes = vec![0u8; stride as usize * dispatches.len()];
         for (slot, dispatch) in bytes.chunks_exact_mut(stride as usize).zip(dispatches) {
             let text = self.pipelines.get(&dispatch.variant).map_or("", |p| p.text.as_str());
-            let words = pack(&dispatch.variant, text, &dispatch.params).map_err(|e| self.defect(e.to_string()))?;
+            let words =
+                pack(&dispatch.variant, text, &dispatch.params).map_err(|e| self.defect(e.to_string()))?;
             let words: &[u8] = bytemuck::cast_slice(&words);
             slot[..words.len()].copy_from_slice(words);
         }

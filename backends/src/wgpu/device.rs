@@ -1,7 +1,6 @@
 //! Stage 5, wgpu: adapters, the device with what it may use, buffers, and failures as errors with advice.
 
-use super::NAME;
-use super::shader::Features;
+use super::{Features, NAME};
 use crate::error::BackendError;
 use crate::executable::{DeviceInfo, DeviceKind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +59,8 @@ pub(super) struct Device {
 }
 
 /// The graphics interfaces that are looked for.
-const INTERFACES: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+const INTERFACES: wgpu::Backends =
+    wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 
 fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
@@ -121,9 +121,17 @@ pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendErro
             ("features used".to_owned(), features(&instance, adapter, options.allowed).to_string()),
         ];
         if kind(&info) == DeviceKind::Software {
-            details.push(("note".to_owned(), "run by the processor; --backend auto never takes it".to_owned()));
+            details
+                .push(("note".to_owned(), "run by the processor; --backend auto never takes it".to_owned()));
         }
-        DeviceInfo { backend: NAME, index, name: info.name.clone(), kind: kind(&info), details, memory_bytes: None }
+        DeviceInfo {
+            backend: NAME,
+            index,
+            name: info.name.clone(),
+            kind: kind(&info),
+            details,
+            memory_bytes: None,
+        }
     };
     Ok(found.iter().enumerate().map(describe).collect())
 }
@@ -186,7 +194,8 @@ impl Device {
         let failed = |detail: String| BackendError::NoDevice {
             backend: NAME,
             detail: format!("{} ({}): {detail}", info.name, info.driver_info),
-            advice: "update the driver, name another --device (see `moe-run devices`), or use --backend cpu".into(),
+            advice: "update the driver, name another --device (see `moe-run devices`), or use --backend cpu"
+                .into(),
         };
         let limits = wanted_limits(&adapter.limits());
         let mut lacking = Vec::new();
@@ -259,7 +268,9 @@ impl Device {
     pub fn check(&self) -> Result<(), BackendError> {
         match self.failures.first() {
             None => Ok(()),
-            Some(detail) => Err(BackendError::Device { backend: NAME, device: self.info.name.clone(), detail }),
+            Some(detail) => {
+                Err(BackendError::Device { backend: NAME, device: self.info.name.clone(), detail })
+            }
         }
     }
 

@@ -82,11 +82,21 @@ impl Rows {
 pub(super) enum Extent {
     Fixed(u32),
     /// ⌈rows · times / over⌉.
-    Rows { rows: Rows, times: u32, over: u32 },
+    Rows {
+        rows: Rows,
+        times: u32,
+        over: u32,
+    },
     /// ⌈rows / over⌉ + more: the most tiles that rows fall into when each of `more` groups begins a tile of its own.
-    Tiles { rows: Rows, over: u32, more: u32 },
+    Tiles {
+        rows: Rows,
+        over: u32,
+        more: u32,
+    },
     /// ⌈S / over⌉.
-    Cached { over: u32 },
+    Cached {
+        over: u32,
+    },
     /// The parts of the cache.
     Splits,
 }
@@ -256,7 +266,9 @@ impl<'a> Emitter<'a> {
     /// The last axis of a value.
     pub fn width(&self, node: &Node, value: ValueId) -> Result<u32, BackendError> {
         let width = self.shape(value).width();
-        width.map(|w| w as u32).ok_or_else(|| self.unsupported(node, format!("{} has no fixed last axis", self.shape(value))))
+        width
+            .map(|w| w as u32)
+            .ok_or_else(|| self.unsupported(node, format!("{} has no fixed last axis", self.shape(value))))
     }
 
     /// A vector's place among the small weights, or NONE.

@@ -13,8 +13,8 @@ use super::pipelines::Pipelines;
 use super::state::WgpuState;
 use crate::error::BackendError;
 use crate::executable::{
-    Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepTokens, TensorData, argmax,
-    deliver_taps,
+    Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepTokens, TensorData,
+    argmax, deliver_taps,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, RopeTableId, StepSizes, ValueId};
@@ -151,16 +151,8 @@ impl WgpuExecutable {
         }
         let sizes = input.sizes();
         let (splits, positions) = self.splits(program, sizes);
-        let now = [
-            sizes.tokens as u32,
-            sizes.logits_rows as u32,
-            sizes.cached as u32,
-            splits,
-            positions,
-            0,
-            0,
-            0,
-        ];
+        let now =
+            [sizes.tokens as u32, sizes.logits_rows as u32, sizes.cached as u32, splits, positions, 0, 0, 0];
         debug_assert_eq!(size_of_val(&now) as u64, STEP_BYTES);
         queue.write_buffer(&self.now, 0, bytemuck::cast_slice(&now));
     }
@@ -227,14 +219,20 @@ impl WgpuExecutable {
     }
 
     /// Copies words of a buffer to the host.
-    pub(super) fn read_words(&mut self, source: Option<&wgpu::Buffer>, at: u64, words: usize) -> Result<Vec<u32>, BackendError> {
+    pub(super) fn read_words(
+        &mut self,
+        source: Option<&wgpu::Buffer>,
+        at: u64,
+        words: usize,
+    ) -> Result<Vec<u32>, BackendError> {
         if words == 0 {
             return Ok(Vec::new());
         }
         let bytes = words as u64 * 4;
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         if self.staging.as_ref().is_none_or(|s| s.size() < bytes) {
-            self.staging = Some(self.device.buffer("values read back", bytes, usage, "ask for fewer taps")?);
+            self.staging =
+                Some(self.device.buffer("values read back", bytes, usage, "ask for fewer taps")?);
         }
         let Some(staging) = &self.staging else { return Ok(Vec::new()) };
         let mut encoder = self.encoder();
@@ -251,7 +249,12 @@ impl WgpuExecutable {
         Some(u64::from(self.map.places.values_at) + slot.offset_bytes as u64 / 4)
     }
 
-    pub(super) fn read_value(&mut self, program: usize, sizes: StepSizes, value: ValueId) -> Result<HostTensor, BackendError> {
+    pub(super) fn read_value(
+        &mut self,
+        program: usize,
+        sizes: StepSizes,
+        value: ValueId,
+    ) -> Result<HostTensor, BackendError> {
         let Some(at) = self.value_at(program, value) else {
             return Err(not_stored(value));
         };
@@ -276,7 +279,11 @@ impl WgpuExecutable {
         let plan = self.programs[program].plan.clone();
         let sizes = input.sizes();
         for (i, launch) in plan.launches.iter().enumerate() {
-            observer.before_launch(&plan, launch, &mut Held { run: self, state, program, sizes, launch: i })?;
+            observer.before_launch(
+                &plan,
+                launch,
+                &mut Held { run: self, state, program, sizes, launch: i },
+            )?;
             let elapsed = self.launch(program, i, state, sizes)?;
             let mut held = Held { run: self, state, program, sizes, launch: i };
             observer.after_launch(&plan, launch, elapsed, &mut held)?;
@@ -310,7 +317,8 @@ impl WgpuExecutable {
         }
         self.device.queue.submit([encoder.finish()]);
         self.device.wait()?;
-        let Some((resolved, period_ns)) = self.timer.as_ref().map(|t| (t.resolved.clone(), t.period_ns)) else {
+        let Some((resolved, period_ns)) = self.timer.as_ref().map(|t| (t.resolved.clone(), t.period_ns))
+        else {
             return Ok(start.elapsed());
         };
         let words = self.read_words(Some(&resolved), 0, 4)?;
@@ -342,11 +350,8 @@ fn not_stored(value: ValueId) -> BackendError {
 
 /// Waits for a buffer and copies its first words.
 fn map_words(device: &Device, buffer: &wgpu::Buffer, words: usize) -> Result<Vec<u32>, BackendError> {
-    let failed = |detail: String| BackendError::Device {
-        backend: NAME,
-        device: device.info.name.clone(),
-        detail,
-    };
+    let failed =
+        |detail: String| BackendError::Device { backend: NAME, device: device.info.name.clone(), detail };
     let (sender, receiver) = std::sync::mpsc::channel();
     buffer.map_async(wgpu::MapMode::Read, 0..words as u64 * 4, move |result| {
         // The receiver waits below; it is only gone if waiting failed, and then nobody needs the result.
@@ -397,7 +402,9 @@ impl Executable for WgpuExecutable {
             && self.sampled_row != Some(row)
             && !self.sample(&mut encoder, row)?
         {
-            return Err(BackendError::Input(format!("row {row}: there are no logits to choose a token from")));
+            return Err(BackendError::Input(format!(
+                "row {row}: there are no logits to choose a token from"
+            )));
         }
         self.begin(program, input);
         let sizes = input.sizes();

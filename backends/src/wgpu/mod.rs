@@ -18,7 +18,11 @@ mod pipelines;
 pub mod shader;
 mod state;
 
+#[cfg(test)]
+mod tests;
+
 pub use device::WgpuOptions;
+pub use shader::Features;
 
 use crate::error::BackendError;
 use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
@@ -66,11 +70,8 @@ impl Backend for Wgpu {
 fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     match ops::lacking(graph, node) {
         None => Ok(()),
-        Some(detail) => Err(BackendError::Unsupported {
-            backend: NAME,
-            node: node.path(),
-            op: node.op.stem(),
-            detail,
-        }),
+        Some(detail) => {
+            Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
+        }
     }
 }

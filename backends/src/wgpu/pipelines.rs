@@ -100,7 +100,9 @@ impl Pipelines {
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    while let Some((variant, (weights, state))) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some((variant, (weights, state))) =
+                        wanted.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
                         let result = self.compile(device, variant, *weights, *state, cache);
                         let failed = result.is_err();
                         results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
@@ -109,7 +111,11 @@ impl Pipelines {
                         }
                         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                         if let Some(progress) = progress {
-                            progress(Progress { done, total: wanted.len() as u64, what: "compiling shaders" });
+                            progress(Progress {
+                                done,
+                                total: wanted.len() as u64,
+                                what: "compiling shaders",
+                            });
                         }
                     }
                 });
@@ -134,8 +140,9 @@ impl Pipelines {
             ),
         };
         let text = compose(variant).map_err(|e| failed(e.to_string()))?;
-        let scopes = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
-            .map(|filter| device.device.push_error_scope(filter));
+        let scopes =
+            [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
+                .map(|filter| device.device.push_error_scope(filter));
         let module = device.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(variant.op),
             source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
@@ -206,7 +213,6 @@ impl Pipelines {
     pub fn state_layout(&self, binding: &StateBinding) -> Option<&wgpu::BindGroupLayout> {
         self.states.get(&StateLayout::from(binding))
     }
-
 }
 
 /// The driver's own cache of compiled pipelines, kept as a file.
@@ -222,11 +228,8 @@ impl DiskCache {
         let base = base.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))?;
         let path = base.join("moe-run").join(key);
         let data = std::fs::read(&path).ok();
-        let descriptor = wgpu::PipelineCacheDescriptor {
-            label: Some("moe-run"),
-            data: data.as_deref(),
-            fallback: true,
-        };
+        let descriptor =
+            wgpu::PipelineCacheDescriptor { label: Some("moe-run"), data: data.as_deref(), fallback: true };
         // SAFETY: the file is only ever written by `save` below, with what `get_data` returned for the same adapter
         // key; wgpu checks its header, and with `fallback` takes an empty cache where it does not fit.
         let cache = unsafe { device.device.create_pipeline_cache(&descriptor) };

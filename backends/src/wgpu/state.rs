@@ -38,9 +38,11 @@ impl WgpuState {
         let total: u64 = sizes.iter().sum();
         let mut buffers = Vec::with_capacity(sizes.len());
         for (decl, size_bytes) in graph.states.iter().zip(sizes) {
-            let what = format!("KV cache of {}, of {total} bytes for {capacity_tokens} positions", decl.layer);
+            let what =
+                format!("KV cache of {}, of {total} bytes for {capacity_tokens} positions", decl.layer);
             let fits = device.max_binding_bytes / (size_bytes / capacity_tokens.max(1) as u64).max(1);
-            let advice = format!("a binding holds {fits} positions: lower --ctx-size, or take --kv-type q8_0");
+            let advice =
+                format!("a binding holds {fits} positions: lower --ctx-size, or take --kv-type q8_0");
             buffers.push(device.buffer(&what, size_bytes, usage, &advice)?);
         }
         let mut groups = HashMap::new();

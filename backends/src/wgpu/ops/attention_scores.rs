@@ -10,8 +10,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
     let state = e.state(node, node.inputs[1])?;
     let (q, positions) = (e.at(node.inputs[0])?, e.at(node.inputs[2])?);
     let y = e.output(node.outputs[0]);
-    let sizes =
-        [("LANES", LANES), ("HEAD_DIM", attrs.head_dim as u32), ("GROUP", attrs.group_size() as u32)];
+    let sizes = [("LANES", LANES), ("HEAD_DIM", attrs.head_dim as u32), ("GROUP", attrs.group_size() as u32)];
     let variant = e.variant("attention_scores", &sizes).kv(e.kv_type);
     let params = [
         ("q", q.into()),

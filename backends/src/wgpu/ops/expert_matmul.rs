@@ -65,9 +65,14 @@ pub(super) fn emit(
         ];
         if few {
             params.extend([("ids", ids.into()), ("num_experts", (experts.len() as u32).into())]);
-            let variant = e.variant("expert_matmul", &[("LANES", LANES)]).weight("weight", format).input(input);
+            let variant =
+                e.variant("expert_matmul", &[("LANES", LANES)]).weight("weight", format).input(input);
             let z = Extent::Rows { rows: tokens, times: 1, over: 1 };
-            e.push(variant, Grid::new(Extent::Fixed(out.div_ceil(4)), Extent::Fixed(experts_per_token), z), &params);
+            e.push(
+                variant,
+                Grid::new(Extent::Fixed(out.div_ceil(4)), Extent::Fixed(experts_per_token), z),
+                &params,
+            );
         } else {
             params.extend([("sorted", sorted.into()), ("tiles", tiles.into())]);
             let sizes = [

@@ -13,6 +13,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
     let variant = e.variant("get_rows", &[("LANES", LANES)]);
     let count = Extent::Rows { rows: Rows::of(e.shape(value)), times: 1, over: 1 };
     let grid = Grid::new(Extent::Fixed(width.div_ceil(LANES)), count, Extent::Fixed(1));
-    e.push(variant, grid, &[("x", x.into()), ("rows", rows.into()), ("y", y.into()), ("width", width.into())]);
+    e.push(
+        variant,
+        grid,
+        &[("x", x.into()), ("rows", rows.into()), ("y", y.into()), ("width", width.into())],
+    );
     Ok(())
 }

@@ -26,7 +26,9 @@ pub(super) fn emit(
     for (i, state) in [(0, key), (1, value)] {
         let width = e.plan.graph.state(state).row_elems();
         if e.kv_type == KvType::Q8_0 && width % 32 != 0 {
-            return Err(e.unsupported(node, format!("--kv-type q8_0 with rows of {width}, wanted a multiple of 32")));
+            return Err(
+                e.unsupported(node, format!("--kv-type q8_0 with rows of {width}, wanted a multiple of 32"))
+            );
         }
         let x = e.at(node.inputs[i])?;
         let variant = e.variant("kv_write", &[("LANES", LANES)]).kv(e.kv_type);
