@@ -17,9 +17,9 @@ pub mod reference;
 pub mod registry;
 pub mod sampler;
 pub mod session;
+pub mod taps;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
-pub mod taps;
 
 pub use error::BackendError;
 pub use executable::{
