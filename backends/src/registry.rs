@@ -1,5 +1,7 @@
 //! The backends of this build, by name.
 
+#[cfg(feature = "cpu")]
+use crate::cpu::Cpu;
 use crate::error::BackendError;
 use crate::executable::Backend;
 use crate::reference::Reference;
@@ -12,6 +14,8 @@ pub fn all() -> Vec<Box<dyn Backend>> {
         Box::new(crate::cuda::Cuda),
         #[cfg(feature = "wgpu")]
         Box::new(crate::wgpu::Wgpu::default()),
+        #[cfg(feature = "cpu")]
+        Box::new(Cpu),
         Box::new(Reference),
     ]
 }

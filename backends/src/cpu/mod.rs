@@ -1,4 +1,140 @@
-//! The CPU backend.
+//! The CPU backend: all threads on every launch, quantized weights unpacked inside the products, flash attention.
+//!
+//! Input: a graph, its weights, options. Output: an [`Executable`] whose steps allocate nothing and give the same bits
+//! with any number of threads and any set of taps. Weights stay where they are mapped: nothing is repacked at load,
+//! since unpacking a panel costs a tenth of the time that its bytes take from memory.
+//! `kernels` is the arithmetic, `pool` the threads, `patterns` and `compile` turn a plan into `ops`.
 
+mod compile;
+mod executable;
 pub mod kernels;
+mod memory;
+mod ops;
+mod patterns;
 pub mod pool;
+mod state;
+mod topology;
+
+use crate::error::BackendError;
+use crate::executable::{
+    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, WeightSource,
+    check_weights,
+};
+use kernels::Kernels;
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
+use moe_run_graph::passes::{PlanOptions, plan};
+use moe_run_graph::quant::{ActBlock, ActProfile};
+use pool::Pool;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+/// The CPU backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu;
+
+/// Its name.
+pub const NAME: &str = "cpu";
+
+/// The largest T of a step unless asked otherwise: enough to meet every expert's weights with some tiles of tokens.
+const MICRO_BATCH: usize = 512;
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        Ok(vec![device()])
+    }
+
+    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
+        patterns::patterns(tokens)
+    }
+
+    fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        check_weights(graph, weights.as_ref())?;
+        let device = device();
+        if let Some(wanted) = &options.device
+            && *wanted != device.name
+            && wanted != "0"
+        {
+            return Err(BackendError::Option {
+                backend: NAME,
+                option: "--device",
+                found: wanted.clone(),
+                wanted: format!("0 or {:?}", device.name),
+            });
+        }
+        let threads = threads(options.threads)?;
+        let pool = Pool::new(threads).map_err(|e| BackendError::Device {
+            backend: NAME,
+            device: device.name.clone(),
+            detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
+        })?;
+        let profile = options.profile(Activations::Q8, ActBlock::X256);
+        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+        let program = |tokens: usize| {
+            let max_sizes =
+                StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+            let patterns = patterns::patterns(tokens);
+            let plan = plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?;
+            compile::compile(plan, weights.as_ref(), profile)
+        };
+        let (one, many) = (program(1)?, program(micro_batch)?);
+        let info = ExecutableInfo {
+            backend: NAME,
+            device: device.name,
+            activations: profile.into(),
+            q8_super_block: match profile {
+                ActProfile::Q8 { k_block } => Some(k_block.elems()),
+                _ => None,
+            },
+            kv_type: options.kv_type,
+            threads: threads.get(),
+            micro_batch,
+            weight_bytes: 0,
+        };
+        Ok(Box::new(executable::CpuExecutable::new(one, many, info, Kernels::detect(), pool, weights)))
+    }
+}
+
+/// The number of threads: what was asked for, else the physical cores.
+fn threads(wanted: Option<usize>) -> Result<NonZeroUsize, BackendError> {
+    match wanted.map(NonZeroUsize::new) {
+        Some(Some(n)) if n.get() <= MAX_THREADS => Ok(n),
+        Some(_) => Err(BackendError::Option {
+            backend: NAME,
+            option: "--threads",
+            found: wanted.unwrap_or(0).to_string(),
+            wanted: format!("1 to {MAX_THREADS}"),
+        }),
+        None => Ok(topology::physical_cores()),
+    }
+}
+
+/// More would only wait for each other.
+const MAX_THREADS: usize = 1024;
+
+fn device() -> DeviceInfo {
+    let isa = Kernels::detect().isa();
+    DeviceInfo {
+        backend: NAME,
+        index: 0,
+        name: topology::processor_name(),
+        kind: DeviceKind::Cpu,
+        details: vec![
+            ("instruction set".into(), isa.name().into()),
+            ("physical cores".into(), topology::physical_cores().to_string()),
+        ],
+        memory_bytes: topology::memory_bytes(),
+    }
+}

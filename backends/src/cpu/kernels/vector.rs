@@ -176,8 +176,13 @@ pub fn quantize(
             continue;
         }
         let largest = f32::from_bits(largest);
-        *scale = largest / 127.0;
         let inverse = 127.0 / largest;
+        if inverse.is_infinite() {
+            *scale = 0.0;
+            q.fill(0);
+            continue;
+        }
+        *scale = largest / 127.0;
         for (x, q) in x.iter().zip(q) {
             *q = (x * inverse).round_ties_even() as i8;
         }

@@ -1,0 +1,379 @@
+//! Attention with softmax on the run (FlashAttention): tiles of 64 cached positions, up to 64 query rows of one KV head.
+//!
+//! q [T, H·d], the cache → softmax(scale · q·kᵀ)·v: [T, H·dv]. Query heads that share a KV head are rows of one tile,
+//! so the cache is decoded once for all of them. A one-token step is split over the cache at multiples of 512
+//! positions: by its length alone, so that any thread count gives the same bits.
+
+use super::kv_write::{Cache, Heads};
+use super::{Launch, Scratch, Step};
+use crate::cpu::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, TILE_TOKENS};
+use crate::cpu::memory::{Shared, Val};
+use crate::cpu::pool::Worker;
+use moe_run_graph::ir::AttentionAttrs;
+use std::ops::Range;
+
+/// Cached positions in a tile.
+const TILE_KEYS: usize = 64;
+/// Query rows (tokens × heads of the group) in a task, about.
+const TASK_ROWS: usize = 64;
+/// Cached positions in a part of a split one-token step.
+const SPLIT_KEYS: usize = 512;
+
+/// A worker's tiles.
+pub struct Tiles {
+    /// Queries `[row / 8][k][row % 8]`, scaled.
+    q: Vec<f32>,
+    /// Keys as panels of 16 positions; a long head takes several.
+    keys: Vec<Box<PanelF32>>,
+    /// Values `[key][dv]`.
+    values: Vec<f32>,
+    /// Scores, then probabilities, of 8 rows: `[row][key]`.
+    scores: Vec<f32>,
+    /// `[row][dv]`.
+    out: Vec<f32>,
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    /// The current token's turned heads.
+    heads: Vec<f32>,
+}
+
+/// The largest sizes of any attention in the graph.
+#[derive(Clone, Copy, Default)]
+pub struct Largest {
+    /// Query heads of a KV head.
+    pub group: usize,
+    /// Elements of a key head.
+    pub head_dim: usize,
+    /// Elements of a value head.
+    pub value_head_dim: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+}
+
+impl Largest {
+    /// These and those of one more.
+    pub fn with(self, attrs: &AttentionAttrs) -> Largest {
+        Largest {
+            group: self.group.max(attrs.group_size()),
+            head_dim: self.head_dim.max(attrs.head_dim),
+            value_head_dim: self.value_head_dim.max(attrs.value_head_dim),
+            kv_heads: self.kv_heads.max(attrs.num_key_value_heads),
+        }
+    }
+}
+
+/// Query tokens in a task.
+fn task_tokens(group: usize) -> usize {
+    (TASK_ROWS / group).max(1)
+}
+
+impl Tiles {
+    /// Room for the largest attention.
+    pub fn new(largest: Largest) -> Tiles {
+        let Largest { group, head_dim, value_head_dim, .. } = largest;
+        let rows = (task_tokens(group.max(1)) * group).next_multiple_of(TILE_TOKENS);
+        let panels = TILE_KEYS / PANEL_ROWS * head_dim.div_ceil(STEP_ELEMS);
+        Tiles {
+            q: vec![0.0; rows * head_dim],
+            keys: (0..panels).map(|_| PanelF32::zeroed()).collect(),
+            values: vec![0.0; TILE_KEYS * value_head_dim],
+            scores: vec![0.0; TILE_TOKENS * TILE_KEYS],
+            out: vec![0.0; rows * value_head_dim],
+            max: vec![0.0; rows],
+            sum: vec![0.0; rows],
+            heads: vec![0.0; (group + 1) * head_dim],
+        }
+    }
+}
+
+/// What the parts of a split step came to: for each KV head, part and query head, dv sums, maximum and denominator.
+pub struct Partials {
+    values: Shared<f32>,
+}
+
+impl Partials {
+    /// Room for the largest attention over `cached` positions.
+    pub fn new(largest: Largest, cached: usize) -> Partials {
+        let rows = largest.kv_heads * largest.group * cached.div_ceil(SPLIT_KEYS);
+        Partials { values: Shared::new(rows * (largest.value_head_dim + 2)) }
+    }
+}
+
+/// The launch.
+pub struct Attention {
+    /// Sizes, scale, window, cap.
+    pub attrs: AttentionAttrs,
+    /// [H].
+    pub sinks: Option<Box<[f32]>>,
+    /// Queries.
+    pub q: Val,
+    /// The result.
+    pub out: Val,
+    /// The keys' state.
+    pub key: usize,
+    /// The values' state.
+    pub value: usize,
+    /// Set for one-token steps whose q, k and v come straight from their products: what happens to them first.
+    pub fresh: Option<(Heads, Cache)>,
+}
+
+/// Query rows of a task: `tokens` × the heads of KV head `kv_head`.
+#[derive(Clone)]
+struct Task {
+    kv_head: usize,
+    tokens: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Attention {
+    /// The cached positions that a token sees.
+    fn visible(&self, step: &Step<'_>, token: usize) -> Range<usize> {
+        let end = step.first_position + token + 1;
+        self.attrs.window.map_or(0, |w| end.saturating_sub(w))..end
+    }
+
+    /// Lays out the task's queries; for a one-token step from raw products, turns them first, and k if it is in the
+    /// task's part of the cache.
+    fn load_queries(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles) {
+        let AttentionAttrs { head_dim: d, value_head_dim: dv, scale, .. } = self.attrs;
+        let group = self.attrs.group_size();
+        let first = task.kv_head * group * d;
+        for token in task.tokens.clone() {
+            // SAFETY: q, k and v were written before the last barrier. The parts of one KV head turn the same heads;
+            // only the first stores them, and only the last, which holds the token's own position, writes the cache.
+            let x = unsafe { &step.arena.rows(self.q, token..token + 1)[first..first + group * d] };
+            let x = match &self.fresh {
+                None => x,
+                Some((q_heads, cache)) => {
+                    let visible = self.visible(step, token);
+                    let (q, k) = tiles.heads.split_at_mut(group * d);
+                    let at = task.kv_head * d;
+                    // SAFETY: as above.
+                    unsafe {
+                        q_heads.turn(step, token, first, x, q, task.keys.start == visible.start);
+                        if task.keys.end == visible.end {
+                            let x = &step.arena.rows(cache.k, token..token + 1)[at..at + d];
+                            cache.heads.turn(step, token, at, x, &mut k[..d], true);
+                            let slot = visible.end - 1;
+                            step.state.encode(step.kernels, cache.key, task.kv_head, slot, &k[..d]);
+                            let at = task.kv_head * dv;
+                            let x = &step.arena.rows(cache.v, token..token + 1)[at..at + dv];
+                            step.state.encode(step.kernels, cache.value, task.kv_head, slot, x);
+                        }
+                    }
+                    &*q
+                }
+            };
+            for (head, x) in x.chunks_exact(d).enumerate() {
+                let row = (token - task.tokens.start) * group + head;
+                let rows = task.tokens.len() * group;
+                let width = TILE_TOKENS.min(rows - row / TILE_TOKENS * TILE_TOKENS);
+                let tile = &mut tiles.q[row / TILE_TOKENS * TILE_TOKENS * d..][..width * d];
+                for (x, to) in x.iter().zip(tile[row % TILE_TOKENS..].iter_mut().step_by(width)) {
+                    *to = x * scale;
+                }
+            }
+        }
+    }
+
+    /// Runs over the task's keys; leaves sums, maxima and denominators in `tiles`.
+    fn run_task(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
+        self.load_queries(step, task, tiles);
+        let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
+        let group = self.attrs.group_size();
+        let rows = task.tokens.len() * group;
+        tiles.out[..rows * dv].fill(0.0);
+        tiles.max[..rows].fill(f32::NEG_INFINITY);
+        tiles.sum[..rows].fill(0.0);
+        let steps = d.div_ceil(STEP_ELEMS);
+        let mut key = task.keys.start / PANEL_ROWS * PANEL_ROWS;
+        while key < task.keys.end {
+            let keys = TILE_KEYS.min(task.keys.end - key);
+            let panels = keys.div_ceil(PANEL_ROWS);
+            for p in 0..panels {
+                let slot = key + p * PANEL_ROWS;
+                // SAFETY: the slots are older than the last barrier or written by this worker; those beyond the step's
+                // last are read but masked, and nobody writes them now.
+                let bytes = unsafe { step.state.bytes(self.key, task.kv_head, slot..slot + PANEL_ROWS) };
+                for s in 0..steps {
+                    let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
+                    let bytes = &bytes[step.state.bytes_of(s * STEP_ELEMS)..];
+                    let (format, stride) = (step.state.format(), step.state.row_bytes(self.key));
+                    let to = &mut tiles.keys[p * steps + s];
+                    step.kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, elems, panel, to);
+                }
+            }
+            // SAFETY: as above.
+            let bytes = unsafe { step.state.bytes(self.value, task.kv_head, key..key + keys) };
+            step.state.decode_rows(bytes, &mut tiles.values[..keys * dv]);
+            for first in (0..rows).step_by(TILE_TOKENS) {
+                let width = TILE_TOKENS.min(rows - first);
+                let q = &tiles.q[first * d..][..width * d];
+                for p in 0..panels {
+                    let mut sums = [Lanes([0.0; PANEL_ROWS]); TILE_TOKENS];
+                    for s in 0..steps {
+                        let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
+                        let q = &q[s * STEP_ELEMS * width..][..elems * width];
+                        step.kernels.mul_f32(&tiles.keys[p * steps + s].w[..elems], q, &mut sums[..width]);
+                    }
+                    for r in 0..width {
+                        tiles.scores[r * TILE_KEYS + p * PANEL_ROWS..][..PANEL_ROWS]
+                            .copy_from_slice(&sums[r].0);
+                    }
+                }
+                for r in 0..width {
+                    let seen = self.visible(step, task.tokens.start + (first + r) / group);
+                    let seen = seen.start.max(task.keys.start)..seen.end.min(task.keys.end);
+                    let seen = seen.start.clamp(key, key + keys) - key..seen.end.clamp(key, key + keys) - key;
+                    let scores = &mut tiles.scores[r * TILE_KEYS..][..keys];
+                    let row = first + r;
+                    let out = &mut tiles.out[row * dv..][..dv];
+                    soften(
+                        step.kernels,
+                        scores,
+                        seen,
+                        soft_cap,
+                        &mut tiles.max[row],
+                        &mut tiles.sum[row],
+                        out,
+                    );
+                }
+                let out = &mut tiles.out[first * dv..][..width * dv];
+                step.kernels.weigh(&tiles.scores, TILE_KEYS, width, &tiles.values[..keys * dv], dv, out);
+            }
+            key += TILE_KEYS;
+        }
+    }
+
+    /// Divides a row by its denominator, the sink's share included.
+    fn finish(&self, kernels: Kernels, head: usize, max: f32, sum: f32, out: &mut [f32]) {
+        let mut factor = 1.0 / sum;
+        if let Some(sinks) = &self.sinks {
+            let top = max.max(sinks[head]);
+            let shrink = (max - top).exp();
+            factor = shrink / (sum * shrink + (sinks[head] - top).exp());
+        }
+        kernels.scale(factor, out);
+    }
+
+    fn run_one(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
+        let visible = self.visible(step, 0);
+        let first_part = visible.start / SPLIT_KEYS;
+        let parts = visible.end.div_ceil(SPLIT_KEYS) - first_part;
+        let row_len = dv + 2;
+        let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group * row_len;
+        let tiles = &mut scratch.attention;
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * parts) {
+            let (kv_head, part) = (chunk / parts, chunk % parts);
+            let start = visible.start.max((first_part + part) * SPLIT_KEYS);
+            let end = visible.end.min((first_part + part + 1) * SPLIT_KEYS);
+            let task = Task { kv_head, tokens: 0..1, keys: start..end };
+            self.run_task(step, &task, tiles, &mut scratch.panel);
+            for h in 0..group {
+                let head = kv_head * group + h;
+                let out = &mut tiles.out[h * dv..][..dv];
+                // SAFETY: this head's columns, or this part's partials, are this chunk's.
+                unsafe {
+                    if parts == 1 {
+                        self.finish(step.kernels, head, tiles.max[h], tiles.sum[h], out);
+                        step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv).copy_from_slice(out);
+                    } else {
+                        let at = at(kv_head, part) + h * row_len;
+                        let to = step.partials.values.write(at..at + row_len);
+                        to[..dv].copy_from_slice(out);
+                        (to[dv], to[dv + 1]) = (tiles.max[h], tiles.sum[h]);
+                    }
+                }
+            }
+        }
+        if parts == 1 {
+            return;
+        }
+        worker.barrier();
+        for head in worker.chunks(self.attrs.num_attention_heads) {
+            let (kv_head, h) = (head / group, head % group);
+            // SAFETY: the partials are older than the barrier; the head's columns are this chunk's.
+            let (part, out) = unsafe {
+                let part = |p: usize| {
+                    step.partials
+                        .values
+                        .read(at(kv_head, p) + h * row_len..at(kv_head, p) + (h + 1) * row_len)
+                };
+                (part, step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv))
+            };
+            let max = (0..parts).map(|p| part(p)[dv]).fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            out.fill(0.0);
+            for p in 0..parts {
+                let part = part(p);
+                let shrink = (part[dv] - max).exp();
+                sum += part[dv + 1] * shrink;
+                step.kernels.add_scaled(shrink, &part[..dv], out);
+            }
+            self.finish(step.kernels, head, max, sum, out);
+        }
+    }
+}
+
+/// One row's scores of a tile into probabilities under a running maximum: `seen` counts, the rest becomes 0.
+fn soften(
+    kernels: Kernels,
+    scores: &mut [f32],
+    seen: Range<usize>,
+    soft_cap: Option<f32>,
+    max: &mut f32,
+    sum: &mut f32,
+    out: &mut [f32],
+) {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    if seen.is_empty() {
+        return;
+    }
+    let scores = &mut scores[seen];
+    if let Some(cap) = soft_cap {
+        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+    }
+    let top = kernels.max(scores).max(*max);
+    if top > *max {
+        let shrink = (*max - top).exp();
+        *sum *= shrink;
+        kernels.scale(shrink, out);
+        *max = top;
+    }
+    *sum += kernels.exp_sum(scores, top);
+}
+
+impl Launch for Attention {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let tokens = step.sizes.tokens;
+        if tokens == 1 {
+            return self.run_one(step, worker, scratch);
+        }
+        let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
+        let per_task = task_tokens(group);
+        let blocks = tokens.div_ceil(per_task);
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * blocks) {
+            // The longest first: what is left at the end is short.
+            let (kv_head, block) =
+                (chunk % self.attrs.num_key_value_heads, blocks - 1 - chunk / self.attrs.num_key_value_heads);
+            let range = block * per_task..((block + 1) * per_task).min(tokens);
+            let keys = self.visible(step, range.start).start..self.visible(step, range.end - 1).end;
+            let task = Task { kv_head, tokens: range.clone(), keys };
+            let tiles = &mut scratch.attention;
+            self.run_task(step, &task, tiles, &mut scratch.panel);
+            for row in 0..range.len() * group {
+                let head = kv_head * group + row % group;
+                let out = &mut tiles.out[row * dv..][..dv];
+                self.finish(step.kernels, head, tiles.max[row], tiles.sum[row], out);
+                // SAFETY: this head's columns of this token are this chunk's.
+                unsafe {
+                    let to =
+                        step.arena.part_mut(self.out, range.start + row / group, head * dv..(head + 1) * dv);
+                    to.copy_from_slice(out);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! Products of one input with one or more matrices, and what is fused around them: row choice and RMSNorm before;
+//! bias, residual, SwiGLU, or the experts' weighted sum behind. MatMul and ExpertMatMul are the same launch: a dense
+//! product has one group that holds every row.
+//!
+//! x [rows, inner] (or [rows, K, inner]) · Wᵀ → [rows, out] (or [rows, K, out]).
+//! Chunks are runs of 16-row panels. A panel is unpacked once for all tiles of its group.
+
+use super::activations::{Activations, Kinds, Tile};
+use super::router::Route;
+use super::weights::Matrix;
+use super::{Launch, Scratch, Step};
+use crate::cpu::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS};
+use crate::cpu::memory::Val;
+use crate::cpu::pool::Worker;
+use moe_run_graph::ir::StepSizes;
+use moe_run_graph::quant::Activation;
+
+/// Panels that a chunk of a fused down-projection takes: its sums over experts stay in the second-level cache.
+pub const COMBINE_PANELS: usize = 4;
+/// Panels in a chunk of a prompt's product: the group's activations are read from the cache for all but the first.
+const PROMPT_PANELS: usize = 4;
+/// Chunks that each worker gets of a one-token product, for balance.
+const CHUNKS_PER_WORKER: usize = 12;
+
+/// RMSNorm in front of the product.
+pub struct Norm {
+    /// w [inner].
+    pub weight: Box<[f32]>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Where the normed rows go, if anybody wants them.
+    pub out: Option<Val>,
+}
+
+/// One matrix of the launch.
+pub struct Projection {
+    /// W.
+    pub matrix: Matrix,
+    /// Multiplies the product.
+    pub scale: Option<f32>,
+    /// [groups, out], added at the end.
+    pub bias: Option<Box<[f32]>>,
+    /// Where the product goes, if anybody wants it.
+    pub out: Option<Val>,
+}
+
+/// Which expert each row meets.
+pub enum Experts {
+    /// The choice is stored.
+    Chosen {
+        /// [T, K].
+        ids: Val,
+    },
+    /// The launch chooses.
+    Route(Route),
+}
+
+/// What becomes of the products.
+pub enum Then {
+    /// They are the result.
+    Nothing,
+    /// residual + product.
+    Add {
+        /// [rows, out].
+        residual: Val,
+        /// [rows, out].
+        out: Val,
+    },
+    /// silu(first) · second.
+    Gated {
+        /// silu(first), if anybody wants it.
+        activated: Option<Val>,
+        /// The result, if anybody wants it.
+        out: Option<Val>,
+    },
+    /// Σ_k weight_k · product_k, and a residual.
+    Combine {
+        /// [T, K].
+        weights: Val,
+        /// The sum alone, if anybody wants it.
+        combined: Option<Val>,
+        /// residual and result.
+        add: Option<(Val, Val)>,
+    },
+}
+
+/// The launch.
+pub struct MatMuls {
+    /// The input.
+    pub x: Val,
+    /// Rows of `x` to take first: ids [R] and where the chosen rows go, if anybody wants them.
+    pub pick: Option<(Val, Option<Val>)>,
+    /// Before the product.
+    pub norm: Option<Norm>,
+    /// K and the choice; `None` for a dense product.
+    pub experts: Option<(usize, usize, Experts)>,
+    /// The input has a row for each expert: [T, K, inner].
+    pub row_per_expert: bool,
+    /// Matrices with equal `inner`; with [`Then::Gated`] exactly two of equal shape, else at least one.
+    pub projections: Vec<Projection>,
+    /// Roundings that they read.
+    pub kinds: Kinds,
+    /// Behind them.
+    pub then: Then,
+}
+
+impl MatMuls {
+    /// Slots in a step of the given number of rows.
+    fn slots(&self, rows: usize) -> usize {
+        rows * self.experts.as_ref().map_or(1, |(per_tok, ..)| *per_tok)
+    }
+
+    /// Slots in the largest step.
+    pub fn max_slots(&self, max: StepSizes) -> usize {
+        let lead = self.pick.as_ref().map_or(self.x.lead, |(ids, _)| ids.lead).of(max);
+        match &self.experts {
+            Some((per_tok, ..)) => lead * per_tok,
+            None => lead * (self.x.width / self.inner()),
+        }
+    }
+
+    fn inner(&self) -> usize {
+        self.projections[0].matrix.inner
+    }
+
+    fn rows(&self, step: &Step<'_>) -> usize {
+        self.pick.as_ref().map_or(self.x.lead, |(ids, _)| ids.lead).of(step.sizes)
+            * if self.experts.is_some() { 1 } else { self.x.width / self.inner() }
+    }
+
+    /// Row `row` of the input, picked and normed.
+    fn input<'a>(&self, step: &Step<'a>, row: usize, normed: &'a mut [f32], write: bool) -> &'a [f32] {
+        let inner = self.inner();
+        let x = Val { width: inner, ..self.x };
+        // SAFETY (whole function): inputs were written before the last barrier; `write` is set for one worker, whose
+        // rows nobody else writes.
+        unsafe {
+            let mut source = row;
+            if let Some((ids, out)) = &self.pick {
+                source = step.arena.ids(*ids, row..row + 1)[0] as usize;
+                if let (Some(out), true) = (out, write) {
+                    step.arena
+                        .rows_mut(*out, row..row + 1)
+                        .copy_from_slice(step.arena.rows(x, source..source + 1));
+                }
+            }
+            let x = step.arena.rows(x, source..source + 1);
+            let Some(norm) = &self.norm else { return x };
+            step.kernels.rms_norm(x, &norm.weight, norm.eps, normed);
+            if let (Some(out), true) = (norm.out, write) {
+                step.arena.rows_mut(out, row..row + 1).copy_from_slice(normed);
+            }
+            normed
+        }
+    }
+
+    /// Fills a tile.
+    fn prepare(
+        &self,
+        step: &Step<'_>,
+        to: &Activations,
+        tile: Tile,
+        pairs: &[u32],
+        scratch: RowScratch<'_>,
+        write: bool,
+    ) {
+        let per_row = match &self.experts {
+            Some((per_tok, ..)) if !self.row_per_expert => *per_tok,
+            _ => 1,
+        };
+        let RowScratch { normed, row } = scratch;
+        for lane in 0..tile.tokens {
+            let at = pairs[tile.first + lane] as usize / per_row;
+            let x = self.input(step, at, &mut normed[..self.inner()], write);
+            // SAFETY: the tile is this worker's: its chunk, or its own buffer.
+            unsafe { to.put(step.kernels, self.kinds, tile, lane, x, row) };
+        }
+    }
+
+    /// `sums[local slot] = panel of W · slots of the group`.
+    fn product(
+        &self,
+        step: &Step<'_>,
+        work: &mut Work<'_>,
+        which: usize,
+        panel: usize,
+        tiles: &[Tile],
+        shared_row: bool,
+    ) {
+        let matrix = &self.projections[which].matrix;
+        let inner = matrix.inner;
+        let sums = &mut work.sums[which % 2];
+        let slots = tiles.last().map_or(0, |t| t.first + t.tokens) - tiles[0].first;
+        sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
+        let (bytes, rows) = matrix.panel(tiles[0].group, panel);
+        let per_step = STEP_ELEMS / matrix.format.block_elems() * matrix.format.block_bytes();
+        for i in 0..inner.div_ceil(STEP_ELEMS) {
+            let elems = STEP_ELEMS.min(inner - i * STEP_ELEMS);
+            let bytes = &bytes[i * per_step..];
+            let stride = matrix.row_bytes();
+            // SAFETY (activations below): prepared before the last barrier, or by this worker.
+            match (matrix.layout, matrix.activation) {
+                (Some(layout), Activation::Q8(block)) => {
+                    step.kernels.unpack(matrix.format, bytes, stride, rows, elems, work.panel);
+                    let mut done = 0;
+                    for tile in tiles {
+                        let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
+                        let out = &mut sums[done..done + tile.tokens];
+                        // SAFETY: see above.
+                        let x = unsafe { work.activations.q8(block, at, inner, i) };
+                        step.kernels.mul_q8(layout, work.panel, elems / layout.sub_elems, x, out);
+                        done += tile.tokens;
+                    }
+                }
+                (_, activation) => {
+                    step.kernels.unpack_f32(matrix.format, bytes, stride, rows, elems, work.panel, work.wide);
+                    let mut done = 0;
+                    for tile in tiles {
+                        let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
+                        let out = &mut sums[done..done + tile.tokens];
+                        // SAFETY: see above.
+                        let x =
+                            unsafe { work.activations.floats(activation == Activation::F16, at, inner, i) };
+                        step.kernels.mul_f32(&work.wide.w[..elems], &x[..elems * tile.tokens], out);
+                        done += tile.tokens;
+                    }
+                }
+            }
+        }
+        self.finish_sums(which, tiles[0].group, panel, &mut sums[..slots]);
+    }
+
+    /// Scale and bias.
+    fn finish_sums(&self, which: usize, group: usize, panel: usize, sums: &mut [Lanes]) {
+        let projection = &self.projections[which];
+        if let Some(scale) = projection.scale {
+            sums.iter_mut().flat_map(|s| &mut s.0).for_each(|x| *x *= scale);
+        }
+        if let Some(bias) = &projection.bias {
+            let bias = &bias[group * projection.matrix.rows + panel * PANEL_ROWS..];
+            for sum in sums {
+                sum.0.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            }
+        }
+    }
+
+    /// Writes what a group's panel came to.
+    fn store(&self, step: &Step<'_>, work: &mut Work<'_>, which: usize, panel: usize, tiles: &[Tile]) {
+        let matrix = &self.projections[which].matrix;
+        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(matrix.rows);
+        let width = columns.len();
+        let first = tiles[0].first;
+        let end = tiles.last().map_or(first, |t| t.first + t.tokens);
+        let whole = |val: Val| Val { width: matrix.rows, ..val };
+        for slot in first..end {
+            let pair = work.pairs[slot] as usize;
+            let sum = work.sums[which % 2][slot - first].0;
+            // SAFETY (all): these columns of this row belong to this chunk.
+            unsafe {
+                if let Some(out) = self.projections[which].out {
+                    step.arena.part_mut(whole(out), pair, columns.clone()).copy_from_slice(&sum[..width]);
+                }
+                match &self.then {
+                    Then::Nothing | Then::Combine { .. } => {}
+                    Then::Add { residual, out } => {
+                        let residual = &step.arena.rows(whole(*residual), pair..pair + 1)[columns.clone()];
+                        let to = step.arena.part_mut(whole(*out), pair, columns.clone());
+                        step.kernels.add(residual, &sum[..width], to);
+                    }
+                    Then::Gated { activated, out } => {
+                        let gate = work.sums[0][slot - first].0;
+                        if let Some(to) = activated {
+                            let to = step.arena.part_mut(whole(*to), pair, columns.clone());
+                            step.kernels.silu(&gate[..width], to);
+                        }
+                        if let Some(to) = out {
+                            let to = step.arena.part_mut(whole(*to), pair, columns.clone());
+                            step.kernels.swiglu(&gate[..width], &sum[..width], to);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One panel of a group through every matrix that goes with it.
+    fn panel(
+        &self,
+        step: &Step<'_>,
+        work: &mut Work<'_>,
+        which: usize,
+        panel: usize,
+        group: usize,
+        shared_row: bool,
+    ) {
+        let tiles = work.slots_tiles(group);
+        self.product(step, work, which, panel, tiles, shared_row);
+        if matches!(self.then, Then::Gated { .. }) {
+            if self.projections[0].out.is_some() {
+                self.store_plain(step, work, 0, panel, tiles);
+            }
+            self.product(step, work, 1, panel, tiles, shared_row);
+            self.store(step, work, 1, panel, tiles);
+        } else {
+            self.store(step, work, which, panel, tiles);
+        }
+    }
+
+    fn store_plain(&self, step: &Step<'_>, work: &mut Work<'_>, which: usize, panel: usize, tiles: &[Tile]) {
+        let matrix = &self.projections[which].matrix;
+        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(matrix.rows);
+        let Some(out) = self.projections[which].out else { return };
+        let mut local = 0;
+        for slot in tiles.iter().flat_map(|t| t.first..t.first + t.tokens) {
+            let sum = &work.sums[which % 2][local].0[..columns.len()];
+            let val = Val { width: matrix.rows, ..out };
+            // SAFETY: these columns of this row belong to this chunk.
+            unsafe {
+                step.arena.part_mut(val, work.pairs[slot] as usize, columns.clone()).copy_from_slice(sum)
+            };
+            local += 1;
+        }
+    }
+
+    /// Panels `panels` of the down-projection of every group, summed with the router's weights.
+    fn combine(&self, step: &Step<'_>, work: &mut Work<'_>, panels: std::ops::Range<usize>) {
+        let (Then::Combine { weights, combined, add }, Some((per_tok, ..))) = (&self.then, &self.experts)
+        else {
+            return;
+        };
+        let matrix = &self.projections[0].matrix;
+        let tokens = step.sizes.tokens;
+        let width = panels.len();
+        work.combined[..tokens * width].fill(Lanes([0.0; PANEL_ROWS]));
+        // SAFETY (all): weights were written before the last barrier; the columns belong to this chunk.
+        let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
+        for group in 0..work.groups() {
+            let tiles = work.slots_tiles(group);
+            for panel in panels.clone() {
+                self.product(step, work, 0, panel, tiles, false);
+                self.store(step, work, 0, panel, tiles);
+                let mut local = 0;
+                for slot in tiles.iter().flat_map(|t| t.first..t.first + t.tokens) {
+                    let pair = work.pairs[slot] as usize;
+                    let to = &mut work.combined[pair / per_tok * width + panel - panels.start].0;
+                    step.kernels.add_scaled(weights[pair], &work.sums[0][local].0, to);
+                    local += 1;
+                }
+            }
+        }
+        let columns = panels.start * PANEL_ROWS..(panels.end * PANEL_ROWS).min(matrix.rows);
+        for token in 0..tokens {
+            let sums = work.combined[token * width..(token + 1) * width].as_ptr().cast::<f32>();
+            // SAFETY: `Lanes` is 16 floats without padding; the columns of this row belong to this chunk.
+            unsafe {
+                let sums = std::slice::from_raw_parts(sums, columns.len());
+                if let Some(out) = combined {
+                    step.arena.part_mut(*out, token, columns.clone()).copy_from_slice(sums);
+                }
+                if let Some((residual, out)) = add {
+                    let residual = &step.arena.rows(*residual, token..token + 1)[columns.clone()];
+                    step.kernels.add(residual, sums, step.arena.part_mut(*out, token, columns.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// Buffers for one row.
+struct RowScratch<'a> {
+    normed: &'a mut [f32],
+    row: &'a mut super::activations::RowBuffers,
+}
+
+/// A worker's view while it multiplies.
+struct Work<'a> {
+    panel: &'a mut Panel,
+    wide: &'a mut PanelF32,
+    sums: &'a mut [Vec<Lanes>; 2],
+    combined: &'a mut Vec<Lanes>,
+    activations: &'a Activations,
+    pairs: &'a [u32],
+    tiles: &'a [Tile],
+    first_tile: &'a [u32],
+}
+
+impl<'a> Work<'a> {
+    fn slots_tiles(&self, group: usize) -> &'a [Tile] {
+        &self.tiles[self.first_tile[group] as usize..self.first_tile[group + 1] as usize]
+    }
+
+    fn groups(&self) -> usize {
+        self.first_tile.len() - 1
+    }
+}
+
+impl Launch for MatMuls {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let rows = self.rows(step);
+        if rows == 0 {
+            return;
+        }
+        let one = step.sizes.tokens == 1 && rows == 1;
+        let writer = worker.index() == 0;
+        let Scratch { panel, wide, sums, combined, row, normed, activations, slots, chosen, .. } = scratch;
+        // SAFETY (ids): written before the last barrier.
+        match &self.experts {
+            None => slots.dense(rows),
+            Some((per_tok, experts, choice)) => {
+                let ids = match choice {
+                    // SAFETY: see above.
+                    Experts::Chosen { ids } => unsafe { step.arena.ids(*ids, 0..rows) },
+                    Experts::Route(route) => {
+                        route.token(step, 0, &mut chosen.0[..*per_tok], &mut chosen.1[..*per_tok], writer);
+                        &chosen.0[..*per_tok]
+                    }
+                };
+                if one { slots.one_token(ids) } else { slots.by_expert(ids, *experts) }
+            }
+        }
+        // One row for all of a token's experts: a single tile serves them.
+        let shared_row = one && !self.row_per_expert;
+        let mut rows_scratch = |tile, to: &Activations, write| {
+            let scratch = RowScratch { normed: &mut normed[..], row: &mut *row };
+            self.prepare(step, to, tile, &slots.pairs, scratch, write);
+        };
+        let activations = if one {
+            let wanted = if shared_row { 1 } else { self.slots(1) };
+            for tile in &slots.tiles[..wanted] {
+                rows_scratch(*tile, activations, writer);
+            }
+            &*activations
+        } else {
+            for i in worker.chunks(slots.tiles.len()) {
+                rows_scratch(slots.tiles[i], step.activations, true);
+            }
+            worker.barrier();
+            step.activations
+        };
+        let mut work = Work {
+            panel,
+            wide,
+            sums,
+            combined,
+            activations,
+            pairs: &slots.pairs,
+            tiles: &slots.tiles,
+            first_tile: &slots.first_tile,
+        };
+        if matches!(self.then, Then::Combine { .. }) {
+            let panels = self.projections[0].matrix.panels();
+            let size = if one { 1 } else { COMBINE_PANELS };
+            for chunk in worker.chunks(panels.div_ceil(size)) {
+                self.combine(step, &mut work, chunk * size..(chunk * size + size).min(panels));
+            }
+            return;
+        }
+        // All panels in one row: for each group, the panels of each matrix (of the pair, with a gate).
+        let gated = matches!(self.then, Then::Gated { .. });
+        let matrices = if gated { &self.projections[..1] } else { &self.projections[..] };
+        let per_group: usize = matrices.iter().map(|p| p.matrix.panels()).sum();
+        let total = per_group * work.groups();
+        let size =
+            if one { (total / (worker.threads() * CHUNKS_PER_WORKER)).clamp(1, 16) } else { PROMPT_PANELS };
+        for chunk in worker.chunks(total.div_ceil(size)) {
+            for at in chunk * size..(chunk * size + size).min(total) {
+                let (group, mut panel) = (at / per_group, at % per_group);
+                let mut which = 0;
+                while panel >= matrices[which].matrix.panels() {
+                    panel -= matrices[which].matrix.panels();
+                    which += 1;
+                }
+                self.panel(step, &mut work, which, panel, group, shared_row);
+            }
+        }
+    }
+}

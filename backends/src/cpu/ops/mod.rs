@@ -1,0 +1,73 @@
+//! The CPU's launches. Each runs on all workers at once: it draws chunks, and meets the others at barriers.
+
+pub mod activations;
+pub mod attention;
+pub mod attention_scores;
+pub mod elementwise;
+pub mod embed;
+pub mod expert_matmul;
+pub mod kv_write;
+pub mod matmul;
+pub mod rms_norm;
+pub mod rope;
+pub mod router;
+pub mod weights;
+
+use super::kernels::{Kernels, Lanes, Panel, PanelF32};
+use super::memory::Arena;
+use super::pool::Worker;
+use super::state::CpuState;
+use activations::{Activations, RowBuffers};
+use expert_matmul::Slots;
+use moe_run_graph::ir::StepSizes;
+
+/// What a launch sees of the step.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// The arithmetic.
+    pub kernels: Kernels,
+    /// T, R and S.
+    pub sizes: StepSizes,
+    /// The position of the step's first token; the others follow.
+    pub first_position: usize,
+    /// Stored values.
+    pub arena: &'a Arena,
+    /// The KV cache.
+    pub state: &'a CpuState,
+    /// Activations prepared for a product, when T > 1.
+    pub activations: &'a Activations,
+    /// Cosines and sines by RoPE table.
+    pub rope: &'a [rope::RopeTable],
+    /// Partial results of split attention.
+    pub partials: &'a attention::Partials,
+}
+
+/// A worker's own memory: nothing is allocated while steps run.
+pub struct Scratch {
+    /// Unpacked weights.
+    pub panel: Box<Panel>,
+    /// Unpacked weights or keys, as floats.
+    pub wide: Box<PanelF32>,
+    /// Sums of a panel's rows for each slot of a group, two matrices' worth.
+    pub sums: [Vec<Lanes>; 2],
+    /// Weighted sums over experts.
+    pub combined: Vec<Lanes>,
+    /// A normed row.
+    pub normed: Vec<f32>,
+    /// One row on its way into a tile.
+    pub row: RowBuffers,
+    /// Activations of a one-token step: every worker prepares its own, which saves a barrier.
+    pub activations: Activations,
+    /// Which slot goes to which expert.
+    pub slots: Slots,
+    /// Chosen experts and their weights, of a one-token step.
+    pub chosen: (Vec<u32>, Vec<f32>),
+    /// Attention's tiles.
+    pub attention: attention::Tiles,
+}
+
+/// One launch.
+pub trait Launch: Send + Sync {
+    /// Runs this worker's share. Ends without a barrier: the caller puts one between launches.
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch);
+}
