@@ -1,0 +1,107 @@
+//! Prompt and generation speed of the CPU backend on one model:
+//! `cargo run --release -p moe-run-benches --example cpu_speed -- MODEL [THREADS [DEPTH [profile]]]`.
+//!
+//! Prints tokens/s of a 512-token prompt and of 128 generated tokens behind DEPTH cached ones, medians of five; with
+//! `profile`, the time of each kind of launch.
+
+use moe_run_backends::cpu::Cpu;
+use moe_run_backends::session::{LogitsRows, Session};
+use moe_run_backends::{Backend, BackendError, CompileOptions, Observer, ValueAccess};
+use moe_run_graph::Model;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::passes::{Launch, Plan};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+/// Adds up launches by pattern.
+#[derive(Default)]
+struct Profile(BTreeMap<&'static str, (Duration, u32)>);
+
+impl Observer for Profile {
+    fn after_launch(
+        &mut self,
+        _: &Plan,
+        launch: &Launch,
+        elapsed: Duration,
+        _: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        let sum = self.0.entry(launch.pattern).or_default();
+        sum.0 += elapsed;
+        sum.1 += 1;
+        Ok(())
+    }
+}
+
+impl Profile {
+    fn print(&self, what: &str, tokens: usize) {
+        let total: Duration = self.0.values().map(|s| s.0).sum();
+        println!("{what}: {:.1} us a token in launches", total.as_secs_f64() * 1e6 / tokens as f64);
+        for (pattern, (time, count)) in &self.0 {
+            let share = 100.0 * time.as_secs_f64() / total.as_secs_f64();
+            println!(
+                "  {pattern:<18} {share:5.1} %  {:9.2} us each",
+                time.as_secs_f64() * 1e6 / f64::from(*count)
+            );
+        }
+    }
+}
+
+fn median(mut x: Vec<f64>) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let path = args.next().ok_or("which model?")?;
+    let threads = args.next().map(|a| a.parse()).transpose()?;
+    let depth: usize = args.next().map(|a| a.parse()).transpose()?.unwrap_or(0);
+    let profile = args.next().is_some();
+    let model = Model::open(path.as_ref())?;
+    let options = CompileOptions { threads, ctx_size: 1024.max(depth + 160), ..CompileOptions::default() };
+    let mut session = Session::new(Cpu.compile(&model.graph, model.file.clone(), &options)?)?;
+    println!("{path}: {:?}", session.info());
+    let vocab = model.config.vocab_size as u32;
+    let prompt: Vec<TokenId> = (0..512.max(depth) as u32).map(|i| TokenId((i * 7919 + 13) % vocab)).collect();
+    let (mut prompts, mut decodes) = (Vec::new(), Vec::new());
+    for _ in 0..6 {
+        session.truncate(0)?;
+        let start = Instant::now();
+        session.feed(&prompt[..512], LogitsRows::Last, None, |_, _| Ok(()))?;
+        prompts.push(512.0 / start.elapsed().as_secs_f64());
+        session.truncate(depth.min(512))?;
+        if depth > 512 {
+            session.feed(&prompt[512..depth], LogitsRows::Last, None, |_, _| Ok(()))?;
+        }
+        if depth == 0 {
+            session.truncate(0)?;
+        }
+        let mut token = TokenId(1);
+        let start = Instant::now();
+        for _ in 0..128 {
+            session.decode(token, None)?;
+            token = session.argmax()?;
+        }
+        decodes.push(128.0 / start.elapsed().as_secs_f64());
+    }
+    // The first of each warms caches and page tables.
+    println!(
+        "prompt {:.0} tok/s, generation {:.1} tok/s",
+        median(prompts[1..].to_vec()),
+        median(decodes[1..].to_vec())
+    );
+    if profile {
+        let mut sums = Profile::default();
+        session.truncate(0)?;
+        session.feed(&prompt[..512], LogitsRows::Last, Some(&mut sums), |_, _| Ok(()))?;
+        sums.print("prompt", 512);
+        session.truncate(depth)?;
+        let mut sums = Profile::default();
+        for i in 0..64 {
+            session.decode(prompt[i], Some(&mut sums))?;
+        }
+        sums.print("generation", 64);
+    }
+    Ok(())
+}
