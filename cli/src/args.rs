@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{CliError, ExitCode, chat, completions, devices, inspect, run, synth, tokenize};
+use crate::{
+    CliError, ExitCode, bench, chat, completions, devices, inspect, perplexity, run, synth, tokenize,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +50,10 @@ pub enum Command {
     Devices(devices::Args),
     /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
     Inspect(inspect::Args),
+    /// Time prompts and generation, beside the memory's limit
+    Bench(bench::Args),
+    /// Score how well a model foretells a text; compare saved logits
+    Perplexity(perplexity::Args),
     /// Write a model of real shapes with random weights, for benches and tests
     Synth(synth::Args),
     /// Print a completion script for a shell
@@ -65,6 +71,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Devices(args)) => devices::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Perplexity(args)) => perplexity::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Completions(args)) => completions::run(args),
     }

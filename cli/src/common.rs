@@ -93,16 +93,18 @@ impl BackendArgs {
 }
 
 /// "auto" and the backends of this build.
-fn backend_names() -> PossibleValuesParser {
+pub fn backend_names() -> PossibleValuesParser {
     PossibleValuesParser::new(std::iter::once("auto").chain(registry::all().iter().map(|b| b.name())))
 }
 
-fn activations() -> impl TypedValueParser<Value = Activations> {
+/// The precisions of activations.
+pub fn activations() -> impl TypedValueParser<Value = Activations> {
     let names = PossibleValuesParser::new(Activations::ALL.iter().map(|a| a.name()));
     names.try_map(|name| Activations::parse(&name).ok_or("not a precision"))
 }
 
-fn kv_types() -> impl TypedValueParser<Value = KvType> {
+/// The types of KV cache.
+pub fn kv_types() -> impl TypedValueParser<Value = KvType> {
     let names = PossibleValuesParser::new(KvType::ALL.iter().map(|k| k.name()));
     names.try_map(|name| KvType::parse(&name).ok_or("not a type"))
 }

@@ -92,7 +92,9 @@ pub fn kv_cache_bytes(model: &Model, kv_type: KvType, ctx_size: usize) -> u64 {
 }
 
 /// Compiles on the named backend; for "auto" on the first that can, saying which and why.
-fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
+///
+/// Errors: the backend or device is absent or lacks something, or there is not enough memory.
+pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
     let backend = if name == "auto" { choose(model)? } else { registry::by_name(name)? };
     let bar = LoadBar::new();
     let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };

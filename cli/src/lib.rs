@@ -6,6 +6,7 @@
 //! output, all else to standard error. Absent on purpose: any arithmetic of the model.
 
 pub mod args;
+pub mod bench;
 pub mod chat;
 pub mod common;
 pub mod completions;
@@ -19,6 +20,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod output;
 pub mod partial_file;
+pub mod perplexity;
 pub mod progress;
 pub mod prompt;
 pub mod run;

@@ -1,0 +1,176 @@
+//! The timed runs: random tokens in, seconds out.
+
+use std::time::{Duration, Instant};
+
+use moe_run_backends::{
+    DeviceKind, KvType,
+    session::{LogitsRows, Session},
+};
+use moe_run_graph::{
+    cost::{Cost, step_cost},
+    ids::TokenId,
+    ir::StepSizes,
+    synth::Random,
+};
+use serde::Serialize;
+
+use crate::CliError;
+
+/// What is timed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Tokens evaluated together.
+    Prompt,
+    /// Tokens evaluated one after the other.
+    Generation,
+}
+
+/// One test.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Test {
+    /// What.
+    pub kind: Kind,
+    /// How many tokens are timed.
+    pub tokens: usize,
+    /// How many the cache holds before.
+    pub depth: usize,
+}
+
+impl Test {
+    /// llama-bench's name: pp512, tg128, tg128 @ d4096.
+    pub fn name(&self) -> String {
+        let kind = match self.kind {
+            Kind::Prompt => "pp",
+            Kind::Generation => "tg",
+        };
+        match self.depth {
+            0 => format!("{kind}{}", self.tokens),
+            depth => format!("{kind}{} @ d{depth}", self.tokens),
+        }
+    }
+
+    /// Positions that the context must hold.
+    pub fn context_tokens(&self) -> usize {
+        self.depth + self.tokens
+    }
+}
+
+/// Tokens of a warm-up generation: enough that every part of the code and most pages of the weights have been seen.
+const WARM_UP_TOKENS: usize = 16;
+
+/// A session under test.
+pub struct Bench<'a> {
+    session: &'a mut Session,
+    device: DeviceKind,
+    kv_type: KvType,
+    vocab_size: usize,
+    random: Random,
+}
+
+impl<'a> Bench<'a> {
+    /// A bench of a session on a device, with tokens below `vocab_size` from `seed`.
+    pub fn new(
+        session: &'a mut Session,
+        device: DeviceKind,
+        kv_type: KvType,
+        vocab_size: usize,
+        seed: u64,
+    ) -> Bench<'a> {
+        Bench { session, device, kv_type, vocab_size, random: Random::new(&[seed]) }
+    }
+
+    /// Runs a test: once to warm up, then `repetitions` times.
+    ///
+    /// Errors: what a step reports, and logits that are not finite: a wrong result has no speed.
+    pub fn run(&mut self, test: Test, repetitions: usize) -> Result<Vec<Duration>, CliError> {
+        self.fill(test.depth)?;
+        let warm_up = match test.kind {
+            Kind::Prompt => test,
+            Kind::Generation => Test { tokens: test.tokens.min(WARM_UP_TOKENS), ..test },
+        };
+        self.once(warm_up)?;
+        (0..repetitions).map(|_| self.once(test)).collect()
+    }
+
+    /// Bytes that a test must move and arithmetic that it must do, by the plan.
+    pub fn cost(&mut self, test: Test) -> Cost {
+        let row_bytes = |elems| self.kv_type.row_bytes(elems);
+        let step = match test.kind {
+            Kind::Prompt => self.session.info().micro_batch,
+            Kind::Generation => 1,
+        };
+        let executable = self.session.executable();
+        let steps = (0..test.tokens).step_by(step.max(1)).map(|first| {
+            let tokens = step.min(test.tokens - first);
+            let last = first + tokens == test.tokens;
+            let rows = usize::from(test.kind == Kind::Generation || last);
+            let sizes = StepSizes { tokens, logits_rows: rows, cached: test.depth + first + tokens };
+            step_cost(executable.plan(tokens), sizes, &row_bytes)
+        });
+        steps.sum()
+    }
+
+    /// Makes the cache hold `depth` random tokens.
+    fn fill(&mut self, depth: usize) -> Result<(), CliError> {
+        self.session.truncate(depth)?;
+        let missing = self.tokens(depth - self.session.tokens().len());
+        Ok(self.session.feed(&missing, LogitsRows::Last, None, |_, _| Ok(()))?)
+    }
+
+    /// Random but valid: one token repeated would time one set of experts.
+    fn tokens(&mut self, count: usize) -> Vec<TokenId> {
+        let below = self.vocab_size as u64;
+        (0..count).map(|_| TokenId((self.random.next_u64() % below) as u32)).collect()
+    }
+
+    fn once(&mut self, test: Test) -> Result<Duration, CliError> {
+        self.session.truncate(test.depth)?;
+        let tokens = self.tokens(test.tokens);
+        let start = Instant::now();
+        match test.kind {
+            Kind::Prompt => {
+                self.session.feed(&tokens, LogitsRows::Last, None, |_, _| Ok(()))?;
+                self.wait()?;
+            }
+            Kind::Generation => {
+                for token in tokens {
+                    self.session.decode(token, None)?;
+                    self.wait()?;
+                }
+            }
+        }
+        let elapsed = start.elapsed();
+        let mut logits = Vec::new();
+        self.session.logits(&mut logits)?;
+        if let Some(id) = logits.iter().position(|x| !x.is_finite()) {
+            return Err(CliError::failed(format!(
+                "{}: logit {id} is {}; `moe-run trace` names the first operation that made one",
+                test.name(),
+                logits[id]
+            )));
+        }
+        Ok(elapsed)
+    }
+
+    /// Waits for the device. A processor's step returns when it is done; of another device the best token is asked, as a
+    /// generation would.
+    fn wait(&mut self) -> Result<(), CliError> {
+        if self.device != DeviceKind::Cpu {
+            self.session.argmax()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_llama_benchs() {
+        let test = |kind, depth| Test { kind, tokens: 512, depth }.name();
+        assert_eq!(test(Kind::Prompt, 0), "pp512");
+        assert_eq!(test(Kind::Generation, 4096), "tg512 @ d4096");
+    }
+}

@@ -1,0 +1,226 @@
+//! `moe-run bench`: how fast prompts and generation run, beside the memory's limit.
+
+mod machine;
+mod measure;
+mod report;
+
+use std::{
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
+
+use clap::{ValueEnum, builder::PossibleValue};
+use moe_run_backends::{Activations, DeviceKind, KvType, registry, session::Session};
+
+use self::{
+    machine::Machine,
+    measure::{Bench, Kind, Test},
+    report::{ModelSummary, Report, Row, Settings},
+};
+use crate::{
+    CliError, ExitCode,
+    common::{self, BackendArgs, ModelArgs},
+    engine, output,
+};
+
+/// Arguments of `bench`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Tokens of the prompt tests; 0 leaves them out
+    #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', default_value = "512")]
+    prompt_tokens: Vec<usize>,
+
+    /// Tokens of the generation tests; 0 leaves them out
+    #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    gen_tokens: Vec<usize>,
+
+    /// Tokens that the context holds before each test
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+
+    /// Timed runs of each test, after one that is not timed
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    repetitions: NonZeroUsize,
+
+    /// Threads of the CPU backend; several numbers give several rows [default: the physical cores]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
+    threads: Vec<NonZeroUsize>,
+
+    /// Seed of the random tokens
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Add a table of the time that each operation takes
+    #[arg(long)]
+    profile: bool,
+
+    /// Form of the results
+    #[arg(long, value_enum, default_value_t = Format::Markdown)]
+    format: Format,
+
+    /// Backend that runs the model; `auto` takes the fastest that can, and says which
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = common::backend_names(), help_heading = "Backend")]
+    backend: String,
+
+    /// Device of that backend, by number or name, as `moe-run devices` lists them
+    #[arg(long, value_name = "DEVICE", help_heading = "Backend")]
+    device: Option<String>,
+
+    /// Precision of the activations that quantized weights are multiplied with [default: the backend's fastest]
+    #[arg(long, value_name = "TYPE", value_parser = common::activations(), help_heading = "Backend")]
+    activations: Option<Activations>,
+
+    /// How the KV cache is stored
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = common::kv_types(), help_heading = "Backend")]
+    kv_type: KvType,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// A table for people.
+    Markdown,
+    /// One object.
+    Json,
+    /// A line a row.
+    Csv,
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Format] {
+        &[Format::Markdown, Format::Json, Format::Csv]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Format::Markdown => "markdown",
+            Format::Json => "json",
+            Format::Csv => "csv",
+        }))
+    }
+}
+
+/// Times the tests and prints the results.
+///
+/// Errors: tests that the model's context cannot hold, what loading and running report.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    let tests = args.tests()?;
+    let mut header = None;
+    let mut results = Vec::new();
+    for threads in args.thread_counts() {
+        let started = Instant::now();
+        let context_tokens = tests.iter().map(Test::context_tokens).max().unwrap_or(1);
+        let backend_args = args.backend_args(context_tokens, threads);
+        let model = args.model.open()?;
+        let options = backend_args.compile_options(&model);
+        let mut session = Session::new(engine::compile(&model, &args.backend, &options)?)?;
+        let load_seconds = started.elapsed().as_secs_f64();
+        let info = session.info().clone();
+        let vocab_size = model.config.vocab_size;
+        let device = device_kind(info.backend, &info.device)?;
+        let mut bench = Bench::new(&mut session, device, info.kv_type, vocab_size, args.seed);
+        for &test in &tests {
+            output::note(&format!("{} with {} threads …", test.name(), info.threads));
+            let runs = bench.run(test, args.repetitions.get())?;
+            let seconds = runs.iter().map(Duration::as_secs_f64).collect();
+            results.push(Row::new(test, info.threads, seconds, bench.cost(test), load_seconds));
+        }
+        header.get_or_insert_with(|| {
+            let settings = Settings {
+                backend: info.backend,
+                device: info.device,
+                activations: info.activations.to_string(),
+                kv_type: info.kv_type.to_string(),
+                micro_batch: info.micro_batch,
+                repetitions: args.repetitions.get(),
+                seed: args.seed,
+            };
+            (ModelSummary::of(&model), settings, device)
+        });
+    }
+    let Some((model, settings, device)) = header else {
+        return Err(CliError::bad_input("--threads: no number given"));
+    };
+    let peak_memory_bytes = machine::peak_memory_bytes(); // before the read loop takes its buffer
+    if device == DeviceKind::Cpu {
+        set_read_bandwidth(&mut results);
+    }
+    let report = Report {
+        schema_version: 1,
+        version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("MOE_RUN_COMMIT"),
+        model,
+        machine: Machine::here(),
+        settings,
+        results,
+        peak_memory_bytes,
+    };
+    match args.format {
+        Format::Markdown => output::text(&report.markdown())?,
+        Format::Json => output::json(&report)?,
+        Format::Csv => output::text(&report.csv())?,
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// Measures what a read loop gets with each row's number of threads.
+fn set_read_bandwidth(rows: &mut [Row]) {
+    let mut measured: Option<(usize, f64)> = None;
+    for row in rows {
+        let Some(threads) = NonZeroUsize::new(row.threads) else { continue };
+        // Rows of one number of threads follow each other.
+        let bandwidth = match measured {
+            Some((of, bandwidth)) if of == row.threads => bandwidth,
+            _ => machine::read_bandwidth(threads) / 1e9,
+        };
+        measured = Some((row.threads, bandwidth));
+        row.set_read_bandwidth(bandwidth);
+    }
+}
+
+impl Args {
+    /// The tests, prompts before generations, by depth.
+    fn tests(&self) -> Result<Vec<Test>, CliError> {
+        let mut tests = Vec::new();
+        for &depth in &self.depth {
+            let of = |kind, counts: &[usize]| -> Vec<Test> {
+                let counts = counts.iter().filter(|n| **n > 0);
+                counts.map(|&tokens| Test { kind, tokens, depth }).collect()
+            };
+            tests.extend(of(Kind::Prompt, &self.prompt_tokens));
+            tests.extend(of(Kind::Generation, &self.gen_tokens));
+        }
+        if tests.is_empty() {
+            return Err(CliError::bad_input(
+                "nothing to time: -p and -n are both 0; give tokens to one of them",
+            ));
+        }
+        Ok(tests)
+    }
+
+    /// The numbers of threads; `None` leaves the number to the backend.
+    fn thread_counts(&self) -> Vec<Option<NonZeroUsize>> {
+        if self.threads.is_empty() { vec![None] } else { self.threads.iter().copied().map(Some).collect() }
+    }
+
+    fn backend_args(&self, context_tokens: usize, threads: Option<NonZeroUsize>) -> BackendArgs {
+        BackendArgs {
+            backend: self.backend.clone(),
+            device: self.device.clone(),
+            activations: self.activations,
+            kv_type: self.kv_type,
+            ctx_size: NonZeroUsize::new(context_tokens),
+            threads,
+        }
+    }
+}
+
+/// The sort of the device that an executable runs on.
+fn device_kind(backend: &str, device: &str) -> Result<DeviceKind, CliError> {
+    let devices = registry::by_name(backend)?.devices()?;
+    let found = devices.iter().find(|d| d.name == device).or_else(|| devices.first());
+    found.map(|d| d.kind).ok_or_else(|| CliError::unsupported(format!("backend {backend}: no device")))
+}

@@ -1,0 +1,47 @@
+//! Starts `moe-run` as a process and looks at what comes out.
+
+use std::process::{Command, Output};
+
+/// What a process left: its exit code and its two outputs as text.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit code; −1 where a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Standard output as one JSON value.
+    ///
+    /// # Panics
+    /// With all output, where it is something else.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e} in {self:#?}"))
+    }
+
+    /// The same, where the process succeeded.
+    ///
+    /// # Panics
+    /// With all output, where it did not.
+    #[must_use]
+    pub fn succeeded(self) -> Finished {
+        assert_eq!(self.code, 0, "{self:#?}");
+        self
+    }
+}
+
+/// Runs the program to its end with the given arguments. `program` is `env!("CARGO_BIN_EXE_moe-run-under-test")`.
+///
+/// # Panics
+/// Where it cannot be started.
+#[must_use]
+pub fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Finished {
+    let Output { status, stdout, stderr } =
+        Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Finished { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
+}

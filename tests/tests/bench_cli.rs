@@ -1,0 +1,70 @@
+//! `moe-run bench`: its three forms, its numbers against each other, refusals. No speed is asserted.
+
+use moe_run_tests::cli::{Finished, run};
+use serde_json::Value;
+
+fn bench(args: &[&str]) -> Finished {
+    let command = ["bench", "--backend", "reference", "-r", "2", "-p", "8", "-n", "3"];
+    run(env!("CARGO_BIN_EXE_moe-run-under-test"), command.iter().chain(args).copied())
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+#[test]
+fn json_names_what_was_run_and_its_numbers_agree() {
+    let report = bench(&["--format", "json", "--depth", "0,5"]).succeeded().json();
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["model"]["architecture"], "qwen3moe");
+    assert_eq!(report["settings"]["activations"], "f32");
+    let rows = report["results"].as_array().expect("rows");
+    let names: Vec<_> = rows.iter().map(|r| r["test"].as_str().unwrap_or_default()).collect();
+    assert_eq!(names, ["pp8", "tg3", "pp8 @ d5", "tg3 @ d5"]);
+    for row in rows {
+        let seconds: Vec<f64> =
+            row["seconds"].as_array().expect("runs").iter().filter_map(Value::as_f64).collect();
+        assert_eq!(seconds.len(), 2);
+        let median = (seconds[0] + seconds[1]) / 2.0;
+        let close = |found: f64, wanted: f64| assert!((found / wanted - 1.0).abs() < 1e-9, "{row}");
+        close(number(row, "tokens_per_second"), number(row, "tokens") / median);
+        close(number(row, "gb_per_second"), number(row, "bytes") / median / 1e9);
+        close(number(row, "share_of_read"), number(row, "gb_per_second") / number(row, "read_gb_per_second"));
+        assert!(number(row, "tokens_per_second_min") <= number(row, "tokens_per_second_max"));
+    }
+    // Generation reads 4 of the 16 experts a token and layer. At depth 5 it reads 5 rows of K and V more in each of 3
+    // tokens and 4 layers: 2 KV heads of 64 in two bytes.
+    let bytes = |i: usize| number(&rows[i], "bytes");
+    assert_eq!(bytes(3) - bytes(1), f64::from(5 * 3 * 4 * 2 * 2 * 64 * 2));
+    assert!(bytes(1) / 3.0 < number(&report["model"], "weight_bytes") / 2.0);
+}
+
+#[test]
+fn markdown_is_a_header_and_a_table() {
+    let text = bench(&[]).succeeded().stdout;
+    for wanted in ["- moe-run ", "- model: ", "- machine: ", "activations f32", "| pp8 | 1 |", "| tg3 | 1 |"]
+    {
+        assert!(text.contains(wanted), "{wanted} in {text}");
+    }
+}
+
+#[test]
+fn csv_has_a_line_a_row_with_as_many_cells_as_the_header() {
+    // Numbers given twice are added to the list; 0 stands for no test.
+    let text = bench(&["--format", "csv", "-n", "0"]).succeeded().stdout;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("version,commit,model"));
+    assert!(lines[1].contains(",pp8,1,8,0,"), "{text}");
+}
+
+#[test]
+fn nothing_to_time_and_unknown_forms_are_refused() {
+    let program = env!("CARGO_BIN_EXE_moe-run-under-test");
+    let nothing = run(program, ["bench", "--backend", "reference", "-p", "0", "-n", "0"]);
+    assert_eq!(nothing.code, 2, "{nothing:#?}");
+    assert!(nothing.stderr.contains("-p and -n are both 0"), "{nothing:#?}");
+    let form = bench(&["--format", "yaml"]);
+    assert_eq!(form.code, 2, "{form:#?}");
+    assert!(form.stderr.contains("markdown"), "{form:#?}");
+}
