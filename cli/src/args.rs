@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, inspect, perplexity, run, synth, tokenize,
+    CliError, ExitCode, bench, chat, completions, devices, inspect, perplexity, run, synth, tokenize, trace,
 };
 
 const EXAMPLES: &str = "\
@@ -46,6 +46,8 @@ pub enum Command {
     Chat(chat::Args),
     /// Turn text into token ids, or messages into a prompt
     Tokenize(tokenize::Args),
+    /// Look at every layer of a prompt's evaluation: statistics, routing, saved tensors
+    Trace(trace::Args),
     /// List backends and their devices on this machine
     Devices(devices::Args),
     /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
@@ -69,6 +71,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Tokenize(args)) => tokenize::run(args),
+        Some(Command::Trace(args)) => trace::run(args),
         Some(Command::Devices(args)) => devices::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Bench(args)) => bench::run(args),

@@ -34,12 +34,24 @@ impl Engine {
     /// Errors: the backend or device is absent or lacks something, or there is not enough memory; the file's tokenizer is
     /// of a kind that is not known.
     pub fn load(model: Model, args: &BackendArgs, started: Instant) -> Result<Engine, CliError> {
+        let options = args.compile_options(&model);
+        Engine::load_with(model, args, options, started)
+    }
+
+    /// As [`Engine::load`], with compile options that began as those of `args`.
+    ///
+    /// Errors: as [`Engine::load`].
+    pub fn load_with(
+        model: Model,
+        args: &BackendArgs,
+        options: CompileOptions,
+        started: Instant,
+    ) -> Result<Engine, CliError> {
         let tokenizer = match Tokenizer::from_metadata(model.metadata()) {
             Ok(tokenizer) => Some(tokenizer),
             Err(TokenizerError::Absent { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let options = args.compile_options(&model);
         let trained_for = model.config.max_position_embeddings;
         if options.ctx_size > trained_for {
             output::note(&format!(

@@ -2,7 +2,11 @@
 
 use std::{error::Error, io, path::Path};
 
-use moe_run_backends::{BackendError, sampler::SamplerError};
+use moe_run_backends::{
+    BackendError,
+    sampler::SamplerError,
+    taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError},
+};
 use moe_run_graph::{
     ModelError, chat::ChatError, config::ConfigError, gguf::GgufError, lower::LowerError,
     tokenizer::TokenizerError,
@@ -115,6 +119,27 @@ impl From<TokenizerError> for CliError {
             }
             _ => CliError::bad_input(error),
         }
+    }
+}
+
+impl From<SelectError> for CliError {
+    fn from(error: SelectError) -> CliError {
+        CliError::bad_input(error)
+    }
+}
+
+impl From<SaveError> for CliError {
+    fn from(error: SaveError) -> CliError {
+        match error {
+            SaveError::Exists { .. } | SaveError::NotADirectory { .. } => CliError::bad_input(error),
+            _ => CliError::failed(error),
+        }
+    }
+}
+
+impl From<TensorFileError> for CliError {
+    fn from(error: TensorFileError) -> CliError {
+        CliError::bad_input(error)
     }
 }
 

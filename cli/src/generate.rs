@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moe_run_backends::{
-    BackendError,
+    BackendError, Observer,
     sampler::Sampler,
     session::{LogitsRows, Session},
 };
@@ -141,6 +141,22 @@ pub fn generate(
     sampler: &mut Sampler,
     prompt: &[TokenId],
     args: &GenerateArgs,
+    write: impl FnMut(&str) -> Result<(), CliError>,
+) -> Result<Outcome, CliError> {
+    generate_observed(session, tokenizer, sampler, prompt, args, LogitsRows::Last, None, write)
+}
+
+/// As [`generate`], with an observer of the prompt's evaluation and the rows of logits that it needs.
+///
+/// Errors: as [`generate`], and the observer's.
+pub fn generate_observed(
+    session: &mut Session,
+    tokenizer: Option<&Tokenizer>,
+    sampler: &mut Sampler,
+    prompt: &[TokenId],
+    args: &GenerateArgs,
+    rows: LogitsRows,
+    observer: Option<&mut dyn Observer>,
     mut write: impl FnMut(&str) -> Result<(), CliError>,
 ) -> Result<Outcome, CliError> {
     let started = Instant::now();
@@ -149,7 +165,7 @@ pub fn generate(
     let evaluate = &prompt[timings.prompt_tokens_reused..];
     let mut output_tokens = Vec::new();
     let mut text = String::new();
-    let fed = session.feed(evaluate, LogitsRows::Last, None, |_, _| match generation.is_interrupted() {
+    let fed = session.feed(evaluate, rows, observer, |_, _| match generation.is_interrupted() {
         true => Err(BackendError::Observer(Box::new(InterruptedPrompt))),
         false => Ok(()),
     });

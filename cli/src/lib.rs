@@ -25,9 +25,12 @@ pub mod progress;
 pub mod prompt;
 pub mod run;
 pub mod sampling;
+pub mod save_args;
 pub mod stop;
 pub mod synth;
 pub mod tokenize;
+pub mod trace;
+pub mod trace_report;
 
 use clap::Parser;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use moe_run_backends::{Activations, KvType, sampler::SamplerOptions};
+use moe_run_backends::{Activations, KvType, Observer, sampler::SamplerOptions, session::LogitsRows};
 use moe_run_graph::ids::TokenId;
 use serde::Serialize;
 
@@ -10,10 +10,11 @@ use crate::{
     CliError, ExitCode,
     common::{BackendArgs, ModelArgs},
     engine::Engine,
-    generate::{GenerateArgs, Outcome, StopReason, generate},
+    generate::{GenerateArgs, Outcome, StopReason, generate_observed},
     output,
     prompt::{Prompt, PromptArgs},
     sampling::SamplerArgs,
+    save_args::{self, SaveArgs, SaveRequest},
 };
 
 /// Arguments of `run`.
@@ -38,6 +39,10 @@ pub struct Args {
     /// What runs it
     #[command(flatten)]
     pub backend: BackendArgs,
+
+    /// What is saved of the prompt's evaluation
+    #[command(flatten)]
+    pub save: SaveArgs,
 
     /// Print one JSON object instead of streaming the text
     #[arg(long, help_heading = "Output")]
@@ -82,14 +87,16 @@ struct Checked {
     sampler: SamplerArgs,
     backend: BackendArgs,
     json: bool,
+    save: Option<SaveRequest>,
 }
 
 impl Checked {
     fn new(args: Args) -> Result<Checked, CliError> {
-        let Args { model, prompt, generate, sampler, backend, json } = args;
+        let Args { model, prompt, generate, sampler, backend, json, save } = args;
         sampler.check()?;
+        let save = save.check(&model)?;
         let prompt = prompt.resolve()?;
-        Ok(Checked { model, prompt, generate, sampler, backend, json })
+        Ok(Checked { model, prompt, generate, sampler, backend, json, save })
     }
 }
 
@@ -97,11 +104,16 @@ impl Checked {
 ///
 /// Errors: arguments, model, backend, or a failure while running.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    let Checked { model, prompt, generate: generate_args, sampler, backend, json } = Checked::new(args)?;
+    let Checked { model, prompt, generate: generate_args, sampler, backend, json, save } =
+        Checked::new(args)?;
     let started = Instant::now();
     let model = model.open()?;
     let (mut sampler, sampling_line) = sampler.sampler(model.metadata())?;
-    let mut engine = Engine::load(model, &backend, started)?;
+    let mut options = backend.compile_options(&model);
+    if let Some(save) = &save {
+        save.prepare(&model, &mut options)?;
+    }
+    let mut engine = Engine::load_with(model, &backend, options, started)?;
     if engine.tokenizer.is_none() && !generate_args.stop.is_empty() {
         return Err(CliError::bad_input(
             "--stop: the file has no tokenizer, so there is no text to find it in",
@@ -110,17 +122,32 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let prompt_tokens = prompt.encode(&engine)?;
     output::note(&sampling_line);
 
+    let rows = save.as_ref().map_or(LogitsRows::Last, SaveRequest::logits_rows);
+    let mut sink = save.as_ref().map(|s| s.sink(&engine, &prompt_tokens)).transpose()?;
     let Engine { session, tokenizer, .. } = &mut engine;
-    let outcome =
-        generate(session, tokenizer.as_ref(), &mut sampler, &prompt_tokens, &generate_args, |text| {
-            if json { Ok(()) } else { output::text(text) }
-        })?;
+    let outcome = generate_observed(
+        session,
+        tokenizer.as_ref(),
+        &mut sampler,
+        &prompt_tokens,
+        &generate_args,
+        rows,
+        sink.as_mut().map(|s| s as &mut dyn Observer),
+        |text| if json { Ok(()) } else { output::text(text) },
+    )?;
     if json {
         output::json(&report(&engine, &prompt_tokens, &outcome, sampler.options()))?;
     } else {
         output::text("\n")?;
     }
     output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    if let Some(sink) = sink {
+        if outcome.timings.prompt_tokens_evaluated < prompt_tokens.len() {
+            output::note("no tensors were saved: the prompt's evaluation was interrupted");
+        } else {
+            save_args::finish(sink)?;
+        }
+    }
     Ok(ExitCode::Ok)
 }
 

@@ -8,6 +8,7 @@ use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header
 use super::{RowAxis, floats};
 use crate::error::BackendError;
 use crate::executable::{ExecutableInfo, Observer, TapValue};
+use crate::session::LogitsRows;
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Stage, StepSizes};
@@ -17,8 +18,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The manifest's name in the directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -71,9 +70,6 @@ pub enum SaveError {
         /// Found and wanted.
         detail: String,
     },
-    /// Ctrl-C.
-    #[error("interrupted: no tensors were saved")]
-    Interrupted,
 }
 
 impl From<SaveError> for BackendError {
@@ -130,8 +126,6 @@ pub struct SaveOptions {
     pub format: FileFormat,
     /// Replace what an earlier run saved there.
     pub overwrite: bool,
-    /// Set by Ctrl-C: the sink then ends the step with [`SaveError::Interrupted`].
-    pub interrupted: Arc<AtomicBool>,
 }
 
 /// The run that is captured.
@@ -141,8 +135,10 @@ pub struct Capture<'a> {
     pub graph: &'a Graph,
     /// The taps that are saved: those that the executable was compiled with, or some of them.
     pub taps: &'a TapSelection,
-    /// All tokens of the captured pass; it starts at position 0 and asks for every row of logits.
+    /// All tokens of the captured pass, which starts at position 0.
     pub tokens: &'a [TokenId],
+    /// The rows of logits that it asks for: all, where stages of the logits' rows are saved.
+    pub logits_rows: LogitsRows,
     /// Which model.
     pub model: ModelIdentity,
     /// `general.architecture`.
@@ -213,6 +209,7 @@ struct OwnedInfo {
     architecture: String,
     executable: ExecutableInfo,
     tokens: Vec<TokenId>,
+    logits_rows: &'static str,
 }
 
 /// What can be said about a directory before any model is read.
@@ -254,6 +251,10 @@ impl SaveSink {
                 architecture: capture.architecture.to_owned(),
                 executable: capture.executable.clone(),
                 tokens: capture.tokens.to_vec(),
+                logits_rows: match capture.logits_rows {
+                    LogitsRows::All => "all",
+                    LogitsRows::Last => "last",
+                },
             },
             finished: false,
         };
@@ -427,7 +428,6 @@ impl SaveSink {
     /// # Errors
     /// [`SaveError`] for a stage that was not delivered whole, or what the file system reports.
     pub fn finish(mut self) -> Result<PathBuf, SaveError> {
-        self.check_interrupt()?;
         if let Some(entry) = self.entries.iter().find(|e| e.rows_done != e.positions[1]) {
             let detail = format!("{} of {} rows were computed", entry.rows_done, entry.positions[1]);
             return Err(SaveError::Unexpected { stage: entry.name.clone(), detail });
@@ -449,7 +449,7 @@ impl SaveSink {
             q8_super_block: executable.q8_super_block,
             kv_type: executable.kv_type.name(),
             tokens: &self.info.tokens,
-            logits_rows: "all",
+            logits_rows: self.info.logits_rows,
             moe_run_version: env!("CARGO_PKG_VERSION"),
             tensors: &self.entries,
         };
@@ -473,13 +473,6 @@ impl SaveSink {
         self.finished = true;
         Ok(self.options.dir.clone())
     }
-
-    fn check_interrupt(&self) -> Result<(), SaveError> {
-        if self.options.interrupted.load(Ordering::Relaxed) {
-            return Err(SaveError::Interrupted);
-        }
-        Ok(())
-    }
 }
 
 impl Drop for SaveSink {
@@ -499,7 +492,6 @@ impl Drop for SaveSink {
 
 impl Observer for SaveSink {
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
-        self.check_interrupt()?;
         if let Some(at) = self.index.get(&(tap.stage, tap.layer)).copied() {
             self.write(tap, at)?;
         }

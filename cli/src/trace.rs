@@ -1,0 +1,243 @@
+//! `moe-run trace`: the production executable, watched: statistics of every layer, routing, saved tensors.
+
+use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf, time::Instant};
+
+use clap::ValueEnum;
+use moe_run_backends::{
+    BackendError, Observer, ValueAccess,
+    session::LogitsRows,
+    taps::{
+        Fanout,
+        routing::{RoutingSink, heat_map_svg},
+        save::write_atomically,
+        select::StageList,
+        stats::{Positions, StatsSink},
+    },
+};
+use moe_run_graph::{
+    Model,
+    config::FfnConfig,
+    ids::TokenId,
+    ir::Stage,
+    passes::{Launch, Plan, TapSelection},
+};
+
+use crate::{
+    CliError, ExitCode,
+    common::{BackendArgs, ModelArgs},
+    engine::Engine,
+    interrupt::Generation,
+    output,
+    prompt::{Prompt, PromptArgs},
+    save_args::{self, SaveArgs, SaveRequest},
+    trace_report,
+};
+
+/// The stages of a layer that a trace shows unless asked for more, by the names of its fields; `qkv` is the last of the
+/// two stages that the model has, and a dense layer's `ffn_out` is its stage of that name.
+pub const LAYER_FIELDS: [(&str, &[Stage]); 7] = [
+    ("attn_norm", &[Stage::AttnNorm]),
+    ("qkv", &[Stage::QkvBias, Stage::QkvMatmul]),
+    ("attn_out", &[Stage::AttnOut]),
+    ("ffn_norm", &[Stage::FfnNorm]),
+    ("moe_router", &[Stage::MoeRouter]),
+    ("ffn_out", &[Stage::MoeFfnOut, Stage::FfnOut]),
+    ("output", &[Stage::PostFfnResidual]),
+];
+
+/// Arguments of `trace`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// What it is asked
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+
+    /// What runs it
+    #[command(flatten)]
+    pub backend: BackendArgs,
+
+    /// Take statistics of these stages too: names separated by commas, or all
+    #[arg(long, value_name = "STAGES", help_heading = "Trace")]
+    pub stages: Option<String>,
+
+    /// Of which positions statistics are taken
+    #[arg(long, value_enum, default_value = "last", help_heading = "Trace")]
+    pub positions: PositionsArg,
+
+    /// Write the experts and weights of every position and layer to this file, as JSON lines
+    #[arg(long, value_name = "FILE", help_heading = "Trace")]
+    pub routing: Option<PathBuf>,
+
+    /// Draw how often each expert was used in each layer, as an SVG
+    #[arg(long, value_name = "FILE", help_heading = "Trace")]
+    pub routing_plot: Option<PathBuf>,
+
+    /// What is saved
+    #[command(flatten)]
+    pub save: SaveArgs,
+
+    /// Print one JSON object instead of text
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// `--positions`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PositionsArg {
+    /// The prompt's last
+    Last,
+    /// All of them together
+    All,
+}
+
+/// Stops a step between two launches where Ctrl-C asks for it.
+struct StopOnInterrupt<'a>(&'a Generation);
+
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Stopped;
+
+impl Observer for StopOnInterrupt<'_> {
+    fn before_launch(
+        &mut self,
+        _plan: &Plan,
+        _launch: &Launch,
+        _values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        if self.0.is_interrupted() { Err(BackendError::Observer(Box::new(Stopped))) } else { Ok(()) }
+    }
+}
+
+/// What a traced pass gave.
+pub struct Traced {
+    /// Statistics.
+    pub stats: StatsSink,
+    /// Experts and weights.
+    pub routing: RoutingSink,
+    /// The last position's.
+    pub logits: Vec<f32>,
+    /// The first stage of all, in the order of execution, whose values are not finite: found by a second pass with every
+    /// tap of its layer where the first pass had only some.
+    pub first_non_finite: Option<String>,
+}
+
+/// Traces a prompt.
+///
+/// Errors: arguments, model, backend, files, or a failure while running. Logits that are not numbers are shown.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    let save = args.save.check(&args.model)?;
+    let stages = args.stages.as_deref().map(StageList::parse).transpose()?;
+    let prompt: Prompt = args.prompt.resolve()?;
+    let started = Instant::now();
+    let model = args.model.open()?;
+    let mut options = args.backend.compile_options(&model);
+    options.taps = default_taps(&model);
+    if let Some(stages) = &stages {
+        let layers = 0..model.graph.num_layers;
+        options.taps = save_args::union(options.taps, stages.select(&model.graph, &layers)?);
+    }
+    if let Some(save) = &save {
+        save.prepare(&model, &mut options)?;
+    }
+    let mut engine = Engine::load_with(model, &args.backend, options.clone(), started)?;
+    let tokens = prompt.encode(&engine)?;
+    let positions = match args.positions {
+        PositionsArg::Last => Positions::Only(tokens.len() as u32 - 1),
+        PositionsArg::All => Positions::All,
+    };
+    let mut traced = pass(&mut engine, &tokens, positions, save.as_ref())?;
+    if let Some(first) = traced.stats.first_non_finite() {
+        let layer = first.layer;
+        let before = layer.map(|l| l.saturating_sub(1));
+        let near: BTreeSet<_> = engine
+            .model
+            .graph
+            .taps()
+            .map(|(node, stage)| (stage, node.layer.map(|l| l.index())))
+            .filter(|(_, l)| *l == layer || *l == before || l.is_none())
+            .collect();
+        options.taps = TapSelection::Some(near);
+        let model = engine.model.clone();
+        let mut engine = Engine::load_with(model, &args.backend, options, Instant::now())?;
+        let closer = pass(&mut engine, &tokens, Positions::All, None)?;
+        traced.first_non_finite = closer.stats.first_non_finite().map(|e| e.stage.path(e.layer));
+    }
+    let experts = |layer: usize| match engine.model.config.layers[layer].ffn {
+        FfnConfig::Moe { num_experts, .. } => num_experts,
+        FfnConfig::Dense { .. } => 0,
+    };
+    let usage = traced.routing.summary(experts);
+    if let Some(path) = &args.routing {
+        let mut lines = String::new();
+        for routed in traced.routing.routed() {
+            let line = serde_json::to_string(&routed).map_err(CliError::failed)?;
+            let _ = writeln!(lines, "{line}");
+        }
+        write_atomically(path, lines.as_bytes())?;
+    }
+    if let Some(path) = &args.routing_plot {
+        write_atomically(path, heat_map_svg(&usage).as_bytes())?;
+    }
+    let last = tokens.len() as u32 - 1;
+    let report = trace_report::Report::new(&engine, &tokens, &traced, last, &usage, &options_stages(stages));
+    if args.json {
+        output::json(&report.json)?;
+    } else {
+        output::text(&report.text())?;
+    }
+    Ok(ExitCode::Ok)
+}
+
+fn options_stages(stages: Option<StageList>) -> Vec<Stage> {
+    match stages {
+        None => Vec::new(),
+        Some(StageList::All) => Stage::ALL.to_vec(),
+        Some(StageList::Some(stages)) => stages.into_iter().collect(),
+    }
+}
+
+/// The taps of the fields, with the ids that go with the router's weights.
+fn default_taps(model: &Model) -> TapSelection {
+    let wanted = |stage: Stage| {
+        matches!(stage, Stage::Embedding | Stage::FinalNorm | Stage::LmHead | Stage::MoeTopkIds)
+            || LAYER_FIELDS.iter().any(|(_, stages)| stages.contains(&stage))
+    };
+    let taps = model.graph.taps().filter(|(_, s)| wanted(*s));
+    let dense = |layer: Option<usize>| {
+        layer.is_some_and(|l| matches!(model.config.layers[l].ffn, FfnConfig::Dense { .. }))
+    };
+    taps.map(|(node, stage)| (stage, node.layer.map(|l| l.index())))
+        .filter(|(stage, layer)| *stage != Stage::FfnOut || dense(*layer))
+        .collect()
+}
+
+fn pass(
+    engine: &mut Engine,
+    tokens: &[TokenId],
+    positions: Positions,
+    save: Option<&SaveRequest>,
+) -> Result<Traced, CliError> {
+    let mut sink = save.map(|s| s.sink(engine, tokens)).transpose()?;
+    let rows = save.map_or(LogitsRows::Last, SaveRequest::logits_rows);
+    let generation = Generation::begin();
+    let (mut stats, mut routing, mut stop) =
+        (StatsSink::new(positions), RoutingSink::default(), StopOnInterrupt(&generation));
+    let mut fanout = Fanout { sinks: vec![&mut stop, &mut stats, &mut routing] };
+    if let Some(sink) = &mut sink {
+        fanout.sinks.push(sink);
+    }
+    match engine.session.feed(tokens, rows, Some(&mut fanout), |_, _| Ok(())) {
+        Err(BackendError::Observer(cause)) if cause.is::<Stopped>() => return Err(CliError::Interrupted),
+        fed => fed?,
+    }
+    if let Some(sink) = sink {
+        save_args::finish(sink)?;
+    }
+    let mut logits = Vec::new();
+    engine.session.logits(&mut logits)?;
+    Ok(Traced { stats, routing, logits, first_non_finite: None })
+}
