@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, inspect, perplexity, run, synth, tokenize, trace,
+    CliError, ExitCode, bench, chat, completions, devices, inspect, perplexity, run, selftest, synth,
+    tokenize, trace,
 };
 
 const EXAMPLES: &str = "\
@@ -58,6 +59,8 @@ pub enum Command {
     Perplexity(perplexity::Args),
     /// Write a model of real shapes with random weights, for benches and tests
     Synth(synth::Args),
+    /// Test the backends of this machine against the reference, in under a minute
+    Selftest(selftest::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -77,6 +80,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Perplexity(args)) => perplexity::run(args),
         Some(Command::Synth(args)) => synth::run(args),
+        Some(Command::Selftest(args)) => selftest::run(args),
         Some(Command::Completions(args)) => completions::run(args),
     }
 }

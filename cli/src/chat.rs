@@ -256,6 +256,7 @@ fn default_history() -> Option<PathBuf> {
 /// and taken back; the conversation goes on.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.sampler.check()?;
+    args.backend.check()?;
     let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
     let started = Instant::now();
     let model = args.model.open()?;

@@ -73,6 +73,13 @@ pub struct BackendArgs {
 }
 
 impl BackendArgs {
+    /// Checks what can be checked before a model is there.
+    ///
+    /// Errors: options that contradict each other.
+    pub fn check(&self) -> Result<(), CliError> {
+        check_device(&self.backend, self.device.as_deref())
+    }
+
     /// The context for a model.
     pub fn ctx_size(&self, model: &Model) -> usize {
         let trained_for = model.config.max_position_embeddings;
@@ -89,6 +96,18 @@ impl BackendArgs {
             device: self.device.clone(),
             ..CompileOptions::default()
         }
+    }
+}
+
+/// A device belongs to a backend, so it cannot be chosen together with `auto`.
+///
+/// Errors: it is.
+pub fn check_device(backend: &str, device: Option<&str>) -> Result<(), CliError> {
+    match device {
+        Some(device) if backend == "auto" => Err(CliError::bad_input(format!(
+            "--device {device}: devices are numbered by backend; give --backend, too (`moe-run devices` lists both)"
+        ))),
+        _ => Ok(()),
     }
 }
 

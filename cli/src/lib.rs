@@ -26,6 +26,7 @@ pub mod prompt;
 pub mod run;
 pub mod sampling;
 pub mod save_args;
+pub mod selftest;
 pub mod stop;
 pub mod synth;
 pub mod tokenize;

@@ -95,6 +95,7 @@ impl Checked {
         let Args { model, prompt, generate, sampler, backend, json, save } = args;
         sampler.check()?;
         let save = save.check(&model)?;
+        backend.check()?;
         let prompt = prompt.resolve()?;
         Ok(Checked { model, prompt, generate, sampler, backend, json, save })
     }

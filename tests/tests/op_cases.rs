@@ -1,6 +1,6 @@
 //! Random cases of every op on every backend against the reference, under the same definition of activations and KV.
 
-use moe_run_backends::cases::{self, OPS};
+use moe_run_backends::cases::{self, OPS, TOLERANCE};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::{Activations, Backend, CompileOptions, KvType};
 use moe_run_graph::ir::{DType, Dim, Graph, Op, RopePairing, RopeScaling, RopeSpec, Shape};
@@ -8,10 +8,6 @@ use moe_run_graph::quant::Format;
 use moe_run_tests::{Subject, subjects};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Both sides compute from the same rounded activations and cache; what is left is the order of f32 sums and the last
-/// bits of exp, which a softmax over hundreds of positions adds up.
-const TOLERANCE: f64 = 2e-5;
 
 fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &CompileOptions) {
     let case = cases::case(op, format, seed).unwrap().unwrap();
