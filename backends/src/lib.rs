@@ -43,6 +43,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod bandwidth;
 pub mod cases;
 #[cfg(feature = "cpu")]
 pub mod cpu;

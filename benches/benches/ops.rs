@@ -1,78 +1,104 @@
-//! Single CPU kernels: `cargo bench -p moe-run-benches --bench ops [FILTER]`.
+//! Single ops with a real model's shapes, on weights and caches that come from memory:
+//! `cargo bench -p moe-run-benches --bench ops -- [--backend cpu] [--threads N] [FILTER]`.
 //!
-//! Weights are rotated past the last-level cache where the line says "memory", and stay in it where it says "cache".
+//! GB/s are weights and KV rows; the share is of what a plain read loop gets with as many threads. The shapes are
+//! Qwen3-Coder-30B-A3B's: hidden 2048, 32 query and 4 KV heads of 128, 128 experts of 768, 8 a token.
 
-use moe_run_backends::cpu::kernels::{
-    Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TileStep,
-};
+use moe_run_backends::{KvType, bandwidth, registry};
+use moe_run_benches::{OpBench, Outcome};
 use moe_run_graph::quant::Format;
-use std::hint::black_box;
-use std::time::Instant;
+use std::num::NonZeroUsize;
 
-/// Seconds a call of `f`, the best of several runs of about 20 ms.
-fn seconds(mut f: impl FnMut()) -> f64 {
-    let mut calls = 1u32;
-    let mut best = f64::INFINITY;
-    for _ in 0..7 {
-        let start = Instant::now();
-        (0..calls).for_each(|_| f());
-        let each = start.elapsed().as_secs_f64() / f64::from(calls);
-        best = best.min(each);
-        calls = (0.02 / each).clamp(1.0, 1e7) as u32;
-    }
-    best
+/// An op to bench.
+struct Case {
+    name: String,
+    tokens: usize,
+    depth: usize,
+    build: Box<dyn Fn(u64) -> Outcome<OpBench>>,
 }
 
-fn main() {
-    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    let kernels = Kernels::detect();
-    println!("kernels: {}", kernels.isa().name());
-    for format in Format::ALL {
-        if !format.name().to_lowercase().contains(&filter.to_lowercase()) {
-            continue;
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for tokens in [1, 512] {
+        for (what, out, inner, format) in [
+            ("q_proj", 4096, 2048, Format::Q4K),
+            ("v_proj", 512, 2048, Format::Q6K),
+            ("o_proj", 2048, 4096, Format::Q4K),
+            ("router", 128, 2048, Format::F32),
+            ("dense", 2048, 2048, Format::Q8_0),
+            ("dense", 2048, 2048, Format::Q5K),
+            ("dense", 2048, 2048, Format::Q4_0),
+            ("dense", 2048, 2048, Format::F16),
+            ("dense", 2048, 2048, Format::Bf16),
+        ] {
+            cases.push(Case {
+                name: format!("matmul {what} {} [{out}, {inner}]", format.name()),
+                tokens,
+                depth: 0,
+                build: Box::new(move |beyond| OpBench::matmuls(out, inner, format, beyond)),
+            });
         }
-        // 1.0 as f16 in every pair of bytes keeps all scales finite.
-        let stride = format.row_bytes(STEP_ELEMS).unwrap_or(0);
-        let bytes: Vec<u8> =
-            (0..stride * PANEL_ROWS).map(|i| if i % 2 == 0 { (i / 7) as u8 } else { 0x3c }).collect();
-        let (mut panel, mut wide) = (Panel::zeroed(), PanelF32::zeroed());
-        let unpack = match PanelLayout::of(format) {
-            Some(_) => seconds(|| {
-                kernels.unpack(format, black_box(&bytes), stride, PANEL_ROWS, STEP_ELEMS, &mut panel);
-            }),
-            None => seconds(|| {
-                let bytes = black_box(&bytes);
-                kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, STEP_ELEMS, &mut panel, &mut wide);
-            }),
-        };
-        print!(
-            "{:<8} unpack {:6.1} ns {:6.1} GB/s",
-            format.name(),
-            unpack * 1e9,
-            bytes.len() as f64 / unpack / 1e9
-        );
-        for tokens in [1, 4, 8] {
-            let mut out = vec![Lanes([0.0; PANEL_ROWS]); tokens];
-            let each = if let Some(layout) = PanelLayout::of(format) {
-                let q = vec![3i8; tokens * STEP_ELEMS];
-                let sums = vec![-48i32; tokens * STEP_ELEMS / 16];
-                let scale = vec![0.01f32; tokens * STEP_ELEMS / 32];
-                let tile = TileStep {
-                    q: &q,
-                    neg_sums16: &sums,
-                    neg_sums32: &sums,
-                    scale: &scale,
-                    scale_per_step: format.block_elems() == STEP_ELEMS,
-                };
-                let subs = STEP_ELEMS / layout.sub_elems;
-                seconds(|| kernels.mul_q8(layout, black_box(&panel), subs, tile, &mut out))
-            } else {
-                let x = vec![0.5f32; tokens * STEP_ELEMS];
-                seconds(|| kernels.mul_f32(black_box(&wide.w), &x, &mut out))
-            };
-            let macs = (tokens * STEP_ELEMS * PANEL_ROWS) as f64;
-            print!("   × {tokens}: {:6.1} ns {:6.1} GMAC/s", each * 1e9, macs / each / 1e9);
+        for (what, out, inner, own_rows, format) in [
+            ("gate", 768, 2048, false, Format::Q4K),
+            ("down", 2048, 768, true, Format::Q4K),
+            ("down", 2048, 768, true, Format::Q6K),
+        ] {
+            cases.push(Case {
+                name: format!("expert_matmul {what} {} [128, {out}, {inner}]", format.name()),
+                tokens,
+                depth: 0,
+                // Some copies hold all experts in memory; a prompt reads them all.
+                build: Box::new(move |beyond| {
+                    let beyond = if tokens == 1 { beyond / 8 } else { beyond / 16 };
+                    OpBench::expert_matmuls((128, 8), (out, inner), own_rows, format, beyond)
+                }),
+            });
         }
-        println!();
+        for depth in [512, 4096] {
+            cases.push(Case {
+                name: format!("attention depth {depth}"),
+                tokens,
+                depth,
+                build: Box::new(move |beyond| {
+                    OpBench::attentions((32, 4, 128), depth, |n| KvType::F16.row_bytes(n), beyond / 2)
+                }),
+            });
+        }
     }
+    cases
+}
+
+fn main() -> Outcome<()> {
+    let (mut backend, mut threads, mut filter) = ("cpu".to_owned(), None, String::new());
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--bench" => {} // what `cargo bench` adds
+            "--backend" => backend = args.next().ok_or("--backend: which?")?,
+            "--threads" => {
+                threads = Some(args.next().ok_or("--threads: how many?")?.parse::<NonZeroUsize>()?)
+            }
+            flag if flag.starts_with('-') => return Err(format!("unknown argument {flag}").into()),
+            _ => filter = arg,
+        }
+    }
+    let backend = registry::by_name(&backend)?;
+    let counted = threads.unwrap_or(std::thread::available_parallelism()?);
+    let read = bandwidth::read_bytes_per_second(counted) / 1e9;
+    println!("backend {}, {counted} threads; a read loop gets {read:.1} GB/s", backend.name());
+    println!("| op | tokens | µs | GB/s | share | GFLOP/s |\n|---|---:|---:|---:|---:|---:|");
+    for case in cases().into_iter().filter(|c| c.name.contains(&filter)) {
+        let bench = (case.build)(bandwidth::beyond_cache_bytes())?;
+        let timing = bench.time(backend.as_ref(), threads.map(NonZeroUsize::get), case.tokens, case.depth)?;
+        println!(
+            "| {} | {} | {:.1} | {:.1} | {:.0} % | {:.1} |",
+            case.name,
+            case.tokens,
+            timing.each.as_secs_f64() * 1e6,
+            timing.gb_per_second(),
+            100.0 * timing.gb_per_second() / read,
+            timing.gflops(),
+        );
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{ValueEnum, builder::PossibleValue};
-use moe_run_backends::{Activations, DeviceKind, KvType, registry, session::Session};
+use moe_run_backends::{Activations, DeviceKind, KvType, bandwidth, registry, session::Session};
 
 use self::{
     machine::Machine,
@@ -174,7 +174,7 @@ fn set_read_bandwidth(rows: &mut [Row]) {
         // Rows of one number of threads follow each other.
         let bandwidth = match measured {
             Some((of, bandwidth)) if of == row.threads => bandwidth,
-            _ => machine::read_bandwidth(threads) / 1e9,
+            _ => bandwidth::read_bytes_per_second(threads) / 1e9,
         };
         measured = Some((row.threads, bandwidth));
         row.set_read_bandwidth(bandwidth);
