@@ -4,14 +4,13 @@
 //! same executable answers, is traced, is compared and is timed: an [`Observer`] only makes it stop between launches.
 
 use crate::error::BackendError;
+pub use crate::options::{Activations, CompileOptions, KvType, Progress};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
-use moe_run_graph::passes::{Launch, Plan, TapSelection};
-use moe_run_graph::quant::{ActBlock, ActProfile};
+use moe_run_graph::passes::{Launch, Plan};
 use serde::Serialize;
 use std::any::Any;
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,171 +49,6 @@ pub fn check_weights(graph: &Graph, weights: &dyn WeightSource) -> Result<(), Ba
         }
     }
     Ok(())
-}
-
-/// The precision of the activations that a quantized matmul reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activations {
-    /// 32-bit floats; no 16-bit matrix units.
-    F32,
-    /// Rounded to 16-bit floats.
-    F16,
-    /// 8-bit blocks as `graph/quant/activation.rs` defines them.
-    Q8,
-}
-
-/// How the KV cache stores its rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum KvType {
-    /// IEEE half: the default.
-    #[default]
-    F16,
-    /// As computed.
-    F32,
-    /// Q8_0 blocks of 32: see [`KvType::round_row`].
-    #[serde(rename = "q8_0")]
-    Q8_0,
-}
-
-macro_rules! named_enum {
-    ($ty:ident { $($variant:ident = $name:literal),* }) => {
-        impl $ty {
-            /// All values.
-            pub const ALL: &'static [$ty] = &[$($ty::$variant),*];
-
-            /// The name on the command line and in JSON.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self { $($ty::$variant => $name),* }
-            }
-
-            /// The value of a name.
-            #[must_use]
-            pub fn parse(name: &str) -> Option<$ty> {
-                $ty::ALL.iter().copied().find(|v| v.name() == name)
-            }
-        }
-
-        impl fmt::Display for $ty {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-    };
-}
-
-impl From<ActProfile> for Activations {
-    fn from(profile: ActProfile) -> Activations {
-        match profile {
-            ActProfile::F32 => Activations::F32,
-            ActProfile::F16 => Activations::F16,
-            ActProfile::Q8 { .. } => Activations::Q8,
-        }
-    }
-}
-
-named_enum!(Activations { F32 = "f32", F16 = "f16", Q8 = "q8" });
-named_enum!(KvType { F16 = "f16", F32 = "f32", Q8_0 = "q8_0" });
-
-impl KvType {
-    /// Bytes of a row of `elems` elements (a multiple of 32 for q8_0, which [`Executable::new_state`] checks).
-    #[must_use]
-    pub fn row_bytes(self, elems: usize) -> usize {
-        match self {
-            KvType::F32 => elems * 4,
-            KvType::F16 => elems * 2,
-            KvType::Q8_0 => elems / 32 * 34,
-        }
-    }
-
-    /// What a row is read back as after it has been stored. This is the definition for every backend.
-    ///
-    /// f16: rounded to nearest even. q8_0: blocks of 32; d = f16(amax / 127), q = round-ties-even(x · (127 / amax)),
-    /// read back as q · d; a block with a non-finite element reads back as NaN, an all-zero one as 0.
-    pub fn round_row(self, row: &mut [f32]) {
-        match self {
-            KvType::F32 => {}
-            KvType::F16 => row.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
-            KvType::Q8_0 => {
-                let mut blocks = [moe_run_graph::quant::ActQ8x32 { scale: 0.0, q: [0; 32] }];
-                for chunk in row.chunks_exact_mut(32) {
-                    moe_run_graph::quant::activation::quantize_x32(chunk, &mut blocks);
-                    let d = half::f16::from_f32(blocks[0].scale).to_f32();
-                    for (x, q) in chunk.iter_mut().zip(blocks[0].q) {
-                        *x = f32::from(q) * d;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// How far loading has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes (or kernels) done.
-    pub done: u64,
-    /// In all.
-    pub total: u64,
-    /// What is being done: "uploading weights", "compiling shaders".
-    pub what: &'static str,
-}
-
-/// What an executable is compiled for.
-#[derive(Clone)]
-pub struct CompileOptions {
-    /// `None`: the backend's fastest.
-    pub activations: Option<Activations>,
-    /// Elements of an 8-bit activation block for super-block formats, 32 or 256; `None`: the backend's own. (The
-    /// 32-element formats always take 32.) It lets the reference, or a CPU, follow another backend's definition.
-    pub q8_super_block: Option<ActBlock>,
-    /// How the KV cache is stored.
-    pub kv_type: KvType,
-    /// The largest number of cached positions.
-    pub ctx_size: usize,
-    /// The largest T of a prefill step; `None`: the backend's own.
-    pub micro_batch: Option<usize>,
-    /// The largest R of a step.
-    pub max_logits_rows: usize,
-    /// Taps to keep.
-    pub taps: TapSelection,
-    /// Threads; `None`: the physical cores. Only the CPU looks at it.
-    pub threads: Option<usize>,
-    /// Index or name of the device; `None`: the backend's choice.
-    pub device: Option<String>,
-    /// Told how loading goes.
-    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
-}
-
-impl CompileOptions {
-    /// The activation profile, given what the backend does where nothing is asked for.
-    #[must_use]
-    pub fn profile(&self, default: Activations, default_block: ActBlock) -> ActProfile {
-        match self.activations.unwrap_or(default) {
-            Activations::F32 => ActProfile::F32,
-            Activations::F16 => ActProfile::F16,
-            Activations::Q8 => ActProfile::Q8 { k_block: self.q8_super_block.unwrap_or(default_block) },
-        }
-    }
-}
-
-impl Default for CompileOptions {
-    fn default() -> Self {
-        CompileOptions {
-            activations: None,
-            q8_super_block: None,
-            kv_type: KvType::F16,
-            ctx_size: 4096,
-            micro_batch: None,
-            max_logits_rows: 1,
-            taps: TapSelection::None,
-            threads: None,
-            device: None,
-            progress: None,
-        }
-    }
 }
 
 /// What sort of device it is.

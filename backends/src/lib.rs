@@ -51,6 +51,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod executable;
+pub mod options;
 pub mod perplexity;
 pub mod reference;
 pub mod registry;
