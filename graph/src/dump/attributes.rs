@@ -1,0 +1,131 @@
+//! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
+
+use crate::ir::{AttentionAttrs, Graph, Op, RopeScaling, WeightSlice};
+use serde_json::{Map, Value, json};
+
+/// The attributes of an op; those that stand at "none" are left out.
+pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() {
+            map.insert(key.to_owned(), value);
+        }
+    };
+    match op {
+        Op::RmsNorm { eps, heads, .. } => {
+            if *heads != 1 {
+                put("heads", json!(heads));
+            }
+            put("eps", float(*eps));
+        }
+        Op::MatMul { scale, bias, .. } => {
+            put("scale", scale.map_or(Value::Null, float));
+            put("bias", bias.map_or(Value::Null, |_| true.into()));
+        }
+        Op::Rope { table, pairing, heads } => {
+            let spec = graph.rope_tables[table.index()];
+            put("heads", json!(heads));
+            put("dims", json!(spec.dims));
+            put("pairing", json!(pairing));
+            put("theta", json!(spec.theta));
+            if let RopeScaling::Linear { factor } = spec.scaling {
+                put("linear_scaling", json!(factor));
+            }
+        }
+        Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),
+        Op::Router(r) => {
+            put("num_experts", json!(r.num_experts));
+            put("num_experts_per_tok", json!(r.num_experts_per_tok));
+            put("gate", json!(r.gate));
+            put("norm_topk_prob", json!(r.norm_topk_prob));
+            if r.scale != 1.0 {
+                put("scale", float(r.scale));
+            }
+            put("selection_bias", r.selection_bias.map_or(Value::Null, |_| true.into()));
+        }
+        Op::ExpertMatMul { bias, .. } => put("bias", bias.map_or(Value::Null, |_| true.into())),
+        Op::GatedAct { activation } => put("activation", json!(activation)),
+        Op::Embed { .. }
+        | Op::KvWrite { .. }
+        | Op::ExpertCombine
+        | Op::Add
+        | Op::Mul
+        | Op::GetRows
+        | Op::Tap { .. } => {}
+    }
+    if let Some(slice) = op.weight_slice() {
+        part(graph, slice, &mut put);
+    }
+    map
+}
+
+fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
+    put("num_attention_heads", json!(a.num_attention_heads));
+    put("num_key_value_heads", json!(a.num_key_value_heads));
+    put("head_dim", json!(a.head_dim));
+    if a.value_head_dim != a.head_dim {
+        put("value_head_dim", json!(a.value_head_dim));
+    }
+    put("scale", float(a.scale));
+    put("window", json!(a.window));
+    put("soft_cap", a.soft_cap.map_or(Value::Null, float));
+    put("sinks", a.sinks.map_or(Value::Null, |_| true.into()));
+}
+
+/// Rows and experts, where the op reads less than the whole tensor.
+fn part(graph: &Graph, slice: &WeightSlice, put: &mut impl FnMut(&str, Value)) {
+    let shape = &graph.weight(slice.tensor).shape;
+    if let Some(rows) = shape.iter().rev().nth(1)
+        && slice.rows != (0..*rows)
+    {
+        put("rows", json!([slice.rows.start, slice.rows.end]));
+    }
+    if let (Some(experts), Some(all)) = (&slice.experts, shape.first())
+        && *experts != (0..*all)
+    {
+        put("experts", json!([experts.start, experts.end]));
+    }
+}
+
+/// An f32 with the digits of an f32: 1e-6, not 9.999999974752427e-7.
+fn float(x: f32) -> Value {
+    x.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+/// The attributes as one short line, with the usual letters for the usual dimensions.
+pub(super) fn line(attributes: &Map<String, Value>) -> String {
+    let mut parts = Vec::new();
+    for (key, value) in attributes {
+        let text = match value {
+            Value::String(s) => s.clone(),
+            Value::Number(n) => n.as_f64().map_or_else(|| n.to_string(), short),
+            Value::Array(pair) if pair.len() == 2 => format!("{}..{}", pair[0], pair[1]),
+            other => other.to_string(),
+        };
+        parts.push(match (key.as_str(), value) {
+            ("num_experts", _) => format!("E {text}"),
+            ("num_experts_per_tok", _) => format!("K {text}"),
+            ("num_attention_heads", _) => format!("H {text}"),
+            ("num_key_value_heads", _) => format!("G {text}"),
+            ("head_dim", _) => format!("d {text}"),
+            ("norm_topk_prob", Value::Bool(true)) => "renormalised".into(),
+            ("norm_topk_prob", Value::Bool(false)) => "not renormalised".into(),
+            ("gate" | "activation" | "pairing", _) => text,
+            (key, Value::Bool(true)) => key.to_owned(),
+            (key, _) => format!("{key} {text}"),
+        });
+    }
+    parts.join(", ")
+}
+
+/// At most five significant digits, without an exponent where there is a plain form.
+fn short(x: f64) -> String {
+    if x == 0.0 || (x.fract() == 0.0 && x.abs() < 1e6) {
+        return format!("{x}");
+    }
+    if x.abs() < 1e-3 || x.abs() >= 1e6 {
+        return format!("{x:e}");
+    }
+    let rounded = format!("{x:.5}");
+    rounded.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
