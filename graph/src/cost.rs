@@ -5,10 +5,10 @@
 //! coincide is not known before the step runs, so for several tokens the number is the one expected of even routing.
 //! Absent on purpose: the devices' speeds, caches, and values that never leave their launch.
 
-use crate::ir::{AttentionAttrs, DType, Graph, Node, Op, StepSizes, WeightSlice};
+use crate::ir::{AttentionAttrs, DType, Graph, Node, Op, StepSizes, ValueId, WeightSlice};
 use crate::passes::{Launch, Plan};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
 
@@ -19,8 +19,10 @@ pub struct Cost {
     pub weight_bytes: u64,
     /// Rows of states (the KV cache) read and written.
     pub state_bytes: u64,
-    /// Values between launches, read and written. 0 for a node by itself.
+    /// Values between launches, read and written.
     pub activation_bytes: u64,
+    /// What of all these is written; the rest is read.
+    pub written_bytes: u64,
     /// Additions and multiplications of the products (matmuls and attention); the rest is small beside them.
     pub flops: u64,
 }
@@ -30,6 +32,18 @@ impl Cost {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.weight_bytes + self.state_bytes + self.activation_bytes
+    }
+
+    /// What is read.
+    #[must_use]
+    pub fn read_bytes(&self) -> u64 {
+        self.bytes() - self.written_bytes
+    }
+
+    /// The time that the bytes alone take.
+    #[must_use]
+    pub fn seconds_at(&self, bandwidth_bytes_per_s: f64) -> f64 {
+        self.bytes() as f64 / bandwidth_bytes_per_s
     }
 
     /// What comes from memory however large the caches: weights and states.
@@ -47,6 +61,7 @@ impl Add for Cost {
             weight_bytes: self.weight_bytes + other.weight_bytes,
             state_bytes: self.state_bytes + other.state_bytes,
             activation_bytes: self.activation_bytes + other.activation_bytes,
+            written_bytes: self.written_bytes + other.written_bytes,
             flops: self.flops + other.flops,
         }
     }
@@ -72,7 +87,7 @@ pub fn distinct_experts(num_experts: usize, num_experts_per_tok: usize, tokens: 
     e * (1.0 - (1.0 - k / e).powf(tokens as f64))
 }
 
-/// Weights, states and arithmetic of one node. `state_row_bytes` gives the bytes of a state's row of so many elements.
+/// Weights, states and arithmetic of one node, wherever its operands live. `state_row_bytes` gives the bytes of a state's row of so many elements.
 #[must_use]
 pub fn node_cost(
     graph: &Graph,
@@ -116,7 +131,8 @@ pub fn node_cost(
         }
         Op::KvWrite { key, value } => {
             let row = |s| state_row_bytes(graph.state(s).row_elems()) as u64;
-            Cost { state_bytes: sizes.tokens as u64 * (row(*key) + row(*value)), ..Cost::default() }
+            let written = sizes.tokens as u64 * (row(*key) + row(*value));
+            Cost { state_bytes: written, written_bytes: written, ..Cost::default() }
         }
         Op::Attention(a) => {
             let cached: u64 = node
@@ -148,18 +164,54 @@ pub fn launch_cost(
     sizes: StepSizes,
     state_row_bytes: &dyn Fn(usize) -> usize,
 ) -> Cost {
-    let graph = &plan.graph;
-    let mut cost: Cost = plan.launch_nodes(launch).map(|n| node_cost(graph, n, sizes, state_row_bytes)).sum();
-    let mut moved = HashSet::new();
+    let mut cost = Cost::default();
     for phase in &launch.phases {
-        let nodes = || phase.iter().filter_map(|id| graph.node(*id));
-        let made: HashSet<_> = nodes().flat_map(|n| n.outputs.iter().copied()).collect();
-        moved.clear();
-        moved.extend(nodes().flat_map(|n| n.inputs.iter().copied()).filter(|v| !made.contains(v)));
-        moved.extend(made.iter().copied().filter(|v| plan.is_stored(*v)));
-        let values = moved.iter().map(|v| graph.value(*v)).filter(|v| v.dtype != DType::State);
-        cost.activation_bytes += values.map(|v| v.shape.elems(sizes) as u64 * 4).sum::<u64>();
+        let nodes: Vec<&Node> = phase.iter().filter_map(|id| plan.graph.node(*id)).collect();
+        cost += group_cost(&plan.graph, &nodes, sizes, state_row_bytes, |v| plan.is_stored(v));
     }
+    cost
+}
+
+/// A node as if it were a launch of its own, its operands read from memory. `is_read` says whether anything reads a
+/// value: a result that nothing reads is not written.
+#[must_use]
+pub fn lone_node_cost(
+    graph: &Graph,
+    node: &Node,
+    sizes: StepSizes,
+    state_row_bytes: &dyn Fn(usize) -> usize,
+    is_read: impl Fn(ValueId) -> bool,
+) -> Cost {
+    group_cost(graph, &[node], sizes, state_row_bytes, is_read)
+}
+
+/// Nodes that share what they read and keep among themselves what is not `stored`.
+fn group_cost(
+    graph: &Graph,
+    nodes: &[&Node],
+    sizes: StepSizes,
+    state_row_bytes: &dyn Fn(usize) -> usize,
+    stored: impl Fn(ValueId) -> bool,
+) -> Cost {
+    let bytes = |v: ValueId| match graph.value(v).dtype {
+        DType::State => 0,
+        DType::F32 | DType::U32 => graph.value(v).shape.elems(sizes) as u64 * 4,
+    };
+    let mut cost: Cost = nodes.iter().map(|n| node_cost(graph, n, sizes, state_row_bytes)).sum();
+    let made: HashSet<ValueId> = nodes.iter().flat_map(|n| n.outputs.iter().copied()).collect();
+    let mut reads: HashMap<ValueId, u64> = HashMap::new();
+    for node in nodes {
+        for (i, value) in node.inputs.iter().enumerate().filter(|(_, v)| !made.contains(v)) {
+            // Of the rows that it picks from, GetRows reads those that it picks.
+            let picks = matches!(node.op, Op::GetRows) && i == 0;
+            let read_bytes = bytes(if picks { node.outputs[0] } else { *value });
+            let known = reads.entry(*value).or_default();
+            *known = read_bytes.max(*known);
+        }
+    }
+    let written_bytes: u64 = made.into_iter().filter(|v| stored(*v)).map(bytes).sum();
+    cost.activation_bytes += reads.values().sum::<u64>() + written_bytes;
+    cost.written_bytes += written_bytes;
     cost
 }
 

@@ -1,15 +1,16 @@
 //! Graph or Plan → [`Dump`].
 
 use super::attributes::attributes;
-use super::cost::{Cost, CostOptions, launch_cost, node_cost};
 use super::fold;
 use super::kernel::KernelInfo;
 use super::view::{
     BackendView, BufferView, CostView, Dump, KindView, LaunchView, Level, MeasuredTimes, MeasuredView,
-    MemoryView, ModelView, NodeView, SCHEMA_VERSION, StateView, TapView, TotalsView, ValueView, WeightView,
+    MemoryView, ModelView, NodeView, SCHEMA_VERSION, StateView, StepView, TapView, TotalsView, ValueView,
+    WeightView,
 };
 use crate::config::ModelConfig;
-use crate::ir::{Graph, LayerIdx, Node, NodeId, Op, ValueId, WeightDecl};
+use crate::cost::{Cost, launch_cost, lone_node_cost};
+use crate::ir::{Graph, LayerIdx, Node, NodeId, Op, StepSizes, ValueId, WeightDecl};
 use crate::passes::{Launch, PIPELINE, Plan};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -56,7 +57,11 @@ pub struct DumpInput<'a> {
     /// What the backend says about a launch.
     pub kernel: &'a dyn Fn(&Launch) -> Option<KernelInfo>,
     /// The step that costs are stated for.
-    pub costs: CostOptions,
+    pub sizes: StepSizes,
+    /// How the KV cache is stored.
+    pub kv_type: &'a str,
+    /// Bytes of a cached row of so many elements.
+    pub kv_row_bytes: &'a dyn Fn(usize) -> usize,
     /// Bandwidth for roofline times.
     pub bandwidth_bytes_per_s: Option<f64>,
     /// Only these layers, and the whole model's nodes.
@@ -84,8 +89,8 @@ impl DumpInput<'_> {
         Some(MeasuredView {
             seconds,
             share: per(seconds, all),
-            bandwidth_bytes_per_s: per(cost.total_bytes() as f64, seconds),
-            roofline_share: self.bandwidth_bytes_per_s.map(|b| per(cost.roofline_seconds(b), seconds)),
+            bandwidth_bytes_per_s: per(cost.bytes() as f64, seconds),
+            roofline_share: self.bandwidth_bytes_per_s.map(|b| per(cost.seconds_at(b), seconds)),
         })
     }
 }
@@ -120,7 +125,7 @@ pub fn dump(input: &DumpInput<'_>) -> Dump {
             weight_bytes: graph.weights.iter().map(weight_bytes).sum(),
         },
         backend: input.backend.cloned(),
-        step: input.costs,
+        step: StepView { sizes: input.sizes, kv_type: input.kv_type.to_owned() },
         bandwidth_bytes_per_s: input.bandwidth_bytes_per_s,
         profiled_steps: input.measured.map(|m| m.steps),
         totals: TotalsView {
@@ -200,7 +205,8 @@ fn nodes(input: &DumpInput<'_>, graph: &Graph, plan: Option<&Plan>) -> Vec<NodeV
             production: *production,
             launch: place.get(&node.id).map(|p| p.0),
             phase: place.get(&node.id).map(|p| p.1),
-            cost: input.cost(node_cost(graph, node, input.costs, |v| is_read[v.index()])),
+            cost: input
+                .cost(lone_node_cost(graph, node, input.sizes, input.kv_row_bytes, |v| is_read[v.index()])),
         })
         .collect()
 }
@@ -249,7 +255,7 @@ fn launches(input: &DumpInput<'_>, plan: &Plan) -> Vec<LaunchView> {
         .iter()
         .filter(|l| input.shows(l.layer))
         .map(|launch| {
-            let cost = launch_cost(plan, launch, input.costs);
+            let cost = launch_cost(plan, launch, input.sizes, input.kv_row_bytes);
             let inside: Vec<NodeId> = launch.nodes().collect();
             let mut reads: Vec<u32> = plan
                 .launch_nodes(launch)

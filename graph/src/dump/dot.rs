@@ -102,12 +102,7 @@ fn node_label(
 }
 
 /// One edge for each pair of shown nodes, labelled with the shapes that flow.
-fn edges(
-    dump: &Dump,
-    values: &BTreeMap<u32, &ValueView>,
-    stands_for: &BTreeMap<u32, u32>,
-    out: &mut String,
-) {
+fn edges(dump: &Dump, values: &BTreeMap<u32, &ValueView>, stands_for: &BTreeMap<u32, u32>, out: &mut String) {
     let layer_of: BTreeMap<u32, Option<usize>> = dump.nodes.iter().map(|n| (n.id, n.layer)).collect();
     let mut inputs: BTreeSet<&str> = BTreeSet::new();
     let mut edges: BTreeMap<(String, u32, bool), BTreeSet<String>> = BTreeMap::new();

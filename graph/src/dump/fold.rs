@@ -5,8 +5,8 @@
 //! mix them by layer): a group lists which layers have which.
 
 use super::build::DumpInput;
-use super::cost::Cost;
 use super::view::{CostView, LaunchView, LayerGroupView, NodeView, TapView};
+use crate::cost::Cost;
 use crate::ir::{Graph, ValueId, WeightId};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;

@@ -6,7 +6,6 @@
 
 mod attributes;
 mod build;
-mod cost;
 mod dot;
 mod fold;
 mod html;
@@ -18,15 +17,14 @@ pub mod units;
 mod view;
 
 pub use build::{DumpInput, Subject, dump};
-pub use cost::{Cost, CostOptions, launch_cost, node_cost};
 pub use dot::dot;
 pub use html::html;
 pub use kernel::KernelInfo;
 pub use text::text;
 pub use view::{
     BackendView, BufferView, CostView, Dump, KindView, LaunchView, LayerGroupView, Level, MeasuredTimes,
-    MeasuredView, MemoryView, ModelView, NodeView, SCHEMA_VERSION, StateView, TapView, TotalsView, ValueView,
-    WeightView,
+    MeasuredView, MemoryView, ModelView, NodeView, SCHEMA_VERSION, StateView, StepView, TapView, TotalsView,
+    ValueView, WeightView,
 };
 
 /// The dump as JSON, one line.

@@ -1,7 +1,7 @@
 //! A dump as a reader wants it: the whole model's nodes, then each group of equal layers once, in execution order.
 
-use super::cost::Cost;
 use super::view::{Dump, LaunchView, MeasuredView, NodeView};
+use crate::cost::Cost;
 use std::collections::BTreeMap;
 
 /// What is shown between two headings.
@@ -63,8 +63,8 @@ fn mean(costs: impl ExactSizeIterator<Item = Cost>) -> Cost {
     Cost {
         weight_bytes: sum.weight_bytes / n,
         state_bytes: sum.state_bytes / n,
-        input_bytes: sum.input_bytes / n,
-        output_bytes: sum.output_bytes / n,
+        activation_bytes: sum.activation_bytes / n,
+        written_bytes: sum.written_bytes / n,
         flops: sum.flops / n,
     }
 }
@@ -106,10 +106,7 @@ pub(super) fn sections(dump: &Dump) -> Vec<Section<'_>> {
     sections
 }
 
-fn by_layer<'a, T>(
-    all: &'a [T],
-    layer: impl Fn(&T) -> Option<usize>,
-) -> BTreeMap<Option<usize>, Vec<&'a T>> {
+fn by_layer<'a, T>(all: &'a [T], layer: impl Fn(&T) -> Option<usize>) -> BTreeMap<Option<usize>, Vec<&'a T>> {
     let mut map: BTreeMap<Option<usize>, Vec<&'a T>> = BTreeMap::new();
     for item in all {
         map.entry(layer(item)).or_default().push(item);

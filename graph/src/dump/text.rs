@@ -1,11 +1,11 @@
 //! A dump as text: a table that fits a screen, repeated layers once.
 
 use super::attributes::line;
-use super::cost::Cost;
 use super::sections::{Row, Section, sections};
 use super::table::{Align, Table};
 use super::units;
 use super::view::{Dump, LaunchView, Level, MeasuredView, NodeView, ValueView, WeightView};
+use crate::cost::Cost;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -43,11 +43,8 @@ fn header(dump: &Dump, out: &mut String) {
         format!(" for {}{device}", b.name)
     });
     let totals = &dump.totals;
-    let launches = if dump.launches.is_empty() {
-        String::new()
-    } else {
-        format!(" in {} launches", totals.launches)
-    };
+    let launches =
+        if dump.launches.is_empty() { String::new() } else { format!(" in {} launches", totals.launches) };
     let _ = writeln!(
         out,
         "level {}{backend}: {} nodes{launches}, {} taps",
@@ -70,12 +67,12 @@ fn header(dump: &Dump, out: &mut String) {
 
 fn cost_line(cost: Cost, bandwidth_bytes_per_s: Option<f64>) -> String {
     let roofline = bandwidth_bytes_per_s.map_or_else(String::new, |b| {
-        format!(", at {} at best {}", units::bandwidth(b), units::seconds(cost.roofline_seconds(b)))
+        format!(", at {} at best {}", units::bandwidth(b), units::seconds(cost.seconds_at(b)))
     });
     format!(
         "{} read, {} written, {}{roofline}",
         units::bytes(cost.read_bytes()),
-        units::bytes(cost.output_bytes),
+        units::bytes(cost.written_bytes),
         units::flops(cost.flops),
     )
 }
@@ -155,7 +152,7 @@ fn cost_cells(cost: Cost) -> [String; 3] {
     let bytes = |n: u64| if n == 0 { "–".to_owned() } else { units::bytes(n) };
     [
         bytes(cost.read_bytes()),
-        bytes(cost.output_bytes),
+        bytes(cost.written_bytes),
         if cost.flops == 0 { "–".to_owned() } else { units::flops(cost.flops) },
     ]
 }
@@ -204,7 +201,7 @@ fn launches(dump: &Dump, out: &mut String) {
                 }),
             ];
             cells.extend(cost_cells(cost));
-            let best = dump.bandwidth_bytes_per_s.map(|b| units::seconds(cost.roofline_seconds(b)));
+            let best = dump.bandwidth_bytes_per_s.map(|b| units::seconds(cost.seconds_at(b)));
             cells.push(best.unwrap_or_default());
             let measured = row.measured();
             let mean = |m: MeasuredView| units::seconds(m.seconds / row.members.len() as f64);
@@ -260,12 +257,7 @@ fn memory(dump: &Dump, out: &mut String) {
                 names.push(name);
             }
         }
-        table.row(vec![
-            offset.to_string(),
-            size.to_string(),
-            values.len().to_string(),
-            names.join(", "),
-        ]);
+        table.row(vec![offset.to_string(), size.to_string(), values.len().to_string(), names.join(", ")]);
     }
     table.render(out);
 }

@@ -3,9 +3,9 @@
 //! `docs/graph-json.md` documents every field; a test holds the two together. Ids are those of the graph's arenas and
 //! stay the same at every level.
 
-use super::cost::{Cost, CostOptions};
 use super::kernel::KernelInfo;
-use crate::ir::{Shape, StateRole};
+use crate::cost::Cost;
+use crate::ir::{Shape, StateRole, StepSizes};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub struct Dump {
     /// The backend whose launch patterns and kernels are shown; `None` for the lowered graph.
     pub backend: Option<BackendView>,
     /// The step that costs are stated for.
-    pub step: CostOptions,
+    pub step: StepView,
     /// Bandwidth that `roofline_seconds` are reckoned with.
     pub bandwidth_bytes_per_s: Option<f64>,
     /// Steps that measured times are means of.
@@ -77,6 +77,16 @@ pub struct Dump {
     pub memory: Option<MemoryView>,
     /// Costs by kind of launch, or of op in the lowered graph; the dearest first.
     pub kinds: Vec<KindView>,
+}
+
+/// The step that costs are stated for.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepView {
+    /// T, R and S.
+    #[serde(flatten)]
+    pub sizes: StepSizes,
+    /// How the KV cache is stored.
+    pub kv_type: String,
 }
 
 /// The model's dimensions.
@@ -138,8 +148,8 @@ impl CostView {
     pub fn new(cost: Cost, bandwidth_bytes_per_s: Option<f64>) -> CostView {
         CostView {
             cost,
-            total_bytes: cost.total_bytes(),
-            roofline_seconds: bandwidth_bytes_per_s.map(|b| cost.roofline_seconds(b)),
+            total_bytes: cost.bytes(),
+            roofline_seconds: bandwidth_bytes_per_s.map(|b| cost.seconds_at(b)),
         }
     }
 }

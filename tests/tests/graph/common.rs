@@ -1,7 +1,7 @@
 //! Models that exist as metadata and a tensor table alone: what lowering needs, and no weights.
 
 use moe_run_graph::config::ModelConfig;
-use moe_run_graph::dump::{self, BackendView, CostOptions, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject};
+use moe_run_graph::dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject};
 use moe_run_graph::gguf::{MetaValue as V, Metadata};
 use moe_run_graph::ir::{Graph, LaunchPattern, StepSizes};
 use moe_run_graph::lower::{TensorTable, lower};
@@ -80,7 +80,8 @@ pub fn qwen3moe(name: &str, s: &Sizes) -> Blueprint {
         let (eighth, n) = (s.layers / 8, s.layers);
         let finer = i < eighth || i >= n - eighth || (i - eighth) % 3 == 2;
         let mixed = if finer { Format::Q6K } else { Format::Q4K };
-        let mut put = |name: &str, shape: &[usize], format| put(format!("blk.{i}.{name}.weight"), shape, format);
+        let mut put =
+            |name: &str, shape: &[usize], format| put(format!("blk.{i}.{name}.weight"), shape, format);
         put("attn_norm", &[s.hidden], Format::F32);
         put("attn_q", &[q_width, s.hidden], Format::Q4K);
         put("attn_k", &[kv_width, s.hidden], Format::Q4K);
@@ -129,9 +130,8 @@ pub fn target() -> Blueprint {
     qwen3moe("Qwen3 Coder 30B A3B Instruct", &sizes)
 }
 
-/// One token behind 511 cached ones, f16 cache.
-pub const DECODE: CostOptions =
-    CostOptions { sizes: StepSizes { tokens: 1, logits_rows: 1, cached: 512 }, kv_block_bytes: 64 };
+/// One token behind 511 cached ones.
+pub const DECODE: StepSizes = StepSizes { tokens: 1, logits_rows: 1, cached: 512 };
 
 pub fn plan_of(graph: &Graph, taps: &TapSelection, patterns: &[LaunchPattern]) -> Plan {
     let max_sizes = StepSizes { tokens: 1, logits_rows: 1, cached: 4096 };
@@ -168,7 +168,9 @@ impl<'a> Dumped<'a> {
             subject: self.subject,
             backend: backend.as_ref(),
             kernel: self.kernel,
-            costs: DECODE,
+            sizes: DECODE,
+            kv_type: "f16",
+            kv_row_bytes: &|elems| elems * 2,
             bandwidth_bytes_per_s: self.bandwidth_bytes_per_s,
             layers: self.layers.as_ref(),
             measured: self.measured.as_ref(),
