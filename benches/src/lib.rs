@@ -239,6 +239,7 @@ impl OpBench {
             weight_bytes: cost.weight_bytes / copies,
             state_bytes: cost.state_bytes / copies,
             activation_bytes: cost.activation_bytes / copies,
+            written_bytes: cost.written_bytes / copies,
             flops: cost.flops / copies,
         };
         Ok(Timing { each: runs[RUNS / 2] / self.copies as u32, cost })

@@ -84,11 +84,10 @@
   const timeCell = (launch) => launch && launch.measured ? number(seconds(launch.measured.seconds), 0, launch.measured.seconds / slowest) : el("span");
 
   const nodeRow = (node, launch, alone) => {
-    const row = el("div", `row k-${familyOf(node.op === "matmul" || node.op === "expert_matmul" ? node.op : node.op)}${node.production ? "" : " recomputed"}`);
+    const row = el("div", `row k-${familyOf(node.op)}${node.production ? "" : " recomputed"}`);
     row.tabIndex = 0;
     row.dataset.path = node.path;
-    const name = el("span", "name", node.name, node.name === node.op ? null : el("em", "", node.op));
-    if (!node.production) name.append(el("em", "", "recomputed"));
+    const name = el("span", "name", node.name, node.name === node.op ? null : el("em", "", node.production ? node.op : "recomputed"));
     for (const tap of tapsOf.get(node.id) || []) if (tap.kept) { const pill = el("span", "pill", tap.stage); pill.dataset.path = tap.path; name.append(pill); }
     const weight = el("span", "weight");
     node.weights.forEach((id, i) => { const w = weights.get(id); weight.append(i ? " + " : "", el("b", "", w.format), ` ${shape(w.shape)}`); });
@@ -165,7 +164,7 @@
         const value = values.get(v);
         if (value.producer === null || seen.has(value.producer)) continue;
         seen.add(value.producer);
-        const from = at.has(value.producer) ? offsets[at.get(value.producer)] : 0;
+        const from = at.has(value.producer) ? offsets[at.get(value.producer)] : -4;
         line(value.producer, x(value.producer), from, x(node.id), offsets[i], value.state !== null);
       }
     });
