@@ -1,0 +1,247 @@
+//! `moe-run synth` from outside: the files that it writes, that it leaves none half-written, and its exit codes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use moe_run_graph::{Model, gguf::GgufFile, quant::Format};
+use moe_run_tests::{
+    cli::{Finished, run},
+    fixtures,
+};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_moe-run-under-test");
+const CODER: &str = "qwen3-coder-30b-a3b";
+
+fn synth(args: &[&str], output: &Path) -> Finished {
+    let output = output.to_str().unwrap();
+    run(BINARY, ["synth", "--preset"].iter().chain(args).chain(&["-o", output]).copied())
+}
+
+/// What a directory holds, hidden files too.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The vocabulary of the presets' models.
+fn vocabulary() -> Option<PathBuf> {
+    fixtures::find("tokenizer/ggml-vocab-qwen2.gguf")
+}
+
+#[test]
+fn one_layer_of_the_coder_is_a_model_that_is_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("coder-1.gguf");
+    let started = Instant::now();
+    let report = synth(&[CODER, "--layers", "1", "--seed", "7", "--json"], &path).succeeded().json();
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["num_hidden_layers"], 1);
+    assert_eq!(report["seed"], 7);
+    assert_eq!(report["file_bytes"], fs::metadata(&path).unwrap().len());
+    assert_eq!(names(dir.path()), ["coder-1.gguf"]);
+
+    // It lowers, so every tensor that the model needs is there in its shape.
+    let model = Model::open(&path).unwrap();
+    assert_eq!(model.config.num_hidden_layers, 1);
+    assert_eq!(model.config.vocab_size, 151_936);
+    assert_eq!(model.config.max_position_embeddings, 262_144);
+    assert_eq!(model.config.layers[0].attention.rope_theta, 1e7);
+    let file = &model.file;
+    let of = |name: &str| file.tensor(name).map(|t| (t.shape.clone(), t.format)).unwrap();
+    assert_eq!(of("output.weight"), (vec![151_936, 2048], Format::Q6K));
+    assert_eq!(of("token_embd.weight"), (vec![151_936, 2048], Format::Q4K));
+    // Layer 0 of 1: (0 ≥ 7/8 as integers) gives it more bits.
+    assert_eq!(of("blk.0.ffn_down_exps.weight"), (vec![128, 2048, 768], Format::Q6K));
+    assert_eq!(of("blk.0.ffn_gate_exps.weight"), (vec![128, 768, 2048], Format::Q4K));
+    assert_eq!(of("blk.0.ffn_gate_inp.weight"), (vec![128, 2048], Format::F32));
+    assert_eq!(report["tensors"], file.tensors().len());
+
+    // Values: finite, and spread as the shapes want: 1 / √in, a router twice that, norms around 1.
+    let rms = |name: &str, rows: usize| {
+        let weights = moe_run_graph::weights::Weights::new(file.clone());
+        let view = weights.get(name).unwrap();
+        let mut row = vec![0.0; view.cols_elems()];
+        let mut squares = 0.0;
+        for r in 0..rows {
+            view.decode_row(view.rows() / rows * r, &mut row);
+            squares += row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / row.len() as f64;
+        }
+        (squares / rows as f64).sqrt()
+    };
+    for (name, wanted) in [
+        ("blk.0.attn_q.weight", 1.0 / 2048f64.sqrt()),
+        ("blk.0.ffn_down_exps.weight", 1.0 / 768f64.sqrt()),
+        ("blk.0.ffn_gate_inp.weight", 2.0 / 2048f64.sqrt()),
+        ("output.weight", 4.0 / 2048f64.sqrt()),
+        ("blk.0.ffn_norm.weight", 1.0),
+    ] {
+        let rows = if name.contains("norm") { 1 } else { 64 };
+        let found = rms(name, rows);
+        assert!((found / wanted - 1.0).abs() < 0.1, "{name}: {found} for {wanted}");
+    }
+    let check =
+        run(BINARY, ["inspect", "--check", "--json", "-m", path.to_str().unwrap()]).succeeded().json();
+    assert_eq!(check["check"]["damaged"].as_array().unwrap().len(), 0);
+    assert_eq!(check["check"]["zero_tensors"], 0);
+}
+
+#[test]
+fn the_seed_decides_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let write = |name: &str, seed: &str| {
+        let _ = synth(&[CODER, "--layers", "1", "--seed", seed], &path(name)).succeeded();
+        // All but the name, which states the seed: the tensors.
+        let file = GgufFile::open(path(name)).unwrap();
+        let hash = |bytes: &[u8]| {
+            bytes.chunks(8).fold(0u64, |h, word| {
+                let mut raw = [0; 8];
+                raw[..word.len()].copy_from_slice(word);
+                (h ^ u64::from_le_bytes(raw)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+            })
+        };
+        let hashes: Vec<u64> = file.tensors().iter().map(|t| hash(file.data(t))).collect();
+        fs::remove_file(path(name)).unwrap();
+        hashes
+    };
+    let first = write("a", "1");
+    assert_eq!(first, write("b", "1"));
+    let other = write("c", "2");
+    assert!(first.iter().zip(&other).all(|(a, b)| a != b), "every tensor differs");
+    let mut distinct = first.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), first.len(), "no two tensors are alike");
+}
+
+#[test]
+fn a_vocabulary_is_copied_whole() {
+    let Some(vocabulary) = vocabulary() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let _ = synth(&[CODER, "--dry-run", "--vocab-from", vocabulary.to_str().unwrap()], &path).succeeded();
+    let (from, to) = (GgufFile::open(&vocabulary).unwrap(), GgufFile::open(&path).unwrap());
+    let tokenizer = |file: &GgufFile| {
+        let pairs = file.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer."));
+        pairs.map(|(key, value)| (key.to_owned(), value.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(tokenizer(&from), tokenizer(&to));
+    assert!(to.metadata().get("tokenizer.chat_template").is_some());
+    assert_eq!(Model::open(&path).unwrap().config.vocab_size, 151_936);
+}
+
+#[test]
+fn a_dry_run_has_the_real_size_and_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("full.gguf");
+    for (preset, layers, gigabytes) in
+        [(CODER, 48, 18), ("qwen3-30b-a3b", 48, 18), ("qwen3-235b-a22b", 94, 142)]
+    {
+        let report = synth(&[preset, "--dry-run", "--json"], &path).succeeded().json();
+        assert_eq!(report["dry_run"], true);
+        assert_eq!(report["file_bytes"].as_u64().unwrap() / 1_000_000_000, gigabytes, "{preset}");
+        let model = Model::open(&path).unwrap();
+        assert_eq!((model.config.layers.len(), model.config.num_hidden_layers), (layers, layers));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            assert!(fs::metadata(&path).unwrap().blocks() * 512 < 16 << 20, "{preset}: not sparse");
+        }
+    }
+    assert_eq!(names(dir.path()), ["full.gguf"]);
+}
+
+#[test]
+fn wrong_arguments_are_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let tiny = fixtures::tiny_q4_k_m();
+    let refused = |args: &[&str], parts: &[&str]| {
+        let ended = synth(args, &path);
+        assert_eq!(ended.code, 2, "{ended:?}");
+        for part in parts {
+            assert!(ended.stderr.contains(part), "{part:?} in {:?}", ended.stderr);
+        }
+        assert!(names(dir.path()).is_empty());
+    };
+    refused(&["qwen4"], &["qwen4", CODER, "qwen3-235b-a22b"]);
+    refused(&[CODER, "--layers", "0"], &["0 layers", "1 to 48"]);
+    refused(&[CODER, "--layers", "49"], &["49 layers", "1 to 48"]);
+    refused(&[CODER, "--vocab-from", "absent.gguf"], &["absent.gguf", "check the path"]);
+    refused(&[CODER, "--vocab-from", tiny.to_str().unwrap()], &["3072", "151936", CODER]);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path().to_owned(), dir.path().join("absent/x.gguf")] {
+        let ended = synth(&[CODER, "--dry-run"], &path);
+        assert_eq!(ended.code, 4, "{ended:?}");
+        assert!(ended.stderr.contains(path.to_str().unwrap()), "{ended:?}");
+    }
+    assert!(names(dir.path()).is_empty());
+}
+
+/// A limit on the size of files stands in for a full disk: writing fails in the middle.
+#[cfg(unix)]
+#[test]
+fn a_file_that_does_not_fit_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let script =
+        format!("trap '' XFSZ; ulimit -f 20000; exec '{BINARY}' synth --preset {CODER} --layers 1 -o \"$0\"");
+    let output = Command::new("sh").args(["-c", &script]).arg(&path).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(
+        stderr.contains("x.gguf") && stderr.contains("it needs") && stderr.contains("--layers"),
+        "{stderr}"
+    );
+    assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let mut child = Command::new(BINARY)
+        .args(["synth", "--preset", CODER, "-o"])
+        .arg(&path)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while names(dir.path()).is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!path.exists(), "the file appears under its name only when it is whole");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+}
+
+/// An interrupted or failed run does not touch a file that was there before.
+#[cfg(unix)]
+#[test]
+fn an_older_file_survives_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    fs::write(&path, "older").unwrap();
+    let script =
+        format!("trap '' XFSZ; ulimit -f 20000; exec '{BINARY}' synth --preset {CODER} --layers 1 -o \"$0\"");
+    let status = Command::new("sh").args(["-c", &script]).arg(&path).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(4));
+    assert_eq!(fs::read(&path).unwrap(), b"older");
+    assert_eq!(names(dir.path()), ["x.gguf"]);
+}
