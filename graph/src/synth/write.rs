@@ -184,3 +184,137 @@ impl Synth {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{GgufFile, MetaArray, MetaValue};
+    use crate::quant::Format;
+    use crate::synth::PRESETS;
+    use std::io;
+
+    /// A model of the same kind that takes 6 MB; its larger tensors are filled in several pieces.
+    static SMALL: Preset = Preset {
+        name: "small",
+        num_hidden_layers: 3,
+        hidden_size: 512,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        num_experts: 8,
+        num_experts_per_tok: 2,
+        moe_intermediate_size: 256,
+        vocab_size: 4500,
+        ..PRESETS[0]
+    };
+
+    fn options(seed: u64) -> SynthOptions<'static> {
+        SynthOptions { preset: &SMALL, num_hidden_layers: None, seed, vocabulary: None }
+    }
+
+    fn bytes(seed: u64, threads: usize) -> Vec<u8> {
+        let threads = NonZeroUsize::new(threads).unwrap();
+        Synth::new(&options(seed)).unwrap().write(Vec::new(), threads, |_| ControlFlow::Continue(())).unwrap()
+    }
+
+    #[test]
+    fn seed_and_not_threads_decide_the_file() {
+        let one = bytes(1, 1);
+        assert_eq!(one.len(), Synth::new(&options(1)).unwrap().layout().file_bytes());
+        for threads in [2, 3, 7] {
+            assert!(one == bytes(1, threads), "{threads} threads");
+        }
+        let (one, two) =
+            (GgufFile::from_bytes("1", one).unwrap(), GgufFile::from_bytes("2", bytes(2, 2)).unwrap());
+        let mut seen = std::collections::HashSet::new();
+        for tensor in one.tensors() {
+            assert!(one.data(tensor) != two.data(tensor), "{}", tensor.name);
+            assert!(seen.insert(one.data(tensor)), "{}: as another tensor", tensor.name);
+            assert!(tensor.format.non_finite(one.data(tensor)).is_clean(), "{}", tensor.name);
+        }
+        // Pieces of one tensor differ too.
+        let output = one.data(one.tensor("output.weight").unwrap());
+        let piece_bytes = CHUNK_BLOCKS * Format::Q6K.block_bytes();
+        assert!(output.len() > 2 * piece_bytes);
+        assert_ne!(output[..1000], output[piece_bytes..piece_bytes + 1000]);
+    }
+
+    #[test]
+    fn norms_are_around_one_and_matmuls_around_zero() {
+        let file = GgufFile::from_bytes("m", bytes(5, 2)).unwrap();
+        let mean = |name: &str| {
+            let tensor = file.tensor(name).unwrap();
+            let mut y = vec![0.0; *tensor.shape.last().unwrap()];
+            let row = tensor.format.row_bytes(y.len()).unwrap();
+            tensor.format.decode_row(&file.data(tensor)[..row], &mut y);
+            y.iter().sum::<f32>() / y.len() as f32
+        };
+        assert!((mean("blk.0.attn_norm.weight") - 1.0).abs() < 0.03);
+        assert!(mean("blk.2.attn_q.weight").abs() < 0.01);
+    }
+
+    #[test]
+    fn it_stops_when_told_and_when_writing_fails() {
+        let threads = NonZeroUsize::new(3).unwrap();
+        let mut calls = 0;
+        let stopped = Synth::new(&options(1)).unwrap().write(Vec::new(), threads, |_| {
+            calls += 1;
+            if calls == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(SynthError::Stopped)) && calls == 4);
+
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let full =
+            Synth::new(&options(1)).unwrap().write(Full(2 << 20), threads, |_| ControlFlow::Continue(()));
+        let Err(SynthError::Write(WriteError::Io(error))) = full else { panic!("written to a full disk") };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn layers_and_vocabulary_must_fit() {
+        let refused = |options: SynthOptions<'_>| Synth::new(&options).err().unwrap().to_string();
+        let layers = refused(SynthOptions { num_hidden_layers: Some(4), ..options(0) });
+        assert!(
+            layers.contains("small") && layers.contains("4 layers") && layers.contains("1 to 3"),
+            "{layers}"
+        );
+        let tokens = |n: usize| {
+            let tokens = (0..n).map(|i| i.to_string()).collect();
+            let pairs = [
+                (keys::TOKENIZER_TOKENS, MetaValue::Array(MetaArray::String(tokens))),
+                (keys::CHAT_TEMPLATE, MetaValue::String("{{ messages }}".into())),
+                (keys::GENERAL_NAME, MetaValue::String("not taken over".into())),
+            ];
+            Metadata::from_pairs("vocabulary.gguf", pairs).unwrap()
+        };
+        let few = refused(SynthOptions { vocabulary: Some(&tokens(10)), ..options(0) });
+        assert!(
+            few.contains("vocabulary.gguf") && few.contains("10 tokens") && few.contains("4500"),
+            "{few}"
+        );
+        let none = refused(SynthOptions { vocabulary: Some(&Metadata::default()), ..options(0) });
+        assert!(none.contains(keys::TOKENIZER_TOKENS), "{none}");
+        let right = tokens(4500);
+        let synth = Synth::new(&SynthOptions { vocabulary: Some(&right), ..options(0) }).unwrap();
+        let zeros = synth.layout().file_bytes() - synth.layout().header().len();
+        let file = GgufFile::from_bytes("m", [synth.layout().header(), &vec![0; zeros]].concat()).unwrap();
+        assert_eq!(file.metadata().string_array(keys::TOKENIZER_TOKENS).unwrap().len(), 4500);
+        assert_eq!(file.metadata().str(keys::CHAT_TEMPLATE).unwrap(), "{{ messages }}");
+        assert!(file.metadata().str(keys::GENERAL_NAME).unwrap().contains("random weights"));
+    }
+
+    #[test]
+    fn the_largest_preset_is_laid_out() {
+        let largest = &PRESETS[2];
+        let synth = Synth::new(&SynthOptions { preset: largest, ..options(0) }).unwrap();
+        assert_eq!(synth.layout().tensors().len(), 3 + 12 * largest.num_hidden_layers);
+    }
+}
