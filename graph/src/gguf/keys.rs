@@ -115,23 +115,23 @@ pub mod arch {
 
 /// Tensors of the whole model.
 pub mod tensor {
-    /// Embedding table, [vocab_size, hidden_size].
+    /// Embedding table, `[vocab_size, hidden_size]`.
     pub const TOKEN_EMBD: &str = "token_embd.weight";
-    /// Final norm, [hidden_size].
+    /// Final norm, `[hidden_size]`.
     pub const OUTPUT_NORM: &str = "output_norm.weight";
-    /// lm_head, [vocab_size, hidden_size]; the embedding table serves where it is absent.
+    /// lm_head, `[vocab_size, hidden_size]`; the embedding table serves where it is absent.
     pub const OUTPUT: &str = "output.weight";
 }
 
 /// What follows `blk.<i>.` in the name of a layer's tensor.
 pub mod layer {
-    /// Norm before attention, [hidden_size].
+    /// Norm before attention, `[hidden_size]`.
     pub const ATTN_NORM: &str = "attn_norm.weight";
-    /// q_proj, [num_attention_heads · head_dim, hidden_size].
+    /// q_proj, `[num_attention_heads · head_dim, hidden_size]`.
     pub const ATTN_Q: &str = "attn_q.weight";
-    /// k_proj, [num_key_value_heads · head_dim, hidden_size].
+    /// k_proj, `[num_key_value_heads · head_dim, hidden_size]`.
     pub const ATTN_K: &str = "attn_k.weight";
-    /// v_proj, [num_key_value_heads · head_dim, hidden_size].
+    /// v_proj, `[num_key_value_heads · head_dim, hidden_size]`.
     pub const ATTN_V: &str = "attn_v.weight";
     /// q_proj's bias.
     pub const ATTN_Q_BIAS: &str = "attn_q.bias";
@@ -139,27 +139,27 @@ pub mod layer {
     pub const ATTN_K_BIAS: &str = "attn_k.bias";
     /// v_proj's bias.
     pub const ATTN_V_BIAS: &str = "attn_v.bias";
-    /// Per-head norm of queries, [head_dim].
+    /// Per-head norm of queries, `[head_dim]`.
     pub const ATTN_Q_NORM: &str = "attn_q_norm.weight";
-    /// Per-head norm of keys, [head_dim].
+    /// Per-head norm of keys, `[head_dim]`.
     pub const ATTN_K_NORM: &str = "attn_k_norm.weight";
-    /// o_proj, [hidden_size, num_attention_heads · head_dim].
+    /// o_proj, `[hidden_size, num_attention_heads · head_dim]`.
     pub const ATTN_OUTPUT: &str = "attn_output.weight";
-    /// Norm before the feed-forward part, [hidden_size].
+    /// Norm before the feed-forward part, `[hidden_size]`.
     pub const FFN_NORM: &str = "ffn_norm.weight";
-    /// Router, [num_experts, hidden_size].
+    /// Router, `[num_experts, hidden_size]`.
     pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
-    /// Experts' gate_proj, [num_experts, moe_intermediate_size, hidden_size].
+    /// Experts' gate_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
     pub const FFN_GATE_EXPS: &str = "ffn_gate_exps.weight";
-    /// Experts' up_proj, [num_experts, moe_intermediate_size, hidden_size].
+    /// Experts' up_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
     pub const FFN_UP_EXPS: &str = "ffn_up_exps.weight";
-    /// Experts' down_proj, [num_experts, hidden_size, moe_intermediate_size].
+    /// Experts' down_proj, `[num_experts, hidden_size, moe_intermediate_size]`.
     pub const FFN_DOWN_EXPS: &str = "ffn_down_exps.weight";
-    /// Dense gate_proj, [intermediate_size, hidden_size].
+    /// Dense gate_proj, `[intermediate_size, hidden_size]`.
     pub const FFN_GATE: &str = "ffn_gate.weight";
-    /// Dense up_proj, [intermediate_size, hidden_size].
+    /// Dense up_proj, `[intermediate_size, hidden_size]`.
     pub const FFN_UP: &str = "ffn_up.weight";
-    /// Dense down_proj, [hidden_size, intermediate_size].
+    /// Dense down_proj, `[hidden_size, intermediate_size]`.
     pub const FFN_DOWN: &str = "ffn_down.weight";
 }
 

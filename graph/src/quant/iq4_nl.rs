@@ -1,4 +1,4 @@
-//! IQ4_NL: 32 values of 4 bits into a table of unequal steps, under one scale; y = d · table[q].
+//! IQ4_NL: 32 values of 4 bits into a table of unequal steps, under one scale; y = d · `table[q]`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -19,7 +19,7 @@ pub struct BlockIq4Nl {
 
 const _: () = assert!(size_of::<BlockIq4Nl>() == 18 && align_of::<BlockIq4Nl>() == 1);
 
-/// y = d · table[q].
+/// y = d · `table[q]`.
 pub fn decode(block: &BlockIq4Nl, out: &mut [f32; 32]) {
     let d = f16_at(block.d);
     for j in 0..16 {

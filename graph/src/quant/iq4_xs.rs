@@ -1,5 +1,5 @@
 //! IQ4_XS: 256 values of 4 bits into IQ4_NL's table, in 8 sub-blocks of 32, each with a 6-bit scale;
-//! y = (d · (scale − 32)) · table[q].
+//! y = (d · (scale − 32)) · `table[q]`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -30,7 +30,7 @@ pub fn scales(block: &BlockIq4Xs) -> [i8; 8] {
     })
 }
 
-/// y = (d · (scale − 32)) · table[q]; both products are exact (11 by 5 or a power of two, then 7 bits).
+/// y = (d · (scale − 32)) · `table[q]`; both products are exact (11 by 5 or a power of two, then 7 bits).
 pub fn decode(block: &BlockIq4Xs, out: &mut [f32; 256]) {
     let d = f16_at(block.d);
     let scales = scales(block);
