@@ -1,6 +1,7 @@
 //! Starts `moe-run` as a process and looks at what comes out.
 
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 /// What a process left: its exit code and its two outputs as text.
 #[derive(Debug)]
@@ -34,14 +35,43 @@ impl Finished {
     }
 }
 
-/// Runs the program to its end with the given arguments. `program` is `env!("CARGO_BIN_EXE_moe-run-under-test")`.
+/// Runs the program to its end with the given arguments and nothing on standard input. `program` is
+/// `env!("CARGO_BIN_EXE_moe-run-under-test")`.
 ///
 /// # Panics
 /// Where it cannot be started.
 #[must_use]
 pub fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Finished {
-    let Output { status, stdout, stderr } =
-        Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    run_with_input(program, args, b"")
+}
+
+/// The same, with standard input.
+///
+/// # Panics
+/// Where it cannot be started, or does not read its input.
+#[must_use]
+pub fn run_with_input<'a>(
+    program: &str,
+    args: impl IntoIterator<Item = &'a str>,
+    input: &[u8],
+) -> Finished {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    // A program that ends without reading closes the pipe: that is its right.
+    let written = child.stdin.take().map(|mut pipe| pipe.write_all(input));
+    drop(written);
+    finish(child.wait_with_output().unwrap_or_else(|e| panic!("{program}: {e}")))
+}
+
+/// What a process left.
+#[must_use]
+pub fn finish(output: Output) -> Finished {
+    let Output { status, stdout, stderr } = output;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Finished { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
 }

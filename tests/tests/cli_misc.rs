@@ -1,0 +1,93 @@
+//! What surrounds the commands: help, exit codes, completions, devices, the self-test.
+
+use moe_run::ExitCode;
+use moe_run_tests::cli::{Finished, run};
+
+fn moe_run(args: &[&str]) -> Finished {
+    run(env!("CARGO_BIN_EXE_moe-run-under-test"), args.iter().copied())
+}
+
+#[test]
+fn help_has_examples_and_every_exit_code() {
+    let help = moe_run(&["--help"]).succeeded().stdout;
+    assert!(help.contains("Examples:"));
+    for code in ExitCode::ALL {
+        assert!(help.contains(&format!("{:>3}  {}", code as u8, code.meaning())), "{code:?} in {help}");
+    }
+    let version = moe_run(&["--version"]).succeeded().stdout;
+    assert_eq!(version, format!("moe-run {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// Every command has a help text, and says nothing else when asked for it.
+#[test]
+fn every_command_has_help() {
+    let help = moe_run(&["--help"]).succeeded().stdout;
+    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    for wanted in ["run", "chat", "tokenize", "devices", "inspect", "synth", "selftest", "completions"] {
+        assert!(commands.contains(&wanted), "{wanted} in {commands:?}");
+    }
+    for command in commands {
+        let help = moe_run(&[command, "--help"]).succeeded();
+        assert!(help.stdout.contains("Usage:") && help.stderr.is_empty(), "{command}: {help:#?}");
+    }
+}
+
+#[test]
+fn a_mistyped_command_or_option_is_answered_with_the_one_meant() {
+    for (args, meant) in [(&["tokenise"][..], "tokenize"), (&["run", "--max-token", "3"], "--max-tokens")] {
+        let refused = moe_run(args);
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains(meant), "{refused:#?}");
+    }
+}
+
+#[test]
+fn output_has_no_colours_where_there_is_no_terminal() {
+    for args in [&["--help"][..], &["--nonsense"], &["-p", "x", "--top-p", "3"]] {
+        let finished = moe_run(args);
+        assert!(!finished.stdout.contains('\u{1b}') && !finished.stderr.contains('\u{1b}'), "{finished:#?}");
+    }
+}
+
+#[test]
+fn completions_for_every_shell_know_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = moe_run(&["completions", shell]).succeeded().stdout;
+        assert!(script.contains("tokenize") && script.contains("max-tokens"), "{shell}");
+    }
+    assert_eq!(moe_run(&["completions", "tcsh"]).code, 2);
+}
+
+#[test]
+fn devices_lists_every_backend_of_the_build() {
+    let text = moe_run(&["devices"]).succeeded().stdout;
+    let report = moe_run(&["devices", "--json"]).succeeded().json();
+    assert_eq!(report["schema_version"], 1);
+    let backends = report["backends"].as_array().unwrap();
+    for name in ["cpu", "reference"] {
+        let backend = backends.iter().find(|b| b["backend"] == name).unwrap();
+        assert!(!backend["devices"].as_array().unwrap().is_empty());
+        assert_eq!(backend["error"], serde_json::Value::Null);
+        assert!(text.lines().any(|line| line == name), "{text}");
+    }
+    // A backend without a device says why.
+    for backend in backends.iter().filter(|b| b["devices"].as_array().unwrap().is_empty()) {
+        assert!(text.contains(backend["error"].as_str().unwrap_or("no device here")), "{text}");
+    }
+}
+
+#[test]
+fn the_self_test_passes_on_the_cpu() {
+    let report = moe_run(&["selftest", "--backend", "cpu", "--json"]).succeeded().json();
+    assert_eq!(report["verdict"], "pass");
+    let ops = report["backends"][0]["ops"].as_array().unwrap();
+    for op in moe_run_backends::cases::OPS {
+        let of_op: Vec<_> = ops.iter().filter(|o| o["op"] == *op).collect();
+        assert!(!of_op.is_empty(), "{op}");
+        assert!(of_op.iter().all(|o| o["cases"].as_u64().unwrap() >= 8 && o["worst"].is_number()), "{of_op:?}");
+    }
+    let demo = &report["backends"][0]["demo"][0];
+    assert_eq!((demo["answers"].as_u64(), demo["failures"].as_array().map(Vec::len)), (Some(4), Some(0)));
+    assert_eq!(moe_run(&["selftest", "--device", "0"]).code, 2);
+}
