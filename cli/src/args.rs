@@ -42,6 +42,7 @@ pub struct Cli {
 #[expect(clippy::large_enum_variant, reason = "one value a process")]
 pub enum Command {
     /// Answer one prompt (the default)
+    #[command(after_help = EXAMPLES)]
     Run(run::Args),
     /// Hold a conversation
     Chat(chat::Args),

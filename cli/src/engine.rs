@@ -22,7 +22,7 @@ pub struct Engine {
     pub model: Model,
     /// Holds the KV cache.
     pub session: Session,
-    /// `None` where the file has none.
+    /// `None` where the file has none, or one of a kind that is not known.
     pub tokenizer: Option<Tokenizer>,
     /// From opening the file to the allocated KV cache.
     pub load_time: Duration,
@@ -31,8 +31,8 @@ pub struct Engine {
 impl Engine {
     /// Compiles a model and allocates its KV cache; says on standard error what runs where, and what it takes.
     ///
-    /// Errors: the backend or device is absent or lacks something, or there is not enough memory; the file's tokenizer is
-    /// of a kind that is not known.
+    /// Errors: the backend or device is absent or lacks something, or there is not enough memory; the file's tokenizer
+    /// contradicts itself.
     pub fn load(model: Model, args: &BackendArgs, started: Instant) -> Result<Engine, CliError> {
         let options = args.compile_options(&model);
         Engine::load_with(model, args, options, started)
@@ -50,6 +50,11 @@ impl Engine {
         let tokenizer = match Tokenizer::from_metadata(model.metadata()) {
             Ok(tokenizer) => Some(tokenizer),
             Err(TokenizerError::Absent { .. }) => None,
+            // Ids still run, and are what comes out; text is refused with this error.
+            Err(error @ (TokenizerError::Model { .. } | TokenizerError::PreTokenizer { .. })) => {
+                output::note(&format!("note: no text, only token ids: {error}"));
+                None
+            }
             Err(error) => return Err(error.into()),
         };
         let trained_for = model.config.max_position_embeddings;
@@ -80,10 +85,14 @@ impl Engine {
 
     /// The tokenizer, or the error that says how to do without.
     ///
-    /// Errors: the file has none.
+    /// Errors: the file has none, or one of a kind that is not known.
     pub fn tokenizer(&self) -> Result<&Tokenizer, CliError> {
-        let absent = || TokenizerError::Absent { file: self.model.metadata().origin().to_owned() };
-        Ok(self.tokenizer.as_ref().ok_or_else(absent)?)
+        let metadata = self.model.metadata();
+        let why = || {
+            let absent = TokenizerError::Absent { file: metadata.origin().to_owned() };
+            Tokenizer::from_metadata(metadata).err().unwrap_or(absent)
+        };
+        Ok(self.tokenizer.as_ref().ok_or_else(why)?)
     }
 
     /// The chat template: the given one, or the file's.

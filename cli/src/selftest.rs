@@ -23,7 +23,7 @@ use crate::{
     CliError, ExitCode,
     common::{backend_names, check_device},
     demo,
-    generate::{GenerateArgs, generate},
+    generate::{GenerateArgs, StopReason, generate},
     output,
 };
 
@@ -266,6 +266,9 @@ fn test_demo(
         }
         let args = GenerateArgs { max_tokens: Some(40), stop: Vec::new() };
         let outcome = generate(&mut found, Some(&tokenizer), &mut sampler, &prompt, &args, |_| Ok(()))?;
+        if outcome.stop_reason == StopReason::Interrupted {
+            return Err(CliError::Interrupted);
+        }
         report.answers += 1;
         if outcome.text != answer {
             report.failures.push(format!("{question:?}: answered {:?}, wanted {answer:?}", outcome.text));

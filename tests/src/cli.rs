@@ -50,11 +50,7 @@ pub fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Finish
 /// # Panics
 /// Where it cannot be started, or does not read its input.
 #[must_use]
-pub fn run_with_input<'a>(
-    program: &str,
-    args: impl IntoIterator<Item = &'a str>,
-    input: &[u8],
-) -> Finished {
+pub fn run_with_input<'a>(program: &str, args: impl IntoIterator<Item = &'a str>, input: &[u8]) -> Finished {
     let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())

@@ -85,7 +85,10 @@ fn the_self_test_passes_on_the_cpu() {
     for op in moe_run_backends::cases::OPS {
         let of_op: Vec<_> = ops.iter().filter(|o| o["op"] == *op).collect();
         assert!(!of_op.is_empty(), "{op}");
-        assert!(of_op.iter().all(|o| o["cases"].as_u64().unwrap() >= 8 && o["worst"].is_number()), "{of_op:?}");
+        assert!(
+            of_op.iter().all(|o| o["cases"].as_u64().unwrap() >= 8 && o["worst"].is_number()),
+            "{of_op:?}"
+        );
     }
     let demo = &report["backends"][0]["demo"][0];
     assert_eq!((demo["answers"].as_u64(), demo["failures"].as_array().map(Vec::len)), (Some(4), Some(0)));

@@ -85,7 +85,8 @@ fn wrong_input_of_tokenize_is_refused() {
         std::fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let (broken, number, none) = (path("b.json", "{"), path("n.json", "3"), path("o.json", "{\"tools\": []}"));
+    let (broken, number, none) =
+        (path("b.json", "{"), path("n.json", "3"), path("o.json", "{\"tools\": []}"));
     let no_role = path("r.json", "[{\"content\": \"x\"}]");
     let raise = path("raise.jinja", "{{ raise_exception('only one system message') }}");
     let fine = path("f.json", "[{\"role\": \"user\", \"content\": \"x\"}]");
@@ -118,7 +119,8 @@ fn chat(args: &[&str], input: &str) -> Finished {
 
 #[test]
 fn a_conversation_has_turns_and_reuses_what_it_evaluated() {
-    let ended = chat(&[], "Hello\n\nWhat is 2+2?\n/reset\nCapital of \\\nFrance:\n/exit\nHello\n").succeeded();
+    let ended =
+        chat(&[], "Hello\n\nWhat is 2+2?\n/reset\nCapital of \\\nFrance:\n/exit\nHello\n").succeeded();
     let lines: Vec<&str> = ended.stdout.lines().collect();
     assert_eq!(lines[..2], ["Hello! How can I help you today?", "2 + 2 = 4"], "{ended:#?}");
     assert_eq!(lines.len(), 3, "what follows /exit is not read: {ended:#?}");
@@ -134,14 +136,16 @@ fn a_conversation_is_saved_and_loaded() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("talk.json");
     let path = file.to_str().unwrap();
-    chat(&["--system", "Be brief."], &format!("Hello\n/save {path}\n")).succeeded();
+    let _ = chat(&["--system", "Be brief."], &format!("Hello\n/save {path}\n")).succeeded();
     let saved: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(saved["messages"][0], json!({"role": "system", "content": "Be brief."}));
     assert_eq!(saved["messages"][1], json!({"role": "user", "content": "Hello"}));
     assert_eq!(saved["messages"].as_array().unwrap().len(), 3);
     // `tokenize --messages` reads the same file.
     let rendered = tokenize(&["--messages", path, "--no-generation-prompt"]).succeeded().stdout;
-    assert!(rendered.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"));
+    assert!(
+        rendered.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n")
+    );
     let again = directory.path().join("again.json");
     let loaded = chat(&[], &format!("/load {path}\n/save {}\n", again.display())).succeeded();
     assert!(loaded.stderr.contains("3 messages"), "{loaded:#?}");
@@ -153,7 +157,9 @@ fn what_goes_wrong_in_a_turn_does_not_end_the_conversation() {
     let long = "word ".repeat(100);
     let input = format!("/load absent.json\n/nonsense\n/save\n{long}\nHello\n/help\n");
     let ended = chat(&["-c", "64"], &input).succeeded();
-    for said in ["absent.json", "no command /nonsense", "/save FILE", "the context is full", "/reset        forget"] {
+    for said in
+        ["absent.json", "no command /nonsense", "/save FILE", "the context is full", "/reset        forget"]
+    {
         assert!(ended.stderr.contains(said), "{said}: {ended:#?}");
     }
     // The question that did not fit is taken back.
