@@ -51,15 +51,15 @@ pub struct Args {
     pub model: ModelArgs,
 
     /// File with a Jinja chat template, instead of the model's own
-    #[arg(long, value_name = "FILE", requires = "messages")]
+    #[arg(long, value_name = "FILE", requires = "messages", conflicts_with_all = ["text", "file"])]
     pub chat_template: Option<PathBuf>,
 
     /// End the prompt with the messages, without the beginning of an answer
-    #[arg(long, requires = "messages")]
+    #[arg(long, requires = "messages", conflicts_with_all = ["text", "file"])]
     pub no_generation_prompt: bool,
 
     /// Render without tokenizing; with --chat-template no model is opened
-    #[arg(long, requires = "messages", conflicts_with = "json")]
+    #[arg(long, requires = "messages", conflicts_with_all = ["text", "file", "json"])]
     pub render_only: bool,
 
     /// Print one JSON object: ids and pieces (and, of messages, the rendered text)

@@ -100,7 +100,8 @@ fn wrong_input_of_tokenize_is_refused() {
         (&["--messages", &fine, "--chat-template", &raise], &["only one system message"]),
         (&["--messages", &fine, "-m", &micro], &["no chat template", "--chat-template"]),
         (&["-m", &micro, "x"], &["no tokenizer"]),
-        (&["--render-only", "x"], &["--messages"]),
+        (&["--render-only", "x"], &["--render-only", "cannot be used with"]),
+        (&["--no-generation-prompt"], &["--messages"]),
         (&["-f", "absent.txt"], &["absent.txt"]),
     ];
     for (args, said) in cases {

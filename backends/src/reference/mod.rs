@@ -44,6 +44,9 @@ pub const NAME: &str = "reference";
 /// The largest T of a step unless asked otherwise.
 const MICRO_BATCH: usize = 512;
 
+/// Its one device.
+const DEVICE: &str = "scalar interpreter";
+
 impl Backend for Reference {
     fn name(&self) -> &'static str {
         NAME
@@ -53,7 +56,7 @@ impl Backend for Reference {
         Ok(vec![DeviceInfo {
             backend: NAME,
             index: 0,
-            name: "scalar interpreter".into(),
+            name: DEVICE.into(),
             kind: DeviceKind::Cpu,
             details: Vec::new(),
             memory_bytes: None,
@@ -75,6 +78,17 @@ impl Backend for Reference {
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
         check_weights(graph, weights.as_ref())?;
+        if let Some(wanted) = options.device.as_deref()
+            && wanted != DEVICE
+            && wanted != "0"
+        {
+            return Err(BackendError::Option {
+                backend: NAME,
+                option: "--device",
+                found: wanted.to_owned(),
+                wanted: format!("0 or {DEVICE:?}"),
+            });
+        }
         let profile = options.profile(Activations::F32, ActBlock::X32);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let max_sizes =
@@ -82,7 +96,7 @@ impl Backend for Reference {
         let plan = plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], max_sizes })?;
         let info = ExecutableInfo {
             backend: NAME,
-            device: "scalar interpreter".into(),
+            device: DEVICE.into(),
             activations: profile.into(),
             q8_super_block: match profile {
                 ActProfile::Q8 { k_block } => Some(k_block.elems()),
