@@ -41,6 +41,30 @@ fn json_names_what_was_run_and_its_numbers_agree() {
 }
 
 #[test]
+fn a_profile_splits_the_time_and_the_bytes() {
+    let report = bench(&["--format", "json", "--profile"]).succeeded().json();
+    let profiles = report["profiles"].as_array().expect("profiles");
+    assert_eq!(profiles.len(), 2);
+    for (profile, row) in profiles.iter().zip(report["results"].as_array().expect("rows")) {
+        assert_eq!(profile["test"], row["test"]);
+        let ops = profile["ops"].as_array().expect("ops");
+        let sum = |key: &str| ops.iter().map(|op| number(op, key)).sum::<f64>();
+        assert!(
+            (sum("share") - 1.0).abs() < 1e-9
+                && (sum("seconds") / number(profile, "seconds") - 1.0).abs() < 1e-9
+        );
+        assert_eq!((sum("bytes"), sum("flops")), (number(row, "bytes"), number(row, "flops")), "{profile}");
+        let of = |op: &str| ops.iter().find(|o| o["op"] == op).unwrap_or_else(|| panic!("{op} in {profile}"));
+        // The reference runs each op as a launch of its own: gate, up and down in 4 layers.
+        let steps = if row["kind"] == "prompt" { 1 } else { 3 };
+        assert_eq!(of("expert_matmul")["launches"], steps * 3 * 4);
+        assert!(of("attention")["bytes"].as_u64() > Some(0));
+    }
+    let csv = bench(&["--format", "csv", "--profile"]);
+    assert_eq!(csv.code, 2, "{csv:#?}");
+}
+
+#[test]
 fn markdown_is_a_header_and_a_table() {
     let text = bench(&[]).succeeded().stdout;
     for wanted in ["- moe-run ", "- model: ", "- machine: ", "activations f32", "| pp8 | 1 |", "| tg3 | 1 |"]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moe_run_backends::{
-    DeviceKind, KvType,
+    DeviceKind, KvType, Observer,
     session::{LogitsRows, Session},
 };
 use moe_run_graph::{
@@ -14,6 +14,7 @@ use moe_run_graph::{
 };
 use serde::Serialize;
 
+use super::profile::{Profile, Profiler};
 use crate::CliError;
 
 /// What is timed.
@@ -89,8 +90,8 @@ impl<'a> Bench<'a> {
             Kind::Prompt => test,
             Kind::Generation => Test { tokens: test.tokens.min(WARM_UP_TOKENS), ..test },
         };
-        self.once(warm_up)?;
-        (0..repetitions).map(|_| self.once(test)).collect()
+        self.once(warm_up, None)?;
+        (0..repetitions).map(|_| self.once(test, None)).collect()
     }
 
     /// Bytes that a test must move and arithmetic that it must do, by the plan.
@@ -124,18 +125,30 @@ impl<'a> Bench<'a> {
         (0..count).map(|_| TokenId((self.random.next_u64() % below) as u32)).collect()
     }
 
-    fn once(&mut self, test: Test) -> Result<Duration, CliError> {
+    /// Runs a test once and adds up what each kind of launch takes.
+    ///
+    /// Errors: as [`Bench::run`].
+    pub fn profile(&mut self, test: Test) -> Result<Profile, CliError> {
+        self.fill(test.depth)?;
+        let mut profiler = Profiler::new(self.kv_type);
+        self.once(test, Some(&mut profiler))?;
+        Ok(profiler.finish(test, self.session.info().threads))
+    }
+
+    fn once(&mut self, test: Test, mut profiler: Option<&mut Profiler>) -> Result<Duration, CliError> {
         self.session.truncate(test.depth)?;
         let tokens = self.tokens(test.tokens);
         let start = Instant::now();
         match test.kind {
             Kind::Prompt => {
-                self.session.feed(&tokens, LogitsRows::Last, None, |_, _| Ok(()))?;
+                let observer = profiler.map(|p| p as &mut dyn Observer);
+                self.session.feed(&tokens, LogitsRows::Last, observer, |_, _| Ok(()))?;
                 self.wait()?;
             }
             Kind::Generation => {
                 for token in tokens {
-                    self.session.decode(token, None)?;
+                    let observer = profiler.as_deref_mut().map(|p| p as &mut dyn Observer);
+                    self.session.decode(token, observer)?;
                     self.wait()?;
                 }
             }

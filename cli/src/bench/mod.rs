@@ -2,6 +2,7 @@
 
 mod machine;
 mod measure;
+mod profile;
 mod report;
 
 use std::{
@@ -109,7 +110,7 @@ impl ValueEnum for Format {
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let tests = args.tests()?;
     let mut header = None;
-    let mut results = Vec::new();
+    let (mut results, mut profiles) = (Vec::new(), Vec::new());
     for threads in args.thread_counts() {
         let started = Instant::now();
         let context_tokens = tests.iter().map(Test::context_tokens).max().unwrap_or(1);
@@ -127,6 +128,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             let runs = bench.run(test, args.repetitions.get())?;
             let seconds = runs.iter().map(Duration::as_secs_f64).collect();
             results.push(Row::new(test, info.threads, seconds, bench.cost(test), load_seconds));
+            if args.profile {
+                profiles.push(bench.profile(test)?);
+            }
         }
         header.get_or_insert_with(|| {
             let settings = Settings {
@@ -156,6 +160,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         machine: Machine::here(),
         settings,
         results,
+        profiles,
         peak_memory_bytes,
     };
     match args.format {
@@ -197,6 +202,9 @@ impl Args {
             return Err(CliError::bad_input(
                 "nothing to time: -p and -n are both 0; give tokens to one of them",
             ));
+        }
+        if self.profile && self.format == Format::Csv {
+            return Err(CliError::bad_input("--profile has no CSV form; wanted --format markdown or json"));
         }
         Ok(tests)
     }

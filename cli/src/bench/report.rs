@@ -5,7 +5,7 @@ use std::fmt::Write;
 use moe_run_graph::{Model, cost::Cost};
 use serde::Serialize;
 
-use super::{machine::Machine, measure::Test};
+use super::{machine::Machine, measure::Test, profile::Profile};
 
 /// Everything that a bench says.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +24,9 @@ pub struct Report {
     pub settings: Settings,
     /// A row a test and number of threads.
     pub results: Vec<Row>,
+    /// Where the time of each test goes, with `--profile`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<Profile>,
     /// The process's largest resident memory, mapped files included.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -200,6 +203,9 @@ impl Report {
                 speed(r.tokens_per_second_max),
                 r.gb_per_second,
             );
+        }
+        for profile in &self.profiles {
+            text.push_str(&profile.markdown());
         }
         if let Some(llc) = self.machine.last_level_cache_bytes
             && self.model.weight_bytes < llc
