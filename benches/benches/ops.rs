@@ -4,8 +4,8 @@
 //! GB/s are weights and KV rows; the share is of what a plain read loop gets with as many threads. The shapes are
 //! Qwen3-Coder-30B-A3B's: hidden 2048, 32 query and 4 KV heads of 128, 128 experts of 768, 8 a token.
 
-use moe_run_backends::{KvType, bandwidth, registry};
-use moe_run_benches::{OpBench, Outcome};
+use moe_run_backends::{KvType, bandwidth};
+use moe_run_benches::{Arguments, OpBench, Outcome};
 use moe_run_graph::quant::Format;
 use std::num::NonZeroUsize;
 
@@ -69,20 +69,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() -> Outcome<()> {
-    let (mut backend, mut threads, mut filter) = ("cpu".to_owned(), None, String::new());
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--bench" => {} // what `cargo bench` adds
-            "--backend" => backend = args.next().ok_or("--backend: which?")?,
-            "--threads" => {
-                threads = Some(args.next().ok_or("--threads: how many?")?.parse::<NonZeroUsize>()?)
-            }
-            flag if flag.starts_with('-') => return Err(format!("unknown argument {flag}").into()),
-            _ => filter = arg,
-        }
-    }
-    let backend = registry::by_name(&backend)?;
+    let Arguments { backend, threads, filter } = Arguments::parse()?;
     let counted = threads.unwrap_or(std::thread::available_parallelism()?);
     let read = bandwidth::read_bytes_per_second(counted) / 1e9;
     println!("backend {}, {counted} threads; a read loop gets {read:.1} GB/s", backend.name());

@@ -5,7 +5,7 @@
 //! tokens are random; nothing is timed on zeros, and the outputs of every timed size are checked to be finite.
 
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{Backend, BackendError, CompileOptions};
+use moe_run_backends::{Backend, BackendError, CompileOptions, registry};
 use moe_run_graph::cost::{Cost, step_cost};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
@@ -16,6 +16,7 @@ use moe_run_graph::quant::Format;
 use moe_run_graph::synth::{Random, fill};
 use std::collections::HashMap;
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,44 @@ const VOCAB: usize = 256;
 
 /// Timed runs of each bench; the median counts.
 const RUNS: usize = 7;
+
+/// The arguments of a bench.
+pub struct Arguments {
+    /// `--backend`, the processor where absent.
+    pub backend: Box<dyn Backend>,
+    /// `--threads`.
+    pub threads: Option<NonZeroUsize>,
+    /// Only benches whose name holds it.
+    pub filter: String,
+}
+
+impl Arguments {
+    /// Reads the process's arguments.
+    ///
+    /// # Errors
+    /// An argument or a backend that is not known.
+    pub fn parse() -> Outcome<Arguments> {
+        let (mut backend, mut threads, mut filter) = ("cpu".to_owned(), None, String::new());
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bench" => {} // what `cargo bench` adds
+                "--backend" => backend = args.next().ok_or("--backend: which?")?,
+                "--threads" => threads = Some(args.next().ok_or("--threads: how many?")?.parse()?),
+                flag if flag.starts_with('-') => return Err(format!("unknown argument {flag}").into()),
+                _ => filter = arg,
+            }
+        }
+        Ok(Arguments { backend: registry::by_name(&backend)?, threads, filter })
+    }
+}
+
+/// The middle value of an odd number of values; sorts them.
+#[must_use]
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
 
 /// A graph of one op, many times over.
 pub struct OpBench {
