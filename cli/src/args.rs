@@ -39,7 +39,6 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Subcommand, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one value a process")]
 pub enum Command {
     /// Answer one prompt (the default)
     #[command(after_help = EXAMPLES)]
