@@ -208,10 +208,10 @@ fn test_op(
     for &format in formats {
         for seed in 0..seeds {
             let Some(case) = cases::case(op, format, seed)? else { continue };
-            let info = backend.compile(&case.graph, case.weights.clone(), options)?.info().clone();
-            let wanted = cases::run(&case, &Reference, &cases::same_definition(&info))?;
+            let mut executable = cases::compile(&case, backend, options)?;
+            let wanted = cases::run(&case, &Reference, &cases::same_definition(executable.info()))?;
             report.cases += 1;
-            match cases::run(&case, backend, options) {
+            match cases::run_steps(&case, executable.as_mut()) {
                 Ok(found) => {
                     let distances = found.iter().zip(&wanted).map(|(f, w)| cases::distance(f, w));
                     let worst = distances.fold(0.0, f64::max);

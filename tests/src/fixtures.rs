@@ -78,3 +78,9 @@ pub fn tiny_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
     };
     ["q4_k_m", "q8_0"].iter().filter_map(pair).collect()
 }
+
+/// Whether the longest matrices are asked for (`scripts/test.sh --full`).
+#[must_use]
+pub fn full() -> bool {
+    std::env::var("MOE_FULL").is_ok_and(|v| v == "1")
+}

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &CompileOptions) {
     let case = cases::case(op, format, seed).unwrap().unwrap();
-    let probe = backend.compile(&case.graph, case.weights.clone(), options).unwrap();
-    let same = cases::same_definition(probe.info());
+    let failed = |e| -> ! { panic!("{} on {}: {e}", case.name, backend.name()) };
+    let mut executable = cases::compile(&case, backend, options).unwrap_or_else(|e| failed(e));
+    let found = cases::run_steps(&case, executable.as_mut()).unwrap_or_else(|e| failed(e));
+    let same = cases::same_definition(executable.info());
     let wanted = cases::run(&case, &Reference, &same).unwrap();
-    let found = cases::run(&case, backend, options)
-        .unwrap_or_else(|e| panic!("{} on {}: {e}", case.name, backend.name()));
     assert_eq!(found.len(), wanted.len());
     for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         let distance = cases::distance(found, wanted);
@@ -24,7 +24,7 @@ fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &C
             "{} on {}, activations {}, kv {}: result {i}: relative L2 {distance:.3e}",
             case.name,
             backend.name(),
-            probe.info().activations,
+            executable.info().activations,
             options.kv_type,
         );
     }

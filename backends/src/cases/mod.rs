@@ -10,7 +10,7 @@ mod small;
 
 use crate::error::BackendError;
 use crate::executable::{
-    Backend, CompileOptions, HostTensor, Observer, StepInput, StepTokens, TensorData, ValueAccess,
+    Backend, CompileOptions, Executable, HostTensor, Observer, StepInput, StepTokens, TensorData, ValueAccess,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Shape, ValueId, WeightId};
@@ -135,6 +135,25 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
     }))
 }
 
+/// A backend's executable for a case: sized for its steps.
+///
+/// # Errors
+/// What compiling reports.
+pub fn compile(
+    case: &OpCase,
+    backend: &dyn Backend,
+    options: &CompileOptions,
+) -> Result<Box<dyn Executable>, BackendError> {
+    let max = |f: fn(&CaseStep) -> usize| case.steps.iter().map(f).max().unwrap_or(1).max(1);
+    let options = CompileOptions {
+        ctx_size: case.ctx_size,
+        micro_batch: Some(max(|s| s.tokens.len())),
+        max_logits_rows: max(|s| s.logits_rows.len()),
+        ..options.clone()
+    };
+    backend.compile(&case.graph, case.weights.clone(), &options)
+}
+
 /// Runs a case and returns the graph's outputs of every step.
 ///
 /// # Errors
@@ -144,14 +163,14 @@ pub fn run(
     backend: &dyn Backend,
     options: &CompileOptions,
 ) -> Result<Vec<HostTensor>, BackendError> {
-    let max = |f: fn(&CaseStep) -> usize| case.steps.iter().map(f).max().unwrap_or(1).max(1);
-    let options = CompileOptions {
-        ctx_size: case.ctx_size,
-        micro_batch: Some(max(|s| s.tokens.len())),
-        max_logits_rows: max(|s| s.logits_rows.len()),
-        ..options.clone()
-    };
-    let mut executable = backend.compile(&case.graph, case.weights.clone(), &options)?;
+    run_steps(case, compile(case, backend, options)?.as_mut())
+}
+
+/// Runs the steps of a case on its executable.
+///
+/// # Errors
+/// What the steps report.
+pub fn run_steps(case: &OpCase, executable: &mut dyn Executable) -> Result<Vec<HostTensor>, BackendError> {
     let mut state = executable.new_state()?;
     let mut outputs = Vec::new();
     for step in &case.steps {
