@@ -53,6 +53,7 @@ pub mod error;
 pub mod executable;
 pub mod options;
 pub mod perplexity;
+pub mod profile;
 pub mod reference;
 pub mod registry;
 pub mod sampler;

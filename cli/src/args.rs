@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, inspect, perplexity, run, selftest, synth,
+    CliError, ExitCode, bench, chat, completions, devices, graph, inspect, perplexity, run, selftest, synth,
     tokenize, trace,
 };
 
@@ -49,6 +49,8 @@ pub enum Command {
     Tokenize(tokenize::Args),
     /// Look at every layer of a prompt's evaluation: statistics, routing, saved tensors
     Trace(trace::Args),
+    /// Show the op graph, its launches, memory and costs: text, JSON, DOT, HTML
+    Graph(graph::Args),
     /// List backends and their devices on this machine
     Devices(devices::Args),
     /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
@@ -75,6 +77,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Trace(args)) => trace::run(args),
+        Some(Command::Graph(args)) => graph::run(args),
         Some(Command::Devices(args)) => devices::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Bench(args)) => bench::run(args),

@@ -112,11 +112,18 @@ pub fn kv_cache_bytes(model: &Model, kv_type: KvType, ctx_size: usize) -> u64 {
     model.graph.states.iter().map(|s| kv_type.row_bytes(s.row_elems()) as u64 * ctx_size as u64).sum()
 }
 
+/// The named backend; for "auto" the first that can run the model, saying which and why.
+///
+/// Errors: there is no such backend, or none that can.
+pub fn backend(model: &Model, name: &str) -> Result<Box<dyn Backend>, CliError> {
+    if name == "auto" { choose(model) } else { Ok(registry::by_name(name)?) }
+}
+
 /// Compiles on the named backend; for "auto" on the first that can, saying which and why.
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
 pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
-    let backend = if name == "auto" { choose(model)? } else { registry::by_name(name)? };
+    let backend = backend(model, name)?;
     let bar = LoadBar::new();
     let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };
     let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;

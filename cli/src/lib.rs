@@ -16,6 +16,7 @@ pub mod engine;
 pub mod error;
 pub mod exit;
 pub mod generate;
+pub mod graph;
 pub mod inspect;
 pub mod interrupt;
 pub mod output;

@@ -1,4 +1,10 @@
 //! Stages 2 to 4 and the dumps: metadata → configuration → graph → plan → text, JSON, DOT, HTML.
 
+mod chromium;
 mod common;
 mod dumps;
+mod golden;
+mod html;
+mod infer;
+mod lower;
+mod passes;

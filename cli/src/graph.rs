@@ -1,0 +1,328 @@
+//! `moe-run graph`: the op graph, its launches and its plan, as text, JSON, DOT or an HTML page; with measured times.
+//!
+//! No weights are read unless `--profile` runs the model: a file whose tensors are all zero, or a sparse one, will do.
+
+use std::{io::Write as _, num::NonZeroUsize, ops::Range, path::PathBuf};
+
+use clap::ValueEnum;
+use moe_run_backends::{
+    Backend, DeviceKind, bandwidth,
+    options::CompileOptions,
+    profile::Profile,
+    session::{LogitsRows, Session},
+    taps::select::{SelectError, StageList, parse_layers},
+};
+use moe_run_graph::{
+    Model,
+    dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject},
+    ids::TokenId,
+    ir::StepSizes,
+    passes::{Launch, Plan, PlanOptions, TapSelection, plan},
+    synth::Random,
+};
+
+use crate::{
+    CliError, ExitCode,
+    common::{BackendArgs, ModelArgs},
+    engine, output,
+    partial_file::PartialFile,
+};
+
+/// Tokens in the cache unless asked otherwise.
+const DEFAULT_DEPTH: usize = 512;
+
+/// Arguments of `graph`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Whose launches
+    #[command(flatten)]
+    pub backend: BackendArgs,
+
+    /// How far along the pipeline [default: lowered; with --profile or --show-shader: plan]
+    #[arg(long, value_enum)]
+    pub level: Option<LevelName>,
+
+    /// Form of the dump
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+
+    /// Only these layers, and the whole model's nodes; END is not included
+    #[arg(long, value_name = "START..END")]
+    pub layers: Option<String>,
+
+    /// Taps that the plan keeps: names of stages separated by commas, or all; the lowered graph has every one
+    #[arg(long, value_name = "STAGES")]
+    pub taps: Option<String>,
+
+    /// Tokens of the step that costs are stated for: 1 is decoding
+    #[arg(long, value_name = "TOKENS", default_value = "1")]
+    pub step_tokens: NonZeroUsize,
+
+    /// Tokens in the cache before that step [default: 512, or what the context holds]
+    #[arg(long, value_name = "TOKENS")]
+    pub depth: Option<usize>,
+
+    /// Memory's bandwidth in 10⁹ bytes a second, for the times that the bytes alone take [default with --profile on a
+    /// processor: measured]
+    #[arg(long, value_name = "GB/S")]
+    pub bandwidth: Option<f64>,
+
+    /// Run the step and set each launch's time beside what the bytes alone take
+    #[arg(long)]
+    pub profile: bool,
+
+    /// Timed steps of --profile, after one that is not timed
+    #[arg(short, long, value_name = "N", default_value = "10", requires = "profile")]
+    pub repetitions: NonZeroUsize,
+
+    /// Print the source of a launch's kernel instead of the graph: its number or its kind, as the plan names it
+    #[arg(long, value_name = "LAUNCH", conflicts_with_all = ["profile", "format"])]
+    pub show_shader: Option<String>,
+
+    /// File to write; standard output where absent
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `--level`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LevelName {
+    /// The op graph as lowering made it
+    Lowered,
+    /// After the passes: each node with its launch
+    Optimized,
+    /// Launches in order: kernels, buffers, bytes, time
+    Plan,
+}
+
+/// `--format`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// A table; repeated layers once
+    Text,
+    /// One object, its schema in docs/graph-json.md
+    Json,
+    /// For Graphviz; repeated layers once
+    Dot,
+    /// One page that needs no network
+    Html,
+}
+
+/// The arguments, checked as far as they can be without a model.
+struct Request {
+    level: LevelName,
+    layers: Option<Range<usize>>,
+    taps: Option<StageList>,
+    bandwidth_bytes_per_s: Option<f64>,
+}
+
+impl Request {
+    fn new(args: &Args) -> Result<Request, CliError> {
+        let runs = args.profile || args.show_shader.is_some();
+        let level = args.level.unwrap_or(if runs { LevelName::Plan } else { LevelName::Lowered });
+        if level == LevelName::Lowered && (runs || args.taps.is_some()) {
+            return Err(CliError::bad_input(
+                "--profile, --show-shader and --taps are about a plan: the lowered graph has no launches; give --level plan",
+            ));
+        }
+        if let Some(gb) = args.bandwidth
+            && !(gb.is_finite() && gb > 0.0)
+        {
+            return Err(CliError::bad_input(format!("--bandwidth {gb}: wanted a number above 0, in GB/s")));
+        }
+        Ok(Request {
+            level,
+            layers: args.layers.as_deref().map(parse_layers).transpose()?,
+            taps: args.taps.as_deref().map(StageList::parse).transpose()?,
+            bandwidth_bytes_per_s: args.bandwidth.map(|gb| gb * 1e9),
+        })
+    }
+}
+
+/// A plan with what is known about it.
+struct Planned {
+    plan: Plan,
+    backend: Box<dyn Backend>,
+    view: BackendView,
+    measured: Option<MeasuredTimes>,
+    bandwidth_bytes_per_s: Option<f64>,
+}
+
+/// Writes the dump.
+///
+/// Errors: arguments that the model cannot meet, what loading and running report, a file that cannot be written.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    let request = Request::new(&args)?;
+    let model = args.model.open()?;
+    let num_layers = model.graph.num_layers;
+    if let Some(range) = &request.layers
+        && range.end > num_layers
+    {
+        return Err(SelectError::Layers { range: range.clone(), num_layers }.into());
+    }
+    let tokens = args.step_tokens.get();
+    let ctx_size = args.backend.ctx_size(&model);
+    let depth = args.depth.unwrap_or(DEFAULT_DEPTH.min(ctx_size.saturating_sub(tokens)));
+    let cached = depth.saturating_add(tokens);
+    if cached > ctx_size {
+        return Err(CliError::bad_input(format!(
+            "--depth {depth} and --step-tokens {tokens} do not fit in a context of {ctx_size} tokens; raise --ctx-size",
+        )));
+    }
+    let sizes = StepSizes { tokens, logits_rows: 1, cached };
+    let planned = match request.level {
+        LevelName::Lowered => None,
+        LevelName::Optimized | LevelName::Plan => {
+            let all = 0..num_layers;
+            let taps = match &request.taps {
+                None => TapSelection::None,
+                Some(list) => list.select(&model.graph, request.layers.as_ref().unwrap_or(&all))?,
+            };
+            Some(if args.profile {
+                profile(&args, &model, taps, depth)?
+            } else {
+                planned(&args, &model, &taps)?
+            })
+        }
+    };
+    if let (Some(wanted), Some(planned)) = (&args.show_shader, &planned) {
+        write(&args, shader(planned, wanted)?.as_bytes())?;
+        return Ok(ExitCode::Ok);
+    }
+    let dump = dumped(&args, &request, &model, planned.as_ref(), sizes);
+    let text = match args.format {
+        Format::Text => dump::text(&dump),
+        Format::Json => dump::json(&dump).map_err(CliError::failed)? + "\n",
+        Format::Dot => dump::dot(&dump),
+        Format::Html => dump::html(&dump).map_err(CliError::failed)?,
+    };
+    write(&args, text.as_bytes())?;
+    Ok(ExitCode::Ok)
+}
+
+fn dumped(
+    args: &Args,
+    request: &Request,
+    model: &Model,
+    planned: Option<&Planned>,
+    sizes: StepSizes,
+) -> Dump {
+    let kernel = |launch: &Launch| -> Option<KernelInfo> {
+        let planned = planned?;
+        planned.backend.kernel(&planned.plan, launch)
+    };
+    let subject = match (request.level, planned) {
+        (LevelName::Plan, Some(p)) => Subject::Plan(&p.plan),
+        (_, Some(p)) => Subject::Optimized(&p.plan),
+        (_, None) => Subject::Lowered,
+    };
+    dump::dump(&DumpInput {
+        config: &model.config,
+        lowered: &model.graph,
+        subject,
+        backend: planned.map(|p| &p.view),
+        kernel: &kernel,
+        sizes,
+        kv_type: args.backend.kv_type.name(),
+        kv_row_bytes: &|elems| args.backend.kv_type.row_bytes(elems),
+        bandwidth_bytes_per_s: request
+            .bandwidth_bytes_per_s
+            .or_else(|| planned.and_then(|p| p.bandwidth_bytes_per_s)),
+        layers: request.layers.as_ref(),
+        measured: planned.and_then(|p| p.measured.as_ref()),
+    })
+}
+
+/// The plan that the backend would run, without opening a device.
+fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, CliError> {
+    let backend = engine::backend(model, &args.backend.backend)?;
+    let tokens = args.step_tokens.get();
+    let max_sizes = StepSizes { tokens, logits_rows: 1, cached: args.backend.ctx_size(model) };
+    let patterns = backend.patterns(tokens);
+    let plan = plan(&model.graph, &PlanOptions { taps, patterns: &patterns, max_sizes })
+        .map_err(CliError::failed)?;
+    let view = BackendView { name: backend.name().to_owned(), device: None };
+    Ok(Planned { plan, backend, view, measured: None, bandwidth_bytes_per_s: None })
+}
+
+/// The plan that the backend does run, with the times of its launches.
+fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Result<Planned, CliError> {
+    let backend = engine::backend(model, &args.backend.backend)?;
+    let options = CompileOptions { taps, ..args.backend.compile_options(model) };
+    let mut session = Session::new(engine::compile(model, backend.name(), &options)?)?;
+    let info = session.info().clone();
+    let tokens = args.step_tokens.get();
+    if tokens > info.micro_batch {
+        return Err(CliError::bad_input(format!(
+            "--step-tokens {tokens}: backend {} runs at most {} tokens in a step",
+            info.backend, info.micro_batch
+        )));
+    }
+    // Tokens at random: one token repeated would time one set of experts.
+    let mut random = Random::new(&[0]);
+    let below = model.config.vocab_size as u64;
+    let mut draw =
+        |n: usize| -> Vec<TokenId> { (0..n).map(|_| TokenId((random.next_u64() % below) as u32)).collect() };
+    session.feed(&draw(depth), LogitsRows::Last, None, |_, _| Ok(()))?;
+    let mut profile = Profile::new();
+    session.feed(&draw(tokens), LogitsRows::Last, None, |_, _| Ok(()))?;
+    for _ in 0..args.repetitions.get() {
+        session.truncate(depth)?;
+        session.feed(&draw(tokens), LogitsRows::Last, Some(&mut profile), |_, _| Ok(()))?;
+    }
+    let plan = session.executable().plan(tokens).clone();
+    let measured = profile.of(&plan);
+    let devices = backend.devices()?;
+    let device = devices.iter().find(|d| d.name == info.device).or_else(|| devices.first());
+    let is_cpu = device.is_some_and(|d| d.kind == DeviceKind::Cpu);
+    let bandwidth_bytes_per_s = match (args.bandwidth, NonZeroUsize::new(info.threads)) {
+        (None, Some(threads)) if is_cpu => Some(bandwidth::read_bytes_per_second(threads)),
+        _ => None,
+    };
+    if args.bandwidth.is_none() && bandwidth_bytes_per_s.is_none() {
+        output::note("note: the device's bandwidth is not known; --bandwidth GB/S adds the share of it");
+    }
+    let view = BackendView { name: info.backend.to_owned(), device: Some(info.device) };
+    Ok(Planned { plan, backend, view, measured, bandwidth_bytes_per_s })
+}
+
+/// The source of the kernel of a launch, given by number or kind.
+fn shader(planned: &Planned, wanted: &str) -> Result<String, CliError> {
+    let launches = &planned.plan.launches;
+    let number = wanted.parse::<usize>().ok();
+    let launch = match number {
+        Some(id) => launches.get(id),
+        None => launches.iter().find(|l| l.pattern == wanted),
+    };
+    let Some(launch) = launch else {
+        let mut kinds: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        return Err(CliError::bad_input(format!(
+            "no launch '{wanted}': wanted 0 to {} or one of {}",
+            launches.len().saturating_sub(1),
+            kinds.join(", ")
+        )));
+    };
+    let source = planned.backend.kernel(&planned.plan, launch).and_then(|k| k.source);
+    source.ok_or_else(|| {
+        CliError::unsupported(format!(
+            "backend {} keeps no source of launch {} ({}); try --backend wgpu",
+            planned.view.name,
+            launch.id.index(),
+            launch.pattern
+        ))
+    })
+}
+
+fn write(args: &Args, bytes: &[u8]) -> Result<(), CliError> {
+    let Some(path) = &args.output else { return output::bytes(bytes) };
+    let unwritable = |e: &std::io::Error| CliError::unwritable(path, e);
+    let partial = PartialFile::create(path).map_err(|e| unwritable(&e))?;
+    partial.file().and_then(|mut file| file.write_all(bytes)).map_err(|e| unwritable(&e))?;
+    partial.finish().map_err(|e| unwritable(&e))
+}

@@ -1,0 +1,286 @@
+//! Every shape rule: what it accepts, and each operand or attribute that it refuses.
+
+use moe_run_graph::ir::{
+    Activation, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Op, RopePairing, RopeScaling, RopeSpec,
+    RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
+};
+use moe_run_graph::quant::Format;
+use moe_run_graph::verify::GraphError;
+
+use Dim::{Cached, Fixed, LogitsRows, Tokens};
+
+/// A graph with one of everything that an operand can be.
+struct Bench {
+    graph: Graph,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { graph: Graph::new() }
+    }
+
+    fn f32(&mut self, dims: &[Dim]) -> ValueId {
+        self.graph.add_boundary(Shape::new(dims), DType::F32)
+    }
+
+    fn u32(&mut self, dims: &[Dim]) -> ValueId {
+        self.graph.add_boundary(Shape::new(dims), DType::U32)
+    }
+
+    fn slice(&mut self, shape: &[usize], format: Format) -> WeightSlice {
+        let tensor = self.graph.add_weight("w", shape.to_vec(), format);
+        let experts = (shape.len() == 3).then(|| 0..shape[0]);
+        WeightSlice { tensor, rows: 0..shape[shape.len() - 2], experts, home: WeightHome::Device }
+    }
+
+    fn vector(&mut self, len: usize) -> WeightId {
+        self.graph.add_weight("vector", vec![len], Format::F32)
+    }
+
+    fn states(&mut self) -> (StateId, StateId) {
+        let layer = LayerIdx(0);
+        let key = self.graph.add_state(StateRole::Key, layer, 2, 8, None);
+        (key, self.graph.add_state(StateRole::Value, layer, 2, 16, None))
+    }
+
+    fn push(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<Shape>, GraphError> {
+        let outputs = self.graph.push(None, "node", op, inputs)?;
+        Ok(outputs.into_iter().map(|v| self.graph.value(v).shape.clone()).collect())
+    }
+
+    fn accepts(&mut self, op: Op, inputs: &[ValueId], shapes: &[&[Dim]]) {
+        let wanted: Vec<Shape> = shapes.iter().map(|s| Shape::new(s)).collect();
+        assert_eq!(self.push(op, inputs).unwrap(), wanted);
+    }
+
+    /// The refusal names the node and what was wanted; the graph stays as it was.
+    fn refuses(&mut self, op: Op, inputs: &[ValueId], said: &str) {
+        let before = self.graph.clone();
+        let stem = op.stem();
+        let error = self.push(op, inputs).expect_err(said);
+        assert!(matches!(error, GraphError::Operands { op, .. } if op == stem), "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with("node (") && text.contains(said), "{said:?} is not in {text:?}");
+        assert_eq!(self.graph, before);
+    }
+}
+
+fn matmul(weight: WeightSlice) -> Op {
+    Op::MatMul { weight, bias: None, scale: None }
+}
+
+#[test]
+fn embed() {
+    let mut b = Bench::new();
+    let table = b.slice(&[100, 32], Format::Q4_0);
+    let tokens = b.graph.inputs.tokens;
+    let op = Op::Embed { table: table.clone() };
+    b.accepts(op.clone(), &[tokens], &[&[Tokens, Fixed(32)]]);
+    let floats = b.f32(&[Tokens]);
+    b.refuses(op.clone(), &[floats], "[T] U32");
+    b.refuses(op.clone(), &[], "1 operands");
+    b.refuses(op, &[ValueId(999)], "values of this graph");
+    let foreign = WeightSlice { tensor: WeightId(77), ..table };
+    b.refuses(Op::Embed { table: foreign }, &[tokens], "weights of this graph");
+    let cube = WeightSlice { experts: None, ..b.slice(&[2, 100, 32], Format::Q4_0) };
+    b.refuses(Op::Embed { table: cube }, &[tokens], "[out, in]");
+}
+
+#[test]
+fn rms_norm() {
+    let mut b = Bench::new();
+    let (w32, w8) = (b.vector(32), b.vector(8));
+    let x = b.f32(&[Tokens, Fixed(32)]);
+    let op = |weight, heads| Op::RmsNorm { weight, eps: 1e-6, heads };
+    b.accepts(op(w32, 1), &[x], &[&[Tokens, Fixed(32)]]);
+    b.accepts(op(w8, 4), &[x], &[&[Tokens, Fixed(32)]]);
+    b.refuses(op(w8, 1), &[x], "F32 [32]");
+    b.refuses(op(w8, 3), &[x], "divisible by 3 heads");
+    b.refuses(op(w8, 0), &[x], "divisible by 0 heads");
+    let half = b.graph.add_weight("half", vec![32], Format::F16);
+    b.refuses(op(half, 1), &[x], "F32 [32]");
+    let (open, ids) = (b.f32(&[Fixed(32), Tokens]), b.u32(&[Tokens, Fixed(32)]));
+    b.refuses(op(w32, 1), &[open], "last axis of fixed size");
+    b.refuses(op(w32, 1), &[ids], "last axis of fixed size");
+}
+
+#[test]
+fn matmul_and_its_slices() {
+    let mut b = Bench::new();
+    let w = b.slice(&[64, 32], Format::Q8_0);
+    let x = b.f32(&[LogitsRows, Fixed(32)]);
+    b.accepts(matmul(w.clone()), &[x], &[&[LogitsRows, Fixed(64)]]);
+    b.accepts(matmul(WeightSlice { rows: 8..24, ..w.clone() }), &[x], &[&[LogitsRows, Fixed(16)]]);
+    let wide = b.f32(&[Tokens, Fixed(33)]);
+    b.refuses(matmul(w.clone()), &[wide], "a last axis of 32");
+    b.refuses(matmul(WeightSlice { rows: 8..65, ..w.clone() }), &[x], "a slice inside tensor w");
+    b.refuses(matmul(WeightSlice { rows: 8..8, ..w.clone() }), &[x], "a slice inside tensor w");
+    b.refuses(matmul(WeightSlice { experts: Some(0..1), ..w.clone() }), &[x], "a slice inside tensor w");
+    let (short, right) = (b.vector(63), b.vector(64));
+    let biased = |bias| Op::MatMul { weight: w.clone(), bias: Some(bias), scale: Some(0.5) };
+    b.refuses(biased(short), &[x], "F32 [64]");
+    b.refuses(biased(WeightId(99)), &[x], "weights of this graph");
+    b.accepts(biased(right), &[x], &[&[LogitsRows, Fixed(64)]]);
+}
+
+#[test]
+fn rope() {
+    let mut b = Bench::new();
+    let mut table = |dims| {
+        b.graph.add_rope_table(RopeSpec { theta: 1e6, dims, scaling: RopeScaling::None })
+    };
+    let (eight, odd, none) = (table(8), table(7), table(0));
+    let op = |table, heads| Op::Rope { table, pairing: RopePairing::Half, heads };
+    let (x, positions) = (b.f32(&[Tokens, Fixed(32)]), b.graph.inputs.positions);
+    b.accepts(op(eight, 4), &[x, positions], &[&[Tokens, Fixed(32)]]);
+    b.refuses(op(eight, 8), &[x, positions], "8 heads of at least 8");
+    b.refuses(op(eight, 3), &[x, positions], "3 heads");
+    b.refuses(op(eight, 0), &[x, positions], "0 heads");
+    b.refuses(op(odd, 4), &[x, positions], "(even)");
+    b.refuses(op(none, 4), &[x, positions], "(even)");
+    b.refuses(op(moe_run_graph::ir::RopeTableId(9), 4), &[x, positions], "a RoPE table of the graph");
+    let rows = b.graph.inputs.logits_rows;
+    b.refuses(op(eight, 4), &[x, rows], "positions [T] U32");
+}
+
+#[test]
+fn cache_and_attention() {
+    let mut b = Bench::new();
+    let (key, value) = b.states();
+    let (k, v) = (b.f32(&[Tokens, Fixed(16)]), b.f32(&[Tokens, Fixed(32)]));
+    let inputs = b.graph.inputs;
+    let write = Op::KvWrite { key, value };
+    b.refuses(write.clone(), &[v, v, inputs.kv_slots], "a last axis of 16");
+    b.refuses(write.clone(), &[k, k, inputs.kv_slots], "a last axis of 32");
+    b.refuses(write.clone(), &[k, v, inputs.logits_rows], "kv_slots [T]");
+    b.refuses(Op::KvWrite { key, value: StateId(9) }, &[k, v, inputs.kv_slots], "states of this graph");
+    let cache = b.graph.push(None, "kv_write", write, &[k, v, inputs.kv_slots]).unwrap();
+
+    let attrs = AttentionAttrs {
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        value_head_dim: 16,
+        scale: 0.5,
+        window: None,
+        soft_cap: None,
+        sinks: None,
+    };
+    let q = b.f32(&[Tokens, Fixed(32)]);
+    let (p, s) = (inputs.positions, inputs.sequence);
+    let attention = |change: &dyn Fn(&mut AttentionAttrs)| {
+        let mut attrs = attrs.clone();
+        change(&mut attrs);
+        Op::Attention(attrs)
+    };
+    let plain = || attention(&|_| ());
+    b.accepts(plain(), &[q, cache[0], cache[1], p, s], &[&[Tokens, Fixed(64)]]);
+    b.refuses(plain(), &[q, cache[1], cache[1], p, s], "a state [S, 2, 8]");
+    b.refuses(plain(), &[q, cache[0], cache[0], p, s], "a state [S, 2, 16]");
+    b.refuses(plain(), &[q, k, cache[1], p, s], "a state [S, 2, 8]");
+    b.refuses(plain(), &[k, cache[0], cache[1], p, s], "queries [T, 32]");
+    b.refuses(plain(), &[q, cache[0], cache[1], q, s], "positions [T]");
+    b.refuses(plain(), &[q, cache[0], cache[1], p, inputs.logits_rows], "sequence [T]");
+    b.refuses(plain(), &[q, cache[0], cache[1], p], "5 operands");
+    let odd = attention(&|a| a.num_key_value_heads = 3);
+    b.refuses(odd, &[q, cache[0], cache[1], p, s], "a multiple of num_key_value_heads");
+    let none = attention(&|a| a.num_key_value_heads = 0);
+    b.refuses(none, &[q, cache[0], cache[1], p, s], "a multiple of num_key_value_heads");
+    let sinks = b.vector(3);
+    let sunk = attention(&|a| a.sinks = Some(sinks));
+    b.refuses(sunk, &[q, cache[0], cache[1], p, s], "F32 [4]");
+
+    let scores = Op::AttentionScores(attrs.clone());
+    b.refuses(scores.clone(), &[q, cache[1], p, s], "a state [S, 2, 8]");
+    b.refuses(scores.clone(), &[k, cache[0], p, s], "queries [T, 32]");
+    b.refuses(scores.clone(), &[q, cache[0], s, q], "sequence [T]");
+    let scores = b.graph.push(None, "scores", scores, &[q, cache[0], p, s]).unwrap();
+    let softmax = Op::AttentionSoftmax(attrs.clone());
+    b.refuses(softmax.clone(), &[q, p, s], "scores [H, T, S]");
+    b.refuses(softmax.clone(), &[scores[0], q, s], "positions [T]");
+    b.accepts(softmax, &[scores[0], p, s], &[&[Fixed(4), Tokens, Cached]]);
+}
+
+#[test]
+fn router_and_experts() {
+    let mut b = Bench::new();
+    let attrs = |num_experts, num_experts_per_tok| RouterAttrs {
+        num_experts,
+        num_experts_per_tok,
+        gate: GateKind::Softmax,
+        norm_topk_prob: true,
+        scale: 1.0,
+        selection_bias: None,
+    };
+    let logits = b.f32(&[Tokens, Fixed(16)]);
+    b.refuses(Op::Router(attrs(16, 0)), &[logits], "1 to 16 experts per token");
+    b.refuses(Op::Router(attrs(16, 17)), &[logits], "1 to 16 experts per token");
+    b.refuses(Op::Router(attrs(8, 2)), &[logits], "a last axis of 8");
+    let cube = b.f32(&[Tokens, Fixed(2), Fixed(16)]);
+    b.refuses(Op::Router(attrs(16, 2)), &[cube], "logits [T, E]");
+    let bias = b.vector(15);
+    b.refuses(Op::Router(RouterAttrs { selection_bias: Some(bias), ..attrs(16, 2) }), &[logits], "F32 [16]");
+    let routed = b.graph.push(None, "router", Op::Router(attrs(16, 2)), &[logits]).unwrap();
+    let (ids, weights) = (routed[0], routed[1]);
+    assert_eq!(b.graph.value(ids).dtype, DType::U32);
+
+    let w = b.slice(&[16, 64, 32], Format::Q4_0);
+    let op = |weight: &WeightSlice| Op::ExpertMatMul { weight: weight.clone(), bias: None };
+    let x = b.f32(&[Tokens, Fixed(32)]);
+    b.accepts(op(&w), &[x, ids], &[&[Tokens, Fixed(2), Fixed(64)]]);
+    let each = b.f32(&[Tokens, Fixed(2), Fixed(32)]);
+    b.accepts(op(&w), &[each, ids], &[&[Tokens, Fixed(2), Fixed(64)]]);
+    let (three, rows) = (b.f32(&[Tokens, Fixed(3), Fixed(32)]), b.f32(&[LogitsRows, Fixed(32)]));
+    b.refuses(op(&w), &[three, ids], "x [T, 32]");
+    b.refuses(op(&w), &[rows, ids], "x [T, 32]");
+    b.refuses(op(&w), &[logits, ids], "a last axis of 32");
+    b.refuses(op(&w), &[x, weights], "expert ids [T, K]");
+    let flat = b.slice(&[64, 32], Format::Q4_0);
+    b.refuses(op(&flat), &[x, ids], "[E, out, in]");
+    b.refuses(op(&WeightSlice { experts: None, ..w.clone() }), &[x, ids], "a slice inside tensor w");
+    b.refuses(op(&WeightSlice { experts: Some(8..17), ..w.clone() }), &[x, ids], "a slice inside tensor w");
+    let bias = b.graph.add_weight("bias", vec![16, 63], Format::F32);
+    b.refuses(Op::ExpertMatMul { weight: w, bias: Some(bias) }, &[x, ids], "F32 [16, 64]");
+
+    b.accepts(Op::ExpertCombine, &[each, weights], &[&[Tokens, Fixed(32)]]);
+    b.refuses(Op::ExpertCombine, &[each, ids], "last axis of fixed size");
+    b.refuses(Op::ExpertCombine, &[three, weights], "y [T, K, D] and weights [T, K]");
+    b.refuses(Op::ExpertCombine, &[x, weights], "y [T, K, D] and weights [T, K]");
+}
+
+#[test]
+fn small_ops() {
+    let mut b = Bench::new();
+    let (x, y) = (b.f32(&[Tokens, Fixed(32)]), b.f32(&[Tokens, Fixed(16)]));
+    let ids = b.u32(&[Tokens, Fixed(32)]);
+    let gated = Op::GatedAct { activation: Activation::Silu };
+    b.accepts(gated.clone(), &[x, x], &[&[Tokens, Fixed(32)], &[Tokens, Fixed(32)]]);
+    for op in [gated, Op::Add, Op::Mul] {
+        b.refuses(op.clone(), &[x, y], "two values of one shape");
+        b.refuses(op.clone(), &[x, ids], "last axis of fixed size");
+        b.refuses(op, &[x], "2 operands");
+    }
+    b.accepts(Op::Add, &[x, x], &[&[Tokens, Fixed(32)]]);
+    let rows = b.graph.inputs.logits_rows;
+    b.accepts(Op::GetRows, &[x, rows], &[&[LogitsRows, Fixed(32)]]);
+    b.refuses(Op::GetRows, &[x, x], "rows [R]");
+    b.refuses(Op::GetRows, &[ids, rows], "x [T, D]");
+}
+
+#[test]
+fn tap() {
+    let mut b = Bench::new();
+    let (x, y) = (b.f32(&[Tokens, Fixed(32)]), b.f32(&[Tokens, Fixed(16)]));
+    let op = Op::Tap { stage: Stage::QkvMatmul };
+    b.accepts(op.clone(), &[x, y], &[]);
+    b.refuses(op.clone(), &[], "at least one value");
+    let (rows, ids, scalar) = (b.f32(&[LogitsRows, Fixed(16)]), b.u32(&[Tokens, Fixed(16)]), b.f32(&[]));
+    b.refuses(op.clone(), &[x, rows], "values like [T, 32]");
+    b.refuses(op.clone(), &[x, ids], "values like [T, 32]");
+    b.refuses(op.clone(), &[scalar], "a value with axes");
+    b.refuses(op.clone(), &[ValueId(999)], "values of this graph");
+    let (key, value) = b.states();
+    let (k, v, slots) = (b.f32(&[Tokens, Fixed(16)]), b.f32(&[Tokens, Fixed(32)]), b.graph.inputs.kv_slots);
+    let cache = b.graph.push(None, "kv_write", Op::KvWrite { key, value }, &[k, v, slots]).unwrap();
+    b.refuses(op, &[cache[0]], "is no state");
+}
