@@ -31,9 +31,9 @@ fn header(dump: &Dump, out: &mut String) {
     let name = model.name.as_ref().map_or_else(String::new, |n| format!(" ({n})"));
     let _ = writeln!(
         out,
-        "{}{name}: {} layers, hidden_size {}, vocabulary {}, weights {}",
+        "{}{name}: {}, hidden_size {}, vocabulary {}, weights {}",
         model.architecture,
-        model.num_hidden_layers,
+        counted(model.num_hidden_layers, "layer"),
         model.hidden_size,
         model.vocab_size,
         units::bytes(model.weight_bytes),
@@ -63,6 +63,11 @@ fn header(dump: &Dump, out: &mut String) {
         measured_line(totals.measured, dump.profiled_steps),
     );
     out.push('\n');
+}
+
+/// `1 layer`, `48 layers`.
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn cost_line(cost: Cost, bandwidth_bytes_per_s: Option<f64>) -> String {

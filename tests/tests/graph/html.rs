@@ -57,7 +57,8 @@ fn the_page_folds_and_finds_and_reports_no_error() {
     assert_eq!(browser.evaluate(in_view), true);
     assert_eq!(browser.evaluate("document.querySelector('#detail h2').textContent"), "layer-3/moe_router");
     // Nothing of the row is cut off.
-    let cut = "[...document.querySelectorAll('.row > *')].filter(e => e.scrollWidth > e.clientWidth + 1).length";
+    let cut =
+        "[...document.querySelectorAll('.row > *')].filter(e => e.scrollWidth > e.clientWidth + 1).length";
     assert_eq!(browser.evaluate(cut), 0);
 
     browser.evaluate("document.getElementById('unfold').click()");

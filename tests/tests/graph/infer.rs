@@ -1,8 +1,8 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
 use moe_run_graph::ir::{
-    Activation, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Op, RopePairing, RopeScaling, RopeSpec,
-    RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
+    Activation, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Op, RopePairing, RopeScaling,
+    RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -126,9 +126,7 @@ fn matmul_and_its_slices() {
 #[test]
 fn rope() {
     let mut b = Bench::new();
-    let mut table = |dims| {
-        b.graph.add_rope_table(RopeSpec { theta: 1e6, dims, scaling: RopeScaling::None })
-    };
+    let mut table = |dims| b.graph.add_rope_table(RopeSpec { theta: 1e6, dims, scaling: RopeScaling::None });
     let (eight, odd, none) = (table(8), table(7), table(0));
     let op = |table, heads| Op::Rope { table, pairing: RopePairing::Half, heads };
     let (x, positions) = (b.f32(&[Tokens, Fixed(32)]), b.graph.inputs.positions);

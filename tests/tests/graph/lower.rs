@@ -18,7 +18,9 @@ fn refused_value(key: &str, value: V) -> (String, String) {
     let mut blueprint = one_layer();
     blueprint.set(key, value);
     match refused(&blueprint) {
-        LowerError::Config(ConfigError::Value { key: named, found, wanted }) if named == key => (found, wanted),
+        LowerError::Config(ConfigError::Value { key: named, found, wanted }) if named == key => {
+            (found, wanted)
+        }
         other => panic!("{key}: {other}"),
     }
 }
@@ -61,7 +63,9 @@ fn an_unlisted_architecture_is_refused_with_the_list() {
 
 #[test]
 fn a_missing_tensor_is_named_with_its_shape() {
-    for name in ["token_embd.weight", "output_norm.weight", "blk.0.attn_k.weight", "blk.0.ffn_down_exps.weight"] {
+    for name in
+        ["token_embd.weight", "output_norm.weight", "blk.0.attn_k.weight", "blk.0.ffn_down_exps.weight"]
+    {
         let mut blueprint = one_layer();
         let (shape, _) = blueprint.tensors.remove(name).unwrap();
         let LowerError::MissingTensor { name: missing, wanted } = refused(&blueprint) else {
@@ -101,7 +105,9 @@ fn a_norm_that_is_not_f32_is_refused() {
 fn a_tensor_without_a_place_is_refused() {
     let mut blueprint = one_layer();
     blueprint.tensors.insert("blk.0.attn_q.bias".into(), (vec![256], Format::F32));
-    let LowerError::UnusedTensors { architecture, names } = refused(&blueprint) else { panic!("another error") };
+    let LowerError::UnusedTensors { architecture, names } = refused(&blueprint) else {
+        panic!("another error")
+    };
     assert_eq!((architecture.as_str(), names), ("qwen3moe", vec!["blk.0.attn_q.bias".to_owned()]));
 }
 
@@ -129,17 +135,20 @@ fn theta_and_widths_come_from_the_file_or_the_architectures_row() {
     blueprint.unset("qwen3moe.attention.value_length");
     blueprint.set("qwen3moe.attention.key_length", V::U32(32));
     let row = architecture(&blueprint.metadata()).unwrap();
-    let attention = ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
+    let attention =
+        ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
     assert_eq!(attention.rope_theta, 1e6, "the row's default");
     assert_eq!((attention.head_dim, attention.value_head_dim, attention.rope_dims), (32, 32, 32));
 
     blueprint.unset("qwen3moe.attention.key_length");
-    let attention = ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
+    let attention =
+        ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
     assert_eq!(attention.head_dim, 64, "hidden_size / num_attention_heads where the file does not say");
 
     blueprint.set("qwen3moe.rope.scaling.type", V::String("linear".into()));
     blueprint.set("qwen3moe.rope.scaling.factor", V::F32(4.0));
-    let attention = ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
+    let attention =
+        ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
     assert_eq!(attention.rope_scaling, RopeScaling::Linear { factor: 4.0 });
 }
 
@@ -206,7 +215,8 @@ fn values_that_no_model_can_have_are_refused() {
 
 #[test]
 fn a_missing_key_is_named() {
-    for key in ["qwen3moe.block_count", "qwen3moe.expert_count", "qwen3moe.attention.layer_norm_rms_epsilon"] {
+    for key in ["qwen3moe.block_count", "qwen3moe.expert_count", "qwen3moe.attention.layer_norm_rms_epsilon"]
+    {
         let mut blueprint = one_layer();
         blueprint.unset(key);
         let error = refused(&blueprint);

