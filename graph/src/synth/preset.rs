@@ -159,7 +159,9 @@ impl Preset {
     ///
     /// Spreads: a matmul of normalised activations with weights of root mean square 1 / √in gives values around 1, so
     /// the residual stream grows with the root of the number of layers. The router's are twice that, so that a token's
-    /// choice of experts is a firm one, and lm_head's four times, so that the next token is not a plain draw.
+    /// choice of experts is a firm one, and lm_head's four times, so that the next token is not a plain draw. o_proj's
+    /// are a fifth: random attention adds to every token much the same mean of all, which would draw the tokens of deep
+    /// layers to the same few experts.
     pub(super) fn tensors(&self, num_hidden_layers: usize) -> Vec<SynthTensor> {
         let (d, h, g) = (self.hidden_size, self.num_attention_heads, self.num_key_value_heads);
         let (q_dim, kv_dim) = (h * self.head_dim, g * self.head_dim);
@@ -172,7 +174,7 @@ impl Preset {
 
         add(tensor::OUTPUT.into(), &[self.vocab_size, d], Format::Q6K, matmul(4.0, d));
         add(tensor::OUTPUT_NORM.into(), &[d], Format::F32, Values::Norm);
-        add(tensor::TOKEN_EMBD.into(), &[self.vocab_size, d], Format::Q4K, Values::Rms(0.5));
+        add(tensor::TOKEN_EMBD.into(), &[self.vocab_size, d], Format::Q4K, Values::Rms(1.0));
         for i in 0..num_hidden_layers {
             let mixed = if Preset::more_bits(i, num_hidden_layers) { Format::Q6K } else { Format::Q4K };
             let mut layer =
@@ -180,7 +182,7 @@ impl Preset {
             layer(layer::ATTN_K, &[kv_dim, d], Format::Q4K, matmul(1.0, d));
             layer(layer::ATTN_K_NORM, &[self.head_dim], Format::F32, Values::Norm);
             layer(layer::ATTN_NORM, &[d], Format::F32, Values::Norm);
-            layer(layer::ATTN_OUTPUT, &[d, q_dim], Format::Q4K, matmul(1.0, q_dim));
+            layer(layer::ATTN_OUTPUT, &[d, q_dim], Format::Q4K, matmul(0.2, q_dim));
             layer(layer::ATTN_Q, &[q_dim, d], Format::Q4K, matmul(1.0, d));
             layer(layer::ATTN_Q_NORM, &[self.head_dim], Format::F32, Values::Norm);
             layer(layer::ATTN_V, &[kv_dim, d], mixed, matmul(1.0, d));
