@@ -4,14 +4,16 @@
 //! of keys and values) of its own, so that none is still in a processor's cache when its turn comes again. Weights and
 //! tokens are random; nothing is timed on zeros, and the outputs of every timed size are checked to be finite.
 
-use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{Backend, BackendError, CompileOptions, registry};
+use moe_run_backends::{
+    Backend, BackendError, CompileOptions, Observer, StepInput, ValueAccess, executable::StepTokens, registry,
+};
 use moe_run_graph::cost::{Cost, step_cost};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
     AttentionAttrs, GateKind, Graph, LayerIdx, Op, RouterAttrs, StateRole, StepSizes, ValueId, WeightHome,
     WeightId, WeightSlice,
 };
+use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
 use moe_run_graph::synth::{Random, fill};
 use std::collections::HashMap;
@@ -80,7 +82,7 @@ pub struct OpBench {
 pub struct Timing {
     /// The median of the runs.
     pub each: Duration,
-    /// Bytes and operations by the plan.
+    /// Weights, states and operations by the plan.
     pub cost: Cost,
 }
 
@@ -241,47 +243,74 @@ impl OpBench {
         let options = CompileOptions {
             threads,
             ctx_size: depth + tokens,
-            micro_batch: Some(tokens.max(512.min(depth))),
+            micro_batch: Some(tokens),
             ..CompileOptions::default()
         };
-        let executable = backend.compile(&self.graph, Arc::new(self.weights), &options)?;
-        let sizes = StepSizes { tokens, logits_rows: 1, cached: depth + tokens };
-        let state_row_bytes = |elems| options.kv_type.row_bytes(elems);
-        let cost = step_cost(executable.plan(tokens), sizes, &state_row_bytes);
-        let mut session = Session::new(executable)?;
+        let mut executable = backend.compile(&self.graph, Arc::new(self.weights), &options)?;
+        let mut state = executable.new_state()?;
         let mut random = self.random;
-        let mut ids = |count: usize| -> Vec<TokenId> {
-            (0..count).map(|_| TokenId((random.next_u64() % VOCAB as u64) as u32)).collect()
-        };
-        let nothing =
-            |_: &mut dyn moe_run_backends::Executable, _: std::ops::Range<usize>| Ok::<(), BackendError>(());
-        session.feed(&ids(depth), LogitsRows::Last, None, nothing)?;
+        let positions: Vec<u32> = (depth..depth + tokens).map(|p| p as u32).collect();
         let mut runs = Vec::with_capacity(RUNS);
         for run in 0..=RUNS {
-            session.truncate(depth)?;
-            let tokens = ids(tokens);
-            let start = Instant::now();
-            session.feed(&tokens, LogitsRows::Last, None, nothing)?;
-            // The first warms up.
-            if run > 0 {
-                runs.push(start.elapsed());
+            let ids: Vec<TokenId> =
+                (0..tokens).map(|_| TokenId((random.next_u64() % VOCAB as u64) as u32)).collect();
+            let input = StepInput {
+                tokens: StepTokens::Host(&ids),
+                positions: &positions,
+                sequence: &vec![0; tokens],
+                kv_slots: &positions,
+                logits_rows: &[tokens as u32 - 1],
+            };
+            if run == 0 {
+                // Fills the caches, and warms up.
+                let mut fill = FillStates { depth, random: Random::new(&[3]) };
+                executable.step(state.as_mut(), &input, Some(&mut fill))?;
+                continue;
             }
+            let start = Instant::now();
+            executable.step(state.as_mut(), &input, None)?;
+            runs.push(start.elapsed().as_secs_f64());
         }
         for i in 0..self.graph.outputs.len() {
-            if session.executable().output(i)?.data.to_f32().iter().any(|x| !x.is_finite()) {
+            if executable.output(i)?.data.to_f32().iter().any(|x| !x.is_finite()) {
                 return Err(format!("output {i} is not finite").into());
             }
         }
-        runs.sort();
+        let sizes = StepSizes { tokens, logits_rows: 1, cached: depth + tokens };
+        let all = step_cost(executable.plan(tokens), sizes, &|elems| options.kv_type.row_bytes(elems));
         let copies = self.copies as u64;
         let cost = Cost {
-            weight_bytes: cost.weight_bytes / copies,
-            state_bytes: cost.state_bytes / copies,
-            activation_bytes: cost.activation_bytes / copies,
-            written_bytes: cost.written_bytes / copies,
-            flops: cost.flops / copies,
+            weight_bytes: all.weight_bytes / copies,
+            state_bytes: all.state_bytes / copies,
+            flops: all.flops / copies,
+            ..Cost::default()
         };
-        Ok(Timing { each: runs[RUNS / 2] / self.copies as u32, cost })
+        Ok(Timing { each: Duration::from_secs_f64(median(&mut runs) / self.copies as f64), cost })
+    }
+}
+
+/// Gives every state random rows before the first launch of a step.
+struct FillStates {
+    depth: usize,
+    random: Random,
+}
+
+impl Observer for FillStates {
+    fn before_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        if launch.id.index() > 0 {
+            return Ok(());
+        }
+        for state in &plan.graph.states {
+            let rows: Vec<f32> =
+                (0..self.depth * state.row_elems()).map(|_| self.random.signed_unit()).collect();
+            values.write_state(state.id, 0, &rows)?;
+        }
+        Ok(())
     }
 }
 
