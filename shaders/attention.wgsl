@@ -2,15 +2,44 @@
 // takes QUERY_ROWS rows of one KV head (row = token · GROUP + head in the group) and one part of the cached positions,
 // POSITIONS at a time; grid (T · GROUP / QUERY_ROWS, G, parts). With one part the result is written; with more, each
 // part writes its maximum, its sum and its unnormalised output, which attention_merge.wgsl joins.
+// With `fused` (one token, QUERY_ROWS = GROUP) the Q/K norms, RoPE and KvWrite go before it in the same launch: every workgroup
+// turns its queries for itself, and the one whose part holds the token's position writes its key and value first.
 #include numbers
 #include arena
 #include visible
+#if fused
+#include packed
+#include quantize_block
+#include kv_write_unit key
+#include kv_write_unit value
+#include turn
+#endif
 #include kv key
 #include kv value
 
 struct Params {
     q: u32,
     positions: u32,
+#if fused
+    k: u32,
+    v: u32,
+    slots: u32,
+    capacity: u32,
+    // In `smalls`, or NONE.
+    q_norm: u32,
+    k_norm: u32,
+    q_eps: f32,
+    k_eps: f32,
+    table: u32,
+    pairs: u32,
+    interleaved: u32,
+    // Values on the way, where somebody reads them; or NONE.
+    q_normed: u32,
+    k_normed: u32,
+    q_turned: u32,
+    // The turned key has a place always: it is written to the cache from there.
+    k_turned: u32,
+#endif
     y: u32,
     // [T, H, splits, VALUE_DIM + 2]; used with more than one part.
     parts: u32,
@@ -23,8 +52,13 @@ struct Params {
     sinks: u32,
 }
 
+#if fused
+@group(1) @binding(0) var<storage, read_write> key: array<key_word>;
+@group(1) @binding(1) var<storage, read_write> value: array<value_word>;
+#else
 @group(1) @binding(0) var<storage, read> key: array<key_word>;
 @group(1) @binding(1) var<storage, read> value: array<value_word>;
+#endif
 
 const POSITIONS: u32 = 32u;
 const VALUE_PAIRS: u32 = VALUE_DIM / 2u;
@@ -58,6 +92,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         sums[r] = 0.0;
     }
     workgroupBarrier();
+#if fused
+    turn_queries(lane, wg.y, wg.z == 0u);
+    if ((now.cached - 1u) / now.split_positions == wg.z) {
+        write_token(lane, wg.y, key_width, value_width);
+    }
+#endif
 
     var outputs: array<vec2<f32>, ROWS_PER_LANE>;
     let begin = wg.z * now.split_positions;

@@ -25,9 +25,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let x = p.x + row * p.cols + block * 32u;
     let y = p.y + row * (p.cols / 4u + blocks);
-    let measured = measure_block(x);
+    let quantized = quantize_block(load_block(x));
     for (var i = 0u; i < 8u; i++) {
-        arena[y + block * 8u + i] = quantize_word(x, i, measured);
+        arena[y + block * 8u + i] = quantized.q[i];
     }
-    arena[y + p.cols / 4u + block] = select(QUIET_NAN_BITS, bitcast<u32>(measured.scale), measured.finite);
+    arena[y + p.cols / 4u + block] = quantized.scale_bits;
 }

@@ -1,6 +1,7 @@
+// A state row of `width` elements in f32.
+
 alias $W_word = u32;
 
-// A state row of `width` elements in f32.
 fn $W_row_words(width: u32) -> u32 {
     return width;
 }

@@ -1,6 +1,7 @@
+// A state row of `width` elements in Q8_0: width / 4 words of signed bytes, then the blocks' binary16 scales.
+
 alias $W_word = u32;
 
-// A state row of `width` elements in Q8_0: width / 4 words of signed bytes, then the blocks' binary16 scales.
 fn $W_row_words(width: u32) -> u32 {
     return width / 4u + (width / 32u + 1u) / 2u;
 }

@@ -1,15 +1,8 @@
-// Choosing the best K of E by key; the lower index wins a tie. LANES lanes, KEYS keys in workgroup memory.
+// Taking the largest of KEYS keys again and again; the lower index wins a tie.
+#include order_key
 
 var<workgroup> keys: array<u32, KEYS>;
 var<workgroup> lane_best: array<vec2<u32>, LANES>;
-
-// An unsigned key in the order of the numbers: NaN is 1, below every number; 0 is kept for what is taken already.
-fn order_key(bits: u32) -> u32 {
-    // −0 and 0 are equal.
-    let normal = select(bits, 0u, bits == 0x80000000u);
-    let ordered = select(normal | 0x80000000u, ~normal, (normal >> 31u) == 1u);
-    return select(ordered, 1u, is_nan(bits));
-}
 
 // The index of the largest key; every lane gets it, and it is taken (its key becomes 0).
 fn take_best(lane: u32, count: u32) -> u32 {

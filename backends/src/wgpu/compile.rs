@@ -7,7 +7,7 @@ use super::executable::WgpuExecutable;
 use super::ops::{self, sample};
 use super::params::pack;
 use super::pipelines::Pipelines;
-use super::{NAME, patterns};
+use super::{NAME, launches};
 use crate::error::BackendError;
 use crate::executable::{Activations, CompileOptions, ExecutableInfo, WeightSource, check_weights};
 use moe_run_graph::ir::{DType, Dim, Graph, Op, StepSizes, ValueId};
@@ -99,7 +99,7 @@ pub(super) fn compile(
         let max_sizes =
             StepSizes { tokens, logits_rows: options.max_logits_rows.min(tokens), cached: options.ctx_size };
         // Fused launches read whole tensors.
-        let patterns = if split { Vec::new() } else { patterns::for_tokens(tokens) };
+        let patterns = if split { Vec::new() } else { launches::for_tokens(tokens) };
         plans.push(plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?);
     }
     let (map, values_at) = arena_map(
@@ -117,14 +117,14 @@ pub(super) fn compile(
             scratch_at: values_at + (plan.memory.arena_bytes / 4) as u32,
         };
         let mut emitter = Emitter::new(plan, &places, &tensors, profile, options.kv_type, device.features);
-        let mut launches = Vec::with_capacity(plan.launches.len());
+        let mut ready = Vec::with_capacity(plan.launches.len());
         for launch in &plan.launches {
             emitter.begin_launch();
-            patterns::emit(&mut emitter, launch)?;
-            launches.push(std::mem::take(&mut emitter.dispatches));
+            launches::emit(&mut emitter, launch)?;
+            ready.push(std::mem::take(&mut emitter.dispatches));
         }
         arena_words = arena_words.max(places.scratch_at + emitter.max_scratch_words);
-        emitted.push(launches);
+        emitted.push(ready);
     }
 
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;

@@ -156,6 +156,8 @@ impl Grid {
 pub(super) enum StateBinding {
     None,
     Write(StateId),
+    /// Read and written.
+    Update(Vec<StateId>),
     Read(Vec<StateId>),
 }
 
@@ -322,6 +324,19 @@ impl<'a> Emitter<'a> {
     pub fn matrix(&self, node: &Node, slice: &WeightSlice) -> Result<&'a Tensor, BackendError> {
         let tensor = self.tensors.matrices.get(&slice.tensor);
         tensor.ok_or_else(|| self.unsupported(node, format!("tensor {} was not uploaded", slice.tensor)))
+    }
+
+    /// The matrix of a matmul.
+    pub fn matrix_of(&self, node: &Node) -> Result<&'a Tensor, BackendError> {
+        let slice = node.op.weight_slice();
+        self.matrix(node, slice.ok_or_else(|| self.unsupported(node, "it reads no matrix".into()))?)
+    }
+
+    /// Binds the one part of a matmul's matrix to the last dispatch.
+    pub fn bind_whole(&mut self, node: &Node) {
+        if let Some(slice) = node.op.weight_slice() {
+            self.bind_part(slice, 0);
+        }
     }
 
     /// Binds a part of a matrix to the last dispatch.

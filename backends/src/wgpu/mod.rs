@@ -10,10 +10,10 @@ mod device;
 mod emit;
 mod executable;
 mod held;
+mod launches;
 mod layout;
 mod ops;
 mod params;
-mod patterns;
 mod pipelines;
 pub mod shader;
 mod state;
@@ -49,7 +49,7 @@ impl Backend for Wgpu {
     }
 
     fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
-        patterns::for_tokens(tokens)
+        launches::for_tokens(tokens)
     }
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {

@@ -23,7 +23,7 @@ pub(super) struct Pipeline {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum StateLayout {
     None,
-    Write,
+    Write(usize),
     Read(usize),
 }
 
@@ -31,7 +31,8 @@ impl From<&StateBinding> for StateLayout {
     fn from(binding: &StateBinding) -> Self {
         match binding {
             StateBinding::None => StateLayout::None,
-            StateBinding::Write(_) => StateLayout::Write,
+            StateBinding::Write(_) => StateLayout::Write(1),
+            StateBinding::Update(states) => StateLayout::Write(states.len()),
             StateBinding::Read(states) => StateLayout::Read(states.len()),
         }
     }
@@ -192,7 +193,9 @@ impl Pipelines {
         });
         self.states.entry(state).or_insert_with(|| match state {
             StateLayout::None => create("no state", &[]),
-            StateLayout::Write => create("state written", &[storage(0, false)]),
+            StateLayout::Write(n) => {
+                create("states written", &(0..n as u32).map(|i| storage(i, false)).collect::<Vec<_>>())
+            }
             StateLayout::Read(n) => {
                 create("states read", &(0..n as u32).map(|i| storage(i, true)).collect::<Vec<_>>())
             }

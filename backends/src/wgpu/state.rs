@@ -53,7 +53,7 @@ impl WgpuState {
             let states = match &ready.state {
                 StateBinding::None => Vec::new(),
                 StateBinding::Write(state) => vec![*state],
-                StateBinding::Read(states) => states.clone(),
+                StateBinding::Read(states) | StateBinding::Update(states) => states.clone(),
             };
             let entries: Vec<wgpu::BindGroupEntry<'_>> = states
                 .iter()

@@ -2,6 +2,7 @@
 
 use crate::error::BackendError;
 use crate::wgpu::emit::{Emitter, Extent, Grid, MAX_SPLITS, Rows, StateBinding};
+use crate::wgpu::params::Param;
 use moe_run_graph::ir::{AttentionAttrs, Node};
 
 const LANES: u32 = 128;
@@ -9,18 +10,35 @@ const LANES: u32 = 128;
 /// Elements of queries that a workgroup keeps in its memory.
 const QUERY_ELEMS: usize = 2048;
 
-/// Query rows of one workgroup.
-fn query_rows(attrs: &AttentionAttrs, rows: usize) -> usize {
-    (QUERY_ELEMS / attrs.head_dim).clamp(1, 16).min(rows)
+/// The most query rows of one workgroup.
+pub(in crate::wgpu) fn max_query_rows(attrs: &AttentionAttrs) -> usize {
+    (QUERY_ELEMS / attrs.head_dim).clamp(1, 16)
+}
+
+/// What a launch that also does what goes before the attention adds to it.
+pub(in crate::wgpu) struct Fused {
+    /// The queries before norm and RoPE.
+    pub q: u32,
+    pub params: Vec<(&'static str, Param)>,
+    pub states: StateBinding,
 }
 
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {
+    emit_attention(e, node, attrs, None)
+}
+
+/// The attention over the cache, and the merging of its parts.
+pub(in crate::wgpu) fn emit_attention(
+    e: &mut Emitter<'_>,
+    node: &Node,
+    attrs: &AttentionAttrs,
+    fused: Option<Fused>,
+) -> Result<(), BackendError> {
     let value = node.outputs[0];
     let tokens = Rows::of(e.shape(value));
     let max_tokens = tokens.count(e.plan.max_sizes);
     let group = attrs.group_size() as u32;
-    let rows = query_rows(attrs, max_tokens * attrs.group_size()) as u32;
-    let (q, positions) = (e.at(node.inputs[0])?, e.at(node.inputs[3])?);
+    let rows = max_query_rows(attrs).min(max_tokens * attrs.group_size()) as u32;
     let y = e.output(value);
     let splits = max_splits(max_tokens);
     let parts = if splits > 1 {
@@ -28,7 +46,6 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
     } else {
         y
     };
-    let states = vec![e.state(node, node.inputs[1])?, e.state(node, node.inputs[2])?];
     let sizes = [
         ("LANES", LANES),
         ("HEAD_DIM", attrs.head_dim as u32),
@@ -36,10 +53,9 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         ("GROUP", group),
         ("QUERY_ROWS", rows),
     ];
-    let variant = e.variant("attention", &sizes).kv(e.kv_type);
-    let params = [
-        ("q", q.into()),
-        ("positions", positions.into()),
+    let mut variant = e.variant("attention", &sizes).kv(e.kv_type);
+    let mut params = vec![
+        ("positions", e.at(node.inputs[3])?.into()),
         ("y", y.into()),
         ("parts", parts.into()),
         ("num_key_value_heads", (attrs.num_key_value_heads as u32).into()),
@@ -48,10 +64,22 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         ("scale", attrs.scale.into()),
         ("sinks", e.small(attrs.sinks).into()),
     ];
+    let states = match fused {
+        Some(fused) => {
+            variant = variant.fused();
+            params.push(("q", fused.q.into()));
+            params.extend(fused.params);
+            fused.states
+        }
+        None => {
+            params.push(("q", e.at(node.inputs[0])?.into()));
+            StateBinding::Read(vec![e.state(node, node.inputs[1])?, e.state(node, node.inputs[2])?])
+        }
+    };
     let x = Extent::Rows { rows: tokens, times: group, over: rows };
     e.push(variant, Grid::new(x, Extent::Fixed(attrs.num_key_value_heads as u32), Extent::Splits), &params);
     if let Some(dispatch) = e.last() {
-        dispatch.state = StateBinding::Read(states);
+        dispatch.state = states;
     }
     if splits > 1 {
         let variant = e.variant("attention_merge", &[("LANES", 64)]);

@@ -17,8 +17,9 @@ mod rope;
 mod router;
 pub(super) mod sample;
 
-pub(super) use attention::max_splits;
+pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
 pub(super) use kv_write::row_words;
+pub(super) use router::gate_code;
 
 use super::emit::Emitter;
 use crate::error::BackendError;

@@ -7,7 +7,8 @@
 //! The directives that a shader file may use, each on its own line:
 //! - `#include PART [NAME]`: the part's text, once for each NAME; `$W` in it becomes NAME. `decode`, `dot`, `tile` and `kv`
 //!   stand for the parts that fit the variant's format of that binding.
-//! - `#if FLAG`, `#else`, `#endif`: `subgroups`, `f16`, `dot4`, `q8`, `round_f16`, `kv_f16`, `kv_f32`, `kv_q8_0`.
+//! - `#if FLAG`, `#else`, `#endif`: `subgroups`, `f16`, `dot4`, `q8`, `round_f16`, `fused`, `kv_native`, `kv_f16`, `kv_f32`,
+//!   `kv_q8_0`.
 //!
 //! `$LANE_PARAMS` and `$LANE` are the entry point's lane arguments and the value made of them.
 
@@ -72,6 +73,8 @@ pub struct Variant {
     pub input: Input,
     /// How the KV cache is stored, for the shaders that touch it.
     pub kv_type: Option<KvTypeKey>,
+    /// Whether the shader also does what goes before its op.
+    pub fused: bool,
     /// Sizes that the shader is built for, by name.
     pub sizes: BTreeMap<&'static str, u32>,
     /// The optional features in use.
@@ -117,6 +120,7 @@ impl Variant {
             weights: Vec::new(),
             input: Input::F32,
             kv_type: None,
+            fused: false,
             sizes: sizes.iter().copied().collect(),
             features,
         }
@@ -140,12 +144,21 @@ impl Variant {
         self
     }
 
+    /// Doing also what goes before the op.
+    pub fn fused(mut self) -> Variant {
+        self.fused = true;
+        self
+    }
+
     fn flag(&self, name: &str) -> Option<bool> {
         Some(match name {
             "subgroups" => self.features.subgroups,
             "f16" => self.features.f16,
             "dot4" => self.features.dot4,
             "q8" => self.input == Input::Q8,
+            "fused" => self.fused,
+            // A cache that the shader also writes is bound as words.
+            "kv_native" => self.features.f16 && !self.fused,
             "round_f16" => self.input == Input::F16,
             "kv_f16" | "kv_f32" | "kv_q8_0" => self.kv_type.is_some_and(|k| k.flag() == name),
             _ => return None,
@@ -166,6 +179,9 @@ impl fmt::Display for Variant {
         }
         if let Some(kv) = self.kv_type {
             write!(f, "_{}", kv.flag())?;
+        }
+        if self.fused {
+            f.write_str("_fused")?;
         }
         for (name, size) in &self.sizes {
             write!(f, " {name}={size}")?;

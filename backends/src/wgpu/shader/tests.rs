@@ -29,6 +29,18 @@ fn variants(features: Features) -> Vec<Variant> {
         let inputs: &[Input] =
             if format.is_quantized() { &[Input::F32, Input::F16, Input::Q8] } else { &[Input::F32] };
         for &input in inputs {
+            let norm = Variant::new("norm_matmul", features, &[("LANES", 64), ("ROWS", 4), ("COLS", 4096)]);
+            all.push(norm.weight("weight", format).input(input));
+            let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048)];
+            let mixed = if format.is_quantized() { Format::Q6K } else { Format::F16 };
+            let qkv = Variant::new("norm_qkv", features, &sizes).weight("query", format);
+            all.push(qkv.weight("key", format).weight("value", mixed).input(input));
+            let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048), ("KEYS", 128)];
+            let experts = Variant::new("route_experts", features, &sizes).weight("gate", format);
+            all.push(experts.weight("up", mixed).input(input));
+            let sizes = [("LANES", 128), ("ROWS", 8), ("COLS", 6144), ("EXPERT_SLOTS", 8)];
+            let combine = Variant::new("combine_experts", features, &sizes).weight("weight", format);
+            all.push(combine.input(input));
             for op in ["matmul", "expert_matmul"] {
                 all.push(lanes(op, 64).weight("weight", format).input(input));
             }
@@ -47,6 +59,11 @@ fn variants(features: Features) -> Vec<Variant> {
             let rows = (2048 / head_dim).min(16);
             let mut attention = Variant::new("attention", features, &sizes).kv(kv_type);
             attention.sizes.insert("QUERY_ROWS", rows);
+            if rows >= group {
+                let mut fused = attention.clone().fused();
+                fused.sizes.insert("QUERY_ROWS", group);
+                all.push(fused);
+            }
             all.push(attention);
             let sizes = [("LANES", 64), ("HEAD_DIM", head_dim), ("GROUP", group)];
             all.push(Variant::new("attention_scores", features, &sizes).kv(kv_type));

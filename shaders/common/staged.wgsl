@@ -1,0 +1,79 @@
+// A row of activations that every workgroup prepares for itself: normalised where a norm is given, and with q8 made 8-bit in
+// workgroup memory (COLS elements at most). Without q8 it is read from the arena as it is needed.
+
+var<private> staged_x: u32;
+var<private> staged_norm: u32;
+var<private> staged_factor: f32;
+
+fn staged_value(at: u32) -> f32 {
+    let value = load(staged_x + at);
+    if (staged_norm == NONE) {
+        return value;
+    }
+    return value * staged_factor * small(staged_norm + at);
+}
+
+#if q8
+var<workgroup> staged_q: array<vec4<u32>, COLS / 16u>;
+var<workgroup> staged_scales: array<f32, COLS / 32u>;
+#endif
+
+// Begins with the row of `cols` elements at `x`; `norm` in `smalls`, or NONE. In uniform control flow.
+fn stage(lane: Lane, x: u32, cols: u32, norm: u32, eps: f32) {
+    staged_x = x;
+    staged_norm = norm;
+    staged_factor = 1.0;
+    if (norm != NONE) {
+        var squares = 0.0;
+        for (var i = lane.index; i < cols; i += LANES) {
+            let value = load(x + i);
+            squares += value * value;
+        }
+        staged_factor = 1.0 / sqrt(sum_lanes(lane, squares) / f32(cols) + eps);
+    }
+#if q8
+    for (var block = lane.index; block < cols / 32u; block += LANES) {
+        var values: array<vec4<f32>, 8>;
+        for (var i = 0u; i < 8u; i++) {
+            let at = block * 32u + i * 4u;
+            values[i] = vec4<f32>(staged_value(at), staged_value(at + 1u), staged_value(at + 2u),
+                staged_value(at + 3u));
+        }
+        let quantized = quantize_block(values);
+        staged_q[block * 2u] = vec4<u32>(quantized.q[0], quantized.q[1], quantized.q[2], quantized.q[3]);
+        staged_q[block * 2u + 1u] = vec4<u32>(quantized.q[4], quantized.q[5], quantized.q[6], quantized.q[7]);
+        staged_scales[block] = bitcast<f32>(quantized.scale_bits);
+    }
+    workgroupBarrier();
+#endif
+}
+
+#if q8
+fn staged(group: u32, cols: u32) -> Activations {
+    let q = staged_q[group];
+    let sum = sum_bytes(q.x) + sum_bytes(q.y) + sum_bytes(q.z) + sum_bytes(q.w);
+    return Activations(q, staged_scales[group >> 1u], f32(sum));
+}
+#else
+fn staged_rounded(at: u32, cols: u32) -> f32 {
+    if (at >= cols) {
+        return 0.0;
+    }
+#if round_f16
+    return f16_to_f32(f32_to_f16(staged_value(at)));
+#else
+    return staged_value(at);
+#endif
+}
+
+fn staged_four(at: u32, cols: u32) -> vec4<f32> {
+    return vec4<f32>(staged_rounded(at, cols), staged_rounded(at + 1u, cols), staged_rounded(at + 2u, cols),
+        staged_rounded(at + 3u, cols));
+}
+
+fn staged(group: u32, cols: u32) -> Activations {
+    let at = group * 16u;
+    return Activations(mat4x4<f32>(staged_four(at, cols), staged_four(at + 4u, cols), staged_four(at + 8u, cols),
+        staged_four(at + 12u, cols)));
+}
+#endif
