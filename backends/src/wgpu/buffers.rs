@@ -10,7 +10,7 @@ use crate::error::BackendError;
 use crate::executable::{Progress, WeightSource};
 use moe_run_graph::ir::{Graph, WeightId};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::ops::Range;
 
 /// Written to the queue before the device is waited for: what wgpu's own staging may hold at once.
 const STAGED_BYTES: usize = 64 << 20;
@@ -18,28 +18,27 @@ const STAGED_BYTES: usize = 64 << 20;
 /// Repacked at a time.
 const BLOCK_BYTES: usize = 8 << 20;
 
-/// Rows of a matrix in one buffer.
-pub(super) struct Part {
-    pub buffer: Arc<wgpu::Buffer>,
-    /// The first row, numbered through the whole tensor.
-    pub row_begin: usize,
-    /// The row behind the last.
-    pub row_end: usize,
-}
-
 /// A matrix [rows, cols] or [E, rows, cols], its rows numbered through.
 pub(super) struct Tensor {
     pub layout: RowLayout,
-    pub parts: Vec<Part>,
+    /// The rows of each part that has a buffer of its own.
+    pub parts: Vec<Range<usize>>,
 }
 
-/// All weights of a graph.
-pub(super) struct Tensors {
+/// How the weights of a graph are to lie on a device: known without one.
+pub(super) struct WeightMap {
     pub matrices: HashMap<WeightId, Tensor>,
-    /// Where each vector begins in `smalls`, in words.
+    /// Where each vector begins in the buffer of small weights, in words.
     pub small_at: HashMap<WeightId, u32>,
+    small_bytes: usize,
+    matrix_bytes: u64,
+}
+
+/// All weights of a graph on a device.
+pub(super) struct Weights {
     pub smalls: wgpu::Buffer,
-    pub size_bytes: u64,
+    /// By tensor and part.
+    pub parts: HashMap<(WeightId, usize), wgpu::Buffer>,
 }
 
 /// Weights that a matmul or an embedding streams; the others are vectors.
@@ -53,81 +52,90 @@ fn split_rows(rows: usize, row_bytes: u64, max_bytes: u64) -> Option<usize> {
     (most > 0).then(|| rows.div_ceil(rows.div_ceil(most).max(1)).max(1))
 }
 
+impl WeightMap {
+    /// Lays out what the graph reads, matrices in parts of at most `max_tensor_bytes`.
+    pub fn new(graph: &Graph, max_tensor_bytes: u64) -> Result<WeightMap, BackendError> {
+        let matrix_ids = matrix_ids(graph);
+        let mut map =
+            WeightMap { matrices: HashMap::new(), small_at: HashMap::new(), small_bytes: 0, matrix_bytes: 0 };
+        for decl in &graph.weights {
+            if !matrix_ids.contains(&decl.id) {
+                map.small_at.insert(decl.id, (map.small_bytes / 4) as u32);
+                map.small_bytes += decl.shape.iter().product::<usize>() * 4;
+                continue;
+            }
+            let cols = decl.shape.last().copied().unwrap_or(0);
+            let rows: usize = decl.shape[..decl.shape.len().saturating_sub(1)].iter().product();
+            let layout = RowLayout::new(decl.format, cols);
+            let row_bytes = layout.row_words as u64 * 4;
+            let part_rows =
+                split_rows(rows, row_bytes, max_tensor_bytes).ok_or_else(|| BackendError::OutOfMemory {
+                    what: format!("one row of tensor {}", decl.name),
+                    wanted_bytes: row_bytes,
+                    available_bytes: max_tensor_bytes,
+                    advice: "the adapter binds no larger buffer; use another device".into(),
+                })?;
+            let parts = (0..rows).step_by(part_rows).map(|begin| begin..(begin + part_rows).min(rows));
+            map.matrices.insert(decl.id, Tensor { layout, parts: parts.collect() });
+            map.matrix_bytes += rows as u64 * row_bytes;
+        }
+        Ok(map)
+    }
+
+    /// Whether a matrix is in several parts.
+    pub fn is_split(&self) -> bool {
+        self.matrices.values().any(|t| t.parts.len() > 1)
+    }
+
+    /// Memory on the device.
+    pub fn size_bytes(&self) -> u64 {
+        self.matrix_bytes + self.small_bytes as u64
+    }
+}
+
 /// Uploads what the graph reads.
 pub(super) fn upload(
     device: &Device,
     graph: &Graph,
+    map: &WeightMap,
     weights: &dyn WeightSource,
     progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
-) -> Result<Tensors, BackendError> {
-    let matrices = matrix_ids(graph);
-    let missing = |name: &str, wanted_bytes: usize| BackendError::Weight {
-        name: name.to_owned(),
-        wanted_bytes,
-        found_bytes: 0,
-    };
-    let mut smalls: Vec<u8> = Vec::new();
-    let mut small_at = HashMap::new();
-    for decl in graph.weights.iter().filter(|d| !matrices.contains(&d.id)) {
-        let bytes = weights.bytes(&decl.name).ok_or_else(|| missing(&decl.name, 4))?;
-        small_at.insert(decl.id, (smalls.len() / 4) as u32);
-        smalls.extend_from_slice(bytes);
-    }
+) -> Result<Weights, BackendError> {
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-    let small_buffer = device.buffer("norms and biases", smalls.len() as u64, usage, "use another device")?;
-    device.queue.write_buffer(&small_buffer, 0, &smalls);
-
-    let layouts: Vec<(WeightId, RowLayout, usize)> = graph
-        .weights
-        .iter()
-        .filter(|d| matrices.contains(&d.id))
-        .map(|d| {
-            let cols = d.shape.last().copied().unwrap_or(0);
-            let rows = d.shape[..d.shape.len().saturating_sub(1)].iter().product();
-            (d.id, RowLayout::new(d.format, cols), rows)
-        })
-        .collect();
-    let total: u64 = layouts.iter().map(|(_, l, rows)| (l.row_words * 4 * rows) as u64).sum();
-    let mut tensors = Tensors {
-        matrices: HashMap::new(),
-        small_at,
-        smalls: small_buffer,
-        size_bytes: total + smalls.len() as u64,
+    let advice = "lower --ctx-size, take a smaller quantization of the model, or use --backend cpu";
+    let smalls = device.buffer("norms and biases", map.small_bytes as u64, usage, advice)?;
+    let mut stage = Stage {
+        device,
+        block: Vec::new(),
+        waiting_bytes: map.small_bytes,
+        done: 0,
+        total: map.matrix_bytes,
+        progress,
     };
-    let mut stage =
-        Stage { device, block: Vec::new(), waiting_bytes: smalls.len(), done: 0, total, progress };
-    for (id, layout, rows) in layouts {
-        let decl = graph.weight(id);
-        let bytes =
-            weights.bytes(&decl.name).ok_or_else(|| missing(&decl.name, rows * layout.file_row_bytes()))?;
-        let row_bytes = layout.row_words as u64 * 4;
-        let part_rows = split_rows(rows, row_bytes, device.max_binding_bytes).ok_or_else(|| {
-            BackendError::OutOfMemory {
-                what: format!("one row of tensor {}", decl.name),
-                wanted_bytes: row_bytes,
-                available_bytes: device.max_binding_bytes,
-                advice: "the adapter binds no larger buffer; use another device".into(),
-            }
+    let mut parts = HashMap::new();
+    for decl in &graph.weights {
+        let bytes = weights.bytes(&decl.name).ok_or_else(|| BackendError::Weight {
+            name: decl.name.clone(),
+            wanted_bytes: decl.shape.iter().product::<usize>() / decl.format.block_elems()
+                * decl.format.block_bytes(),
+            found_bytes: 0,
         })?;
-        let mut parts = Vec::new();
-        for row_begin in (0..rows).step_by(part_rows) {
-            let row_end = (row_begin + part_rows).min(rows);
-            let size_bytes = (row_end - row_begin) as u64 * row_bytes;
-            let what = format!("tensor {}, after {} of {total} bytes of weights", decl.name, stage.done);
-            let advice = "lower --ctx-size, take a smaller quantization of the model, or use --backend cpu";
-            let buffer = device.buffer(&what, size_bytes, usage, advice)?;
-            stage.rows(
-                &buffer,
-                &layout,
-                &bytes[row_begin * layout.file_row_bytes()..],
-                row_end - row_begin,
-            )?;
-            parts.push(Part { buffer: Arc::new(buffer), row_begin, row_end });
+        if let Some(at) = map.small_at.get(&decl.id) {
+            device.queue.write_buffer(&smalls, u64::from(*at) * 4, bytes);
         }
-        tensors.matrices.insert(id, Tensor { layout, parts });
+        let Some(tensor) = map.matrices.get(&decl.id) else { continue };
+        for (i, rows) in tensor.parts.iter().enumerate() {
+            let size_bytes = (rows.len() * tensor.layout.row_words * 4) as u64;
+            let what =
+                format!("tensor {}, after {} of {} bytes of weights", decl.name, stage.done, stage.total);
+            let buffer = device.buffer(&what, size_bytes, usage, advice)?;
+            let source = &bytes[rows.start * tensor.layout.file_row_bytes()..];
+            stage.rows(&buffer, &tensor.layout, source, rows.len())?;
+            parts.insert((decl.id, i), buffer);
+        }
     }
     stage.flush()?;
-    Ok(tensors)
+    Ok(Weights { smalls, parts })
 }
 
 /// The way of the rows to the device, a block at a time.

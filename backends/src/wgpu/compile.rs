@@ -1,17 +1,19 @@
 //! Stage 5, wgpu: Plan → programs: every dispatch with its pipeline, its parameters and its bindings.
 
-use super::buffers::{Tensors, upload};
+use super::buffers::{WeightMap, Weights, upload};
 use super::device::{Device, WgpuOptions};
 use super::emit::{Dispatch, Emitter, Grid, NONE, Places, StateBinding};
 use super::executable::WgpuExecutable;
 use super::ops::{self, sample};
 use super::params::pack;
 use super::pipelines::Pipelines;
+use super::shader::{Features, compose};
 use super::{NAME, launches};
 use crate::error::BackendError;
-use crate::executable::{Activations, CompileOptions, ExecutableInfo, WeightSource, check_weights};
+use crate::executable::{Activations, CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
+use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{DType, Dim, Graph, Op, StepSizes, ValueId};
-use moe_run_graph::passes::{Plan, PlanOptions, plan};
+use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -88,8 +90,8 @@ pub(super) fn compile(
     }
     let device = Arc::new(Device::open(options.device.as_deref(), backend)?);
     let progress = options.progress.as_deref();
-    let tensors = upload(&device, graph, weights, progress)?;
-    let split = tensors.matrices.values().any(|t| t.parts.len() > 1);
+    let weight_map = WeightMap::new(graph, device.max_tensor_bytes)?;
+    let uploaded = upload(&device, graph, &weight_map, weights, progress)?;
 
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
     let mut classes = vec![1, FEW_TOKENS.min(micro_batch), micro_batch];
@@ -99,7 +101,7 @@ pub(super) fn compile(
         let max_sizes =
             StepSizes { tokens, logits_rows: options.max_logits_rows.min(tokens), cached: options.ctx_size };
         // Fused launches read whole tensors.
-        let patterns = if split { Vec::new() } else { launches::for_tokens(tokens) };
+        let patterns = if weight_map.is_split() { Vec::new() } else { launches::for_tokens(tokens) };
         plans.push(plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?);
     }
     let (map, values_at) = arena_map(
@@ -110,21 +112,10 @@ pub(super) fn compile(
     let mut emitted = Vec::with_capacity(plans.len());
     let mut arena_words = values_at;
     for plan in &plans {
-        let places = Places {
-            inputs: map.places.inputs.clone(),
-            rope: map.places.rope.clone(),
-            values_at,
-            scratch_at: values_at + (plan.memory.arena_bytes / 4) as u32,
-        };
-        let mut emitter = Emitter::new(plan, &places, &tensors, profile, options.kv_type, device.features);
-        let mut ready = Vec::with_capacity(plan.launches.len());
-        for launch in &plan.launches {
-            emitter.begin_launch();
-            launches::emit(&mut emitter, launch)?;
-            ready.push(std::mem::take(&mut emitter.dispatches));
-        }
-        arena_words = arena_words.max(places.scratch_at + emitter.max_scratch_words);
-        emitted.push(ready);
+        let (launches, words) =
+            emit_all(plan, &map.places, &weight_map, profile, options.kv_type, device.features)?;
+        arena_words = arena_words.max(words);
+        emitted.push(launches);
     }
 
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
@@ -151,7 +142,7 @@ pub(super) fn compile(
     pipelines.add(&device, all, progress)?;
 
     let shared =
-        Shared { device: &device, pipelines: &pipelines, tensors: &tensors, arena: &arena, now: &now };
+        Shared { device: &device, pipelines: &pipelines, weights: &uploaded, arena: &arena, now: &now };
     let mut programs = Vec::with_capacity(plans.len());
     for (plan, launches) in plans.into_iter().zip(emitted) {
         let launches = shared.ready(launches)?;
@@ -173,7 +164,7 @@ pub(super) fn compile(
         kv_type: options.kv_type,
         threads: 1,
         micro_batch,
-        weight_bytes: tensors.size_bytes,
+        weight_bytes: weight_map.size_bytes(),
     };
     let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
         Op::Embed { table } => Some(table.rows.len()),
@@ -181,6 +172,56 @@ pub(super) fn compile(
     });
     WgpuExecutable::new(device, programs, pipelines, arena, now, map, logits, sampling, info, vocab_size)
 }
+
+/// The dispatches of every launch of a plan, and the words of arena that they need.
+fn emit_all(
+    plan: &Plan,
+    places: &Places,
+    weights: &WeightMap,
+    profile: ActProfile,
+    kv_type: KvType,
+    features: Features,
+) -> Result<(Vec<Vec<Dispatch>>, u32), BackendError> {
+    let places = Places {
+        inputs: places.inputs.clone(),
+        rope: places.rope.clone(),
+        values_at: places.values_at,
+        scratch_at: places.values_at + (plan.memory.arena_bytes / 4) as u32,
+    };
+    let mut emitter = Emitter::new(plan, &places, weights, profile, kv_type, features);
+    let mut all = Vec::with_capacity(plan.launches.len());
+    for launch in &plan.launches {
+        emitter.begin_launch();
+        launches::emit(&mut emitter, launch)?;
+        all.push(std::mem::take(&mut emitter.dispatches));
+    }
+    Ok((all, places.scratch_at + emitter.max_scratch_words))
+}
+
+/// The shaders of one launch of a plan, on a device with every optional feature and room for whole tensors.
+pub(super) fn kernel(plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+    let weights = WeightMap::new(&plan.graph, u64::MAX).ok()?;
+    let (map, _) = arena_map(&plan.graph, plan.max_sizes);
+    let profile = ActProfile::Q8 { k_block: ActBlock::X32 };
+    let features = WgpuOptions::default().allowed;
+    let mut emitter = Emitter::new(plan, &map.places, &weights, profile, KvType::F16, features);
+    launches::emit(&mut emitter, launch).ok()?;
+    let dispatches = emitter.dispatches;
+    let splits = ops::max_splits(plan.max_sizes.tokens) as u32;
+    let main = dispatches.last().filter(|d| !d.when_split).or(dispatches.first())?;
+    let source: Option<Vec<String>> = dispatches.iter().map(|d| compose(&d.variant).ok()).collect();
+    let names: Vec<String> = dispatches.iter().map(|d| d.variant.to_string()).collect();
+    let lanes = main.variant.sizes.get("LANES").copied().unwrap_or(TILE_LANES);
+    Some(KernelInfo {
+        name: names.join(" + "),
+        grid: Some(main.grid.resolve(plan.max_sizes, splits)),
+        workgroup: Some([lanes, 1, 1]),
+        source: source.map(|s| s.join("\n")),
+    })
+}
+
+/// Lanes of a workgroup that multiplies tiles.
+const TILE_LANES: u32 = 256;
 
 /// Bytes of `struct Step` in common/arena.wgsl.
 pub(super) const STEP_BYTES: u64 = 32;
@@ -214,7 +255,7 @@ fn arena_map(graph: &Graph, max_sizes: StepSizes) -> (ArenaMap, u32) {
 struct Shared<'a> {
     device: &'a Device,
     pipelines: &'a Pipelines,
-    tensors: &'a Tensors,
+    weights: &'a Weights,
     arena: &'a wgpu::Buffer,
     now: &'a wgpu::Buffer,
 }
@@ -280,15 +321,13 @@ impl Shared<'_> {
                 wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(at) },
                 wgpu::BindGroupEntry { binding: 1, resource: self.now.as_entire_binding() },
                 wgpu::BindGroupEntry { binding: 2, resource: self.arena.as_entire_binding() },
-                wgpu::BindGroupEntry { binding: 3, resource: self.tensors.smalls.as_entire_binding() },
+                wgpu::BindGroupEntry { binding: 3, resource: self.weights.smalls.as_entire_binding() },
             ];
             for (j, (tensor, part)) in dispatch.weights.iter().enumerate() {
-                let part = self.tensors.matrices.get(tensor).and_then(|t| t.parts.get(*part));
+                let part = self.weights.parts.get(&(*tensor, *part));
                 let part = part.ok_or_else(|| self.defect(format!("no part of tensor {tensor}")))?;
-                entries.push(wgpu::BindGroupEntry {
-                    binding: 4 + j as u32,
-                    resource: part.buffer.as_entire_binding(),
-                });
+                entries
+                    .push(wgpu::BindGroupEntry { binding: 4 + j as u32, resource: part.as_entire_binding() });
             }
             let bindings = self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(dispatch.variant.op),

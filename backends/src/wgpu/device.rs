@@ -3,7 +3,7 @@
 use super::{Features, NAME};
 use crate::error::BackendError;
 use crate::executable::{DeviceInfo, DeviceKind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What a [`super::Wgpu`] backend may use; tests switch features off and force small limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,8 +12,9 @@ pub struct WgpuOptions {
     pub allowed: Features,
     /// Time launches on the device where the adapter can.
     pub timestamps: bool,
-    /// Bind at most so many bytes of a tensor at once; larger ones are split by rows. `None`: what the adapter allows.
-    pub max_binding_bytes: Option<u64>,
+    /// Put at most so many bytes of a weight tensor into one buffer; larger ones are split by rows. `None`: what the
+    /// adapter binds.
+    pub max_tensor_bytes: Option<u64>,
     /// Keep compiled pipelines on disk where the driver can.
     pub pipeline_cache: bool,
 }
@@ -23,7 +24,7 @@ impl Default for WgpuOptions {
         WgpuOptions {
             allowed: Features { subgroups: true, f16: true, dot4: true },
             timestamps: true,
-            max_binding_bytes: None,
+            max_tensor_bytes: None,
             pipeline_cache: true,
         }
     }
@@ -54,6 +55,7 @@ pub(super) struct Device {
     pub timestamps: bool,
     pub limits: wgpu::Limits,
     pub max_binding_bytes: u64,
+    pub max_tensor_bytes: u64,
     pub pipeline_cache: bool,
     failures: Arc<Failures>,
 }
@@ -62,10 +64,14 @@ pub(super) struct Device {
 const INTERFACES: wgpu::Backends =
     wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 
-fn instance() -> wgpu::Instance {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = INTERFACES;
-    wgpu::Instance::new(descriptor)
+/// One connection to the drivers for the whole process: they may print when they are loaded.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = INTERFACES;
+        wgpu::Instance::new(descriptor)
+    })
 }
 
 fn kind(info: &wgpu::AdapterInfo) -> DeviceKind {
@@ -106,7 +112,7 @@ fn features(instance: &wgpu::Instance, adapter: &wgpu::Adapter, allowed: Feature
 /// The adapters of this machine.
 pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendError> {
     let instance = instance();
-    let found = adapters(&instance);
+    let found = adapters(instance);
     if found.is_empty() {
         return Err(no_adapter());
     }
@@ -118,7 +124,7 @@ pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendErro
             ("driver".to_owned(), format!("{} {}", info.driver, info.driver_info).trim().to_owned()),
             ("largest buffer".to_owned(), format!("{} bytes", limits.max_buffer_size)),
             ("largest binding".to_owned(), format!("{} bytes", limits.max_storage_buffer_binding_size)),
-            ("features used".to_owned(), features(&instance, adapter, options.allowed).to_string()),
+            ("features used".to_owned(), features(instance, adapter, options.allowed).to_string()),
         ];
         if kind(&info) == DeviceKind::Software {
             details
@@ -189,7 +195,7 @@ impl Device {
     /// Opens the device that `wanted` names, or the best.
     pub fn open(wanted: Option<&str>, options: &WgpuOptions) -> Result<Device, BackendError> {
         let instance = instance();
-        let adapter = choose(adapters(&instance), wanted)?;
+        let adapter = choose(adapters(instance), wanted)?;
         let info = adapter.get_info();
         let failed = |detail: String| BackendError::NoDevice {
             backend: NAME,
@@ -206,7 +212,7 @@ impl Device {
             return Err(failed(lacking.join("; ")));
         }
 
-        let features = features(&instance, &adapter, options.allowed);
+        let features = features(instance, &adapter, options.allowed);
         let timestamps = options.timestamps && adapter.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         let pipeline_cache =
             options.pipeline_cache && adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
@@ -236,11 +242,8 @@ impl Device {
             }
         });
         // Shaders address words with 32 bits.
-        let max_binding_bytes = limits
-            .max_storage_buffer_binding_size
-            .min(limits.max_buffer_size)
-            .min(options.max_binding_bytes.unwrap_or(u64::MAX))
-            .min(1 << 34);
+        let max_binding_bytes =
+            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 34) / 4 * 4;
         Ok(Device {
             device,
             queue,
@@ -248,7 +251,8 @@ impl Device {
             features,
             timestamps,
             limits,
-            max_binding_bytes: max_binding_bytes / 4 * 4,
+            max_binding_bytes,
+            max_tensor_bytes: options.max_tensor_bytes.unwrap_or(u64::MAX).min(max_binding_bytes),
             pipeline_cache,
             failures,
         })

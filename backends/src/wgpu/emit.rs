@@ -4,7 +4,7 @@
 //! compute it, with parameters and grids as functions of the step's sizes. The ops' files say how each node is run.
 
 use super::NAME;
-use super::buffers::{Tensor, Tensors};
+use super::buffers::{Tensor, WeightMap};
 use super::params::Param;
 use super::shader::{Features, Input, Variant};
 use crate::error::BackendError;
@@ -190,7 +190,7 @@ pub(super) struct Places {
 pub(super) struct Emitter<'a> {
     pub plan: &'a Plan,
     pub places: &'a Places,
-    pub tensors: &'a Tensors,
+    pub tensors: &'a WeightMap,
     pub profile: ActProfile,
     pub kv_type: KvType,
     pub features: Features,
@@ -204,7 +204,7 @@ impl<'a> Emitter<'a> {
     pub fn new(
         plan: &'a Plan,
         places: &'a Places,
-        tensors: &'a Tensors,
+        tensors: &'a WeightMap,
         profile: ActProfile,
         kv_type: KvType,
         features: Features,
@@ -323,7 +323,7 @@ impl<'a> Emitter<'a> {
     /// The matrix behind a slice.
     pub fn matrix(&self, node: &Node, slice: &WeightSlice) -> Result<&'a Tensor, BackendError> {
         let tensor = self.tensors.matrices.get(&slice.tensor);
-        tensor.ok_or_else(|| self.unsupported(node, format!("tensor {} was not uploaded", slice.tensor)))
+        tensor.ok_or_else(|| self.unsupported(node, format!("tensor {} is not laid out", slice.tensor)))
     }
 
     /// The matrix of a matmul.

@@ -428,6 +428,10 @@ impl Executable for WgpuExecutable {
                     self.sample(&mut encoder, 0)?;
                 }
                 self.device.queue.submit([encoder.finish()]);
+                if sizes.tokens > 1 && sizes.logits_rows > 0 {
+                    // The last of a prompt: its time is the prompt's, not the first token's.
+                    self.device.wait()?;
+                }
                 self.device.check()?;
             }
         }

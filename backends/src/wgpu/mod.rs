@@ -26,7 +26,9 @@ pub use shader::Features;
 
 use crate::error::BackendError;
 use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
+use moe_run_graph::passes::{Launch, Plan};
 use std::sync::Arc;
 
 /// The backend's name.
@@ -54,6 +56,10 @@ impl Backend for Wgpu {
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
         supports(graph, node)
+    }
+
+    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+        compile::kernel(plan, launch)
     }
 
     fn compile(

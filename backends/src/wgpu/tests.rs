@@ -4,9 +4,17 @@
 
 use super::{Features, Wgpu, WgpuOptions};
 use crate::cases::{self, OPS};
-use crate::executable::{Activations, Backend, CompileOptions, KvType};
+use crate::error::BackendError;
+use crate::executable::{
+    Activations, Backend, CompileOptions, HostTensor, KvType, Observer, StepInput, StepTokens, ValueAccess,
+    argmax,
+};
 use crate::reference::Reference;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{DType, Dim, Graph, Op, Shape, ValueId};
+use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
+use std::sync::Arc;
 
 /// Both sides compute from the same rounded activations and cache; what is left is the order of f32 sums and the last
 /// bits of exp, which a softmax over hundreds of positions adds up.
@@ -70,4 +78,140 @@ fn every_op_is_right_under_every_feature() {
             }
         }
     }
+}
+
+/// Every tensor in several parts: at most four rows of the widest case fit into one.
+#[test]
+fn split_tensors_give_the_same() {
+    if !has_adapter() {
+        return;
+    }
+    let backend = Wgpu { options: WgpuOptions { max_tensor_bytes: Some(16384), ..WgpuOptions::default() } };
+    for (i, format) in Format::ALL.into_iter().enumerate() {
+        for op in ["embed", "matmul", "expert_matmul"] {
+            check(&backend, op, format, 10 + i as u64, &options(Activations::Q8, KvType::F32));
+        }
+    }
+}
+
+#[test]
+fn an_unknown_device_is_refused_with_the_list() {
+    if !has_adapter() {
+        return;
+    }
+    let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
+    for name in ["no such adapter", "99"] {
+        let options = CompileOptions { device: Some(name.into()), ..CompileOptions::default() };
+        let error = Wgpu::default().compile(&case.graph, case.weights.clone(), &options).err().unwrap();
+        let text = error.to_string();
+        assert!(text.contains(name) && text.contains("0 (") && text.contains("moe-run devices"), "{text}");
+    }
+}
+
+#[test]
+fn a_block_length_that_the_shaders_lack_is_refused() {
+    let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
+    let options = CompileOptions {
+        activations: Some(Activations::Q8),
+        q8_super_block: Some(moe_run_graph::quant::ActBlock::X256),
+        ..CompileOptions::default()
+    };
+    let error = Wgpu::default().compile(&case.graph, case.weights.clone(), &options).err().unwrap();
+    assert!(error.to_string().contains("wanted 32"), "{error}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_bound_says_what_would_fit() {
+    if !has_adapter() {
+        return;
+    }
+    let case = cases::case("attention", Format::F32, 0).unwrap().unwrap();
+    let options = CompileOptions { ctx_size: 1 << 28, ..CompileOptions::default() };
+    let executable = Wgpu::default().compile(&case.graph, case.weights.clone(), &options).unwrap();
+    let error = executable.new_state().err().unwrap();
+    assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("KV cache") && text.contains("--ctx-size") && text.contains("positions"), "{text}");
+}
+
+/// Gives the boundary input before the first launch.
+struct Feed(ValueId, HostTensor);
+
+impl Observer for Feed {
+    fn before_launch(
+        &mut self,
+        _plan: &Plan,
+        _launch: &Launch,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        values.write(self.0, &self.1)
+    }
+}
+
+/// The device's choice of the best logit: ties, the largest in any chunk, −∞ everywhere, and a NaN as an error.
+#[test]
+fn argmax_on_the_device_is_that_of_the_host() {
+    if !has_adapter() {
+        return;
+    }
+    const WIDTH: usize = 5000;
+    let mut graph = Graph::new();
+    let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(WIDTH)]), DType::F32);
+    let rows = graph.inputs.logits_rows;
+    graph.outputs = graph.push(None, "logits_rows", Op::GetRows, &[x, rows]).unwrap();
+    let weights = Arc::new(std::collections::HashMap::new());
+    let mut executable = Wgpu::default().compile(&graph, weights, &CompileOptions::default()).unwrap();
+    let mut state = executable.new_state().unwrap();
+    let mut logits: Vec<Vec<f32>> = (0..6u32)
+        .map(|s| {
+            (0..WIDTH as u32).map(|i| ((i * 7919 + s * 104_729) % 10_007) as f32 / 100.0 - 60.0).collect()
+        })
+        .collect();
+    logits[1][4999] = 1e9;
+    logits[2].fill(f32::NEG_INFINITY);
+    logits[3].fill(-0.5);
+    logits[3][1500] = 0.0;
+    logits[3][1400] = -0.0;
+    logits[4][1023] = f32::INFINITY;
+    logits[4][1024] = f32::INFINITY;
+    logits[5][4321] = f32::NAN;
+    for (i, logits) in logits.iter().enumerate() {
+        let input = StepInput {
+            tokens: StepTokens::Host(&[TokenId(0)]),
+            positions: &[i as u32],
+            sequence: &[0],
+            kv_slots: &[i as u32],
+            logits_rows: &[0],
+        };
+        let mut feed = Feed(x, HostTensor::f32(vec![1, WIDTH], logits.clone()));
+        executable.step(state.as_mut(), &input, Some(&mut feed)).unwrap();
+        match (executable.argmax(0), argmax(logits)) {
+            (Ok(found), Ok(wanted)) => assert_eq!(found, wanted, "row {i}"),
+            (Err(found), Err(wanted)) => {
+                assert_eq!(found.to_string(), wanted.to_string());
+                assert!(found.to_string().contains("4321"), "{found}");
+            }
+            (found, wanted) => panic!("row {i}: {found:?}, wanted {wanted:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_state_of_another_executable_is_refused() {
+    if !has_adapter() {
+        return;
+    }
+    let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
+    let compile =
+        || Wgpu::default().compile(&case.graph, case.weights.clone(), &CompileOptions::default()).unwrap();
+    let (mut one, other) = (compile(), compile());
+    let input = StepInput {
+        tokens: StepTokens::Host(&[TokenId(0)]),
+        positions: &[0],
+        sequence: &[0],
+        kv_slots: &[0],
+        logits_rows: &[],
+    };
+    let error = one.step(other.new_state().unwrap().as_mut(), &input, None).unwrap_err();
+    assert!(error.to_string().contains("another executable"), "{error}");
 }

@@ -28,12 +28,13 @@ pub(super) fn for_tokens(tokens: usize) -> Vec<LaunchPattern> {
             norm_qkv::PATTERN,
             norm_matmul::NORM_ROUTER,
             norm_matmul::MATMUL_ADD,
-            route_experts::PATTERN,
             combine_experts::PATTERN,
         ]);
     }
     if tokens == 1 {
-        patterns.push(attend::PATTERN);
+        // With more tokens one workgroup would need what another writes to the cache, and the choice of experts stays a
+        // launch of its own, behind which it can be replaced.
+        patterns.extend([attend::PATTERN, route_experts::PATTERN]);
     }
     patterns
 }

@@ -25,8 +25,8 @@ pub(super) fn emit(
     let y = e.output(value);
     let few = rows.count(e.plan.max_sizes) <= FEW_ROWS;
     for (i, part) in tensor.parts.iter().enumerate() {
-        let begin = part.row_begin.max(weight.rows.start);
-        let end = part.row_end.min(weight.rows.end);
+        let begin = part.start.max(weight.rows.start);
+        let end = part.end.min(weight.rows.end);
         if begin >= end {
             continue;
         }
@@ -42,7 +42,7 @@ pub(super) fn emit(
             ("weight_blocks", (tensor.layout.blocks as u32).into()),
             ("axis", rows.code().into()),
             ("rows_each", rows.each.into()),
-            ("first_row", ((begin - part.row_begin) as u32).into()),
+            ("first_row", ((begin - part.start) as u32).into()),
             ("bias", e.small(bias).into()),
             ("scale", scale.unwrap_or(1.0).into()),
             ("residual", NONE.into()),
