@@ -12,6 +12,8 @@
 //!
 //! Deliberately absent: the operating system's randomness (a seed is given), and any state besides the generator's.
 
+use std::cmp::Ordering;
+
 use moe_run_graph::ids::TokenId;
 use thiserror::Error;
 
@@ -98,6 +100,10 @@ pub enum SamplerError {
     },
 }
 
+/// Up to this top-k the best tokens are kept in order in one pass over the logits, which then costs one comparison for nearly
+/// all of them; above it they are selected and sorted.
+const SORTED_INSERTION_MAX: usize = 128;
+
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
@@ -182,18 +188,33 @@ impl Sampler {
             self.candidates.push(Candidate { token: best_token, logit: best_logit, probability: 1.0 });
             return Ok(&self.candidates);
         }
-        self.candidates.extend(
-            (0u32..)
-                .zip(&self.penalized)
-                .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
-                .map(|(id, &logit)| Candidate { token: TokenId(id), logit, probability: 0.0 }),
-        );
-        let by_rank = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token));
-        if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, by_rank);
-            self.candidates.truncate(top_k);
+        let possible = (0u32..)
+            .zip(&self.penalized)
+            .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
+            .map(|(id, &logit)| Candidate { token: TokenId(id), logit, probability: 0.0 });
+        if (1..=SORTED_INSERTION_MAX).contains(&top_k) {
+            // Ids ascend, so a logit that equals the last kept one ranks behind it.
+            for candidate in possible {
+                if self.candidates.len() == top_k {
+                    if self.candidates.last().is_some_and(|last| candidate.logit <= last.logit) {
+                        continue;
+                    }
+                    self.candidates.pop();
+                }
+                let place = self.candidates.partition_point(|c| c.logit >= candidate.logit);
+                self.candidates.insert(place, candidate);
+            }
+        } else {
+            self.candidates.extend(possible);
+            let by_rank = |a: &Candidate, b: &Candidate| {
+                b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
+            };
+            if top_k > 0 && top_k < self.candidates.len() {
+                self.candidates.select_nth_unstable_by(top_k - 1, by_rank);
+                self.candidates.truncate(top_k);
+            }
+            self.candidates.sort_unstable_by(by_rank);
         }
-        self.candidates.sort_unstable_by(by_rank);
 
         // The difference is divided, not the logits: a tiny temperature must not make infinities of them.
         let mut total = 0.0;
@@ -352,13 +373,14 @@ mod tests {
 
     fn random_case(random: &mut Xoshiro256PlusPlus) -> (SamplerOptions, Vec<f32>, Vec<TokenId>) {
         let mut pick = |n: u64| random.next_u64() % n;
-        let len = 1 + pick(40);
+        let len = 1 + [40, 40, 40, 300][pick(4) as usize];
+        let len = 1 + pick(len);
         // Quarters: equal logits are common, so ties are tested.
         let logits: Vec<f32> = (0..len).map(|_| pick(64) as f32 / 4.0 - 8.0).collect();
         let history = (0..pick(6)).map(|_| TokenId(pick(len) as u32)).collect();
         let options = SamplerOptions {
             temperature: [0.1, 0.7, 1.0, 3.0][pick(4) as usize],
-            top_k: [0, 1, 3, 20, 100][pick(5) as usize],
+            top_k: [0, 1, 3, 20, 100, 129][pick(6) as usize],
             top_p: [1.0, 0.95, 0.8, 0.3, 1e-6][pick(5) as usize],
             min_p: [0.0, 0.05, 0.5, 1.0][pick(4) as usize],
             repetition_penalty: [1.0, 1.1, 2.0, 0.5][pick(4) as usize],

@@ -6,7 +6,8 @@
 //! `<|im_end|>` afterwards was written by the template. The second rendering counts only if putting the original
 //! characters back gives the first one, character by character: then the stand-ins have changed nothing, and each
 //! character's origin is known. If the template acts on a replaced character (it may look for `</think>` in a message), the
-//! renderings differ, and fewer characters are replaced. If they still differ, rendering fails: nothing is guessed.
+//! renderings differ, and only delimiters (the `|` of `<|im_end|>`) are replaced: then the template wrote at least those of
+//! every control token that is left. If the renderings still differ, rendering fails: nothing is guessed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
