@@ -1,7 +1,7 @@
 //! Starts `moe-run` as a process and looks at what comes out.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
 
 /// What a process left: its exit code and its two outputs as text.
 #[derive(Debug)]
@@ -70,4 +70,29 @@ pub fn finish(output: Output) -> Finished {
     let Output { status, stdout, stderr } = output;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Finished { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// Sends a process what Ctrl-C sends.
+///
+/// # Panics
+/// Where there is no such process.
+pub fn interrupt(child: &Child) {
+    let status = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status();
+    assert!(status.expect("a shell").success(), "no process {}", child.id());
+}
+
+/// Reads a process's standard error up to a text.
+///
+/// # Panics
+/// Where it ends without it.
+pub fn wait_for(child: &mut Child, text: &str) {
+    let stderr = child.stderr.as_mut().expect("standard error is a pipe");
+    let mut said = Vec::new();
+    // Byte by byte: what comes after the text is left to be read later.
+    let mut byte = [0];
+    while !String::from_utf8_lossy(&said).contains(text) {
+        let read = stderr.read(&mut byte).expect("standard error can be read");
+        assert!(read > 0, "no {text:?} in {}", String::from_utf8_lossy(&said));
+        said.push(byte[0]);
+    }
 }

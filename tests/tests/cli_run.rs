@@ -1,10 +1,10 @@
 //! `moe-run run` as a process: answers, prompts from everywhere, JSON, sampling, refusals, pipes and Ctrl-C.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use moe_run_tests::cli::{Finished, finish, run, run_with_input};
+use moe_run_tests::cli::{Finished, finish, interrupt, run, run_with_input, wait_for};
 use moe_run_tests::fixtures;
 use serde_json::{Value, json};
 
@@ -354,23 +354,6 @@ fn endless(json: bool) -> Child {
         command.arg("--json");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn interrupt(child: &Child) {
-    let status = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(status.success());
-}
-
-/// Waits for a line of standard error that contains a text, and gives what was read.
-fn wait_for(child: &mut Child, text: &str) -> String {
-    let mut stderr = BufReader::new(child.stderr.as_mut().unwrap());
-    let mut said = Vec::new();
-    let mut byte = [0];
-    while !String::from_utf8_lossy(&said).contains(text) {
-        assert!(stderr.read(&mut byte).unwrap() > 0, "no {text:?} in {}", String::from_utf8_lossy(&said));
-        said.push(byte[0]);
-    }
-    String::from_utf8_lossy(&said).into_owned()
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `moe-run tokenize` and `moe-run chat` as processes.
 
-use moe_run_tests::cli::{Finished, run, run_with_input};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use moe_run_tests::cli::{Finished, finish, interrupt, run, run_with_input, wait_for};
 use moe_run_tests::fixtures;
 use serde_json::{Map, Value, json};
 
@@ -172,4 +175,29 @@ fn chat_wants_a_tokenizer_and_a_template() {
     let refused = chat(&["-m", &fixture("micro/zoo-q8_0.gguf")], "Hello\n");
     assert_eq!(refused.code, 2, "{refused:#?}");
     assert!(refused.stderr.contains("no tokenizer"), "{refused:#?}");
+}
+
+/// Ctrl-C ends the answer, not the conversation.
+#[test]
+fn ctrl_c_ends_a_turn() {
+    // More than a micro-batch of the reference, which takes it seconds.
+    let question = "What is 2+2? ".repeat(150);
+    let mut child = Command::new(PROGRAM)
+        .args(["chat", "--backend", "reference", "--temp", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(format!("{question}\nHello\n").as_bytes()).unwrap();
+    wait_for(&mut child, "sampling: ");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    interrupt(&child);
+    let ended = finish(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    let ends: Vec<&str> =
+        ended.stderr.lines().filter_map(|l| l.rsplit_once("; ").map(|(_, end)| end)).collect();
+    assert!(ends.contains(&"interrupted") && ends.contains(&"the model ended"), "{ended:#?}");
+    // The question without an answer is taken back.
+    assert_eq!(ended.stdout, "\nHello! How can I help you today?\n");
 }
