@@ -389,11 +389,14 @@ fn ctrl_c_quits_at_once_where_nothing_is_generated() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // Held open: waiting for a process would close it.
+    let stdin = child.stdin.take();
     // Long enough for a process to start; one that has no handler yet would be ended by the signal itself.
     std::thread::sleep(Duration::from_millis(500));
     interrupt(&child);
     let started = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(stdin);
     assert!(started.elapsed() < Duration::from_secs(5));
 }
 
