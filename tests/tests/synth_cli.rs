@@ -4,12 +4,19 @@
 
 use std::{
     fs,
+    num::NonZeroUsize,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use moe_run_graph::{Model, gguf::GgufFile, quant::Format};
+use moe_run_graph::{
+    Model,
+    gguf::GgufFile,
+    quant::Format,
+    synth::{PRESETS, Preset, Synth, SynthOptions},
+};
 use moe_run_tests::{
     cli::{Finished, run},
     fixtures,
@@ -215,4 +222,47 @@ fn an_older_file_survives_a_failure() {
     assert_eq!(status.code(), Some(4));
     assert_eq!(fs::read(&path).unwrap(), b"older");
     assert_eq!(names(dir.path()), ["x.gguf"]);
+}
+
+/// A model of the presets' kind, but small and deep: its last layers must route as widely as its first.
+static DEEP: Preset = Preset {
+    name: "deep",
+    num_hidden_layers: 16,
+    hidden_size: 512,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    num_experts: 32,
+    num_experts_per_tok: 4,
+    moe_intermediate_size: 256,
+    vocab_size: 512,
+    ..PRESETS[0]
+};
+
+#[test]
+fn activations_are_finite_and_routing_spreads_in_every_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep.gguf");
+    let options = SynthOptions { preset: &DEEP, num_hidden_layers: None, seed: 3, vocabulary: None };
+    let out = fs::File::create(&path).unwrap();
+    let _ =
+        Synth::new(&options).unwrap().write(out, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap();
+    const TOKENS: usize = 64;
+    let tokens = (0..TOKENS).map(|i| (i * 7 + 1).to_string()).collect::<Vec<_>>().join(",");
+    let args = ["trace", "-m", path.to_str().unwrap(), "--tokens", &tokens, "--positions", "all", "--json"];
+    let report = run(BINARY, args.iter().chain(&["--backend", "cpu"]).copied()).succeeded().json();
+    assert!(report["summary"]["first_non_finite"].is_null(), "{}", report["summary"]);
+    let layers = report["expert_use"].as_array().unwrap();
+    assert_eq!(layers.len(), DEEP.num_hidden_layers);
+    for layer in layers {
+        let counts: Vec<u64> =
+            layer["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        assert_eq!(counts.iter().sum::<u64>() as usize, TOKENS * DEEP.num_experts_per_tok);
+        // Uniform choice would give each of the 32 experts 8 tokens of 64.
+        let (used, most) = (counts.iter().filter(|&&n| n > 0).count(), *counts.iter().max().unwrap());
+        assert!(
+            used >= 29 && most <= 24,
+            "layer {}: {used} experts used, one by {most} tokens",
+            layer["layer"]
+        );
+    }
 }
