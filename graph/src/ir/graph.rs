@@ -96,7 +96,7 @@ pub struct WeightDecl {
     pub id: WeightId,
     /// The tensor's name in the file.
     pub name: String,
-    /// [out, in], [E, out, in] or [n]; outermost first.
+    /// `[out, in]`, `[E, out, in]` or `[n]`; outermost first.
     pub shape: Vec<usize>,
     /// How its rows are stored.
     pub format: Format,
@@ -140,15 +140,15 @@ impl StateDecl {
 /// The boundary inputs that every step gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct StepInputs {
-    /// Token ids [T] U32.
+    /// Token ids `[T]` U32.
     pub tokens: ValueId,
-    /// Positions [T] U32: RoPE's angle and the causal mask.
+    /// Positions `[T]` U32: RoPE's angle and the causal mask.
     pub positions: ValueId,
-    /// The sequence that each token belongs to [T] U32.
+    /// The sequence that each token belongs to `[T]` U32.
     pub sequence: ValueId,
-    /// Where each token's k and v go in the state [T] U32.
+    /// Where each token's k and v go in the state `[T]` U32.
     pub kv_slots: ValueId,
-    /// Rows whose logits are asked for [R] U32.
+    /// Rows whose logits are asked for `[R]` U32.
     pub logits_rows: ValueId,
 }
 

@@ -186,7 +186,7 @@ pub struct AttentionAttrs {
     pub window: Option<usize>,
     /// scores = cap · tanh(scores / cap).
     pub soft_cap: Option<f32>,
-    /// One extra logit a head [H] in the softmax's denominator; F32.
+    /// One extra logit a head `[H]` in the softmax's denominator; F32.
     pub sinks: Option<WeightId>,
 }
 
@@ -223,7 +223,7 @@ pub struct RouterAttrs {
     pub norm_topk_prob: bool,
     /// Multiplies the weights at the end.
     pub scale: f32,
-    /// Added to the gate values for the choice, not for the weight: [E], F32.
+    /// Added to the gate values for the choice, not for the weight: `[E]`, F32.
     pub selection_bias: Option<WeightId>,
 }
 
@@ -239,15 +239,15 @@ pub enum Activation {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// ids [T] U32 → rows of the table [vocab, D] → [T, D].
+    /// ids `[T]` U32 → rows of the table `[vocab, D]` → `[T, D]`.
     Embed {
         /// The table.
         table: WeightSlice,
     },
     /// x / sqrt(mean(x²) + eps) · w over the last axis. With `heads = n` the last axis holds n heads, each normed by
-    /// itself with the same w [d]: the per-head Q/K norm.
+    /// itself with the same w `[d]`: the per-head Q/K norm.
     RmsNorm {
-        /// w, [width] or [d]; F32.
+        /// w, `[width]` or `[d]`; F32.
         weight: WeightId,
         /// Added to the mean square.
         eps: f32,
@@ -258,12 +258,12 @@ pub enum Op {
     MatMul {
         /// W.
         weight: WeightSlice,
-        /// [out], F32.
+        /// `[out]`, F32.
         bias: Option<WeightId>,
         /// Multiplies the product, before the bias.
         scale: Option<f32>,
     },
-    /// Turns pairs of each head by the angle of its position: x [T, heads·d], positions [T] → the same shape.
+    /// Turns pairs of each head by the angle of its position: x `[T, heads·d]`, positions `[T]` → the same shape.
     /// (a, b) → (a·cos − b·sin, b·cos + a·sin).
     Rope {
         /// cos and sin.
@@ -273,20 +273,20 @@ pub enum Op {
         /// Heads in the last axis.
         heads: usize,
     },
-    /// k [T, G·d], v [T, G·dv], kv_slots [T] → the two states, written at the slots, rounded to the KV type.
+    /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots, rounded to the KV type.
     KvWrite {
         /// The keys' state.
         key: StateId,
         /// The values' state.
         value: StateId,
     },
-    /// q [T, H·d], key state, value state, positions [T], sequence [T] → softmax(scale · q·kᵀ)·v, causal: [T, H·dv].
+    /// q `[T, H·d]`, key state, value state, positions `[T]`, sequence `[T]` → softmax(scale · q·kᵀ)·v, causal: `[T, H·dv]`.
     /// The current token's k and v are read back as the state rounded them.
     Attention(AttentionAttrs),
     /// The scores inside Attention, for looking at: q, key state, positions, sequence → [H, T, S]; entries after the
     /// query's position are 0. Always recomputed: it feeds taps and [`Op::AttentionSoftmax`] only.
     AttentionScores(AttentionAttrs),
-    /// scores [H, T, S], positions [T], sequence [T] → softmax over the visible positions [H, T, S]; 0 elsewhere.
+    /// scores `[H, T, S]`, positions `[T]`, sequence `[T]` → softmax over the visible positions `[H, T, S]`; 0 elsewhere.
     AttentionSoftmax(AttentionAttrs),
     /// logits [T, E] → ids [T, K] U32 best first, weights [T, K] as applied. Ties go to the lower id, NaN ranks last;
     /// ids are distinct and below E.
@@ -309,7 +309,7 @@ pub enum Op {
     Add,
     /// a · b, element by element.
     Mul,
-    /// x [T, D], rows [R] → [R, D].
+    /// x `[T, D]`, rows `[R]` → `[R, D]`.
     GetRows,
     /// Identity with a name: hands its inputs, side by side along the last axis, to whoever asked.
     Tap {

@@ -2,7 +2,7 @@
 //!
 //! Input: the metadata of a GGUF file. Output: a [`Tokenizer`], built once and then read-only.
 //! Byte-level BPE (`tokenizer.ggml.model` "gpt2") is what is known; the merging is the `tokenizers` crate's. How text is cut
-//! into words beforehand is [`pretokenize`]'s, by `tokenizer.ggml.pre`; a name that is not listed there is refused.
+//! into words beforehand is `pretokenize`'s, by `tokenizer.ggml.pre`; a name that is not listed there is refused.
 //! Deliberately absent: Unicode normalisation (these files are made for readers that do none), and the guessing of a
 //! tokenizer from a model's name.
 //!
