@@ -53,6 +53,7 @@ fn build() -> Result<(), String> {
         }
     }
     units.sort();
+    units.push(kernels.join("host/faults.cu"));
     let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
 
     // One call per unit, so that a static library keeps every unit and with it the kernels that register themselves.

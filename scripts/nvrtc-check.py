@@ -12,6 +12,9 @@ PTX is not embedded: the driver compiles the older text for them.
 """
 import argparse
 import ctypes
+import hashlib
+import json
+import multiprocessing
 import pathlib
 import re
 import subprocess
@@ -76,12 +79,9 @@ class Nvrtc:
             raise SystemExit(f"NVRTC error {code}")
 
 
-def measure(ptxas, ptx, arch):
-    """kernel → (registers, spill bytes, shared bytes) as ptxas reports them."""
-    work = ROOT / "target/nvrtc/measure.ptx"
-    work.parent.mkdir(parents=True, exist_ok=True)
-    work.write_text(ptx)
-    run = subprocess.run([str(ptxas), "-v", f"--gpu-name=sm_{arch}", "-o", "/dev/null", str(work)], capture_output=True, text=True)
+def measure(ptxas, path, arch):
+    """kernel → [registers, spill bytes, shared bytes] of a PTX file as ptxas reports them."""
+    run = subprocess.run([str(ptxas), "-v", f"--gpu-name=sm_{arch}", "-o", "/dev/null", str(path)], capture_output=True, text=True)
     if run.returncode != 0:
         raise SystemExit(run.stderr)
     result = {}
@@ -90,8 +90,24 @@ def measure(ptxas, ptx, arch):
         spill = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
         registers = int(re.search(r"Used (\d+) registers", part).group(1))
         shared = re.search(r"(\d+) bytes smem", part)
-        result[name] = (registers, spill, int(shared.group(1)) if shared else 0)
+        result[name] = [registers, spill, int(shared.group(1)) if shared else 0]
     return result
+
+
+def compile_and_measure(job):
+    """One file for one architecture: its PTX and its numbers, kept under --wheels by the hash of what they come from."""
+    wheels, path, arch = job
+    headers = b"".join(p.read_bytes() for p in sorted(KERNELS.glob("common/*.cuh")))
+    key = hashlib.sha256(repr((OLD, NEW, PTXAS, OPTIONS, arch, path.name)).encode() + headers + path.read_bytes()).hexdigest()
+    kept = wheels / "kept"
+    kept.mkdir(exist_ok=True)
+    ptx, numbers = kept / f"{key}.ptx", kept / f"{key}.json"
+    if not numbers.exists():
+        compiler = Nvrtc(wheel(wheels, *(NEW if arch in NEWER else OLD)))
+        ptx.write_text(compiler.compile(path, arch))
+        ptxas = wheel(wheels, *PTXAS) / "nvidia/cuda_nvcc/bin/ptxas"
+        numbers.write_text(json.dumps(measure(ptxas, ptx, arch)))
+    return ptx.read_text(), json.loads(numbers.read_text())
 
 
 def sources_hash():
@@ -106,21 +122,25 @@ def sources_hash():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true")
+    parser.add_argument("--jobs", type=int, default=4, help="processes at a time")
     parser.add_argument("--wheels", type=pathlib.Path, default=ROOT / "target/nvrtc")
     args = parser.parse_args()
-    old, new = Nvrtc(wheel(args.wheels, *OLD)), Nvrtc(wheel(args.wheels, *NEW))
-    ptxas = wheel(args.wheels, *PTXAS) / "nvidia/cuda_nvcc/bin/ptxas"
-    ptxas.chmod(0o755)
+    for needed in (OLD, NEW, PTXAS):
+        wheel(args.wheels, *needed)
+    (wheel(args.wheels, *PTXAS) / "nvidia/cuda_nvcc/bin/ptxas").chmod(0o755)
 
     sources = sorted(KERNELS.glob("*.cu"))
     wrong, rows = [], {}
     (KERNELS / "ptx").mkdir(exist_ok=True)
+    jobs = [(args.wheels, path, arch) for arch in EMBEDDED + CHECKED + NEWER for path in sources]
+    with multiprocessing.Pool(args.jobs) as pool:
+        done = pool.map(compile_and_measure, jobs, chunksize=1)
     for arch in EMBEDDED + CHECKED + NEWER:
-        compiler = new if arch in NEWER else old
-        texts = [compiler.compile(path, arch) for path in sources]
-        for text in texts:
-            for name, numbers in measure(ptxas, text, arch).items():
-                rows.setdefault(name, {})[arch] = numbers
+        mine = [result for (_, _, a), result in zip(jobs, done) if a == arch]
+        texts = [text for text, _ in mine]
+        for _, numbers in mine:
+            for name, row in numbers.items():
+                rows.setdefault(name, {})[arch] = row
         if arch in EMBEDDED:
             # One file an architecture: the kernels' texts one after another, each behind a line that starts a module.
             joined = "".join(f"//module {path.stem}\n{text.strip()}\n" for path, text in zip(sources, texts))

@@ -5,7 +5,8 @@
 // repeat the pair). Products of stored scales are formed in the order of the scalar decode (graph/src/quant), so
 // scale·code − minimum rounds as it does there; a compiler that fuses the two rounds once less.
 //
-// A row is the file's own bytes: `row + block · BYTES`. Group g is elements 32g … 32g+31.
+// A row is the file's own bytes, `row + block · BYTES`, but for Q6_K (see there); blocks whose size is a multiple of 16 are
+// aligned to 16. Group g is elements 32g … 32g+31.
 #pragma once
 #include "prelude.cuh"
 
@@ -56,7 +57,6 @@ DEVICE uint32_t spread_fifth_bits(uint32_t v) {
 // {half d; nibbles[16]}: element j is low nibble j, element 16 + j is high nibble j; value d · (n − 8).
 struct Q4_0 {
     static constexpr int ELEMS = 32, BYTES = 18;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
@@ -73,7 +73,6 @@ struct Q4_0 {
 // {half d, m; nibbles[16]}: value d · n + m.
 struct Q4_1 {
     static constexpr int ELEMS = 32, BYTES = 20;
-    static constexpr bool HAS_MINIMUM = true;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
@@ -90,7 +89,6 @@ struct Q4_1 {
 // {half d; u32 fifth bits; nibbles[16]}: value d · (n − 16), bit e of the word is element e's fifth.
 struct Q5_0 {
     static constexpr int ELEMS = 32, BYTES = 22;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         uint32_t fifth = load_u32_by_halves(b + 2);
@@ -108,7 +106,6 @@ struct Q5_0 {
 // {half d, m; u32 fifth bits; nibbles[16]}: value d · n + m.
 struct Q5_1 {
     static constexpr int ELEMS = 32, BYTES = 24;
-    static constexpr bool HAS_MINIMUM = true;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         uint32_t fifth = load_u32_by_halves(b + 4);
@@ -126,7 +123,6 @@ struct Q5_1 {
 // {half d; int8 q[32]}: value d · q.
 struct Q8_0 {
     static constexpr int ELEMS = 32, BYTES = 34;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
@@ -140,7 +136,6 @@ struct Q8_0 {
 // dmin·(scales[s] >> 4), n two bits: group g = 4h + j is bits 2j, 2j+1 of bytes 32h … 32h+31.
 struct Q2_K {
     static constexpr int ELEMS = 256, BYTES = 84;
-    static constexpr bool HAS_MINIMUM = true;
     static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
         int g = group & 7;
@@ -162,7 +157,6 @@ struct Q2_K {
 // Q2_K plus bit g of third[e mod 32]; s six bits: low four in nibbles of bytes 0…7, high two in bytes 8…11.
 struct Q3_K {
     static constexpr int ELEMS = 256, BYTES = 110;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
         int g = group & 7;
@@ -185,31 +179,39 @@ struct Q3_K {
     }
 };
 
-// Scale and minimum (six bits each) of group g from the 12 bytes that Q4_K and Q5_K pack eight pairs into.
-DEVICE void unpack_scale_minimum(gptr<const uint8_t> s, int g, uint32_t &scale, uint32_t &minimum) {
+// Scale and minimum of group g from the 16 bytes that open a Q4_K or Q5_K block: halves d and dmin, then eight pairs of
+// six-bit numbers in twelve bytes.
+DEVICE void set_packed_scales(Group32 &r, uint4 head, int g) {
+    uint32_t scale, minimum;
     if (g < 4) {
-        scale = s[g] & 63u;
-        minimum = s[g + 4] & 63u;
+        scale = (head.y >> (8 * g)) & 63u;
+        minimum = (head.z >> (8 * g)) & 63u;
     } else {
-        scale = (s[g + 4] & 15u) | ((uint32_t(s[g - 4]) >> 6) << 4);
-        minimum = (uint32_t(s[g + 4]) >> 4) | ((uint32_t(s[g]) >> 6) << 4);
+        int k = 8 * (g - 4);
+        scale = ((head.w >> k) & 15u) | (((head.y >> (k + 6)) & 3u) << 4);
+        minimum = ((head.w >> (k + 4)) & 15u) | (((head.z >> (k + 6)) & 3u) << 4);
     }
+    set_scales(r, half_to_float(uint16_t(head.x)) * float(scale), half_to_float(uint16_t(head.x >> 16)) * float(minimum));
 }
+
+// Word i (0…3) of a vector; i is a constant after unrolling.
+DEVICE uint32_t word_of(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // 256 elements: {half d, dmin; u8 scales[12]; nibbles[128]}: value d·s·n − dmin·m; groups 2p and 2p+1 are the low and
 // high nibbles of bytes 32p … 32p+31.
 struct Q4_K {
     static constexpr int ELEMS = 256, BYTES = 144;
-    static constexpr bool HAS_MINIMUM = true;
     static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
-        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        gptr<const uint4> b = cast<const uint4>(row + (group >> 3) * BYTES);
         int g = group & 7;
-        gptr<const uint8_t> q = b + 16 + (g >> 1) * 32;
         Group32 r;
-        for (int i = 0; i < 8; i++) r.code[i] = int((load_u32_by_halves(q + 4 * i) >> (4 * (g & 1))) & 0x0f0f0f0fu);
-        uint32_t scale, minimum;
-        unpack_scale_minimum(b + 4, g, scale, minimum);
-        set_scales(r, load_half(b) * float(scale), load_half(b + 2) * float(minimum));
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint4 v = b[1 + 2 * (g >> 1) + h];
+#pragma unroll
+            for (int i = 0; i < 4; i++) r.code[4 * h + i] = int((word_of(v, i) >> (4 * (g & 1))) & 0x0f0f0f0fu);
+        }
+        set_packed_scales(r, b[0], g);
         return r;
     }
 };
@@ -217,38 +219,43 @@ struct Q4_K {
 // 256 elements: {half d, dmin; u8 scales[12]; u8 fifth bits[32]; nibbles[128]}: as Q4_K, with bit g of fifth[e mod 32].
 struct Q5_K {
     static constexpr int ELEMS = 256, BYTES = 176;
-    static constexpr bool HAS_MINIMUM = true;
     static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
-        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        gptr<const uint4> b = cast<const uint4>(row + (group >> 3) * BYTES);
         int g = group & 7;
-        gptr<const uint8_t> q = b + 48 + (g >> 1) * 32;
         Group32 r;
-        for (int i = 0; i < 8; i++) {
-            uint32_t n = (load_u32_by_halves(q + 4 * i) >> (4 * (g & 1))) & 0x0f0f0f0fu;
-            uint32_t fifth = (load_u32_by_halves(b + 16 + 4 * i) >> g) & 0x01010101u;
-            r.code[i] = int(n | (fifth << 4));
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint4 v = b[3 + 2 * (g >> 1) + h], fifth = b[1 + h];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                r.code[4 * h + i] = int(((word_of(v, i) >> (4 * (g & 1))) & 0x0f0f0f0fu) |
+                                        (((word_of(fifth, i) >> g) & 0x01010101u) << 4));
         }
-        uint32_t scale, minimum;
-        unpack_scale_minimum(b + 4, g, scale, minimum);
-        set_scales(r, load_half(b) * float(scale), load_half(b + 2) * float(minimum));
+        set_packed_scales(r, b[0], g);
         return r;
     }
 };
 
 // 256 elements: {u8 low[128]; u8 high[64]; int8 scales[16]; half d}: value d·s·(n − 32), s per 16. Group g = 4h + j:
 // nibble j/2 of bytes 64h + 32(j mod 2) … and bits 2j, 2j+1 of high bytes 32h … 32h+31.
+//
+// On the device a block is padded from the file's 210 bytes to 224, so that its parts are aligned to 16.
 struct Q6_K {
-    static constexpr int ELEMS = 256, BYTES = 210;
-    static constexpr bool HAS_MINIMUM = false;
+    static constexpr int ELEMS = 256, BYTES = 224;
     static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
+        gptr<const uint4> words = cast<const uint4>(b);
         int g = group & 7, h = g >> 2, j = g & 3;
-        gptr<const uint8_t> low = b + 64 * h + 32 * (j & 1), high = b + 128 + 32 * h;
         Group32 r;
-        for (int i = 0; i < 8; i++) {
-            uint32_t n = (load_u32_by_halves(low + 4 * i) >> (4 * (j >> 1))) & 0x0f0f0f0fu;
-            uint32_t top = (load_u32_by_halves(high + 4 * i) >> (2 * j)) & 0x03030303u;
-            r.code[i] = subtract_each(n | (top << 4), 32);
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            uint4 low = words[4 * h + 2 * (j & 1) + k], high = words[8 + 2 * h + k];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint32_t n = (word_of(low, i) >> (4 * (j >> 1))) & 0x0f0f0f0fu;
+                uint32_t top = (word_of(high, i) >> (2 * j)) & 0x03030303u;
+                r.code[4 * k + i] = subtract_each(n | (top << 4), 32);
+            }
         }
         float d = load_half(b + 208);
         for (int k = 0; k < 2; k++) {
@@ -262,7 +269,6 @@ struct Q6_K {
 // {half d; nibbles[16]}: as Q4_0, with the nibble an index into sixteen non-linear levels.
 struct IQ4_NL {
     static constexpr int ELEMS = 32, BYTES = 18;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
@@ -280,7 +286,6 @@ struct IQ4_NL {
 // is bytes 16g … 16g+15, low nibbles first.
 struct IQ4_XS {
     static constexpr int ELEMS = 256, BYTES = 136;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
         int g = group & 7;
@@ -300,7 +305,6 @@ struct IQ4_XS {
 // {u8 exponent; nibbles[16]}: 4-bit floats times 2^(exponent − 127); codes are twice the float, so the scale is half.
 struct MXFP4 {
     static constexpr int ELEMS = 32, BYTES = 17;
-    static constexpr bool HAS_MINIMUM = false;
     static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
@@ -330,28 +334,28 @@ struct BF16 {
     static DEVICE float at(gptr<const uint8_t> row, int i) { return bf16_to_float(cast<const uint16_t>(row)[i]); }
 };
 
-// Calls f(Format()) with the block format of a code; the branch is the same for a whole block of threads.
-#define SWITCH_BLOCK_FORMAT(code, CALL)                                                                                \
-    switch (code) {                                                                                                    \
-    case FORMAT_Q4_0: CALL(Q4_0); break;                                                                               \
-    case FORMAT_Q4_1: CALL(Q4_1); break;                                                                               \
-    case FORMAT_Q5_0: CALL(Q5_0); break;                                                                               \
-    case FORMAT_Q5_1: CALL(Q5_1); break;                                                                               \
-    case FORMAT_Q8_0: CALL(Q8_0); break;                                                                               \
-    case FORMAT_Q2_K: CALL(Q2_K); break;                                                                               \
-    case FORMAT_Q3_K: CALL(Q3_K); break;                                                                               \
-    case FORMAT_Q4_K: CALL(Q4_K); break;                                                                               \
-    case FORMAT_Q5_K: CALL(Q5_K); break;                                                                               \
-    case FORMAT_Q6_K: CALL(Q6_K); break;                                                                               \
-    case FORMAT_IQ4_NL: CALL(IQ4_NL); break;                                                                           \
-    case FORMAT_IQ4_XS: CALL(IQ4_XS); break;                                                                           \
-    case FORMAT_MXFP4: CALL(MXFP4); break;                                                                             \
-    default: break;                                                                                                    \
+// The group of any block format; the branch is the same for all threads of a launch. The code after it is then there
+// once for thirteen formats; a kernel that is to be fast for one format calls F::group itself.
+DEVICE Group32 decode_group(int format, gptr<const uint8_t> row, int g) {
+    switch (format) {
+    case FORMAT_Q4_0: return Q4_0::group(row, g);
+    case FORMAT_Q4_1: return Q4_1::group(row, g);
+    case FORMAT_Q5_0: return Q5_0::group(row, g);
+    case FORMAT_Q5_1: return Q5_1::group(row, g);
+    case FORMAT_Q8_0: return Q8_0::group(row, g);
+    case FORMAT_Q2_K: return Q2_K::group(row, g);
+    case FORMAT_Q3_K: return Q3_K::group(row, g);
+    case FORMAT_Q4_K: return Q4_K::group(row, g);
+    case FORMAT_Q5_K: return Q5_K::group(row, g);
+    case FORMAT_Q6_K: return Q6_K::group(row, g);
+    case FORMAT_IQ4_NL: return IQ4_NL::group(row, g);
+    case FORMAT_IQ4_XS: return IQ4_XS::group(row, g);
+    default: return MXFP4::group(row, g);
     }
-#define SWITCH_FLOAT_FORMAT(code, CALL)                                                                                \
-    switch (code) {                                                                                                    \
-    case FORMAT_F32: CALL(F32); break;                                                                                 \
-    case FORMAT_F16: CALL(F16); break;                                                                                 \
-    case FORMAT_BF16: CALL(BF16); break;                                                                               \
-    default: break;                                                                                                    \
-    }
+}
+
+// Element i of a row of a float format.
+DEVICE float decode_float(int format, gptr<const uint8_t> row, int i) {
+    if (format == FORMAT_F32) return F32::at(row, i);
+    return format == FORMAT_F16 ? F16::at(row, i) : BF16::at(row, i);
+}

@@ -8,25 +8,72 @@ pub mod collect;
 pub mod fixtures;
 pub mod stages;
 
-use moe_run_backends::{Backend, cuda, registry};
+use moe_run_backends::cuda::{Cuda, HOST_HARNESS};
+use moe_run_backends::{
+    Backend, BackendError, CompileOptions, DeviceInfo, DeviceKind, Executable, WeightSource, registry,
+};
+use moe_run_graph::dump::KernelInfo;
+use moe_run_graph::ir::{Graph, LaunchPattern, Node};
+use moe_run_graph::passes::{Launch, Plan};
+use std::sync::Arc;
 
-/// A backend, and the device that tests run it on.
-pub struct Subject {
-    /// The backend.
-    pub backend: Box<dyn Backend>,
-    /// What `--device` would be.
-    pub device: Option<String>,
+/// The CUDA backend on the host harness: the same kernels and launches, run on the processor.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CudaHarness;
+
+impl Backend for CudaHarness {
+    fn name(&self) -> &'static str {
+        Cuda.name()
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        Ok(vec![DeviceInfo {
+            backend: Cuda.name(),
+            index: 0,
+            name: HOST_HARNESS.into(),
+            kind: DeviceKind::Software,
+            details: Vec::new(),
+            memory_bytes: None,
+        }])
+    }
+
+    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
+        Cuda.patterns(tokens)
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
+        Cuda.supports(graph, node)
+    }
+
+    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+        Cuda.kernel(plan, launch)
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        let options = CompileOptions { device: Some(HOST_HARNESS.into()), ..options.clone() };
+        Cuda.compile(graph, weights, &options)
+    }
 }
 
-/// Every backend of this build that has a device here; CUDA's kernels always run, on the host harness.
+/// Every backend of this build that has a device here; CUDA's on the host harness, which every machine has.
 #[must_use]
-pub fn subjects() -> Vec<Subject> {
-    let all = registry::all().into_iter().filter_map(|backend| {
-        let has_device = backend.devices().is_ok_and(|d| !d.is_empty());
-        let device = (backend.name() == cuda::NAME).then(|| cuda::HOST_HARNESS.to_owned());
-        (has_device || device.is_some()).then_some(Subject { backend, device })
-    });
-    all.collect()
+pub fn backends() -> Vec<Box<dyn Backend>> {
+    let harness = |backend: Box<dyn Backend>| -> Box<dyn Backend> {
+        if backend.name() == Cuda.name() { Box::new(CudaHarness) } else { backend }
+    };
+    let with_device = |backend: &Box<dyn Backend>| {
+        let found = backend.devices().is_ok_and(|d| !d.is_empty());
+        if !found {
+            println!("SKIPPED: no device of backend {}", backend.name());
+        }
+        found
+    };
+    registry::all().into_iter().map(harness).filter(with_device).collect()
 }
 
 /// Relative L2 distance ‖a − b‖ / ‖b‖ in f64; infinite where either side is not finite or the lengths differ.

@@ -1,10 +1,10 @@
 //! Greedy outputs of the tiny model, token for token, on every backend, with one thread and two.
 
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{Backend, CompileOptions, registry};
+use moe_run_backends::{Backend, CompileOptions};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
-use moe_run_tests::fixtures;
+use moe_run_tests::{backends, fixtures};
 use serde_json::Value;
 
 fn ids(value: &Value) -> Vec<TokenId> {
@@ -60,11 +60,7 @@ fn check(backend: &dyn Backend, stem: &str, threads: usize, fresh: bool) {
 /// One session for all prompts: each reuses what it has in common with the one before.
 #[test]
 fn greedy_outputs_token_for_token() {
-    for backend in registry::all() {
-        if !backend.devices().is_ok_and(|d| !d.is_empty()) {
-            println!("SKIPPED: no device of backend {}", backend.name());
-            continue;
-        }
+    for backend in backends() {
         for stem in ["q4_k_m", "q8_0"] {
             check(backend.as_ref(), stem, 1, false);
             if backend.name() == "cpu" {

@@ -5,7 +5,7 @@ use moe_run_backends::reference::Reference;
 use moe_run_backends::{Activations, Backend, CompileOptions, KvType};
 use moe_run_graph::ir::{DType, Dim, Graph, Op, RopePairing, RopeScaling, RopeSpec, Shape};
 use moe_run_graph::quant::Format;
-use moe_run_tests::{Subject, subjects};
+use moe_run_tests::backends;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ fn check(backend: &dyn Backend, op: &str, format: Format, seed: u64, options: &C
 }
 
 fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], seeds: std::ops::Range<u64>) {
-    for subject in subjects() {
+    for backend in backends() {
         for seed in seeds.clone() {
             let formats = if cases::takes_formats(op) { &Format::ALL[..] } else { &[Format::F32] };
             for format in formats {
@@ -41,10 +41,9 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], seeds:
                     let options = CompileOptions {
                         activations: Some(activations),
                         kv_type,
-                        device: subject.device.clone(),
                         ..CompileOptions::default()
                     };
-                    check(subject.backend.as_ref(), op, *format, seed, &options);
+                    check(backend.as_ref(), op, *format, seed, &options);
                 }
             }
         }
@@ -79,7 +78,7 @@ fn every_other_op() {
 #[test]
 fn rope_at_far_positions() {
     let (heads, d, theta) = (2, 64, 1e7);
-    for Subject { backend, device } in subjects() {
+    for backend in backends() {
         for position in [0u32, 4095, 32767, 262_143] {
             let mut graph = Graph::new();
             let table = graph.add_rope_table(RopeSpec { theta, dims: d, scaling: RopeScaling::None });
@@ -103,11 +102,7 @@ fn rope_at_far_positions() {
                 }],
                 ctx_size: position as usize + 1,
             };
-            let options = CompileOptions {
-                activations: Some(Activations::F32),
-                device: device.clone(),
-                ..CompileOptions::default()
-            };
+            let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
             let found = cases::run(&case, backend.as_ref(), &options).unwrap()[0].data.to_f32();
             for head in 0..heads {
                 for i in 0..d / 2 {
@@ -141,7 +136,7 @@ fn router_ranks_ties_low_and_nan_last() {
         [-0.0, 0.0, -0.0, 0.0, -1.0, -2.0],
     ];
     let wanted: [[u32; 3]; 6] = [[0, 1, 2], [1, 2, 4], [1, 5, 3], [0, 1, 2], [0, 3, 2], [0, 1, 2]];
-    for Subject { backend, device } in subjects() {
+    for backend in backends() {
         let mut graph = Graph::new();
         let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(6)]), DType::F32);
         let attrs = RouterAttrs {
@@ -165,11 +160,7 @@ fn router_ranks_ties_low_and_nan_last() {
             }],
             ctx_size: logits.len(),
         };
-        let options = CompileOptions {
-            activations: Some(Activations::F32),
-            device: device.clone(),
-            ..CompileOptions::default()
-        };
+        let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
         let found = cases::run(&case, backend.as_ref(), &options).unwrap();
         let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };
         assert_eq!(ids, &wanted.concat(), "{}", backend.name());

@@ -7,14 +7,14 @@
 use moe_run_backends::reference::Reference;
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, HostTensor, Observer, TapValue, ValueAccess, cases, registry,
+    Backend, BackendError, CompileOptions, HostTensor, Observer, TapValue, ValueAccess, cases,
 };
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Op, RouterAttrs};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
 use moe_run_tests::stages::StageFile;
-use moe_run_tests::{fixtures, relative_l2};
+use moe_run_tests::{backends, fixtures, relative_l2};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -98,9 +98,8 @@ fn routing(values: impl Fn(&str) -> Option<Vec<f32>>, layers: usize) -> Routing 
 }
 
 /// The fast backends that have a device here, at their default activations.
-fn backends() -> Vec<Box<dyn Backend>> {
-    let fast = registry::all().into_iter().filter(|b| b.name() != "reference");
-    fast.filter(|b| b.devices().is_ok_and(|d| !d.is_empty())).collect()
+fn fast() -> impl Iterator<Item = Box<dyn Backend>> {
+    backends().into_iter().filter(|b| b.name() != "reference")
 }
 
 fn models() -> Vec<(&'static str, std::path::PathBuf, std::path::PathBuf)> {
@@ -111,7 +110,7 @@ fn models() -> Vec<(&'static str, std::path::PathBuf, std::path::PathBuf)> {
 /// moves a step now and then, which a layer later is up to 1e-3 of the norm.
 #[test]
 fn same_definition_with_routing_forced() {
-    for backend in backends() {
+    for backend in fast() {
         for (stem, model, stages) in models() {
             let model = Model::open(&model).unwrap();
             let tokens = StageFile::read(&stages).tokens;
@@ -136,7 +135,7 @@ fn same_definition_with_routing_forced() {
 /// two differ by more than a tenth of the logits' root mean square.
 #[test]
 fn float64_with_routing_forced() {
-    for backend in backends() {
+    for backend in fast() {
         for (stem, path, stages) in models() {
             let model = Model::open(&path).unwrap();
             let stages = StageFile::read(&stages);

@@ -13,7 +13,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Bytes handed to the driver at a time: bounds what it stages on the host.
 const UPLOAD_BYTES: usize = 64 << 20;
 
-/// All weights on the device: matrices as the file's blocks, vectors as f32.
+/// Bytes of a block on the device. Q6_K's are padded so that kernels can read them 16 bytes at a time; all others are the
+/// file's. The values are the same.
+fn device_block_bytes(format: Format) -> usize {
+    match format {
+        Format::Q6K => 224,
+        other => other.block_bytes(),
+    }
+}
+
+/// Bytes of a row of `elems` elements on the device; 0 if that is no whole number of blocks.
+fn device_row_bytes(format: Format, elems: usize) -> usize {
+    if elems % format.block_elems() == 0 {
+        elems / format.block_elems() * device_block_bytes(format)
+    } else {
+        0
+    }
+}
+
+/// All weights on the device: matrices in blocks, vectors as f32.
 pub(super) struct Weights {
     buffers: Vec<DeviceBuffer>,
     /// In all.
@@ -73,12 +91,22 @@ fn is_matrix(graph: &Graph, id: WeightId) -> bool {
     })
 }
 
+/// Blocks of `from` bytes, each followed by zeroes up to `to`.
+fn pad_blocks(blocks: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let mut padded = vec![0; blocks.len() / from * to];
+    for (block, out) in blocks.chunks_exact(from).zip(padded.chunks_exact_mut(to)) {
+        out[..from].copy_from_slice(block);
+    }
+    padded
+}
+
 impl Weights {
     /// Bytes that the weights of a graph will take.
     pub fn wanted_bytes(graph: &Graph, source: &dyn WeightSource) -> u64 {
         let size = |decl: &moe_run_graph::ir::WeightDecl| {
             if is_matrix(graph, decl.id) {
-                source.bytes(&decl.name).map_or(0, |b| b.len() as u64)
+                let blocks = source.bytes(&decl.name).map_or(0, |b| b.len() / decl.format.block_bytes());
+                (blocks * device_block_bytes(decl.format)) as u64
             } else {
                 4 * decl.shape.iter().product::<usize>() as u64
             }
@@ -100,17 +128,26 @@ impl Weights {
         for decl in &graph.weights {
             let bytes = source.bytes(&decl.name).unwrap_or_default();
             let decoded;
-            let bytes = if is_matrix(graph, decl.id) {
-                bytes
+            let (bytes, from, to) = if is_matrix(graph, decl.id) {
+                (bytes, decl.format.block_bytes(), device_block_bytes(decl.format))
             } else {
                 let mut values = vec![0.0f32; decl.shape.iter().product()];
                 decl.format.decode_row(bytes, &mut values);
                 decoded = values;
-                bytemuck::cast_slice(&decoded)
+                (bytemuck::cast_slice(&decoded), size_of::<f32>(), size_of::<f32>())
             };
-            let buffer = DeviceBuffer::new(driver, bytes.len() as u64).map_err(failed)?;
-            for (i, part) in bytes.chunks(UPLOAD_BYTES).enumerate() {
-                driver.upload(buffer.address() + (i * UPLOAD_BYTES) as u64, part).map_err(failed)?;
+            let buffer = DeviceBuffer::new(driver, (bytes.len() / from * to) as u64).map_err(failed)?;
+            let mut address = buffer.address();
+            for part in bytes.chunks(UPLOAD_BYTES / from * from) {
+                let padded;
+                let part = if from == to {
+                    part
+                } else {
+                    padded = pad_blocks(part, from, to);
+                    padded.as_slice()
+                };
+                driver.upload(address, part).map_err(failed)?;
+                address += part.len() as u64;
                 done += part.len() as u64;
                 if let Some(progress) = progress {
                     progress(Progress { done, total, what: "uploading weights" });
@@ -136,7 +173,7 @@ impl Weights {
         let decl = graph.weight(slice.tensor);
         let buffer = &self.buffers[slice.tensor.index()];
         let inner = decl.shape.last().copied().unwrap_or(0);
-        let row_bytes = decl.format.row_bytes(inner).unwrap_or(0) as u64;
+        let row_bytes = device_row_bytes(decl.format, inner) as u64;
         let rows_stored = decl.shape[decl.shape.len() - 2];
         let expert_bytes = rows_stored as u64 * row_bytes;
         let first_expert = slice.experts.as_ref().map_or(0, |e| e.start) as u64;

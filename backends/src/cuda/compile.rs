@@ -295,8 +295,10 @@ impl CudaExecutable {
             positions_capacity: class.plan.max_sizes.cached,
             launches: Vec::new(),
         };
-        for node in class.plan.launch_nodes(launch) {
-            emit.node(node)?;
+        let nodes: Vec<_> = class.plan.launch_nodes(launch).collect();
+        match nodes.as_slice() {
+            [node] => emit.node(node)?,
+            group => fused::emit(&mut emit, launch.pattern, group)?,
         }
         Ok(emit.launches)
     }

@@ -13,7 +13,9 @@ mod ops;
 
 use crate::error::BackendError;
 use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
+use moe_run_graph::passes::{Launch, Plan};
 use std::sync::Arc;
 
 /// The backend's name.
@@ -40,6 +42,15 @@ impl Backend for Cuda {
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
         ops::supports(graph, node)
+    }
+
+    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+        let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
+        let name = match nodes.as_slice() {
+            [node] => ops::kernel_name(&plan.graph, node, plan.max_sizes.tokens),
+            _ => fused::kernel_name(launch.pattern)?.to_owned(),
+        };
+        Some(KernelInfo { name, grid: None, workgroup: None, source: None })
     }
 
     fn compile(

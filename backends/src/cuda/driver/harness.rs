@@ -40,7 +40,7 @@ pub fn open_with(_schedule: Schedule) -> Result<Arc<dyn Driver>, DriverError> {
 }
 
 #[cfg(moe_host_harness)]
-pub use built::open_with;
+pub use built::{kernel_names, open_with};
 
 #[cfg(moe_host_harness)]
 mod built {
@@ -75,6 +75,7 @@ mod built {
             error: *mut c_char,
         ) -> c_int;
         fn moe_host_release_thread();
+        fn moe_host_kernel_name(n: usize) -> *const c_char;
     }
 
     const ERROR_BYTES: usize = 512;
@@ -120,6 +121,18 @@ mod built {
         };
         let inner = Inner { info, schedule, allocations: Mutex::default() };
         Ok(Arc::new(HostHarness(Arc::new(inner))))
+    }
+
+    /// The kernels that the harness holds.
+    #[must_use]
+    pub fn kernel_names() -> Vec<String> {
+        let name = |n| {
+            // SAFETY: returns a string literal, or null past the last kernel.
+            let name = unsafe { moe_host_kernel_name(n) };
+            // SAFETY: not null, NUL-terminated and never freed.
+            (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+        };
+        (0..).map_while(name).collect()
     }
 
     /// Physical memory, as the system tells it; 0 where it does not.

@@ -5,6 +5,8 @@
 
 pub mod harness;
 pub mod nvidia;
+#[cfg(all(test, moe_host_harness))]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -180,6 +180,12 @@ fn module_of(kernel: &str) -> Option<(&'static str, &'static str)> {
     PTX.split("//module ").skip(1).filter_map(|m| m.split_once('\n')).find(|(_, text)| text.contains(&entry))
 }
 
+/// Whether there is embedded code for a kernel.
+#[must_use]
+pub fn has_kernel(kernel: &str) -> bool {
+    module_of(kernel).is_some()
+}
+
 impl Inner {
     fn enter(&self) -> Result<(), DriverError> {
         // SAFETY: the context lives as long as this object.

@@ -6,9 +6,9 @@ use crate::error::BackendError;
 use moe_run_graph::ir::{AttentionAttrs, Node};
 
 /// Query heads of one KV head that a block takes: ATTEND_HEADS in kernels/common/attend.cuh.
-const HEADS_PER_BLOCK: usize = 8;
+pub(in crate::cuda) const HEADS_PER_BLOCK: usize = 8;
 /// Threads, and positions of a tile: ATTEND_TILE there.
-const TILE: usize = 128;
+pub(in crate::cuda) const TILE: usize = 128;
 /// The most splits of a query's cached positions.
 pub(in crate::cuda) const MAX_SPLITS: usize = 64;
 

@@ -8,8 +8,8 @@ use moe_run_graph::ir::{Node, ValueId, WeightId, WeightSlice};
 use moe_run_graph::quant::Activation;
 
 /// Warps of a block, and so weight rows that a block takes.
-pub(super) const ROWS_PER_BLOCK: usize = 8;
-pub(super) const THREADS: u32 = 32 * ROWS_PER_BLOCK as u32;
+pub(in crate::cuda) const ROWS_PER_BLOCK: usize = 8;
+pub(in crate::cuda) const THREADS: u32 = 32 * ROWS_PER_BLOCK as u32;
 /// Tokens that share a decoded weight row.
 const TOKEN_TILE: usize = 8;
 

@@ -1,7 +1,7 @@
 //! Nodes to kernel launches: one file an op, and the tables and scratch that they share.
 
 mod add;
-mod attention;
+pub(super) mod attention;
 mod attention_scores;
 mod attention_softmax;
 mod embed;
@@ -14,10 +14,10 @@ pub(super) mod matmul;
 mod mul;
 mod rms_norm;
 mod rope;
-mod router;
+pub(super) mod router;
 mod scratch;
 
-use attention::split_geometry;
+pub(super) use attention::split_geometry;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes};
 
 use super::NAME;
@@ -148,6 +148,20 @@ pub(super) fn int(n: usize) -> Param {
 /// Threads for a loop over `n` elements by one block: whole warps, at most 256.
 pub(super) fn threads_for(n: usize) -> u32 {
     (n.clamp(1, 256).next_multiple_of(32)) as u32
+}
+
+/// The kernel that runs a node by itself, at the default activations, with the format that it decodes.
+pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize) -> String {
+    let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
+    let format = graph.weight(slice.tensor).format;
+    let act = if format.is_quantized() { "q8" } else { "f32" };
+    match (&node.op, tokens > 1) {
+        (Op::MatMul { .. }, false) => format!("matmul_{act}_t1 ({})", format.name()),
+        (Op::MatMul { .. }, true) => format!("matmul_{act}_t8 ({})", format.name()),
+        (Op::ExpertMatMul { .. }, false) => format!("expert_matmul_{act} ({})", format.name()),
+        (Op::ExpertMatMul { .. }, true) => format!("expert_matmul_grouped_{act} ({})", format.name()),
+        _ => format!("{} ({})", node.op.stem(), format.name()),
+    }
 }
 
 /// Whether the kernels can run a node.

@@ -1,0 +1,120 @@
+// Phase 2 of a decode layer, one token: per-head norm of q and k, RoPE, KvWrite, Attention.
+//
+// Blocks as in attention.cu. Each norms and turns its own query heads; the block that holds the last cached positions
+// also makes the current token's key and value, stores them rounded as the cache is, and reads them back from there.
+// (Blocks of the same KV head that do so at once store the same bytes.)
+#include "common/attend.cuh"
+#include "common/rotate.cuh"
+
+struct Turn {
+    gptr<const float> table;
+    int dims, interleaved, table_rows, position;
+};
+
+// One head by one warp: x [d] → normed (norm null: a copy), then turned. Taps may be null.
+DEVICE void norm_turn(gptr<const float> x, gptr<const float> norm, float eps, const Turn &turn, int d,
+                      sptr<float> normed, sptr<float> turned, aptr<float> normed_tap, aptr<float> turned_tap) {
+    int lane = threadIdx.x & 31;
+    float inverse = 1.0f;
+    if (norm != nullptr) {
+        float squares = 0.0f;
+        for (int i = lane; i < d; i += 32) squares += x[i] * x[i];
+        inverse = 1.0f / sqrtf(warp_sum(squares) / float(d) + eps);
+    }
+    for (int i = lane; i < d; i += 32) {
+        float v = norm != nullptr ? x[i] * inverse * norm[i] : x[i];
+        normed[i] = v;
+        if (normed_tap != nullptr) normed_tap[i] = v;
+    }
+    __syncwarp();
+    for (int i = lane; i < d; i += 32) {
+        float v = rotated(normed, i, turn.position, turn.table, turn.dims, turn.interleaved, turn.table_rows);
+        turned[i] = v;
+        if (turned_tap != nullptr) turned_tap[i] = v;
+    }
+    __syncwarp();
+}
+
+DEVICE aptr<float> tap_at(aptr<float> tap, bool here, int offset) {
+    return here && tap != nullptr ? tap + offset : aptr<float>(nullptr);
+}
+
+template <int KV, class X> DEVICE void store_head(X x, aptr<uint8_t> cache, int n, long long at) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) kv_store<KV>(cache, at + i, x[i]);
+}
+
+template <int KV>
+DEVICE void step_block(const Attend &a, gptr<const float> q, gptr<const float> k, gptr<const float> v,
+                       gptr<const float> q_norm, gptr<const float> k_norm, float eps, const Turn &turn, int slot,
+                       aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
+                       aptr<uint8_t> keys, aptr<uint8_t> values, gptr<const float> sinks, aptr<float> partial,
+                       aptr<float> partial_state, aptr<int> arrived, gptr<float> y, int head0, int heads_all, int window,
+                       int max_splits, bool first_chunk, sptr<float> base) {
+    int split = blockIdx.y, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    int end = turn.position + 1, start = window > 0 && end > window ? end - window : 0;
+    Splits splits = splits_of(end - start, max_splits);
+    if (split >= splits.count) return;
+    AttendShared s = attend_shared(base, a.d);
+    sptr<float> normed = base + ATTEND_HEADS * (a.d + ATTEND_TILE + 3), key = normed + ATTEND_HEADS * a.d;
+    for (int h = warp; h < a.heads; h += warps) {
+        int at = (head0 + h) * a.d;
+        norm_turn(q + at, q_norm, eps, turn, a.d, normed + h * a.d, s.q + h * a.d, tap_at(q_normed, split == 0, at),
+                  tap_at(q_turned, split == 0, at));
+    }
+    int from = start + split * splits.tokens, to = from + splits.tokens < end ? from + splits.tokens : end;
+    if (to == end) {
+        __syncthreads();
+        int at = a.kv_head * a.d;
+        if (warp == 0)
+            norm_turn(k + at, k_norm, eps, turn, a.d, normed, key, tap_at(k_normed, first_chunk, at),
+                      tap_at(k_turned, first_chunk, at));
+        __syncthreads();
+        long long row = static_cast<long long>(slot) * a.kv_heads + a.kv_head;
+        store_head<KV>(key, keys, a.d, row * a.d);
+        store_head<KV>(v + a.kv_head * a.dv, values, a.dv, row * a.dv);
+    }
+    __syncthreads();
+    float acc[ATTEND_CHANNELS][ATTEND_HEADS];
+    attend_range<KV>(a, s, keys, values, from, to, acc);
+    finish_splits(a, s, acc, splits, split, sinks != nullptr ? sinks + head0 : sinks, partial, partial_state,
+                  arrived + blockIdx.x, y, head0, heads_all);
+}
+
+// Grid: (G · ceil(H/G / 8), max_splits), 128 threads; dynamic shared memory (8·(d + 128 + 3) + 9·d) floats. d and dv are
+// multiples of 32. q_norm, k_norm [d] or null; q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as in
+// attention.cu and rope.cu; positions [1], slots [1].
+extern "C" __global__ void __launch_bounds__(128)
+    attention_step(gptr<const float> q, gptr<const float> k, gptr<const float> v, gptr<const float> q_norm,
+                   gptr<const float> k_norm, float eps, gptr<const float> table, int dims, int interleaved,
+                   int table_rows, gptr<const int> positions, gptr<const int> slots, aptr<float> q_normed,
+                   aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
+                   aptr<uint8_t> values, gptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
+                   aptr<int> arrived, gptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
+                   int window, float soft_cap, int max_splits) {
+    SHARED_DYNAMIC(float, base);
+    int per_kv = heads / kv_heads, chunks = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
+    int chunk = blockIdx.x % chunks;
+    Attend a;
+    a.kv_head = blockIdx.x / chunks;
+    int head0 = a.kv_head * per_kv + chunk * ATTEND_HEADS;
+    a.heads = per_kv - chunk * ATTEND_HEADS < ATTEND_HEADS ? per_kv - chunk * ATTEND_HEADS : ATTEND_HEADS;
+    a.d = d;
+    a.dv = dv;
+    a.kv_heads = kv_heads;
+    a.scale = scale;
+    a.soft_cap = soft_cap;
+    Turn turn;
+    turn.table = table;
+    turn.dims = dims;
+    turn.interleaved = interleaved;
+    turn.table_rows = table_rows;
+    turn.position = positions[0];
+#define STEP(KV)                                                                                                       \
+    step_block<KV>(a, q, k, v, q_norm, k_norm, eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned, keys,      \
+                   values, sinks, partial, partial_state, arrived, y, head0, heads, window, max_splits, chunk == 0, base)
+    if (kv_type == KV_F16) STEP(KV_F16);
+    else if (kv_type == KV_F32) STEP(KV_F32);
+    else STEP(KV_Q8_0);
+#undef STEP
+}
+KERNEL(attention_step)
