@@ -42,7 +42,7 @@ pub struct Args {
     #[command(flatten)]
     pub backend: BackendArgs,
 
-    /// How far along the pipeline [default: lowered; with --profile or --show-shader: plan]
+    /// How far along the pipeline [default: lowered; plan with --profile, --show-shader or --taps]
     #[arg(long, value_enum)]
     pub level: Option<LevelName>,
 
@@ -122,9 +122,9 @@ struct Request {
 
 impl Request {
     fn new(args: &Args) -> Result<Request, CliError> {
-        let runs = args.profile || args.show_shader.is_some();
-        let level = args.level.unwrap_or(if runs { LevelName::Plan } else { LevelName::Lowered });
-        if level == LevelName::Lowered && (runs || args.taps.is_some()) {
+        let planned = args.profile || args.show_shader.is_some() || args.taps.is_some();
+        let level = args.level.unwrap_or(if planned { LevelName::Plan } else { LevelName::Lowered });
+        if level == LevelName::Lowered && planned {
             return Err(CliError::bad_input(
                 "--profile, --show-shader and --taps are about a plan: the lowered graph has no launches; give --level plan",
             ));

@@ -135,10 +135,16 @@ impl Chromium {
     pub fn open(&mut self, file: &Path) {
         let url = format!("file://{}", file.display());
         self.call("Page.navigate", json!({ "url": url }));
-        let loaded = format!("location.href.startsWith('{url}') && document.readyState === 'complete'");
+        self.until(&format!(
+            "location.href.startsWith('{url}') && document.readyState === 'complete' && !!document.getElementById('detail')"
+        ));
+    }
+
+    /// Waits until a condition of the page holds.
+    pub fn until(&mut self, condition: &str) {
         let start = Instant::now();
-        while self.evaluate(&loaded) != true {
-            assert!(start.elapsed() < Duration::from_secs(60), "{url} does not load");
+        while self.evaluate(condition) != true {
+            assert!(start.elapsed() < Duration::from_secs(60), "never: {condition}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

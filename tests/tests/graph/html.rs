@@ -70,7 +70,7 @@ fn the_page_folds_and_finds_and_reports_no_error() {
     assert_eq!(browser.evaluate(theme), "light");
     let dark = serde_json::json!({ "features": [{ "name": "prefers-color-scheme", "value": "dark" }] });
     browser.call("Emulation.setEmulatedMedia", dark);
-    assert_eq!(browser.evaluate(theme), "dark");
+    browser.until(&format!("{theme} === 'dark'"));
     assert!(browser.screenshot().len() > 10_000, "the page is drawn");
     assert_eq!(browser.errors, Vec::<String>::new());
 }

@@ -7,7 +7,8 @@ use moe_run_graph::ir::{GateKind, Op, RopeScaling, Stage};
 use moe_run_graph::lower::{LowerError, architecture, lower};
 use moe_run_graph::quant::Format;
 use moe_run_graph::{Model, ModelError};
-use std::path::Path;
+use moe_run_tests::fixtures;
+use std::path::PathBuf;
 
 fn refused(blueprint: &Blueprint) -> LowerError {
     lower(&blueprint.metadata(), &blueprint.tensors).expect_err("the blueprint is broken")
@@ -27,28 +28,20 @@ fn refused_value(key: &str, value: V) -> (String, String) {
 
 #[test]
 fn every_model_file_here_lowers_with_all_its_stages() {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut seen = 0;
-    for dir in ["fixtures/micro", "models"] {
-        for entry in std::fs::read_dir(tests.join(dir)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_none_or(|e| e != "gguf") {
-                continue;
-            }
-            let model = Model::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            let layers = model.config.num_hidden_layers;
-            assert_eq!(model.graph.num_layers, layers, "{}", path.display());
-            assert_eq!(model.graph.states.len(), 2 * layers, "{}", path.display());
-            let taps = model.graph.taps().count();
-            let per_layer = match model.config.layers[0].ffn {
-                FfnConfig::Moe { .. } => 22,
-                FfnConfig::Dense { .. } => 18,
-            };
-            assert_eq!(taps, 3 + per_layer * layers, "{}", path.display());
-            seen += 1;
-        }
+    let mut paths: Vec<PathBuf> = fixtures::micro_models().into_iter().map(|(_, model, _)| model).collect();
+    paths.push(fixtures::tiny_q4_k_m());
+    for path in paths {
+        let model = Model::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let layers = model.config.num_hidden_layers;
+        assert_eq!(model.graph.num_layers, layers, "{}", path.display());
+        assert_eq!(model.graph.states.len(), 2 * layers, "{}", path.display());
+        let taps = model.graph.taps().count();
+        let per_layer = match model.config.layers[0].ffn {
+            FfnConfig::Moe { .. } => 22,
+            FfnConfig::Dense { .. } => 18,
+        };
+        assert_eq!(taps, 3 + per_layer * layers, "{}", path.display());
     }
-    assert!(seen >= 2, "only {seen} model files found");
 }
 
 #[test]

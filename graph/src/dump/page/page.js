@@ -28,7 +28,7 @@
   const percent = (x) => `${(100 * x).toFixed(1)} %`;
   const shape = (dims) => dims.length ? dims.join(" × ") : "scalar";
 
-  const FAMILIES = [["norm", /norm/], ["attention", /attention|attn|rope|kv|qkv/], ["expert", /expert|gate|moe|down|swiglu/], ["router", /router|topk|top_k/], ["matmul", /matmul|proj|lm_head|matvec/]];
+  const FAMILIES = [["expert", /expert|gate|moe|down|swiglu/], ["matmul", /matmul|proj|lm_head|qkv/], ["attention", /attention|rope|kv/], ["router", /route|top_?k/], ["norm", /norm/]];
   const familyOf = (kind) => (FAMILIES.find(([, re]) => re.test(kind)) || ["other"])[0];
   const FORMULAS = {
     embed: "rows of the table by token id", rms_norm: "x / √(mean(x²) + eps) · w, over the last axis or each head",
@@ -333,7 +333,7 @@
     history.replaceState(null, "", `#${encodeURIComponent(path)}`);
     if (target.node) {
       const row = rowOf.get(target.node.id);
-      const marked = target.launch ? document.querySelector(`[data-path="launch ${target.launch.id}"]`) || row : row;
+      const marked = target.launch ? document.querySelector(`.row[data-path="launch ${target.launch.id}"]`) || row : row;
       marked.classList.add("on");
       if (target.tap) row.querySelectorAll(".pill").forEach((p) => p.classList.toggle("on", p.dataset.path === path));
       if (!target.launch) for (const v of target.node.inputs) { const from = rowOf.get(values.get(v).producer); if (from) from.classList.add("near"); }

@@ -1,0 +1,120 @@
+//! `moe-run graph` from outside: levels, forms, the file that it writes, what it refuses.
+
+use moe_run_tests::cli::{Finished, run};
+use moe_run_tests::fixtures;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_moe-run-under-test");
+
+fn graph(model: &Path, args: &[&str]) -> Finished {
+    run(BINARY, ["graph", "-m", model.to_str().unwrap()].iter().chain(args).copied())
+}
+
+#[test]
+fn the_target_without_weights_is_dumped_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("target.gguf");
+    let preset = ["synth", "--preset", "qwen3-coder-30b-a3b", "--dry-run", "-o", file.to_str().unwrap()];
+    let _ = run(BINARY, preset).succeeded();
+    let start = Instant::now();
+    let text =
+        graph(&file, &["--backend", "reference", "--level", "plan", "--bandwidth", "60"]).succeeded().stdout;
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+    assert!(
+        text.contains("layers 0–47 (48 of one structure") && text.contains("at 60.0 GB/s at best"),
+        "{text}"
+    );
+}
+
+#[test]
+fn every_level_and_form_is_written() {
+    let model = fixtures::tiny_q4_k_m();
+    let dir = tempfile::tempdir().unwrap();
+    for level in ["lowered", "optimized", "plan"] {
+        for (form, said) in [
+            ("text", "layers 0–3"),
+            ("json", "\"schema_version\":1"),
+            ("dot", "digraph"),
+            ("html", "<!doctype html>"),
+        ] {
+            let file = dir.path().join(format!("{level}.{form}"));
+            let args =
+                ["--backend", "reference", "--level", level, "--format", form, "-o", file.to_str().unwrap()];
+            assert_eq!(graph(&model, &args).succeeded().stdout, "");
+            let written = std::fs::read_to_string(&file).unwrap();
+            assert!(written.contains(said), "{level} {form}: {written}");
+        }
+    }
+    let json = graph(&model, &["--format", "json", "--layers", "1..3"]).succeeded().json();
+    assert_eq!(json["level"], "lowered");
+    assert_eq!(json["layer_groups"][0]["layers"], serde_json::json!([1, 2]));
+}
+
+#[test]
+fn a_profile_sets_times_beside_the_plan() {
+    let args = [
+        "--backend",
+        "reference",
+        "--profile",
+        "--depth",
+        "8",
+        "-r",
+        "2",
+        "--bandwidth",
+        "10",
+        "--format",
+        "json",
+    ];
+    let json = graph(&fixtures::tiny_q4_k_m(), &args).succeeded().json();
+    assert_eq!((&json["level"], &json["profiled_steps"]), (&"plan".into(), &2.into()));
+    assert_eq!(json["step"]["cached"], 9);
+    let launches = json["launches"].as_array().unwrap();
+    assert!(launches.iter().all(|l| l["measured"]["seconds"].as_f64().unwrap() > 0.0));
+    let share: f64 = launches.iter().map(|l| l["measured"]["share"].as_f64().unwrap()).sum();
+    assert!((share - 1.0).abs() < 1e-9, "{share}");
+}
+
+#[test]
+fn taps_that_are_asked_for_are_in_the_plan() {
+    let args =
+        ["--backend", "reference", "--level", "plan", "--format", "json", "--taps", "attn_scores,moe_router"];
+    let json = graph(&fixtures::tiny_q4_k_m(), &args).succeeded().json();
+    assert_eq!(json["totals"]["taps"], 8);
+    let recomputed = json["launches"].as_array().unwrap().iter().filter(|l| l["recomputed"] == true).count();
+    assert_eq!(recomputed, 4);
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_the_model_is_opened() {
+    let absent = Path::new("/nonexistent/model.gguf");
+    for (args, said) in [
+        (&["--layers", "3..1"][..], "START below END"),
+        (&["--layers", "x"], "START..END"),
+        (&["--level", "plan", "--taps", "nope"], "unknown stage 'nope'"),
+        (&["--level", "plan", "--taps", "all,embedding"], "'all' beside"),
+        (&["--level", "lowered", "--profile"], "the lowered graph has no launches"),
+        (&["--level", "lowered", "--taps", "all"], "the lowered graph has no launches"),
+        (&["--bandwidth=-1"], "above 0"),
+        (&["--level", "best"], "possible values"),
+        (&["--repetitions", "3"], "--profile"),
+    ] {
+        let refused = graph(absent, args);
+        assert_eq!(refused.code, 2, "{args:?}: {refused:?}");
+        assert!(refused.stderr.contains(said), "{args:?}: {}", refused.stderr);
+        assert!(!refused.stderr.contains("nonexistent"), "{args:?} opened the model");
+    }
+    let tiny = fixtures::tiny_q4_k_m();
+    for (args, code, said) in [
+        (&["--layers", "2..9"][..], 2, "the model has 4"),
+        (&["--depth", "100000"], 2, "do not fit"),
+        (&["--backend", "reference", "--show-shader", "nope"], 2, "no launch 'nope'"),
+        (&["--backend", "reference", "--show-shader", "0"], 3, "keeps no source"),
+        (&["-o", "/nonexistent/graph.txt"], 4, "cannot write"),
+    ] {
+        let refused = graph(&tiny, args);
+        assert_eq!(refused.code, code, "{args:?}: {refused:?}");
+        assert!(refused.stderr.contains(said), "{args:?}: {}", refused.stderr);
+    }
+}
