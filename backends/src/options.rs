@@ -73,7 +73,7 @@ named_enum!(Activations { F32 = "f32", F16 = "f16", Q8 = "q8" });
 named_enum!(KvType { F16 = "f16", F32 = "f32", Q8_0 = "q8_0" });
 
 impl KvType {
-    /// Bytes of a row of `elems` elements (a multiple of 32 for q8_0, which [`Executable::new_state`] checks).
+    /// Bytes of a row of `elems` elements (a multiple of 32 for q8_0, which [`Executable::new_state`](crate::Executable::new_state) checks).
     #[must_use]
     pub fn row_bytes(self, elems: usize) -> usize {
         match self {
