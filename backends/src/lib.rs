@@ -52,6 +52,9 @@ pub mod cuda;
 pub mod error;
 pub mod executable;
 pub mod options;
+#[cfg(feature = "fault-injection")]
+pub mod faults;
+pub mod parity;
 pub mod perplexity;
 pub mod profile;
 pub mod reference;
@@ -59,6 +62,7 @@ pub mod registry;
 pub mod sampler;
 pub mod session;
 pub mod taps;
+pub mod tolerance;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

@@ -5,6 +5,7 @@
 //! with [`Fanout`]. Deliberately absent: any arithmetic of the model.
 
 pub mod compare;
+pub mod flips;
 pub mod number;
 pub mod routing;
 pub mod save;

@@ -1,0 +1,185 @@
+//! Every fault is named: op and layer exactly, at the first, a middle and the last layer, in prefill and in decode.
+
+use moe_run_backends::faults::{Fault, Injected};
+use moe_run_backends::parity::{Against, ForcedRun, Options, Report, Subject, compare};
+use moe_run_backends::session::{LogitsRows, Session};
+use moe_run_backends::taps::Fanout;
+use moe_run_backends::tolerance::Relation;
+use moe_run_backends::{
+    Activations, Backend, CompileOptions, HostTensor, KvType, Observer, WeightSource, reference::Reference,
+    registry,
+};
+use moe_run_graph::Model;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::passes::TapSelection;
+use moe_run_tests::collect::Collect;
+use moe_run_tests::fixtures;
+use std::sync::Arc;
+
+const TOKENS: [u32; 15] = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198, 3070, 304, 198];
+
+fn compile_options() -> CompileOptions {
+    CompileOptions {
+        activations: Some(Activations::F32),
+        kv_type: KvType::F16,
+        ctx_size: 64,
+        max_logits_rows: TOKENS.len(),
+        micro_batch: Some(TOKENS.len()),
+        taps: TapSelection::All,
+        ..CompileOptions::default()
+    }
+}
+
+/// A free run of one side, one step's taps after another.
+fn stages(
+    backend: &dyn Backend,
+    graph: &moe_run_graph::ir::Graph,
+    weights: &Arc<dyn WeightSource>,
+    hook: Option<&mut dyn Observer>,
+    decode: bool,
+) -> Vec<Collect> {
+    let executable = backend.compile(graph, weights.clone(), &compile_options()).unwrap();
+    let mut session = Session::new(executable).unwrap();
+    let tokens = TOKENS.map(TokenId);
+    let mut nothing = Collect::default();
+    let hook: &mut dyn Observer = match hook {
+        Some(hook) => hook,
+        None => &mut nothing,
+    };
+    let mut steps = Vec::new();
+    let step = if decode { 1 } else { tokens.len() };
+    for chunk in tokens.chunks(step) {
+        let mut collect = Collect::default();
+        // The hook looks at launches only; taps go to both, and Collect refuses a second value of a stage.
+        let mut launches = LaunchesOnly(&mut *hook);
+        let mut fanout = Fanout { sinks: vec![&mut launches, &mut collect] };
+        session.feed(chunk, LogitsRows::All, Some(&mut fanout), |_, _| Ok(())).unwrap();
+        steps.push(collect);
+    }
+    steps
+}
+
+struct LaunchesOnly<'a>(&'a mut dyn Observer);
+
+impl Observer for LaunchesOnly<'_> {
+    fn after_launch(
+        &mut self,
+        plan: &moe_run_graph::passes::Plan,
+        launch: &moe_run_graph::passes::Launch,
+        elapsed: std::time::Duration,
+        values: &mut dyn moe_run_backends::ValueAccess,
+    ) -> Result<(), moe_run_backends::BackendError> {
+        self.0.after_launch(plan, launch, elapsed, values)
+    }
+}
+
+fn run(
+    model: &Model,
+    backend: &dyn Backend,
+    injected: &mut Injected,
+    decode: bool,
+    forced: ForcedRun,
+) -> Report {
+    let weights: Arc<dyn WeightSource> = model.file.clone();
+    let subject = Subject {
+        backend,
+        graph: &injected.graph,
+        weights: injected.weights.clone(),
+        hook: Some(&mut injected.hook),
+    };
+    let options = Options {
+        tokens: TOKENS.map(TokenId).into(),
+        decode_tokens: if decode { TOKENS.len() - 1 } else { 0 },
+        forced,
+        compile: CompileOptions { taps: TapSelection::None, micro_batch: None, ..compile_options() },
+        saved_relation: Relation::Same,
+    };
+    compare(&model.graph, &weights, subject, Against::Backend(&Reference, None), &options).unwrap()
+}
+
+/// Whether the fault changes its own op's output on this input: what is before it is intact, so its inputs are equal.
+fn visible(
+    model: &Model,
+    backend: &dyn Backend,
+    fault: Fault,
+    injected: &mut Injected,
+    layer: usize,
+    decode: bool,
+) -> bool {
+    let weights: Arc<dyn WeightSource> = model.file.clone();
+    let intact = stages(backend, &model.graph, &weights, None, decode);
+    let broken = stages(backend, &injected.graph, &injected.weights, Some(&mut injected.hook), decode);
+    let node = model
+        .graph
+        .nodes
+        .iter()
+        .find(|n| n.name == fault.node_name() && n.layer.is_some_and(|l| l.index() == layer))
+        .unwrap();
+    let shown: Vec<String> = model
+        .graph
+        .taps()
+        .filter(|(tap, _)| tap.inputs.iter().any(|v| node.outputs.contains(v)))
+        .map(|(tap, stage)| stage.path(tap.layer.map(|l| l.index())))
+        .collect();
+    let bits = |t: &HostTensor| t.data.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    // In decode, the first step in which anything differs is the one that counts.
+    intact.iter().zip(&broken).any(|(a, b)| shown.iter().any(|s| bits(&a.values[s]) != bits(&b.values[s])))
+}
+
+#[test]
+fn every_fault_is_named_by_the_forced_run() {
+    let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
+    let weights: Arc<dyn WeightSource> = model.file.clone();
+    let last = model.graph.num_layers - 1;
+    for backend in registry::all() {
+        if let Err(error) = backend.compile(&model.graph, weights.clone(), &compile_options()) {
+            eprintln!("SKIPPED: {}: {error}", backend.name());
+            continue;
+        }
+        let (mut injections, mut named, mut free_named, mut free_alarms) = (0, 0, 0, 0);
+        for decode in [false, true] {
+            for &fault in Fault::ALL {
+                for layer in [0, last / 2, last] {
+                    let mut injected = fault.inject(&model.graph, &weights, layer).unwrap();
+                    if let Err(error) =
+                        backend.compile(&injected.graph, injected.weights.clone(), &compile_options())
+                    {
+                        eprintln!("SKIPPED: {} cannot run {fault:?}: {error}", backend.name());
+                        continue;
+                    }
+                    assert!(
+                        visible(&model, backend.as_ref(), fault, &mut injected, layer, decode),
+                        "{fault:?} in layer {layer} (decode {decode}) does not show on this input"
+                    );
+                    let report = run(&model, backend.as_ref(), &mut injected, decode, ForcedRun::Always);
+                    let wanted = format!("layer-{layer}/{}", fault.node_name());
+                    injections += 1;
+                    let first = report.first.as_ref();
+                    let hit = first
+                        .is_some_and(|f| f.op == wanted && f.layer == Some(layer) && f.found_by == "forced");
+                    named += usize::from(hit);
+                    if !hit {
+                        eprintln!(
+                            "{} {fault:?} layer {layer} decode {decode}: named {first:?}",
+                            backend.name()
+                        );
+                    }
+                    let plain = run(&model, backend.as_ref(), &mut injected, decode, ForcedRun::Never);
+                    free_alarms += usize::from(!plain.passed());
+                    let free_hit =
+                        plain.first.as_ref().is_some_and(|f| f.op.split(", ").any(|op| op == wanted));
+                    free_named += usize::from(free_hit);
+                    if !free_hit {
+                        let name = plain.first.as_ref().map(|f| f.op.as_str());
+                        println!("  free run: {fault:?} layer {layer} decode {decode}: {name:?}");
+                    }
+                }
+            }
+        }
+        println!(
+            "{}: {injections} faults; forced run names {named}; a plain free run raises {free_alarms} alarms and names {free_named}",
+            backend.name()
+        );
+        assert_eq!(named, injections, "{}: every fault is to be named", backend.name());
+    }
+}
