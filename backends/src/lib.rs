@@ -51,9 +51,9 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod executable;
-pub mod options;
 #[cfg(feature = "fault-injection")]
 pub mod faults;
+pub mod options;
 pub mod parity;
 pub mod perplexity;
 pub mod profile;

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, graph, inspect, perplexity, run, selftest, synth,
-    tokenize, trace,
+    CliError, ExitCode, bench, chat, completions, devices, diff, graph, inspect, parity, perplexity, run,
+    selftest, synth, tokenize, trace,
 };
 
 const EXAMPLES: &str = "\
@@ -51,6 +51,10 @@ pub enum Command {
     Trace(trace::Args),
     /// Show the op graph, its launches, memory and costs: text, JSON, DOT, HTML
     Graph(graph::Args),
+    /// Compare saved tensors
+    Diff(diff::Args),
+    /// Name the first operation that differs from another backend or from saved stages
+    Parity(parity::Args),
     /// List backends and their devices on this machine
     Devices(devices::Args),
     /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
@@ -78,6 +82,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Trace(args)) => trace::run(args),
         Some(Command::Graph(args)) => graph::run(args),
+        Some(Command::Diff(args)) => diff::run(args),
+        Some(Command::Parity(args)) => parity::run(args),
         Some(Command::Devices(args)) => devices::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Bench(args)) => bench::run(args),

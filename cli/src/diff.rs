@@ -140,8 +140,9 @@ fn pair(name: &str, a: &TensorSet, b: &TensorSet, args: &Args) -> Result<Pair, C
         found = layer_flips(&x, &y, k)?;
         within = found.iter().all(|f| f.near_tie);
         let flipped: Vec<usize> = found.iter().map(|f| f.row).collect();
-        align(&mut y, k, &y.clone(), &x);
-        comparison = compare(&x, &y, args.limit);
+        let mut sorted = y.clone();
+        align(&mut sorted, k, &y, &x);
+        comparison = compare(&x, &sorted, args.limit);
         rows_excluded = flipped.len();
     } else {
         if PER_EXPERT.contains(&stage)

@@ -99,12 +99,19 @@ impl Engine {
     ///
     /// Errors: there is none, or it is not valid.
     pub fn chat_template(&self, given: Option<&ChatTemplate>) -> Result<ChatTemplate, CliError> {
-        let metadata = self.model.metadata();
-        Ok(match given {
-            Some(template) => template.clone().with_token_variables(metadata)?,
-            None => ChatTemplate::from_metadata(metadata)?,
-        })
+        chat_template(&self.model, given)
     }
+}
+
+/// The chat template: the given one, or the file's.
+///
+/// Errors: there is none, or it is not valid.
+pub fn chat_template(model: &Model, given: Option<&ChatTemplate>) -> Result<ChatTemplate, CliError> {
+    let metadata = model.metadata();
+    Ok(match given {
+        Some(template) => template.clone().with_token_variables(metadata)?,
+        None => ChatTemplate::from_metadata(metadata)?,
+    })
 }
 
 /// Memory of the KV cache, from what the graph declares.
@@ -128,6 +135,13 @@ pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Bo
     let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };
     let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
     Ok(backend.compile(&model.graph, weights, &options)?)
+}
+
+/// The named backend; for "auto" the first that can run the model, saying which and why.
+///
+/// Errors: there is none.
+pub fn backend(model: &Model, name: &str) -> Result<Box<dyn Backend>, CliError> {
+    if name == "auto" { choose(model) } else { Ok(registry::by_name(name)?) }
 }
 
 /// The first backend, fastest first, that has a device and every operation of the model. The reference is never chosen: it

@@ -99,7 +99,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Some(TensorSet::open(&path)?)
     };
     let recorded = saved.as_ref().and_then(TensorSet::tokens);
-    let prompt = if args.prompt.is_given() || recorded.is_none() { Some(args.prompt.clone().resolve()?) } else { None };
+    let prompt = if args.prompt.is_given() || recorded.is_none() {
+        Some(args.prompt.clone().resolve()?)
+    } else {
+        None
+    };
     let model = args.model.open()?;
     let tokens = match (prompt, recorded) {
         (Some(prompt), _) => prompt.encode_for(&model)?,
@@ -180,7 +184,9 @@ impl From<ParityError> for CliError {
 pub fn text(r: &Report) -> String {
     let mut t = String::new();
     let side = |s: &moe_run_backends::parity::SideInfo| match &s.executable {
-        Some(e) => format!("{} on {}, activations {}, KV cache {}", s.name, e.device, e.activations, e.kv_type),
+        Some(e) => {
+            format!("{} on {}, activations {}, KV cache {}", s.name, e.device, e.activations, e.kv_type)
+        }
         None => s.name.clone(),
     };
     let _ = writeln!(t, "{}\nagainst {}", side(&r.backend), side(&r.against));
@@ -191,7 +197,8 @@ pub fn text(r: &Report) -> String {
     );
     let _ = writeln!(t, "\n{:32} {:>11} {:>11} {:>11}", "free run: stage", "rel. L2", "cosine", "max |a-b|");
     let first = r.stages.iter().position(|s| s.beyond).unwrap_or(r.stages.len());
-    let shown = if first == r.stages.len() { 0..0 } else { first.saturating_sub(LINES_AROUND)..first + LINES_AROUND };
+    let shown =
+        if first == r.stages.len() { 0..0 } else { first.saturating_sub(LINES_AROUND)..first + LINES_AROUND };
     for s in r.stages.iter().take(shown.end).skip(shown.start) {
         let mark = match (s.beyond, s.production) {
             (true, true) => "  BEYOND",
@@ -201,7 +208,10 @@ pub fn text(r: &Report) -> String {
         let _ = writeln!(
             t,
             "{:32} {:>11.3e} {:>11.8} {:>11.3e}{mark}",
-            s.stage.path(s.layer), s.relative_l2, s.cosine, s.max_abs
+            s.stage.path(s.layer),
+            s.relative_l2,
+            s.cosine,
+            s.max_abs
         );
     }
     let worst = r.stages.iter().map(|s| s.relative_l2).fold(0.0, f64::max);
@@ -213,14 +223,23 @@ pub fn text(r: &Report) -> String {
         let _ = writeln!(
             t,
             "routing flip: layer {}, position {}: {:?} instead of {:?}; margin {:.3e}, logits differ by {:.3e}: {}",
-            f.layer, f.position, f.flip.only_a, f.flip.only_b, f.flip.margin, f.flip.logit_difference,
+            f.layer,
+            f.position,
+            f.flip.only_a,
+            f.flip.only_b,
+            f.flip.margin,
+            f.flip.logit_difference,
             if f.flip.near_tie { "a near-tie" } else { "NOT a near-tie" }
         );
     }
     if !r.ops.is_empty() {
         let mut ops: Vec<_> = r.ops.iter().filter(|o| o.forced).collect();
         ops.sort_by(|a, b| (b.local_error / b.tolerance).total_cmp(&(a.local_error / a.tolerance)));
-        let _ = writeln!(t, "\n{:32} {:>11} {:>11}", "forced run: the nearest to limit", "own error", "tolerance");
+        let _ = writeln!(
+            t,
+            "\n{:32} {:>11} {:>11}",
+            "forced run: the nearest to limit", "own error", "tolerance"
+        );
         for o in ops.iter().take(LINES_AROUND) {
             let mark = if o.beyond { "  BEYOND" } else { "" };
             let _ = writeln!(t, "{:32} {:>11.3e} {:>11.1e}{mark}", o.op, o.local_error, o.tolerance);
@@ -230,21 +249,34 @@ pub fn text(r: &Report) -> String {
         let _ = writeln!(
             t,
             "\nlogits: the best token agrees at {:.1} % of {} positions; KL {:.3e} (largest {:.3e}); largest difference {:.3e}",
-            l.argmax_agreement * 100.0, l.positions, l.kl, l.kl_max, l.max_abs
+            l.argmax_agreement * 100.0,
+            l.positions,
+            l.kl,
+            l.kl_max,
+            l.max_abs
         );
     }
-    let _ = writeln!(t, "\n{}: {}", if r.verdict == Verdict::Pass { "pass" } else { "DIVERGED" }, r.conclusion);
+    let _ =
+        writeln!(t, "\n{}: {}", if r.verdict == Verdict::Pass { "pass" } else { "DIVERGED" }, r.conclusion);
     if let Some(f) = &r.first {
         let _ = writeln!(t, "  op        {}", f.op);
         if let Some(stage) = f.stage {
             let _ = writeln!(t, "  stage     {}", stage.path(f.layer));
         }
-        let _ = writeln!(t, "  error     {:.3e}, tolerance {:.1e}: {}", f.local_error, f.tolerance, f.tolerance_cause);
+        let _ = writeln!(
+            t,
+            "  error     {:.3e}, tolerance {:.1e}: {}",
+            f.local_error, f.tolerance, f.tolerance_cause
+        );
         if let (Some(tensor), Some(format)) = (&f.tensor, f.format) {
             let _ = writeln!(t, "  tensor    {tensor} ({format})");
         }
         if let Some(launch) = f.launch {
-            let _ = writeln!(t, "  launch    {launch}{}", f.kernel.as_ref().map_or(String::new(), |k| format!(", kernel {k}")));
+            let _ = writeln!(
+                t,
+                "  launch    {launch}{}",
+                f.kernel.as_ref().map_or(String::new(), |k| format!(", kernel {k}"))
+            );
         }
         if let Some(shape) = &f.shape {
             let _ = writeln!(t, "  output    {shape:?}, step from position {}", f.position);

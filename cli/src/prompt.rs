@@ -6,13 +6,17 @@ use std::{
 };
 
 use moe_run_graph::{
+    Model,
     chat::{ChatInput, ChatTemplate},
     ids::TokenId,
-    tokenizer::{ControlTokens, Tokenizer},
+    tokenizer::{ControlTokens, Tokenizer, TokenizerError},
 };
 use serde_json::{Map, Value};
 
-use crate::{CliError, engine::Engine};
+use crate::{
+    CliError,
+    engine::{Engine, chat_template},
+};
 
 /// What the model is asked.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -108,9 +112,25 @@ impl Prompt {
     ///
     /// Errors: an id outside of the vocabulary; the file has no tokenizer or no template; the template fails.
     pub fn encode(&self, engine: &Engine) -> Result<Vec<TokenId>, CliError> {
+        self.encode_with(&engine.model, engine.tokenizer.as_ref())
+    }
+
+    /// The prompt's ids for a model that is not compiled.
+    ///
+    /// Errors: as [`Prompt::encode`].
+    pub fn encode_for(&self, model: &Model) -> Result<Vec<TokenId>, CliError> {
+        let tokenizer = match (self, Tokenizer::from_metadata(model.metadata())) {
+            (Prompt::Tokens(_), _) | (_, Err(TokenizerError::Absent { .. })) => None,
+            (_, tokenizer) => Some(tokenizer?),
+        };
+        self.encode_with(model, tokenizer.as_ref())
+    }
+
+    fn encode_with(&self, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Vec<TokenId>, CliError> {
+        let absent = || TokenizerError::Absent { file: model.metadata().origin().to_owned() };
         let ids = match self {
             Prompt::Tokens(ids) => {
-                let vocab_size = engine.model.config.vocab_size;
+                let vocab_size = model.config.vocab_size;
                 if let Some(id) = ids.iter().find(|id| id.index() >= vocab_size) {
                     return Err(CliError::bad_input(format!(
                         "--tokens: found {id}, wanted ids below the vocabulary's {vocab_size}"
@@ -118,10 +138,10 @@ impl Prompt {
                 }
                 ids.clone()
             }
-            Prompt::Raw(text) => encode_raw(engine.tokenizer()?, text)?,
+            Prompt::Raw(text) => encode_raw(tokenizer.ok_or_else(absent)?, text)?,
             Prompt::Chat { input, template } => {
-                let tokenizer = engine.tokenizer()?;
-                let template = engine.chat_template(template.as_ref())?;
+                let tokenizer = tokenizer.ok_or_else(absent)?;
+                let template = chat_template(model, template.as_ref())?;
                 let rendered = template.render(input, tokenizer.control_texts())?;
                 tokenizer.encode_rendered(&rendered)?
             }

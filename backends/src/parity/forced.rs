@@ -207,7 +207,12 @@ impl Forced<'_> {
         error: &LocalError,
         position: u32,
     ) {
-        let limit = tolerance::local(node.op.stem(), &self.info, self.relation);
+        // Inside a grouped launch a node inherits what the nodes before it rounded.
+        let mut limit = tolerance::local(node.op.stem(), &self.info, self.relation);
+        for before in plan.launch_nodes(launch).take_while(|n| n.id != node.id) {
+            let inherited = tolerance::local(before.op.stem(), &self.info, self.relation);
+            limit = if inherited.value > limit.value { inherited } else { limit };
+        }
         let weight = node.op.weights().first().map(|w| plan.graph.weight(*w));
         let beyond = error.value > limit.value || error.value.is_nan();
         let state = plan.graph.value(output).state;

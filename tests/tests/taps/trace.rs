@@ -1,0 +1,149 @@
+//! `moe-run trace`: the named fields, broken models, the routing record.
+
+use super::{BINARY, TOKENS};
+use moe_run_tests::cli::run;
+use moe_run_tests::fixtures;
+use moe_run_tests::stages::StageFile;
+use serde_json::Value;
+
+fn tiny() -> String {
+    fixtures::tiny_q4_k_m().display().to_string()
+}
+
+#[test]
+fn json_has_the_named_fields_and_right_numbers() {
+    let args =
+        ["trace", "-m", &tiny(), "--tokens", TOKENS, "--backend", "reference", "--kv-type", "f32", "--json"];
+    let trace = run(BINARY, args).succeeded().json();
+    for key in [
+        "schema_version",
+        "format",
+        "architecture",
+        "backend",
+        "device",
+        "activations",
+        "num_layers",
+        "hidden_size",
+        "vocab_size",
+        "num_heads",
+        "num_kv_heads",
+        "prompt",
+        "encoded_tokens",
+        "embedding",
+        "layers",
+        "final_norm",
+        "logits",
+    ] {
+        assert!(!trace[key].is_null(), "{key} is missing");
+    }
+    assert_eq!((&trace["num_layers"], &trace["hidden_size"]), (&4.into(), &256.into()));
+    assert_eq!(trace["layers"][2]["ffn_out"]["stage"], "moe_ffn_out");
+    assert_eq!(trace["layers"][2]["output"]["stage"], "post_ffn_residual");
+    assert_eq!(trace["logits"]["top_k"][0]["token"], "2");
+    assert!(trace["summary"]["first_non_finite"].is_null());
+    let Some(stages) = fixtures::find("tiny/tiny-qwen3moe-q4_k_m.stages.safetensors") else { return };
+    let stages = StageFile::read(&stages);
+    for layer in 0..4 {
+        for (field, stage) in [
+            ("attn_norm", "attn_norm"),
+            ("qkv", "qkv_matmul"),
+            ("attn_out", "attn_out"),
+            ("ffn_norm", "ffn_norm"),
+            ("moe_router", "moe_router"),
+            ("ffn_out", "moe_ffn_out"),
+            ("output", "post_ffn_residual"),
+        ] {
+            let (shape, values) = &stages.values[&format!("layer-{layer}/{stage}")];
+            let last = &values[values.len() - values.len() / shape[0]..];
+            let (n, entry) = (last.len() as f64, &trace["layers"][layer][field]);
+            let mean = last.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+            let deviation = (last.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n).sqrt();
+            let norm = last.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+            let near = |key: &str, wanted: f64| {
+                let found = entry[key].as_f64().unwrap();
+                assert!(
+                    (found - wanted).abs() <= 1e-4 * norm,
+                    "layer {layer} {field} {key}: {found}, not {wanted}"
+                );
+            };
+            assert_eq!(entry["count"], last.len(), "layer {layer} {field}");
+            near("mean", mean);
+            near("std_dev", deviation);
+            near("l2_norm", norm);
+            near("min", last.iter().copied().fold(f32::INFINITY, f32::min).into());
+            near("max", last.iter().copied().fold(f32::NEG_INFINITY, f32::max).into());
+        }
+        let (_, ids) = &stages.values[&format!("layer-{layer}/moe_topk_ids")];
+        let found: Vec<f32> =
+            serde_json::from_value(trace["layers"][layer]["moe_router"]["experts"].clone()).unwrap();
+        assert_eq!(found, ids[ids.len() - 4..]);
+    }
+}
+
+#[test]
+fn text_lists_layers_and_a_summary() {
+    let text = run(BINARY, ["trace", "-m", &tiny(), "--tokens", "1,2,3", "--backend", "reference"])
+        .succeeded()
+        .stdout;
+    for wanted in
+        ["layer 3\n", "attn_norm", "experts: ", "top tokens", "entropy", "summary: every value is finite"]
+    {
+        assert!(text.contains(wanted), "no {wanted:?} in {text}");
+    }
+}
+
+#[test]
+fn a_broken_model_still_parses_and_its_first_nan_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = moe_run_graph::gguf::GgufFile::open(fixtures::tiny_q4_k_m()).unwrap();
+    // The norm of k in layer 1 gets a NaN: the first stage that has it is k_norm, which a trace does not show by itself.
+    let tensor = file.tensor("blk.1.attn_k_norm.weight").unwrap();
+    let mut bytes = std::fs::read(fixtures::tiny_q4_k_m()).unwrap();
+    let at = tensor.offset_bytes();
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let path = dir.path().join("broken.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let path = path.display().to_string();
+    let args = ["trace", "-m", &path, "--tokens", TOKENS, "--backend", "reference"];
+    let trace = run(BINARY, args.iter().copied().chain(["--json"])).succeeded().json();
+    assert_eq!(trace["summary"]["first_non_finite"]["stage"], "layer-1/k_norm");
+    assert_eq!(trace["summary"]["first_non_finite"]["kind"], "nan");
+    assert_eq!(trace["layers"][1]["output"]["mean"], "NaN");
+    assert!(trace["layers"][0]["output"]["mean"].is_number());
+    let text = run(BINARY, args).succeeded().stdout;
+    assert!(text.contains("the first NaN is in layer-1/k_norm"), "{text}");
+}
+
+#[test]
+fn routing_is_recorded_for_every_position_and_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (lines, plot) = (dir.path().join("routing.jsonl"), dir.path().join("routing.svg"));
+    let (l, p) = (lines.display().to_string(), plot.display().to_string());
+    let args = [
+        "trace",
+        "-m",
+        &tiny(),
+        "--tokens",
+        TOKENS,
+        "--backend",
+        "reference",
+        "--json",
+        "--routing",
+        &l,
+        "--routing-plot",
+        &p,
+    ];
+    let trace = run(BINARY, args).succeeded().json();
+    let lines = std::fs::read_to_string(lines).unwrap();
+    let records: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(records.len(), 15 * 4);
+    let weights: f64 = records[7]["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).sum();
+    assert!((weights - 1.0).abs() < 1e-5, "renormalised weights add up to 1, not {weights}");
+    let layer = &trace["expert_use"][1];
+    let counted = records.iter().filter(|r| r["layer"] == 1).flat_map(|r| r["experts"].as_array().unwrap());
+    let mut counts = vec![0u64; 16];
+    counted.for_each(|e| counts[e.as_u64().unwrap() as usize] += 1);
+    assert_eq!(layer["counts"], serde_json::json!(counts));
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.matches("<rect x=").count() == 4 * 16);
+}
