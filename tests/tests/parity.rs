@@ -86,11 +86,10 @@ fn stage_files_of_tiny_models_are_no_alarm() {
     }
 }
 
-#[test]
-fn every_activation_setting_against_the_reference_is_no_alarm() {
+fn every_activation_setting_is_no_alarm(name: &str) {
     let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
     let tokens: Vec<TokenId> = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198].map(TokenId).into();
-    for backend in registry::all() {
+    for backend in registry::all().into_iter().filter(|b| b.name() == name) {
         for activations in Activations::ALL {
             for kv_type in KvType::ALL {
                 for decode_tokens in [0, 11] {
@@ -120,4 +119,57 @@ fn every_activation_setting_against_the_reference_is_no_alarm() {
             }
         }
     }
+}
+
+#[test]
+fn every_activation_setting_of_the_reference_is_no_alarm() {
+    every_activation_setting_is_no_alarm("reference");
+}
+
+#[test]
+fn every_activation_setting_of_the_cpu_is_no_alarm() {
+    every_activation_setting_is_no_alarm("cpu");
+}
+
+#[test]
+fn every_activation_setting_of_wgpu_is_no_alarm() {
+    every_activation_setting_is_no_alarm("wgpu");
+}
+
+#[test]
+fn every_activation_setting_of_cuda_is_no_alarm() {
+    every_activation_setting_is_no_alarm("cuda");
+}
+
+#[test]
+fn the_program_says_pass_and_refuses_what_does_not_match() {
+    let program = env!("CARGO_BIN_EXE_moe-run-under-test");
+    let tiny = fixtures::tiny_q4_k_m().display().to_string();
+    let args = [
+        "parity",
+        "-m",
+        &tiny,
+        "--backend",
+        "cpu",
+        "--against",
+        "reference",
+        "--tokens",
+        "1,2,3,4",
+        "--forced",
+    ];
+    let report = moe_run_tests::cli::run(program, args.iter().copied().chain(["--json"])).succeeded().json();
+    assert_eq!((&report["verdict"], &report["schema_version"]), (&"pass".into(), &1.into()));
+    assert!(report["first"].is_null() && report["logits"]["argmax_agreement"] == 1.0);
+    assert!(moe_run_tests::cli::run(program, args).succeeded().stdout.contains("\npass: "));
+    let absent = ["parity", "-m", &tiny, "--against", "nowhere"];
+    let finished = moe_run_tests::cli::run(program, absent);
+    assert!(finished.code == 2 && finished.stderr.contains("neither a backend"), "{finished:#?}");
+    // Stages of another model.
+    let Some(other) = fixtures::find("micro/wide-q4_k.stages.safetensors") else { return };
+    let other = other.display().to_string();
+    let finished = moe_run_tests::cli::run(
+        program,
+        ["parity", "-m", &tiny, "--backend", "reference", "--against", &other],
+    );
+    assert_eq!(finished.code, 2, "{finished:#?}");
 }

@@ -4,6 +4,7 @@ mod diff;
 mod identity;
 mod save_tensor;
 mod trace;
+mod transformers;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_moe-run-under-test");
 

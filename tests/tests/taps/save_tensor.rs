@@ -15,6 +15,12 @@ fn save(dir: &Path, more: &[&str]) -> Finished {
     run(BINARY, args.into_iter().chain(save).chain(more.iter().copied()))
 }
 
+/// Saves, and must succeed.
+fn saved(dir: &Path, more: &[&str]) {
+    let finished = save(dir, more);
+    assert_eq!(finished.code, 0, "{finished:#?}");
+}
+
 const ALL: [&str; 4] = ["--save-tensor", "all", "--save-tensor-layers", "0..4"];
 
 /// Every file below a folder, by its path there.
@@ -40,8 +46,8 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 fn every_stage_is_saved_twice_the_same_and_equals_the_stage_file() {
     let temp = tempfile::tempdir().unwrap();
     let (first, second) = (temp.path().join("a"), temp.path().join("b"));
-    save(&first, &ALL).succeeded();
-    save(&second, &ALL).succeeded();
+    saved(&first, &ALL);
+    saved(&second, &ALL);
     let written = files(&first);
     assert_eq!(written.len(), 22 * 4 + 3 + 1, "22 stages a layer, 3 of the model, the manifest");
     assert!(written == files(&second), "two runs wrote different bytes");
@@ -86,7 +92,7 @@ fn numpy_and_safetensors_read_the_same_values() {
     let temp = tempfile::tempdir().unwrap();
     for format in ["aprt", "npy", "safetensors"] {
         let args: Vec<&str> = ALL.into_iter().chain(["--save-tensor-format", format]).collect();
-        save(&temp.path().join(format), &args).succeeded();
+        saved(&temp.path().join(format), &args);
     }
     let script = r#"
 import json, pathlib, sys
@@ -198,12 +204,12 @@ fn arguments_are_checked_before_the_model_is_opened() {
 fn what_is_there_stays_unless_it_is_to_be_replaced() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("t");
-    save(&dir, &ALL).succeeded();
+    saved(&dir, &ALL);
     let before = files(&dir);
     let finished = save(&dir, &["--save-tensor", "attn_norm"]);
     assert!(finished.code == 2 && finished.stderr.contains("already exists"), "{finished:#?}");
     assert!(files(&dir) == before);
-    save(&dir, &["--save-tensor", "attn_norm", "--save-tensor-overwrite"]).succeeded();
+    saved(&dir, &["--save-tensor", "attn_norm", "--save-tensor-overwrite"]);
     let names: Vec<String> = files(&dir).into_iter().map(|f| f.0.display().to_string()).collect();
     assert_eq!(
         names,
