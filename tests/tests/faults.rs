@@ -7,19 +7,19 @@ use moe_run_backends::taps::Fanout;
 use moe_run_backends::tolerance::Relation;
 use moe_run_backends::{
     Activations, Backend, CompileOptions, HostTensor, KvType, Observer, WeightSource, reference::Reference,
-    registry,
 };
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::passes::TapSelection;
 use moe_run_tests::collect::Collect;
-use moe_run_tests::fixtures;
+use moe_run_tests::{fixtures, subjects};
 use std::sync::Arc;
 
 const TOKENS: [u32; 15] = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198, 3070, 304, 198];
 
-fn compile_options() -> CompileOptions {
+fn compile_options(device: &Option<String>) -> CompileOptions {
     CompileOptions {
+        device: device.clone(),
         activations: Some(Activations::F32),
         kv_type: KvType::F16,
         ctx_size: 64,
@@ -33,12 +33,13 @@ fn compile_options() -> CompileOptions {
 /// A free run of one side, one step's taps after another.
 fn stages(
     backend: &dyn Backend,
+    device: &Option<String>,
     graph: &moe_run_graph::ir::Graph,
     weights: &Arc<dyn WeightSource>,
     hook: Option<&mut dyn Observer>,
     decode: bool,
 ) -> Vec<Collect> {
-    let executable = backend.compile(graph, weights.clone(), &compile_options()).unwrap();
+    let executable = backend.compile(graph, weights.clone(), &compile_options(device)).unwrap();
     let mut session = Session::new(executable).unwrap();
     let tokens = TOKENS.map(TokenId);
     let mut nothing = Collect::default();
@@ -76,6 +77,7 @@ impl Observer for LaunchesOnly<'_> {
 fn run(
     model: &Model,
     backend: &dyn Backend,
+    device: &Option<String>,
     injected: &mut Injected,
     decode: bool,
     forced: ForcedRun,
@@ -91,7 +93,7 @@ fn run(
         tokens: TOKENS.map(TokenId).into(),
         decode_tokens: if decode { TOKENS.len() - 1 } else { 0 },
         forced,
-        compile: CompileOptions { taps: TapSelection::None, micro_batch: None, ..compile_options() },
+        compile: CompileOptions { taps: TapSelection::None, micro_batch: None, ..compile_options(device) },
         saved_relation: Relation::Same,
     };
     compare(&model.graph, &weights, subject, Against::Backend(&Reference, None), &options).unwrap()
@@ -101,13 +103,15 @@ fn run(
 fn visible(
     model: &Model,
     backend: &dyn Backend,
+    device: &Option<String>,
     fault: Fault,
     injected: &mut Injected,
     layer: usize,
     decode: bool,
     intact: &[Collect],
 ) -> bool {
-    let broken = stages(backend, &injected.graph, &injected.weights, Some(&mut injected.hook), decode);
+    let broken =
+        stages(backend, device, &injected.graph, &injected.weights, Some(&mut injected.hook), decode);
     let node = model
         .graph
         .nodes
@@ -138,37 +142,37 @@ fn named_by_free_run(model: &Model, report: &Report) -> Option<Vec<String>> {
 
 /// Injects every fault on one backend; the reference is the other side.
 fn every_fault_is_named(name: &str) {
-    let Ok(backend) = registry::by_name(name) else {
-        eprintln!("SKIPPED: this build has no backend {name}");
+    let Some(subject) = subjects().into_iter().find(|s| s.backend.name() == name) else {
+        eprintln!("SKIPPED: backend {name} is not in this build, or has no device here");
         return;
     };
-    let backend = backend.as_ref();
+    let (backend, device) = (subject.backend.as_ref(), &subject.device);
     let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
     let weights: Arc<dyn WeightSource> = model.file.clone();
     let last = model.graph.num_layers - 1;
-    if let Err(error) = backend.compile(&model.graph, weights.clone(), &compile_options()) {
+    if let Err(error) = backend.compile(&model.graph, weights.clone(), &compile_options(device)) {
         eprintln!("SKIPPED: {name}: {error}");
         return;
     }
     let (mut injections, mut named, mut free_named, mut free_alarms) = (0, 0, 0, 0);
     for decode in [false, true] {
-        let intact = stages(backend, &model.graph, &weights, None, decode);
+        let intact = stages(backend, device, &model.graph, &weights, None, decode);
         for &fault in Fault::ALL {
             for layer in [0, last / 2, last] {
                 let case =
                     format!("{name} {fault:?} layer {layer} {}", if decode { "decode" } else { "prefill" });
                 let mut injected = fault.inject(&model.graph, &weights, layer).unwrap();
                 if let Err(error) =
-                    backend.compile(&injected.graph, injected.weights.clone(), &compile_options())
+                    backend.compile(&injected.graph, injected.weights.clone(), &compile_options(device))
                 {
                     eprintln!("SKIPPED: {case}: {error}");
                     continue;
                 }
                 assert!(
-                    visible(&model, backend, fault, &mut injected, layer, decode, &intact),
+                    visible(&model, backend, device, fault, &mut injected, layer, decode, &intact),
                     "{case}: does not show on this input"
                 );
-                let report = run(&model, backend, &mut injected, decode, ForcedRun::Always);
+                let report = run(&model, backend, device, &mut injected, decode, ForcedRun::Always);
                 let wanted = format!("layer-{layer}/{}", fault.node_name());
                 injections += 1;
                 let first = report.first.as_ref();

@@ -3,12 +3,10 @@
 use moe_run_backends::parity::{Against, ForcedRun, Options, Report, Subject, compare};
 use moe_run_backends::taps::tensor_set::TensorSet;
 use moe_run_backends::tolerance::Relation;
-use moe_run_backends::{
-    Activations, Backend, CompileOptions, KvType, WeightSource, reference::Reference, registry,
-};
+use moe_run_backends::{Activations, Backend, CompileOptions, KvType, WeightSource, reference::Reference};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
-use moe_run_tests::fixtures;
+use moe_run_tests::{fixtures, subjects};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,21 +41,17 @@ fn against_stages(stem: &str, model: &Path, stages: &Path) {
     let model = Model::open(model).unwrap();
     let set = TensorSet::open(stages).unwrap();
     let tokens = set.tokens().unwrap();
-    for backend in registry::all() {
+    for subject in subjects() {
+        let backend = subject.backend.as_ref();
         for decode_tokens in [0, tokens.len() - 1] {
             let compile = CompileOptions {
                 activations: Some(Activations::F32),
                 kv_type: KvType::F32,
+                device: subject.device.clone(),
                 ..CompileOptions::default()
             };
-            let report = parity(
-                &model,
-                backend.as_ref(),
-                Against::Saved(&set),
-                tokens.clone(),
-                decode_tokens,
-                compile,
-            );
+            let report =
+                parity(&model, backend, Against::Saved(&set), tokens.clone(), decode_tokens, compile);
             println!("{:10} {stem:20} decode {decode_tokens}: {:?}", backend.name(), closest(&report));
             assert!(report.passed(), "{} {stem}: {:?}", backend.name(), report.first);
             let full = set.tensors.len() > 2;
@@ -89,13 +83,15 @@ fn stage_files_of_tiny_models_are_no_alarm() {
 fn every_activation_setting_is_no_alarm(name: &str) {
     let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
     let tokens: Vec<TokenId> = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198].map(TokenId).into();
-    for backend in registry::all().into_iter().filter(|b| b.name() == name) {
+    for subject in subjects().into_iter().filter(|s| s.backend.name() == name) {
+        let backend = subject.backend.as_ref();
         for activations in Activations::ALL {
             for kv_type in KvType::ALL {
                 for decode_tokens in [0, 11] {
                     let compile = CompileOptions {
                         activations: Some(*activations),
                         kv_type: *kv_type,
+                        device: subject.device.clone(),
                         ..CompileOptions::default()
                     };
                     let against = Against::Backend(&Reference, None);
@@ -105,8 +101,7 @@ fn every_activation_setting_is_no_alarm(name: &str) {
                         println!("{} {activations} {kv_type}: not there: {error}", backend.name());
                         continue;
                     }
-                    let report =
-                        parity(&model, backend.as_ref(), against, tokens.clone(), decode_tokens, compile);
+                    let report = parity(&model, backend, against, tokens.clone(), decode_tokens, compile);
                     println!(
                         "{:10} {activations} {kv_type} decode {decode_tokens}: {:?}, flips {}, worst free {:.2e}",
                         backend.name(),
