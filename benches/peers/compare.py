@@ -203,11 +203,13 @@ def main():
     version, site = install(args.venv)
     sides = [Ours(args.moe_run, args.prefix), Theirs(build_peer(args.venv, site), args.prefix)]
     ours = subprocess.run([args.moe_run, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    # A bench of one token tells which commit the program was built from.
+    probe = [args.moe_run, "bench", "--backend", "cpu", "-p", 1, "-n", 0, "--repetitions", 1, "--format", "json"]
+    commit = run_json(probe)["commit"] or "unknown"
     lines = [
         f"- date: {datetime.date.today().isoformat()}",
         f"- machine: {processor()}, {os.cpu_count()} hardware threads",
-        f"- {ours}, commit {commit.stdout.strip() or 'unknown'}; llama.cpp of llama-cpp-python {version}, native build",
+        f"- {ours}, commit {commit}; llama.cpp of llama-cpp-python {version}, native build",
         f"- {args.alternations} alternations; load average at the start {os.getloadavg()[0]:.1f}"
         + (f"; both under `{shlex.join(args.prefix)}`" if args.prefix else ""),
         "",
