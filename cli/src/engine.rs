@@ -137,13 +137,6 @@ pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Bo
     Ok(backend.compile(&model.graph, weights, &options)?)
 }
 
-/// The named backend; for "auto" the first that can run the model, saying which and why.
-///
-/// Errors: there is none.
-pub fn backend(model: &Model, name: &str) -> Result<Box<dyn Backend>, CliError> {
-    if name == "auto" { choose(model) } else { Ok(registry::by_name(name)?) }
-}
-
 /// The first backend, fastest first, that has a device and every operation of the model. The reference is never chosen: it
 /// defines the operations and is slow.
 fn choose(model: &Model) -> Result<Box<dyn Backend>, CliError> {
