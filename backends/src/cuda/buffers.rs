@@ -24,7 +24,7 @@ fn device_block_bytes(format: Format) -> usize {
 
 /// Bytes of a row of `elems` elements on the device; 0 if that is no whole number of blocks.
 fn device_row_bytes(format: Format, elems: usize) -> usize {
-    if elems % format.block_elems() == 0 {
+    if elems.is_multiple_of(format.block_elems()) {
         elems / format.block_elems() * device_block_bytes(format)
     } else {
         0
@@ -277,7 +277,7 @@ impl CudaState {
     /// Replaces rows, rounding as the cache does.
     pub fn write(&self, id: StateId, first: usize, rows: &[f32]) -> Result<(), BackendError> {
         let elems = self.row_elems[id.index()];
-        if elems == 0 || rows.len() % elems != 0 {
+        if elems == 0 || !rows.len().is_multiple_of(elems) {
             return Err(BackendError::Value {
                 value: id.to_string(),
                 detail: format!("{} elements, wanted rows of {elems}", rows.len()),

@@ -170,22 +170,20 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
     };
     match &node.op {
-        Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => {
-            if a.head_dim % 4 != 0 || a.head_dim > MAX_HEAD_DIM || a.value_head_dim > MAX_VALUE_HEAD_DIM {
-                return refuse(format!(
-                    "key heads of {} and value heads of {}; wanted multiples of 4 up to {MAX_HEAD_DIM}, and up to \
-                     {MAX_VALUE_HEAD_DIM}",
-                    a.head_dim, a.value_head_dim
-                ));
-            }
+        Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a)
+            if a.head_dim % 4 != 0 || a.head_dim > MAX_HEAD_DIM || a.value_head_dim > MAX_VALUE_HEAD_DIM =>
+        {
+            return refuse(format!(
+                "key heads of {} and value heads of {}; wanted multiples of 4 up to {MAX_HEAD_DIM}, and up to \
+                 {MAX_VALUE_HEAD_DIM}",
+                a.head_dim, a.value_head_dim
+            ));
         }
-        Op::Router(r) => {
-            if r.num_experts > MAX_EXPERTS || r.num_experts_per_tok > MAX_EXPERTS_PER_TOKEN {
-                return refuse(format!(
-                    "{} of {} experts; wanted at most {MAX_EXPERTS_PER_TOKEN} of {MAX_EXPERTS}",
-                    r.num_experts_per_tok, r.num_experts
-                ));
-            }
+        Op::Router(r) if r.num_experts > MAX_EXPERTS || r.num_experts_per_tok > MAX_EXPERTS_PER_TOKEN => {
+            return refuse(format!(
+                "{} of {} experts; wanted at most {MAX_EXPERTS_PER_TOKEN} of {MAX_EXPERTS}",
+                r.num_experts_per_tok, r.num_experts
+            ));
         }
         Op::ExpertMatMul { weight, .. } => {
             let experts = graph.weight(weight.tensor).shape.first().copied().unwrap_or(0);
