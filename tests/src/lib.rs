@@ -76,6 +76,24 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     registry::all().into_iter().map(harness).filter(with_device).collect()
 }
 
+/// A backend, and the device that tests run it on.
+pub struct Subject {
+    /// The backend.
+    pub backend: Box<dyn Backend>,
+    /// What `--device` would be; `None` is the backend's own choice.
+    pub device: Option<String>,
+}
+
+/// [`backends`] with their devices.
+#[must_use]
+pub fn subjects() -> Vec<Subject> {
+    let subject = |backend: Box<dyn Backend>| {
+        let device = (backend.name() == Cuda.name()).then(|| HOST_HARNESS.to_owned());
+        Subject { backend, device }
+    };
+    backends().into_iter().map(subject).collect()
+}
+
 /// Relative L2 distance ‖a − b‖ / ‖b‖ in f64; infinite where either side is not finite or the lengths differ.
 #[must_use]
 pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {

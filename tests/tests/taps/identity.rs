@@ -106,11 +106,7 @@ fn looking_changes_no_bit() {
     let full = std::env::var("MOE_FULL").is_ok_and(|v| v == "1");
     for subject in subjects() {
         for (stem, model, _) in fixtures::micro_models() {
-            identical(
-                &subject,
-                &model,
-                full || stem.starts_with("mixed") || stem.starts_with("wide"),
-            );
+            identical(&subject, &model, full || stem.starts_with("mixed") || stem.starts_with("wide"));
         }
         identical(&subject, &fixtures::tiny_q4_k_m(), true);
     }
