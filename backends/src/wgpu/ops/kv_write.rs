@@ -25,7 +25,7 @@ pub(super) fn emit(
     let slots = e.at(node.inputs[2])?;
     for (i, state) in [(0, key), (1, value)] {
         let width = e.plan.graph.state(state).row_elems();
-        if e.kv_type == KvType::Q8_0 && width % 32 != 0 {
+        if e.kv_type == KvType::Q8_0 && !width.is_multiple_of(32) {
             return Err(
                 e.unsupported(node, format!("--kv-type q8_0 with rows of {width}, wanted a multiple of 32"))
             );

@@ -36,6 +36,6 @@ pub(super) fn emit(
 
 pub(super) fn lacking(graph: &Graph, node: &Node, heads: usize) -> Option<String> {
     let width = graph.value(node.inputs[0]).shape.width()?;
-    let odd = heads == 0 || (width / heads) % 2 != 0;
+    let odd = heads == 0 || !(width / heads).is_multiple_of(2);
     odd.then(|| format!("heads of {} elements, wanted an even number", width / heads.max(1)))
 }
