@@ -99,3 +99,43 @@ unsafe fn part<const T: usize>(
         }
     }
 }
+
+/// The kernels of [`fma`] for 1 to 8 rows.
+pub const FMA: [super::fma::Fma; 8] =
+    [fma::<1>, fma::<2>, fma::<3>, fma::<4>, fma::<5>, fma::<6>, fma::<7>, fma::<8>];
+
+/// `out[t][0..16] += Σ_k w[k · w_stride ..][0..16] · x[k · x_next + t · x_token]` for `T` rows and `count` values of k.
+///
+/// # Safety
+/// The CPU has AVX2 and FMA, and every index above lies in the buffer behind its pointer.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn fma<const T: usize>(
+    count: usize,
+    w: *const f32,
+    w_stride: usize,
+    x: *const f32,
+    x_next: usize,
+    x_token: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    for half in 0..2 {
+        let mut sums = [_mm256_setzero_ps(); T];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for t in 0..T {
+                sums[t] = _mm256_loadu_ps(out.add(t * out_stride + 8 * half));
+            }
+            for k in 0..count {
+                let weights = _mm256_loadu_ps(w.add(k * w_stride + 8 * half));
+                for t in 0..T {
+                    let x = _mm256_set1_ps(*x.add(k * x_next + t * x_token));
+                    sums[t] = _mm256_fmadd_ps(weights, x, sums[t]);
+                }
+            }
+            for t in 0..T {
+                _mm256_storeu_ps(out.add(t * out_stride + 8 * half), sums[t]);
+            }
+        }
+    }
+}

@@ -1,9 +1,9 @@
 //! Which instruction set runs: found once, when the program starts to compute, and handed to every kernel.
 
-use super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TileStep};
-use super::{attend, mul, unpack, vector};
+use super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
+use super::{fma, mul, unpack, vector};
 use moe_run_graph::ir::RopePairing;
 use moe_run_graph::quant::Format;
 
@@ -26,13 +26,13 @@ pub struct Kernels {
 
 /// One safe method a kernel: the portable function, compiled for each instruction set.
 macro_rules! compiled_for_each {
-    ($($(#[$doc:meta])* fn $name:ident $(<const $n:ident: usize>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $path:path;)*) => {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $path:path;)*) => {
         #[cfg(target_arch = "x86_64")]
         mod for_avx2 {
             use super::*;
             $(
                 #[target_feature(enable = "avx2,fma,f16c")]
-                pub fn $name $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? { $path($($arg),*) }
+                pub fn $name($($arg: $ty),*) $(-> $ret)? { $path($($arg),*) }
             )*
         }
         #[cfg(target_arch = "x86_64")]
@@ -40,20 +40,20 @@ macro_rules! compiled_for_each {
             use super::*;
             $(
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-                pub fn $name $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? { $path($($arg),*) }
+                pub fn $name($($arg: $ty),*) $(-> $ret)? { $path($($arg),*) }
             )*
         }
         impl Kernels {
             $(
                 $(#[$doc])*
-                pub fn $name $(<const $n: usize>)? (self, $($arg: $ty),*) $(-> $ret)? {
+                pub fn $name(self, $($arg: $ty),*) $(-> $ret)? {
                     match self.isa {
                         // SAFETY: `Kernels` of this tag exist only where the CPU has the features.
                         #[cfg(target_arch = "x86_64")]
-                        Isa::Avx512 => unsafe { for_avx512::$name $(::<$n>)? ($($arg),*) },
+                        Isa::Avx512 => unsafe { for_avx512::$name ($($arg),*) },
                         // SAFETY: as above.
                         #[cfg(target_arch = "x86_64")]
-                        Isa::Avx2 => unsafe { for_avx2::$name $(::<$n>)? ($($arg),*) },
+                        Isa::Avx2 => unsafe { for_avx2::$name ($($arg),*) },
                         _ => $path($($arg),*),
                     }
                 }
@@ -71,6 +71,10 @@ compiled_for_each! {
     fn rope(pairing: RopePairing, head_dim: usize, cos_sin: &[f32], x: &mut [f32]) = vector::rope;
     /// silu(gate) · up.
     fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::swiglu;
+    /// up ← silu(gate) · up, whole runs of 16.
+    fn swiglu_in_place(gate: &[f32], up: &mut [f32]) = vector::swiglu_in_place;
+    /// x ← silu(x), whole runs of 16.
+    fn silu_in_place(x: &mut [f32]) = vector::silu_in_place;
     /// silu(gate).
     fn silu(gate: &[f32], out: &mut [f32]) = vector::silu_row;
     /// The largest element.
@@ -84,14 +88,13 @@ compiled_for_each! {
     fn add_scaled(factor: f32, x: &[f32], out: &mut [f32]) = vector::add_scaled;
     /// out *= factor.
     fn scale(factor: f32, out: &mut [f32]) = vector::scale;
+    /// Experts' sums into tokens' sums: see `vector::combine`.
+    fn combine(sums: &[Lanes], pairs: &[u32], weights: &[f32], per_tok: usize, width: usize, out: &mut [Lanes])
+        = vector::combine;
     /// out = a + b.
     fn add(a: &[f32], b: &[f32], out: &mut [f32]) = vector::add;
-    /// `out[token][row] += Σ_k w[k][row] · x[k][token]`.
-    fn mul_f32_tokens<const TOKENS: usize>(w: &[Lanes], x: &[f32], out: &mut [Lanes; TOKENS]) = mul::mul_f32::<TOKENS>;
     /// An integer panel as f32.
     fn widen(layout: PanelLayout, elems: usize, from: &Panel, to: &mut PanelF32) = unpack::widen_panel;
-    /// Probabilities × values: see [`attend::weigh`].
-    fn weigh(p: &[f32], p_stride: usize, rows: usize, v: &[f32], width: usize, out: &mut [f32]) = attend::weigh;
 }
 
 impl Kernels {
@@ -191,22 +194,89 @@ impl Kernels {
         }
     }
 
+    /// Asks for bytes that will be read soon.
+    pub fn prefetch(self, bytes: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unused_unsafe, reason = "newer toolchains call it safe")]
+        for line in bytes.chunks(64) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a prefetch of any address is harmless, and SSE belongs to x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = bytes;
+    }
+
+    /// The product of 16 whole rows of `inner` elements with one token's tile, unpacked on the way; `None` where there is
+    /// no such kernel for the format, the tile's block length or the instruction set.
+    ///
+    /// # Panics
+    /// If the rows or the tile are shorter than that.
+    pub fn dot_one(self, format: Format, bytes: &[u8], inner: usize, tile: TileStep<'_>) -> Option<Lanes> {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512 && tile.scale_per_step == (format.block_elems() == STEP_ELEMS) {
+            let stride_bytes = format.row_bytes(inner)?;
+            let scales = inner / format.block_elems();
+            assert!(
+                bytes.len() >= PANEL_ROWS * stride_bytes
+                    && tile.q.len() >= inner
+                    && tile.scale.len() >= scales
+            );
+            assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
+            // SAFETY: the tag is checked against the CPU, the lengths above.
+            return unsafe { avx512::dot::dot(format, bytes.as_ptr(), stride_bytes, inner, tile) };
+        }
+        None
+    }
+
     /// `out[token][row] += Σ_k w[k][row] · x[k][token]` for 1 to 8 tokens.
     ///
     /// # Panics
-    /// If `out` has more than 8 entries.
+    /// If `x` is shorter than that or `out` longer than 8.
     pub fn mul_f32(self, w: &[Lanes], x: &[f32], out: &mut [Lanes]) {
-        macro_rules! by_tokens {
-            ($($n:literal)*) => {
-                match out.len() {
-                    $($n => if let Some(out) = out.as_chunks_mut::<$n>().0.first_mut() {
-                        self.mul_f32_tokens::<$n>(w, x, out);
-                    },)*
-                    n => assert_eq!(n, 0, "a tile holds at most 8 tokens"),
+        let tokens = out.len();
+        assert!(x.len() >= w.len() * tokens, "{} activations for {} × {tokens}", x.len(), w.len());
+        let (w_at, x, out) = (w.as_ptr().cast(), x.as_ptr(), out.as_mut_ptr().cast());
+        // SAFETY: w is [k][16], x is [k][tokens] by the assertion, out is [tokens][16].
+        unsafe { self.fma()[tokens - 1](w.len(), w_at, PANEL_ROWS, x, tokens, 1, out, PANEL_ROWS) }
+    }
+
+    /// `out[row][0..width] += Σ_key p[row · p_stride + key] · v[key · width ..]`, keys ascending, for as many keys as `v`
+    /// holds.
+    ///
+    /// # Panics
+    /// If `p` or `out` is shorter than that.
+    pub fn weigh(self, p: &[f32], p_stride: usize, rows: usize, v: &[f32], width: usize, out: &mut [f32]) {
+        let keys = v.len() / width;
+        assert!(rows > 0 && p.len() >= (rows - 1) * p_stride + keys && out.len() >= rows * width);
+        for first in (0..rows).step_by(TILE_TOKENS) {
+            let some = TILE_TOKENS.min(rows - first);
+            for at in (0..width / 16 * 16).step_by(16) {
+                let p = p[first * p_stride..].as_ptr();
+                let (v, out) = (v[at..].as_ptr(), out[first * width + at..].as_mut_ptr());
+                // SAFETY: v is [keys][width] and out [rows][width], both with 16 columns from `at` on; p is
+                // [rows][p_stride] with `keys` columns by the assertion.
+                unsafe { self.fma()[some - 1](keys, v, width, p, 1, p_stride, out, width) }
+            }
+            for row in first..first + some {
+                for i in width / 16 * 16..width {
+                    for key in 0..keys {
+                        let to = &mut out[row * width + i];
+                        *to = p[row * p_stride + key].mul_add(v[key * width + i], *to);
+                    }
                 }
-            };
+            }
         }
-        by_tokens!(1 2 3 4 5 6 7 8);
+    }
+
+    fn fma(self) -> &'static [fma::Fma; 8] {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &avx512::FMA,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::FMA,
+            _ => &fma::FMA,
+        }
     }
 }
 

@@ -26,6 +26,18 @@ pub const MAX_SUBS: usize = STEP_ELEMS / MIN_SUB_ELEMS;
 #[repr(C, align(64))]
 pub struct Lanes(pub [f32; PANEL_ROWS]);
 
+/// The floats of some entries, one after the other.
+pub fn flat(lanes: &[Lanes]) -> &[f32] {
+    // SAFETY: `Lanes` is 16 floats, 64 bytes without padding.
+    unsafe { std::slice::from_raw_parts(lanes.as_ptr().cast(), lanes.len() * PANEL_ROWS) }
+}
+
+/// As [`flat`], to write.
+pub fn flat_mut(lanes: &mut [Lanes]) -> &mut [f32] {
+    // SAFETY: as in `flat`.
+    unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len() * PANEL_ROWS) }
+}
+
 /// 16 rows × up to 256 elements of a quantized matrix, as bytes under scales.
 #[repr(C, align(64))]
 pub struct Panel {

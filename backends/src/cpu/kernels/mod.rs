@@ -1,14 +1,14 @@
 //! The CPU's arithmetic: pure functions on slices, without threads, graphs or allocation.
 //!
-//! `layout` says what panels and tiles are; `unpack`, `mul`, `vector` and `attend` hold the portable functions, which
+//! `layout` says what panels and tiles are; `unpack`, `mul`, `fma` and `vector` hold the portable functions, which
 //! define; `avx2` and `avx512` hold what the compiler would not find by itself; `dispatch` chooses once, at run time.
 
-pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dispatch;
+mod fma;
 pub mod layout;
 mod mul;
 #[cfg(test)]
@@ -17,4 +17,6 @@ mod unpack;
 mod vector;
 
 pub use dispatch::{Isa, Kernels};
-pub use layout::{Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep};
+pub use layout::{
+    Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep, flat, flat_mut,
+};

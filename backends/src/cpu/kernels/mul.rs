@@ -38,18 +38,3 @@ pub fn mul_q8(layout: PanelLayout, panel: &Panel, subs: usize, tile: TileStep<'_
         }
     }
 }
-
-/// Panel × tile for f32 activations `[k][token]`: `out[token][row] += Σ_k w[k][row] · x[k][token]`, k ascending, fused.
-/// Always inlined, so that it is compiled for each instruction set that calls it.
-#[inline(always)]
-pub fn mul_f32<const TOKENS: usize>(w: &[Lanes], x: &[f32], out: &mut [Lanes; TOKENS]) {
-    let mut sums = *out;
-    for (w, x) in w.iter().zip(x.as_chunks::<TOKENS>().0) {
-        for t in 0..TOKENS {
-            for r in 0..PANEL_ROWS {
-                sums[t].0[r] = w.0[r].mul_add(x[t], sums[t].0[r]);
-            }
-        }
-    }
-    *out = sums;
-}

@@ -213,6 +213,39 @@ fn products_match_the_decoded_values_in_f64() {
 }
 
 #[test]
+fn one_token_products_match_the_decoded_values_in_f64() {
+    let mut rng = Rng(7);
+    let mut found = 0;
+    for kernels in accelerated() {
+        for format in quantized() {
+            let (inner, block) = if format.block_elems() == 256 { (768, 256) } else { (160, 32) };
+            let mut bytes = vec![0u8; 1];
+            bytes.extend(random_rows(format, 16, inner, &mut rng));
+            let stride = format.row_bytes(inner).unwrap();
+            let tile = random_tile(1, inner, block, &mut rng);
+            let step = TileStep {
+                q: &tile.q,
+                neg_sums16: &tile.sums16,
+                neg_sums32: &tile.sums32,
+                scale: &tile.scale,
+                scale_per_step: block == 256,
+            };
+            let Some(out) = kernels.dot_one(format, &bytes[1..], inner, step) else { continue };
+            found += 1;
+            for r in 0..16 {
+                let mut row = vec![0.0f32; inner];
+                format.decode_row(&bytes[1 + r * stride..][..stride], &mut row);
+                let terms = row.iter().zip(&tile.values[0]).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let size: f64 = terms.clone().map(f64::abs).sum();
+                let (got, want) = (f64::from(out.0[r]), terms.sum::<f64>());
+                assert!((got - want).abs() < 3e-6 * size, "{} {format} {got} {want}", kernels.isa().name());
+            }
+        }
+    }
+    assert!(found > 0 || Isa::Avx512.available().eq(&false), "AVX-512 has such kernels");
+}
+
+#[test]
 fn float_products_match_f64() {
     let mut rng = Rng(4);
     for kernels in accelerated() {
@@ -275,10 +308,10 @@ fn vector_kernels_match_f64_and_each_other() {
 
 #[test]
 fn exp_holds_over_its_range_and_at_its_ends() {
-    for i in -8800..8800 {
+    for i in -8800..8830 {
         let x = i as f32 / 100.0;
         let (got, want) = (f64::from(super::vector::exp(x)), f64::from(x).exp());
-        assert!((got - want).abs() <= 2.5e-7 * want || x < -87.3, "{x}: {got} {want}");
+        assert!((got - want).abs() <= 3e-7 * want || x < -87.2, "{x}: {got} {want}");
     }
     assert_eq!(super::vector::exp(-1e4), 0.0);
     assert_eq!(super::vector::exp(f32::NEG_INFINITY), 0.0);

@@ -4,6 +4,7 @@
 //! (see `dispatch.rs`). Lanes and their order are part of the function, so every instruction set gives the same bits
 //! where the machine fuses multiply and add; nothing depends on threads.
 
+use super::layout::{Lanes, PANEL_ROWS};
 use moe_run_graph::ir::RopePairing;
 
 /// Lanes of a partial sum; the widest vector's.
@@ -74,28 +75,35 @@ pub fn rope(pairing: RopePairing, head_dim: usize, cos_sin: &[f32], x: &mut [f32
     }
 }
 
-/// e^x: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial in r, and n into the exponent. Relative error below 2e-7;
-/// 0 below −87.3, infinity above 88.7, NaN for NaN.
+/// e^x: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial in r, and n into the exponent. Relative error below 3e-7;
+/// 0 below −87.3, infinity above 88.3, NaN for NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Below, the result would be subnormal; above, the exponent would leave its field. NaN passes both.
-    let clamped = if x < -87.33 { -87.33 } else { x };
-    let clamped = if clamped > 88.72 { 88.72 } else { clamped };
-    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let clamped = if clamped > 88.3 { 88.3 } else { clamped };
+    // Adding 1.5 · 2²³ leaves the nearest integer in the low bits, without a conversion.
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     // ln 2 in two parts, the first exact in 12 bits: n times it has no rounding.
     let r = n.mul_add(-0.693_359_4, clamped);
     let r = n.mul_add(2.121_944_4e-4, r);
     let mut p = 1.984_126_9e-4f32;
-    for c in [1.388_888_9e-3, 8.333_333e-3, 4.166_666_6e-2, 0.166_666_67, 0.5, 1.0, 1.0] {
-        p = p.mul_add(r, c);
-    }
-    // Two factors, so that n = 128 does not overflow the field.
-    let half = (n * 0.5).round_ties_even();
-    let scale = |n: f32| f32::from_bits(((n as i32 + 127) as u32) << 23);
-    let y = p * scale(half) * scale(n - half);
-    let y = if x < -87.33 { 0.0 } else { y };
-    if x > 88.72 { f32::INFINITY } else { y }
+    p = p.mul_add(r, 1.388_888_9e-3);
+    p = p.mul_add(r, 8.333_333e-3);
+    p = p.mul_add(r, 4.166_666_6e-2);
+    p = p.mul_add(r, 0.166_666_67);
+    p = p.mul_add(r, 0.5);
+    p = p.mul_add(r, 1.0);
+    p = p.mul_add(r, 1.0);
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let y = p * f32::from_bits(exponent << 23);
+    let y = if x < -87.3 { 0.0 } else { y };
+    if x > 88.3 { f32::INFINITY } else { y }
 }
+
+/// 1.5 · 2²³: a float below 2²² in size, added to this, is rounded to the nearest integer, ties to even.
+const ROUND: f32 = 12_582_912.0;
 
 /// x · sigmoid(x).
 #[inline(always)]
@@ -108,6 +116,26 @@ pub fn silu(x: f32) -> f32 {
 pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((gate, up), out) in gate.iter().zip(up).zip(out) {
         *out = silu(*gate) * *up;
+    }
+}
+
+/// up ← silu(gate) · up, whole runs of 16.
+#[inline(always)]
+pub fn swiglu_in_place(gate: &[f32], up: &mut [f32]) {
+    for (gate, up) in gate.as_chunks::<LANES>().0.iter().zip(up.as_chunks_mut::<LANES>().0) {
+        for i in 0..LANES {
+            up[i] *= silu(gate[i]);
+        }
+    }
+}
+
+/// x ← silu(x), whole runs of 16.
+#[inline(always)]
+pub fn silu_in_place(x: &mut [f32]) {
+    for x in x.as_chunks_mut::<LANES>().0 {
+        for x in x {
+            *x = silu(*x);
+        }
     }
 }
 
@@ -184,12 +212,17 @@ pub fn quantize(
         }
         *scale = largest / 127.0;
         for (x, q) in x.iter().zip(q) {
-            *q = (x * inverse).round_ties_even() as i8;
+            // The low byte of the sum is the rounded integer, which lies in −127..127.
+            *q = (x * inverse + ROUND).to_bits() as i8;
         }
     }
     for ((q, sums16), sum32) in q.chunks_exact(32).zip(sums16.chunks_exact_mut(2)).zip(sums32) {
-        for half in 0..2 {
-            sums16[half] = -q[16 * half..][..16].iter().map(|q| i32::from(*q)).sum::<i32>();
+        for (q, sum) in q.as_chunks::<16>().0.iter().zip(sums16.iter_mut()) {
+            let mut total = 0i32;
+            for q in q {
+                total -= i32::from(*q);
+            }
+            *sum = total;
         }
         *sum32 = sums16[0] + sums16[1];
     }
@@ -216,5 +249,24 @@ pub fn scale(factor: f32, out: &mut [f32]) {
 pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
     for ((a, b), out) in a.iter().zip(b).zip(out) {
         *out = a + b;
+    }
+}
+
+/// `out[token · width] += weight[pair] · sums[slot]`, where the slot's pair is token · per_tok + k.
+#[inline(always)]
+pub fn combine(
+    sums: &[Lanes],
+    pairs: &[u32],
+    weights: &[f32],
+    per_tok: usize,
+    width: usize,
+    out: &mut [Lanes],
+) {
+    for (sum, pair) in sums.iter().zip(pairs) {
+        let pair = *pair as usize;
+        let (weight, to) = (weights[pair], &mut out[pair / per_tok * width].0);
+        for i in 0..PANEL_ROWS {
+            to[i] = weight.mul_add(sum.0[i], to[i]);
+        }
     }
 }

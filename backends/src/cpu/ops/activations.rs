@@ -168,11 +168,7 @@ impl Activations {
             let (row_q, row_scale) = (&mut row.q[..inner], &mut row.scale[..inner / block]);
             let (row16, row32) = (&mut row.neg_sums16[..inner / 16], &mut row.neg_sums32[..inner / 32]);
             kernels.quantize(x, block, row_q, row_scale, row16, row32);
-            for (four, to) in
-                row_q.as_chunks::<4>().0.iter().zip(q.as_chunks_mut::<4>().0[lane..].iter_mut().step_by(n))
-            {
-                *to = *four;
-            }
+            interleave(row_q.as_chunks::<4>().0, q.as_chunks_mut::<4>().0, n, lane);
             interleave(row_scale, scale, n, lane);
             interleave(row16, s16, n, lane);
             interleave(row32, s32, n, lane);
@@ -215,7 +211,7 @@ fn interleave<T: Copy>(from: &[T], to: &mut [T], n: usize, lane: usize) {
     if n == 1 {
         return to.copy_from_slice(from);
     }
-    for (from, to) in from.iter().zip(to[lane..].iter_mut().step_by(n)) {
-        *to = *from;
+    for (from, to) in from.iter().zip(to.chunks_exact_mut(n)) {
+        to[lane] = *from;
     }
 }

@@ -169,8 +169,8 @@ impl Attention {
                 let rows = task.tokens.len() * group;
                 let width = TILE_TOKENS.min(rows - row / TILE_TOKENS * TILE_TOKENS);
                 let tile = &mut tiles.q[row / TILE_TOKENS * TILE_TOKENS * d..][..width * d];
-                for (x, to) in x.iter().zip(tile[row % TILE_TOKENS..].iter_mut().step_by(width)) {
-                    *to = x * scale;
+                for (x, to) in x.iter().zip(tile.chunks_exact_mut(width)) {
+                    to[row % TILE_TOKENS] = x * scale;
                 }
             }
         }

@@ -80,16 +80,6 @@ impl Slots {
             self.first_tile.push(self.tiles.len() as u32);
         }
     }
-
-    /// Groups that have slots.
-    pub fn groups(&self) -> usize {
-        self.first_tile.len() - 1
-    }
-
-    /// The tiles of the `i`-th group that has slots.
-    pub fn tiles_of(&self, i: usize) -> &[Tile] {
-        &self.tiles[self.first_tile[i] as usize..self.first_tile[i + 1] as usize]
-    }
 }
 
 #[cfg(test)]
@@ -103,13 +93,13 @@ mod tests {
         for _ in 0..2 {
             slots.by_expert(&ids, 13);
             let mut seen = vec![0; ids.len()];
-            for i in 0..slots.groups() {
-                for tile in slots.tiles_of(i) {
-                    for slot in tile.first..tile.first + tile.tokens {
-                        let pair = slots.pairs[slot] as usize;
-                        seen[pair] += 1;
-                        assert_eq!(ids[pair] as usize, tile.group);
-                    }
+            for (i, tile) in slots.tiles.iter().enumerate() {
+                let group = slots.first_tile.iter().rposition(|first| *first as usize <= i).unwrap();
+                assert_eq!(slots.tiles[slots.first_tile[group] as usize].group, tile.group);
+                for slot in tile.first..tile.first + tile.tokens {
+                    let pair = slots.pairs[slot] as usize;
+                    seen[pair] += 1;
+                    assert_eq!(ids[pair] as usize, tile.group);
                 }
             }
             assert!(seen.iter().all(|n| *n == 1));

@@ -9,7 +9,7 @@ use super::activations::{Activations, Kinds, Tile};
 use super::router::Route;
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
-use crate::cpu::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS};
+use crate::cpu::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, flat, flat_mut};
 use crate::cpu::memory::Val;
 use crate::cpu::pool::Worker;
 use moe_run_graph::ir::StepSizes;
@@ -177,11 +177,12 @@ impl MatMuls {
         }
     }
 
-    /// `sums[local slot] = panel of W · slots of the group`.
+    /// `sums[to][local slot] = panel of W · slots of the group`.
     fn product(
         &self,
         step: &Step<'_>,
         work: &mut Work<'_>,
+        to: usize,
         which: usize,
         panel: usize,
         tiles: &[Tile],
@@ -189,15 +190,30 @@ impl MatMuls {
     ) {
         let matrix = &self.projections[which].matrix;
         let inner = matrix.inner;
-        let sums = &mut work.sums[which % 2];
-        let slots = tiles.last().map_or(0, |t| t.first + t.tokens) - tiles[0].first;
+        let sums = &mut work.sums[to];
+        let slots = slots_of(tiles).len();
+        if let ([tile], Activation::Q8(block), (bytes, PANEL_ROWS)) =
+            (tiles, matrix.activation, matrix.panel(tiles[0].group, panel))
+            && tile.tokens == 1
+        {
+            let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
+            // SAFETY: prepared before the last barrier, or by this worker.
+            let x = unsafe { work.activations.q8(block, at, inner, 0) };
+            if let Some(sum) = step.kernels.dot_one(matrix.format, bytes, inner, x) {
+                sums[0] = sum;
+                return self.finish_sums(which, tile.group, panel, &mut sums[..1]);
+            }
+        }
         sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
         let (bytes, rows) = matrix.panel(tiles[0].group, panel);
+        let behind = matrix.behind(tiles[0].group, panel);
         let per_step = STEP_ELEMS / matrix.format.block_elems() * matrix.format.block_bytes();
         for i in 0..inner.div_ceil(STEP_ELEMS) {
             let elems = STEP_ELEMS.min(inner - i * STEP_ELEMS);
             let bytes = &bytes[i * per_step..];
             let stride = matrix.row_bytes();
+            let part = PANEL_ROWS * per_step;
+            step.kernels.prefetch(&behind[(i * part).min(behind.len())..((i + 1) * part).min(behind.len())]);
             // SAFETY (activations below): prepared before the last barrier, or by this worker.
             match (matrix.layout, matrix.activation) {
                 (Some(layout), Activation::Q8(block)) => {
@@ -244,46 +260,29 @@ impl MatMuls {
         }
     }
 
-    /// Writes what a group's panel came to.
-    fn store(&self, step: &Step<'_>, work: &mut Work<'_>, which: usize, panel: usize, tiles: &[Tile]) {
-        let matrix = &self.projections[which].matrix;
-        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(matrix.rows);
-        let width = columns.len();
-        let first = tiles[0].first;
-        let end = tiles.last().map_or(first, |t| t.first + t.tokens);
-        let whole = |val: Val| Val { width: matrix.rows, ..val };
-        for slot in first..end {
-            let pair = work.pairs[slot] as usize;
-            let sum = work.sums[which % 2][slot - first].0;
-            // SAFETY (all): these columns of this row belong to this chunk.
-            unsafe {
-                if let Some(out) = self.projections[which].out {
-                    step.arena.part_mut(whole(out), pair, columns.clone()).copy_from_slice(&sum[..width]);
-                }
-                match &self.then {
-                    Then::Nothing | Then::Combine { .. } => {}
-                    Then::Add { residual, out } => {
-                        let residual = &step.arena.rows(whole(*residual), pair..pair + 1)[columns.clone()];
-                        let to = step.arena.part_mut(whole(*out), pair, columns.clone());
-                        step.kernels.add(residual, &sum[..width], to);
-                    }
-                    Then::Gated { activated, out } => {
-                        let gate = work.sums[0][slot - first].0;
-                        if let Some(to) = activated {
-                            let to = step.arena.part_mut(whole(*to), pair, columns.clone());
-                            step.kernels.silu(&gate[..width], to);
-                        }
-                        if let Some(to) = out {
-                            let to = step.arena.part_mut(whole(*to), pair, columns.clone());
-                            step.kernels.swiglu(&gate[..width], &sum[..width], to);
-                        }
-                    }
-                }
-            }
+    /// Copies a group's sums of a panel to rows of `to`, where anybody wants them.
+    fn store(
+        &self,
+        step: &Step<'_>,
+        work: &Work<'_>,
+        to: Option<Val>,
+        from: usize,
+        which: usize,
+        panel: usize,
+        tiles: &[Tile],
+    ) {
+        let Some(to) = to else { return };
+        let rows = self.projections[which].matrix.rows;
+        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(rows);
+        let to = Val { width: rows, ..to };
+        for (pair, sum) in work.pairs[slots_of(tiles)].iter().zip(&work.sums[from]) {
+            // SAFETY: these columns of this row belong to this chunk.
+            let to = unsafe { step.arena.part_mut(to, *pair as usize, columns.clone()) };
+            copy_lanes(sum, to);
         }
     }
 
-    /// One panel of a group through every matrix that goes with it.
+    /// One panel of a group through every matrix that goes with it, and what is fused behind.
     fn panel(
         &self,
         step: &Step<'_>,
@@ -293,32 +292,36 @@ impl MatMuls {
         group: usize,
         shared_row: bool,
     ) {
-        let tiles = work.slots_tiles(group);
-        self.product(step, work, which, panel, tiles, shared_row);
-        if matches!(self.then, Then::Gated { .. }) {
-            if self.projections[0].out.is_some() {
-                self.store_plain(step, work, 0, panel, tiles);
+        let tiles = work.tiles_of(group);
+        let slots = slots_of(tiles);
+        self.product(step, work, 0, which, panel, tiles, shared_row);
+        self.store(step, work, self.projections[which].out, 0, which, panel, tiles);
+        match &self.then {
+            Then::Nothing | Then::Combine { .. } => {}
+            Then::Add { residual, out } => {
+                let rows = self.projections[which].matrix.rows;
+                let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(rows);
+                let residual = Val { width: rows, ..*residual };
+                for (pair, sum) in work.pairs[slots].iter().zip(&mut work.sums[0]) {
+                    let pair = *pair as usize;
+                    // SAFETY: the residual is older than the last barrier.
+                    let residual = unsafe { &step.arena.rows(residual, pair..pair + 1)[columns.clone()] };
+                    sum.0.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
+                }
+                self.store(step, work, Some(*out), 0, which, panel, tiles);
             }
-            self.product(step, work, 1, panel, tiles, shared_row);
-            self.store(step, work, 1, panel, tiles);
-        } else {
-            self.store(step, work, which, panel, tiles);
-        }
-    }
-
-    fn store_plain(&self, step: &Step<'_>, work: &mut Work<'_>, which: usize, panel: usize, tiles: &[Tile]) {
-        let matrix = &self.projections[which].matrix;
-        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(matrix.rows);
-        let Some(out) = self.projections[which].out else { return };
-        let mut local = 0;
-        for slot in tiles.iter().flat_map(|t| t.first..t.first + t.tokens) {
-            let sum = &work.sums[which % 2][local].0[..columns.len()];
-            let val = Val { width: matrix.rows, ..out };
-            // SAFETY: these columns of this row belong to this chunk.
-            unsafe {
-                step.arena.part_mut(val, work.pairs[slot] as usize, columns.clone()).copy_from_slice(sum)
-            };
-            local += 1;
+            Then::Gated { activated, out } => {
+                self.product(step, work, 1, 1, panel, tiles, shared_row);
+                self.store(step, work, self.projections[1].out, 1, 1, panel, tiles);
+                let [gate, up] = &mut *work.sums;
+                let (gate, up) = (flat_mut(&mut gate[..slots.len()]), flat_mut(&mut up[..slots.len()]));
+                step.kernels.swiglu_in_place(gate, up);
+                self.store(step, work, *out, 1, 1, panel, tiles);
+                if activated.is_some() {
+                    step.kernels.silu_in_place(flat_mut(&mut work.sums[0][..slots.len()]));
+                    self.store(step, work, *activated, 0, 0, panel, tiles);
+                }
+            }
         }
     }
 
@@ -335,25 +338,20 @@ impl MatMuls {
         // SAFETY (all): weights were written before the last barrier; the columns belong to this chunk.
         let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
         for group in 0..work.groups() {
-            let tiles = work.slots_tiles(group);
+            let tiles = work.tiles_of(group);
             for panel in panels.clone() {
-                self.product(step, work, 0, panel, tiles, false);
-                self.store(step, work, 0, panel, tiles);
-                let mut local = 0;
-                for slot in tiles.iter().flat_map(|t| t.first..t.first + t.tokens) {
-                    let pair = work.pairs[slot] as usize;
-                    let to = &mut work.combined[pair / per_tok * width + panel - panels.start].0;
-                    step.kernels.add_scaled(weights[pair], &work.sums[0][local].0, to);
-                    local += 1;
-                }
+                self.product(step, work, 0, 0, panel, tiles, false);
+                self.store(step, work, self.projections[0].out, 0, 0, panel, tiles);
+                let pairs = &work.pairs[slots_of(tiles)];
+                let to = &mut work.combined[panel - panels.start..tokens * width];
+                step.kernels.combine(&work.sums[0][..pairs.len()], pairs, weights, *per_tok, width, to);
             }
         }
         let columns = panels.start * PANEL_ROWS..(panels.end * PANEL_ROWS).min(matrix.rows);
         for token in 0..tokens {
-            let sums = work.combined[token * width..(token + 1) * width].as_ptr().cast::<f32>();
-            // SAFETY: `Lanes` is 16 floats without padding; the columns of this row belong to this chunk.
+            let sums = &flat(&work.combined[token * width..(token + 1) * width])[..columns.len()];
+            // SAFETY: the columns of this row belong to this chunk; the residual is older than the last barrier.
             unsafe {
-                let sums = std::slice::from_raw_parts(sums, columns.len());
                 if let Some(out) = combined {
                     step.arena.part_mut(*out, token, columns.clone()).copy_from_slice(sums);
                 }
@@ -363,6 +361,22 @@ impl MatMuls {
                 }
             }
         }
+    }
+}
+
+/// The slots of a group.
+fn slots_of(tiles: &[Tile]) -> std::ops::Range<usize> {
+    match (tiles.first(), tiles.last()) {
+        (Some(first), Some(last)) => first.first..last.first + last.tokens,
+        _ => 0..0,
+    }
+}
+
+/// Copies a panel's row of results; short where the matrix ends.
+fn copy_lanes(from: &Lanes, to: &mut [f32]) {
+    match to.first_chunk_mut::<PANEL_ROWS>() {
+        Some(to) => *to = from.0,
+        None => to.copy_from_slice(&from.0[..to.len()]),
     }
 }
 
@@ -385,7 +399,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn slots_tiles(&self, group: usize) -> &'a [Tile] {
+    fn tiles_of(&self, group: usize) -> &'a [Tile] {
         &self.tiles[self.first_tile[group] as usize..self.first_tile[group + 1] as usize]
     }
 

@@ -103,4 +103,12 @@ impl Matrix {
         let row = (self.first_expert + expert) * self.tensor_rows + self.first_row + first;
         (&self.bytes.get()[row * self.row_bytes..][..rows * self.row_bytes], rows)
     }
+
+    /// The bytes behind a panel, as many as a panel has where the tensor goes on: what is likely read next.
+    pub fn behind(&self, expert: usize, panel: usize) -> &[u8] {
+        let row = (self.first_expert + expert) * self.tensor_rows + self.first_row + (panel + 1) * PANEL_ROWS;
+        let bytes = self.bytes.get();
+        let start = (row * self.row_bytes).min(bytes.len());
+        &bytes[start..(start + PANEL_ROWS * self.row_bytes).min(bytes.len())]
+    }
 }

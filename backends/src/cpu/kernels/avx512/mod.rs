@@ -1,5 +1,6 @@
 //! The AVX-512 + VNNI versions of the matmul kernels.
 
+pub mod dot;
 pub mod mul;
 pub mod unpack;
 
@@ -43,3 +44,15 @@ pub fn mul_for(layout: PanelLayout, per_step: bool, tokens: usize) -> Option<Mul
     };
     table.get(tokens.wrapping_sub(1)).copied()
 }
+
+/// The kernels of [`mul::fma`] for 1 to 8 rows.
+pub const FMA: [super::fma::Fma; 8] = [
+    mul::fma::<1>,
+    mul::fma::<2>,
+    mul::fma::<3>,
+    mul::fma::<4>,
+    mul::fma::<5>,
+    mul::fma::<6>,
+    mul::fma::<7>,
+    mul::fma::<8>,
+];

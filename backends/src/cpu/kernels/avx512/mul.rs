@@ -85,3 +85,38 @@ pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const PER_
         }
     }
 }
+
+/// `out[t][0..16] += Σ_k w[k · w_stride ..][0..16] · x[k · x_next + t · x_token]` for `T` rows and `count` values of k.
+///
+/// # Safety
+/// The CPU has AVX-512 F, and every index above lies in the buffer behind its pointer.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn fma<const T: usize>(
+    count: usize,
+    mut w: *const f32,
+    w_stride: usize,
+    mut x: *const f32,
+    x_next: usize,
+    x_token: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let mut sums = [_mm512_setzero_ps(); T];
+    // SAFETY: the caller's promise; the pointers are not read past the last k.
+    unsafe {
+        for t in 0..T {
+            sums[t] = _mm512_loadu_ps(out.add(t * out_stride));
+        }
+        for _ in 0..count {
+            let weights = _mm512_loadu_ps(w);
+            for t in 0..T {
+                sums[t] = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add(t * x_token)), sums[t]);
+            }
+            w = w.wrapping_add(w_stride);
+            x = x.wrapping_add(x_next);
+        }
+        for t in 0..T {
+            _mm512_storeu_ps(out.add(t * out_stride), sums[t]);
+        }
+    }
+}
