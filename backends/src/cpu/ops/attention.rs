@@ -2,7 +2,8 @@
 //!
 //! q [T, H·d], the cache → softmax(scale · q·kᵀ)·v: [T, H·dv]. Query heads that share a KV head are rows of one tile,
 //! so the cache is decoded once for all of them. A one-token step is split over the cache at multiples of 512
-//! positions: by its length alone, so that any thread count gives the same bits.
+//! positions: by its length alone, so that any thread count gives the same bits. Positions behind a query in its last
+//! tile count with probability 0; a NaN among their values shows in that query too.
 
 use super::kv_write::{Cache, Heads};
 use super::{Launch, Scratch, Step};
