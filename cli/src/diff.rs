@@ -103,7 +103,10 @@ fn split(name: &str) -> (&str, &str) {
     name.rfind('/').map_or(("", name), |at| name.split_at(at + 1))
 }
 
-fn read(set: &TensorSet, name: &str) -> Result<Option<(Vec<f32>, Vec<usize>)>, CliError> {
+/// Elements and shape.
+type Tensor = (Vec<f32>, Vec<usize>);
+
+fn read(set: &TensorSet, name: &str) -> Result<Option<Tensor>, CliError> {
     let tensor = set.tensors.get(name);
     Ok(tensor.map(|t| t.read().map(|data| (data, t.shape.clone()))).transpose()?)
 }

@@ -54,6 +54,7 @@ pub struct PromptArgs {
 
 /// A prompt that has been read and checked, but not yet encoded.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one prompt is read in a run")]
 pub enum Prompt {
     /// Ids as given.
     Tokens(Vec<TokenId>),

@@ -66,14 +66,14 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     let harness = |backend: Box<dyn Backend>| -> Box<dyn Backend> {
         if backend.name() == Cuda.name() { Box::new(CudaHarness) } else { backend }
     };
-    let with_device = |backend: &Box<dyn Backend>| {
+    let with_device = |backend: &dyn Backend| -> bool {
         let found = backend.devices().is_ok_and(|d| !d.is_empty());
         if !found {
             println!("SKIPPED: no device of backend {}", backend.name());
         }
         found
     };
-    registry::all().into_iter().map(harness).filter(with_device).collect()
+    registry::all().into_iter().map(harness).filter(|b| with_device(b.as_ref())).collect()
 }
 
 /// A backend, and the device that tests run it on.

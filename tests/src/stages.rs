@@ -20,7 +20,6 @@ impl StageFile {
     /// # Panics
     /// If the file is not a stage file.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "test support: a broken fixture is to stop the test")]
     pub fn read(path: &Path) -> StageFile {
         let bytes = std::fs::read(path).expect("stage file");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("safetensors header");

@@ -1,5 +1,4 @@
 //! `moe-run bench`: its three forms, its numbers against each other, refusals. No speed is asserted.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use moe_run_tests::cli::{Finished, run};
 use serde_json::Value;

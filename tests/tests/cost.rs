@@ -1,5 +1,4 @@
 //! What a token of the real target costs: the numbers are the sums of its tensors' sizes, taken by hand.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use moe_run_graph::{
     cost::{Cost, step_cost},

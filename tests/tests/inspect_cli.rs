@@ -1,7 +1,5 @@
 //! `moe-run inspect` from outside: what it shows, what its check finds, and its exit codes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
 use std::{borrow::Cow, fs, path::Path};
 
 use moe_run_graph::{

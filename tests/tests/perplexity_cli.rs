@@ -1,5 +1,4 @@
 //! `moe-run perplexity`: llama.cpp's numbers, saved logits, refusals.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use moe_run_tests::cli::{Finished, run};
 use moe_run_tests::fixtures;

@@ -3,8 +3,6 @@
 //! All sixteen agree bit for bit. Where a format multiplies twice, the first product (binary16 scale by a small integer)
 //! is exact in f32, so the order of the two does not matter.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
 use moe_run_graph::quant::Format;
 use safetensors::SafeTensors;
 

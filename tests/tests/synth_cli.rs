@@ -1,7 +1,5 @@
 //! `moe-run synth` from outside: the files that it writes, that it leaves none half-written, and its exit codes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
 use std::{
     fs,
     num::NonZeroUsize,

@@ -5,6 +5,7 @@ use crate::executable::WeightSource;
 use crate::taps::compare::{compare, ratio};
 use moe_run_graph::ir::{Graph, Node, Op, WeightId, WeightSlice};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// An error and what it is made of.
 #[derive(Debug, Clone)]
@@ -40,23 +41,23 @@ impl RowNorms {
             wanted_bytes: decl.format.row_bytes(cols).unwrap_or(0) * rows_of_expert,
             found_bytes,
         };
-        if !self.norms.contains_key(&(slice.tensor, expert)) {
-            let bytes = weights.bytes(&decl.name).ok_or_else(|| damaged(0))?;
-            let row_bytes = decl.format.row_bytes(cols).filter(|b| *b > 0).ok_or_else(|| damaged(0))?;
-            let start = expert * rows_of_expert * row_bytes;
-            let part =
-                bytes.get(start..start + rows_of_expert * row_bytes).ok_or_else(|| damaged(bytes.len()))?;
-            let mut row = vec![0.0f32; cols];
-            let norms = part
-                .chunks_exact(row_bytes)
-                .map(|bytes| {
+        let norms = match self.norms.entry((slice.tensor, expert)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let bytes = weights.bytes(&decl.name).ok_or_else(|| damaged(0))?;
+                let row_bytes = decl.format.row_bytes(cols).filter(|b| *b > 0).ok_or_else(|| damaged(0))?;
+                let start = expert * rows_of_expert * row_bytes;
+                let part = bytes
+                    .get(start..start + rows_of_expert * row_bytes)
+                    .ok_or_else(|| damaged(bytes.len()))?;
+                let mut row = vec![0.0f32; cols];
+                let norm_of_row = |bytes: &[u8]| {
                     decl.format.decode_row(bytes, &mut row);
                     norm(&row)
-                })
-                .collect();
-            self.norms.insert((slice.tensor, expert), norms);
-        }
-        let norms = self.norms.get(&(slice.tensor, expert)).map_or(&[][..], Vec::as_slice);
+                };
+                place.insert(part.chunks_exact(row_bytes).map(norm_of_row).collect())
+            }
+        };
         norms.get(slice.rows.clone()).ok_or_else(|| damaged(0))
     }
 }

@@ -268,7 +268,7 @@ fn a_file_that_may_not_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret.gguf");
     fs::write(&path, file()).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(&path).is_ok() {
         eprintln!("SKIPPED a_file_that_may_not_be_read: this user (root) may read everything");
         return;

@@ -96,8 +96,8 @@ fn every_instruction_set_unpacks_the_same_bits() {
     let mut rng = Rng(2);
     for kernels in accelerated() {
         for format in Format::ALL {
-            for (rows, elems) in [(16, 256), (16, 32), (16, 96), (5, 256)] {
-                if !(elems as usize).is_multiple_of(format.block_elems()) {
+            for (rows, elems) in [(16, 256usize), (16, 32), (16, 96), (5, 256)] {
+                if !elems.is_multiple_of(format.block_elems()) {
                     continue;
                 }
                 // The step lies in the middle of longer rows, and rows start at odd addresses.

@@ -135,8 +135,8 @@ impl Activations {
     ) {
         let (inner, n) = (x.len(), tile.tokens);
         let start = tile.first * inner;
-        // SAFETY (all below): the tile is this worker's.
         if kinds.f32 {
+            // SAFETY: the tile is this worker's until the next barrier.
             interleave(x, unsafe { self.f32.write(start..start + n * inner) }, n, lane);
         }
         if kinds.f16 {

@@ -132,7 +132,7 @@ impl MatMuls {
     fn input<'a>(&self, step: &Step<'a>, row: usize, normed: &'a mut [f32], write: bool) -> &'a [f32] {
         let inner = self.inner();
         let x = Val { width: inner, ..self.x };
-        // SAFETY (whole function): inputs were written before the last barrier; `write` is set for one worker, whose
+        // SAFETY: inputs were written before the last barrier; `write` is set for one worker, whose
         // rows nobody else writes.
         unsafe {
             let mut source = row;
@@ -335,7 +335,7 @@ impl MatMuls {
         let tokens = step.sizes.tokens;
         let width = panels.len();
         work.combined[..tokens * width].fill(Lanes([0.0; PANEL_ROWS]));
-        // SAFETY (all): weights were written before the last barrier; the columns belong to this chunk.
+        // SAFETY: the router's weights were written before the last barrier, and nothing writes them in this phase.
         let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
         for group in 0..work.groups() {
             let tiles = work.tiles_of(group);

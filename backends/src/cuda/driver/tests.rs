@@ -1,5 +1,7 @@
 //! The host harness sees what it promises to see; the embedded code is that of the sources.
 
+#![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
+
 use super::harness::{self, Schedule};
 use super::{DeviceBuffer, Driver, DriverError, KernelLaunch, Param, nvidia};
 use std::collections::BTreeSet;

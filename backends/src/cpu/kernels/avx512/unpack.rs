@@ -202,7 +202,7 @@ unsafe fn small_blocks<const BYTES: usize, const HEADER: usize, const FIFTH: boo
             let mut fifth = _mm512_setzero_si512();
             if HEADER == 1 {
                 put_lanes(&mut panel.scale[b], e8m0(block));
-            } else if HEADER % 4 == 0 {
+            } else if HEADER.is_multiple_of(4) {
                 let head = block.load();
                 put_lanes(&mut panel.scale[b], low_half(head[0]));
                 put_lanes(&mut panel.min[b], negate(high_half(head[0])));
