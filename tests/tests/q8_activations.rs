@@ -107,7 +107,12 @@ fn models() -> Vec<(&'static str, std::path::PathBuf, std::path::PathBuf)> {
 }
 
 /// Each side reads the same 8-bit blocks as long as its inputs agree; an input that differs in the last bit of an f32
-/// moves a step now and then, which a layer later is up to 1e-3 of the norm.
+/// moves a step now and then, which a layer later is up to 1e-3 of the norm. On a GPU exp and the order of sums differ
+/// more, so more steps move: 1.4e-3 was seen over the 40 positions of one model.
+fn same_definition_tolerance(backend: &str) -> f64 {
+    if backend == "cpu" { 1e-3 } else { 3e-3 }
+}
+
 #[test]
 fn same_definition_with_routing_forced() {
     for backend in fast() {
@@ -125,7 +130,8 @@ fn same_definition_with_routing_forced() {
                     continue; // replaced above
                 }
                 let distance = relative_l2(&found[path].data.to_f32(), &wanted.data.to_f32());
-                assert!(distance <= 1e-3, "{}, {stem}: {path}: {distance:.3e}", backend.name());
+                let limit = same_definition_tolerance(backend.name());
+                assert!(distance <= limit, "{}, {stem}: {path}: {distance:.3e}", backend.name());
             }
         }
     }

@@ -208,10 +208,16 @@ impl Forced<'_> {
         position: u32,
     ) {
         // Inside a grouped launch a node inherits what the nodes before it rounded.
+        let mut made: HashSet<ValueId> = HashSet::new();
         let mut limit = tolerance::local(node.op.stem(), &self.info, self.relation);
-        for before in plan.launch_nodes(launch).take_while(|n| n.id != node.id) {
-            let inherited = tolerance::local(before.op.stem(), &self.info, self.relation);
-            limit = if inherited.value > limit.value { inherited } else { limit };
+        for inner in plan.launch_nodes(launch).take_while(|n| n.id <= node.id) {
+            let own = if inner.inputs.iter().any(|v| made.contains(v)) {
+                tolerance::moved(inner.op.stem(), &self.info, self.relation)
+            } else {
+                tolerance::local(inner.op.stem(), &self.info, self.relation)
+            };
+            limit = if own.value > limit.value { own } else { limit };
+            made.extend(&inner.outputs);
         }
         let weight = node.op.weights().first().map(|w| plan.graph.weight(*w));
         let beyond = error.value > limit.value || error.value.is_nan();
