@@ -108,9 +108,10 @@ fn models() -> Vec<(&'static str, std::path::PathBuf, std::path::PathBuf)> {
 
 /// Each side reads the same 8-bit blocks as long as its inputs agree; an input that differs in the last bit of an f32
 /// moves a step now and then, which a layer later is up to 1e-3 of the norm. On a GPU exp and the order of sums differ
-/// more, so more steps move: 1.4e-3 was seen over the 40 positions of one model.
+/// more, so more steps move, and one step of a row's largest element is 1/127 of it: 4.7e-3 was seen in one ffn_out of
+/// a prompt of few tokens, where the same ops agree to 2e-5 on equal inputs.
 fn same_definition_tolerance(backend: &str) -> f64 {
-    if backend == "cpu" { 1e-3 } else { 3e-3 }
+    if backend == "cpu" { 1e-3 } else { 1e-2 }
 }
 
 #[test]
