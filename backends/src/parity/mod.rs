@@ -1,7 +1,7 @@
 //! Parity: which is the first operation that is wrong, and is it wrong by itself or through its inputs?
 //!
 //! Input: a model, a backend, and the other side: another backend, or stages that were saved. Both run the production
-//! executable with every tap. The free run ([`free`]) leaves both sides to themselves; the forced run ([`forced`]) gives
+//! executable with every tap. The free run (`free`) leaves both sides to themselves; the forced run (`forced`) gives
 //! every launch of the first side the other's inputs and so tells an op's own error from what it inherited. Output: a
 //! [`Report`]. Limits come from the table in [`crate::tolerance`]. Nothing is kept but the stages in flight.
 
