@@ -71,7 +71,5 @@ else
   say "SKIPPED: wasm32 (rustup target add wasm32-unknown-unknown)"
 fi
 say "tests"
-# The command line's tests run the binary: build it first, in the same profile.
-cargo build --workspace --all-targets
 cargo test --workspace
 say "all tests passed"
