@@ -3,6 +3,7 @@
 //! Input: a lowered graph, its weights and options. Output: an [`Executable`] that runs steps on declared state. The
 //! same executable answers, is traced, is compared and is timed: an [`Observer`] only makes it stop between launches.
 
+pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
 pub use crate::options::{Activations, CompileOptions, KvType, Progress};
 use moe_run_graph::dump::KernelInfo;
@@ -408,30 +409,54 @@ pub trait Executable: Send {
         argmax(&logits)
     }
 
+    /// The token that the last step took by [`StepTokens::Argmax`]. Where [`Executable::queues_steps`], it is read while that
+    /// step still runs.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] if the last step's tokens came from the host, or a NaN was among the logits.
+    fn taken(&mut self) -> Result<TokenId, BackendError>;
+
+    /// Whether [`Executable::step`] without an observer only queues its work, so that the next token's step can be queued
+    /// behind it by [`StepTokens::Argmax`] before its own token is read.
+    fn queues_steps(&self) -> bool {
+        false
+    }
+
+    /// Says how many candidates [`Executable::candidates`] will be asked for behind the steps from now on, 1 to
+    /// [`MAX_CANDIDATES`]: a device then chooses them within the step.
+    fn expect_candidates(&mut self, count: usize) {
+        let _ = count;
+    }
+
+    /// The `count` best logits of a row above minus infinity, best first, the lower id first among equals; all of them where
+    /// there are fewer. `count` is 1 to [`MAX_CANDIDATES`]. Chosen on the device where it can be.
+    ///
+    /// # Errors
+    /// As [`Executable::argmax`].
+    fn candidates(
+        &mut self,
+        row: usize,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        let mut logits = Vec::new();
+        self.logits(row, &mut logits)?;
+        best_candidates(&logits, count, out)
+    }
+
+    /// Waits until the last step is done.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if it failed.
+    fn wait(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// A graph output (logits, or whatever a segment ends in) of the last step.
     ///
     /// # Errors
     /// [`BackendError::Value`] if it is no output of the graph.
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError>;
-}
-
-/// The best of some logits: the lowest id wins a tie.
-///
-/// # Errors
-/// [`BackendError::Input`] for a NaN, naming its id, and for no logits at all.
-pub fn argmax(logits: &[f32]) -> Result<TokenId, BackendError> {
-    let mut best: Option<(usize, f32)> = None;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() {
-            return Err(BackendError::Input(format!(
-                "logit {id} is NaN; `moe-run trace` names the first operation that made one"
-            )));
-        }
-        if best.is_none_or(|(_, b)| logit > b) {
-            best = Some((id, logit));
-        }
-    }
-    best.map(|(id, _)| TokenId(id as u32)).ok_or_else(|| BackendError::Input("no logits".into()))
 }
 
 /// A way to run graphs.

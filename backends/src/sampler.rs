@@ -14,6 +14,7 @@
 
 use std::cmp::Ordering;
 
+use crate::choice::MAX_CANDIDATES;
 use moe_run_graph::ids::TokenId;
 use thiserror::Error;
 
@@ -147,6 +148,33 @@ impl Sampler {
         self.options.temperature == 0.0 && self.options.repetition_penalty == 1.0
     }
 
+    /// How many of the best logits say all that this sampler asks, so that an executable may choose them on its device and
+    /// nothing else is read back: top-k, where it is no more than [`MAX_CANDIDATES`] and no repetition penalty may lift a
+    /// token that is not among them. `None`: it needs every logit.
+    #[must_use]
+    pub fn candidates_wanted(&self) -> Option<usize> {
+        let SamplerOptions { temperature, top_k, repetition_penalty, .. } = self.options;
+        let fits = temperature > 0.0 && repetition_penalty == 1.0 && (1..=MAX_CANDIDATES).contains(&top_k);
+        fits.then_some(top_k)
+    }
+
+    /// The next token from [`Sampler::candidates_wanted`] of the best logits, best first, the lower id first among equals:
+    /// the same token that [`Sampler::sample`] draws from all of them.
+    ///
+    /// # Errors
+    /// As for [`Sampler::sample`].
+    pub fn sample_candidates(&mut self, best: &[(TokenId, f32)]) -> Result<TokenId, SamplerError> {
+        let Some(&(token, best_logit)) = best.first() else { return Err(SamplerError::NoCandidate) };
+        if best_logit == f32::INFINITY {
+            return Err(SamplerError::NotFinite { token, found: best_logit });
+        }
+        self.candidates.clear();
+        let candidate = |&(token, logit): &(TokenId, f32)| Candidate { token, logit, probability: 0.0 };
+        self.candidates.extend(best.iter().map(candidate));
+        self.weigh(best_logit);
+        self.draw()
+    }
+
     /// The next token. `history` are the tokens so far, prompt included.
     ///
     /// # Errors
@@ -158,6 +186,11 @@ impl Sampler {
             return best(logits).map(|(token, _)| token);
         }
         self.distribution(logits, history)?;
+        self.draw()
+    }
+
+    /// One of the candidates, by their probabilities.
+    fn draw(&mut self) -> Result<TokenId, SamplerError> {
         let draw = self.random.next_unit();
         let mut sum = 0.0;
         for candidate in &self.candidates {
@@ -180,7 +213,7 @@ impl Sampler {
         logits: &[f32],
         history: &[TokenId],
     ) -> Result<&[Candidate], SamplerError> {
-        let SamplerOptions { temperature, top_k, top_p, min_p, .. } = self.options;
+        let SamplerOptions { temperature, top_k, .. } = self.options;
         self.penalize(logits, history)?;
         let (best_token, best_logit) = best(&self.penalized)?;
         self.candidates.clear();
@@ -215,7 +248,13 @@ impl Sampler {
             }
             self.candidates.sort_unstable_by(by_rank);
         }
+        self.weigh(best_logit);
+        Ok(&self.candidates)
+    }
 
+    /// Gives the sorted candidates their probabilities, and cuts off those that top-p and min-p leave out.
+    fn weigh(&mut self, best_logit: f32) {
+        let SamplerOptions { temperature, top_p, min_p, .. } = self.options;
         // The difference is divided, not the logits: a tiny temperature must not make infinities of them.
         let mut total = 0.0;
         for candidate in &mut self.candidates {
@@ -239,7 +278,6 @@ impl Sampler {
         for candidate in &mut self.candidates {
             candidate.probability /= total;
         }
-        Ok(&self.candidates)
     }
 
     /// Logits after the repetition penalty, all of them checked.
@@ -404,6 +442,37 @@ mod tests {
             let worst = found.iter().zip(&wanted).map(|(f, w)| (f - w).abs()).fold(0.0, f64::max);
             assert!(worst < 1e-12, "{options:?} {logits:?} {history:?}: {found:?}, wanted {wanted:?}");
         }
+    }
+
+    /// Candidates alone give the token that all logits give, for every seed.
+    #[test]
+    fn candidates_draw_what_all_logits_draw() {
+        let mut random = Xoshiro256PlusPlus::from_seed(11);
+        let (mut best, mut compared) = (Vec::new(), 0);
+        for _ in 0..20_000 {
+            let (options, logits, history) = random_case(&mut random);
+            let mut whole = Sampler::new(options).unwrap();
+            let Some(count) = whole.candidates_wanted() else {
+                assert!(
+                    options.top_k == 0 || options.top_k > MAX_CANDIDATES || options.repetition_penalty != 1.0
+                );
+                continue;
+            };
+            let mut from_candidates = whole.clone();
+            crate::choice::best_candidates(&logits, count, &mut best).unwrap();
+            for _ in 0..3 {
+                let wanted = whole.sample(&logits, &history).unwrap();
+                assert_eq!(from_candidates.sample_candidates(&best), Ok(wanted), "{options:?} {logits:?}");
+                assert_eq!(from_candidates.candidates, whole.candidates);
+            }
+            compared += 1;
+        }
+        assert!(compared > 2000, "{compared}");
+        let mut sampler =
+            Sampler::new(SamplerOptions { temperature: 1.0, ..SamplerOptions::GREEDY }).unwrap();
+        assert_eq!(sampler.sample_candidates(&[]), Err(SamplerError::NoCandidate));
+        let infinite = sampler.sample_candidates(&[(TokenId(3), f32::INFINITY)]);
+        assert!(matches!(infinite, Err(SamplerError::NotFinite { token: TokenId(3), .. })));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Input: an executable and tokens. Output: the logits of the rows that were asked for. The session owns the KV state
 //! and knows which tokens it holds, so that a prompt that begins like the last one is only evaluated from where they
 //! part. A full context is an error: nothing wraps or slides away silently.
+//!
+//! Greedy generation on a device need not wait for its tokens: [`Session::queue_next`] queues the step of the token that
+//! the device is about to choose, and [`Session::argmax`] then reads that token while the step runs.
 
 use crate::error::BackendError;
 use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepTokens};
@@ -25,7 +28,17 @@ pub struct Session {
     state: Box<dyn State>,
     tokens: Vec<TokenId>,
     last_row: usize,
-    has_logits: bool,
+    ready: Ready,
+}
+
+/// What is known of the token behind those that the state holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    Nothing,
+    /// The last step's logits.
+    Logits,
+    /// The step of the best next token is queued, in the place of those logits; the token once it was read.
+    Queued(Option<TokenId>),
 }
 
 impl std::fmt::Debug for Session {
@@ -41,7 +54,7 @@ impl Session {
     /// [`BackendError::OutOfMemory`].
     pub fn new(executable: Box<dyn Executable>) -> Result<Session, BackendError> {
         let state = executable.new_state()?;
-        Ok(Session { executable, state, tokens: Vec::new(), last_row: 0, has_logits: false })
+        Ok(Session { executable, state, tokens: Vec::new(), last_row: 0, ready: Ready::Nothing })
     }
 
     /// What runs it.
@@ -81,7 +94,7 @@ impl Session {
         if len_tokens < self.tokens.len() {
             self.state.truncate(len_tokens)?;
             self.tokens.truncate(len_tokens);
-            self.has_logits = false;
+            self.ready = Ready::Nothing;
         }
         Ok(())
     }
@@ -116,7 +129,7 @@ impl Session {
         if wanted_tokens > capacity_tokens {
             return Err(BackendError::ContextFull { wanted_tokens, capacity_tokens });
         }
-        self.has_logits = false;
+        self.ready = Ready::Nothing;
         let micro_batch = self.info().micro_batch;
         let steps = tokens.len().div_ceil(micro_batch);
         for (i, chunk) in tokens.chunks(micro_batch).enumerate() {
@@ -141,13 +154,14 @@ impl Session {
             self.executable.step(self.state.as_mut(), &input, observer)?;
             self.tokens.extend_from_slice(chunk);
             self.last_row = logits_rows.len().saturating_sub(1);
-            self.has_logits = !logits_rows.is_empty();
+            self.ready = if logits_rows.is_empty() { Ready::Nothing } else { Ready::Logits };
             each(self.executable.as_mut(), first..first + chunk.len())?;
         }
         Ok(())
     }
 
-    /// Evaluates one token behind those that the state holds; no allocation.
+    /// Evaluates one token behind those that the state holds; no allocation. Where [`Session::queue_next`] has queued this
+    /// token's step already, that is taken.
     ///
     /// # Errors
     /// [`BackendError::ContextFull`], or what the step reports.
@@ -156,24 +170,64 @@ impl Session {
         token: TokenId,
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
+        let is_queued =
+            observer.is_none() && matches!(self.ready, Ready::Queued(_)) && self.argmax()? == token;
+        if !is_queued {
+            self.step(StepTokens::Host(&[token]), observer)?;
+        }
+        self.tokens.push(token);
+        self.last_row = 0;
+        self.ready = Ready::Logits;
+        Ok(())
+    }
+
+    /// A step of one token behind those that the state holds.
+    fn step(
+        &mut self,
+        tokens: StepTokens<'_>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
         let position = self.tokens.len() as u32;
         let capacity_tokens = self.capacity_tokens();
         if self.tokens.len() >= capacity_tokens {
             return Err(BackendError::ContextFull { wanted_tokens: self.tokens.len() + 1, capacity_tokens });
         }
         let input = StepInput {
-            tokens: StepTokens::Host(&[token]),
+            tokens,
             positions: &[position],
             sequence: &[0],
             kv_slots: &[position],
             logits_rows: &[0],
         };
-        self.has_logits = false;
-        self.executable.step(self.state.as_mut(), &input, observer)?;
-        self.tokens.push(token);
-        self.last_row = 0;
-        self.has_logits = true;
-        Ok(())
+        self.ready = Ready::Nothing;
+        self.executable.step(self.state.as_mut(), &input, observer)
+    }
+
+    /// Queues the step of the best next token before that token is known here, where the executable queues its steps and
+    /// the context has room; says whether it did. Behind it [`Session::argmax`] gives that token and [`Session::decode`]
+    /// with it costs nothing more, but [`Session::logits`] are gone until then.
+    ///
+    /// # Errors
+    /// As [`Session::argmax`], and what the step reports.
+    pub fn queue_next(&mut self) -> Result<bool, BackendError> {
+        if matches!(self.ready, Ready::Queued(_)) {
+            return Ok(true);
+        }
+        self.check_logits()?;
+        if !self.executable.queues_steps() || self.tokens.len() >= self.capacity_tokens() {
+            return Ok(false);
+        }
+        self.step(StepTokens::Argmax { row: self.last_row }, None)?;
+        self.ready = Ready::Queued(None);
+        Ok(true)
+    }
+
+    /// Waits until everything that was evaluated is done.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if it failed.
+    pub fn wait(&mut self) -> Result<(), BackendError> {
+        self.executable.wait()
     }
 
     /// The logits of the last token evaluated.
@@ -190,14 +244,37 @@ impl Session {
     /// # Errors
     /// As [`Session::logits`]; a NaN among the logits.
     pub fn argmax(&mut self) -> Result<TokenId, BackendError> {
+        match self.ready {
+            Ready::Queued(Some(token)) => Ok(token),
+            Ready::Queued(None) => {
+                let token = self.executable.taken()?;
+                self.ready = Ready::Queued(Some(token));
+                Ok(token)
+            }
+            Ready::Nothing | Ready::Logits => {
+                self.check_logits()?;
+                self.executable.argmax(self.last_row)
+            }
+        }
+    }
+
+    /// The best `count` next tokens with their logits, chosen on the device where they can be; at most
+    /// [`MAX_CANDIDATES`](crate::executable::MAX_CANDIDATES).
+    ///
+    /// # Errors
+    /// As [`Session::argmax`].
+    pub fn candidates(&mut self, count: usize, out: &mut Vec<(TokenId, f32)>) -> Result<(), BackendError> {
         self.check_logits()?;
-        self.executable.argmax(self.last_row)
+        self.executable.candidates(self.last_row, count, out)
     }
 
     fn check_logits(&self) -> Result<(), BackendError> {
-        if self.has_logits {
-            return Ok(());
+        match self.ready {
+            Ready::Logits => Ok(()),
+            Ready::Nothing => Err(BackendError::Input("no logits: evaluate a token first".into())),
+            Ready::Queued(_) => Err(BackendError::Input(
+                "the next token's step is queued in the place of these logits: decode its token first".into(),
+            )),
         }
-        Err(BackendError::Input("no logits: evaluate a token first".into()))
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     output,
     partial_file::PartialFile,
     prompt::{read_template, template_var},
-    sampling::SamplerArgs,
+    sampling::{SamplerArgs, read_back_line},
     tokenize::read_messages,
 };
 
@@ -265,6 +265,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     engine.tokenizer()?;
     let template = engine.chat_template(given_template.as_ref())?;
     output::note(&sampling_line);
+    if let Some(line) = read_back_line(&sampler, engine.session.executable()) {
+        output::note(&line);
+    }
     let mut conversation = Conversation::new(args.system, args.template_var.into_iter().collect());
     let mut input = Input::new(args.history)?;
     if input.is_terminal {

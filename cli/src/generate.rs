@@ -161,6 +161,7 @@ pub fn generate_observed(
 ) -> Result<Outcome, CliError> {
     let started = Instant::now();
     let generation = Generation::begin();
+    session.executable().expect_candidates(sampler.candidates_wanted().unwrap_or(1));
     let mut timings = Timings { prompt_tokens_reused: session.reuse_prefix(prompt)?, ..Timings::default() };
     let evaluate = &prompt[timings.prompt_tokens_reused..];
     let mut output_tokens = Vec::new();
@@ -169,6 +170,8 @@ pub fn generate_observed(
         true => Err(BackendError::Observer(Box::new(InterruptedPrompt))),
         false => Ok(()),
     });
+    // A device may still be at it: its time is the prompt's, not the first token's.
+    let fed = fed.and_then(|()| session.wait());
     timings.prompt = started.elapsed();
     match fed {
         Ok(()) => timings.prompt_tokens_evaluated = evaluate.len(),
@@ -191,7 +194,7 @@ pub fn generate_observed(
         }
         Ok(())
     };
-    let mut logits = Vec::new();
+    let (mut logits, mut candidates) = (Vec::new(), Vec::new());
     let stop_reason = loop {
         if generation.is_interrupted() {
             break StopReason::Interrupted;
@@ -200,7 +203,14 @@ pub fn generate_observed(
             break StopReason::MaxTokens;
         }
         let token = if sampler.is_plain_argmax() {
+            // The step of the token that a device is about to choose is queued before the token is read.
+            if args.max_tokens.is_none_or(|max| output_tokens.len() + 1 < max) {
+                session.queue_next()?;
+            }
             session.argmax()?
+        } else if let Some(count) = sampler.candidates_wanted() {
+            session.candidates(count, &mut candidates)?;
+            sampler.sample_candidates(&candidates)?
         } else {
             session.logits(&mut logits)?;
             sampler.sample(&logits, session.tokens())?

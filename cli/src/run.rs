@@ -13,7 +13,7 @@ use crate::{
     generate::{GenerateArgs, Outcome, StopReason, generate_observed},
     output,
     prompt::{Prompt, PromptArgs},
-    sampling::SamplerArgs,
+    sampling::{SamplerArgs, read_back_line},
     save_args::{self, SaveArgs, SaveRequest},
 };
 
@@ -122,6 +122,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     let prompt_tokens = prompt.encode(&engine)?;
     output::note(&sampling_line);
+    if let Some(line) = read_back_line(&sampler, engine.session.executable()) {
+        output::note(&line);
+    }
 
     let rows = save.as_ref().map_or(LogitsRows::Last, SaveRequest::logits_rows);
     let mut sink = save.as_ref().map(|s| s.sink(&engine, &prompt_tokens)).transpose()?;

@@ -2,7 +2,11 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use moe_run_backends::sampler::{Sampler, SamplerOptions};
+use moe_run_backends::{
+    Executable,
+    choice::MAX_CANDIDATES,
+    sampler::{Sampler, SamplerOptions},
+};
 use moe_run_graph::gguf::{GgufError, Metadata, keys};
 
 use crate::CliError;
@@ -134,6 +138,24 @@ impl SamplerArgs {
         }
         Ok((sampler, line))
     }
+}
+
+/// What comes back from a device for each token, for people; `None` where logits lie on the host anyway.
+pub fn read_back_line(sampler: &Sampler, executable: &dyn Executable) -> Option<String> {
+    if !executable.queues_steps() {
+        return None;
+    }
+    Some(if sampler.is_plain_argmax() {
+        "read back for each token: the token, which the device chooses, while its step runs already"
+            .to_owned()
+    } else if let Some(count) = sampler.candidates_wanted() {
+        format!("read back for each token: {count} candidates, which the device chooses")
+    } else {
+        format!(
+            "read back for each token: all logits; with top-k 1 to {MAX_CANDIDATES} and without a repetition penalty it would \
+             be candidates alone"
+        )
+    })
 }
 
 #[cfg(test)]

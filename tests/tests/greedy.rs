@@ -1,5 +1,7 @@
-//! Greedy outputs of the tiny model, token for token, on every backend, with one thread and two.
+//! Outputs of the tiny model on every backend: greedy ones token for token, with one thread and two; sampled ones from the
+//! device's candidates as from all logits.
 
+use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{Backend, CompileOptions};
 use moe_run_graph::Model;
@@ -17,6 +19,9 @@ fn generate(session: &mut Session, prompt: &[TokenId], end: TokenId, max_tokens:
     session.feed(&prompt[keep..], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
     let mut output = Vec::new();
     while output.len() < max_tokens {
+        // Before its token is known, where the backend can.
+        let is_queued = session.queue_next().unwrap();
+        assert_eq!(is_queued, session.executable().queues_steps());
         let token = session.argmax().unwrap();
         if token == end {
             break;
@@ -68,5 +73,106 @@ fn greedy_outputs_token_for_token() {
                 check(backend.as_ref(), stem, 1, true);
             }
         }
+    }
+}
+
+/// A text that is sampled from the backend's candidates, or from all its logits.
+fn sampled(
+    session: &mut Session,
+    prompt: &[TokenId],
+    options: SamplerOptions,
+    candidates: bool,
+) -> Vec<TokenId> {
+    session.truncate(0).unwrap();
+    session.feed(prompt, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+    let mut sampler = Sampler::new(options).unwrap();
+    let (mut best, mut logits) = (Vec::new(), Vec::new());
+    let mut output = Vec::new();
+    for _ in 0..12 {
+        let token = match sampler.candidates_wanted() {
+            Some(count) if candidates => {
+                session.candidates(count, &mut best).unwrap();
+                sampler.sample_candidates(&best).unwrap()
+            }
+            _ => {
+                session.logits(&mut logits).unwrap();
+                sampler.sample(&logits, session.tokens()).unwrap()
+            }
+        };
+        output.push(token);
+        session.decode(token, None).unwrap();
+    }
+    output
+}
+
+/// The same seed gives the same text, whichever way the logits come: with the candidates chosen in the step (they were
+/// expected), behind it, and of all sizes.
+#[test]
+fn candidates_give_the_text_that_all_logits_give() {
+    let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
+    let prompt = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198, 3070, 304, 198].map(TokenId);
+    for backend in backends() {
+        let options = CompileOptions { ctx_size: 64, threads: Some(1), ..CompileOptions::default() };
+        let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
+        let mut session = Session::new(executable).unwrap();
+        let mut texts = std::collections::HashSet::new();
+        for (i, top_k) in [2, 20, 128].into_iter().enumerate() {
+            let options = SamplerOptions {
+                temperature: 2.5,
+                top_k,
+                top_p: [1.0, 0.9][i % 2],
+                min_p: 0.001,
+                seed: 5 + i as u64,
+                ..SamplerOptions::GREEDY
+            };
+            session.executable().expect_candidates([1, top_k][i % 2]);
+            let found = sampled(&mut session, &prompt, options, true);
+            assert_eq!(
+                found,
+                sampled(&mut session, &prompt, options, false),
+                "{}, top-k {top_k}",
+                backend.name()
+            );
+            texts.insert(found);
+        }
+        assert!(texts.len() == 3, "{}: hardly anything was random", backend.name());
+    }
+}
+
+/// A step that was queued for nothing leaves no trace: another token, a shorter context, a watched step.
+#[test]
+fn what_was_queued_can_be_dropped() {
+    let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
+    let prompt = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198, 3070, 304, 198].map(TokenId);
+    for backend in backends() {
+        let options = CompileOptions { ctx_size: 17, threads: Some(1), ..CompileOptions::default() };
+        let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
+        let mut session = Session::new(executable).unwrap();
+        let logits = |session: &mut Session, queue: bool| {
+            session.truncate(0).unwrap();
+            session.feed(&prompt, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+            let queued = queue && session.queue_next().unwrap();
+            let mut out = Vec::new();
+            if queued {
+                let error = session.logits(&mut out).unwrap_err();
+                assert!(error.to_string().contains("queued"), "{error}");
+            }
+            session.decode(TokenId(5), None).unwrap();
+            session.logits(&mut out).unwrap();
+            // The context's last place, and behind it none.
+            let second = session.argmax().unwrap();
+            if queue {
+                session.queue_next().unwrap();
+            }
+            assert_eq!(session.argmax().unwrap(), second);
+            session.decode(second, None).unwrap();
+            assert!(!session.queue_next().unwrap());
+            let mut last = Vec::new();
+            session.logits(&mut last).unwrap();
+            out.extend(last);
+            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let queued = logits(&mut session, true);
+        assert_eq!(queued, logits(&mut session, false), "{}", backend.name());
     }
 }

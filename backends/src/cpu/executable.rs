@@ -14,7 +14,7 @@ use super::state::CpuState;
 use crate::error::BackendError;
 use crate::executable::{
     Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepTokens, TensorData, ValueAccess,
-    WeightSource, argmax, deliver_taps,
+    WeightSource, argmax, best_candidates, deliver_taps, not_taken,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
@@ -41,6 +41,8 @@ pub struct CpuExecutable {
     vocab_size: Option<usize>,
     /// Sizes of the last step; `None` before the first.
     last: Option<StepSizes>,
+    /// The token that the last step chose itself.
+    taken: Option<TokenId>,
     /// The launches point into its bytes.
     _weights: Arc<dyn WeightSource>,
 }
@@ -87,6 +89,7 @@ impl CpuExecutable {
             scratch: (0..pool.threads()).map(|_| Mutex::new(scratch(needs, one.needs, max.tokens))).collect(),
             vocab_size,
             last: None,
+            taken: None,
             _weights: weights,
             one,
             many,
@@ -243,9 +246,13 @@ impl Executable for CpuExecutable {
         };
         let chosen;
         let tokens: &[TokenId] = match input.tokens {
-            StepTokens::Host(tokens) => tokens,
+            StepTokens::Host(tokens) => {
+                self.taken = None;
+                tokens
+            }
             StepTokens::Argmax { row } => {
                 chosen = [self.argmax(row)?];
+                self.taken = Some(chosen[0]);
                 &chosen
             }
         };
@@ -323,6 +330,19 @@ impl Executable for CpuExecutable {
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
         argmax(self.logits_row(row)?)
+    }
+
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        self.taken.ok_or_else(not_taken)
+    }
+
+    fn candidates(
+        &mut self,
+        row: usize,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        best_candidates(self.logits_row(row)?, count, out)
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

@@ -8,7 +8,7 @@ use super::{NAME, fused};
 use crate::error::BackendError;
 use crate::executable::{
     Activations, CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput,
-    StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps,
+    StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps, nan_logit, not_taken,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Op, StateId, StepSizes, ValueId};
@@ -88,6 +88,8 @@ pub(super) struct CudaExecutable {
     vocab_size: Option<usize>,
     recorded: Option<Recorded>,
     last: Option<LastStep>,
+    /// The last step chose its token itself.
+    taken: bool,
 }
 
 /// Compiles a graph for a device.
@@ -208,6 +210,7 @@ pub(super) fn compile(
         vocab_size,
         recorded: None,
         last: None,
+        taken: false,
     })
 }
 
@@ -345,6 +348,11 @@ impl CudaExecutable {
         ])
     }
 
+    fn download_token(&self, address: u64, out: &mut [u32]) -> Result<(), BackendError> {
+        let downloaded = self.driver.download(address, bytemuck::cast_slice_mut(out));
+        downloaded.map_err(|e| self.failed_in(LAST_STEP, e))
+    }
+
     /// A row of the last step's logits on the device, and its elements.
     fn logits_row(&self, row: usize) -> Result<(Param, usize), BackendError> {
         let missing = || BackendError::Input(format!("row {row} of logits: the last step made no such row"));
@@ -433,6 +441,14 @@ impl CudaExecutable {
     }
 }
 
+/// What failed where nothing was waited for since.
+const LAST_STEP: &str = "the last step (`moe-run trace` waits after every launch and names it)";
+
+/// The token that argmax found, unless it found a NaN.
+fn chosen([token, is_nan]: [u32; 2]) -> Result<TokenId, BackendError> {
+    if is_nan == 0 { Ok(TokenId(token)) } else { Err(nan_logit(token as usize)) }
+}
+
 /// `layer-3/q_proj`, or the first and the last node of a group.
 fn launch_name(plan: &Plan, launch: &Launch) -> String {
     let nodes: Vec<_> = plan.launch_nodes(launch).collect();
@@ -477,6 +493,7 @@ impl Executable for CudaExecutable {
             Some(observer) => self.run_observed(decode, state, input, observer)?,
         }
         self.last = Some(LastStep { decode, sizes });
+        self.taken = matches!(input.tokens, StepTokens::Argmax { .. });
         Ok(())
     }
 
@@ -484,25 +501,29 @@ impl Executable for CudaExecutable {
         let (Param::Memory { address, .. }, width) = self.logits_row(row)? else { return Ok(()) };
         out.clear();
         out.resize(width, 0.0);
-        self.driver.download(address, bytemuck::cast_slice_mut(out)).map_err(|e| {
-            self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e)
-        })
+        self.driver.download(address, bytemuck::cast_slice_mut(out)).map_err(|e| self.failed_in(LAST_STEP, e))
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
         let token = self.scratch.argmax.slice(0, 4);
         self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
         let mut found = [0u32; 2];
-        self.driver.download(self.scratch.argmax.address(), bytemuck::cast_slice_mut(&mut found)).map_err(
-            |e| self.failed_in("the last step (`moe-run trace` waits after every launch and names it)", e),
-        )?;
-        if found[1] != 0 {
-            return Err(BackendError::Input(format!(
-                "logit {} is NaN; `moe-run trace` names the first operation that made one",
-                found[0]
-            )));
+        self.download_token(self.scratch.argmax.address(), &mut found)?;
+        chosen(found)
+    }
+
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        if !self.taken {
+            return Err(not_taken());
         }
-        Ok(TokenId(found[0]))
+        let mut found = [0u32; 2];
+        self.download_token(self.class(true).inputs.address(), &mut found[..1])?;
+        self.download_token(self.scratch.argmax.address() + 4, &mut found[1..])?;
+        chosen(found)
+    }
+
+    fn wait(&mut self) -> Result<(), BackendError> {
+        self.driver.synchronize().map_err(|e| self.failed_in(LAST_STEP, e))
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

@@ -23,7 +23,7 @@ mod router;
 use crate::error::BackendError;
 use crate::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    Observer, State, StepInput, StepTokens, WeightSource, argmax, check_weights, deliver_taps,
+    Observer, State, StepInput, StepTokens, WeightSource, argmax, check_weights, deliver_taps, not_taken,
 };
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
@@ -112,7 +112,7 @@ impl Backend for Reference {
             _ => None,
         });
         let values = vec![None; plan.graph.values.len()];
-        Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values }))
+        Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values, taken: None }))
     }
 }
 
@@ -124,6 +124,8 @@ struct ReferenceExecutable {
     vocab_size: Option<usize>,
     /// Every value of the last step, by id.
     values: Vec<Option<HostTensor>>,
+    /// The token that the last step chose itself.
+    taken: Option<TokenId>,
 }
 
 /// Rows of every state as the KV type reads them back.
@@ -181,9 +183,13 @@ impl Executable for ReferenceExecutable {
         };
         let chosen;
         let tokens: &[TokenId] = match input.tokens {
-            StepTokens::Host(tokens) => tokens,
+            StepTokens::Host(tokens) => {
+                self.taken = None;
+                tokens
+            }
             StepTokens::Argmax { row } => {
                 chosen = [self.argmax(row)?];
+                self.taken = Some(chosen[0]);
                 &chosen
             }
         };
@@ -226,6 +232,10 @@ impl Executable for ReferenceExecutable {
         let mut logits = Vec::new();
         self.logits(row, &mut logits)?;
         argmax(&logits)
+    }
+
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        self.taken.ok_or_else(not_taken)
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

@@ -1,8 +1,9 @@
 //! Stage 5, wgpu: Plan → programs: every dispatch with its pipeline, its parameters and its bindings.
 
 use super::buffers::{WeightMap, Weights, upload};
+use super::choose::Chooser;
 use super::device::{Device, WgpuOptions};
-use super::emit::{Dispatch, Emitter, Grid, NONE, Places, StateBinding};
+use super::emit::{Dispatch, Emitter, Grid, Places, StateBinding};
 use super::executable::WgpuExecutable;
 use super::ops::{self, sample};
 use super::params::pack;
@@ -135,7 +136,7 @@ pub(super) fn compile(
     let logits = logits_of(graph);
     let sampling = logits.map(|l| {
         let next_token = map.places.inputs.get(&graph.inputs.tokens).copied();
-        sample::dispatches(device.features, NONE, l.vocabulary, 1, map.sample_at, next_token)
+        sample::dispatches(device.features, l.vocabulary, map.sample_at, next_token)
     });
     let mut pipelines = Pipelines::default();
     let all = emitted.iter().flatten().flatten().chain(sampling.iter().flatten());
@@ -149,9 +150,11 @@ pub(super) fn compile(
         let max_splits = ops::max_splits(plan.max_sizes.tokens);
         programs.push(Program { plan, launches, max_splits });
     }
-    let sampling = match sampling {
-        Some(dispatches) => Some(shared.sampling(dispatches)?),
-        None => None,
+    let chooser = match (logits, sampling) {
+        (Some(logits), Some(dispatches)) => {
+            Some(Chooser::new(&device, logits, shared.sampling(dispatches)?, map.sample_at)?)
+        }
+        _ => None,
     };
     let info = ExecutableInfo {
         backend: NAME,
@@ -170,7 +173,7 @@ pub(super) fn compile(
         Op::Embed { table } => Some(table.rows.len()),
         _ => None,
     });
-    WgpuExecutable::new(device, programs, pipelines, arena, now, map, logits, sampling, info, vocab_size)
+    WgpuExecutable::new(device, programs, pipelines, arena, now, map, chooser, info, vocab_size)
 }
 
 /// The dispatches of every launch of a plan, and the words of arena that they need.
@@ -246,7 +249,7 @@ fn arena_map(graph: &Graph, max_sizes: StepSizes) -> (ArenaMap, u32) {
         .enumerate()
         .map(|(i, spec)| (moe_run_graph::ir::RopeTableId(i as u32), take(max_sizes.tokens * spec.dims)));
     let rope = rope.collect();
-    let sample_at = take(logits_of(graph).map_or(0, |l| sample::scratch_words(l.vocabulary, 1)));
+    let sample_at = take(logits_of(graph).map_or(0, |l| sample::scratch_words(l.vocabulary)));
     let places = Places { inputs: places, rope, values_at: at, scratch_at: at };
     (ArenaMap { places, sample_at }, at)
 }
@@ -260,12 +263,12 @@ struct Shared<'a> {
     now: &'a wgpu::Buffer,
 }
 
-/// The two dispatches of the sampler and their parameters, which the row of logits is written into.
+/// The two dispatches of the sampler and their parameters, which say what it chooses from.
 pub(super) struct Sampling {
     pub dispatches: Vec<Ready>,
     pub params: wgpu::Buffer,
-    /// Byte offset of the word that says where the logits lie.
-    pub x_bytes: u64,
+    /// Where each dispatch's parameters begin in it, with [`sample::Wanted`].
+    pub params_at: [u64; 2],
 }
 
 impl Shared<'_> {
@@ -279,8 +282,8 @@ impl Shared<'_> {
     fn sampling(&self, dispatches: [Dispatch; 2]) -> Result<Sampling, BackendError> {
         let dispatches: Vec<&Dispatch> = dispatches.iter().collect();
         let params = self.params(&dispatches)?;
-        let x_bytes = 0; // `x` is the first field of the first dispatch's parameters.
-        Ok(Sampling { dispatches: self.bind(&dispatches, &params)?, params, x_bytes })
+        let params_at = [0, self.stride()];
+        Ok(Sampling { dispatches: self.bind(&dispatches, &params)?, params, params_at })
     }
 
     /// One uniform buffer with the parameters of all dispatches, each at the alignment that bindings need.
@@ -347,7 +350,7 @@ impl Shared<'_> {
     }
 
     fn defect(&self, detail: String) -> BackendError {
-        BackendError::Device { backend: NAME, device: self.device.info.name.clone(), detail }
+        self.device.failed(detail)
     }
 }
 

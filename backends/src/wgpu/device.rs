@@ -3,6 +3,7 @@
 use super::{Features, NAME};
 use crate::error::BackendError;
 use crate::executable::{DeviceInfo, DeviceKind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What a [`super::Wgpu`] backend may use; tests switch features off and force small limits.
@@ -57,6 +58,12 @@ pub(super) struct Device {
     pub max_binding_bytes: u64,
     pub max_tensor_bytes: u64,
     pub pipeline_cache: bool,
+    /// Command buffers submitted so far.
+    pub submissions: AtomicU64,
+    /// Compute passes encoded so far.
+    pub passes: AtomicU64,
+    /// Copied to the host so far.
+    pub bytes_read_back: AtomicU64,
     failures: Arc<Failures>,
 }
 
@@ -254,6 +261,9 @@ impl Device {
             max_binding_bytes,
             max_tensor_bytes: options.max_tensor_bytes.unwrap_or(u64::MAX).min(max_binding_bytes),
             pipeline_cache,
+            submissions: AtomicU64::new(0),
+            passes: AtomicU64::new(0),
+            bytes_read_back: AtomicU64::new(0),
             failures,
         })
     }
@@ -272,21 +282,67 @@ impl Device {
     pub fn check(&self) -> Result<(), BackendError> {
         match self.failures.first() {
             None => Ok(()),
-            Some(detail) => {
-                Err(BackendError::Device { backend: NAME, device: self.info.name.clone(), detail })
-            }
+            Some(detail) => Err(self.failed(detail)),
         }
     }
 
     /// Waits until everything that was submitted is done.
     pub fn wait(&self) -> Result<(), BackendError> {
-        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.poll(wgpu::PollType::wait_indefinitely())
+    }
+
+    fn poll(&self, until: wgpu::PollType) -> Result<(), BackendError> {
+        let polled = self.device.poll(until);
         self.check()?;
-        polled.map(drop).map_err(|e| BackendError::Device {
-            backend: NAME,
-            device: self.info.name.clone(),
-            detail: e.to_string(),
-        })
+        polled.map(drop).map_err(|e| self.failed(e.to_string()))
+    }
+
+    /// Begins a compute pass.
+    pub fn pass<'e>(
+        &self,
+        encoder: &'e mut wgpu::CommandEncoder,
+        timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) -> wgpu::ComputePass<'e> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes })
+    }
+
+    /// Submits what an encoder holds.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+        self.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit([encoder.finish()])
+    }
+
+    /// Waits for a submission (`None`: the last one) and copies a buffer's first words.
+    pub fn map_words(
+        &self,
+        buffer: &wgpu::Buffer,
+        words: usize,
+        submission_index: Option<wgpu::SubmissionIndex>,
+    ) -> Result<Vec<u32>, BackendError> {
+        let failed = |detail: String| self.failed(format!("reading back: {detail}"));
+        self.bytes_read_back.fetch_add(words as u64 * 4, Ordering::Relaxed);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        buffer.map_async(wgpu::MapMode::Read, 0..words as u64 * 4, move |result| {
+            // The receiver waits below; it is only gone if waiting failed, and then nobody needs the result.
+            sender.send(result).unwrap_or_default();
+        });
+        self.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
+        let mapped = receiver.try_recv().map_err(|e| failed(e.to_string()))?;
+        mapped.map_err(|e| failed(e.to_string()))?;
+        let result = {
+            let view = buffer.get_mapped_range(0..words as u64 * 4).map_err(|e| failed(e.to_string()))?;
+            let mut out = vec![0u32; words];
+            bytemuck::cast_slice_mut::<u32, u8>(&mut out).copy_from_slice(&view);
+            out
+        };
+        buffer.unmap();
+        Ok(result)
+    }
+
+    /// A failure of the device in the driver's words.
+    pub fn failed(&self, detail: String) -> BackendError {
+        BackendError::Device { backend: NAME, device: self.info.name.clone(), detail }
     }
 
     /// A buffer, or what was needed, for what, and what would fit.

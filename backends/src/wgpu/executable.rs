@@ -3,18 +3,17 @@
 //! With an observer the same dispatches run launch by launch, each waited for, so that values can be read and replaced
 //! between any two.
 
-use super::NAME;
-use super::compile::{ArenaMap, Logits, Program, Ready, STEP_BYTES, Sampling};
+use super::choose::Chooser;
+use super::compile::{ArenaMap, Logits, Program, Ready, STEP_BYTES};
 use super::device::Device;
 use super::emit::StateBinding;
 use super::held::Held;
-use super::ops::sample;
 use super::pipelines::Pipelines;
 use super::state::WgpuState;
 use crate::error::BackendError;
 use crate::executable::{
-    Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepTokens, TensorData,
-    argmax, deliver_taps,
+    Executable, ExecutableInfo, HostTensor, KvType, MAX_CANDIDATES, Observer, State, StepInput, StepTokens,
+    TensorData, deliver_taps, not_taken,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, RopeTableId, StepSizes, ValueId};
@@ -31,14 +30,8 @@ pub(super) struct WgpuExecutable {
     arena: wgpu::Buffer,
     now: wgpu::Buffer,
     map: ArenaMap,
-    logits: Option<Logits>,
-    sampling: Option<Sampling>,
-    /// Where the sampler's parameters say that the logits lie.
-    sampling_row_at: Option<u32>,
-    /// The result of the sampler, copied here behind the step's dispatches.
-    sampled: wgpu::Buffer,
-    /// Which row `sampled` holds the best token of.
-    sampled_row: Option<usize>,
+    /// `None` where the graph's output is no logits.
+    chooser: Option<Chooser>,
     staging: Option<wgpu::Buffer>,
     timer: Option<Timer>,
     info: ExecutableInfo,
@@ -69,13 +62,10 @@ impl WgpuExecutable {
         arena: wgpu::Buffer,
         now: wgpu::Buffer,
         map: ArenaMap,
-        logits: Option<Logits>,
-        sampling: Option<Sampling>,
+        chooser: Option<Chooser>,
         info: ExecutableInfo,
         vocab_size: Option<usize>,
     ) -> Result<WgpuExecutable, BackendError> {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let sampled = device.buffer("the sampled token", SAMPLED_BYTES, usage, "use another device")?;
         let timer = if device.timestamps { Some(Timer::new(&device)?) } else { None };
         Ok(WgpuExecutable {
             device,
@@ -84,11 +74,7 @@ impl WgpuExecutable {
             arena,
             now,
             map,
-            logits,
-            sampling,
-            sampling_row_at: None,
-            sampled,
-            sampled_row: None,
+            chooser,
             staging: None,
             timer,
             info,
@@ -184,34 +170,66 @@ impl WgpuExecutable {
     /// The logits' place of the last step's row, in words.
     fn row_at(&self, row: usize) -> Result<(u32, usize), BackendError> {
         let missing = |rows: usize| BackendError::Input(format!("row {row} of {rows} rows of logits"));
-        let (Some((program, sizes)), Some(logits)) = (self.last, self.logits) else {
+        let (Some((program, sizes)), Some(logits)) = (self.last, self.chooser.as_ref().map(|c| c.logits))
+        else {
             return Err(missing(0));
         };
         if row >= sizes.logits_rows {
             return Err(missing(sizes.logits_rows));
         }
-        let slot = self.programs[program].plan.memory.slot(logits.value).ok_or_else(|| missing(0))?;
-        let at = self.map.places.values_at as usize + slot.offset_bytes / 4 + row * logits.vocabulary;
-        Ok((at as u32, logits.vocabulary))
+        let at = self.logits_at(program, logits).ok_or_else(|| missing(0))?;
+        Ok((at + (row * logits.vocabulary) as u32, logits.vocabulary))
     }
 
-    /// Points the sampler at a row of the last step's logits and encodes it, with the copy of its result.
-    fn sample(&mut self, encoder: &mut wgpu::CommandEncoder, row: usize) -> Result<bool, BackendError> {
-        let Ok((at, vocabulary)) = self.row_at(row) else { return Ok(false) };
-        let Some(sampling) = &self.sampling else { return Ok(false) };
-        if self.sampling_row_at != Some(at) {
-            self.device.queue.write_buffer(&sampling.params, sampling.x_bytes, &at.to_le_bytes());
-            self.sampling_row_at = Some(at);
+    /// Where a program's logits lie, in words.
+    fn logits_at(&self, program: usize, logits: Logits) -> Option<u32> {
+        let slot = self.programs[program].plan.memory.slot(logits.value)?;
+        Some(self.map.places.values_at + (slot.offset_bytes / 4) as u32)
+    }
+
+    /// Encodes the sampler's dispatches, which [`Chooser::aim`] has pointed at a row.
+    fn encode_sampler(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let Some(chooser) = &self.chooser else { return };
+        let sizes = StepSizes { tokens: 1, logits_rows: 1, cached: 1 };
+        self.encode(pass, 0, &chooser.sampling.dispatches, &HashMap::new(), sizes);
+    }
+
+    /// Chooses the candidates of a row of the last step's logits in a submission of its own: for rows that the step has
+    /// not chosen from itself.
+    fn choose(&mut self, row: usize) -> Result<(), BackendError> {
+        let (at, _) = self.row_at(row)?;
+        let mut encoder = self.encoder();
+        if let Some(chooser) = &mut self.chooser {
+            chooser.aim(&self.device, at);
         }
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            let sizes = StepSizes { tokens: 1, logits_rows: 1, cached: 1 };
-            self.encode(&mut pass, 0, &sampling.dispatches, &HashMap::new(), sizes);
+        self.encode_sampler(&mut self.device.pass(&mut encoder, None));
+        self.submit_choice(encoder, row);
+        Ok(())
+    }
+
+    /// Copies the sampler's result to the host's buffer and submits.
+    fn submit_choice(&mut self, mut encoder: wgpu::CommandEncoder, row: usize) {
+        if let Some(chooser) = &mut self.chooser {
+            chooser.copy_result(&mut encoder, &self.arena, row);
         }
-        let result = u64::from(self.map.sample_at) + sample::result_at(vocabulary, 1) as u64;
-        encoder.copy_buffer_to_buffer(&self.arena, result * 4, &self.sampled, 0, SAMPLED_BYTES);
-        self.sampled_row = Some(row);
-        Ok(true)
+        let submission = self.device.submit(encoder);
+        if let Some(chosen) = self.chooser.as_mut().and_then(|c| c.chosen.as_mut()) {
+            chosen.submission = Some(submission);
+        }
+    }
+
+    /// The candidates of a row of the last step's logits, `count` at least where there are as many.
+    fn chosen(&mut self, row: usize, count: usize) -> Result<Vec<(TokenId, f32)>, BackendError> {
+        self.row_at(row)?;
+        let is_there = |c: &Chooser| c.chosen.as_ref().is_some_and(|c| c.row == row && c.count >= count);
+        if !self.chooser.as_ref().is_some_and(is_there) {
+            self.expect_candidates(count);
+            self.choose(row)?;
+        }
+        match self.chooser.as_ref().and_then(|c| Some((c, c.chosen.as_ref()?))) {
+            Some((chooser, choice)) => chooser.read(&self.device, choice),
+            None => Err(BackendError::Input(format!("row {row}: there are no logits to choose from"))),
+        }
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
@@ -237,8 +255,8 @@ impl WgpuExecutable {
         let Some(staging) = &self.staging else { return Ok(Vec::new()) };
         let mut encoder = self.encoder();
         encoder.copy_buffer_to_buffer(source.unwrap_or(&self.arena), at * 4, staging, 0, bytes);
-        self.device.queue.submit([encoder.finish()]);
-        map_words(&self.device, staging, words)
+        let submission = self.device.submit(encoder);
+        self.device.map_words(staging, words, Some(submission))
     }
 
     pub(super) fn value_at(&self, program: usize, value: ValueId) -> Option<u64> {
@@ -308,14 +326,13 @@ impl WgpuExecutable {
                 beginning_of_pass_write_index: Some(0),
                 end_of_pass_write_index: Some(1),
             });
-            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
-            let mut pass = encoder.begin_compute_pass(&descriptor);
+            let mut pass = self.device.pass(&mut encoder, timestamp_writes);
             self.encode(&mut pass, program, &self.programs[program].launches[launch], &state.groups, sizes);
         }
         if let Some(timer) = &self.timer {
             encoder.resolve_query_set(&timer.queries, 0..2, &timer.resolved, 0);
         }
-        self.device.queue.submit([encoder.finish()]);
+        self.device.submit(encoder);
         self.device.wait()?;
         let Some((resolved, period_ns)) = self.timer.as_ref().map(|t| (t.resolved.clone(), t.period_ns))
         else {
@@ -327,9 +344,6 @@ impl WgpuExecutable {
         Ok(Duration::from_nanos((ticks as f64 * f64::from(period_ns)) as u64))
     }
 }
-
-/// Bytes that the sampler gives: id, bits of its logit, NaN count, padded.
-const SAMPLED_BYTES: u64 = 12;
 
 impl Timer {
     fn new(device: &Device) -> Result<Timer, BackendError> {
@@ -346,28 +360,6 @@ impl Timer {
 
 fn not_stored(value: ValueId) -> BackendError {
     BackendError::Value { value: value.to_string(), detail: "the plan does not store it".into() }
-}
-
-/// Waits for a buffer and copies its first words.
-fn map_words(device: &Device, buffer: &wgpu::Buffer, words: usize) -> Result<Vec<u32>, BackendError> {
-    let failed =
-        |detail: String| BackendError::Device { backend: NAME, device: device.info.name.clone(), detail };
-    let (sender, receiver) = std::sync::mpsc::channel();
-    buffer.map_async(wgpu::MapMode::Read, 0..words as u64 * 4, move |result| {
-        // The receiver waits below; it is only gone if waiting failed, and then nobody needs the result.
-        sender.send(result).unwrap_or_default();
-    });
-    device.wait()?;
-    let mapped = receiver.try_recv().map_err(|e| failed(format!("reading back: {e}")))?;
-    mapped.map_err(|e| failed(format!("reading back: {e}")))?;
-    let result = {
-        let view = buffer.get_mapped_range(0..words as u64 * 4).map_err(|e| failed(e.to_string()))?;
-        let mut out = vec![0u32; words];
-        bytemuck::cast_slice_mut::<u32, u8>(&mut out).copy_from_slice(&view);
-        out
-    };
-    buffer.unmap();
-    Ok(result)
 }
 
 impl Executable for WgpuExecutable {
@@ -397,45 +389,47 @@ impl Executable for WgpuExecutable {
             return Err(BackendError::Input("the state belongs to another executable".into()));
         };
         self.device.check()?;
-        let mut encoder = self.encoder();
-        if let StepTokens::Argmax { row } = input.tokens
-            && self.sampled_row != Some(row)
-            && !self.sample(&mut encoder, row)?
-        {
-            return Err(BackendError::Input(format!(
-                "row {row}: there are no logits to choose a token from"
-            )));
+        if let StepTokens::Argmax { row } = input.tokens {
+            // The sampler left the token where the step reads it.
+            self.row_at(row)?;
+            if self.chooser.as_ref().and_then(|c| c.chosen.as_ref()).is_none_or(|c| c.row != row) {
+                self.choose(row)?;
+            }
         }
-        self.begin(program, input);
         let sizes = input.sizes();
-        self.sampled_row = None;
+        self.begin(program, input);
         self.last = None;
-        match observer {
-            Some(observer) => {
-                self.device.queue.submit([encoder.finish()]);
-                self.observed(program, state, input, observer)?;
-                self.last = Some((program, sizes));
+        let logits_at = self.chooser.as_ref().and_then(|c| self.logits_at(program, c.logits));
+        if let Some(chooser) = &mut self.chooser {
+            let chosen = chooser.chosen.take();
+            chooser.taken = chosen.filter(|_| matches!(input.tokens, StepTokens::Argmax { .. }));
+        }
+        if let Some(observer) = observer {
+            self.observed(program, state, input, observer)?;
+            self.last = Some((program, sizes));
+            return Ok(());
+        }
+        let samples = logits_at.filter(|_| sizes.logits_rows == 1);
+        if let (Some(at), Some(chooser)) = (samples, &mut self.chooser) {
+            chooser.aim(&self.device, at);
+        }
+        let mut encoder = self.encoder();
+        {
+            let mut pass = self.device.pass(&mut encoder, None);
+            for launch in &self.programs[program].launches {
+                self.encode(&mut pass, program, launch, &state.groups, sizes);
             }
-            None => {
-                {
-                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                    for launch in &self.programs[program].launches {
-                        self.encode(&mut pass, program, launch, &state.groups, sizes);
-                    }
-                }
-                self.last = Some((program, sizes));
-                if sizes.logits_rows == 1 {
-                    self.sample(&mut encoder, 0)?;
-                }
-                self.device.queue.submit([encoder.finish()]);
-                if sizes.tokens > 1 && sizes.logits_rows > 0 {
-                    // The last of a prompt: its time is the prompt's, not the first token's.
-                    self.device.wait()?;
-                }
-                self.device.check()?;
+            if samples.is_some() {
+                self.encode_sampler(&mut pass);
             }
         }
-        Ok(())
+        if samples.is_some() {
+            self.submit_choice(encoder, 0);
+        } else {
+            self.device.submit(encoder);
+        }
+        self.last = Some((program, sizes));
+        self.device.check()
     }
 
     fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
@@ -447,20 +441,41 @@ impl Executable for WgpuExecutable {
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
-        self.row_at(row)?;
-        if self.sampled_row != Some(row) {
-            let mut encoder = self.encoder();
-            self.sample(&mut encoder, row)?;
-            self.device.queue.submit([encoder.finish()]);
+        let candidates = self.chosen(row, 1)?;
+        candidates.first().map(|(token, _)| *token).ok_or_else(|| BackendError::Input("no logits".into()))
+    }
+
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        let (chooser, taken) =
+            self.chooser.as_ref().and_then(|c| Some((c, c.taken.as_ref()?))).ok_or_else(not_taken)?;
+        let candidates = chooser.read(&self.device, taken)?;
+        candidates.first().map(|(token, _)| *token).ok_or_else(not_taken)
+    }
+
+    fn queues_steps(&self) -> bool {
+        true
+    }
+
+    fn expect_candidates(&mut self, count: usize) {
+        if let Some(chooser) = &mut self.chooser {
+            chooser.expect(count);
         }
-        let words = map_words(&self.device, &self.sampled, SAMPLED_BYTES as usize / 4)?;
-        if words[2] == 0 {
-            return Ok(TokenId(words[0]));
-        }
-        // The NaN's id, for the error.
-        let mut logits = Vec::new();
-        self.logits(row, &mut logits)?;
-        argmax(&logits)
+    }
+
+    fn candidates(
+        &mut self,
+        row: usize,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        let count = count.clamp(1, MAX_CANDIDATES);
+        out.clear();
+        out.extend(self.chosen(row, count)?.into_iter().take(count).filter(|(_, l)| *l > f32::NEG_INFINITY));
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), BackendError> {
+        self.device.wait()
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

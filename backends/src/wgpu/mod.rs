@@ -5,6 +5,7 @@
 //! pass and one submission. Deliberately absent: any computation of an op on the host.
 
 mod buffers;
+mod choose;
 mod compile;
 mod device;
 mod emit;

@@ -6,10 +6,11 @@ use super::{Features, Wgpu, WgpuOptions};
 use crate::cases::{self, OPS};
 use crate::error::BackendError;
 use crate::executable::{
-    Activations, Backend, CompileOptions, HostTensor, KvType, Observer, StepInput, StepTokens, ValueAccess,
-    argmax,
+    Activations, Backend, CompileOptions, HostTensor, KvType, MAX_CANDIDATES, Observer, StepInput,
+    StepTokens, ValueAccess, argmax, best_candidates,
 };
 use crate::reference::Reference;
+use crate::session::{LogitsRows, Session};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, Graph, Op, Shape, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
@@ -148,9 +149,9 @@ impl Observer for Feed {
     }
 }
 
-/// The device's choice of the best logit: ties, the largest in any chunk, −∞ everywhere, and a NaN as an error.
+/// The device's choice of the best logits: ties, the largest in any chunk, −∞ everywhere, and a NaN as an error.
 #[test]
-fn argmax_on_the_device_is_that_of_the_host() {
+fn the_choice_on_the_device_is_that_of_the_host() {
     if !has_adapter() {
         return;
     }
@@ -193,6 +194,15 @@ fn argmax_on_the_device_is_that_of_the_host() {
             }
             (found, wanted) => panic!("row {i}: {found:?}, wanted {wanted:?}"),
         }
+        let (mut found, mut wanted) = (Vec::new(), Vec::new());
+        for count in [1, 3, 20, MAX_CANDIDATES] {
+            let got = executable.candidates(0, count, &mut found).map_err(|e| e.to_string());
+            let want = best_candidates(logits, count, &mut wanted).map_err(|e| e.to_string());
+            assert_eq!(got, want, "row {i}, {count} candidates");
+            if got.is_ok() {
+                assert_eq!(found, wanted, "row {i}, {count} candidates");
+            }
+        }
     }
 }
 
@@ -214,4 +224,47 @@ fn a_state_of_another_executable_is_refused() {
     };
     let error = one.step(other.new_state().unwrap().as_mut(), &input, None).unwrap_err();
     assert!(error.to_string().contains("another executable"), "{error}");
+}
+
+/// Greedy decode: one submission with one compute pass a token, and nothing read back but the token.
+#[test]
+fn a_token_is_one_pass_and_one_submission() {
+    if !has_adapter() {
+        return;
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/tiny-qwen3moe-q4_k_m.gguf");
+    let model = moe_run_graph::Model::open(std::path::Path::new(path)).unwrap();
+    let options = CompileOptions { ctx_size: 64, ..CompileOptions::default() };
+    let executable =
+        super::compile::compile(&WgpuOptions::default(), &model.graph, model.file.as_ref(), &options)
+            .unwrap();
+    let device = executable.device.clone();
+    let count = || {
+        let load = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
+        (load(&device.submissions), load(&device.passes), load(&device.bytes_read_back))
+    };
+    let mut session = Session::new(Box::new(executable)).unwrap();
+    session.feed(&[TokenId(5), TokenId(6)], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+    for sampled in [None, Some(20)] {
+        session.executable().expect_candidates(sampled.unwrap_or(1));
+        let mut best = Vec::new();
+        session.decode(TokenId(7), None).unwrap();
+        let before = count();
+        for _ in 0..10 {
+            let token = match sampled {
+                None => {
+                    assert!(session.queue_next().unwrap());
+                    session.argmax().unwrap()
+                }
+                Some(count) => {
+                    session.candidates(count, &mut best).unwrap();
+                    best[3].0
+                }
+            };
+            session.decode(token, None).unwrap();
+        }
+        let after = count();
+        let bytes = 10 * (4 + 8 * sampled.unwrap_or(1) as u64);
+        assert_eq!(after, (before.0 + 10, before.1 + 10, before.2 + bytes), "{sampled:?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Sampling on the device: the best candidates of a row of logits.
 
+use crate::choice::MAX_CANDIDATES;
 use crate::wgpu::emit::{Dispatch, Extent, Grid, NONE, StateBinding};
 use crate::wgpu::shader::{Features, Variant};
 
@@ -7,51 +8,49 @@ const LANES: u32 = 256;
 /// Logits that one workgroup reduces.
 const CHUNK: usize = 1024;
 
-/// Words of scratch for the best `count` of `elements` logits: chunks' candidates, their NaN counts, the result.
-pub(in crate::wgpu) fn scratch_words(elements: usize, count: usize) -> usize {
-    let chunks = elements.div_ceil(CHUNK);
-    chunks * count * 2 + chunks + count * 2 + 1
+/// Words of the result for `count` candidates: the first NaN's id or [`NONE`], then pairs (id or [`NONE`], bits of the
+/// logit), best first. It begins the scratch.
+pub(in crate::wgpu) fn result_words(count: usize) -> usize {
+    1 + 2 * count
 }
 
-/// Where the result lies in the scratch: `count` pairs (id, bits of the logit), then the number of NaN logits.
-pub(in crate::wgpu) fn result_at(elements: usize, count: usize) -> usize {
-    let chunks = elements.div_ceil(CHUNK);
-    chunks * count * 2 + chunks
+/// Words of scratch for choosing among `elements` logits: the result, each chunk's first NaN, each chunk's candidates.
+pub(in crate::wgpu) fn scratch_words(elements: usize) -> usize {
+    result_words(MAX_CANDIDATES) + elements.div_ceil(CHUNK) * (1 + 2 * MAX_CANDIDATES)
 }
 
 /// Logits of a row that the second launch's one workgroup can still merge.
 pub(in crate::wgpu) const MAX_ELEMENTS: usize = CHUNK * CHUNK;
 
-/// The two dispatches that choose the best `count` of the logits at `x`; the best id also goes to `next_token`.
+/// The parameters that change from step to step, first in both dispatches' parameters: where the logits lie, and how many
+/// candidates are wanted.
+pub(in crate::wgpu) type Wanted = [u32; 2];
+
+/// The two dispatches that choose the best of a row of `elements` logits; the best id also goes to `next_token`.
 pub(in crate::wgpu) fn dispatches(
     features: Features,
-    x: u32,
     elements: usize,
-    count: usize,
     scratch: u32,
     next_token: Option<u32>,
 ) -> [Dispatch; 2] {
-    let chunks = elements.div_ceil(CHUNK);
-    let nan_counts = scratch + (chunks * count * 2) as u32;
+    let chunks = elements.div_ceil(CHUNK) as u32;
+    let chunk_nans = scratch + result_words(MAX_CANDIDATES) as u32;
     let dispatch = |first: bool| Dispatch {
         variant: Variant::new("top_candidates", features, &[("LANES", LANES), ("KEYS", CHUNK as u32)]),
         params: vec![
-            ("x", if first { x } else { scratch }.into()),
+            ("x", NONE.into()),
+            ("count", 1.into()),
             ("elements", (elements as u32).into()),
-            ("y", if first { scratch } else { scratch + result_at(elements, count) as u32 }.into()),
-            ("count", (count as u32).into()),
             ("first", u32::from(first).into()),
+            ("y", scratch.into()),
+            ("chunk_nans", chunk_nans.into()),
+            ("chunk_best", (chunk_nans + chunks).into()),
+            ("chunks", chunks.into()),
             ("next_token", next_token.unwrap_or(NONE).into()),
-            ("nan_counts", nan_counts.into()),
-            ("chunks", (chunks as u32).into()),
         ],
         weights: Vec::new(),
         state: StateBinding::None,
-        grid: Grid::new(
-            Extent::Fixed(if first { chunks as u32 } else { 1 }),
-            Extent::Fixed(1),
-            Extent::Fixed(1),
-        ),
+        grid: Grid::new(Extent::Fixed(if first { chunks } else { 1 }), Extent::Fixed(1), Extent::Fixed(1)),
         when_split: false,
     };
     [dispatch(true), dispatch(false)]
