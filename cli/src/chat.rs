@@ -360,6 +360,9 @@ fn answer(
     } else {
         conversation.push("assistant", &outcome.text);
     }
+    if let Some(failure) = outcome.failure {
+        return Err(TurnError::Fatal(failure));
+    }
     Ok(())
 }
 

@@ -42,6 +42,8 @@ pub enum StopReason {
     ContextFull,
     /// Ctrl-C.
     Interrupted,
+    /// A step failed: [`Outcome::failure`] says how.
+    Failed,
 }
 
 impl StopReason {
@@ -53,12 +55,13 @@ impl StopReason {
             StopReason::MaxTokens => "--max-tokens reached",
             StopReason::ContextFull => "the context is full: raise --ctx-size to go on",
             StopReason::Interrupted => "interrupted",
+            StopReason::Failed => "it failed; what was generated until then is kept",
         }
     }
 }
 
-/// What came of a generation.
-#[derive(Clone, Debug)]
+/// What came of a generation, one that failed on its way too.
+#[derive(Debug)]
 pub struct Outcome {
     /// The text, stop text excluded. Empty where there is no tokenizer.
     pub text: String,
@@ -68,6 +71,8 @@ pub struct Outcome {
     pub stop_reason: StopReason,
     /// What it took.
     pub timings: Timings,
+    /// Why it could not go on, where a step failed behind the prompt.
+    pub failure: Option<CliError>,
 }
 
 /// What a generation took.
@@ -177,7 +182,8 @@ pub fn generate_observed(
         Ok(()) => timings.prompt_tokens_evaluated = evaluate.len(),
         Err(BackendError::Observer(cause)) if cause.is::<InterruptedPrompt>() => {
             timings.prompt_tokens_evaluated = session.tokens().len() - timings.prompt_tokens_reused;
-            return Ok(Outcome { text, output_tokens, stop_reason: StopReason::Interrupted, timings });
+            let stop_reason = StopReason::Interrupted;
+            return Ok(Outcome { text, output_tokens, stop_reason, timings, failure: None });
         }
         Err(error) => return Err(error.into()),
     }
@@ -194,7 +200,8 @@ pub fn generate_observed(
         }
         Ok(())
     };
-    let (mut logits, mut candidates) = (Vec::new(), Vec::new());
+    let mut read_back = ReadBack::default();
+    let mut failure = None;
     let stop_reason = loop {
         if generation.is_interrupted() {
             break StopReason::Interrupted;
@@ -202,18 +209,12 @@ pub fn generate_observed(
         if args.max_tokens.is_some_and(|max| output_tokens.len() >= max) {
             break StopReason::MaxTokens;
         }
-        let token = if sampler.is_plain_argmax() {
-            // The step of the token that a device is about to choose is queued before the token is read.
-            if args.max_tokens.is_none_or(|max| output_tokens.len() + 1 < max) {
-                session.queue_next()?;
+        let token = match next_token(session, sampler, &mut read_back, args, output_tokens.len()) {
+            Ok(token) => token,
+            Err(error) => {
+                failure = Some(error);
+                break StopReason::Failed;
             }
-            session.argmax()?
-        } else if let Some(count) = sampler.candidates_wanted() {
-            session.candidates(count, &mut candidates)?;
-            sampler.sample_candidates(&candidates)?
-        } else {
-            session.logits(&mut logits)?;
-            sampler.sample(&logits, session.tokens())?
         };
         timings.first_token.get_or_insert_with(|| started.elapsed());
         if tokenizer.is_some_and(|t| t.is_end_of_generation(token)) {
@@ -237,7 +238,10 @@ pub fn generate_observed(
         if session.tokens().len() >= session.capacity_tokens() {
             break StopReason::ContextFull;
         }
-        session.decode(token, None)?;
+        if let Err(error) = session.decode(token, None) {
+            failure = Some(error.into());
+            break StopReason::Failed;
+        }
         timings.decode_steps += 1;
     };
     if stop_reason != StopReason::StopText {
@@ -246,5 +250,35 @@ pub fn generate_observed(
         emit(&stops.finish())?;
     }
     timings.generation = generation_started.elapsed();
-    Ok(Outcome { text, output_tokens, stop_reason, timings })
+    Ok(Outcome { text, output_tokens, stop_reason, timings, failure })
+}
+
+/// What choosing a token reads; kept from token to token.
+#[derive(Default)]
+struct ReadBack {
+    logits: Vec<f32>,
+    candidates: Vec<(TokenId, f32)>,
+}
+
+/// The next token, of which `chosen` are there already.
+fn next_token(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    read_back: &mut ReadBack,
+    args: &GenerateArgs,
+    chosen: usize,
+) -> Result<TokenId, CliError> {
+    if sampler.is_plain_argmax() {
+        // The step of the token that a device is about to choose is queued before the token is read.
+        if args.max_tokens.is_none_or(|max| chosen + 1 < max) {
+            session.queue_next()?;
+        }
+        return Ok(session.argmax()?);
+    }
+    if let Some(count) = sampler.candidates_wanted() {
+        session.candidates(count, &mut read_back.candidates)?;
+        return Ok(sampler.sample_candidates(&read_back.candidates)?);
+    }
+    session.logits(&mut read_back.logits)?;
+    Ok(sampler.sample(&read_back.logits, session.tokens())?)
 }

@@ -17,7 +17,7 @@ use moe_run_graph::{
     dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject},
     ids::TokenId,
     ir::StepSizes,
-    passes::{Launch, Plan, PlanOptions, TapSelection, plan},
+    passes::{Launch, Plan, PlanOptions, TapSelection, none_alone, plan},
     synth::Random,
 };
 
@@ -243,7 +243,7 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
     let tokens = args.step_tokens.get();
     let max_sizes = StepSizes { tokens, logits_rows: 1, cached: args.backend.ctx_size(model) };
     let patterns = backend.patterns(tokens);
-    let plan = plan(&model.graph, &PlanOptions { taps, patterns: &patterns, max_sizes })
+    let plan = plan(&model.graph, &PlanOptions { taps, patterns: &patterns, alone: &none_alone, max_sizes })
         .map_err(CliError::failed)?;
     let view = BackendView { name: backend.name().to_owned(), device: None };
     Ok(Planned { plan, backend, view, measured: None, bandwidth_bytes_per_s: None })

@@ -152,7 +152,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             save_args::finish(sink)?;
         }
     }
-    Ok(ExitCode::Ok)
+    outcome.failure.map_or(Ok(ExitCode::Ok), Err)
 }
 
 fn report<'a>(

@@ -269,6 +269,9 @@ fn test_demo(
         if outcome.stop_reason == StopReason::Interrupted {
             return Err(CliError::Interrupted);
         }
+        if let Some(failure) = outcome.failure {
+            return Err(failure);
+        }
         report.answers += 1;
         if outcome.text != answer {
             report.failures.push(format!("{question:?}: answered {:?}, wanted {answer:?}", outcome.text));

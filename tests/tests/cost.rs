@@ -5,7 +5,7 @@ use moe_run_graph::{
     gguf::GgufFile,
     ir::StepSizes,
     lower::{lower, tensor_table},
-    passes::{PlanOptions, TapSelection, plan},
+    passes::{PlanOptions, TapSelection, none_alone, plan},
     synth::{Preset, Synth, SynthOptions},
 };
 
@@ -20,7 +20,8 @@ fn cost(sizes: StepSizes) -> Cost {
     file.as_file().set_len(synth.layout().file_bytes() as u64).expect("a sparse file");
     let file = GgufFile::open(file.path()).expect("readable");
     let (_, graph) = lower(file.metadata(), &tensor_table(&file)).expect("lowered");
-    let options = PlanOptions { taps: &TapSelection::None, patterns: &[], max_sizes: sizes };
+    let options =
+        PlanOptions { taps: &TapSelection::None, patterns: &[], alone: &none_alone, max_sizes: sizes };
     step_cost(&plan(&graph, &options).expect("planned"), sizes, &|elems| elems * 2)
 }
 

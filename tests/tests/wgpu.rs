@@ -136,6 +136,39 @@ fn decode_matches_the_stage_files_with_split_tensors() {
     }
 }
 
+/// Limits at which some tensors are in parts and others whole: what is whole stays in its fused launches, and every matrix
+/// is in parts at one of them.
+#[test]
+fn fused_launches_stand_beside_split_tensors() {
+    if !has_adapter() {
+        return;
+    }
+    let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
+    let tokens = [3070, 303, 198, 354, 294, 220, 17, 10].map(TokenId);
+    let whole = logits(&Wgpu::default(), &model, &f32_options(16), &tokens);
+    let floats = |all: &[Vec<u32>]| all.iter().flatten().map(|b| f32::from_bits(*b)).collect::<Vec<_>>();
+    let launches = |backend: &Wgpu| -> Vec<&'static str> {
+        let executable = backend.compile(&model.graph, model.file.clone(), &f32_options(16)).unwrap();
+        executable.plan(1).launches.iter().map(|l| l.pattern).collect()
+    };
+    let fused = ["norm_qkv", "attend", "matmul_add", "norm_router", "route_experts", "combine_experts"];
+    let count = |patterns: &[&str]| patterns.iter().filter(|p| fused.contains(p)).count();
+    let all = count(&launches(&Wgpu::default()));
+    let mut counts = Vec::new();
+    // Bytes of lm_head and embedding, of experts, of projections, of everything but the router.
+    for max_tensor_bytes in [500_000, 300_000, 60_000, 12_000, 4_096] {
+        let backend = split(max_tensor_bytes);
+        counts.push(count(&launches(&backend)));
+        let found = logits(&backend, &model, &f32_options(16), &tokens);
+        // Sums are the same, but a fused launch may take its lanes in another order.
+        let distance = relative_l2(&floats(&found), &floats(&whole));
+        assert!(distance <= 1e-5, "{max_tensor_bytes} bytes: {distance:.3e}");
+    }
+    assert!(counts.is_sorted_by(|a, b| a >= b) && counts[0] > 0 && counts[0] <= all, "{counts:?} of {all}");
+    // Only attention's launch reads no matrix.
+    assert_eq!(*counts.last().unwrap(), model.config.num_hidden_layers, "{counts:?} of {all}");
+}
+
 /// Logits of a prompt and of four tokens behind it.
 fn logits(backend: &Wgpu, model: &Model, options: &CompileOptions, tokens: &[TokenId]) -> Vec<Vec<u32>> {
     let mut session = session(backend, model, options);
@@ -215,6 +248,7 @@ fn a_decode_layer_takes_at_most_seven_dispatches() {
     let options = moe_run_graph::passes::PlanOptions {
         taps: &TapSelection::None,
         patterns: &backend.patterns(1),
+        alone: &moe_run_graph::passes::none_alone,
         max_sizes: moe_run_graph::ir::StepSizes { tokens: 1, logits_rows: 1, cached: 4096 },
     };
     let plan = moe_run_graph::passes::plan(&model.graph, &options).unwrap();
@@ -227,5 +261,49 @@ fn a_decode_layer_takes_at_most_seven_dispatches() {
     for layer in 0..model.config.num_hidden_layers {
         let found = dispatches[&Some(layer)];
         assert!((1..=7).contains(&found), "layer {layer}: {found} dispatches");
+    }
+}
+
+/// A layer of the real shapes, whose embedding and lm_head of 151,936 rows are larger than software Vulkan binds: the plan
+/// splits them, and the logits are the CPU's.
+#[test]
+fn real_shapes_agree_with_the_cpu() {
+    if !has_adapter() {
+        return;
+    }
+    if !fixtures::full() {
+        println!("SKIPPED: a layer of the real shapes (scripts/test.sh --full runs it)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("one-layer.gguf");
+    let args = ["synth", "--preset", "qwen3-coder-30b-a3b", "--layers", "1", "-o", file.to_str().unwrap()];
+    let _ = moe_run_tests::cli::run(env!("CARGO_BIN_EXE_moe-run-under-test"), args).succeeded();
+    let model = Model::open(&file).unwrap();
+    let tokens = [11, 151_935, 70_000, 5, 42].map(TokenId);
+    let run = |backend: &dyn Backend| -> (Vec<Vec<f32>>, Vec<&'static str>) {
+        let executable = backend.compile(&model.graph, model.file.clone(), &f32_options(16)).unwrap();
+        let patterns = executable.plan(1).launches.iter().map(|l| l.pattern).collect();
+        let mut session = Session::new(executable).unwrap();
+        let (mut all, mut out) = (Vec::new(), Vec::new());
+        session.feed(&tokens[..3], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+        session.logits(&mut out).unwrap();
+        all.push(out.clone());
+        for token in &tokens[3..] {
+            session.decode(*token, None).unwrap();
+            session.logits(&mut out).unwrap();
+            all.push(out.clone());
+        }
+        (all, patterns)
+    };
+    let (found, patterns) = run(&split(128 << 20));
+    // The layer is fused all the same.
+    assert!(patterns.contains(&"route_experts") && patterns.contains(&"matmul"), "{patterns:?}");
+    let (wanted, _) = run(&moe_run_backends::cpu::Cpu);
+    for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+        assert_eq!(found.len(), 151_936);
+        let distance = relative_l2(found, wanted);
+        println!("step {step}: relative L2 {distance:.1e}");
+        assert!(distance <= TOLERANCE, "step {step}: {distance:.3e}");
     }
 }

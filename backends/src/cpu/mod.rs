@@ -22,7 +22,7 @@ use crate::executable::{
 };
 use kernels::Kernels;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
-use moe_run_graph::passes::{PlanOptions, plan};
+use moe_run_graph::passes::{PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use pool::Pool;
 use std::num::NonZeroUsize;
@@ -86,7 +86,10 @@ impl Backend for Cpu {
             let max_sizes =
                 StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
             let patterns = patterns::patterns(tokens);
-            let plan = plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?;
+            let plan = plan(
+                graph,
+                &PlanOptions { taps: &options.taps, patterns: &patterns, alone: &none_alone, max_sizes },
+            )?;
             compile::compile(plan, weights.as_ref(), profile)
         };
         let (one, many) = (program(1)?, program(micro_batch)?);

@@ -12,7 +12,7 @@ use crate::executable::{
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Op, StateId, StepSizes, ValueId};
-use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
+use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::ops::Range;
 use std::sync::Arc;
@@ -128,8 +128,15 @@ pub(super) fn compile(
     let class = |tokens: usize| -> Result<Class, BackendError> {
         // The grouped launches know f32 and 8-bit activations; f16 runs op by op.
         let patterns = if profile == ActProfile::F16 { Vec::new() } else { fused::patterns(tokens) };
-        let plan =
-            plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes: sizes(tokens) })?;
+        let plan = plan(
+            graph,
+            &PlanOptions {
+                taps: &options.taps,
+                patterns: &patterns,
+                alone: &none_alone,
+                max_sizes: sizes(tokens),
+            },
+        )?;
         let input_stride = tokens.max(options.max_logits_rows).next_multiple_of(64);
         let inputs = DeviceBuffer::new(&driver, (4 * INPUTS * input_stride) as u64)
             .map_err(|e| device::error(&driver.info().name, e))?;

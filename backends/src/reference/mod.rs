@@ -28,7 +28,7 @@ use crate::executable::{
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, StepSizes};
-use moe_run_graph::passes::{Plan, PlanOptions, plan};
+use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::any::Any;
 use std::sync::Arc;
@@ -93,7 +93,8 @@ impl Backend for Reference {
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let max_sizes =
             StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
-        let plan = plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], max_sizes })?;
+        let plan =
+            plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], alone: &none_alone, max_sizes })?;
         let info = ExecutableInfo {
             backend: NAME,
             device: DEVICE.into(),

@@ -2,21 +2,22 @@
 //!
 //! Input: the graph's weights as views of the mapped file. Output: [`Tensors`]: matrices in buffers, split by rows where
 //! one is larger than a binding may be, and every small f32 vector in one buffer. Rows pass through one staging block at
-//! a time, so that the host never holds more than [`STAGED_BYTES`] beside the mapping.
+//! a time, so that the host never holds more than [`STAGED_BYTES`] and one [`BLOCK_BYTES`] beside the mapping.
 
 use super::device::Device;
 use super::layout::RowLayout;
 use crate::error::BackendError;
 use crate::executable::{Progress, WeightSource};
-use moe_run_graph::ir::{Graph, WeightId};
+use moe_run_graph::ir::{Graph, Node, WeightDecl, WeightId};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 /// Written to the queue before the device is waited for: what wgpu's own staging may hold at once.
-const STAGED_BYTES: usize = 64 << 20;
+pub(super) const STAGED_BYTES: usize = 64 << 20;
 
 /// Repacked at a time.
-const BLOCK_BYTES: usize = 8 << 20;
+pub(super) const BLOCK_BYTES: usize = 8 << 20;
 
 /// A matrix [rows, cols] or [E, rows, cols], its rows numbered through.
 pub(super) struct Tensor {
@@ -82,9 +83,10 @@ impl WeightMap {
         Ok(map)
     }
 
-    /// Whether a matrix is in several parts.
-    pub fn is_split(&self) -> bool {
-        self.matrices.values().any(|t| t.parts.len() > 1)
+    /// Whether a node's matrix is in several parts.
+    pub fn is_split(&self, node: &Node) -> bool {
+        let tensor = node.op.weight_slice().and_then(|slice| self.matrices.get(&slice.tensor));
+        tensor.is_some_and(|t| t.parts.len() > 1)
     }
 
     /// Memory on the device.
@@ -104,14 +106,8 @@ pub(super) fn upload(
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
     let advice = "lower --ctx-size, take a smaller quantization of the model, or use --backend cpu";
     let smalls = device.buffer("norms and biases", map.small_bytes as u64, usage, advice)?;
-    let mut stage = Stage {
-        device,
-        block: Vec::new(),
-        waiting_bytes: map.small_bytes,
-        done: 0,
-        total: map.matrix_bytes,
-        progress,
-    };
+    let mut stage =
+        Stage { device, block: Vec::new(), waiting_bytes: 0, done: 0, total: map.matrix_bytes, progress };
     let mut parts = HashMap::new();
     for decl in &graph.weights {
         let bytes = weights.bytes(&decl.name).ok_or_else(|| BackendError::Weight {
@@ -121,14 +117,14 @@ pub(super) fn upload(
             found_bytes: 0,
         })?;
         if let Some(at) = map.small_at.get(&decl.id) {
-            device.queue.write_buffer(&smalls, u64::from(*at) * 4, bytes);
+            stage.write(&smalls, u64::from(*at) * 4, bytes, 0)?;
         }
         let Some(tensor) = map.matrices.get(&decl.id) else { continue };
         for (i, rows) in tensor.parts.iter().enumerate() {
             let size_bytes = (rows.len() * tensor.layout.row_words * 4) as u64;
-            let what =
-                format!("tensor {}, after {} of {} bytes of weights", decl.name, stage.done, stage.total);
-            let buffer = device.buffer(&what, size_bytes, usage, advice)?;
+            let buffer = device
+                .buffer(&decl.name, size_bytes, usage, advice)
+                .map_err(|error| do_not_fit(error, graph, decl, stage.done, stage.total))?;
             let source = &bytes[rows.start * tensor.layout.file_row_bytes()..];
             stage.rows(&buffer, &tensor.layout, source, rows.len())?;
             parts.insert((decl.id, i), buffer);
@@ -136,6 +132,30 @@ pub(super) fn upload(
     }
     stage.flush()?;
     Ok(Weights { smalls, parts })
+}
+
+/// Out of memory at a tensor, told of all weights: which layers fit.
+fn do_not_fit(
+    error: BackendError,
+    graph: &Graph,
+    decl: &WeightDecl,
+    available_bytes: u64,
+    wanted_bytes: u64,
+) -> BackendError {
+    let BackendError::OutOfMemory { what, .. } = error else { return error };
+    let reads = |n: &&Node| n.op.weight_slice().is_some_and(|s| s.tensor == decl.id);
+    let fits = match graph.nodes.iter().find(reads).and_then(|n| n.layer) {
+        Some(layer) => format!("{} of {} layers fit", layer.index(), graph.num_layers),
+        None => format!("what is outside of the {} layers does not fit beside them", graph.num_layers),
+    };
+    BackendError::OutOfMemory {
+        what: format!("{what}, with all other weights"),
+        wanted_bytes,
+        available_bytes,
+        advice: format!(
+            "{fits}, without a KV cache yet: take a smaller quantization of the model, another --device, or --backend cpu"
+        ),
+    }
 }
 
 /// The way of the rows to the device, a block at a time.
@@ -163,21 +183,37 @@ impl Stage<'_> {
             let source = &bytes[first * file_row_bytes..(first + count) * file_row_bytes];
             let at = (first * row_bytes) as u64;
             if layout.is_native() {
-                self.device.queue.write_buffer(buffer, at, source);
+                self.write(buffer, at, source, self.block.capacity())?;
             } else {
-                self.block.resize(count * row_bytes, 0);
-                layout.repack(source, &mut self.block);
-                self.device.queue.write_buffer(buffer, at, &self.block);
+                let mut block = std::mem::take(&mut self.block);
+                block.resize(count * row_bytes, 0);
+                layout.repack(source, &mut block);
+                self.write(buffer, at, &block, block.capacity())?;
+                self.block = block;
             }
-            self.waiting_bytes += count * row_bytes;
             self.done += (count * row_bytes) as u64;
-            if self.waiting_bytes >= STAGED_BYTES {
-                self.flush()?;
-            }
         }
         if let Some(progress) = self.progress {
             progress(Progress { done: self.done, total: self.total, what: "uploading weights" });
         }
+        Ok(())
+    }
+
+    /// Copies bytes into the queue's staging memory, once there is room, beside a block of `block_bytes`.
+    fn write(
+        &mut self,
+        buffer: &wgpu::Buffer,
+        at: u64,
+        bytes: &[u8],
+        block_bytes: usize,
+    ) -> Result<(), BackendError> {
+        if self.waiting_bytes + bytes.len() > STAGED_BYTES {
+            self.flush()?;
+        }
+        self.device.queue.write_buffer(buffer, at, bytes);
+        self.waiting_bytes += bytes.len();
+        let on_host_bytes = (self.waiting_bytes + block_bytes) as u64;
+        self.device.peak_staged_bytes.fetch_max(on_host_bytes, Ordering::Relaxed);
         Ok(())
     }
 

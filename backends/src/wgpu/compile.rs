@@ -13,7 +13,7 @@ use super::{NAME, launches};
 use crate::error::BackendError;
 use crate::executable::{Activations, CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
 use moe_run_graph::dump::KernelInfo;
-use moe_run_graph::ir::{DType, Dim, Graph, Op, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Dim, Graph, Node, Op, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::collections::HashMap;
@@ -101,9 +101,11 @@ pub(super) fn compile(
     for tokens in classes {
         let max_sizes =
             StepSizes { tokens, logits_rows: options.max_logits_rows.min(tokens), cached: options.ctx_size };
+        let patterns = launches::for_tokens(tokens);
         // Fused launches read whole tensors.
-        let patterns = if weight_map.is_split() { Vec::new() } else { launches::for_tokens(tokens) };
-        plans.push(plan(graph, &PlanOptions { taps: &options.taps, patterns: &patterns, max_sizes })?);
+        let alone = |node: &Node| weight_map.is_split(node);
+        let options = PlanOptions { taps: &options.taps, patterns: &patterns, alone: &alone, max_sizes };
+        plans.push(plan(graph, &options)?);
     }
     let (map, values_at) = arena_map(
         graph,

@@ -18,6 +18,19 @@ pub struct WgpuOptions {
     pub max_tensor_bytes: Option<u64>,
     /// Keep compiled pipelines on disk where the driver can.
     pub pipeline_cache: bool,
+    /// What tests make the device fail at.
+    pub faults: Faults,
+}
+
+/// Failures that a test cannot have from a driver at will; none by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Faults {
+    /// The device has so much memory: buffers beyond it are refused as a driver refuses them.
+    pub memory_bytes: Option<u64>,
+    /// The device is lost at this submission.
+    pub lost_at_submission: Option<u64>,
+    /// Shaders of this op do not compile.
+    pub broken_shader: Option<&'static str>,
 }
 
 impl Default for WgpuOptions {
@@ -27,6 +40,7 @@ impl Default for WgpuOptions {
             timestamps: true,
             max_tensor_bytes: None,
             pipeline_cache: true,
+            faults: Faults::default(),
         }
     }
 }
@@ -64,6 +78,11 @@ pub(super) struct Device {
     pub passes: AtomicU64,
     /// Copied to the host so far.
     pub bytes_read_back: AtomicU64,
+    /// Held by buffers.
+    pub buffer_bytes: AtomicU64,
+    /// The most that uploading ever held on the host beside the mapping.
+    pub peak_staged_bytes: AtomicU64,
+    pub faults: Faults,
     failures: Arc<Failures>,
 }
 
@@ -77,6 +96,8 @@ fn instance() -> &'static wgpu::Instance {
     INSTANCE.get_or_init(|| {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = INTERFACES;
+        // WGPU_DEBUG=0 keeps names and source languages, which older validation layers do not know, out of debug builds' SPIR-V.
+        descriptor.flags = descriptor.flags.with_env();
         wgpu::Instance::new(descriptor)
     })
 }
@@ -116,6 +137,22 @@ fn features(instance: &wgpu::Instance, adapter: &wgpu::Adapter, allowed: Feature
     }
 }
 
+fn has_timestamps(adapter: &wgpu::Adapter, options: &WgpuOptions) -> bool {
+    options.timestamps && adapter.features().contains(wgpu::Features::TIMESTAMP_QUERY)
+}
+
+/// Optional features that are not in use, with what is done in their place.
+fn missing(features: Features, timestamps: bool) -> Vec<String> {
+    let all = [
+        (features.subgroups, "subgroups", "sums go through workgroup memory"),
+        (features.f16, "shader-f16", "the f16 cache is read by integer arithmetic"),
+        (features.dot4, "packed_4x8_integer_dot_product", "8-bit products are four multiplications"),
+        (timestamps, "timestamp-query", "launches are timed on the host"),
+    ];
+    let missing = all.into_iter().filter(|(has, ..)| !has);
+    missing.map(|(_, name, instead)| format!("{name} ({instead})")).collect()
+}
+
 /// The adapters of this machine.
 pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendError> {
     let instance = instance();
@@ -133,6 +170,10 @@ pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendErro
             ("largest binding".to_owned(), format!("{} bytes", limits.max_storage_buffer_binding_size)),
             ("features used".to_owned(), features(instance, adapter, options.allowed).to_string()),
         ];
+        let missing = missing(features(instance, adapter, options.allowed), has_timestamps(adapter, options));
+        if !missing.is_empty() {
+            details.push(("features missing".to_owned(), missing.join("; ")));
+        }
         if kind(&info) == DeviceKind::Software {
             details
                 .push(("note".to_owned(), "run by the processor; --backend auto never takes it".to_owned()));
@@ -198,6 +239,15 @@ fn wanted_limits(adapter: &wgpu::Limits) -> wgpu::Limits {
     }
 }
 
+/// Limits of the adapter that are below what the shaders need, each with both numbers.
+fn lacking_limits(wanted: &wgpu::Limits, adapter: &wgpu::Limits) -> Vec<String> {
+    let mut lacking = Vec::new();
+    wanted.check_limits_with_fail_fn(adapter, false, |name, wanted, found| {
+        lacking.push(format!("{name} is {found}, wanted {wanted}"));
+    });
+    lacking
+}
+
 impl Device {
     /// Opens the device that `wanted` names, or the best.
     pub fn open(wanted: Option<&str>, options: &WgpuOptions) -> Result<Device, BackendError> {
@@ -211,16 +261,13 @@ impl Device {
                 .into(),
         };
         let limits = wanted_limits(&adapter.limits());
-        let mut lacking = Vec::new();
-        limits.check_limits_with_fail_fn(&adapter.limits(), false, |name, wanted, found| {
-            lacking.push(format!("{name} is {found}, wanted {wanted}"));
-        });
+        let lacking = lacking_limits(&limits, &adapter.limits());
         if !lacking.is_empty() {
             return Err(failed(lacking.join("; ")));
         }
 
         let features = features(instance, &adapter, options.allowed);
-        let timestamps = options.timestamps && adapter.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        let timestamps = has_timestamps(&adapter, options);
         let pipeline_cache =
             options.pipeline_cache && adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
         let mut required_features = wgpu::Features::empty();
@@ -264,17 +311,26 @@ impl Device {
             submissions: AtomicU64::new(0),
             passes: AtomicU64::new(0),
             bytes_read_back: AtomicU64::new(0),
+            buffer_bytes: AtomicU64::new(0),
+            peak_staged_bytes: AtomicU64::new(0),
+            faults: options.faults,
             failures,
         })
     }
 
-    /// The adapter's name; a software adapter says that it is one.
+    /// The adapter's name; a software adapter says that it is one, and what is missing is named.
     pub fn name(&self) -> String {
-        match kind(&self.info) {
-            DeviceKind::Software => {
-                format!("{} (warning: a software adapter, run by the processor and slow)", self.info.name)
-            }
-            _ => self.info.name.clone(),
+        let mut remarks = Vec::new();
+        if kind(&self.info) == DeviceKind::Software {
+            remarks.push("warning: a software adapter, run by the processor and slow".to_owned());
+        }
+        let missing = missing(self.features, self.timestamps);
+        if !missing.is_empty() {
+            remarks.push(format!("without {}", missing.join(", ")));
+        }
+        match remarks.as_slice() {
+            [] => self.info.name.clone(),
+            remarks => format!("{} ({})", self.info.name, remarks.join("; ")),
         }
     }
 
@@ -309,7 +365,11 @@ impl Device {
 
     /// Submits what an encoder holds.
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
-        self.submissions.fetch_add(1, Ordering::Relaxed);
+        let number = self.submissions.fetch_add(1, Ordering::Relaxed);
+        if self.faults.lost_at_submission.is_some_and(|at| number >= at) {
+            self.failures.add("the device was lost (Unknown): injected by a test".to_owned());
+            self.device.destroy();
+        }
         self.queue.submit([encoder.finish()])
     }
 
@@ -364,6 +424,12 @@ impl Device {
         if size_bytes > limit {
             return Err(out_of_memory(limit, &format!("the adapter takes no larger buffer: {advice}")));
         }
+        let held_bytes = self.buffer_bytes.load(Ordering::Relaxed);
+        if let Some(free_bytes) = self.faults.memory_bytes.map(|all| all.saturating_sub(held_bytes))
+            && size_bytes > free_bytes
+        {
+            return Err(out_of_memory(free_bytes, advice));
+        }
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let descriptor = wgpu::BufferDescriptor {
@@ -376,7 +442,10 @@ impl Device {
         let errors = [pollster::block_on(internal.pop()), pollster::block_on(memory.pop())];
         self.check()?;
         match errors.into_iter().flatten().next() {
-            None => Ok(buffer),
+            None => {
+                self.buffer_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+                Ok(buffer)
+            }
             Some(_) => Err(out_of_memory(0, advice)),
         }
     }
@@ -394,4 +463,33 @@ pub(super) fn describe(error: &wgpu::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_adapter_says_what_to_install() {
+        let error = choose(Vec::new(), None).err().unwrap();
+        assert!(matches!(error, BackendError::NoDevice { .. }));
+        let text = error.to_string();
+        assert!(
+            text.contains("no Vulkan, Metal or DX12 adapter") && text.contains("--backend cpu"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_an_adapter_lacks_is_named() {
+        let small = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..wgpu::Limits::default() };
+        let lacking = lacking_limits(&wanted_limits(&small), &small);
+        assert_eq!(lacking, ["max_storage_buffers_per_shader_stage is 4, wanted 8"]);
+        assert!(lacking_limits(&wgpu::Limits::default(), &wgpu::Limits::default()).is_empty());
+
+        let features = Features { subgroups: true, f16: false, dot4: true };
+        assert_eq!(missing(features, true), ["shader-f16 (the f16 cache is read by integer arithmetic)"]);
+        assert_eq!(missing(Features::default(), false).len(), 4);
+        assert!(missing(Features { f16: true, ..features }, true).is_empty());
+    }
 }

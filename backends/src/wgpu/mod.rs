@@ -22,7 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use device::WgpuOptions;
+pub use device::{Faults, WgpuOptions};
 pub use shader::Features;
 
 use crate::error::BackendError;

@@ -140,7 +140,10 @@ impl Pipelines {
                 "shader {variant} does not compile: {detail}; update the driver, or use --backend cpu"
             ),
         };
-        let text = compose(variant).map_err(|e| failed(e.to_string()))?;
+        let mut text = compose(variant).map_err(|e| failed(e.to_string()))?;
+        if device.faults.broken_shader == Some(variant.op) {
+            text.push_str("fn broken_by_a_test() { return 1u; }\n");
+        }
         let scopes =
             [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
                 .map(|filter| device.device.push_error_scope(filter));

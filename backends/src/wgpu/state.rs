@@ -38,12 +38,17 @@ impl WgpuState {
         let total: u64 = sizes.iter().sum();
         let mut buffers = Vec::with_capacity(sizes.len());
         for (decl, size_bytes) in graph.states.iter().zip(sizes) {
-            let what =
-                format!("KV cache of {}, of {total} bytes for {capacity_tokens} positions", decl.layer);
-            let fits = device.max_binding_bytes / (size_bytes / capacity_tokens.max(1) as u64).max(1);
+            let what = format!("KV cache of {}", decl.layer);
+            let a_row = (size_bytes / capacity_tokens.max(1) as u64).max(1);
+            let fits = device.max_binding_bytes / a_row;
             let advice =
                 format!("a binding holds {fits} positions: lower --ctx-size, or take --kv-type q8_0");
-            buffers.push(device.buffer(&what, size_bytes, usage, &advice)?);
+            let buffer = device.buffer(&what, size_bytes, usage, &advice).map_err(|error| {
+                let had_bytes: u64 = buffers.iter().map(wgpu::Buffer::size).sum();
+                let is_too_large = size_bytes > device.max_binding_bytes;
+                if is_too_large { error } else { does_not_fit(error, capacity_tokens, had_bytes, total) }
+            })?;
+            buffers.push(buffer);
         }
         let mut groups = HashMap::new();
         for ready in run.programs.iter().flat_map(|p| p.launches.iter().flatten()) {
@@ -73,6 +78,27 @@ impl WgpuState {
         }
         device.check()?;
         Ok(WgpuState { device, buffers, groups, capacity_tokens, size_bytes: total })
+    }
+}
+
+/// Out of memory at one layer's cache, told of all of them: how many positions fit.
+fn does_not_fit(
+    error: BackendError,
+    capacity_tokens: usize,
+    available_bytes: u64,
+    wanted_bytes: u64,
+) -> BackendError {
+    let BackendError::OutOfMemory { what, .. } = error else { return error };
+    let fits = u128::from(available_bytes) * capacity_tokens as u128 / u128::from(wanted_bytes.max(1));
+    let advice = match fits {
+        0 => "the weights leave no room for it: take a smaller quantization of the model".to_owned(),
+        _ => format!("about {fits} positions fit: --ctx-size {fits}, or --kv-type q8_0"),
+    };
+    BackendError::OutOfMemory {
+        what: format!("{what}, with those of all layers, for {capacity_tokens} positions"),
+        wanted_bytes,
+        available_bytes,
+        advice,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::executable::{
 use crate::reference::Reference;
 use crate::session::{LogitsRows, Session};
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Dim, Graph, Op, Shape, ValueId};
+use moe_run_graph::ir::{DType, Dim, Graph, Op, Shape, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
 use std::sync::Arc;
@@ -266,5 +266,32 @@ fn a_token_is_one_pass_and_one_submission() {
         let after = count();
         let bytes = 10 * (4 + 8 * sampled.unwrap_or(1) as u64);
         assert_eq!(after, (before.0 + 10, before.1 + 10, before.2 + bytes), "{sampled:?}");
+    }
+}
+
+/// 200 MB of weights that are repacked, and as many that go as they are: the host never holds more than one staging's worth
+/// beside the mapping.
+#[test]
+fn uploading_stays_within_its_staging() {
+    if !has_adapter() {
+        return;
+    }
+    for format in [Format::Q6K, Format::F32] {
+        const COLS: usize = 4096;
+        let rows = 200_000_000 / format.row_bytes(COLS).unwrap();
+        let mut graph = Graph::new();
+        let tensor = graph.add_weight("weight", vec![rows, COLS], format);
+        let table = WeightSlice { tensor, rows: 0..rows, experts: None, home: WeightHome::Device };
+        let tokens = graph.inputs.tokens;
+        graph.outputs = graph.push(None, "embed_tokens", Op::Embed { table }, &[tokens]).unwrap();
+        let bytes = vec![0u8; rows * format.row_bytes(COLS).unwrap()];
+        let weights = std::collections::HashMap::from([("weight".to_owned(), bytes)]);
+        let options = CompileOptions { micro_batch: Some(1), ..CompileOptions::default() };
+        let executable =
+            super::compile::compile(&WgpuOptions::default(), &graph, &weights, &options).unwrap();
+        let peak = executable.device.peak_staged_bytes.load(std::sync::atomic::Ordering::Relaxed) as usize;
+        let bound = super::buffers::STAGED_BYTES + super::buffers::BLOCK_BYTES;
+        assert!(peak > bound / 2 && peak <= bound, "{format}: {peak} of {bound}");
+        assert!(bound <= 512 << 20);
     }
 }

@@ -63,9 +63,13 @@ impl Launch {
     }
 }
 
-/// The launches of a graph, in execution order.
+/// The launches of a graph, in execution order. No group takes a node that is to be `alone`.
 #[must_use]
-pub fn group_launches(graph: &Graph, patterns: &[LaunchPattern]) -> Vec<Launch> {
+pub fn group_launches(
+    graph: &Graph,
+    patterns: &[LaunchPattern],
+    alone: &dyn Fn(&Node) -> bool,
+) -> Vec<Launch> {
     let feeds_outputs = graph.feeds_outputs();
     let is_tap = |n: &Node| matches!(n.op, Op::Tap { .. });
     let side = |production: bool| -> Vec<&Node> {
@@ -80,7 +84,10 @@ pub fn group_launches(graph: &Graph, patterns: &[LaunchPattern]) -> Vec<Launch> 
 
     let mut rest = production.as_slice();
     while let Some(first) = rest.first() {
-        let grouped = patterns.iter().find_map(|p| p.matches(graph, rest).map(|phases| (p.name, phases)));
+        let grouped = patterns.iter().find_map(|pattern| {
+            let phases = pattern.matches(graph, rest)?;
+            (!phases.iter().flatten().any(|n| alone(n))).then_some((pattern.name, phases))
+        });
         let (pattern, phases) = grouped.unwrap_or_else(|| (first.op.stem(), vec![vec![*first]]));
         rest = &rest[phases.iter().map(Vec::len).sum::<usize>()..];
         add(&mut launches, &mut computed, pattern, &phases, false);

@@ -21,14 +21,22 @@ use serde::Serialize;
 pub const PIPELINE: &[&str] = &["drop_unrequested_taps", "group_launches", "plan_memory"];
 
 /// What a graph is planned for.
-#[derive(Debug, Clone)]
+#[derive(Clone, Copy)]
 pub struct PlanOptions<'a> {
     /// Which taps stay.
     pub taps: &'a TapSelection,
     /// The backend's groups for this token class, best first. Any op not covered is a launch of its own.
     pub patterns: &'a [LaunchPattern],
+    /// Nodes that no group may take, such as those whose weights a device holds in parts.
+    pub alone: &'a dyn Fn(&Node) -> bool,
     /// The largest step: the class's tokens, the rows whose logits may be asked for, the context size.
     pub max_sizes: StepSizes,
+}
+
+/// [`PlanOptions::alone`] where any node may be grouped.
+#[must_use]
+pub fn none_alone(_: &Node) -> bool {
+    false
 }
 
 /// A graph with its launches and its memory, for one token class. Immutable after compile.
@@ -51,7 +59,7 @@ pub struct Plan {
 pub fn plan(lowered: &Graph, options: &PlanOptions<'_>) -> Result<Plan, GraphError> {
     let graph = drop_unrequested_taps(lowered, options.taps);
     verify(&graph, "drop_unrequested_taps")?;
-    let launches = group_launches(&graph, options.patterns);
+    let launches = group_launches(&graph, options.patterns, options.alone);
     let memory = plan_memory(&graph, &launches, options.max_sizes);
     let plan = Plan { graph, launches, memory, max_sizes: options.max_sizes };
     verify_plan(&plan)?;

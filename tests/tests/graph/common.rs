@@ -5,7 +5,7 @@ use moe_run_graph::dump::{self, BackendView, Dump, DumpInput, KernelInfo, Measur
 use moe_run_graph::gguf::{MetaValue as V, Metadata};
 use moe_run_graph::ir::{Graph, LaunchPattern, StepSizes};
 use moe_run_graph::lower::{TensorTable, lower};
-use moe_run_graph::passes::{Launch, Plan, PlanOptions, TapSelection, plan};
+use moe_run_graph::passes::{Launch, Plan, PlanOptions, TapSelection, none_alone, plan};
 use moe_run_graph::quant::Format;
 use std::ops::Range;
 
@@ -135,7 +135,7 @@ pub const DECODE: StepSizes = StepSizes { tokens: 1, logits_rows: 1, cached: 512
 
 pub fn plan_of(graph: &Graph, taps: &TapSelection, patterns: &[LaunchPattern]) -> Plan {
     let max_sizes = StepSizes { tokens: 1, logits_rows: 1, cached: 4096 };
-    plan(graph, &PlanOptions { taps, patterns, max_sizes }).unwrap()
+    plan(graph, &PlanOptions { taps, patterns, alone: &none_alone, max_sizes }).unwrap()
 }
 
 /// What a dump is made of, beside model and graph.

@@ -4,7 +4,9 @@ use crate::common::{one_layer, plan_of};
 use moe_run_graph::ir::pattern::{PatternStep, maybe, named, op};
 use moe_run_graph::ir::{Activation, DType, Dim, Graph, LaunchPattern, LayerIdx, Op, Shape, Stage, ValueId};
 use moe_run_graph::ir::{WeightHome, WeightSlice};
-use moe_run_graph::passes::{Plan, TapSelection, drop_unrequested_taps, group_launches, verify_plan};
+use moe_run_graph::passes::{
+    Plan, TapSelection, drop_unrequested_taps, group_launches, none_alone, verify_plan,
+};
 use moe_run_graph::quant::Format;
 use moe_run_graph::synth::Random;
 use moe_run_graph::verify::GraphError;
@@ -121,10 +123,14 @@ fn optional_steps_may_be_absent_and_a_pattern_of_nothing_fits_nothing() {
     const NOTHING: LaunchPattern = LaunchPattern::new("nothing", &[&[maybe(op("rope"))]]);
     const REFUSED: LaunchPattern =
         LaunchPattern { accepts: |_, _| false, ..LaunchPattern::new("refused", &[&[op("add"), op("mul")]]) };
-    let launches = group_launches(&graph, &[NOTHING, REFUSED, TAIL]);
+    let launches = group_launches(&graph, &[NOTHING, REFUSED, TAIL], &none_alone);
     let patterns: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
     assert_eq!(patterns, ["add", "tail"]);
     assert_eq!(launches[1].len(), 2);
+    // No group takes what is to be alone.
+    let launches = group_launches(&graph, &[TAIL], &|n| matches!(n.op, Op::Mul));
+    let patterns: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
+    assert_eq!(patterns, ["add", "mul", "add"]);
 }
 
 #[test]
@@ -135,7 +141,8 @@ fn a_group_never_reaches_into_another_layer() {
     let b = graph.push(Some(LayerIdx(1)), "b", Op::Add, &[a, x]).unwrap()[0];
     graph.outputs.push(b);
     const PAIR: LaunchPattern = LaunchPattern::new("pair", &[&[op("add"), op("add")]]);
-    let patterns: Vec<&str> = group_launches(&graph, &[PAIR]).iter().map(|l| l.pattern).collect();
+    let patterns: Vec<&str> =
+        group_launches(&graph, &[PAIR], &none_alone).iter().map(|l| l.pattern).collect();
     assert_eq!(patterns, ["add", "add"]);
 }
 
