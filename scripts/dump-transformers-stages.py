@@ -4,24 +4,36 @@
     dump-transformers-stages.py MODEL --tokens 1,2,3 -o stages.safetensors
 
 MODEL is a directory (or hub name) of a model, or a .gguf file, which transformers dequantizes.
-Needs torch, transformers and safetensors (and gguf for a .gguf file).
+Needs torch, transformers and safetensors (and gguf and accelerate for a .gguf file).
 """
 import argparse
 import json
 import os
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
 
 def load(path):
-    kwargs = dict(torch_dtype=torch.float64, attn_implementation="eager")
-    if path.endswith(".gguf"):
-        folder, name = os.path.split(os.path.abspath(path))
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **kwargs)
-    return AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    # The keyword's name changed with 4.56.
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    kwargs = {"dtype" if release >= (4, 56) else "torch_dtype": torch.float64, "attn_implementation": "eager"}
+    if release >= (5, 0):
+        kwargs["experts_implementation"] = "eager"  # the grouped product takes no float64
+    if not path.endswith(".gguf"):
+        return AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    folder, name = os.path.split(os.path.abspath(path))
+    config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    # transformers maps no key of a GGUF file to the experts' width and would take Qwen3MoeConfig's default.
+    from gguf import GGUFReader
+
+    width = GGUFReader(path).fields.get("qwen3moe.expert_feed_forward_length")
+    if width is not None:
+        config.moe_intermediate_size = int(width.contents())
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, config=config, **kwargs)
 
 
 def main():
@@ -43,6 +55,10 @@ def main():
 
     def first(_, output):
         return output[0] if isinstance(output, tuple) else output
+
+    def chosen(at, _, ids, weights):
+        keep(f"{at}/moe_topk_ids", ids)
+        keep(f"{at}/moe_router", weights)
 
     on(model.model.embed_tokens, "embedding")
     on(model.model.norm, "final_norm")
@@ -69,6 +85,8 @@ def main():
             router.register_forward_hook(
                 lambda m, inputs, _, at=at: keep(f"{at}/moe_logits", inputs[0].reshape(count, -1) @ m.weight.T)
             )
+            # Where the experts are one module, it is given what the router chose.
+            layer.mlp.experts.register_forward_pre_hook(lambda _, inputs, at=at: chosen(at, *inputs))
 
     # RoPE and the softmax are functions: wrapped for the time of the run.
     modules = [qwen3_moe]
@@ -102,7 +120,8 @@ def main():
         at = f"layer-{index}"
         parts = [stages.pop(f"{at}/{part}") for part in ("q_proj", "k_proj", "v_proj")]
         stages[f"{at}/qkv_matmul"] = torch.cat(parts, dim=1).contiguous()
-        if f"{at}/moe_logits" in stages:
+        if f"{at}/moe_logits" in stages and f"{at}/moe_topk_ids" not in stages:
+            # Older releases choose in the block's forward, out of sight: by its own steps.
             config = model.config
             gate = torch.softmax(stages[f"{at}/moe_logits"].double(), dim=-1)
             weights, ids = torch.topk(gate, config.num_experts_per_tok, dim=-1)

@@ -44,7 +44,11 @@ if [ "$install" = 1 ]; then
   if [ ! -x .venv/bin/python ]; then
     python3 -m venv .venv
   fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/test-requirements.txt
+  requirements=(-r scripts/test-requirements.txt)
+  if [ "$full" = 1 ]; then
+    requirements+=(-r scripts/test-requirements-full.txt)
+  fi
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
 fi
 if [ -x .venv/bin/python ]; then
   export MOE_PYTHON="$PWD/.venv/bin/python"

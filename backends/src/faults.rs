@@ -1,15 +1,18 @@
 //! Faults on purpose: exactly one operation of one layer is made wrong, so that tests can require that parity names it.
 //!
-//! Three ways, all of which work on any backend: the lowered graph is altered before it is compiled (RoPE, renormalising),
-//! a weight's bytes are altered where they are read (a scale nibble), or a hook between launches puts in place of an op's
-//! output what the broken op would have given. The hook runs behind the replacing of inputs by a forced run. Compiled
-//! only with the feature `fault-injection`.
+//! Most faults are compiled in: the lowered graph or a weight's bytes are altered, and the backend's own kernels, groups
+//! included, compute with that. The four that no attribute and no weight can express (a dropped expert, uniform router
+//! weights, a residual added twice, the causal mask) are put in place by a hook between launches: the op's output becomes
+//! what the broken op would have given, and what later nodes of the same launch made of it is made again. A hook that
+//! cannot do that refuses, so that no fault stays without its consequences. It runs behind the replacing of inputs by a
+//! forced run. Compiled only with the feature `fault-injection`: production code has no hook of its own.
 
 use crate::error::BackendError;
 use crate::executable::{HostTensor, Observer, TensorData, ValueAccess, WeightSource};
-use moe_run_graph::ir::{AttentionAttrs, Graph, Node, Op, RopePairing, RopeSpec};
+use moe_run_graph::ir::{AttentionAttrs, Graph, Node, Op, RopePairing, RopeSpec, ValueId, WeightDecl};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use std::time::Duration;
 pub enum Fault {
     /// The best expert's output is left out of the weighted sum.
     DroppedExpert,
-    /// down_proj takes another expert than the router chose.
+    /// down_proj takes the next expert where the router chose a certain one.
     WrongExpert,
     /// Every chosen expert gets the weight 1/K.
     UniformRouterWeights,
@@ -76,15 +79,32 @@ impl Fault {
         }
     }
 
-    /// Breaks this in one layer of a graph; `None` where the model has no such op there.
+    /// Breaks this in one layer of a graph; `None` where the model has no such op there. `routed` is an expert that the
+    /// input is routed to in that layer.
     #[must_use]
-    pub fn inject(self, graph: &Graph, weights: &Arc<dyn WeightSource>, layer: usize) -> Option<Injected> {
+    pub fn inject(
+        self,
+        graph: &Graph,
+        weights: &Arc<dyn WeightSource>,
+        layer: usize,
+        routed: usize,
+    ) -> Option<Injected> {
         let mut graph = graph.clone();
+        let mut weights = Arc::clone(weights);
         let at = graph
             .nodes
             .iter()
             .position(|n| n.name == self.node_name() && n.layer.is_some_and(|l| l.index() == layer))?;
-        let mut weights = Arc::clone(weights);
+        // Alters the bytes of the weight that the op reads.
+        let mut alter =
+            |graph: &Graph, change: &dyn Fn(&WeightDecl, &mut [u8]) -> Option<()>| -> Option<()> {
+                let decl = graph.weight(*graph.nodes[at].op.weights().first()?);
+                let mut bytes = weights.bytes(&decl.name)?.to_vec();
+                change(decl, &mut bytes)?;
+                weights = Arc::new(Overlay { base: Arc::clone(&weights), name: decl.name.clone(), bytes });
+                Some(())
+            };
+        let hook = Hook { fault: self, layer };
         match self {
             Fault::NoRenormalising => {
                 let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
@@ -104,17 +124,29 @@ impl Fault {
                 let Op::Rope { table, .. } = &mut graph.nodes[at].op else { return None };
                 *table = moved;
             }
-            Fault::SwappedScaleNibble => {
-                let Op::MatMul { weight, .. } = &graph.nodes[at].op else { return None };
-                let decl = graph.weight(weight.tensor);
-                let mut bytes = weights.bytes(&decl.name)?.to_vec();
-                swap_scale_nibble(decl.format, &mut bytes)?;
-                let name = decl.name.clone();
-                weights = Arc::new(Overlay { base: weights, name, bytes });
+            Fault::SkippedQNorm | Fault::SkippedKNorm => {
+                // Beside 2^60 no mean of squares counts: x / √2^60 · 2^30 is x, each step exact.
+                let Op::RmsNorm { eps, .. } = &mut graph.nodes[at].op else { return None };
+                *eps = (1u64 << 60) as f32;
+                alter(&graph, &|_, bytes| fill_f32(bytes, (1u32 << 30) as f32))?;
             }
-            _ => {}
+            Fault::NanLane => alter(&graph, &|_, bytes| fill_f32(bytes.last_chunk_mut::<4>()?, f32::NAN))?,
+            Fault::SwappedScaleNibble => alter(&graph, &|decl, bytes| swap_scale_nibble(decl.format, bytes))?,
+            Fault::WrongExpert => alter(&graph, &|decl, bytes| {
+                let experts = *decl.shape.first()?;
+                let each = bytes.len() / experts;
+                let next = (routed + 1) % experts * each;
+                bytes.copy_within(next..next + each, routed * each);
+                Some(())
+            })?,
+            Fault::DroppedExpert
+            | Fault::UniformRouterWeights
+            | Fault::ResidualTwice
+            | Fault::CausalOffByOne => {
+                return Some(Injected { graph, weights, hook: Some(hook) });
+            }
         }
-        Some(Injected { graph, weights, hook: Hook { fault: self, layer } })
+        Some(Injected { graph, weights, hook: None })
     }
 }
 
@@ -124,8 +156,8 @@ pub struct Injected {
     pub graph: Graph,
     /// The weights to compile it with.
     pub weights: Arc<dyn WeightSource>,
-    /// Goes between replacing and comparing.
-    pub hook: Hook,
+    /// Goes between replacing and comparing, where the fault is not compiled in.
+    pub hook: Option<Hook>,
 }
 
 /// Weights with one tensor altered.
@@ -139,6 +171,12 @@ impl WeightSource for Overlay {
     fn bytes(&self, name: &str) -> Option<&[u8]> {
         if name == self.name { Some(&self.bytes) } else { self.base.bytes(name) }
     }
+}
+
+/// Makes every element of an F32 weight the same.
+fn fill_f32(bytes: &mut [u8], value: f32) -> Option<()> {
+    bytes.chunks_exact_mut(size_of::<f32>()).for_each(|x| x.copy_from_slice(&value.to_le_bytes()));
+    Some(())
 }
 
 /// Swaps the nibbles of the first scale byte whose nibbles differ, in the first block that has one.
@@ -179,10 +217,14 @@ impl Observer for Hook {
         _elapsed: Duration,
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
-        for node in plan.launch_nodes(launch) {
-            let here = node.layer.is_some_and(|l| l.index() == self.layer);
-            if here && node.name == self.fault.node_name() {
-                self.corrupt(plan, node, values)?;
+        let broken = |node: &&Node| {
+            node.layer.is_some_and(|l| l.index() == self.layer) && node.name == self.fault.node_name()
+        };
+        let Some(broken) = plan.launch_nodes(launch).find(broken) else { return Ok(()) };
+        let mut wrong = HashSet::from([self.corrupt(plan, broken, values)?]);
+        for node in plan.launch_nodes(launch).skip_while(|n| n.id != broken.id).skip(1) {
+            if node.inputs.iter().any(|v| wrong.contains(v)) {
+                wrong.insert(self.again(node, values)?);
             }
         }
         Ok(())
@@ -190,12 +232,18 @@ impl Observer for Hook {
 }
 
 impl Hook {
-    fn corrupt(&self, plan: &Plan, node: &Node, values: &mut dyn ValueAccess) -> Result<(), BackendError> {
+    /// Puts a wrong output in place, and says which.
+    fn corrupt(
+        &self,
+        plan: &Plan,
+        node: &Node,
+        values: &mut dyn ValueAccess,
+    ) -> Result<ValueId, BackendError> {
         let input = |values: &mut dyn ValueAccess, i: usize| values.read(node.inputs[i]);
         match (self.fault, &node.op) {
             (Fault::DroppedExpert, Op::ExpertCombine) => {
                 let (y, w) = (input(values, 0)?, input(values, 1)?);
-                let [tokens, per_tok, width] = y.shape[..] else { return Ok(()) };
+                let &[tokens, per_tok, width] = y.shape.as_slice() else { return Err(self.refuse(node)) };
                 let (y, w) = (y.data.to_f32(), w.data.to_f32());
                 edit(values, node, 0, |out| {
                     for t in 0..tokens {
@@ -206,38 +254,14 @@ impl Hook {
                     }
                 })
             }
-            (Fault::WrongExpert, Op::ExpertMatMul { .. }) => {
-                // What the token's second expert gave stands for what another expert gives.
-                let ids = input(values, 1)?;
-                let per_tok = ids.shape.last().copied().unwrap_or(1);
-                edit(values, node, 0, |out| {
-                    let width = out.len() / ids.data.len().max(1);
-                    for row in out.chunks_exact_mut(per_tok * width) {
-                        if let [best, second, ..] =
-                            row.chunks_exact_mut(width).collect::<Vec<_>>().as_mut_slice()
-                        {
-                            best.copy_from_slice(second);
-                        }
-                    }
-                })
-            }
             (Fault::UniformRouterWeights, Op::Router(attrs)) => {
                 let weight = 1.0 / attrs.num_experts_per_tok as f32;
                 edit(values, node, 1, |out| out.fill(weight))
-            }
-            (Fault::SkippedQNorm | Fault::SkippedKNorm, Op::RmsNorm { .. }) => {
-                let x = input(values, 0)?;
-                values.write(node.outputs[0], &x)
             }
             (Fault::ResidualTwice, Op::Add) => {
                 let x = input(values, 0)?.data.to_f32();
                 edit(values, node, 0, |out| out.iter_mut().zip(&x).for_each(|(o, x)| *o += x))
             }
-            (Fault::NanLane, Op::RmsNorm { .. }) => edit(values, node, 0, |out| {
-                if let Some(lane) = out.last_mut() {
-                    *lane = f32::NAN;
-                }
-            }),
             (Fault::CausalOffByOne, Op::Attention(attrs)) => {
                 let q = input(values, 0)?.data.to_f32();
                 let sizes = values.sizes();
@@ -257,22 +281,39 @@ impl Hook {
                     }
                 })
             }
-            _ => Ok(()),
+            _ => Err(self.refuse(node)),
         }
+    }
+
+    /// Evaluates a node of the same launch again, with its wrong input.
+    fn again(&self, node: &Node, values: &mut dyn ValueAccess) -> Result<ValueId, BackendError> {
+        let Op::Add = node.op else { return Err(self.refuse(node)) };
+        let (a, b) = (values.read(node.inputs[0])?.data.to_f32(), values.read(node.inputs[1])?.data.to_f32());
+        edit(values, node, 0, |out| {
+            for ((out, a), b) in out.iter_mut().zip(&a).zip(&b) {
+                *out = a + b;
+            }
+        })
+    }
+
+    fn refuse(&self, node: &Node) -> BackendError {
+        BackendError::Input(format!("{:?} cannot be carried through {}", self.fault, node.path()))
     }
 }
 
-/// Reads an output, lets it be altered, and writes it back.
+/// Reads an output, lets it be altered, and writes it back; which value that is.
 fn edit(
     values: &mut dyn ValueAccess,
     node: &Node,
     output: usize,
     alter: impl FnOnce(&mut [f32]),
-) -> Result<(), BackendError> {
-    let tensor = values.read(node.outputs[output])?;
+) -> Result<ValueId, BackendError> {
+    let value = node.outputs[output];
+    let tensor = values.read(value)?;
     let mut data = tensor.data.to_f32();
     alter(&mut data);
-    values.write(node.outputs[output], &HostTensor { shape: tensor.shape, data: TensorData::F32(data) })
+    values.write(value, &HostTensor { shape: tensor.shape, data: TensorData::F32(data) })?;
+    Ok(value)
 }
 
 /// One query over the first `seen` cached positions.

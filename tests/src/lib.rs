@@ -84,22 +84,39 @@ pub struct Subject {
     pub device: Option<String>,
 }
 
-/// [`backends`] with their devices, for matrices of many runs. GPUs in software are hundreds of times slower than the
-/// rest: here they run with `--full` only, and a line says so.
+impl Subject {
+    /// Whether every device of the backend is a GPU interface run by the processor.
+    #[must_use]
+    pub fn in_software(&self) -> bool {
+        self.backend.devices().is_ok_and(|d| d.iter().all(|d| d.kind == DeviceKind::Software))
+    }
+}
+
+/// [`backends`] with their devices.
 #[must_use]
-pub fn subjects() -> Vec<Subject> {
+pub fn every_subject() -> Vec<Subject> {
     let subject = |backend: Box<dyn Backend>| {
         let device = (backend.name() == Cuda.name()).then(|| HOST_HARNESS.to_owned());
         Subject { backend, device }
     };
-    let in_time = |backend: &dyn Backend| {
-        let software = backend.devices().is_ok_and(|d| d.iter().all(|d| d.kind == DeviceKind::Software));
+    backends().into_iter().map(subject).collect()
+}
+
+/// [`every_subject`], for matrices of many runs. GPUs in software are hundreds of times slower than the rest: here they
+/// run with `--full` only, and a line says so.
+#[must_use]
+pub fn subjects() -> Vec<Subject> {
+    let in_time = |subject: &Subject| {
+        let software = subject.in_software();
         if software && !fixtures::full() {
-            println!("SKIPPED: backend {} in software (scripts/test.sh --full runs it)", backend.name());
+            println!(
+                "SKIPPED: backend {} in software (scripts/test.sh --full runs it)",
+                subject.backend.name()
+            );
         }
         !software || fixtures::full()
     };
-    backends().into_iter().filter(|b| in_time(b.as_ref())).map(subject).collect()
+    every_subject().into_iter().filter(in_time).collect()
 }
 
 /// Relative L2 distance ‖a − b‖ / ‖b‖ in f64; infinite where either side is not finite or the lengths differ.
