@@ -254,6 +254,12 @@ impl HostTensor {
         HostTensor { shape, data: TensorData::F32(data) }
     }
 
+    /// A tensor without elements.
+    #[must_use]
+    pub fn empty() -> HostTensor {
+        HostTensor::f32(vec![0], Vec::new())
+    }
+
     /// A tensor of ids.
     #[must_use]
     pub fn u32(shape: Vec<usize>, data: Vec<u32>) -> HostTensor {
@@ -271,6 +277,15 @@ pub trait ValueAccess {
     /// # Errors
     /// [`BackendError::Value`] if the plan does not store it.
     fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError>;
+
+    /// As [`ValueAccess::read`], into a tensor whose memory is used again.
+    ///
+    /// # Errors
+    /// As [`ValueAccess::read`].
+    fn read_into(&mut self, value: ValueId, tensor: &mut HostTensor) -> Result<(), BackendError> {
+        *tensor = self.read(value)?;
+        Ok(())
+    }
 
     /// Replaces a value: what every later launch of the step reads.
     ///
@@ -498,7 +513,8 @@ pub trait Backend: Send + Sync {
     ) -> Result<Box<dyn Executable>, BackendError>;
 }
 
-/// Hands the taps of a finished launch to the observer: reads their inputs and sets them side by side.
+/// Hands the taps of a finished launch to the observer: reads their inputs and sets them side by side. `buffer` lives as
+/// long as the step, so that large values do not each take fresh memory.
 ///
 /// # Errors
 /// What reading or the observer reports.
@@ -508,17 +524,20 @@ pub fn deliver_taps(
     input: &StepInput<'_>,
     values: &mut dyn ValueAccess,
     observer: &mut dyn Observer,
+    buffer: &mut HostTensor,
 ) -> Result<(), BackendError> {
     for (node, stage) in plan.launch_taps(launch) {
-        let mut parts = Vec::with_capacity(node.inputs.len());
-        for value in &node.inputs {
-            parts.push(values.read(*value)?);
+        if let [value] = node.inputs.as_slice() {
+            values.read_into(*value, buffer)?;
+        } else {
+            let parts = node.inputs.iter().map(|value| values.read(*value)).collect::<Result<Vec<_>, _>>()?;
+            *buffer = side_by_side(&parts);
         }
         let production = !launch.recomputed;
         observer.tap(&TapValue {
             stage,
             layer: node.layer.map(|l| l.index()),
-            tensor: &side_by_side(parts),
+            tensor: buffer,
             positions: input.positions,
             logits_rows: input.logits_rows,
             production,
@@ -528,10 +547,7 @@ pub fn deliver_taps(
 }
 
 /// Tensors with equal leading axes, joined along the last one.
-fn side_by_side(mut parts: Vec<HostTensor>) -> HostTensor {
-    if parts.len() == 1 {
-        return parts.swap_remove(0);
-    }
+fn side_by_side(parts: &[HostTensor]) -> HostTensor {
     let widths: Vec<usize> = parts.iter().map(|p| p.shape.last().copied().unwrap_or(1)).collect();
     let mut shape = parts[0].shape.clone();
     if let Some(last) = shape.last_mut() {

@@ -124,12 +124,13 @@ struct Held<'a> {
     sizes: StepSizes,
 }
 
-fn read(
+fn read_into(
     program: &Program,
     arena: &Arena,
     value: ValueId,
     sizes: StepSizes,
-) -> Result<HostTensor, BackendError> {
+    tensor: &mut HostTensor,
+) -> Result<(), BackendError> {
     let decl = program.plan.graph.value(value);
     let Some(val) = program.places[value.index()] else {
         let detail = "is not stored by this plan: ask for a tap on it".into();
@@ -138,11 +139,27 @@ fn read(
     let words = Val { width: 1, ..val };
     // SAFETY: no job runs.
     let data = unsafe { arena.rows(words, 0..decl.shape.elems(sizes)) };
-    let data = match decl.dtype {
-        DType::U32 => TensorData::U32(bytemuck::cast_slice(data).to_vec()),
-        _ => TensorData::F32(data.to_vec()),
-    };
-    Ok(HostTensor { shape: decl.shape.resolve(sizes), data })
+    match (decl.dtype, &mut tensor.data) {
+        (DType::U32, to) => *to = TensorData::U32(bytemuck::cast_slice(data).to_vec()),
+        (_, TensorData::F32(to)) => {
+            to.clear();
+            to.extend_from_slice(data);
+        }
+        (_, to) => *to = TensorData::F32(data.to_vec()),
+    }
+    tensor.shape = decl.shape.resolve(sizes);
+    Ok(())
+}
+
+fn read(
+    program: &Program,
+    arena: &Arena,
+    value: ValueId,
+    sizes: StepSizes,
+) -> Result<HostTensor, BackendError> {
+    let mut tensor = HostTensor::empty();
+    read_into(program, arena, value, sizes, &mut tensor)?;
+    Ok(tensor)
 }
 
 impl Held<'_> {
@@ -175,6 +192,10 @@ impl ValueAccess for Held<'_> {
 
     fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
         read(self.program, self.arena, value, self.sizes)
+    }
+
+    fn read_into(&mut self, value: ValueId, tensor: &mut HostTensor) -> Result<(), BackendError> {
+        read_into(self.program, self.arena, value, self.sizes, tensor)
     }
 
     fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
@@ -303,6 +324,7 @@ impl Executable for CpuExecutable {
             });
             return Ok(());
         };
+        let mut tapped = HostTensor::empty();
         for (launch, work) in program.plan.launches.iter().zip(&program.work) {
             let (kernels, arena) = (self.kernels, &self.arena);
             let mut held = Held { program, arena, state, kernels, sizes };
@@ -316,7 +338,7 @@ impl Executable for CpuExecutable {
             });
             let elapsed = start.elapsed();
             observer.after_launch(&program.plan, launch, elapsed, &mut held)?;
-            deliver_taps(&program.plan, launch, input, &mut held, observer)?;
+            deliver_taps(&program.plan, launch, input, &mut held, observer, &mut tapped)?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ use crate::tolerance::{self, Relation};
 use forced::Forced;
 use free::Free;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, Stage};
+use moe_run_graph::ir::{Graph, Node, Op, Stage};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
 use moe_run_graph::quant::ActBlock;
 use source::{Gone, Origin, Sender, Source};
@@ -230,7 +230,8 @@ pub fn compare(
         }
         (None, None) => None,
     };
-    let conclusion = conclusion(&first, &free, wanted, checks.iter().any(|c| !c.forced && c.production));
+    let unjudged = if wanted { unjudged_ops(graph, &checks) } else { 0 };
+    let conclusion = conclusion(&first, &free, wanted, unjudged);
     let against = match against {
         Against::Backend(backend, _) => SideInfo { name: backend.name().to_owned(), executable: other_info },
         Against::Saved(set) => SideInfo { name: set.path.display().to_string(), executable: None },
@@ -305,7 +306,17 @@ fn first_of_free(
     }
 }
 
-fn conclusion(first: &Option<First>, free: &Free<'_>, forced: bool, gaps: bool) -> String {
+/// Production ops that the forced run could not judge: the other side lacks an input or the output.
+fn unjudged_ops(graph: &Graph, checks: &[OpCheck]) -> usize {
+    let feeds = graph.feeds_outputs();
+    let production =
+        graph.nodes.iter().enumerate().filter(|(i, n)| feeds[*i] && !matches!(n.op, Op::Tap { .. }));
+    let judged = |n: &Node| checks.iter().any(|c| c.forced && c.op == n.path());
+    // Rows of the logits are a copy that the stage behind it shows.
+    production.filter(|(_, n)| !matches!(n.op, Op::GetRows) && !judged(n)).count()
+}
+
+fn conclusion(first: &Option<First>, free: &Free<'_>, forced: bool, unjudged: usize) -> String {
     let near_ties = free.flips.iter().filter(|f| f.flip.near_tie).count();
     let ties = match near_ties {
         0 => String::new(),
@@ -322,13 +333,16 @@ fn conclusion(first: &Option<First>, free: &Free<'_>, forced: bool, gaps: bool) 
             "{} is the first beyond tolerance in the free run; a forced run tells whether it inherited that",
             f.op
         ),
-        Some(f) if gaps => format!(
-            "{} is the first beyond tolerance in the free run; the other side lacks stages, so that not every op could be given its inputs",
+        Some(f) if unjudged > 0 => format!(
+            "{} is the first beyond tolerance in the free run; the other side lacks stages, so that {unjudged} ops could not be judged by themselves",
             f.op
         ),
         Some(f) => format!(
             "{} is the first beyond tolerance in the free run, yet with the other side's inputs every op is within its own: the difference grows by rounding, or arises between steps",
             f.op
+        ),
+        None if unjudged > 0 => format!(
+            "everything is within tolerance{ties}; {unjudged} ops were judged by the free run alone, as the other side lacks their inputs or outputs"
         ),
         None => format!("everything is within tolerance{ties}"),
     }

@@ -7,7 +7,7 @@ use moe_run_graph::ir::Stage;
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// Elements that are read together: they stay in the first-level cache between the two loops over them.
+/// Elements that are read together: they stay in the first-level cache between the loops over them.
 const CHUNK_ELEMS: usize = 512;
 
 /// Statistics of a stream of elements. mean, std_dev, min, max and l2_norm are over the finite elements (NaN where there
@@ -64,42 +64,37 @@ impl Accumulator {
 
     fn add_chunk(&mut self, chunk: &[f32]) {
         self.count += chunk.len() as u64;
-        let (mut n, mut sum, mut sum_squares, mut zeros) = (0u64, 0f64, 0f64, 0u64);
-        let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-        for &x in chunk {
-            let finite = x.is_finite();
-            let y = if finite { f64::from(x) } else { 0.0 };
-            n += u64::from(finite);
-            sum += y;
-            sum_squares += y * y;
-            zeros += u64::from(x == 0.0);
-            min = if finite && x < min { x } else { min };
-            max = if finite && x > max { x } else { max };
-        }
-        let not_finite = chunk.len() as u64 - n;
-        if not_finite > 0 {
-            let nan = chunk.iter().filter(|x| x.is_nan()).count() as u64;
-            self.nan_count += nan;
-            self.inf_count += not_finite - nan;
-        }
-        self.zero_count += zeros;
+        let sums = if all_finite(chunk) { Sums::of(chunk) } else { self.count_non_finite(chunk) };
+        self.zero_count += sums.zeros;
+        let n = sums.finite;
         if n == 0 {
             return;
         }
-        let mean = sum / n as f64;
-        let mut m2 = 0f64;
-        for &x in chunk {
-            let d = if x.is_finite() { f64::from(x) - mean } else { 0.0 };
-            m2 += d * d;
-        }
+        let mean = sums.sum / n as f64;
+        let square = |x: f32| (f64::from(x) - mean) * (f64::from(x) - mean);
+        let m2 = if n == chunk.len() as u64 {
+            lanes_sum(chunk, square)
+        } else {
+            lanes_sum(chunk, |x| if x.is_finite() { square(x) } else { 0.0 })
+        };
         // Two samples joined (Chan, Golub, LeVeque 1979): no cancellation, whatever the mean.
         let (before, total) = (self.finite as f64, (self.finite + n) as f64);
         let delta = mean - self.mean;
         self.mean += delta * n as f64 / total;
         self.m2 += m2 + delta * delta * before * n as f64 / total;
-        self.sum_squares += sum_squares;
+        self.sum_squares += sums.squares;
         self.finite += n;
+        let (min, max) = (sums.min, sums.max);
         self.min_max = Some(self.min_max.map_or((min, max), |(a, b)| (a.min(min), b.max(max))));
+    }
+
+    /// Counts what is not finite, and sums up the rest.
+    fn count_non_finite(&mut self, chunk: &[f32]) -> Sums {
+        let nan = chunk.iter().filter(|x| x.is_nan()).count();
+        let finite: Vec<f32> = chunk.iter().copied().filter(|x| x.is_finite()).collect();
+        self.nan_count += nan as u64;
+        self.inf_count += (chunk.len() - finite.len() - nan) as u64;
+        Sums::of(&finite)
     }
 
     /// The statistics so far.
@@ -119,6 +114,65 @@ impl Accumulator {
             zero_count: self.zero_count,
         }
     }
+}
+
+/// Sums that run side by side: the order of additions is fixed, and a vector register holds several.
+const LANES: usize = 16;
+
+/// Σ f(x).
+fn lanes_sum(elems: &[f32], f: impl Fn(f32) -> f64) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let mut parts = elems.chunks_exact(LANES);
+    for part in &mut parts {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane += f(*x);
+        }
+    }
+    lanes.iter().sum::<f64>() + parts.remainder().iter().map(|x| f(*x)).sum::<f64>()
+}
+
+/// Whether there is neither a NaN nor an infinity: their exponent's bits are all set. Integers, as a sum of floats would
+/// have to keep its order.
+fn all_finite(elems: &[f32]) -> bool {
+    const INFINITE: u32 = f32::INFINITY.to_bits();
+    elems.iter().fold(0, |most, x| most.max(x.to_bits() & i32::MAX as u32)) < INFINITE
+}
+
+/// What one loop over finite elements gathers.
+struct Sums {
+    finite: u64,
+    sum: f64,
+    squares: f64,
+    min: f32,
+    max: f32,
+    zeros: u64,
+}
+
+impl Sums {
+    fn of(elems: &[f32]) -> Sums {
+        let least = |a: f32, b: f32| if b < a { b } else { a };
+        let most = |a: f32, b: f32| if b > a { b } else { a };
+        Sums {
+            finite: elems.len() as u64,
+            sum: lanes_sum(elems, f64::from),
+            squares: lanes_sum(elems, |x| f64::from(x) * f64::from(x)),
+            min: lanes_fold(elems, f32::INFINITY, least),
+            max: lanes_fold(elems, f32::NEG_INFINITY, most),
+            zeros: elems.iter().map(|x| u32::from(*x == 0.0)).sum::<u32>().into(),
+        }
+    }
+}
+
+/// f over all elements and the start, in lanes.
+fn lanes_fold(elems: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let mut parts = elems.chunks_exact(LANES);
+    for part in &mut parts {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane = f(*lane, *x);
+        }
+    }
+    lanes.iter().chain(parts.remainder()).copied().fold(start, f)
 }
 
 /// Of which positions statistics are taken.
@@ -197,10 +251,7 @@ impl Observer for StatsSink {
             if positions == Positions::All || positions == Positions::Only(position) {
                 entry.selected.add(elems);
             }
-            // Non-finite times 0 is NaN, so the sum tells without a branch for each element.
-            if elems.iter().map(|x| x * 0.0).sum::<f32>().is_nan()
-                && entry.first_non_finite.is_none_or(|(p, _)| position < p)
-            {
+            if !all_finite(elems) && entry.first_non_finite.is_none_or(|(p, _)| position < p) {
                 entry.first_non_finite = Some((position, elems.iter().any(|x| x.is_nan())));
             }
         });
