@@ -189,7 +189,7 @@ impl Kernels {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx2 => unsafe { avx2::mul(layout, panel, subs, tile, out) },
+            Isa::Avx2 => unsafe { avx2::mul::mul(layout, panel, subs, tile, out) },
             _ => mul::mul_q8(layout, panel, subs, tile, out),
         }
     }
@@ -207,26 +207,60 @@ impl Kernels {
         let _ = bytes;
     }
 
-    /// The product of 16 whole rows of `inner` elements with one token's tile, unpacked on the way; `None` where there is
-    /// no such kernel for the format, the tile's block length or the instruction set.
+    /// The products of up to 16 whole rows of `inner` elements with one token's tile, unpacked on the way; `None` where
+    /// there is no such kernel for the format, the tile's block length or the instruction set.
     ///
     /// # Panics
-    /// If the rows or the tile are shorter than that.
-    pub fn dot_one(self, format: Format, bytes: &[u8], inner: usize, tile: TileStep<'_>) -> Option<Lanes> {
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512 && tile.scale_per_step == (format.block_elems() == STEP_ELEMS) {
-            let stride_bytes = format.row_bytes(inner)?;
-            let scales = inner / format.block_elems();
-            assert!(
-                bytes.len() >= PANEL_ROWS * stride_bytes
-                    && tile.q.len() >= inner
-                    && tile.scale.len() >= scales
-            );
-            assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
-            // SAFETY: the tag is checked against the CPU, the lengths above.
-            return unsafe { avx512::dot::dot(format, bytes.as_ptr(), stride_bytes, inner, tile) };
+    /// If there are more than 16 rows, or the rows or the tile are shorter than that.
+    pub fn dot_one(
+        self,
+        format: Format,
+        bytes: &[u8],
+        rows: usize,
+        inner: usize,
+        tile: TileStep<'_>,
+    ) -> Option<Lanes> {
+        if tile.scale_per_step != (format.block_elems() == STEP_ELEMS) {
+            return None;
         }
-        None
+        assert!(rows <= PANEL_ROWS && bytes.len() >= rows * format.row_bytes(inner)?);
+        assert!(tile.q.len() >= inner && tile.scale.len() >= inner / format.block_elems());
+        assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
+        match self.isa {
+            // SAFETY: the tag is checked against the CPU, the lengths above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::dot::dot(format, bytes.as_ptr(), rows, inner, tile) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::dot::dot(format, bytes.as_ptr(), rows, inner, tile) },
+            _ => None,
+        }
+    }
+
+    /// As [`Kernels::dot_one`], for F32, F16 and BF16 against floats.
+    ///
+    /// # Panics
+    /// If there are more than 16 rows, or the rows or `x` are shorter than that.
+    pub fn dot_floats(
+        self,
+        format: Format,
+        bytes: &[u8],
+        rows: usize,
+        inner: usize,
+        x: &[f32],
+    ) -> Option<Lanes> {
+        assert!(rows <= PANEL_ROWS && bytes.len() >= rows * format.row_bytes(inner)? && x.len() >= inner);
+        match self.isa {
+            // SAFETY: the tag is checked against the CPU, the lengths above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe {
+                avx512::dot::dot_floats(format, bytes.as_ptr(), rows, inner, x.as_ptr())
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::dot::dot_floats(format, bytes.as_ptr(), rows, inner, x.as_ptr()) },
+            _ => None,
+        }
     }
 
     /// `out[token][row] += Σ_k w[k][row] · x[k][token]` for 1 to 8 tokens.
@@ -274,7 +308,7 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::FMA,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &avx2::FMA,
+            Isa::Avx2 => &avx2::mul::FMA,
             _ => &fma::FMA,
         }
     }

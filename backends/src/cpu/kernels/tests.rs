@@ -212,37 +212,107 @@ fn products_match_the_decoded_values_in_f64() {
     }
 }
 
+/// Fails where one of the products of `rows` rows and `x` is off by more than rounding.
+fn assert_products(what: &str, format: Format, bytes: &[u8], rows: usize, x: &[f32], out: &Lanes) {
+    let stride = format.row_bytes(x.len()).unwrap();
+    for r in 0..rows {
+        let mut row = vec![0.0f32; x.len()];
+        format.decode_row(&bytes[r * stride..][..stride], &mut row);
+        let terms = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+        let size: f64 = terms.clone().map(f64::abs).sum();
+        let (got, want) = (f64::from(out.0[r]), terms.sum::<f64>());
+        assert!((got - want).abs() <= 3e-6 * size, "{what} {format} row {r}: {got} {want}");
+    }
+    assert!(out.0[rows..].iter().all(|x| *x == 0.0), "{what} {format}: rows that are not there");
+}
+
 #[test]
 fn one_token_products_match_the_decoded_values_in_f64() {
     let mut rng = Rng(7);
-    let mut found = 0;
+    for kernels in accelerated() {
+        let mut found = 0;
+        for format in quantized() {
+            let block = format.block_elems();
+            for (rows, blocks) in [(16, 3), (16, 8), (5, 1), (1, 2), (16, 5)] {
+                let inner = block * blocks;
+                // Rows begin at an odd address and end with the buffer.
+                let mut bytes = vec![0u8; 1];
+                bytes.extend(random_rows(format, rows, inner, &mut rng));
+                let tile = random_tile(1, inner, block, &mut rng);
+                let step = TileStep {
+                    q: &tile.q,
+                    neg_sums16: &tile.sums16,
+                    neg_sums32: &tile.sums32,
+                    scale: &tile.scale,
+                    scale_per_step: block == 256,
+                };
+                let Some(out) = kernels.dot_one(format, &bytes[1..], rows, inner, step) else { continue };
+                found += 1;
+                assert_products(kernels.isa().name(), format, &bytes[1..], rows, &tile.values[0], &out);
+            }
+        }
+        assert_eq!(found > 0, kernels.isa() != Isa::Portable, "{} has such kernels", kernels.isa().name());
+    }
+}
+
+#[test]
+fn one_token_sums_are_exact_at_the_largest_steps() {
     for kernels in accelerated() {
         for format in quantized() {
-            let (inner, block) = if format.block_elems() == 256 { (768, 256) } else { (160, 32) };
-            let mut bytes = vec![0u8; 1];
-            bytes.extend(random_rows(format, 16, inner, &mut rng));
-            let stride = format.row_bytes(inner).unwrap();
-            let tile = random_tile(1, inner, block, &mut rng);
-            let step = TileStep {
-                q: &tile.q,
-                neg_sums16: &tile.sums16,
-                neg_sums32: &tile.sums32,
-                scale: &tile.scale,
-                scale_per_step: block == 256,
-            };
-            let Some(out) = kernels.dot_one(format, &bytes[1..], inner, step) else { continue };
-            found += 1;
-            for r in 0..16 {
-                let mut row = vec![0.0f32; inner];
-                format.decode_row(&bytes[1 + r * stride..][..stride], &mut row);
-                let terms = row.iter().zip(&tile.values[0]).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                let size: f64 = terms.clone().map(f64::abs).sum();
-                let (got, want) = (f64::from(out.0[r]), terms.sum::<f64>());
-                assert!((got - want).abs() < 3e-6 * size, "{} {format} {got} {want}", kernels.isa().name());
+            let block = format.block_elems();
+            for (byte, q) in [(0xff, 127), (0xff, -127), (0x00, 127), (0x80, -127), (0x7f, -127)] {
+                let mut rng = Rng(8);
+                let mut bytes = random_rows(format, 1, block, &mut rng);
+                let scales = bytes.clone();
+                bytes.fill(byte);
+                let d = match format {
+                    Format::Q2K => 80..84,
+                    Format::Q3K => 108..110,
+                    Format::Q6K => 208..210,
+                    Format::Mxfp4 => 0..1,
+                    Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => 0..4,
+                    _ => 0..2,
+                };
+                bytes[d.clone()].copy_from_slice(&scales[d]);
+                let (q, sums16, sums32) = (vec![q; block], vec![-16 * i32::from(q); block / 16], vec![
+                    -32 * i32::from(q);
+                    block / 32
+                ]);
+                let scale = [0.01f32];
+                let step = TileStep {
+                    q: &q,
+                    neg_sums16: &sums16,
+                    neg_sums32: &sums32,
+                    scale: &scale,
+                    scale_per_step: block == 256,
+                };
+                let Some(out) = kernels.dot_one(format, &bytes, 1, block, step) else { continue };
+                let x: Vec<f32> = q.iter().map(|q| f32::from(*q) * scale[0]).collect();
+                assert_products(kernels.isa().name(), format, &bytes, 1, &x, &out);
             }
         }
     }
-    assert!(found > 0 || Isa::Avx512.available().eq(&false), "AVX-512 has such kernels");
+}
+
+#[test]
+fn one_token_products_of_floats_match_f64() {
+    let mut rng = Rng(9);
+    for kernels in accelerated() {
+        let mut found = 0;
+        for format in Format::ALL {
+            for (rows, inner) in [(16, 256), (3, 1), (16, 47), (1, 129), (7, 80)] {
+                let Some(row_bytes) = format.row_bytes(inner) else { continue };
+                let mut bytes = vec![0u8; 1];
+                bytes.extend(random_rows(format, rows, inner, &mut rng));
+                assert_eq!(bytes.len(), 1 + rows * row_bytes);
+                let x: Vec<f32> = (0..inner).map(|_| rng.float()).collect();
+                let Some(out) = kernels.dot_floats(format, &bytes[1..], rows, inner, &x) else { continue };
+                found += 1;
+                assert_products(kernels.isa().name(), format, &bytes[1..], rows, &x, &out);
+            }
+        }
+        assert_eq!(found, if kernels.isa() == Isa::Portable { 0 } else { 15 }, "F32, F16 and BF16");
+    }
 }
 
 #[test]

@@ -192,20 +192,30 @@ impl MatMuls {
         let inner = matrix.inner;
         let sums = &mut work.sums[to];
         let slots = slots_of(tiles).len();
-        if let ([tile], Activation::Q8(block), (bytes, PANEL_ROWS)) =
-            (tiles, matrix.activation, matrix.panel(tiles[0].group, panel))
+        let (bytes, rows) = matrix.panel(tiles[0].group, panel);
+        if let [tile] = tiles
             && tile.tokens == 1
         {
             let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
             // SAFETY: prepared before the last barrier, or by this worker.
-            let x = unsafe { work.activations.q8(block, at, inner, 0) };
-            if let Some(sum) = step.kernels.dot_one(matrix.format, bytes, inner, x) {
+            let sum = unsafe {
+                match matrix.activation {
+                    Activation::Q8(block) => {
+                        let x = work.activations.q8(block, at, inner, 0);
+                        step.kernels.dot_one(matrix.format, bytes, rows, inner, x)
+                    }
+                    activation => {
+                        let x = work.activations.floats(activation == Activation::F16, at, inner, 0);
+                        step.kernels.dot_floats(matrix.format, bytes, rows, inner, x)
+                    }
+                }
+            };
+            if let Some(sum) = sum {
                 sums[0] = sum;
                 return self.finish_sums(which, tile.group, panel, &mut sums[..1]);
             }
         }
         sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
-        let (bytes, rows) = matrix.panel(tiles[0].group, panel);
         let behind = matrix.behind(tiles[0].group, panel);
         let per_step = STEP_ELEMS / matrix.format.block_elems() * matrix.format.block_bytes();
         for i in 0..inner.div_ceil(STEP_ELEMS) {

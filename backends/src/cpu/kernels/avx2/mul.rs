@@ -2,7 +2,7 @@
 //! Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums cannot saturate here: u ≤ 63 and |q| ≤ 127,
 //! or, where u spans the byte, |u − 128| ≤ 128 as the unsigned operand and q with its sign.
 
-use super::layout::{Lanes, PANEL_ROWS, Panel, PanelLayout, TileStep, Zero};
+use super::super::layout::{Lanes, PANEL_ROWS, Panel, PanelLayout, TileStep, Zero};
 use std::arch::x86_64::*;
 
 /// Panel × tile for any number of tokens.
@@ -101,7 +101,7 @@ unsafe fn part<const T: usize>(
 }
 
 /// The kernels of [`fma`] for 1 to 8 rows.
-pub const FMA: [super::fma::Fma; 8] =
+pub const FMA: [super::super::fma::Fma; 8] =
     [fma::<1>, fma::<2>, fma::<3>, fma::<4>, fma::<5>, fma::<6>, fma::<7>, fma::<8>];
 
 /// `out[t][0..16] += Σ_k w[k · w_stride ..][0..16] · x[k · x_next + t · x_token]` for `T` rows and `count` values of k.

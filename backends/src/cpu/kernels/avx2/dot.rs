@@ -1,0 +1,318 @@
+//! One token against rows of weights, unpacking and multiplying in registers, a row as one stream: what the AVX-512
+//! version does, 32 elements at a time. Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums hold
+//! here: u ≤ 63 and |q| ≤ 127, or |w| ≤ 128 as the unsigned operand and q with its sign.
+
+use super::super::layout::{Lanes, PANEL_ROWS, TileStep};
+use moe_run_graph::quant::Format;
+use std::arch::x86_64::*;
+
+/// The products of `rows` ≤ 16 rows of `inner` elements, one behind the other from `at` on, with a one-token tile of as
+/// many elements; `None` for formats without a kernel here.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C; the rows are readable; `inner` is a whole number of blocks, and the tile has that
+/// many elements with their sums and scales, a scale per 256 for super-blocks and per 32 for the others.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn dot(
+    format: Format,
+    at: *const u8,
+    rows: usize,
+    inner: usize,
+    tile: TileStep<'_>,
+) -> Option<Lanes> {
+    // SAFETY: the caller's promise covers every block of every row.
+    unsafe {
+        Some(match format {
+            Format::Q4K => each_row::<144, 256>(at, rows, inner, tile, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => each_row::<176, 256>(at, rows, inner, tile, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => each_row::<210, 256>(at, rows, inner, tile, |b, t| q6_k(b, t)),
+            Format::Q8_0 => each_row::<34, 32>(at, rows, inner, tile, |b, t| q8_0(b, t)),
+            Format::Q4_0 => each_row::<18, 32>(at, rows, inner, tile, |b, t| q4_0(b, t)),
+            _ => return None,
+        })
+    }
+}
+
+/// A block's activations.
+#[derive(Clone, Copy)]
+struct Token {
+    q: *const i8,
+    neg_sums16: *const i32,
+    neg_sums32: *const i32,
+    scale: f32,
+}
+
+/// For each row, Σ over its blocks of `block(block, token)`.
+///
+/// # Safety
+/// As [`dot`]; a block has `BYTES` and `ELEMS`.
+#[inline(always)]
+unsafe fn each_row<const BYTES: usize, const ELEMS: usize>(
+    mut at: *const u8,
+    rows: usize,
+    inner: usize,
+    tile: TileStep<'_>,
+    block: impl Fn(*const u8, Token) -> __m256,
+) -> Lanes {
+    let mut out = Lanes([0.0; PANEL_ROWS]);
+    for row in &mut out.0[..rows] {
+        // SAFETY: blocks below `inner / ELEMS` exist in the row and in the tile.
+        unsafe {
+            let mut sum = _mm256_setzero_ps();
+            for b in 0..inner / ELEMS {
+                let token = Token {
+                    q: tile.q.as_ptr().add(ELEMS * b),
+                    neg_sums16: tile.neg_sums16.as_ptr().add(ELEMS / 16 * b),
+                    neg_sums32: tile.neg_sums32.as_ptr().add(ELEMS / 32 * b),
+                    scale: *tile.scale.as_ptr().add(b),
+                };
+                sum = _mm256_add_ps(sum, block(at, token));
+                at = at.add(BYTES);
+            }
+            *row = fold(sum);
+        }
+    }
+    out
+}
+
+/// The sum of eight lanes, halves first.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fold(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
+/// Bytes 0..32 from `at` on.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load<T>(at: *const T) -> __m256i {
+    // SAFETY: the caller's promise; no alignment is needed.
+    unsafe { _mm256_loadu_si256(at.cast()) }
+}
+
+/// The f16 at `at`.
+///
+/// # Safety
+/// It is readable.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn half(at: *const u8) -> f32 {
+    // SAFETY: the caller's promise.
+    let bits = unsafe { at.cast::<u16>().read_unaligned() };
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+}
+
+/// Word `i` of each 128 bits, in all their words: `i` as the two bytes' numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn word(x: __m256i, i: usize) -> __m256i {
+    _mm256_shuffle_epi8(x, _mm256_set1_epi16((2 * i | (2 * i + 1) << 8) as i16))
+}
+
+/// `sum` + scale · Σ u·q over 32 elements, spread over the lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_scaled(sum: __m256i, u: __m256i, q: __m256i, scale: __m256i) -> __m256i {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), scale))
+}
+
+/// Q4_K and Q5_K (`FIFTH`): a · (d · Σ scale·(u·q) + dmin · Σ min·(−Σq)).
+///
+/// # Safety
+/// The block and the token's elements are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let dword = |at: usize| block.add(at).cast::<u32>().read_unaligned();
+        let (s0, s1, s2) = (dword(4), dword(8), dword(12));
+        let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).cast_signed();
+        let scales = both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030));
+        let mins = both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030));
+        let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales)));
+        let mins = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(mins));
+
+        let nibble = _mm256_set1_epi8(15);
+        let qs = block.add(if FIFTH { 48 } else { 16 });
+        let fifth = if FIFTH { load(block.add(16)) } else { nibble };
+        let mut sum = _mm256_setzero_si256();
+        for pair in 0..4 {
+            let x = load(qs.add(32 * pair));
+            let mut u = [
+                _mm256_and_si256(x, nibble),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(x), nibble),
+            ];
+            for (i, u) in u.iter_mut().enumerate() {
+                let s = 2 * pair + i;
+                if FIFTH {
+                    let bit = _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(s as i32));
+                    let bit = _mm256_and_si256(bit, _mm256_set1_epi8(1));
+                    *u = _mm256_or_si256(*u, _mm256_slli_epi16::<4>(bit));
+                }
+                sum = add_scaled(sum, *u, load(token.q.add(32 * s)), word(scales, s));
+            }
+        }
+        let min_sum = _mm256_mullo_epi32(mins, load(token.neg_sums32));
+        let d = _mm256_set1_ps(half(block) * token.scale);
+        let dmin = _mm256_set1_ps(half(block.add(2)) * token.scale);
+        let mins = _mm256_mul_ps(_mm256_cvtepi32_ps(min_sum), dmin);
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), d, mins)
+    }
+}
+
+/// Q6_K: a · d · Σ scale·(u·q − 32·Σq).
+///
+/// # Safety
+/// As [`k4_or_k5`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q6_k(block: *const u8, token: Token) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (nibble, two_bits) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+        let scales = _mm_loadu_si128(block.add(192).cast());
+        // Even sub-blocks in the low 128 bits, odd ones in the high: one shuffle then serves 32 elements.
+        let by_parity = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+        let by_parity = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, by_parity));
+        let mut sum = _mm256_setzero_si256();
+        for half in 0..2 {
+            let first = load(block.add(64 * half));
+            let second = load(block.add(64 * half + 32));
+            let top = load(block.add(128 + 32 * half));
+            let u = [
+                (first, _mm256_slli_epi16::<4>(top)),
+                (second, _mm256_slli_epi16::<2>(top)),
+                (_mm256_srli_epi16::<4>(first), top),
+                (_mm256_srli_epi16::<4>(second), _mm256_srli_epi16::<2>(top)),
+            ];
+            for (quarter, (low, high)) in u.into_iter().enumerate() {
+                let u = _mm256_or_si256(_mm256_and_si256(low, nibble), _mm256_and_si256(high, two_bits));
+                let i = 4 * half + quarter;
+                sum = add_scaled(sum, u, load(token.q.add(32 * i)), word(by_parity, i));
+            }
+        }
+        let high_scales = _mm_unpackhi_epi64(scales, scales);
+        let zeros = _mm256_add_epi32(
+            _mm256_mullo_epi32(_mm256_cvtepi8_epi32(scales), load(token.neg_sums16)),
+            _mm256_mullo_epi32(_mm256_cvtepi8_epi32(high_scales), load(token.neg_sums16.add(8))),
+        );
+        let sum = _mm256_add_epi32(sum, _mm256_slli_epi32::<5>(zeros));
+        _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(half(block.add(208)) * token.scale))
+    }
+}
+
+/// a · d · Σ w·q over 32 elements with |w| ≤ 128.
+///
+/// # Safety
+/// d is readable at `block`, the token's elements are.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn signed(block: *const u8, w: __m256i, token: Token) -> __m256 {
+    // SAFETY: the caller's promise.
+    let (q, d) = unsafe { (load(token.q), half(block)) };
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+    let sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(d * token.scale))
+}
+
+/// Q8_0.
+///
+/// # Safety
+/// As [`k4_or_k5`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q8_0(block: *const u8, token: Token) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { signed(block, load(block.add(2)), token) }
+}
+
+/// Q4_0: low nibbles, then high ones, less 8.
+///
+/// # Safety
+/// As [`k4_or_k5`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q4_0(block: *const u8, token: Token) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm_loadu_si128(block.add(2).cast());
+        let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(x), _mm_srli_epi16::<4>(x));
+        let u = _mm256_and_si256(both, _mm256_set1_epi8(15));
+        signed(block, _mm256_sub_epi8(u, _mm256_set1_epi8(8)), token)
+    }
+}
+
+/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; `None` for other formats.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C; the rows are readable, and so are `inner` elements of `x`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn dot_floats(
+    format: Format,
+    at: *const u8,
+    rows: usize,
+    inner: usize,
+    x: *const f32,
+) -> Option<Lanes> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        Some(match format {
+            Format::F32 => each_row_of_floats::<4>(at, rows, inner, x, |at| _mm256_loadu_ps(at.cast())),
+            Format::F16 => each_row_of_floats::<2>(at, rows, inner, x, |at| {
+                _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
+            }),
+            Format::Bf16 => each_row_of_floats::<2>(at, rows, inner, x, |at| {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            }),
+            _ => return None,
+        })
+    }
+}
+
+/// For each row, Σ w·x in four vectors of partial sums. `load` gives 8 elements.
+///
+/// # Safety
+/// As [`dot_floats`]; `BYTES` are an element's.
+#[inline(always)]
+unsafe fn each_row_of_floats<const BYTES: usize>(
+    mut at: *const u8,
+    rows: usize,
+    inner: usize,
+    x: *const f32,
+    load: impl Fn(*const u8) -> __m256,
+) -> Lanes {
+    let mut out = Lanes([0.0; PANEL_ROWS]);
+    for row in &mut out.0[..rows] {
+        // SAFETY: elements below `inner` exist in the row and in `x`; the last few go through buffers of 8.
+        unsafe {
+            let mut sums = [_mm256_setzero_ps(); 4];
+            let mut k = 0;
+            while k + 32 <= inner {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let k = k + 8 * i;
+                    *sum = _mm256_fmadd_ps(load(at.add(k * BYTES)), _mm256_loadu_ps(x.add(k)), *sum);
+                }
+                k += 32;
+            }
+            while k < inner {
+                let n = (inner - k).min(8);
+                let (mut w, mut rest) = ([0u8; 32], [0.0f32; 8]);
+                std::ptr::copy_nonoverlapping(at.add(k * BYTES), w.as_mut_ptr(), n * BYTES);
+                std::ptr::copy_nonoverlapping(x.add(k), rest.as_mut_ptr(), n);
+                sums[0] = _mm256_fmadd_ps(load(w.as_ptr()), _mm256_loadu_ps(rest.as_ptr()), sums[0]);
+                k += 8;
+            }
+            let [a, b, c, d] = sums;
+            *row = fold(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
+            at = at.add(inner * BYTES);
+        }
+    }
+    out
+}
