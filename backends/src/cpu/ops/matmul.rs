@@ -21,6 +21,8 @@ pub const COMBINE_PANELS: usize = 4;
 const PROMPT_PANELS: usize = 4;
 /// Chunks that each worker gets of a one-token product, for balance.
 const CHUNKS_PER_WORKER: usize = 12;
+/// Bytes of a new stream that are asked for before it begins: the kernels look as far ahead inside it.
+const EXPECTED_BYTES: usize = 2048;
 
 /// RMSNorm in front of the product.
 pub struct Norm {
@@ -256,6 +258,12 @@ impl MatMuls {
         self.finish_sums(which, tiles[0].group, panel, &mut sums[..slots]);
     }
 
+    /// Asks for the first bytes of a panel that comes after the one in hand without lying behind it.
+    fn expect(&self, step: &Step<'_>, which: usize, group: usize, panel: usize) {
+        let (bytes, _) = self.projections[which].matrix.panel(group, panel);
+        step.kernels.prefetch(&bytes[..bytes.len().min(EXPECTED_BYTES)]);
+    }
+
     /// Scale and bias.
     fn finish_sums(&self, which: usize, group: usize, panel: usize, sums: &mut [Lanes]) {
         let projection = &self.projections[which];
@@ -304,6 +312,9 @@ impl MatMuls {
     ) {
         let tiles = work.tiles_of(group);
         let slots = slots_of(tiles);
+        if matches!(self.then, Then::Gated { .. }) {
+            self.expect(step, 1, tiles[0].group, panel);
+        }
         self.product(step, work, 0, which, panel, tiles, shared_row);
         self.store(step, work, self.projections[which].out, 0, which, panel, tiles);
         match &self.then {
@@ -349,6 +360,12 @@ impl MatMuls {
         let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
         for group in 0..work.groups() {
             let tiles = work.tiles_of(group);
+            let (next, panel) = match work.tiles_of((group + 1) % work.groups()) {
+                [next, ..] if group + 1 < work.groups() => (next.group, panels.start),
+                [first, ..] if panels.end < matrix.panels() => (first.group, panels.end),
+                _ => (tiles[0].group, panels.start),
+            };
+            self.expect(step, 0, next, panel);
             for panel in panels.clone() {
                 self.product(step, work, 0, 0, panel, tiles, false);
                 self.store(step, work, self.projections[0].out, 0, 0, panel, tiles);
@@ -372,6 +389,11 @@ impl MatMuls {
             }
         }
     }
+}
+
+/// Panels in a chunk of a one-token step: long runs for the memory, enough chunks for the workers to end together.
+fn one_token_chunk(panels: usize, worker: &Worker<'_>) -> usize {
+    (panels / (worker.threads() * CHUNKS_PER_WORKER)).clamp(1, 16)
 }
 
 /// The slots of a group.
@@ -473,7 +495,7 @@ impl Launch for MatMuls {
         };
         if matches!(self.then, Then::Combine { .. }) {
             let panels = self.projections[0].matrix.panels();
-            let size = if one { 1 } else { COMBINE_PANELS };
+            let size = if one { one_token_chunk(panels, worker).min(COMBINE_PANELS) } else { COMBINE_PANELS };
             for chunk in worker.chunks(panels.div_ceil(size)) {
                 self.combine(step, &mut work, chunk * size..(chunk * size + size).min(panels));
             }
@@ -484,8 +506,7 @@ impl Launch for MatMuls {
         let matrices = if gated { &self.projections[..1] } else { &self.projections[..] };
         let per_group: usize = matrices.iter().map(|p| p.matrix.panels()).sum();
         let total = per_group * work.groups();
-        let size =
-            if one { (total / (worker.threads() * CHUNKS_PER_WORKER)).clamp(1, 16) } else { PROMPT_PANELS };
+        let size = if one { one_token_chunk(total, worker) } else { PROMPT_PANELS };
         for chunk in worker.chunks(total.div_ceil(size)) {
             for at in chunk * size..(chunk * size + size).min(total) {
                 let (group, mut panel) = (at / per_group, at % per_group);
