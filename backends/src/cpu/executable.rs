@@ -49,10 +49,11 @@ pub struct CpuExecutable {
 
 fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
     let lanes = |n: usize| vec![Lanes([0.0; PANEL_ROWS]); n];
+    let slots = needs.slots.max(super::ops::RUN_PANELS);
     Scratch {
         panel: Panel::zeroed(),
         wide: PanelF32::zeroed(),
-        sums: [lanes(needs.slots), lanes(needs.slots)],
+        sums: [lanes(slots), lanes(slots)],
         combined: lanes(max_tokens * super::ops::matmul::COMBINE_PANELS),
         normed: vec![0.0; needs.row_elems],
         row: RowBuffers::new(needs.row_elems),

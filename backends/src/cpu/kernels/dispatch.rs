@@ -207,59 +207,51 @@ impl Kernels {
         let _ = bytes;
     }
 
-    /// The products of up to 16 whole rows of `inner` elements with one token's tile, unpacked on the way; `None` where
-    /// there is no such kernel for the format, the tile's block length or the instruction set.
+    /// `out` = the products of as many whole rows of `inner` elements with one token's tile, unpacked on the way; false
+    /// where there is no such kernel for the format, the tile's block length or the instruction set.
     ///
     /// # Panics
-    /// If there are more than 16 rows, or the rows or the tile are shorter than that.
-    pub fn dot_one(
+    /// If the rows or the tile are shorter than that.
+    pub fn dot_rows(
         self,
         format: Format,
         bytes: &[u8],
-        rows: usize,
         inner: usize,
         tile: TileStep<'_>,
-    ) -> Option<Lanes> {
+        out: &mut [f32],
+    ) -> bool {
         if tile.scale_per_step != (format.block_elems() == STEP_ELEMS) {
-            return None;
+            return false;
         }
-        assert!(rows <= PANEL_ROWS && bytes.len() >= rows * format.row_bytes(inner)?);
+        assert!(format.row_bytes(inner).is_some_and(|row| bytes.len() >= out.len() * row));
         assert!(tile.q.len() >= inner && tile.scale.len() >= inner / format.block_elems());
         assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
         match self.isa {
             // SAFETY: the tag is checked against the CPU, the lengths above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::dot::dot(format, bytes.as_ptr(), rows, inner, tile) },
+            Isa::Avx512 => unsafe { avx512::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dot::dot(format, bytes.as_ptr(), rows, inner, tile) },
-            _ => None,
+            Isa::Avx2 => unsafe { avx2::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
+            _ => false,
         }
     }
 
-    /// As [`Kernels::dot_one`], for F32, F16 and BF16 against floats.
+    /// As [`Kernels::dot_rows`], for F32, F16 and BF16 against the floats `x`, as many as a row has.
     ///
     /// # Panics
-    /// If there are more than 16 rows, or the rows or `x` are shorter than that.
-    pub fn dot_floats(
-        self,
-        format: Format,
-        bytes: &[u8],
-        rows: usize,
-        inner: usize,
-        x: &[f32],
-    ) -> Option<Lanes> {
-        assert!(rows <= PANEL_ROWS && bytes.len() >= rows * format.row_bytes(inner)? && x.len() >= inner);
+    /// If the rows are shorter than that.
+    pub fn dot_floats(self, format: Format, bytes: &[u8], x: &[f32], out: &mut [f32]) -> bool {
+        let inner = x.len();
+        assert!(format.row_bytes(inner).is_some_and(|row| bytes.len() >= out.len() * row));
         match self.isa {
             // SAFETY: the tag is checked against the CPU, the lengths above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe {
-                avx512::dot::dot_floats(format, bytes.as_ptr(), rows, inner, x.as_ptr())
-            },
+            Isa::Avx512 => unsafe { avx512::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dot::dot_floats(format, bytes.as_ptr(), rows, inner, x.as_ptr()) },
-            _ => None,
+            Isa::Avx2 => unsafe { avx2::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), out) },
+            _ => false,
         }
     }
 

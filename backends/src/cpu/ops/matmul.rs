@@ -19,10 +19,6 @@ use moe_run_graph::quant::Activation;
 pub const COMBINE_PANELS: usize = 4;
 /// Panels in a chunk of a prompt's product: the group's activations are read from the cache for all but the first.
 const PROMPT_PANELS: usize = 4;
-/// Chunks that each worker gets of a one-token product, for balance.
-const CHUNKS_PER_WORKER: usize = 12;
-/// Bytes of a new stream that are asked for before it begins: the kernels look as far ahead inside it.
-const EXPECTED_BYTES: usize = 2048;
 
 /// RMSNorm in front of the product.
 pub struct Norm {
@@ -156,6 +152,25 @@ impl MatMuls {
         }
     }
 
+    /// Panels of all matrices (of the pair, with a gate) that a group has.
+    pub(super) fn panels_per_group(&self) -> usize {
+        match &self.then {
+            Then::Gated { .. } => self.projections[0].matrix.panels(),
+            _ => self.projections.iter().map(|p| p.matrix.panels()).sum(),
+        }
+    }
+
+    /// The group, matrix and panel of number `at` when all stand in one row: for each group, each matrix's panels.
+    pub(super) fn locate(&self, at: usize) -> (usize, usize, usize) {
+        let per_group = self.panels_per_group();
+        let (group, mut panel, mut which) = (at / per_group, at % per_group, 0);
+        while panel >= self.projections[which].matrix.panels() {
+            panel -= self.projections[which].matrix.panels();
+            which += 1;
+        }
+        (group, which, panel)
+    }
+
     /// Fills a tile.
     fn prepare(
         &self,
@@ -179,8 +194,8 @@ impl MatMuls {
         }
     }
 
-    /// `sums[to][local slot] = panel of W · slots of the group`.
-    fn product(
+    /// `sums[to][local slot] = panel of W · slots of the group`, the slots' activations being those of `tiles`.
+    pub(super) fn product(
         &self,
         step: &Step<'_>,
         work: &mut Work<'_>,
@@ -188,36 +203,22 @@ impl MatMuls {
         which: usize,
         panel: usize,
         tiles: &[Tile],
-        shared_row: bool,
     ) {
         let matrix = &self.projections[which].matrix;
         let inner = matrix.inner;
         let sums = &mut work.sums[to];
         let slots = slots_of(tiles).len();
         let (bytes, rows) = matrix.panel(tiles[0].group, panel);
-        if let [tile] = tiles
+        sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
+        if let ([tile], Activation::Q8(block)) = (tiles, matrix.activation)
             && tile.tokens == 1
         {
-            let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
             // SAFETY: prepared before the last barrier, or by this worker.
-            let sum = unsafe {
-                match matrix.activation {
-                    Activation::Q8(block) => {
-                        let x = work.activations.q8(block, at, inner, 0);
-                        step.kernels.dot_one(matrix.format, bytes, rows, inner, x)
-                    }
-                    activation => {
-                        let x = work.activations.floats(activation == Activation::F16, at, inner, 0);
-                        step.kernels.dot_floats(matrix.format, bytes, rows, inner, x)
-                    }
-                }
-            };
-            if let Some(sum) = sum {
-                sums[0] = sum;
-                return self.finish_sums(which, tile.group, panel, &mut sums[..1]);
+            let x = unsafe { work.activations.q8(block, *tile, inner, 0) };
+            if step.kernels.dot_rows(matrix.format, bytes, inner, x, &mut sums[0].0[..rows]) {
+                return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
             }
         }
-        sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
         let behind = matrix.behind(tiles[0].group, panel);
         let per_step = STEP_ELEMS / matrix.format.block_elems() * matrix.format.block_bytes();
         for i in 0..inner.div_ceil(STEP_ELEMS) {
@@ -232,10 +233,9 @@ impl MatMuls {
                     step.kernels.unpack(matrix.format, bytes, stride, rows, elems, work.panel);
                     let mut done = 0;
                     for tile in tiles {
-                        let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
                         let out = &mut sums[done..done + tile.tokens];
                         // SAFETY: see above.
-                        let x = unsafe { work.activations.q8(block, at, inner, i) };
+                        let x = unsafe { work.activations.q8(block, *tile, inner, i) };
                         step.kernels.mul_q8(layout, work.panel, elems / layout.sub_elems, x, out);
                         done += tile.tokens;
                     }
@@ -244,37 +244,32 @@ impl MatMuls {
                     step.kernels.unpack_f32(matrix.format, bytes, stride, rows, elems, work.panel, work.wide);
                     let mut done = 0;
                     for tile in tiles {
-                        let at = if shared_row { Tile { first: 0, ..*tile } } else { *tile };
                         let out = &mut sums[done..done + tile.tokens];
                         // SAFETY: see above.
-                        let x =
-                            unsafe { work.activations.floats(activation == Activation::F16, at, inner, i) };
+                        let x = unsafe {
+                            work.activations.floats(activation == Activation::F16, *tile, inner, i)
+                        };
                         step.kernels.mul_f32(&work.wide.w[..elems], &x[..elems * tile.tokens], out);
                         done += tile.tokens;
                     }
                 }
             }
         }
-        self.finish_sums(which, tiles[0].group, panel, &mut sums[..slots]);
+        for sum in &mut sums[..slots] {
+            self.finish_sums(which, tiles[0].group, panel * PANEL_ROWS, &mut sum.0);
+        }
     }
 
-    /// Asks for the first bytes of a panel that comes after the one in hand without lying behind it.
-    fn expect(&self, step: &Step<'_>, which: usize, group: usize, panel: usize) {
-        let (bytes, _) = self.projections[which].matrix.panel(group, panel);
-        step.kernels.prefetch(&bytes[..bytes.len().min(EXPECTED_BYTES)]);
-    }
-
-    /// Scale and bias.
-    fn finish_sums(&self, which: usize, group: usize, panel: usize, sums: &mut [Lanes]) {
+    /// Scale and bias of rows from `first` on.
+    pub(super) fn finish_sums(&self, which: usize, group: usize, first: usize, sums: &mut [f32]) {
         let projection = &self.projections[which];
         if let Some(scale) = projection.scale {
-            sums.iter_mut().flat_map(|s| &mut s.0).for_each(|x| *x *= scale);
+            sums.iter_mut().for_each(|x| *x *= scale);
         }
         if let Some(bias) = &projection.bias {
-            let bias = &bias[group * projection.matrix.rows + panel * PANEL_ROWS..];
-            for sum in sums {
-                sum.0.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-            }
+            let rows = projection.matrix.rows;
+            let bias = &bias[group * rows..][first..rows];
+            sums.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
         }
     }
 
@@ -301,21 +296,10 @@ impl MatMuls {
     }
 
     /// One panel of a group through every matrix that goes with it, and what is fused behind.
-    fn panel(
-        &self,
-        step: &Step<'_>,
-        work: &mut Work<'_>,
-        which: usize,
-        panel: usize,
-        group: usize,
-        shared_row: bool,
-    ) {
+    fn panel(&self, step: &Step<'_>, work: &mut Work<'_>, which: usize, panel: usize, group: usize) {
         let tiles = work.tiles_of(group);
         let slots = slots_of(tiles);
-        if matches!(self.then, Then::Gated { .. }) {
-            self.expect(step, 1, tiles[0].group, panel);
-        }
-        self.product(step, work, 0, which, panel, tiles, shared_row);
+        self.product(step, work, 0, which, panel, tiles);
         self.store(step, work, self.projections[which].out, 0, which, panel, tiles);
         match &self.then {
             Then::Nothing | Then::Combine { .. } => {}
@@ -332,7 +316,7 @@ impl MatMuls {
                 self.store(step, work, Some(*out), 0, which, panel, tiles);
             }
             Then::Gated { activated, out } => {
-                self.product(step, work, 1, 1, panel, tiles, shared_row);
+                self.product(step, work, 1, 1, panel, tiles);
                 self.store(step, work, self.projections[1].out, 1, 1, panel, tiles);
                 let [gate, up] = &mut *work.sums;
                 let (gate, up) = (flat_mut(&mut gate[..slots.len()]), flat_mut(&mut up[..slots.len()]));
@@ -348,11 +332,9 @@ impl MatMuls {
 
     /// Panels `panels` of the down-projection of every group, summed with the router's weights.
     fn combine(&self, step: &Step<'_>, work: &mut Work<'_>, panels: std::ops::Range<usize>) {
-        let (Then::Combine { weights, combined, add }, Some((per_tok, ..))) = (&self.then, &self.experts)
-        else {
+        let (Then::Combine { weights, .. }, Some((per_tok, ..))) = (&self.then, &self.experts) else {
             return;
         };
-        let matrix = &self.projections[0].matrix;
         let tokens = step.sizes.tokens;
         let width = panels.len();
         work.combined[..tokens * width].fill(Lanes([0.0; PANEL_ROWS]));
@@ -360,22 +342,24 @@ impl MatMuls {
         let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
         for group in 0..work.groups() {
             let tiles = work.tiles_of(group);
-            let (next, panel) = match work.tiles_of((group + 1) % work.groups()) {
-                [next, ..] if group + 1 < work.groups() => (next.group, panels.start),
-                [first, ..] if panels.end < matrix.panels() => (first.group, panels.end),
-                _ => (tiles[0].group, panels.start),
-            };
-            self.expect(step, 0, next, panel);
             for panel in panels.clone() {
-                self.product(step, work, 0, 0, panel, tiles, false);
+                self.product(step, work, 0, 0, panel, tiles);
                 self.store(step, work, self.projections[0].out, 0, 0, panel, tiles);
                 let pairs = &work.pairs[slots_of(tiles)];
                 let to = &mut work.combined[panel - panels.start..tokens * width];
                 step.kernels.combine(&work.sums[0][..pairs.len()], pairs, weights, *per_tok, width, to);
             }
         }
-        let columns = panels.start * PANEL_ROWS..(panels.end * PANEL_ROWS).min(matrix.rows);
-        for token in 0..tokens {
+        self.store_combined(step, work, panels);
+    }
+
+    /// Copies the weighted sums of some panels to where they are wanted, residual added.
+    pub(super) fn store_combined(&self, step: &Step<'_>, work: &Work<'_>, panels: std::ops::Range<usize>) {
+        let Then::Combine { combined, add, .. } = &self.then else { return };
+        let width = panels.len();
+        let columns =
+            panels.start * PANEL_ROWS..(panels.end * PANEL_ROWS).min(self.projections[0].matrix.rows);
+        for token in 0..step.sizes.tokens {
             let sums = &flat(&work.combined[token * width..(token + 1) * width])[..columns.len()];
             // SAFETY: the columns of this row belong to this chunk; the residual is older than the last barrier.
             unsafe {
@@ -389,11 +373,6 @@ impl MatMuls {
             }
         }
     }
-}
-
-/// Panels in a chunk of a one-token step: long runs for the memory, enough chunks for the workers to end together.
-fn one_token_chunk(panels: usize, worker: &Worker<'_>) -> usize {
-    (panels / (worker.threads() * CHUNKS_PER_WORKER)).clamp(1, 16)
 }
 
 /// The slots of a group.
@@ -419,23 +398,23 @@ struct RowScratch<'a> {
 }
 
 /// A worker's view while it multiplies.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     panel: &'a mut Panel,
     wide: &'a mut PanelF32,
-    sums: &'a mut [Vec<Lanes>; 2],
-    combined: &'a mut Vec<Lanes>,
-    activations: &'a Activations,
-    pairs: &'a [u32],
+    pub(super) sums: &'a mut [Vec<Lanes>; 2],
+    pub(super) combined: &'a mut Vec<Lanes>,
+    pub(super) activations: &'a Activations,
+    pub(super) pairs: &'a [u32],
     tiles: &'a [Tile],
     first_tile: &'a [u32],
 }
 
 impl<'a> Work<'a> {
-    fn tiles_of(&self, group: usize) -> &'a [Tile] {
+    pub(super) fn tiles_of(&self, group: usize) -> &'a [Tile] {
         &self.tiles[self.first_tile[group] as usize..self.first_tile[group + 1] as usize]
     }
 
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         self.first_tile.len() - 1
     }
 }
@@ -493,29 +472,22 @@ impl Launch for MatMuls {
             tiles: &slots.tiles,
             first_tile: &slots.first_tile,
         };
+        if one {
+            return self.one_token(step, worker, &mut work, shared_row);
+        }
         if matches!(self.then, Then::Combine { .. }) {
             let panels = self.projections[0].matrix.panels();
-            let size = if one { one_token_chunk(panels, worker).min(COMBINE_PANELS) } else { COMBINE_PANELS };
-            for chunk in worker.chunks(panels.div_ceil(size)) {
-                self.combine(step, &mut work, chunk * size..(chunk * size + size).min(panels));
+            for chunk in worker.chunks(panels.div_ceil(COMBINE_PANELS)) {
+                let first = chunk * COMBINE_PANELS;
+                self.combine(step, &mut work, first..(first + COMBINE_PANELS).min(panels));
             }
             return;
         }
-        // All panels in one row: for each group, the panels of each matrix (of the pair, with a gate).
-        let gated = matches!(self.then, Then::Gated { .. });
-        let matrices = if gated { &self.projections[..1] } else { &self.projections[..] };
-        let per_group: usize = matrices.iter().map(|p| p.matrix.panels()).sum();
-        let total = per_group * work.groups();
-        let size = if one { one_token_chunk(total, worker) } else { PROMPT_PANELS };
-        for chunk in worker.chunks(total.div_ceil(size)) {
-            for at in chunk * size..(chunk * size + size).min(total) {
-                let (group, mut panel) = (at / per_group, at % per_group);
-                let mut which = 0;
-                while panel >= matrices[which].matrix.panels() {
-                    panel -= matrices[which].matrix.panels();
-                    which += 1;
-                }
-                self.panel(step, &mut work, which, panel, group, shared_row);
+        let total = self.panels_per_group() * work.groups();
+        for chunk in worker.chunks(total.div_ceil(PROMPT_PANELS)) {
+            for at in chunk * PROMPT_PANELS..(chunk * PROMPT_PANELS + PROMPT_PANELS).min(total) {
+                let (group, which, panel) = self.locate(at);
+                self.panel(step, &mut work, which, panel, group);
             }
         }
     }

@@ -8,6 +8,7 @@ pub mod embed;
 pub mod expert_matmul;
 pub mod kv_write;
 pub mod matmul;
+mod matmul_one_token;
 pub mod rms_norm;
 pub mod rope;
 pub mod router;
@@ -19,6 +20,7 @@ use super::pool::Worker;
 use super::state::CpuState;
 use activations::{Activations, RowBuffers};
 use expert_matmul::Slots;
+pub use matmul_one_token::RUN_PANELS;
 use moe_run_graph::ir::StepSizes;
 
 /// What a launch sees of the step.
@@ -48,7 +50,7 @@ pub struct Scratch {
     pub panel: Box<Panel>,
     /// Unpacked weights or keys, as floats.
     pub wide: Box<PanelF32>,
-    /// Sums of a panel's rows for each slot of a group, two matrices' worth.
+    /// Sums of a panel's rows for each slot of a group, or of a run of panels for one; two matrices' worth.
     pub sums: [Vec<Lanes>; 2],
     /// Weighted sums over experts.
     pub combined: Vec<Lanes>,

@@ -98,8 +98,13 @@ impl Matrix {
 
     /// The bytes of a panel and how many rows it has.
     pub fn panel(&self, expert: usize, panel: usize) -> (&[u8], usize) {
-        let first = panel * PANEL_ROWS;
-        let rows = PANEL_ROWS.min(self.rows - first);
+        self.panels_at(expert, panel..panel + 1)
+    }
+
+    /// The bytes of some panels and how many rows they have.
+    pub fn panels_at(&self, expert: usize, panels: Range<usize>) -> (&[u8], usize) {
+        let first = panels.start * PANEL_ROWS;
+        let rows = (panels.len() * PANEL_ROWS).min(self.rows - first);
         let row = (self.first_expert + expert) * self.tensor_rows + self.first_row + first;
         (&self.bytes.get()[row * self.row_bytes..][..rows * self.row_bytes], rows)
     }

@@ -2,35 +2,30 @@
 //! version does, 32 elements at a time. Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums hold
 //! here: u ≤ 63 and |q| ≤ 127, or |w| ≤ 128 as the unsigned operand and q with its sign.
 
-use super::super::layout::{Lanes, PANEL_ROWS, TileStep};
+use super::super::layout::TileStep;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
-/// The products of `rows` ≤ 16 rows of `inner` elements, one behind the other from `at` on, with a one-token tile of as
-/// many elements; `None` for formats without a kernel here.
+/// `out` = the products of as many rows of `inner` elements, one behind the other from `at` on, with a one-token tile of
+/// as many elements; false for formats without a kernel here.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rows are readable; `inner` is a whole number of blocks, and the tile has that
 /// many elements with their sums and scales, a scale per 256 for super-blocks and per 32 for the others.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn dot(
-    format: Format,
-    at: *const u8,
-    rows: usize,
-    inner: usize,
-    tile: TileStep<'_>,
-) -> Option<Lanes> {
+pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_>, out: &mut [f32]) -> bool {
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
-        Some(match format {
-            Format::Q4K => each_row::<144, 256>(at, rows, inner, tile, |b, t| k4_or_k5::<false>(b, t)),
-            Format::Q5K => each_row::<176, 256>(at, rows, inner, tile, |b, t| k4_or_k5::<true>(b, t)),
-            Format::Q6K => each_row::<210, 256>(at, rows, inner, tile, |b, t| q6_k(b, t)),
-            Format::Q8_0 => each_row::<34, 32>(at, rows, inner, tile, |b, t| q8_0(b, t)),
-            Format::Q4_0 => each_row::<18, 32>(at, rows, inner, tile, |b, t| q4_0(b, t)),
-            _ => return None,
-        })
+        match format {
+            Format::Q4K => each_row::<144, 256>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => each_row::<176, 256>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => each_row::<210, 256>(at, inner, tile, out, |b, t| q6_k(b, t)),
+            Format::Q8_0 => each_row::<34, 32>(at, inner, tile, out, |b, t| q8_0(b, t)),
+            Format::Q4_0 => each_row::<18, 32>(at, inner, tile, out, |b, t| q4_0(b, t)),
+            _ => return false,
+        }
     }
+    true
 }
 
 /// A block's activations.
@@ -49,13 +44,12 @@ struct Token {
 #[inline(always)]
 unsafe fn each_row<const BYTES: usize, const ELEMS: usize>(
     mut at: *const u8,
-    rows: usize,
     inner: usize,
     tile: TileStep<'_>,
+    out: &mut [f32],
     block: impl Fn(*const u8, Token) -> __m256,
-) -> Lanes {
-    let mut out = Lanes([0.0; PANEL_ROWS]);
-    for row in &mut out.0[..rows] {
+) {
+    for row in out {
         // SAFETY: blocks below `inner / ELEMS` exist in the row and in the tile.
         unsafe {
             let mut sum = _mm256_setzero_ps();
@@ -72,7 +66,6 @@ unsafe fn each_row<const BYTES: usize, const ELEMS: usize>(
             *row = fold(sum);
         }
     }
-    out
 }
 
 /// The sum of eight lanes, halves first.
@@ -144,10 +137,7 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m256 
         let mut sum = _mm256_setzero_si256();
         for pair in 0..4 {
             let x = load(qs.add(32 * pair));
-            let mut u = [
-                _mm256_and_si256(x, nibble),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(x), nibble),
-            ];
+            let mut u = [_mm256_and_si256(x, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(x), nibble)];
             for (i, u) in u.iter_mut().enumerate() {
                 let s = 2 * pair + i;
                 if FIFTH {
@@ -248,7 +238,7 @@ unsafe fn q4_0(block: *const u8, token: Token) -> __m256 {
     }
 }
 
-/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; `None` for other formats.
+/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; false for other formats.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rows are readable, and so are `inner` elements of `x`.
@@ -256,24 +246,23 @@ unsafe fn q4_0(block: *const u8, token: Token) -> __m256 {
 pub unsafe fn dot_floats(
     format: Format,
     at: *const u8,
-    rows: usize,
     inner: usize,
     x: *const f32,
-) -> Option<Lanes> {
+    out: &mut [f32],
+) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        Some(match format {
-            Format::F32 => each_row_of_floats::<4>(at, rows, inner, x, |at| _mm256_loadu_ps(at.cast())),
-            Format::F16 => each_row_of_floats::<2>(at, rows, inner, x, |at| {
-                _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
-            }),
-            Format::Bf16 => each_row_of_floats::<2>(at, rows, inner, x, |at| {
+        match format {
+            Format::F32 => floats::<4>(at, inner, x, out, |at| _mm256_loadu_ps(at.cast())),
+            Format::F16 => floats::<2>(at, inner, x, out, |at| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))),
+            Format::Bf16 => floats::<2>(at, inner, x, out, |at| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }),
-            _ => return None,
-        })
+            _ => return false,
+        }
     }
+    true
 }
 
 /// For each row, Σ w·x in four vectors of partial sums. `load` gives 8 elements.
@@ -281,15 +270,14 @@ pub unsafe fn dot_floats(
 /// # Safety
 /// As [`dot_floats`]; `BYTES` are an element's.
 #[inline(always)]
-unsafe fn each_row_of_floats<const BYTES: usize>(
+unsafe fn floats<const BYTES: usize>(
     mut at: *const u8,
-    rows: usize,
     inner: usize,
     x: *const f32,
+    out: &mut [f32],
     load: impl Fn(*const u8) -> __m256,
-) -> Lanes {
-    let mut out = Lanes([0.0; PANEL_ROWS]);
-    for row in &mut out.0[..rows] {
+) {
+    for row in out {
         // SAFETY: elements below `inner` exist in the row and in `x`; the last few go through buffers of 8.
         unsafe {
             let mut sums = [_mm256_setzero_ps(); 4];
@@ -314,5 +302,4 @@ unsafe fn each_row_of_floats<const BYTES: usize>(
             at = at.add(inner * BYTES);
         }
     }
-    out
 }

@@ -4,38 +4,33 @@
 //! Integer sums are exact inside a block, scales of sub-blocks included; floats are summed once a block, in 16 lanes that
 //! fold when the row ends.
 
-use super::super::layout::{Lanes, PANEL_ROWS, TileStep};
+use super::super::layout::TileStep;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
 /// How far ahead of the arithmetic a row is asked for: hardware streams stop at the end of a page.
 const AHEAD_BYTES: usize = 2048;
 
-/// The products of `rows` ≤ 16 rows of `inner` elements, one behind the other from `at` on, with a one-token tile of as
-/// many elements; `None` for formats without a kernel here.
+/// `out` = the products of as many rows of `inner` elements, one behind the other from `at` on, with a one-token tile of
+/// as many elements; false for formats without a kernel here.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable; `inner` is a whole number of blocks, and the tile
 /// has that many elements with their sums and scales, a scale per 256 for super-blocks and per 32 for the others.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn dot(
-    format: Format,
-    at: *const u8,
-    rows: usize,
-    inner: usize,
-    tile: TileStep<'_>,
-) -> Option<Lanes> {
+pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_>, out: &mut [f32]) -> bool {
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
-        Some(match format {
-            Format::Q4K => each_row::<144>(at, rows, inner / 256, tile, |b, t| k4_or_k5::<false>(b, t)),
-            Format::Q5K => each_row::<176>(at, rows, inner / 256, tile, |b, t| k4_or_k5::<true>(b, t)),
-            Format::Q6K => each_row::<210>(at, rows, inner / 256, tile, |b, t| q6_k(b, t)),
-            Format::Q8_0 => each_row_of_pairs::<34>(at, rows, inner / 32, tile, |b| q8_0(b), 128),
-            Format::Q4_0 => each_row_of_pairs::<18>(at, rows, inner / 32, tile, |b| nibbles(b.add(2)), 8),
-            _ => return None,
-        })
+        match format {
+            Format::Q4K => super_blocks::<144>(at, inner, tile, out, |b, t, s| k4_or_k5::<false>(b, t, s)),
+            Format::Q5K => super_blocks::<176>(at, inner, tile, out, |b, t, s| k4_or_k5::<true>(b, t, s)),
+            Format::Q6K => super_blocks::<210>(at, inner, tile, out, |b, t, s| q6_k(b, t, s)),
+            Format::Q8_0 => pairs_of_blocks::<34>(at, inner, tile, out, |b| q8_0(b), 128),
+            Format::Q4_0 => pairs_of_blocks::<18>(at, inner, tile, out, |b| nibbles(b.add(2)), 8),
+            _ => return false,
+        }
     }
+    true
 }
 
 /// A super-block's activations.
@@ -47,38 +42,99 @@ struct Token {
     scale: f32,
 }
 
-/// For each row, Σ over its super-blocks of `block(block, token)`.
+impl Token {
+    /// Those of the tile's first super-block, but for the scale.
+    fn new(tile: TileStep<'_>) -> Token {
+        Token {
+            q: tile.q.as_ptr(),
+            neg_sums16: tile.neg_sums16.as_ptr(),
+            neg_sums32: tile.neg_sums32.as_ptr(),
+            scale: 0.0,
+        }
+    }
+
+    /// Those of the next.
+    #[inline(always)]
+    fn next(self) -> Token {
+        Token {
+            q: self.q.wrapping_add(256),
+            neg_sums16: self.neg_sums16.wrapping_add(16),
+            neg_sums32: self.neg_sums32.wrapping_add(8),
+            scale: self.scale,
+        }
+    }
+}
+
+/// `out[r] = row(first byte of row r)`, folded; four rows share the folding. Rows are `row_bytes` long.
 ///
 /// # Safety
-/// As [`dot`]; `BYTES` are a block's.
+/// `row` may be called for each row; the CPU has what it needs.
 #[inline(always)]
-unsafe fn each_row<const BYTES: usize>(
-    mut at: *const u8,
-    rows: usize,
-    blocks: usize,
+unsafe fn each_row(at: *const u8, row_bytes: usize, out: &mut [f32], row: impl Fn(*const u8) -> __m512) {
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [_mm512_setzero_ps(); 4];
+            for (r, sum) in sums[..out.len()].iter_mut().enumerate() {
+                *sum = row(at.add((4 * i + r) * row_bytes));
+            }
+            let sums = fold(sums);
+            match out.first_chunk_mut::<4>() {
+                Some(out) => *out = sums,
+                None => out.copy_from_slice(&sums[..out.len()]),
+            }
+        }
+    }
+}
+
+/// The sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+fn fold([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+    let x = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let mut sums = [0.0; 4];
+    // SAFETY: 16 bytes.
+    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), x) };
+    sums
+}
+
+/// [`dot`] for formats in super-blocks of `BYTES` bytes: `block(block, token, sum)` adds one to the lanes of the sum.
+///
+/// # Safety
+/// As [`dot`].
+#[inline(always)]
+unsafe fn super_blocks<const BYTES: usize>(
+    at: *const u8,
+    inner: usize,
     tile: TileStep<'_>,
-    block: impl Fn(*const u8, Token) -> __m512,
-) -> Lanes {
-    let mut out = Lanes([0.0; PANEL_ROWS]);
-    for row in &mut out.0[..rows] {
+    out: &mut [f32],
+    block: impl Fn(*const u8, Token, __m512) -> __m512,
+) {
+    let blocks = inner / 256;
+    let row = |mut at: *const u8| {
+        let (mut token, mut scale) = (Token::new(tile), tile.scale.as_ptr());
         // SAFETY: blocks below `blocks` exist in the row and in the tile.
         unsafe {
             let mut sum = _mm512_setzero_ps();
-            for b in 0..blocks {
+            for _ in 0..blocks {
                 prefetch::<BYTES>(at);
-                let token = Token {
-                    q: tile.q.as_ptr().add(256 * b),
-                    neg_sums16: tile.neg_sums16.as_ptr().add(16 * b),
-                    neg_sums32: tile.neg_sums32.as_ptr().add(8 * b),
-                    scale: *tile.scale.as_ptr().add(b),
-                };
-                sum = _mm512_add_ps(sum, block(at, token));
+                token.scale = *scale;
+                sum = block(at, token, sum);
                 at = at.add(BYTES);
+                token = token.next();
+                scale = scale.add(1);
             }
-            *row = _mm512_reduce_add_ps(sum);
+            sum
         }
-    }
-    out
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_row(at, blocks * BYTES, out, row) }
 }
 
 /// Asks for as many bytes as a block has, [`AHEAD_BYTES`] behind its start.
@@ -156,22 +212,19 @@ const fn sub_blocks(pair: usize, repeat: usize) -> [u16; 32] {
     words
 }
 
-/// Q4_K and Q5_K (`FIFTH`): a · (d · Σ scale·(u·q) + dmin · Σ min·(−Σq)). Block: d, dmin, 12 bytes of 6-bit scales and
-/// minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two sub-blocks.
+/// Adds a block of Q4_K or Q5_K (`FIFTH`): a · (d · Σ scale·(u·q) + dmin · Σ min·(−Σq)). Block: d, dmin, 12 bytes of
+/// 6-bit scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two
+/// sub-blocks.
 ///
 /// # Safety
 /// The block and the token's elements are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m512 {
+unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token, sum: __m512) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
-        let word = |at: usize| block.add(at).cast::<u32>().read_unaligned();
-        let (s0, s1, s2) = (word(4), word(8), word(12));
-        let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).cast_signed();
-        let scales = both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030));
-        let mins = both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030));
-
+        let head = _mm_loadu_si128(block.cast());
+        let (scales, mins) = scales_and_mins(head);
         let nibble = _mm512_set1_epi8(15);
         let qs = block.add(if FIFTH { 48 } else { 16 });
         let mut u = [_mm512_setzero_si512(); 4];
@@ -190,26 +243,41 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m512 
                 *u = _mm512_or_si512(*u, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
             }
         }
-        let scales = _mm256_castsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales)));
-        let sum = scaled::<2>(u, token.q, scales);
-        let neg_sums = _mm256_loadu_si256(token.neg_sums32.cast());
-        let min_sum = _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(mins)), neg_sums);
-
-        let d = _mm_mul_ps(two_halves(word(0)), _mm_set1_ps(token.scale));
-        let dmin = _mm256_broadcastss_ps(_mm_movehdup_ps(d));
-        let mins = _mm256_mul_ps(_mm256_cvtepi32_ps(min_sum), dmin);
-        _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_broadcastss_ps(d), _mm512_zextps256_ps512(mins))
+        let products = scaled::<2>(u, token.q, _mm256_castsi128_si256(scales));
+        let min_sum = _mm256_mullo_epi32(mins, _mm256_loadu_si256(token.neg_sums32.cast()));
+        // d and dmin are the head's first two halves.
+        let d = _mm_mul_ps(_mm_cvtph_ps(head), _mm_set1_ps(token.scale));
+        let dmin = _mm512_zextps256_ps512(_mm256_broadcastss_ps(_mm_movehdup_ps(d)));
+        let min_sum = _mm512_cvtepi32_ps(_mm512_zextsi256_si512(min_sum));
+        let sum = _mm512_fmadd_ps(min_sum, dmin, sum);
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_broadcastss_ps(d), sum)
     }
 }
 
-/// Q6_K: a · d · Σ scale·(u·q − 32·Σq). Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
+/// The 6-bit scales (as words) and minima (as dwords) of a block of Q4_K or Q5_K from its first 16 bytes: d, dmin, then
+/// four dwords' worth of s0, s1, s2. Of the first four, s0 and s1 hold the low six bits of each byte; of the last four,
+/// s2 holds the low four bits, the scale's in its low nibble, and s0 and s1 the two above.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn scales_and_mins(head: __m128i) -> (__m128i, __m256i) {
+    let low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    let low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
+    let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
+    let high =
+        _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    let high = _mm_and_si128(_mm_srli_epi32::<2>(high), _mm_set1_epi8(0x30));
+    let both = _mm_or_si128(low, high);
+    (_mm_cvtepu8_epi16(both), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(both, both)))
+}
+
+/// Adds a block of Q6_K: a · d · Σ scale·(u·q − 32·Σq). Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
 /// elements, then of the other 64; 64 bytes of two more bits follow, 32 a half; 16 signed scales; d.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn q6_k(block: *const u8, token: Token) -> __m512 {
+unsafe fn q6_k(block: *const u8, token: Token, sum: __m512) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
         let (nibble, two_bits) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
@@ -220,16 +288,15 @@ unsafe fn q6_k(block: *const u8, token: Token) -> __m512 {
             let first = _mm512_and_si512(_mm512_sllv_epi16(high, halves(4, 2)), two_bits);
             let second = _mm512_and_si512(_mm512_srlv_epi16(high, halves(0, 2)), two_bits);
             u[2 * half] = _mm512_or_si512(_mm512_and_si512(low, nibble), first);
-            u[2 * half + 1] =
-                _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second);
+            u[2 * half + 1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second);
         }
         let scales = _mm_loadu_si128(block.add(192).cast());
-        let sum = scaled::<1>(u, token.q, _mm256_cvtepi8_epi16(scales));
+        let products = scaled::<1>(u, token.q, _mm256_cvtepi8_epi16(scales));
         let neg_sums = _mm512_loadu_si512(token.neg_sums16.cast());
         let zero = _mm512_slli_epi32::<5>(_mm512_mullo_epi32(_mm512_cvtepi8_epi32(scales), neg_sums));
         let d = two_halves(u32::from(block.add(208).cast::<u16>().read_unaligned()));
         let d = _mm512_broadcastss_ps(_mm_mul_ss(d, _mm_set_ss(token.scale)));
-        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, zero)), d)
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(products, zero)), d, sum)
     }
 }
 
@@ -257,23 +324,23 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
     _mm256_and_si256(_mm256_srlv_epi16(x, by), _mm256_set1_epi8(15))
 }
 
-/// For each row, Σ over its blocks of 32 elements of d · a · (u·q − zero·Σq). A block begins with d; `elements` gives
-/// its u.
+/// [`dot`] for formats in blocks of 32 elements and `BYTES` bytes that begin with d: Σ d · a · (u·q − zero·Σq), two
+/// blocks at a time. `elements` gives a block's u.
 ///
 /// # Safety
-/// As [`dot`]; `BYTES` are a block's.
+/// As [`dot`].
 #[inline(always)]
-unsafe fn each_row_of_pairs<const BYTES: usize>(
-    mut at: *const u8,
-    rows: usize,
-    blocks: usize,
+unsafe fn pairs_of_blocks<const BYTES: usize>(
+    at: *const u8,
+    inner: usize,
     tile: TileStep<'_>,
+    out: &mut [f32],
     elements: impl Fn(*const u8) -> __m256i,
     zero: u8,
-) -> Lanes {
-    let mut out = Lanes([0.0; PANEL_ROWS]);
+) {
+    let blocks = inner / 32;
     let (q, scale) = (tile.q.as_ptr(), tile.scale.as_ptr());
-    for row in &mut out.0[..rows] {
+    let row = |mut at: *const u8| {
         // SAFETY: blocks below `blocks` exist in the row and in the tile.
         unsafe {
             let half = |block: *const u8| u32::from(block.cast::<u16>().read_unaligned());
@@ -301,15 +368,15 @@ unsafe fn each_row_of_pairs<const BYTES: usize>(
                 let q = _mm512_zextsi256_si512(_mm256_loadu_si256(q.add(32 * b).cast()));
                 let u = _mm512_zextsi256_si512(elements(at));
                 add(u, q, two_halves(half(at)), _mm_load_ss(scale.add(b)));
-                at = at.add(BYTES);
             }
-            *row = _mm512_reduce_add_ps(sum);
+            sum
         }
-    }
-    out
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_row(at, blocks * BYTES, out, row) }
 }
 
-/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; `None` for other formats.
+/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; false for other formats.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable, and so are `inner` elements of `x`.
@@ -317,42 +384,40 @@ unsafe fn each_row_of_pairs<const BYTES: usize>(
 pub unsafe fn dot_floats(
     format: Format,
     at: *const u8,
-    rows: usize,
     inner: usize,
     x: *const f32,
-) -> Option<Lanes> {
+    out: &mut [f32],
+) -> bool {
     // SAFETY: the caller's promise; a masked element is not read.
     unsafe {
-        Some(match format {
-            Format::F32 => each_row_of_floats::<4>(at, rows, inner, x, |at, mask| {
-                _mm512_maskz_loadu_ps(mask, at.cast())
-            }),
-            Format::F16 => each_row_of_floats::<2>(at, rows, inner, x, |at, mask| {
+        match format {
+            Format::F32 => floats::<4>(at, inner, x, out, |at, mask| _mm512_maskz_loadu_ps(mask, at.cast())),
+            Format::F16 => floats::<2>(at, inner, x, out, |at, mask| {
                 _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast()))
             }),
-            Format::Bf16 => each_row_of_floats::<2>(at, rows, inner, x, |at, mask| {
+            Format::Bf16 => floats::<2>(at, inner, x, out, |at, mask| {
                 let wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }),
-            _ => return None,
-        })
+            _ => return false,
+        }
     }
+    true
 }
 
-/// For each row, Σ w·x in four vectors of partial sums. `load` gives 16 elements, 0 where the mask has none.
+/// Σ w·x of each row in four vectors of partial sums. `load` gives 16 elements, 0 where the mask has none.
 ///
 /// # Safety
 /// As [`dot_floats`]; `BYTES` are an element's.
 #[inline(always)]
-unsafe fn each_row_of_floats<const BYTES: usize>(
-    mut at: *const u8,
-    rows: usize,
+unsafe fn floats<const BYTES: usize>(
+    at: *const u8,
     inner: usize,
     x: *const f32,
+    out: &mut [f32],
     load: impl Fn(*const u8, u16) -> __m512,
-) -> Lanes {
-    let mut out = Lanes([0.0; PANEL_ROWS]);
-    for row in &mut out.0[..rows] {
+) {
+    let row = |at: *const u8| {
         // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
         unsafe {
             let mut sums = [_mm512_setzero_ps(); 4];
@@ -371,10 +436,9 @@ unsafe fn each_row_of_floats<const BYTES: usize>(
                 sums[0] = _mm512_fmadd_ps(load(at.add(k * BYTES), mask), x, sums[0]);
                 k += 16;
             }
-            let sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
-            *row = _mm512_reduce_add_ps(sum);
-            at = at.add(inner * BYTES);
+            _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]))
         }
-    }
-    out
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_row(at, inner * BYTES, out, row) }
 }
