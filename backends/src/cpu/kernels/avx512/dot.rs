@@ -1,5 +1,5 @@
-//! One token against rows of weights, unpacking and multiplying in registers: the decode step's kernels. Each walks one
-//! row from its first byte to its last, so that a matrix is read as one stream, which the hardware fetches ahead.
+//! One token against rows of weights, unpacking and multiplying in registers: the decode step's kernels. Rows are walked
+//! from their first byte to their last, four side by side at most, so that a matrix is read nearly as one stream.
 //!
 //! Integer sums are exact inside a block, scales of sub-blocks included; floats are summed once a block, in 16 lanes that
 //! fold when the row ends.
@@ -8,7 +8,7 @@ use super::super::layout::TileStep;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
-/// How far ahead of the arithmetic a row is asked for: hardware streams stop at the end of a page.
+/// How far ahead of the arithmetic bytes are asked for, at least: hardware streams stop at the end of a page.
 const AHEAD_BYTES: usize = 2048;
 
 /// `out` = the products of as many rows of `inner` elements, one behind the other from `at` on, with a one-token tile of
@@ -78,11 +78,7 @@ unsafe fn each_row(at: *const u8, row_bytes: usize, out: &mut [f32], row: impl F
             for (r, sum) in sums[..out.len()].iter_mut().enumerate() {
                 *sum = row(at.add((4 * i + r) * row_bytes));
             }
-            let sums = fold(sums);
-            match out.first_chunk_mut::<4>() {
-                Some(out) => *out = sums,
-                None => out.copy_from_slice(&sums[..out.len()]),
-            }
+            store(fold(sums), out);
         }
     }
 }
@@ -116,33 +112,50 @@ unsafe fn super_blocks<const BYTES: usize>(
     out: &mut [f32],
     block: impl Fn(*const u8, Token, __m512) -> __m512,
 ) {
-    let blocks = inner / 256;
-    let row = |mut at: *const u8| {
-        let (mut token, mut scale) = (Token::new(tile), tile.scale.as_ptr());
-        // SAFETY: blocks below `blocks` exist in the row and in the tile.
+    let row_bytes = inner / 256 * BYTES;
+    // The same block of four rows in turn: what follows are the next four rows.
+    let ahead = (4 * row_bytes).max(AHEAD_BYTES);
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: blocks below `inner / 256` exist in each of the rows and in the tile; rows that do not exist stand for
+        // the first, and their sums are dropped.
         unsafe {
-            let mut sum = _mm512_setzero_ps();
-            for _ in 0..blocks {
-                prefetch::<BYTES>(at);
+            let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
+            let (mut a, mut b, mut c, mut d) = (row(0), row(1), row(2), row(3));
+            let mut sums = [_mm512_setzero_ps(); 4];
+            let mut token = Token::new(tile);
+            for scale in &tile.scale[..inner / 256] {
                 token.scale = *scale;
-                sum = block(at, token, sum);
-                at = at.add(BYTES);
+                prefetch::<BYTES>(a, ahead);
+                sums[0] = block(a, token, sums[0]);
+                prefetch::<BYTES>(b, ahead);
+                sums[1] = block(b, token, sums[1]);
+                prefetch::<BYTES>(c, ahead);
+                sums[2] = block(c, token, sums[2]);
+                prefetch::<BYTES>(d, ahead);
+                sums[3] = block(d, token, sums[3]);
+                (a, b, c, d) = (a.add(BYTES), b.add(BYTES), c.add(BYTES), d.add(BYTES));
                 token = token.next();
-                scale = scale.add(1);
             }
-            sum
+            store(fold(sums), out);
         }
-    };
-    // SAFETY: the caller's promise.
-    unsafe { each_row(at, blocks * BYTES, out, row) }
+    }
 }
 
-/// Asks for as many bytes as a block has, [`AHEAD_BYTES`] behind its start.
+/// As many of the four as there is room for.
+#[inline(always)]
+fn store(sums: [f32; 4], out: &mut [f32]) {
+    match out.first_chunk_mut::<4>() {
+        Some(out) => *out = sums,
+        None => out.copy_from_slice(&sums[..out.len()]),
+    }
+}
+
+/// Asks for as many bytes as a block has, `ahead` behind its start.
 #[inline]
 #[target_feature(enable = "avx512f")]
 #[allow(unused_unsafe, reason = "newer toolchains call it safe")]
-fn prefetch<const BYTES: usize>(at: *const u8) {
-    let at = at.wrapping_add(AHEAD_BYTES);
+fn prefetch<const BYTES: usize>(at: *const u8, ahead: usize) {
+    let at = at.wrapping_add(ahead);
     for line in 0..BYTES.div_ceil(64) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64 * line).cast()) };
@@ -355,7 +368,7 @@ unsafe fn pairs_of_blocks<const BYTES: usize>(
                 sum = _mm512_fmadd_ps(value, scale, sum);
             };
             for b in (0..blocks / 2 * 2).step_by(2) {
-                prefetch::<64>(at);
+                prefetch::<64>(at, AHEAD_BYTES);
                 let second = at.add(BYTES);
                 let u = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(elements(at)), elements(second));
                 let d = two_halves(half(at) | half(second) << 16);
@@ -423,7 +436,7 @@ unsafe fn floats<const BYTES: usize>(
             let mut sums = [_mm512_setzero_ps(); 4];
             let mut k = 0;
             while k + 64 <= inner {
-                prefetch::<128>(at.add(k * BYTES));
+                prefetch::<128>(at.add(k * BYTES), AHEAD_BYTES);
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let k = k + 16 * i;
                     *sum = _mm512_fmadd_ps(load(at.add(k * BYTES), !0), _mm512_loadu_ps(x.add(k)), *sum);
