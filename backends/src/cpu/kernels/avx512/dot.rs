@@ -351,42 +351,78 @@ unsafe fn pairs_of_blocks<const BYTES: usize>(
     elements: impl Fn(*const u8) -> __m256i,
     zero: u8,
 ) {
-    let blocks = inner / 32;
-    let (q, scale) = (tile.q.as_ptr(), tile.scale.as_ptr());
-    let row = |mut at: *const u8| {
-        // SAFETY: blocks below `blocks` exist in the row and in the tile.
+    let (blocks, row_bytes) = (inner / 32, inner / 32 * BYTES);
+    let ahead = (4 * row_bytes).max(AHEAD_BYTES);
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: as in `super_blocks`; of the last block of an odd number, the half that would lie behind it is zeros.
         unsafe {
-            let half = |block: *const u8| u32::from(block.cast::<u16>().read_unaligned());
-            let zero = _mm512_set1_epi8(zero.cast_signed());
-            let mut sum = _mm512_setzero_ps();
-            let mut add = |u: __m512i, q: __m512i, d: __m128, a: __m128| {
-                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, q);
-                let offsets = _mm512_dpbusd_epi32(_mm512_setzero_si512(), zero, q);
-                let value = _mm512_cvtepi32_ps(_mm512_sub_epi32(products, offsets));
-                let first_or_second = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-                let scale = _mm512_permutexvar_ps(first_or_second, _mm512_castps128_ps512(_mm_mul_ps(d, a)));
-                sum = _mm512_fmadd_ps(value, scale, sum);
-            };
-            for b in (0..blocks / 2 * 2).step_by(2) {
-                prefetch::<64>(at, AHEAD_BYTES);
-                let second = at.add(BYTES);
-                let u = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(elements(at)), elements(second));
-                let d = two_halves(half(at) | half(second) << 16);
-                let a = _mm_castpd_ps(_mm_load_sd(scale.add(b).cast()));
-                add(u, _mm512_loadu_si512(q.add(32 * b).cast()), d, a);
-                at = second.add(BYTES);
+            let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
+            let mut rows = [row(0), row(1), row(2), row(3)];
+            let mut sums = [_mm512_setzero_ps(); 4];
+            let (mut q, mut scale) = (tile.q.as_ptr(), tile.scale.as_ptr());
+            for _ in 0..blocks / 2 {
+                let x =
+                    Pair::new(_mm512_loadu_si512(q.cast()), _mm_castpd_ps(_mm_load_sd(scale.cast())), zero);
+                for (sum, at) in sums.iter_mut().zip(&mut rows) {
+                    prefetch::<64>(*at, ahead);
+                    let second = at.add(BYTES);
+                    let u = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(elements(*at)), elements(second));
+                    *sum = x.add(u, half_bits(*at) | half_bits(second) << 16, *sum);
+                    *at = second.add(BYTES);
+                }
+                (q, scale) = (q.add(64), scale.add(2));
             }
             if blocks % 2 == 1 {
-                let b = blocks - 1;
-                let q = _mm512_zextsi256_si512(_mm256_loadu_si256(q.add(32 * b).cast()));
-                let u = _mm512_zextsi256_si512(elements(at));
-                add(u, q, two_halves(half(at)), _mm_load_ss(scale.add(b)));
+                let last = _mm512_zextsi256_si512(_mm256_loadu_si256(q.cast()));
+                let x = Pair::new(last, _mm_load_ss(scale), zero);
+                for (sum, at) in sums.iter_mut().zip(rows) {
+                    *sum = x.add(_mm512_zextsi256_si512(elements(at)), half_bits(at), *sum);
+                }
             }
-            sum
+            store(fold(sums), out);
         }
-    };
+    }
+}
+
+/// The bits of the f16 at `at`.
+///
+/// # Safety
+/// It is readable.
+#[inline(always)]
+unsafe fn half_bits(at: *const u8) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { each_row(at, blocks * BYTES, out, row) }
+    u32::from(unsafe { at.cast::<u16>().read_unaligned() })
+}
+
+/// The activations of two blocks of 32: what all rows share.
+#[derive(Clone, Copy)]
+struct Pair {
+    q: __m512i,
+    /// −zero · Σq of four elements, for each four.
+    offsets: __m512i,
+    /// Their scales in lanes 0 and 1.
+    scales: __m128,
+}
+
+impl Pair {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn new(q: __m512i, scales: __m128, zero: u8) -> Pair {
+        let none = _mm512_setzero_si512();
+        let offsets = _mm512_dpbusd_epi32(none, _mm512_set1_epi8(zero.cast_signed()), q);
+        Pair { q, offsets: _mm512_sub_epi32(none, offsets), scales }
+    }
+
+    /// Adds d · a · (u·q − zero·Σq) of both blocks to the lanes of the sum; `d` are their two halves.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,avx512vnni,f16c")]
+    fn add(self, u: __m512i, d: u32, sum: __m512) -> __m512 {
+        let value = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(self.offsets, u, self.q));
+        let scales = _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(d.cast_signed())), self.scales);
+        let first_or_second = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        let scales = _mm512_permutexvar_ps(first_or_second, _mm512_castps128_ps512(scales));
+        _mm512_fmadd_ps(value, scales, sum)
+    }
 }
 
 /// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; false for other formats.
