@@ -264,13 +264,17 @@ fn a_decode_layer_takes_at_most_seven_dispatches() {
     let mut dispatches = BTreeMap::new();
     for launch in &plan.launches {
         let kernel = backend.kernel(&plan, launch).unwrap();
-        assert!(kernel.source.unwrap().contains("@compute"));
-        *dispatches.entry(launch.layer.map(|l| l.index())).or_insert(0) += kernel.name.matches('[').count();
+        let in_source = kernel.source.unwrap().matches("@compute").count();
+        assert_eq!(kernel.dispatches, Some(in_source), "{}", kernel.name);
+        *dispatches.entry(launch.layer.map(|l| l.index())).or_insert(0) += in_source;
     }
     for layer in 0..model.config.num_hidden_layers {
         let found = dispatches[&Some(layer)];
         assert!((1..=7).contains(&found), "layer {layer}: {found} dispatches");
     }
+    let args = ["graph", "--backend", "wgpu", "--level", "plan"];
+    let printed = moe_run_tests::cli::run(env!("CARGO_BIN_EXE_moe-run-under-test"), args).succeeded().stdout;
+    assert!(printed.contains(", 7 dispatches a layer"), "{printed}");
 }
 
 /// A layer of the real shapes, whose embedding and lm_head of 151,936 rows are larger than software Vulkan binds: the plan

@@ -50,7 +50,7 @@ impl Backend for Cuda {
             [node] => ops::kernel_name(&plan.graph, node, plan.max_sizes.tokens),
             _ => fused::kernel_name(launch.pattern)?.to_owned(),
         };
-        Some(KernelInfo { name, grid: None, workgroup: None, source: None })
+        Some(KernelInfo { name, grid: None, workgroup: None, dispatches: None, source: None })
     }
 
     fn compile(

@@ -221,6 +221,7 @@ pub(super) fn kernel(plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
         name: names.join(" + "),
         grid: Some(main.grid.resolve(plan.max_sizes, splits)),
         workgroup: Some([lanes, 1, 1]),
+        dispatches: Some(names.len()),
         source: source.map(|s| s.join("\n")),
     })
 }

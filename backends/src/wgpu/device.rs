@@ -239,6 +239,16 @@ fn wanted_limits(adapter: &wgpu::Limits) -> wgpu::Limits {
     }
 }
 
+/// The features to ask for. dot4I8Packed is a language feature, which needs no asking.
+fn required_features(features: Features, timestamps: bool, pipeline_cache: bool) -> wgpu::Features {
+    let mut required = wgpu::Features::empty();
+    required.set(wgpu::Features::SUBGROUP, features.subgroups);
+    required.set(wgpu::Features::SHADER_F16, features.f16);
+    required.set(wgpu::Features::TIMESTAMP_QUERY, timestamps);
+    required.set(wgpu::Features::PIPELINE_CACHE, pipeline_cache);
+    required
+}
+
 /// Limits of the adapter that are below what the shaders need, each with both numbers.
 fn lacking_limits(wanted: &wgpu::Limits, adapter: &wgpu::Limits) -> Vec<String> {
     let mut lacking = Vec::new();
@@ -270,11 +280,7 @@ impl Device {
         let timestamps = has_timestamps(&adapter, options);
         let pipeline_cache =
             options.pipeline_cache && adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
-        let mut required_features = wgpu::Features::empty();
-        required_features.set(wgpu::Features::SUBGROUP, features.subgroups);
-        required_features.set(wgpu::Features::SHADER_F16, features.f16);
-        required_features.set(wgpu::Features::TIMESTAMP_QUERY, timestamps);
-        required_features.set(wgpu::Features::PIPELINE_CACHE, pipeline_cache);
+        let required_features = required_features(features, timestamps, pipeline_cache);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("moe-run"),
             required_features,
@@ -478,6 +484,18 @@ mod tests {
             text.contains("no Vulkan, Metal or DX12 adapter") && text.contains("--backend cpu"),
             "{text}"
         );
+    }
+
+    /// A browser build stays possible: the plain path asks for nothing at all. Of the rest the cache on disk is native, and
+    /// subgroups are so only to wgpu: WebGPU has them by the same name.
+    /// (That its shaders keep to the default limits is tested beside them.)
+    #[test]
+    fn the_plain_path_asks_for_nothing_beyond_webgpu() {
+        assert_eq!(required_features(Features::default(), false, false), wgpu::Features::empty());
+        assert_eq!(wanted_limits(&wgpu::Limits::default()), wgpu::Limits::default());
+        let all = Features { subgroups: true, f16: true, dot4: true };
+        let native = required_features(all, true, true).difference(wgpu::Features::all_webgpu_mask());
+        assert_eq!(native, wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP);
     }
 
     #[test]

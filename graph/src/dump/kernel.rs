@@ -11,6 +11,9 @@ pub struct KernelInfo {
     pub grid: Option<[u32; 3]>,
     /// Threads of one workgroup along x, y, z.
     pub workgroup: Option<[u32; 3]>,
+    /// How many times the device is given work: kernels of a launch that follow each other count each. `None` where the
+    /// backend does not say.
+    pub dispatches: Option<usize>,
     /// The kernel's source as the device compiler gets it, where the backend keeps it: `--show-shader` prints it.
     #[serde(skip)]
     pub source: Option<String>,

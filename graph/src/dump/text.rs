@@ -67,7 +67,11 @@ fn header(dump: &Dump, out: &mut String) {
 
 /// `1 layer`, `48 layers`.
 fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    plural(n, what, &format!("{what}s"))
+}
+
+fn plural(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 fn cost_line(cost: Cost, bandwidth_bytes_per_s: Option<f64>) -> String {
@@ -99,10 +103,16 @@ fn heading(dump: &Dump, section: &Section<'_>) -> Option<String> {
     let measured = group.measured.map_or_else(String::new, |m| {
         format!(", measured {} ({})", units::seconds(m.seconds), units::percent(m.share))
     });
+    // Of one layer: where every launch of it says how many.
+    let dispatches: Option<usize> =
+        section.launches.iter().map(|row| row.first().kernel.as_ref()?.dispatches).sum();
+    let dispatches = dispatches.filter(|_| !section.launches.is_empty());
+    let each =
+        dispatches.map_or_else(String::new, |n| format!(", {} a layer", plural(n, "dispatch", "dispatches")));
     Some(match group.layers.len() {
-        1 => format!("layer {}: {of_all}{measured}", group.layers[0]),
+        1 => format!("layer {}: {of_all}{each}{measured}", group.layers[0]),
         n => format!(
-            "layers {} ({n} of one structure, rows are their mean): {of_all}{measured}",
+            "layers {} ({n} of one structure, rows are their mean): {of_all}{each}{measured}",
             units::ranges(&group.layers)
         ),
     })

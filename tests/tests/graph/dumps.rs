@@ -167,6 +167,7 @@ fn the_documentation_names_every_field_and_no_other() {
             name: "k".into(),
             grid: Some([1, 2, 3]),
             workgroup: Some([64, 1, 1]),
+            dispatches: Some(2),
             source: Some("secret".into()),
         })
     };
