@@ -320,3 +320,23 @@ fn real_shapes_agree_with_the_cpu() {
         assert!(distance <= TOLERANCE, "step {step}: {distance:.3e}");
     }
 }
+
+/// A conversation: the second question keeps the cache of the first, past the step that was queued for its end.
+#[test]
+fn a_chat_keeps_what_it_has_evaluated() {
+    if !has_adapter() {
+        return;
+    }
+    let chat = |backend: &str| {
+        let args = ["chat", "--backend", backend, "--temp", "0"];
+        let input = b"What is 2+2?\nWhat is the capital of France?\n";
+        moe_run_tests::cli::run_with_input(env!("CARGO_BIN_EXE_moe-run-under-test"), args, input).succeeded()
+    };
+    let (found, wanted) = (chat("wgpu"), chat("cpu"));
+    assert_eq!(found.stdout, wanted.stdout);
+    assert!(found.stdout.contains("2 + 2 = 4") && found.stdout.contains("Paris"), "{found:?}");
+    let kept = |finished: &moe_run_tests::cli::Finished| {
+        finished.stderr.lines().filter(|l| l.contains(" kept tokens")).count()
+    };
+    assert_eq!((kept(&found), kept(&wanted)), (1, 1), "{found:?}");
+}
