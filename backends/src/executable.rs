@@ -6,6 +6,7 @@
 pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
 pub use crate::options::{Activations, CompileOptions, KvType, Progress};
+pub use crate::tensor::{HostTensor, TensorData, TensorView, ViewData};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
@@ -203,70 +204,6 @@ impl StepInput<'_> {
     }
 }
 
-/// Elements on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub enum TensorData {
-    /// Floats.
-    F32(Vec<f32>),
-    /// Ids.
-    U32(Vec<u32>),
-}
-
-impl TensorData {
-    /// Elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            TensorData::F32(v) => v.len(),
-            TensorData::U32(v) => v.len(),
-        }
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The elements as floats; ids are converted.
-    #[must_use]
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self {
-            TensorData::F32(v) => v.clone(),
-            TensorData::U32(v) => v.iter().map(|x| *x as f32).collect(),
-        }
-    }
-}
-
-/// A tensor on the host, outermost axis first.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostTensor {
-    /// Sizes.
-    pub shape: Vec<usize>,
-    /// Elements, row-major.
-    pub data: TensorData,
-}
-
-impl HostTensor {
-    /// A tensor of floats.
-    #[must_use]
-    pub fn f32(shape: Vec<usize>, data: Vec<f32>) -> HostTensor {
-        HostTensor { shape, data: TensorData::F32(data) }
-    }
-
-    /// A tensor without elements.
-    #[must_use]
-    pub fn empty() -> HostTensor {
-        HostTensor::f32(vec![0], Vec::new())
-    }
-
-    /// A tensor of ids.
-    #[must_use]
-    pub fn u32(shape: Vec<usize>, data: Vec<u32>) -> HostTensor {
-        HostTensor { shape, data: TensorData::U32(data) }
-    }
-}
-
 /// The values between launches, while a step is held.
 pub trait ValueAccess {
     /// T, R and S of the step.
@@ -278,13 +215,16 @@ pub trait ValueAccess {
     /// [`BackendError::Value`] if the plan does not store it.
     fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError>;
 
-    /// As [`ValueAccess::read`], into a tensor whose memory is used again.
+    /// Shows a value where it lies, if the host can see that; else as [`ValueAccess::read`].
     ///
     /// # Errors
-    /// As [`ValueAccess::read`].
-    fn read_into(&mut self, value: ValueId, tensor: &mut HostTensor) -> Result<(), BackendError> {
-        *tensor = self.read(value)?;
-        Ok(())
+    /// As [`ValueAccess::read`], and whatever `look` reports.
+    fn show(
+        &mut self,
+        value: ValueId,
+        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        look(self.read(value)?.view())
     }
 
     /// Replaces a value: what every later launch of the step reads.
@@ -314,7 +254,7 @@ pub struct TapValue<'a> {
     /// Its layer; `None` for the whole model's.
     pub layer: Option<usize>,
     /// Shape and elements.
-    pub tensor: &'a HostTensor,
+    pub tensor: TensorView<'a>,
     /// The positions of the step's tokens: the rows along T. (For an axis R see `logits_rows`.)
     pub positions: &'a [u32],
     /// The step's rows of logits, for the stages whose first axis is R.
@@ -513,8 +453,7 @@ pub trait Backend: Send + Sync {
     ) -> Result<Box<dyn Executable>, BackendError>;
 }
 
-/// Hands the taps of a finished launch to the observer: reads their inputs and sets them side by side. `buffer` lives as
-/// long as the step, so that large values do not each take fresh memory.
+/// Hands the taps of a finished launch to the observer: their inputs, set side by side where there are several.
 ///
 /// # Errors
 /// What reading or the observer reports.
@@ -524,42 +463,52 @@ pub fn deliver_taps(
     input: &StepInput<'_>,
     values: &mut dyn ValueAccess,
     observer: &mut dyn Observer,
-    buffer: &mut HostTensor,
 ) -> Result<(), BackendError> {
     for (node, stage) in plan.launch_taps(launch) {
-        if let [value] = node.inputs.as_slice() {
-            values.read_into(*value, buffer)?;
-        } else {
-            let parts = node.inputs.iter().map(|value| values.read(*value)).collect::<Result<Vec<_>, _>>()?;
-            *buffer = side_by_side(&parts);
+        let mut deliver = |tensor: TensorView<'_>| {
+            observer.tap(&TapValue {
+                stage,
+                layer: node.layer.map(|l| l.index()),
+                tensor,
+                positions: input.positions,
+                logits_rows: input.logits_rows,
+                production: !launch.recomputed,
+            })
+        };
+        match node.inputs.as_slice() {
+            [value] => values.show(*value, &mut deliver)?,
+            parts => {
+                let widths: Vec<usize> =
+                    parts.iter().map(|v| plan.graph.value(*v).shape.width().unwrap_or(1)).collect();
+                deliver(side_by_side(values, parts, &widths)?.view())?;
+            }
         }
-        let production = !launch.recomputed;
-        observer.tap(&TapValue {
-            stage,
-            layer: node.layer.map(|l| l.index()),
-            tensor: buffer,
-            positions: input.positions,
-            logits_rows: input.logits_rows,
-            production,
-        })?;
     }
     Ok(())
 }
 
-/// Tensors with equal leading axes, joined along the last one.
-fn side_by_side(parts: &[HostTensor]) -> HostTensor {
-    let widths: Vec<usize> = parts.iter().map(|p| p.shape.last().copied().unwrap_or(1)).collect();
-    let mut shape = parts[0].shape.clone();
+/// Values of floats with equal leading axes, joined along the last one, whose sizes are `widths`.
+fn side_by_side(
+    values: &mut dyn ValueAccess,
+    parts: &[ValueId],
+    widths: &[usize],
+) -> Result<HostTensor, BackendError> {
+    let total: usize = widths.iter().sum();
+    let (mut shape, mut joined, mut column) = (Vec::new(), Vec::new(), 0);
+    for (value, width) in parts.iter().zip(widths) {
+        values.show(*value, &mut |part| {
+            let elems = part.floats();
+            shape = part.shape.to_vec();
+            joined.resize(elems.len() / width * total, 0.0);
+            for (row, elems) in joined.chunks_exact_mut(total).zip(elems.chunks_exact(*width)) {
+                row[column..column + width].copy_from_slice(elems);
+            }
+            Ok(())
+        })?;
+        column += width;
+    }
     if let Some(last) = shape.last_mut() {
-        *last = widths.iter().sum();
+        *last = total;
     }
-    let rows: usize = shape[..shape.len() - 1].iter().product();
-    let parts: Vec<Vec<f32>> = parts.iter().map(|p| p.data.to_f32()).collect();
-    let mut data = Vec::with_capacity(shape.iter().product());
-    for row in 0..rows {
-        for (part, width) in parts.iter().zip(&widths) {
-            data.extend_from_slice(&part[row * width..(row + 1) * width]);
-        }
-    }
-    HostTensor::f32(shape, data)
+    Ok(HostTensor::f32(shape, joined))
 }

@@ -63,6 +63,7 @@ pub mod registry;
 pub mod sampler;
 pub mod session;
 pub mod taps;
+mod tensor;
 pub mod tolerance;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -70,5 +71,6 @@ pub mod wgpu;
 pub use error::BackendError;
 pub use executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, Observer, Progress, State, StepInput, TapValue, TensorData, ValueAccess, WeightSource,
+    KvType, Observer, Progress, State, StepInput, TapValue, TensorData, TensorView, ValueAccess, ViewData,
+    WeightSource,
 };

@@ -3,10 +3,16 @@
 use std::{fmt::Write as _, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use moe_run_backends::{
-    Activations, CompileOptions, KvType, WeightSource,
-    parity::{Against, ForcedRun, Options, ParityError, Report, Subject, Verdict, compare},
+    Activations, BackendError, CompileOptions, KvType, WeightSource,
+    parity::{
+        Against, ForcedRun, Options, ParityError, Report, SaveAround, Subject, Verdict, compare, save_around,
+    },
     registry,
-    taps::tensor_set::TensorSet,
+    taps::{
+        save::{ModelIdentity, SaveOptions, check_dir},
+        tensor_file::FileFormat,
+        tensor_set::TensorSet,
+    },
     tolerance::Relation,
 };
 use moe_run_graph::{Model, ids::TokenId};
@@ -14,8 +20,11 @@ use moe_run_graph::{Model, ids::TokenId};
 use crate::{
     CliError, ExitCode,
     common::{self, ModelArgs},
-    engine, output,
+    engine,
+    interrupt::Generation,
+    output,
     prompt::PromptArgs,
+    trace::{StopOnInterrupt, Stopped},
 };
 
 /// Stages and ops that the text lists around the first that is wrong.
@@ -73,6 +82,14 @@ pub struct Args {
     #[arg(short, long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 
+    /// After a divergence, save both sides' stages of the layer in question and the one before: DIR/backend, DIR/against
+    #[arg(long, value_name = "DIR")]
+    pub save_tensor_dir: Option<PathBuf>,
+
+    /// Replace what an earlier run saved in the same directory
+    #[arg(long, requires = "save_tensor_dir")]
+    pub save_tensor_overwrite: bool,
+
     /// Print one JSON object instead of text
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -83,6 +100,16 @@ pub struct Args {
 /// Errors: arguments, model or stages that cannot be read or do not match, backends that are not there, a failure while
 /// running.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    let save = args.save_tensor_dir.as_ref().map(|dir| SaveOptions {
+        dir: dir.clone(),
+        format: FileFormat::Aprt,
+        overwrite: args.save_tensor_overwrite,
+    });
+    if let Some(save) = &save {
+        for dir in [save.dir.clone(), save.dir.join("backend"), save.dir.join("against")] {
+            check_dir(&dir, save.overwrite)?;
+        }
+    }
     let known = registry::all().iter().any(|b| b.name() == args.against);
     let saved = if known {
         None
@@ -133,8 +160,12 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         (None, None) => return Err(CliError::bad_input("--against: nothing to compare with")),
     };
     let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-    let subject =
-        Subject { backend: backend.as_ref(), graph: &model.graph, weights: Arc::clone(&weights), hook: None };
+    let subject = || Subject {
+        backend: backend.as_ref(),
+        graph: &model.graph,
+        weights: Arc::clone(&weights),
+        hook: None,
+    };
     let options = Options {
         tokens,
         decode_tokens: args.decode,
@@ -152,7 +183,28 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         },
         saved_relation: relation,
     };
-    let report = compare(&model.graph, &weights, subject, against, &options)?;
+    let report = compare(&model.graph, &weights, subject(), against, &options)?;
+    if let Some(save) = save {
+        let save = SaveAround {
+            options: save,
+            model: ModelIdentity::of(&model.file),
+            architecture: &model.config.architecture,
+        };
+        let generation = Generation::begin();
+        let mut stop = StopOnInterrupt(&generation);
+        let saved =
+            save_around(&model.graph, &weights, subject(), against, &options, &report, &save, &mut stop);
+        match saved {
+            Err(ParityError::Backend(BackendError::Observer(cause))) if cause.is::<Stopped>() => {
+                return Err(CliError::Interrupted);
+            }
+            saved => {
+                for dir in saved? {
+                    output::note(&format!("saved tensors: {}", dir.display()));
+                }
+            }
+        }
+    }
     if args.json {
         output::json(&report)?;
     } else {
@@ -175,6 +227,7 @@ impl From<ParityError> for CliError {
     fn from(error: ParityError) -> CliError {
         match error {
             ParityError::Backend(error) => error.into(),
+            ParityError::Save(error) => error.into(),
             error => CliError::bad_input(error),
         }
     }

@@ -95,11 +95,12 @@ pub enum PositionsArg {
 }
 
 /// Stops a step between two launches where Ctrl-C asks for it.
-struct StopOnInterrupt<'a>(&'a Generation);
+pub struct StopOnInterrupt<'a>(pub &'a Generation);
 
+/// What stopped the step.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
-struct Stopped;
+pub struct Stopped;
 
 impl Observer for StopOnInterrupt<'_> {
     fn before_launch(

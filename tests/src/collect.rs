@@ -17,7 +17,7 @@ pub struct Collect {
 impl Observer for Collect {
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
         let path = tap.stage.path(tap.layer);
-        if self.values.insert(path.clone(), tap.tensor.clone()).is_some() {
+        if self.values.insert(path.clone(), tap.tensor.to_tensor()).is_some() {
             return Err(BackendError::Input(format!(
                 "{path} was delivered twice: prompts here fit one micro-batch"
             )));

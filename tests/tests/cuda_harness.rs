@@ -16,7 +16,7 @@ struct Rows(BTreeMap<String, Vec<Vec<f32>>>);
 
 impl Observer for Rows {
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
-        self.0.entry(tap.stage.path(tap.layer)).or_default().push(tap.tensor.data.to_f32());
+        self.0.entry(tap.stage.path(tap.layer)).or_default().push(tap.tensor.floats().into_owned());
         Ok(())
     }
 }

@@ -168,3 +168,91 @@ fn the_program_says_pass_and_refuses_what_does_not_match() {
     );
     assert_eq!(finished.code, 2, "{finished:#?}");
 }
+
+#[test]
+fn a_divergence_is_saved_with_the_layer_before_and_nothing_else() {
+    let program = env!("CARGO_BIN_EXE_moe-run-under-test");
+    let dir = tempfile::tempdir().unwrap();
+    let file = moe_run_graph::gguf::GgufFile::open(fixtures::tiny_q4_k_m()).unwrap();
+    // One block of o_proj in layer 2 gets another scale.
+    let tensor = file.tensor("blk.2.attn_output.weight").unwrap();
+    let mut bytes = std::fs::read(fixtures::tiny_q4_k_m()).unwrap();
+    bytes[tensor.offset_bytes() + 4] ^= 0x1f;
+    let broken = dir.path().join("broken.gguf");
+    std::fs::write(&broken, bytes).unwrap();
+    let run = |args: &[&str]| moe_run_tests::cli::run(program, args.iter().copied());
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (intact, broken) = (fixtures::tiny_q4_k_m().display().to_string(), broken.display().to_string());
+    let (stages, around) = (path("stages"), path("around"));
+    let tokens = "3070,303,198,354,294";
+    let save = ["--backend", "reference", "--tokens", tokens, "--activations", "f32", "--kv-type", "f32"];
+    let trace = ["trace", "-m", &intact, "--save-tensor", "all", "--save-tensor-layers", "0..4"];
+    let _ = run(&[&trace[..], &save, &["--save-tensor-dir", &stages]].concat()).succeeded();
+
+    let parity = ["parity", "--backend", "cpu", "--against", &stages, "--save-tensor-dir", &around, "--json"];
+    let passed = run(&[&parity[..], &["-m", &intact]].concat()).succeeded();
+    assert_eq!(passed.json()["verdict"], "pass");
+    assert!(!dir.path().join("around").exists(), "nothing diverged, and nothing is saved");
+
+    let diverged = run(&[&parity[..], &["-m", &broken]].concat());
+    assert_eq!(diverged.code, 1, "{diverged:#?}");
+    assert_eq!(diverged.json()["first"]["op"], "layer-2/o_proj");
+    let set = TensorSet::open(&dir.path().join("around/backend")).unwrap();
+    let layers: std::collections::BTreeSet<&str> =
+        set.tensors.keys().filter_map(|name| name.split_once('/')).map(|(layer, _)| layer).collect();
+    assert_eq!(layers.into_iter().collect::<Vec<_>>(), ["layer-1", "layer-2"]);
+    assert_eq!(set.tensors.len(), 2 * 22);
+    assert!(!dir.path().join("around/against").exists(), "saved stages are there already");
+    let diff = run(&["diff", &path("around/backend"), &stages, "--tolerance", "1e-4", "--json"]);
+    assert_eq!(diff.code, 1, "{diff:#?}");
+    // Again: what is there stays unless it is to be replaced.
+    let refused = run(&[&parity[..], &["-m", &broken]].concat());
+    assert!(refused.code == 2 && refused.stderr.contains("already exists"), "{refused:#?}");
+}
+
+#[test]
+fn both_sides_of_a_divergence_are_saved() {
+    use moe_run_backends::faults::Fault;
+    use moe_run_backends::parity::{SaveAround, save_around};
+    use moe_run_backends::taps::save::{ModelIdentity, SaveOptions};
+    use moe_run_backends::taps::tensor_file::FileFormat;
+    let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
+    let weights: Arc<dyn WeightSource> = model.file.clone();
+    let cpu = moe_run_backends::registry::by_name("cpu").unwrap();
+    let injected = Fault::SkippedKNorm.inject(&model.graph, &weights, 3, 0).unwrap();
+    let subject = || Subject {
+        backend: cpu.as_ref(),
+        graph: &injected.graph,
+        weights: injected.weights.clone(),
+        hook: None,
+    };
+    let options = Options {
+        tokens: [3070, 303, 198, 354, 294].map(TokenId).into(),
+        decode_tokens: 2,
+        forced: ForcedRun::OnDivergence,
+        compile: CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() },
+        saved_relation: Relation::Same,
+    };
+    let against = Against::Backend(&Reference, None);
+    let report = compare(&model.graph, &weights, subject(), against, &options).unwrap();
+    assert_eq!(report.first.as_ref().map(|f| f.op.as_str()), Some("layer-3/k_norm"));
+    let dir = tempfile::tempdir().unwrap();
+    let save = SaveAround {
+        options: SaveOptions { dir: dir.path().to_owned(), format: FileFormat::Aprt, overwrite: false },
+        model: ModelIdentity::of(&model.file),
+        architecture: &model.config.architecture,
+    };
+    struct Nobody;
+    impl moe_run_backends::Observer for Nobody {}
+    let saved =
+        save_around(&model.graph, &weights, subject(), against, &options, &report, &save, &mut Nobody)
+            .unwrap();
+    let [ours, theirs] = &saved[..] else { panic!("{saved:?}") };
+    let (ours, theirs) = (TensorSet::open(ours).unwrap(), TensorSet::open(theirs).unwrap());
+    assert!(ours.tensors.keys().eq(theirs.tensors.keys()) && ours.tensors.len() == 2 * 22);
+    let distance = |name: &str| {
+        moe_run_tests::relative_l2(&ours.tensors[name].read().unwrap(), &theirs.tensors[name].read().unwrap())
+    };
+    assert!(distance("layer-2/post_ffn_residual") < 1e-4 && distance("layer-3/q_norm") < 1e-4);
+    assert!(distance("layer-3/k_norm") > 1e-2);
+}

@@ -62,7 +62,7 @@ impl Observer for Force {
     }
 
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
-        self.values.insert(tap.stage.path(tap.layer), tap.tensor.clone());
+        self.values.insert(tap.stage.path(tap.layer), tap.tensor.to_tensor());
         Ok(())
     }
 }

@@ -47,7 +47,7 @@ struct Collect {
 
 impl Observer for Collect {
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
-        self.values.entry(tap.stage.path(tap.layer)).or_default().push(tap.tensor.clone());
+        self.values.entry(tap.stage.path(tap.layer)).or_default().push(tap.tensor.to_tensor());
         Ok(())
     }
 }

@@ -13,8 +13,8 @@ use super::pool::Pool;
 use super::state::CpuState;
 use crate::error::BackendError;
 use crate::executable::{
-    Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepTokens, TensorData, ValueAccess,
-    WeightSource, argmax, best_candidates, deliver_taps, not_taken,
+    Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepTokens, TensorData, TensorView,
+    ValueAccess, ViewData, WeightSource, argmax, best_candidates, deliver_taps, not_taken,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
@@ -125,13 +125,14 @@ struct Held<'a> {
     sizes: StepSizes,
 }
 
-fn read_into(
+/// Shows a value where it lies.
+fn show<T>(
     program: &Program,
     arena: &Arena,
     value: ValueId,
     sizes: StepSizes,
-    tensor: &mut HostTensor,
-) -> Result<(), BackendError> {
+    look: impl FnOnce(TensorView<'_>) -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
     let decl = program.plan.graph.value(value);
     let Some(val) = program.places[value.index()] else {
         let detail = "is not stored by this plan: ask for a tap on it".into();
@@ -140,16 +141,11 @@ fn read_into(
     let words = Val { width: 1, ..val };
     // SAFETY: no job runs.
     let data = unsafe { arena.rows(words, 0..decl.shape.elems(sizes)) };
-    match (decl.dtype, &mut tensor.data) {
-        (DType::U32, to) => *to = TensorData::U32(bytemuck::cast_slice(data).to_vec()),
-        (_, TensorData::F32(to)) => {
-            to.clear();
-            to.extend_from_slice(data);
-        }
-        (_, to) => *to = TensorData::F32(data.to_vec()),
-    }
-    tensor.shape = decl.shape.resolve(sizes);
-    Ok(())
+    let data = match decl.dtype {
+        DType::U32 => ViewData::U32(bytemuck::cast_slice(data)),
+        _ => ViewData::F32(data),
+    };
+    look(TensorView { shape: &decl.shape.resolve(sizes), data })
 }
 
 fn read(
@@ -158,9 +154,7 @@ fn read(
     value: ValueId,
     sizes: StepSizes,
 ) -> Result<HostTensor, BackendError> {
-    let mut tensor = HostTensor::empty();
-    read_into(program, arena, value, sizes, &mut tensor)?;
-    Ok(tensor)
+    show(program, arena, value, sizes, |tensor| Ok(tensor.to_tensor()))
 }
 
 impl Held<'_> {
@@ -195,8 +189,12 @@ impl ValueAccess for Held<'_> {
         read(self.program, self.arena, value, self.sizes)
     }
 
-    fn read_into(&mut self, value: ValueId, tensor: &mut HostTensor) -> Result<(), BackendError> {
-        read_into(self.program, self.arena, value, self.sizes, tensor)
+    fn show(
+        &mut self,
+        value: ValueId,
+        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        show(self.program, self.arena, value, self.sizes, look)
     }
 
     fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
@@ -325,7 +323,6 @@ impl Executable for CpuExecutable {
             });
             return Ok(());
         };
-        let mut tapped = HostTensor::empty();
         for (launch, work) in program.plan.launches.iter().zip(&program.work) {
             let (kernels, arena) = (self.kernels, &self.arena);
             let mut held = Held { program, arena, state, kernels, sizes };
@@ -339,7 +336,7 @@ impl Executable for CpuExecutable {
             });
             let elapsed = start.elapsed();
             observer.after_launch(&program.plan, launch, elapsed, &mut held)?;
-            deliver_taps(&program.plan, launch, input, &mut held, observer, &mut tapped)?;
+            deliver_taps(&program.plan, launch, input, &mut held, observer)?;
         }
         Ok(())
     }

@@ -9,9 +9,9 @@ use super::source::{Key, Source, elements};
 use super::{ParityError, carry};
 use crate::error::BackendError;
 use crate::executable::{HostTensor, Observer, TapValue};
+use crate::taps::RowAxis;
 use crate::taps::compare::{Comparison, compare};
 use crate::taps::flips::{Logits, align, flips};
-use crate::taps::{RowAxis, floats};
 use crate::tolerance::Tolerance;
 use moe_run_graph::ir::Stage;
 use std::collections::{BTreeSet, HashMap};
@@ -89,18 +89,18 @@ impl<'a> Free<'a> {
             self.missing.insert(tap.stage.path(tap.layer));
             return Ok(());
         };
-        if other.data.len() != tap.tensor.data.len() {
+        if other.data.len() != tap.tensor.elems() {
             return Err(ParityError::Sizes {
                 stage: tap.stage.path(tap.layer),
                 found: other.shape.clone(),
-                wanted: tap.tensor.shape.clone(),
+                wanted: tap.tensor.shape.to_vec(),
             });
         }
-        let mine = floats(&tap.tensor.data);
+        let mine = tap.tensor.floats();
         let mut theirs = elements(&other).into_owned();
         match (tap.stage, tap.layer) {
             (Stage::MoeLogits, Some(layer)) => {
-                self.router_logits = Some((layer, Rc::new(tap.tensor.clone()), Rc::clone(&other)));
+                self.router_logits = Some((layer, Rc::new(tap.tensor.to_tensor()), Rc::clone(&other)));
             }
             (Stage::MoeTopkIds, Some(layer)) => {
                 return self.compare_ids(tap, layer, &mine, &theirs);

@@ -5,6 +5,7 @@
 //! every launch of the first side the other's inputs and so tells an op's own error from what it inherited. Output: a
 //! [`Report`]. Limits come from the table in [`crate::tolerance`]. Nothing is kept but the stages in flight.
 
+mod around;
 mod forced;
 mod free;
 mod local;
@@ -12,6 +13,7 @@ mod report;
 mod source;
 mod values;
 
+pub use around::{SaveAround, save_around};
 pub use report::{
     First, LogitsCheck, OpCheck, Report, RoutingFlip, SCHEMA_VERSION, SideInfo, StageCheck, Verdict,
 };
@@ -21,6 +23,7 @@ use crate::executable::{
     Backend, CompileOptions, Executable, ExecutableInfo, Observer, TapValue, ValueAccess, WeightSource,
 };
 use crate::session::{LogitsRows, Session};
+use crate::taps::save::SaveError;
 use crate::taps::tensor_file::TensorFileError;
 use crate::taps::tensor_set::TensorSet;
 use crate::tolerance::{self, Relation};
@@ -83,6 +86,9 @@ pub enum ParityError {
         /// The saved stages.
         path: PathBuf,
     },
+    /// Stages cannot be saved.
+    #[error(transparent)]
+    Save(#[from] SaveError),
     /// No tokens.
     #[error("no tokens to compare; give a prompt or token ids")]
     NoTokens,
@@ -174,14 +180,7 @@ pub fn compare(
     {
         return Err(ParityError::NoStages { path: set.path.clone() });
     }
-    let micro_batch = options.compile.micro_batch.unwrap_or(MICRO_BATCH_TOKENS).min(tokens);
-    let compile = CompileOptions {
-        ctx_size: tokens.next_multiple_of(64),
-        micro_batch: Some(micro_batch),
-        max_logits_rows: micro_batch,
-        taps: TapSelection::All,
-        ..options.compile.clone()
-    };
+    let compile = options.compiled(TapSelection::All);
     let run = Run { graph, weights, against, options, compile };
     let executable = run.subject(&subject)?;
     let info = executable.info().clone();
@@ -397,17 +396,7 @@ impl<'a> Run<'a> {
             }
             Against::Backend(backend, device) => (backend, device),
         };
-        let info = executable.info();
-        let compile = CompileOptions {
-            activations: Some(info.activations),
-            q8_super_block: info
-                .q8_super_block
-                .and_then(|n| [ActBlock::X32, ActBlock::X256].into_iter().find(|b| b.elems() == n)),
-            kv_type: info.kv_type,
-            micro_batch: Some(info.micro_batch),
-            device: device.map(str::to_owned),
-            ..self.compile.clone()
-        };
+        let compile = other_compiled(&self.compile, executable.info(), device);
         let other = backend.compile(self.graph, Arc::clone(self.weights), &compile)?;
         *other_info = Some(other.info().clone());
         let (sender, receiver) = sync_channel(STAGES_AHEAD);
@@ -432,7 +421,34 @@ impl<'a> Run<'a> {
     }
 }
 
+/// What the other backend is compiled with: the arithmetic of the subject, whose choice may have been its own.
+fn other_compiled(subject: &CompileOptions, info: &ExecutableInfo, device: Option<&str>) -> CompileOptions {
+    CompileOptions {
+        activations: Some(info.activations),
+        q8_super_block: info
+            .q8_super_block
+            .and_then(|n| [ActBlock::X32, ActBlock::X256].into_iter().find(|b| b.elems() == n)),
+        kv_type: info.kv_type,
+        micro_batch: Some(info.micro_batch),
+        device: device.map(str::to_owned),
+        ..subject.clone()
+    }
+}
+
 impl Options {
+    /// What the subject is compiled with.
+    fn compiled(&self, taps: TapSelection) -> CompileOptions {
+        let tokens = self.tokens.len();
+        let micro_batch = self.compile.micro_batch.unwrap_or(MICRO_BATCH_TOKENS).min(tokens);
+        CompileOptions {
+            ctx_size: tokens.next_multiple_of(64),
+            micro_batch: Some(micro_batch),
+            max_logits_rows: micro_batch,
+            taps,
+            ..self.compile.clone()
+        }
+    }
+
     /// Evaluates the tokens: most of them in micro-batches, the last ones one by one.
     fn drive(
         &self,

@@ -36,7 +36,7 @@ impl Observer for Sender {
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
         let first_position = tap.positions.first().copied().unwrap_or(0);
         let key = Key { stage: tap.stage, layer: tap.layer, first_position };
-        let sent = self.0.send((key, tap.tensor.clone()));
+        let sent = self.0.send((key, tap.tensor.to_tensor()));
         sent.map_err(|_| BackendError::Observer(Box::new(Gone)))
     }
 }

@@ -4,7 +4,7 @@ use super::{ReferenceExecutable, ReferenceState};
 use super::{add, attention, attention_scores, attention_softmax, embed, expert_combine, expert_matmul};
 use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
 use crate::error::BackendError;
-use crate::executable::{HostTensor, KvType, StepInput, TensorData, ValueAccess, WeightSource};
+use crate::executable::{HostTensor, KvType, StepInput, TensorData, TensorView, ValueAccess, WeightSource};
 use matmul::Matrix;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice};
@@ -255,6 +255,14 @@ impl ValueAccess for Interpreter<'_> {
 
     fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
         self.tensor(value).cloned()
+    }
+
+    fn show(
+        &mut self,
+        value: ValueId,
+        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        look(self.tensor(value)?.view())
     }
 
     fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {

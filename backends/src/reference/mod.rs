@@ -196,7 +196,6 @@ impl Executable for ReferenceExecutable {
         };
         let values = std::mem::take(&mut self.values);
         let mut run = Interpreter::new(self, state, input, tokens, values);
-        let mut tapped = HostTensor::empty();
         let result = (|| {
             for launch in &self.plan.launches {
                 if let Some(observer) = observer.as_deref_mut() {
@@ -209,7 +208,7 @@ impl Executable for ReferenceExecutable {
                 let elapsed = start.elapsed();
                 if let Some(observer) = observer.as_deref_mut() {
                     observer.after_launch(&self.plan, launch, elapsed, &mut run)?;
-                    deliver_taps(&self.plan, launch, input, &mut run, observer, &mut tapped)?;
+                    deliver_taps(&self.plan, launch, input, &mut run, observer)?;
                 }
             }
             Ok(())

@@ -94,7 +94,7 @@ pub fn floats(data: &TensorData) -> Cow<'_, [f32]> {
 /// Calls `each(position, elements)` for every row of a tapped value; `[H, T, S]` gives H rows a position, cut to the
 /// visible positions.
 pub fn for_each_row(tap: &TapValue<'_>, mut each: impl FnMut(u32, &[f32])) {
-    let data = floats(&tap.tensor.data);
+    let data = tap.tensor.floats();
     match RowAxis::of(tap.stage) {
         RowAxis::HeadsTokensCached => {
             let [_, tokens, cached] = tap.tensor.shape[..] else { return };

@@ -1,7 +1,7 @@
 //! Where the router sent every token: a record of positions, layers, experts and weights, and what it sums up to.
 
+use super::number;
 use super::number::Num;
-use super::{floats, number};
 use crate::error::BackendError;
 use crate::executable::{Observer, TapValue};
 use moe_run_graph::ir::Stage;
@@ -65,7 +65,7 @@ impl Observer for RoutingSink {
         let (Some(layer), Stage::MoeTopkIds | Stage::MoeRouter) = (tap.layer, tap.stage) else {
             return Ok(());
         };
-        let data = floats(&tap.tensor.data);
+        let data = tap.tensor.floats();
         let width = tap.tensor.shape.last().copied().unwrap_or(1).max(1);
         for (row, position) in data.chunks_exact(width).zip(tap.positions) {
             let entry = self.entries.entry((*position, layer)).or_default();

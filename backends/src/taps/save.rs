@@ -4,8 +4,8 @@
 //! rows in place: nothing is held in memory. All files have temporary names until [`SaveSink::finish`] renames them and
 //! writes the manifest last; a sink that is dropped before that removes them. The values are verbatim, NaN bits included.
 
+use super::RowAxis;
 use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header};
-use super::{RowAxis, floats};
 use crate::error::BackendError;
 use crate::executable::{ExecutableInfo, Observer, TapValue};
 use crate::session::LogitsRows;
@@ -384,7 +384,7 @@ impl SaveSink {
         let unexpected = |detail: String| SaveError::Unexpected { stage: entry.name.clone(), detail };
         let total = entry.positions[1];
         let first = tap.positions.first().map_or(0, |p| *p as usize);
-        let data = floats(&tap.tensor.data);
+        let data = tap.tensor.floats();
         let path = &self.targets[entry.target].path;
         let fail = |source| SaveError::Io { path: path.clone(), source };
         let mut file =
@@ -394,7 +394,7 @@ impl SaveSink {
             file.write_all(&le_bytes(elems))
         };
         let rows = if RowAxis::of(entry.stage) == RowAxis::HeadsTokensCached {
-            let &[heads, tokens, cached] = tap.tensor.shape.as_slice() else {
+            let &[heads, tokens, cached] = tap.tensor.shape else {
                 return Err(unexpected(format!("shape {:?}, wanted three axes", tap.tensor.shape)));
             };
             if first + tokens > total || cached > total {

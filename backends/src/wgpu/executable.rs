@@ -296,7 +296,6 @@ impl WgpuExecutable {
     ) -> Result<(), BackendError> {
         let plan = self.programs[program].plan.clone();
         let sizes = input.sizes();
-        let mut tapped = HostTensor::empty();
         for (i, launch) in plan.launches.iter().enumerate() {
             observer.before_launch(
                 &plan,
@@ -306,7 +305,7 @@ impl WgpuExecutable {
             let elapsed = self.launch(program, i, state, sizes)?;
             let mut held = Held { run: self, state, program, sizes, launch: i };
             observer.after_launch(&plan, launch, elapsed, &mut held)?;
-            deliver_taps(&plan, launch, input, &mut held, observer, &mut tapped)?;
+            deliver_taps(&plan, launch, input, &mut held, observer)?;
         }
         Ok(())
     }

@@ -2,10 +2,12 @@
 
 use crate::common::{one_layer, plan_of};
 use moe_run_graph::ir::pattern::{PatternStep, maybe, named, op};
-use moe_run_graph::ir::{Activation, DType, Dim, Graph, LaunchPattern, LayerIdx, Op, Shape, Stage, ValueId};
+use moe_run_graph::ir::{
+    Activation, DType, Dim, Graph, LaunchPattern, LayerIdx, Op, Shape, Stage, StepSizes, ValueId,
+};
 use moe_run_graph::ir::{WeightHome, WeightSlice};
 use moe_run_graph::passes::{
-    Plan, TapSelection, drop_unrequested_taps, group_launches, none_alone, verify_plan,
+    Plan, PlanOptions, TapSelection, drop_unrequested_taps, group_launches, none_alone, verify_plan,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::synth::Random;
@@ -39,6 +41,40 @@ fn names(plan: &Plan) -> Vec<(&'static str, Vec<Vec<&'static str>>)> {
 
 fn selection(stages: &[(Stage, Option<usize>)]) -> TapSelection {
     stages.iter().copied().collect()
+}
+
+/// A graph in which no tap was ever set, by hand: without taps and without what only they would show.
+fn untapped(graph: &Graph) -> Graph {
+    let mut bare = graph.clone();
+    bare.nodes.retain(|n| !matches!(n.op, Op::Tap { .. } | Op::AttentionScores(_) | Op::AttentionSoftmax(_)));
+    bare
+}
+
+#[test]
+fn a_plan_without_taps_is_that_of_a_graph_that_never_had_any() {
+    let (_, graph) = one_layer().lower();
+    let bare = untapped(&graph);
+    assert!(bare.nodes.len() < graph.nodes.len() && bare.taps().count() == 0);
+    for backend in moe_run_backends::registry::all() {
+        for tokens in [1, 512] {
+            let max_sizes = StepSizes { tokens, logits_rows: tokens, cached: 512 };
+            let plan = |graph: &Graph| {
+                let patterns = backend.patterns(tokens);
+                let options = PlanOptions {
+                    taps: &TapSelection::None,
+                    patterns: &patterns,
+                    alone: &none_alone,
+                    max_sizes,
+                };
+                moe_run_graph::passes::plan(graph, &options).unwrap()
+            };
+            let (off, never) = (plan(&graph), plan(&bare));
+            let case = format!("{} for {tokens} tokens", backend.name());
+            assert_eq!(off.graph.nodes, never.graph.nodes, "{case}");
+            assert_eq!(off.launches, never.launches, "{case}");
+            assert_eq!(off.memory, never.memory, "{case}");
+        }
+    }
 }
 
 #[test]
