@@ -30,7 +30,8 @@ DEVICE void block_best(uint32_t &rank, int &id) {
 }
 constexpr uint32_t RANK_NAN = 0xffffffffu;
 
-extern "C" __global__ void argmax_part(gptr<const float> x, gptr<int> best, int n) {
+extern "C" __global__ void argmax_part(aptr<const float> x, aptr<int> best, int n) {
+    wait_for_previous();
     int each = (n + gridDim.x - 1) / gridDim.x, from = blockIdx.x * each, to = min(from + each, n);
     uint32_t rank = 0;
     int id = 0x7fffffff;
@@ -47,7 +48,8 @@ extern "C" __global__ void argmax_part(gptr<const float> x, gptr<int> best, int 
 KERNEL(argmax_part)
 
 // One block over the parts: token [1] = the best id; flag [1] = 1 if it is a NaN (token is then the first NaN's id).
-extern "C" __global__ void argmax_final(gptr<const int> best, gptr<int> token, gptr<int> flag, int parts) {
+extern "C" __global__ void argmax_final(aptr<const int> best, aptr<int> token, aptr<int> flag, int parts) {
+    wait_for_previous();
     uint32_t rank = 0;
     int id = 0x7fffffff;
     for (int i = threadIdx.x; i < parts; i += blockDim.x) better(rank, id, uint32_t(best[2 * i]), best[2 * i + 1]);

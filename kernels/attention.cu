@@ -5,9 +5,9 @@
 #include "common/attend.cuh"
 
 template <int KV>
-DEVICE void attend_block(const Attend &a, gptr<const float> q, gptr<const int> positions, aptr<const uint8_t> keys,
-                         aptr<const uint8_t> values, gptr<const float> sinks, aptr<float> partial,
-                         aptr<float> partial_state, aptr<int> arrived, gptr<float> y, int head0, int heads_all,
+DEVICE void attend_block(const Attend &a, aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys,
+                         aptr<const uint8_t> values, aptr<const float> sinks, aptr<float> partial,
+                         aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int head0, int heads_all,
                          int window, int max_splits, sptr<float> base) {
     int t = blockIdx.z, split = blockIdx.y;
     int end = positions[t] + 1, start = window > 0 && end > window ? end - window : 0;
@@ -25,10 +25,11 @@ DEVICE void attend_block(const Attend &a, gptr<const float> q, gptr<const int> p
 // Grid: (G · ceil(H/G / 8), max_splits, T), 128 threads, dynamic shared memory 8·(d + 128 + 3) floats.
 // arrived [grid.x · T] is zero and is left zero. window 0: none; soft_cap 0: none; sinks [H] or null.
 extern "C" __global__ void __launch_bounds__(128)
-    attention(gptr<const float> q, gptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
-              gptr<const float> sinks, aptr<float> partial, aptr<float> partial_state, aptr<int> arrived, gptr<float> y,
+    attention(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
+              aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state, aptr<int> arrived, aptr<float> y,
               int kv_type, int heads, int kv_heads, int d, int dv, float scale, int window, float soft_cap,
               int max_splits) {
+    wait_for_previous();
     SHARED_DYNAMIC(float, base);
     int per_kv = heads / kv_heads, chunks = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
     int chunk = blockIdx.x % chunks, head0;

@@ -1,7 +1,7 @@
 // The scores inside Attention, for looking at: q [T, H·d], key cache → [H, T, S], 0 where the query does not see.
 #include "common/kv.cuh"
 
-template <int KV> DEVICE float score(gptr<const float> q, aptr<const uint8_t> keys, long long at, int d) {
+template <int KV> DEVICE float score(aptr<const float> q, aptr<const uint8_t> keys, long long at, int d) {
     float sum = 0.0f;
     for (int i = 0; i < d; i += 4) {
         float4 k = kv_load4<KV>(keys, at + i);
@@ -11,15 +11,16 @@ template <int KV> DEVICE float score(gptr<const float> q, aptr<const uint8_t> ke
 }
 
 // Grid: (ceil(S / threads), T, H).
-extern "C" __global__ void attention_scores(gptr<const float> q, gptr<const int> positions, aptr<const uint8_t> keys,
-                                            gptr<float> y, int kv_type, int kv_heads, int d, float scale, int window,
+extern "C" __global__ void attention_scores(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys,
+                                            aptr<float> y, int kv_type, int kv_heads, int d, float scale, int window,
                                             float soft_cap, int cached) {
+    wait_for_previous();
     int s = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y, h = blockIdx.z, heads = gridDim.z;
     if (s >= cached) return;
     float v = 0.0f;
     int end = positions[t] + 1, start = window > 0 && end > window ? end - window : 0;
     if (s >= start && s < end) {
-        gptr<const float> a = q + (t * heads + h) * d;
+        aptr<const float> a = q + (t * heads + h) * d;
         long long at = (static_cast<long long>(s) * kv_heads + h / (heads / kv_heads)) * d;
         v = scale * (kv_type == KV_F16   ? score<KV_F16>(a, keys, at, d)
                      : kv_type == KV_F32 ? score<KV_F32>(a, keys, at, d)

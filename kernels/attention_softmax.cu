@@ -2,8 +2,9 @@
 #include "common/prelude.cuh"
 
 // One warp a row. Grid: (T, H), 32 threads. window 0: none; sinks [H] or null.
-extern "C" __global__ void attention_softmax(gptr<const float> scores, gptr<const int> positions, gptr<const float> sinks,
-                                             gptr<float> y, int cached, int window) {
+extern "C" __global__ void attention_softmax(aptr<const float> scores, aptr<const int> positions, aptr<const float> sinks,
+                                             aptr<float> y, int cached, int window) {
+    wait_for_previous();
     int t = blockIdx.x, h = blockIdx.y, lane = threadIdx.x;
     long long row = (static_cast<long long>(h) * gridDim.x + t) * cached;
     int end = positions[t] + 1, start = window > 0 && end > window ? end - window : 0;

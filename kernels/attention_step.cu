@@ -7,12 +7,12 @@
 #include "common/rotate.cuh"
 
 struct Turn {
-    gptr<const float> table;
+    aptr<const float> table;
     int dims, interleaved, table_rows, position;
 };
 
 // One head by one warp: x [d] → normed (norm null: a copy), then turned. Taps may be null.
-DEVICE void norm_turn(gptr<const float> x, gptr<const float> norm, float eps, const Turn &turn, int d,
+DEVICE void norm_turn(aptr<const float> x, aptr<const float> norm, float eps, const Turn &turn, int d,
                       sptr<float> normed, sptr<float> turned, aptr<float> normed_tap, aptr<float> turned_tap) {
     int lane = threadIdx.x & 31;
     float inverse = 1.0f;
@@ -44,11 +44,11 @@ template <int KV, class X> DEVICE void store_head(X x, aptr<uint8_t> cache, int 
 }
 
 template <int KV>
-DEVICE void step_block(const Attend &a, gptr<const float> q, gptr<const float> k, gptr<const float> v,
-                       gptr<const float> q_norm, gptr<const float> k_norm, float eps, const Turn &turn, int slot,
+DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k, aptr<const float> v,
+                       aptr<const float> q_norm, aptr<const float> k_norm, float eps, const Turn &turn, int slot,
                        aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
-                       aptr<uint8_t> keys, aptr<uint8_t> values, gptr<const float> sinks, aptr<float> partial,
-                       aptr<float> partial_state, aptr<int> arrived, gptr<float> y, int head0, int heads_all, int window,
+                       aptr<uint8_t> keys, aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial,
+                       aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int head0, int heads_all, int window,
                        int max_splits, bool first_chunk, sptr<float> base) {
     int split = blockIdx.y, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     int end = turn.position + 1, start = window > 0 && end > window ? end - window : 0;
@@ -84,13 +84,14 @@ DEVICE void step_block(const Attend &a, gptr<const float> q, gptr<const float> k
 // multiples of 32. q_norm, k_norm [d] or null; q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as in
 // attention.cu and rope.cu; positions [1], slots [1].
 extern "C" __global__ void __launch_bounds__(128)
-    attention_step(gptr<const float> q, gptr<const float> k, gptr<const float> v, gptr<const float> q_norm,
-                   gptr<const float> k_norm, float eps, gptr<const float> table, int dims, int interleaved,
-                   int table_rows, gptr<const int> positions, gptr<const int> slots, aptr<float> q_normed,
+    attention_step(aptr<const float> q, aptr<const float> k, aptr<const float> v, aptr<const float> q_norm,
+                   aptr<const float> k_norm, float eps, aptr<const float> table, int dims, int interleaved,
+                   int table_rows, aptr<const int> positions, aptr<const int> slots, aptr<float> q_normed,
                    aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
-                   aptr<uint8_t> values, gptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
-                   aptr<int> arrived, gptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
+                   aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
+                   aptr<int> arrived, aptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
                    int window, float soft_cap, int max_splits) {
+    wait_for_previous();
     SHARED_DYNAMIC(float, base);
     int per_kv = heads / kv_heads, chunks = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
     int chunk = blockIdx.x % chunks;

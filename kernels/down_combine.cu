@@ -1,26 +1,64 @@
 // Down projection of the chosen experts, their weighted sum, residual Add, for one token. Phase 6 of a decode layer:
 // y = residual + Σ_k weight_k · (x_k · W[id_k]ᵀ), k ascending.
+//
+// Rows of a down projection are short: `width` lanes take one expert's, so a warp has several experts under way.
 #include "common/staged.cuh"
 
-// Grid: blocks. x [K, n], ids [K], weights [K]; down [K, rows] and combined [rows] or null. q8 as in norm_matmul.cu; dynamic
-// shared memory K·(n + n/8) bytes where it is set.
+// Experts that a part of a warp has under way.
+constexpr int DOWN_ROWS = 2;
+
+// Grid: blocks. x [K, n], ids [K], weights [K]; down [K, rows] and combined [rows] or null. stage as in norm_matmul.cu;
+// dynamic shared memory K·(n + n/8) bytes for STAGE_Q8. width: 8, 16 or 32.
 extern "C" __global__ void __launch_bounds__(256)
-    down_combine(gptr<const float> x, gptr<const int> ids, gptr<const float> weights, int format, gptr<const uint8_t> w,
-                 unsigned long long row_bytes, unsigned long long expert_bytes, gptr<const float> residual,
-                 gptr<float> down, gptr<float> combined, gptr<float> y, int n, int rows, int experts_per_token, int q8) {
+    down_combine(aptr<const float> x, aptr<const int> ids, aptr<const float> weights, int format, gptr<const uint8_t> w,
+                 unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> residual,
+                 aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows, int experts_per_token, int stage,
+                 int width) {
     SHARED_DYNAMIC(float, base);
+    wait_for_previous();
+    int lane = threadIdx.x & 31, warps = blockDim.x >> 5, first = blockIdx.x * warps + (threadIdx.x >> 5);
+    int part = lane & (width - 1), mine = lane / width, parts = 32 / width;
+    bool q8 = (stage & STAGE_Q8) && format > FORMAT_BF16;
+    if (first < rows)
+        for (int k = mine; k < experts_per_token; k += parts)
+            for (unsigned long long i = 128 * part; i < row_bytes; i += 128 * width)
+                prefetch_line(w + (ids[k] * expert_bytes + first * row_bytes + i));
     StagedQ8 staged = staged_q8(base, experts_per_token * n);
-    if (q8) {
+    if (stage & STAGE_Q8) {
         stage_q8(x, experts_per_token * n, staged);
         __syncthreads();
     }
-    int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-    for (int o = blockIdx.x * warps + (threadIdx.x >> 5); o < rows; o += gridDim.x * warps) {
+    for (int o = first; o < rows; o += gridDim.x * warps) {
         float sum = 0.0f;
-        for (int k = 0; k < experts_per_token; k++) {
-            float v = staged_dot(format, w + (ids[k] * expert_bytes + o * row_bytes), n, x, staged, q8, k);
-            if (down != nullptr && lane == 0) down[k * rows + o] = v;
-            sum += weights[k] * v;
+        for (int k0 = 0; k0 < experts_per_token; k0 += DOWN_ROWS * parts) {
+            gptr<const uint8_t> row[DOWN_ROWS];
+            int xs[DOWN_ROWS];
+            float acc[DOWN_ROWS];
+#pragma unroll
+            for (int j = 0; j < DOWN_ROWS; j++) {
+                int k = k0 + j * parts + mine; // past the end the last one again, whose sum is left aside
+                xs[j] = k < experts_per_token ? k : experts_per_token - 1;
+                row[j] = w + (ids[xs[j]] * expert_bytes + o * row_bytes);
+                acc[j] = 0.0f;
+            }
+            if (q8) {
+                lane_dot_rows_q8<DOWN_ROWS, false>(format, row, n, staged.q, staged.scale, xs, part, width, acc);
+            } else {
+#pragma unroll
+                for (int j = 0; j < DOWN_ROWS; j++)
+                    acc[j] = staged_part(format, row[j], n, x, staged, stage, xs[j], part, width);
+            }
+#pragma unroll
+            for (int j = 0; j < DOWN_ROWS; j++) {
+                float v = warp_sum(acc[j], width);
+                for (int p = 0; p < parts; p++) {
+                    int k = k0 + j * parts + p;
+                    float one = __shfl_sync(FULL_WARP, v, p * width);
+                    if (k >= experts_per_token) continue;
+                    if (down != nullptr && lane == 0) down[k * rows + o] = one;
+                    sum += weights[k] * one;
+                }
+            }
         }
         if (lane == 0) {
             if (combined != nullptr) combined[o] = sum;

@@ -2,8 +2,9 @@
 #include "common/prelude.cuh"
 
 // Grid: (ceil(n / threads), T).
-extern "C" __global__ void expert_combine(gptr<const float> x, gptr<const float> weights, gptr<float> y, int n,
+extern "C" __global__ void expert_combine(aptr<const float> x, aptr<const float> weights, aptr<float> y, int n,
                                           int experts_per_token) {
+    wait_for_previous();
     int i = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
     if (i >= n) return;
     float sum = 0.0f;

@@ -12,8 +12,8 @@ struct ExpertRow {
 };
 
 DEVICE ExpertRow expert_row(gptr<const uint8_t> w, unsigned long long row_bytes,
-                      unsigned long long expert_bytes, gptr<const int> slot_of,
-                            gptr<const float> bias, int id, int o, int rows) {
+                      unsigned long long expert_bytes, aptr<const int> slot_of,
+                            aptr<const float> bias, int id, int o, int rows) {
     int slot = slot_of != nullptr ? slot_of[id] : id;
     ExpertRow r;
     r.row = w + (slot * expert_bytes + o * row_bytes);
@@ -24,9 +24,10 @@ DEVICE ExpertRow expert_row(gptr<const uint8_t> w, unsigned long long row_bytes,
 // Grid: (ceil(rows / warps), pairs).
 extern "C" __global__ void __launch_bounds__(256)
     expert_matmul_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
-                      unsigned long long expert_bytes, gptr<const int> slot_of,
-                      gptr<const float> x, gptr<const int> ids, gptr<const float> bias, gptr<float> y, int n, int rows,
+                      unsigned long long expert_bytes, aptr<const int> slot_of,
+                      aptr<const float> x, aptr<const int> ids, aptr<const float> bias, aptr<float> y, int n, int rows,
                       int slots_per_x) {
+    wait_for_previous();
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), s = blockIdx.y;
     if (o >= rows) return;
     ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, ids[s], o, rows);
@@ -39,9 +40,10 @@ KERNEL(expert_matmul_f32)
 
 extern "C" __global__ void __launch_bounds__(256)
     expert_matmul_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
-                      unsigned long long expert_bytes, gptr<const int> slot_of,
-                     gptr<const int> q, gptr<const float> q_scale, gptr<const int> ids, gptr<const float> bias,
-                     gptr<float> y, int n, int rows, int slots_per_x) {
+                      unsigned long long expert_bytes, aptr<const int> slot_of,
+                     aptr<const int> q, aptr<const float> q_scale, aptr<const int> ids, aptr<const float> bias,
+                     aptr<float> y, int n, int rows, int slots_per_x) {
+    wait_for_previous();
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), s = blockIdx.y;
     if (o >= rows) return;
     ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, ids[s], o, rows);
@@ -56,8 +58,9 @@ KERNEL(expert_matmul_q8)
 //   order [pairs]: pair indices, expert after expert.   tiles [·, 3]: expert, first index into order, pairs.
 //   tile_count [1].   One block; threads = E rounded up to a warp, at most 1024; E ≤ 1024.
 constexpr int EXPERT_TILE = 8;
-extern "C" __global__ void expert_sort(gptr<const int> ids, gptr<int> order, gptr<int> tiles, gptr<int> tile_count,
+extern "C" __global__ void expert_sort(aptr<const int> ids, aptr<int> order, aptr<int> tiles, aptr<int> tile_count,
                                        int pairs, int experts) {
+    wait_for_previous();
     SHARED(int, counts, 1024);
     int e = threadIdx.x, count = 0;
     if (e < experts)
@@ -84,7 +87,7 @@ extern "C" __global__ void expert_sort(gptr<const int> ids, gptr<int> order, gpt
 KERNEL(expert_sort)
 
 // The pairs of a tile and their activation rows; past the count the last one repeats.
-DEVICE void tile_rows(gptr<const int> order, int start, int count, int slots_per_x, int (&pair)[EXPERT_TILE],
+DEVICE void tile_rows(aptr<const int> order, int start, int count, int slots_per_x, int (&pair)[EXPERT_TILE],
                       int (&x_row)[EXPERT_TILE]) {
 #pragma unroll
     for (int t = 0; t < EXPERT_TILE; t++) {
@@ -94,7 +97,7 @@ DEVICE void tile_rows(gptr<const int> order, int start, int count, int slots_per
 }
 
 DEVICE void store_tile(const float (&acc)[EXPERT_TILE], const int (&pair)[EXPERT_TILE], int count, const ExpertRow &e,
-                       bool has_bias, gptr<float> y, int rows, int o) {
+                       bool has_bias, aptr<float> y, int rows, int o) {
 #pragma unroll
     for (int t = 0; t < EXPERT_TILE; t++) {
         if ((threadIdx.x & 31) == 0 && t < count) y[pair[t] * rows + o] = has_bias ? acc[t] + e.bias : acc[t];
@@ -104,10 +107,11 @@ DEVICE void store_tile(const float (&acc)[EXPERT_TILE], const int (&pair)[EXPERT
 // Grid: (ceil(rows / warps), upper bound of tiles); blocks past the tile count end at once.
 extern "C" __global__ void __launch_bounds__(256)
     expert_matmul_grouped_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
-                      unsigned long long expert_bytes, gptr<const int> slot_of,
-                              gptr<const float> x, gptr<const int> order, gptr<const int> tiles,
-                              gptr<const int> tile_count, gptr<const float> bias, gptr<float> y, int n, int rows,
+                      unsigned long long expert_bytes, aptr<const int> slot_of,
+                              aptr<const float> x, aptr<const int> order, aptr<const int> tiles,
+                              aptr<const int> tile_count, aptr<const float> bias, aptr<float> y, int n, int rows,
                               int slots_per_x) {
+    wait_for_previous();
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), tile = blockIdx.y;
     if (o >= rows || tile >= *tile_count) return;
     int id = tiles[3 * tile], count = tiles[3 * tile + 2], pair[EXPERT_TILE], x_row[EXPERT_TILE];
@@ -121,10 +125,11 @@ KERNEL(expert_matmul_grouped_f32)
 
 extern "C" __global__ void __launch_bounds__(256)
     expert_matmul_grouped_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
-                      unsigned long long expert_bytes, gptr<const int> slot_of,
-                             gptr<const int> q, gptr<const float> q_scale, gptr<const int> order, gptr<const int> tiles,
-                             gptr<const int> tile_count, gptr<const float> bias, gptr<float> y, int n, int rows,
+                      unsigned long long expert_bytes, aptr<const int> slot_of,
+                             aptr<const int> q, aptr<const float> q_scale, aptr<const int> order, aptr<const int> tiles,
+                             aptr<const int> tile_count, aptr<const float> bias, aptr<float> y, int n, int rows,
                              int slots_per_x) {
+    wait_for_previous();
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), tile = blockIdx.y;
     if (o >= rows || tile >= *tile_count) return;
     int id = tiles[3 * tile], count = tiles[3 * tile + 2], pair[EXPERT_TILE], x_row[EXPERT_TILE];

@@ -2,8 +2,9 @@
 #include "common/gate.cuh"
 
 // Either output may be null. Grid: ceil(n / threads).
-extern "C" __global__ void gated_act(gptr<const float> gate, gptr<const float> up, gptr<float> activated, gptr<float> y,
+extern "C" __global__ void gated_act(aptr<const float> gate, aptr<const float> up, aptr<float> activated, aptr<float> y,
                                      int n) {
+    wait_for_previous();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float a = silu(gate[i]);

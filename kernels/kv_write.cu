@@ -1,20 +1,21 @@
 // KvWrite: k [T, nk], v [T, nv] f32 → rows kv_slots[t] of the two caches, rounded to their type.
 #include "common/kv.cuh"
 
-template <int KV> DEVICE void write_row(gptr<const float> x, aptr<uint8_t> cache, int n, long long slot) {
+template <int KV> DEVICE void write_row(aptr<const float> x, aptr<uint8_t> cache, int n, long long slot) {
     // n is a multiple of 32 for q8_0, so whole warps stay together.
     for (int i = threadIdx.x; i < n; i += blockDim.x) kv_store<KV>(cache, slot * n + i, x[i]);
 }
 template <int KV>
-DEVICE void write_rows(gptr<const float> k, gptr<const float> v, int slot, aptr<uint8_t> keys, aptr<uint8_t> values,
+DEVICE void write_rows(aptr<const float> k, aptr<const float> v, int slot, aptr<uint8_t> keys, aptr<uint8_t> values,
                        int nk, int nv) {
     write_row<KV>(k, keys, nk, slot);
     write_row<KV>(v, values, nv, slot);
 }
 
 // Grid: T. A slot outside the capacity is not written.
-extern "C" __global__ void kv_write(gptr<const float> k, gptr<const float> v, gptr<const int> slots, aptr<uint8_t> keys,
+extern "C" __global__ void kv_write(aptr<const float> k, aptr<const float> v, aptr<const int> slots, aptr<uint8_t> keys,
                                     aptr<uint8_t> values, int kv_type, int nk, int nv, int capacity) {
+    wait_for_previous();
     int t = blockIdx.x, slot = slots[t];
     if (slot < 0 || slot >= capacity) return;
     if (kv_type == KV_F16) write_rows<KV_F16>(k + t * nk, v + t * nv, slot, keys, values, nk, nv);

@@ -10,7 +10,7 @@ template <int TT> DEVICE void token_rows(int t0, int tokens, int (&r)[TT]) {
 }
 
 template <int TT>
-DEVICE void store_rows(const float (&acc)[TT], gptr<const float> bias, float scale, gptr<float> y, int y_stride, int o,
+DEVICE void store_rows(const float (&acc)[TT], aptr<const float> bias, float scale, aptr<float> y, int y_stride, int o,
                        int t0, int tokens) {
     if ((threadIdx.x & 31) != 0) return;
     float b = bias != nullptr ? bias[o] : 0.0f;
@@ -24,8 +24,9 @@ DEVICE void store_rows(const float (&acc)[TT], gptr<const float> bias, float sca
 
 #define MATMUL_F32(name, TT)                                                                                           \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        name(int format, gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const float> x,                     \
-             gptr<const float> bias, float scale, gptr<float> y, int n, int rows, int tokens, int y_stride) {          \
+        name(int format, gptr<const uint8_t> w, unsigned long long row_bytes, aptr<const float> x,                     \
+             aptr<const float> bias, float scale, aptr<float> y, int n, int rows, int tokens, int y_stride) {          \
+        wait_for_previous();                                                                                           \
         int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), t0 = blockIdx.y * TT;                             \
         if (o >= rows) return;                                                                                         \
         int r[TT];                                                                                                     \
@@ -38,9 +39,10 @@ DEVICE void store_rows(const float (&acc)[TT], gptr<const float> bias, float sca
 
 #define MATMUL_Q8(name, TT)                                                                                            \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        name(int format, gptr<const uint8_t> w, unsigned long long row_bytes, gptr<const int> q,                       \
-             gptr<const float> q_scale, gptr<const float> bias, float scale, gptr<float> y, int n, int rows,           \
+        name(int format, gptr<const uint8_t> w, unsigned long long row_bytes, aptr<const int> q,                       \
+             aptr<const float> q_scale, aptr<const float> bias, float scale, aptr<float> y, int n, int rows,           \
              int tokens, int y_stride) {                                                                               \
+        wait_for_previous();                                                                                           \
         int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), t0 = blockIdx.y * TT;                             \
         if (o >= rows) return;                                                                                         \
         int r[TT];                                                                                                     \

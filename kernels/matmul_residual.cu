@@ -1,21 +1,23 @@
 // MatMul and the residual Add behind it, for one row: y = residual + x · Wᵀ. Phase 3 of a decode layer.
 #include "common/staged.cuh"
 
-// Grid: blocks. x [n]; product [rows] or null: the value before the addition. q8 as in norm_matmul.cu; dynamic shared
-// memory n + n/8 bytes where it is set.
+// Grid: blocks. x [n]; product [rows] or null: the value before the addition. stage as in norm_matmul.cu; dynamic shared
+// memory n + n/8 bytes for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256)
-    matmul_residual(gptr<const float> x, int format, gptr<const uint8_t> w, unsigned long long row_bytes,
-                    gptr<const float> residual, gptr<float> product, gptr<float> y, int n, int rows, int q8) {
+    matmul_residual(aptr<const float> x, int format, gptr<const uint8_t> w, unsigned long long row_bytes,
+                    aptr<const float> residual, aptr<float> product, aptr<float> y, int n, int rows, int stage) {
     SHARED_DYNAMIC(float, base);
+    int warps = blockDim.x >> 5, first = blockIdx.x * warps + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (first < rows) warp_prefetch(w + first * row_bytes, row_bytes);
+    wait_for_previous();
     StagedQ8 staged = staged_q8(base, n);
-    if (q8) {
+    if (stage & STAGE_Q8) {
         stage_q8(x, n, staged);
         __syncthreads();
     }
-    int warps = blockDim.x >> 5;
-    for (int o = blockIdx.x * warps + (threadIdx.x >> 5); o < rows; o += gridDim.x * warps) {
-        float v = staged_dot(format, w + o * row_bytes, n, x, staged, q8, 0);
-        if ((threadIdx.x & 31) == 0) {
+    for (int o = first; o < rows; o += gridDim.x * warps) {
+        float v = warp_sum(staged_part(format, w + o * row_bytes, n, x, staged, stage, 0, lane, 32));
+        if (lane == 0) {
             if (product != nullptr) product[o] = v;
             y[o] = residual[o] + v;
         }

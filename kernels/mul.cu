@@ -3,6 +3,7 @@
 
 // y = a · b. Grid: ceil(n / threads).
 extern "C" __global__ void mul(aptr<const float> a, aptr<const float> b, aptr<float> y, int n) {
+    wait_for_previous();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = a[i] * b[i];
 }

@@ -3,9 +3,10 @@
 #include "common/prelude.cuh"
 
 // Grid: rows.
-extern "C" __global__ void rms_norm(gptr<const float> x, gptr<const float> w, gptr<float> y, float eps, int n) {
-    gptr<const float> a = x + blockIdx.x * n;
-    gptr<float> b = y + blockIdx.x * n;
+extern "C" __global__ void rms_norm(aptr<const float> x, aptr<const float> w, aptr<float> y, float eps, int n) {
+    wait_for_previous();
+    aptr<const float> a = x + blockIdx.x * n;
+    aptr<float> b = y + blockIdx.x * n;
     float squares = 0.0f;
     for (int i = threadIdx.x; i < n; i += blockDim.x) squares += a[i] * a[i];
     float inverse = 1.0f / sqrtf(block_sum(squares) / float(n) + eps);

@@ -3,11 +3,12 @@
 #include "common/rotate.cuh"
 
 // x, y [T, heads · d]. Grid: (heads, T).
-extern "C" __global__ void rope(gptr<const float> x, gptr<const int> positions, gptr<const float> table, gptr<float> y,
+extern "C" __global__ void rope(aptr<const float> x, aptr<const int> positions, aptr<const float> table, aptr<float> y,
                                 int d, int dims, int interleaved, int table_rows) {
+    wait_for_previous();
     int head = blockIdx.y * gridDim.x + blockIdx.x;
-    gptr<const float> a = x + head * d;
-    gptr<float> b = y + head * d;
+    aptr<const float> a = x + head * d;
+    aptr<float> b = y + head * d;
     int position = positions[blockIdx.y];
     for (int i = threadIdx.x; i < d; i += blockDim.x) b[i] = rotated(a, i, position, table, dims, interleaved, table_rows);
 }

@@ -1,40 +1,49 @@
 // Router's choice, gate and up of the chosen experts, SwiGLU, for one token. Phase 5 of a decode layer.
 //
-// Every block finds the choice for itself (one warp over E logits); its warps then take (expert, row) pairs and hold gate
-// and up of a row together.
+// Every block finds the choice for itself; its warps then take (expert, row) pairs and hold gate and up of a row together.
+// At the end each warp asks for its share of the chosen experts' down weights, which the next launch reads.
 #include "common/gate.cuh"
 #include "common/staged.cuh"
 #include "common/top_k.cuh"
 
 // Grid: blocks. logits [E], x [n] → ids [K], weights [K], y [K, rows]; gate_out, up_out, activated [K, rows] or null.
-// q8 as in norm_matmul.cu (per matrix); dynamic shared memory n + n/8 bytes where it is set.
+// stage as in norm_matmul.cu; dynamic shared memory n + n/8 bytes for STAGE_Q8. next_w: experts of next_bytes bytes, or null.
 extern "C" __global__ void __launch_bounds__(256)
-    route_gate_up(gptr<const float> logits, gptr<const float> bias, gptr<int> ids, gptr<float> weights, int experts,
-                  int experts_per_token, int gate, int renormalise, float scale, gptr<const float> x, int n, int rows,
-                  int q8, int gate_format, gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes,
+    route_gate_up(aptr<const float> logits, aptr<const float> bias, aptr<int> ids, aptr<float> weights, int experts,
+                  int experts_per_token, int gate, int renormalise, float scale, aptr<const float> x, int n, int rows,
+                  int stage, int gate_format, gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes,
                   unsigned long long gate_expert_bytes, int up_format, gptr<const uint8_t> up_w,
-                  unsigned long long up_row_bytes, unsigned long long up_expert_bytes, gptr<float> gate_out,
-                  gptr<float> up_out, gptr<float> activated, gptr<float> y) {
+                  unsigned long long up_row_bytes, unsigned long long up_expert_bytes, aptr<float> gate_out,
+                  aptr<float> up_out, aptr<float> activated, aptr<float> y, gptr<const uint8_t> next_w,
+                  unsigned long long next_bytes) {
     SHARED_DYNAMIC(float, base);
     SHARED(int, chosen, MAX_EXPERTS_PER_TOKEN);
+    wait_for_previous();
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    if (warp == 0) {
-        Route route = warp_route(logits, bias, experts, experts_per_token, gate, renormalise, scale);
+    block_choose(logits, bias, experts, experts_per_token, gate, chosen);
+    if (blockIdx.x == 0 && warp == 0) {
+        float weight = warp_weights(logits, chosen, experts, experts_per_token, gate, renormalise, scale);
         if (lane < experts_per_token) {
-            chosen[lane] = route.id;
-            if (blockIdx.x == 0) {
-                ids[lane] = route.id;
-                weights[lane] = route.weight;
-            }
+            ids[lane] = chosen[lane];
+            weights[lane] = weight;
         }
     }
     StagedQ8 staged = staged_q8(base, n);
-    if (q8) stage_q8(x, n, staged);
+    int first = blockIdx.x * warps + warp, stride = gridDim.x * warps;
+    if (first < experts_per_token * rows) {
+        int id = chosen[first / rows], o = first % rows;
+        warp_prefetch(gate_w + (id * gate_expert_bytes + o * gate_row_bytes), gate_row_bytes);
+        warp_prefetch(up_w + (id * up_expert_bytes + o * up_row_bytes), up_row_bytes);
+    }
+    if (stage & STAGE_Q8) stage_q8(x, n, staged);
     __syncthreads();
-    for (int i = blockIdx.x * warps + warp; i < experts_per_token * rows; i += gridDim.x * warps) {
+    for (int i = first; i < experts_per_token * rows; i += stride) {
         int id = chosen[i / rows], o = i % rows;
-        float g = staged_dot(gate_format, gate_w + (id * gate_expert_bytes + o * gate_row_bytes), n, x, staged, q8, 0);
-        float u = staged_dot(up_format, up_w + (id * up_expert_bytes + o * up_row_bytes), n, x, staged, q8, 0);
+        gptr<const uint8_t> row[2] = {gate_w + (id * gate_expert_bytes + o * gate_row_bytes),
+                                      up_w + (id * up_expert_bytes + o * up_row_bytes)};
+        float acc[2];
+        staged_pair(gate_format, up_format, row, n, x, staged, stage, lane, acc);
+        float g = warp_sum(acc[0]), u = warp_sum(acc[1]);
         if (lane == 0) {
             float a = silu(g);
             if (gate_out != nullptr) gate_out[i] = g;
@@ -42,6 +51,11 @@ extern "C" __global__ void __launch_bounds__(256)
             if (activated != nullptr) activated[i] = a;
             y[i] = a * u;
         }
+    }
+    if (next_w != nullptr) {
+        unsigned long long lines = next_bytes / 128; // of an expert
+        for (unsigned long long i = first * 32 + lane; i < experts_per_token * lines; i += stride * 32)
+            prefetch_line(next_w + (chosen[i / lines] * next_bytes + i % lines * 128));
     }
 }
 KERNEL(route_gate_up)

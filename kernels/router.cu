@@ -2,9 +2,10 @@
 #include "common/top_k.cuh"
 
 // One warp a token. Grid: ceil(T / warps). bias [E], or null.
-extern "C" __global__ void router(gptr<const float> logits, gptr<const float> bias, gptr<int> ids, gptr<float> weights,
+extern "C" __global__ void router(aptr<const float> logits, aptr<const float> bias, aptr<int> ids, aptr<float> weights,
                                   int tokens, int experts, int experts_per_token, int gate, int renormalise,
                                   float scale) {
+    wait_for_previous();
     int t = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (t >= tokens) return;
     Route r = warp_route(logits + t * experts, bias, experts, experts_per_token, gate, renormalise, scale);

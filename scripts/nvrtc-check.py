@@ -5,7 +5,7 @@ The compilers come from PyPI wheels (nvidia-cuda-nvrtc-cu12 12.2.140 and 12.9.86
 unpacked under --wheels (default: target/nvrtc) on first use.
 
   scripts/nvrtc-check.py            compile all, compare PTX and table with the committed ones; exit 1 where they differ
-  scripts/nvrtc-check.py --update   write kernels/ptx/*.ptx, kernels/ptx/sources.fnv and kernels/ptxas-table.txt
+  scripts/nvrtc-check.py --update   write kernels/ptx/*.ptx.z (deflated) and kernels/ptxas-table.txt
 
 PTX made by NVRTC 12.2 loads on any driver from CUDA 12.2 on; sm_100 and sm_120 are checked with the newer NVRTC, whose
 PTX is not embedded: the driver compiles the older text for them.
@@ -20,13 +20,13 @@ import re
 import subprocess
 import sys
 import zipfile
+import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 OLD, NEW, PTXAS = ("nvidia-cuda-nvrtc-cu12", "12.2.140"), ("nvidia-cuda-nvrtc-cu12", "12.9.86"), ("nvidia-cuda-nvcc-cu12", "12.9.86")
-EMBEDDED = [75]     # compute capabilities whose PTX is committed: it loads on these and all later chips
-CHECKED = [80, 90]  # compiled and measured with the same NVRTC
-NEWER = [100, 120]  # compiled and measured with the newer NVRTC
+EMBEDDED = [75, 80, 90]  # compute capabilities whose PTX is committed: it loads on these and all later chips
+NEWER = [100, 120]       # compiled and measured with the newer NVRTC
 OPTIONS = ["--std=c++17"]
 
 
@@ -116,12 +116,19 @@ def sources_hash():
     for path in sorted(list(KERNELS.glob("*.cu")) + list(KERNELS.glob("common/*.cuh")), key=lambda p: p.relative_to(KERNELS).as_posix()):
         for byte in path.relative_to(KERNELS).as_posix().encode() + b"\0" + path.read_bytes() + b"\0":
             h = ((h ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    return f"{h:016x}\n"
+    return f"{h:016x}"
+
+
+def strip(ptx):
+    """PTX without its comments and empty lines: the compiler's version lines say nothing that matters here."""
+    lines = (line.rstrip() for line in ptx.splitlines())
+    return "\n".join(line for line in lines if line and not line.lstrip().startswith("//"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true")
+    parser.add_argument("--arch", type=int, help="compile for this compute capability alone and print its lines; compare nothing")
     parser.add_argument("--jobs", type=int, default=4, help="processes at a time")
     parser.add_argument("--wheels", type=pathlib.Path, default=ROOT / "target/nvrtc")
     args = parser.parse_args()
@@ -130,43 +137,46 @@ def main():
     (wheel(args.wheels, *PTXAS) / "nvidia/cuda_nvcc/bin/ptxas").chmod(0o755)
 
     sources = sorted(KERNELS.glob("*.cu"))
+    if args.arch:
+        with multiprocessing.Pool(args.jobs) as pool:
+            done = pool.map(compile_and_measure, [(args.wheels, path, args.arch) for path in sources], chunksize=1)
+        for _, numbers in done:
+            for name, row in numbers.items():
+                print(name.ljust(34), "/".join(map(str, row)))
+        return 0
     wrong, rows = [], {}
     (KERNELS / "ptx").mkdir(exist_ok=True)
-    jobs = [(args.wheels, path, arch) for arch in EMBEDDED + CHECKED + NEWER for path in sources]
+    jobs = [(args.wheels, path, arch) for arch in EMBEDDED + NEWER for path in sources]
     with multiprocessing.Pool(args.jobs) as pool:
         done = pool.map(compile_and_measure, jobs, chunksize=1)
-    for arch in EMBEDDED + CHECKED + NEWER:
+    for arch in EMBEDDED + NEWER:
         mine = [result for (_, _, a), result in zip(jobs, done) if a == arch]
         texts = [text for text, _ in mine]
         for _, numbers in mine:
             for name, row in numbers.items():
                 rows.setdefault(name, {})[arch] = row
         if arch in EMBEDDED:
-            # One file an architecture: the kernels' texts one after another, each behind a line that starts a module.
-            joined = "".join(f"//module {path.stem}\n{text.strip()}\n" for path, text in zip(sources, texts))
-            target = KERNELS / f"ptx/compute_{arch}.ptx"
+            # One file an architecture: the sources' hash, then the kernels' texts, each behind a line that starts a module.
+            joined = f"//sources {sources_hash()}\n"
+            joined += "".join(f"//module {path.stem}\n{strip(text)}\n" for path, text in zip(sources, texts))
+            target = KERNELS / f"ptx/compute_{arch}.ptx.z"
             if args.update:
-                target.write_text(joined)
-            elif not target.exists() or target.read_text() != joined:
+                target.write_bytes(zlib.compress(joined.encode(), 9))
+            elif not target.exists() or zlib.decompress(target.read_bytes()) != joined.encode():
                 wrong.append(f"{target.relative_to(ROOT)} is not what the sources compile to")
 
     lines = ["# registers/spilled bytes/static shared bytes of each kernel, by ptxas 12.9.86; scripts/nvrtc-check.py --update",
-             "kernel".ljust(34) + "".join(f"sm_{a}".rjust(16) for a in EMBEDDED + CHECKED + NEWER)]
+             "kernel".ljust(34) + "".join(f"sm_{a}".rjust(16) for a in EMBEDDED + NEWER)]
     for name in sorted(rows):
-        lines.append(name.ljust(34) + "".join("/".join(map(str, rows[name][a])).rjust(16) for a in EMBEDDED + CHECKED + NEWER))
+        lines.append(name.ljust(34) + "".join("/".join(map(str, rows[name][a])).rjust(16) for a in EMBEDDED + NEWER))
     table = "\n".join(lines) + "\n"
     path = KERNELS / "ptxas-table.txt"
-    stamp = KERNELS / "ptx/sources.fnv"
     if args.update:
         path.write_text(table)
-        stamp.write_text(sources_hash())
-    else:
-        if not path.exists() or path.read_text() != table:
-            wrong.append("kernels/ptxas-table.txt differs:\n" + table)
-        if not stamp.exists() or stamp.read_text() != sources_hash():
-            wrong.append("kernels/ptx/sources.fnv is not the sources' hash")
+    elif not path.exists() or path.read_text() != table:
+        wrong.append("kernels/ptxas-table.txt differs:\n" + table)
     spilled = [f"{n} sm_{a}: {r[1]} bytes spilled" for n, by in rows.items() for a, r in by.items() if r[1]]
-    print(f"{len(sources)} files, {len(rows)} kernels, {len(EMBEDDED + CHECKED + NEWER)} architectures; spills: {', '.join(spilled) or 'none'}")
+    print(f"{len(sources)} files, {len(rows)} kernels, {len(EMBEDDED + NEWER)} architectures; spills: {', '.join(spilled) or 'none'}")
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

@@ -20,3 +20,24 @@ DEVICE int quantize_lane_q8(float x, float &scale) {
     scale = amax / 127.0f;
     return __float2int_rn(x * inverse);
 }
+
+// The same with four elements a lane, eight lanes a block: packed q of the lane's own, the block's scale.
+DEVICE int quantize_quad_q8(float4 x, float &scale) {
+    float amax = fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w)));
+    amax = warp_max(amax, 8);
+    bool mine = is_finite(x.x) && is_finite(x.y) && is_finite(x.z) && is_finite(x.w);
+    uint32_t finite = __ballot_sync(FULL_WARP, mine) >> (threadIdx.x & 24);
+    if ((finite & 0xffu) != 0xffu) {
+        scale = quiet_nan();
+        return 0;
+    }
+    float inverse = 127.0f / amax;
+    if (!is_finite(inverse)) {
+        scale = 0.0f;
+        return 0;
+    }
+    scale = amax / 127.0f;
+    uint32_t a = uint32_t(__float2int_rn(x.x * inverse)) & 0xffu, b = uint32_t(__float2int_rn(x.y * inverse)) & 0xffu;
+    uint32_t c = uint32_t(__float2int_rn(x.z * inverse)) & 0xffu, d = uint32_t(__float2int_rn(x.w * inverse)) & 0xffu;
+    return int(a | (b << 8) | (c << 16) | (d << 24));
+}

@@ -140,8 +140,8 @@ DEVICE Splits splits_of(int positions, int max_splits) {
 // the order of the splits. row0: this chunk's first (token, head) row of y [rows, dv]; rows: T · H. sinks [heads here] or
 // null. Ends with a barrier; returns whether this block wrote y.
 DEVICE bool finish_splits(const Attend &a, const AttendShared &s, const float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS],
-                          Splits splits, int split, gptr<const float> sinks, aptr<float> partial,
-                          aptr<float> partial_state, aptr<int> arrived, gptr<float> y, int row0, int rows) {
+                          Splits splits, int split, aptr<const float> sinks, aptr<float> partial,
+                          aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int row0, int rows) {
     SHARED(int, is_last, 1);
     int tid = threadIdx.x;
     if (splits.count > 1) {

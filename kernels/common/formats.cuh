@@ -5,8 +5,12 @@
 // repeat the pair). Products of stored scales are formed in the order of the scalar decode (graph/src/quant), so
 // scale·code − minimum rounds as it does there; a compiler that fuses the two rounds once less.
 //
-// A row is the file's own bytes, `row + block · BYTES`, but for Q6_K (see there); blocks whose size is a multiple of 16 are
-// aligned to 16. Group g is elements 32g … 32g+31.
+// A row of n elements is the file's own bytes, `row + block · BYTES`, but for Q6_K, Q8_0 and MXFP4, whose blocks are no
+// multiple of 16 bytes: they are sorted into planes at load (backends/src/cuda/planes.rs), so that everything is read 16
+// bytes at a time. Rows of planes, and of Q4_K and Q5_K, are aligned to 16. Group g is elements 32g … 32g+31.
+//
+// The five formats of large models are also opened in chunks of 32 elements that one lane loads without a neighbour
+// loading the same bytes (`load` and `open` below); common/dot.cuh keeps several in flight.
 #pragma once
 #include "prelude.cuh"
 
@@ -20,6 +24,15 @@ struct Group32 {
     int code[8];      // element 4i + j is byte j of code[i]
     float scale[2];   // of elements 0…15 and 16…31
     float minimum[2]; // subtracted; 0 where the format has none
+};
+
+// Two sixteens of a row, not always neighbours: codes 0…3 are those of elements 16·unit[0] …, codes 4…7 of 16·unit[1] ….
+// The lanes that read a block's chunks together take the two in different orders where that spreads their reads of the
+// activations over the banks of shared memory.
+struct Chunk {
+    int code[8];
+    float scale[2], minimum[2];
+    int unit[2];
 };
 
 DEVICE void set_scales(Group32 &g, float scale, float minimum) {
@@ -57,7 +70,7 @@ DEVICE uint32_t spread_fifth_bits(uint32_t v) {
 // {half d; nibbles[16]}: element j is low nibble j, element 16 + j is high nibble j; value d · (n − 8).
 struct Q4_0 {
     static constexpr int ELEMS = 32, BYTES = 18;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
         for (int i = 0; i < 4; i++) {
@@ -73,7 +86,7 @@ struct Q4_0 {
 // {half d, m; nibbles[16]}: value d · n + m.
 struct Q4_1 {
     static constexpr int ELEMS = 32, BYTES = 20;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
         for (int i = 0; i < 4; i++) {
@@ -89,7 +102,7 @@ struct Q4_1 {
 // {half d; u32 fifth bits; nibbles[16]}: value d · (n − 16), bit e of the word is element e's fifth.
 struct Q5_0 {
     static constexpr int ELEMS = 32, BYTES = 22;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         uint32_t fifth = load_u32_by_halves(b + 2);
         Group32 r;
@@ -106,7 +119,7 @@ struct Q5_0 {
 // {half d, m; u32 fifth bits; nibbles[16]}: value d · n + m.
 struct Q5_1 {
     static constexpr int ELEMS = 32, BYTES = 24;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         uint32_t fifth = load_u32_by_halves(b + 4);
         Group32 r;
@@ -120,14 +133,41 @@ struct Q5_1 {
     }
 };
 
-// {half d; int8 q[32]}: value d · q.
+// {half d; int8 q[32]}: value d · q. Planes of a row: q [n], d [n / 32].
 struct Q8_0 {
-    static constexpr int ELEMS = 32, BYTES = 34;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
-        gptr<const uint8_t> b = row + g * BYTES;
+    static constexpr bool MINIMA = false;
+    struct Raw {
+        uint4 a, b;
+        float d;
+    };
+    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
+        gptr<const uint4> q = cast<const uint4>(row) + 2 * c;
+        int swap = (c >> 2) & 1;
+        return Raw{q[swap], q[1 - swap], half_to_float(cast<const uint16_t>(row + n)[c])};
+    }
+    static DEVICE Chunk open(const Raw &raw, int c) {
+        int swap = (c >> 2) & 1;
+        Chunk r;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            r.code[i] = int(word_of(raw.a, i));
+            r.code[4 + i] = int(word_of(raw.b, i));
+        }
+        r.scale[0] = r.scale[1] = raw.d;
+        r.unit[0] = 2 * c + swap;
+        r.unit[1] = 2 * c + 1 - swap;
+        return r;
+    }
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
+        gptr<const uint4> q = cast<const uint4>(row) + 2 * g;
+        uint4 a = q[0], b = q[1];
         Group32 r;
-        for (int i = 0; i < 8; i++) r.code[i] = int(load_u32_by_halves(b + 2 + 4 * i));
-        set_scales(r, load_half(b), 0.0f);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            r.code[i] = int(word_of(a, i));
+            r.code[4 + i] = int(word_of(b, i));
+        }
+        set_scales(r, half_to_float(cast<const uint16_t>(row + n)[g]), 0.0f);
         return r;
     }
 };
@@ -136,7 +176,7 @@ struct Q8_0 {
 // dmin·(scales[s] >> 4), n two bits: group g = 4h + j is bits 2j, 2j+1 of bytes 32h … 32h+31.
 struct Q2_K {
     static constexpr int ELEMS = 256, BYTES = 84;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
         int g = group & 7;
         gptr<const uint8_t> q = b + 16 + (g >> 2) * 32;
@@ -157,7 +197,7 @@ struct Q2_K {
 // Q2_K plus bit g of third[e mod 32]; s six bits: low four in nibbles of bytes 0…7, high two in bytes 8…11.
 struct Q3_K {
     static constexpr int ELEMS = 256, BYTES = 110;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
         int g = group & 7;
         gptr<const uint8_t> q = b + 32 + (g >> 2) * 32;
@@ -194,14 +234,43 @@ DEVICE void set_packed_scales(Group32 &r, uint4 head, int g) {
     set_scales(r, half_to_float(uint16_t(head.x)) * float(scale), half_to_float(uint16_t(head.x >> 16)) * float(minimum));
 }
 
-// Word i (0…3) of a vector; i is a constant after unrolling.
-DEVICE uint32_t word_of(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+// A chunk of Q4_K or Q5_K: bytes 16c … of the nibbles, half h of groups 2p (low) and 2p + 1 (high nibbles).
+DEVICE void open_nibbles(Chunk &r, uint4 data, uint4 head, int c) {
+    int p = (c >> 1) & 3, h = c & 1, swap = p >> 1;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        r.code[i] = int((word_of(data, i) >> (4 * swap)) & 0x0f0f0f0fu);
+        r.code[4 + i] = int((word_of(data, i) >> (4 - 4 * swap)) & 0x0f0f0f0fu);
+    }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int g = 2 * p + (k ^ swap);
+        Group32 s;
+        set_packed_scales(s, head, g);
+        r.scale[k] = s.scale[0];
+        r.minimum[k] = s.minimum[0];
+        r.unit[k] = 16 * (c >> 3) + 2 * g + h;
+    }
+}
 
 // 256 elements: {half d, dmin; u8 scales[12]; nibbles[128]}: value d·s·n − dmin·m; groups 2p and 2p+1 are the low and
 // high nibbles of bytes 32p … 32p+31.
 struct Q4_K {
     static constexpr int ELEMS = 256, BYTES = 144;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+    static constexpr bool MINIMA = true;
+    struct Raw {
+        uint4 data, head;
+    };
+    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
+        gptr<const uint4> b = cast<const uint4>(row + (c >> 3) * BYTES);
+        return Raw{b[1 + (c & 7)], b[0]};
+    }
+    static DEVICE Chunk open(const Raw &raw, int c) {
+        Chunk r;
+        open_nibbles(r, raw.data, raw.head, c);
+        return r;
+    }
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
         gptr<const uint4> b = cast<const uint4>(row + (group >> 3) * BYTES);
         int g = group & 7;
         Group32 r;
@@ -219,7 +288,26 @@ struct Q4_K {
 // 256 elements: {half d, dmin; u8 scales[12]; u8 fifth bits[32]; nibbles[128]}: as Q4_K, with bit g of fifth[e mod 32].
 struct Q5_K {
     static constexpr int ELEMS = 256, BYTES = 176;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+    static constexpr bool MINIMA = true;
+    struct Raw {
+        uint4 data, fifth, head;
+    };
+    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
+        gptr<const uint4> b = cast<const uint4>(row + (c >> 3) * BYTES);
+        return Raw{b[3 + (c & 7)], b[1 + (c & 1)], b[0]};
+    }
+    static DEVICE Chunk open(const Raw &raw, int c) {
+        Chunk r;
+        open_nibbles(r, raw.data, raw.head, c);
+        int p = (c >> 1) & 3, swap = p >> 1;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            uint32_t fifth = word_of(raw.fifth, i & 3) >> (2 * p + ((i >> 2) ^ swap));
+            r.code[i] |= int((fifth & 0x01010101u) << 4);
+        }
+        return r;
+    }
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
         gptr<const uint4> b = cast<const uint4>(row + (group >> 3) * BYTES);
         int g = group & 7;
         Group32 r;
@@ -239,27 +327,55 @@ struct Q5_K {
 // 256 elements: {u8 low[128]; u8 high[64]; int8 scales[16]; half d}: value d·s·(n − 32), s per 16. Group g = 4h + j:
 // nibble j/2 of bytes 64h + 32(j mod 2) … and bits 2j, 2j+1 of high bytes 32h … 32h+31.
 //
-// On the device a block is padded from the file's 210 bytes to 224, so that its parts are aligned to 16.
+// Planes of a row of nb blocks: low [nb, 128], high [nb, 64], scales [nb, 16], d [nb].
 struct Q6_K {
-    static constexpr int ELEMS = 256, BYTES = 224;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
-        gptr<const uint8_t> b = row + (group >> 3) * BYTES;
-        gptr<const uint4> words = cast<const uint4>(b);
-        int g = group & 7, h = g >> 2, j = g & 3;
+    static constexpr bool MINIMA = false;
+    struct Raw {
+        uint4 low, high;
+        uint2 scales; // of the chunk's half of the block
+        float d;
+    };
+    // Chunk c of a block: bytes 16c … of low, so sixteen elements of group g (low nibbles) and of group g + 2 (high ones).
+    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
+        int nb = n >> 8, b = c >> 3, h = (c >> 2) & 1, k = c & 1;
+        return Raw{cast<const uint4>(row)[c], cast<const uint4>(row + nb * 128)[4 * b + 2 * h + k],
+                   cast<const uint2>(row + nb * 192)[2 * b + h], half_to_float(cast<const uint16_t>(row + nb * 208)[b])};
+    }
+    static DEVICE Chunk open(const Raw &raw, int c) {
+        int h = (c >> 2) & 1, j = (c >> 1) & 1, k = c & 1, swap = h;
+        Chunk r;
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            int high_nibble = m ^ swap, in_half = j + 2 * high_nibble;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint32_t v = (word_of(raw.low, i) >> (4 * high_nibble)) & 0x0f0f0f0fu;
+                uint32_t top = (word_of(raw.high, i) >> (2 * in_half)) & 0x03030303u;
+                r.code[4 * m + i] = subtract_each(v | (top << 4), 32);
+            }
+            int scale = byte_of(int(high_nibble ? raw.scales.y : raw.scales.x), 2 * j + k);
+            r.scale[m] = raw.d * float(scale);
+            r.unit[m] = 16 * (c >> 3) + 2 * (4 * h + in_half) + k;
+        }
+        return r;
+    }
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
+        int nb = n >> 8, b = group >> 3, g = group & 7, h = g >> 2, j = g & 3;
         Group32 r;
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            uint4 low = words[4 * h + 2 * (j & 1) + k], high = words[8 + 2 * h + k];
+            uint4 low = cast<const uint4>(row)[8 * b + 4 * h + 2 * (j & 1) + k];
+            uint4 high = cast<const uint4>(row + nb * 128)[4 * b + 2 * h + k];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                uint32_t n = (word_of(low, i) >> (4 * (j >> 1))) & 0x0f0f0f0fu;
+                uint32_t v = (word_of(low, i) >> (4 * (j >> 1))) & 0x0f0f0f0fu;
                 uint32_t top = (word_of(high, i) >> (2 * j)) & 0x03030303u;
-                r.code[4 * k + i] = subtract_each(n | (top << 4), 32);
+                r.code[4 * k + i] = subtract_each(v | (top << 4), 32);
             }
         }
-        float d = load_half(b + 208);
+        float d = half_to_float(cast<const uint16_t>(row + nb * 208)[b]);
         for (int k = 0; k < 2; k++) {
-            r.scale[k] = d * float(int(int8_t(b[192 + 2 * g + k])));
+            r.scale[k] = d * float(int(int8_t(row[nb * 192 + 16 * b + 2 * g + k])));
             r.minimum[k] = 0.0f;
         }
         return r;
@@ -269,7 +385,7 @@ struct Q6_K {
 // {half d; nibbles[16]}: as Q4_0, with the nibble an index into sixteen non-linear levels.
 struct IQ4_NL {
     static constexpr int ELEMS = 32, BYTES = 18;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         gptr<const uint8_t> b = row + g * BYTES;
         Group32 r;
         for (int i = 0; i < 4; i++) {
@@ -286,7 +402,7 @@ struct IQ4_NL {
 // is bytes 16g … 16g+15, low nibbles first.
 struct IQ4_XS {
     static constexpr int ELEMS = 256, BYTES = 136;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int group) {
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
         gptr<const uint8_t> b = row + (group >> 3) * BYTES;
         int g = group & 7;
         Group32 r;
@@ -303,19 +419,41 @@ struct IQ4_XS {
 };
 
 // {u8 exponent; nibbles[16]}: 4-bit floats times 2^(exponent − 127); codes are twice the float, so the scale is half.
+// Planes of a row: nibbles [n / 32, 16], exponents [n / 32].
 struct MXFP4 {
-    static constexpr int ELEMS = 32, BYTES = 17;
-    static DEVICE Group32 group(gptr<const uint8_t> row, int g) {
-        gptr<const uint8_t> b = row + g * BYTES;
-        Group32 r;
+    static constexpr bool MINIMA = false;
+    struct Raw {
+        uint4 v;
+        uint32_t exponent;
+    };
+    // 2^(e − 128); the two smallest are subnormal floats.
+    static DEVICE float power(uint32_t e) { return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
+    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
+        return Raw{cast<const uint4>(row)[c], row[n / 2 + c]};
+    }
+    static DEVICE Chunk open(const Raw &raw, int c) {
+        int swap = (c >> 2) & 1;
+        Chunk r;
+#pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint32_t v = load_u32_by_bytes(b + 1 + 4 * i);
-            r.code[i] = lookup_mxfp4(LOW_NIBBLES(v));
-            r.code[4 + i] = lookup_mxfp4(HIGH_NIBBLES(v));
+            uint32_t v = word_of(raw.v, i);
+            r.code[i] = lookup_mxfp4((v >> (4 * swap)) & 0x0f0f0f0fu);
+            r.code[4 + i] = lookup_mxfp4((v >> (4 - 4 * swap)) & 0x0f0f0f0fu);
         }
-        uint32_t e = b[0];
-        // 2^(e − 128); the two smallest are subnormal floats.
-        set_scales(r, __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0.0f);
+        r.scale[0] = r.scale[1] = power(raw.exponent);
+        r.unit[0] = 2 * c + swap;
+        r.unit[1] = 2 * c + 1 - swap;
+        return r;
+    }
+    static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
+        uint4 v = cast<const uint4>(row)[g];
+        Group32 r;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            r.code[i] = lookup_mxfp4(LOW_NIBBLES(word_of(v, i)));
+            r.code[4 + i] = lookup_mxfp4(HIGH_NIBBLES(word_of(v, i)));
+        }
+        set_scales(r, power(row[n / 2 + g]), 0.0f);
         return r;
     }
 };
@@ -336,21 +474,21 @@ struct BF16 {
 
 // The group of any block format; the branch is the same for all threads of a launch. The code after it is then there
 // once for thirteen formats; a kernel that is to be fast for one format calls F::group itself.
-DEVICE Group32 decode_group(int format, gptr<const uint8_t> row, int g) {
+DEVICE Group32 decode_group(int format, gptr<const uint8_t> row, int n, int g) {
     switch (format) {
-    case FORMAT_Q4_0: return Q4_0::group(row, g);
-    case FORMAT_Q4_1: return Q4_1::group(row, g);
-    case FORMAT_Q5_0: return Q5_0::group(row, g);
-    case FORMAT_Q5_1: return Q5_1::group(row, g);
-    case FORMAT_Q8_0: return Q8_0::group(row, g);
-    case FORMAT_Q2_K: return Q2_K::group(row, g);
-    case FORMAT_Q3_K: return Q3_K::group(row, g);
-    case FORMAT_Q4_K: return Q4_K::group(row, g);
-    case FORMAT_Q5_K: return Q5_K::group(row, g);
-    case FORMAT_Q6_K: return Q6_K::group(row, g);
-    case FORMAT_IQ4_NL: return IQ4_NL::group(row, g);
-    case FORMAT_IQ4_XS: return IQ4_XS::group(row, g);
-    default: return MXFP4::group(row, g);
+    case FORMAT_Q4_0: return Q4_0::group(row, n, g);
+    case FORMAT_Q4_1: return Q4_1::group(row, n, g);
+    case FORMAT_Q5_0: return Q5_0::group(row, n, g);
+    case FORMAT_Q5_1: return Q5_1::group(row, n, g);
+    case FORMAT_Q8_0: return Q8_0::group(row, n, g);
+    case FORMAT_Q2_K: return Q2_K::group(row, n, g);
+    case FORMAT_Q3_K: return Q3_K::group(row, n, g);
+    case FORMAT_Q4_K: return Q4_K::group(row, n, g);
+    case FORMAT_Q5_K: return Q5_K::group(row, n, g);
+    case FORMAT_Q6_K: return Q6_K::group(row, n, g);
+    case FORMAT_IQ4_NL: return IQ4_NL::group(row, n, g);
+    case FORMAT_IQ4_XS: return IQ4_XS::group(row, n, g);
+    default: return MXFP4::group(row, n, g);
     }
 }
 

@@ -16,8 +16,8 @@ typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
 
-template <typename T> using gptr = T *__restrict__; // global memory that no other parameter aliases
-template <typename T> using aptr = T *;             // global memory that another parameter may alias
+template <typename T> using gptr = T *__restrict__; // weights: no kernel writes them, so a load may be moved anywhere
+template <typename T> using aptr = T *;             // global memory that kernels write: loads stay behind wait_for_previous
 template <typename T> using sptr = T *;             // shared memory
 template <typename T, typename U> __device__ __forceinline__ T *cast(U *p) { return reinterpret_cast<T *>(p); }
 
@@ -38,6 +38,32 @@ template <typename T, typename U> inline moe_host::Checked<T> cast(moe_host::Che
 
 #define DEVICE __device__ __forceinline__
 #define FULL_WARP 0xffffffffu
+
+// ---- launches ----------------------------------------------------------------------------------------------------------
+
+// First thing in every kernel: lets the next launch begin its own preparation, and returns once the launch in front has
+// ended and what it wrote can be read. Before it a kernel may only fetch what no kernel writes. Without effect before
+// compute capability 9.0, where launches do not overlap.
+DEVICE void wait_for_previous() {
+#if defined(MOE_DEVICE) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Asks for the 128 bytes around an address to be brought into the L2 cache; nothing waits for it.
+DEVICE void prefetch_line(gptr<const uint8_t> p) {
+#ifdef MOE_DEVICE
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    if (p[0] == p[0] + 1) moe_host::fail("a byte changed"); // reads: the address is checked
+#endif
+}
+
+// One warp, `bytes` from `p` on.
+DEVICE void warp_prefetch(gptr<const uint8_t> p, unsigned long long bytes) {
+    for (unsigned long long i = 128 * (threadIdx.x & 31); i < bytes; i += 32 * 128) prefetch_line(p + i);
+}
 
 // ---- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -97,6 +123,9 @@ DEVICE uint32_t load_u32_by_bytes(aptr<const uint8_t> p) {
     return uint32_t(p[0]) | (uint32_t(p[1]) << 8) | (uint32_t(p[2]) << 16) | (uint32_t(p[3]) << 24);
 }
 DEVICE float load_half(aptr<const uint8_t> p) { return half_to_float(*cast<const uint16_t>(p)); }
+
+// Word i (0…3) of a vector; i is a constant after unrolling.
+DEVICE uint32_t word_of(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // Four bytes minus a constant each; every byte of v is below 128 and k at most 64.
 DEVICE int subtract_each(uint32_t v, uint32_t k) { return int(((v | 0x80808080u) - k * 0x01010101u) ^ 0x80808080u); }

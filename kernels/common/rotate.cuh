@@ -5,7 +5,7 @@
 // x: the head's d elements. Half pairing: (i, i + dims/2); interleaved: (2i, 2i + 1). A position outside the table gives
 // NaN.
 template <class X>
-DEVICE float rotated(X x, int i, int position, gptr<const float> table, int dims, int interleaved, int table_rows) {
+DEVICE float rotated(X x, int i, int position, aptr<const float> table, int dims, int interleaved, int table_rows) {
     if (i >= dims) return x[i];
     if (position < 0 || position >= table_rows) return quiet_nan();
     int half = dims / 2;

@@ -17,24 +17,55 @@ DEVICE StagedQ8 staged_q8(sptr<float> base, int n) {
     return s;
 }
 
-// Quantizes x [n], n % 32 = 0, one warp a block of 32. A barrier must follow.
-template <class X> DEVICE void stage_q8(X x, int n, StagedQ8 s) {
-    int lane = threadIdx.x & 31;
-    for (int b = threadIdx.x >> 5; b < n / 32; b += blockDim.x >> 5) {
-        float scale;
-        int v = quantize_lane_q8(x[b * 32 + lane], scale);
-        cast<int8_t>(s.q)[b * 32 + lane] = int8_t(v);
-        if (lane == 0) s.scale[b] = scale;
+// Which forms of its row a block keeps: flags of a launch parameter.
+enum Stage : int { STAGE_Q8 = 1, STAGE_F32 = 2 };
+
+// Stores four elements of a row in 8 bits; i4 counts fours, and all lanes of a warp come together (those past the end with
+// `inside` false).
+DEVICE void stage_quad(float4 x, int i4, bool inside, StagedQ8 s) {
+    float scale;
+    int packed = quantize_quad_q8(x, scale);
+    if (!inside) return;
+    s.q[i4] = packed;
+    if ((i4 & 7) == 0) s.scale[i4 >> 3] = scale;
+}
+
+// Quantizes x [n], n % 32 = 0. A barrier must follow.
+DEVICE void stage_q8(aptr<const float> x, int n, StagedQ8 s) {
+    for (int first = 0; first < n / 4; first += blockDim.x) {
+        int i4 = first + threadIdx.x;
+        bool inside = i4 < n / 4;
+        stage_quad(inside ? cast<const float4>(x)[i4] : make_float4(0.0f, 0.0f, 0.0f, 0.0f), i4, inside, s);
     }
 }
 
-// Dot product of a weight row with row r of the activations: 8-bit ones where `q8` is set and the format is quantized,
-// else f32. Every lane gets it.
+// Lane's part of the dot product of a weight row with row r of the activations: 8-bit ones where STAGE_Q8 is set and the
+// format is quantized, else f32.
 template <class X>
-DEVICE float staged_dot(int format, gptr<const uint8_t> row, int n, X x, StagedQ8 s, int q8, int r) {
+DEVICE float staged_part(int format, gptr<const uint8_t> row, int n, X x, StagedQ8 s, int stage, int r, int lane, int width) {
     int rows[1] = {r};
-    float acc[1];
-    if (q8 && format > FORMAT_BF16) warp_dot_q8<1>(format, row, n, s.q, s.scale, rows, acc);
-    else warp_dot_f32<1>(format, row, n, x, rows, acc);
+    float acc[1] = {0.0f};
+    if (format <= FORMAT_BF16) {
+        lane_dot_float<1>(format, row, n, x, rows, lane, width, acc);
+    } else if (stage & STAGE_Q8) {
+        gptr<const uint8_t> one[1] = {row};
+        lane_dot_rows_q8<1, true>(format, one, n, s.q, s.scale, rows, lane, width, acc);
+    } else {
+        lane_dot_f32<1>(format, row, n, x, rows, lane, width, acc);
+    }
     return acc[0];
+}
+
+// Two rows with the same row of activations.
+template <class X>
+DEVICE void staged_pair(int format0, int format1, const gptr<const uint8_t> (&row)[2], int n, X x, StagedQ8 s, int stage,
+                        int lane, float (&acc)[2]) {
+    acc[0] = acc[1] = 0.0f;
+    if (format0 == format1 && format0 > FORMAT_BF16 && (stage & STAGE_Q8)) {
+        int rows[2] = {0, 0};
+        lane_dot_rows_q8<2, true>(format0, row, n, s.q, s.scale, rows, lane, 32, acc);
+        return;
+    }
+    acc[0] = staged_part(format0, row[0], n, x, s, stage, 0, lane, 32);
+    acc[1] = staged_part(format1, row[1], n, x, s, stage, 0, lane, 32);
 }

@@ -1,4 +1,4 @@
-// The router's choice by one warp: the best K of E, ties to the lower id, NaN last, ids distinct.
+// The router's choice, by one warp or by a block: the best K of E, ties to the lower id, NaN last, ids distinct.
 #pragma once
 #include "prelude.cuh"
 
@@ -23,7 +23,7 @@ struct Route {
 //   softmax: weight = softmax over all E.   sigmoid: of each.   softmax after top-k: over the K chosen logits.
 // The choice is by logit (the gates are monotonic), or by gate value + bias where there is a selection bias.
 template <class L>
-DEVICE Route warp_route(L logits, gptr<const float> bias, int experts, int experts_per_token, int gate,
+DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate,
                            int renormalise, float scale) {
     int lane = threadIdx.x & 31;
     float top = -infinity(), total = 0.0f;
@@ -81,4 +81,70 @@ DEVICE Route warp_route(L logits, gptr<const float> bias, int experts, int exper
     }
     mine.weight *= scale;
     return mine;
+}
+
+// The same choice by a whole block, each thread counting the experts that come before its own: chosen[k] = the k-th best.
+// Begins with the logits written, ends with a barrier.
+template <class L>
+DEVICE void block_choose(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate,
+                         sptr<int> chosen) {
+    SHARED(uint32_t, ranks, MAX_EXPERTS);
+    int lane = threadIdx.x & 31;
+    float top = -infinity(), total = 0.0f;
+    if (bias != nullptr && gate == GATE_SOFTMAX) {
+        for (int e = lane; e < experts; e += 32) top = fmaxf(top, logits[e]);
+        top = warp_max(top);
+        for (int e = lane; e < experts; e += 32) total += expf(logits[e] - top);
+        total = warp_sum(total);
+    }
+    for (int e = threadIdx.x; e < (experts + 3) / 4 * 4; e += blockDim.x) {
+        float v = e < experts ? logits[e] : quiet_nan();
+        if (bias != nullptr && e < experts) {
+            float value = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+            v = value + bias[e];
+        }
+        ranks[e] = rank_of(v);
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
+        uint32_t mine = ranks[e];
+        int before = 0;
+        for (int i = 0; i < (experts + 3) / 4; i++) {
+            uint4 four = cast<const uint4>(ranks)[i];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint32_t other = word_of(four, j);
+                int id = 4 * i + j; // past the end: the rank of a NaN and a higher id, so never before
+                before += other > mine || (other == mine && id < e);
+            }
+        }
+        if (before < experts_per_token) chosen[before] = e;
+    }
+    __syncthreads();
+}
+
+// One warp: lane k < K gets the weight of expert chosen[k], as warp_route forms it.
+template <class L>
+DEVICE float warp_weights(L logits, sptr<const int> chosen, int experts, int experts_per_token, int gate, int renormalise,
+                          float scale) {
+    int lane = threadIdx.x & 31;
+    bool mine = lane < experts_per_token;
+    float top = -infinity(), total = 0.0f, weight = 0.0f;
+    if (gate == GATE_SOFTMAX) {
+        for (int e = lane; e < experts; e += 32) top = fmaxf(top, logits[e]);
+        top = warp_max(top);
+        for (int e = lane; e < experts; e += 32) total += expf(logits[e] - top);
+        total = warp_sum(total);
+    }
+    if (mine) {
+        float v = logits[chosen[lane]];
+        weight = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+    }
+    if (gate == GATE_SOFTMAX_AFTER_TOP_K) {
+        float m = warp_max(mine ? weight : -infinity());
+        float p = mine ? expf(weight - m) : 0.0f;
+        weight = p / warp_sum(p);
+    }
+    if (renormalise) weight = weight / warp_sum(mine ? weight : 0.0f);
+    return weight * scale;
 }

@@ -2,6 +2,7 @@
 
 use super::device;
 use super::driver::{DeviceBuffer, Driver, Param};
+use super::{planes, upload};
 use crate::error::BackendError;
 use crate::executable::{KvType, Progress, State, WeightSource};
 use moe_run_graph::ir::{Graph, Op, StateId, WeightId, WeightSlice};
@@ -10,28 +11,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes handed to the driver at a time: bounds what it stages on the host.
-const UPLOAD_BYTES: usize = 64 << 20;
-
-/// Bytes of a block on the device. Q6_K's are padded so that kernels can read them 16 bytes at a time; all others are the
-/// file's. The values are the same.
-fn device_block_bytes(format: Format) -> usize {
-    match format {
-        Format::Q6K => 224,
-        other => other.block_bytes(),
-    }
-}
-
-/// Bytes of a row of `elems` elements on the device; 0 if that is no whole number of blocks.
-fn device_row_bytes(format: Format, elems: usize) -> usize {
-    if elems.is_multiple_of(format.block_elems()) {
-        elems / format.block_elems() * device_block_bytes(format)
-    } else {
-        0
-    }
-}
-
-/// All weights on the device: matrices in blocks, vectors as f32.
+/// All weights on the device: matrices in their format (planes.rs), vectors as f32.
 pub(super) struct Weights {
     buffers: Vec<DeviceBuffer>,
     /// In all.
@@ -91,27 +71,10 @@ fn is_matrix(graph: &Graph, id: WeightId) -> bool {
     })
 }
 
-/// Blocks of `from` bytes, each followed by zeroes up to `to`.
-fn pad_blocks(blocks: &[u8], from: usize, to: usize) -> Vec<u8> {
-    let mut padded = vec![0; blocks.len() / from * to];
-    for (block, out) in blocks.chunks_exact(from).zip(padded.chunks_exact_mut(to)) {
-        out[..from].copy_from_slice(block);
-    }
-    padded
-}
-
 impl Weights {
     /// Bytes that the weights of a graph will take.
-    pub fn wanted_bytes(graph: &Graph, source: &dyn WeightSource) -> u64 {
-        let size = |decl: &moe_run_graph::ir::WeightDecl| {
-            if is_matrix(graph, decl.id) {
-                let blocks = source.bytes(&decl.name).map_or(0, |b| b.len() / decl.format.block_bytes());
-                (blocks * device_block_bytes(decl.format)) as u64
-            } else {
-                4 * decl.shape.iter().product::<usize>() as u64
-            }
-        };
-        graph.weights.iter().map(size).sum()
+    pub fn wanted_bytes(graph: &Graph) -> u64 {
+        graph.weights.iter().map(|decl| upload::device_bytes(decl, is_matrix(graph, decl.id))).sum()
     }
 
     /// Uploads every weight of the graph; their sizes have been checked.
@@ -121,41 +84,8 @@ impl Weights {
         source: &dyn WeightSource,
         progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
     ) -> Result<Weights, BackendError> {
-        let failed = |e| device::error(&driver.info().name, e);
-        let total = Weights::wanted_bytes(graph, source);
-        let mut done = 0;
-        let mut buffers = Vec::with_capacity(graph.weights.len());
-        for decl in &graph.weights {
-            let bytes = source.bytes(&decl.name).unwrap_or_default();
-            let decoded;
-            let (bytes, from, to) = if is_matrix(graph, decl.id) {
-                (bytes, decl.format.block_bytes(), device_block_bytes(decl.format))
-            } else {
-                let mut values = vec![0.0f32; decl.shape.iter().product()];
-                decl.format.decode_row(bytes, &mut values);
-                decoded = values;
-                (bytemuck::cast_slice(&decoded), size_of::<f32>(), size_of::<f32>())
-            };
-            let buffer = DeviceBuffer::new(driver, (bytes.len() / from * to) as u64).map_err(failed)?;
-            let mut address = buffer.address();
-            for part in bytes.chunks(UPLOAD_BYTES / from * from) {
-                let padded;
-                let part = if from == to {
-                    part
-                } else {
-                    padded = pad_blocks(part, from, to);
-                    padded.as_slice()
-                };
-                driver.upload(address, part).map_err(failed)?;
-                address += part.len() as u64;
-                done += part.len() as u64;
-                if let Some(progress) = progress {
-                    progress(Progress { done, total, what: "uploading weights" });
-                }
-            }
-            buffers.push(buffer);
-        }
-        Ok(Weights { buffers, bytes: total })
+        let buffers = upload::upload(driver, graph, source, &|decl| is_matrix(graph, decl.id), progress)?;
+        Ok(Weights { buffers, bytes: Weights::wanted_bytes(graph) })
     }
 
     /// A vector [n] of f32.
@@ -173,7 +103,7 @@ impl Weights {
         let decl = graph.weight(slice.tensor);
         let buffer = &self.buffers[slice.tensor.index()];
         let inner = decl.shape.last().copied().unwrap_or(0);
-        let row_bytes = device_row_bytes(decl.format, inner) as u64;
+        let row_bytes = planes::row_bytes(decl.format, inner) as u64;
         let rows_stored = decl.shape[decl.shape.len() - 2];
         let expert_bytes = rows_stored as u64 * row_bytes;
         let first_expert = slice.experts.as_ref().map_or(0, |e| e.start) as u64;

@@ -3,7 +3,7 @@
 use super::buffers::{CudaState, Weights};
 use super::device;
 use super::driver::{CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param};
-use super::ops::{self, Emit, Scratch, int};
+use super::ops::{self, Emit, Prepared, Scratch, int};
 use super::{NAME, fused};
 use crate::error::BackendError;
 use crate::executable::{
@@ -159,7 +159,7 @@ pub(super) fn compile(
         ops::ScratchSizes::of(&prefill.plan.graph, sizes(micro_batch), driver.info().multiprocessors);
     let arena_bytes = decode.plan.memory.arena_bytes.max(prefill.plan.memory.arena_bytes) as u64;
     let rope_bytes: u64 = graph.rope_tables.iter().map(|t| (4 * options.ctx_size * t.dims) as u64).sum();
-    let weight_bytes = Weights::wanted_bytes(graph, source);
+    let weight_bytes = Weights::wanted_bytes(graph);
     check_memory(
         &*driver,
         weight_bytes,
@@ -290,6 +290,7 @@ impl CudaExecutable {
         launch: &Launch,
         state: &CudaState,
         sizes: StepSizes,
+        prepared: &mut Prepared,
     ) -> Result<Vec<KernelLaunch>, BackendError> {
         let class = self.class(decode);
         let mut emit = Emit {
@@ -303,6 +304,8 @@ impl CudaExecutable {
             profile: self.profile,
             kv_type: self.info.kv_type,
             positions_capacity: class.plan.max_sizes.cached,
+            matrix_units: self.driver.info().matrix_units,
+            prepared: *prepared,
             launches: Vec::new(),
         };
         let nodes: Vec<_> = class.plan.launch_nodes(launch).collect();
@@ -310,6 +313,7 @@ impl CudaExecutable {
             [node] => emit.node(node)?,
             group => fused::emit(&mut emit, launch.pattern, group)?,
         }
+        *prepared = emit.prepared;
         Ok(emit.launches)
     }
 
@@ -388,8 +392,9 @@ impl CudaExecutable {
             return recorded.graph.replay().map_err(|e| self.failed_in("decode step", e));
         }
         let mut all = Vec::new();
+        let mut prepared = Prepared::default();
         for launch in self.class(decode).plan.launches.iter().filter(|l| !l.recomputed) {
-            let kernels = self.kernels(decode, launch, state, sizes)?;
+            let kernels = self.kernels(decode, launch, state, sizes, &mut prepared)?;
             if recordable {
                 all.extend(kernels);
             } else {
@@ -419,7 +424,8 @@ impl CudaExecutable {
         let mut access = Access { executable: self, decode, state, sizes };
         for launch in &plan.launches {
             observer.before_launch(plan, launch, &mut access)?;
-            let kernels = self.kernels(decode, launch, state, sizes)?;
+            // The observer may have replaced what a launch before prepared from.
+            let kernels = self.kernels(decode, launch, state, sizes, &mut Prepared::default())?;
             let elapsed = self
                 .driver
                 .launch_timed(&kernels)

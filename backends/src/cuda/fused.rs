@@ -32,6 +32,9 @@ const MAX_HEAD_DIM: usize = 256;
 /// Blocks a multiprocessor: more would repeat a block's preparation, fewer would leave warps idle.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 8;
 
+/// Up to so many rows a multiprocessor, whole blocks take rows together.
+const SHARED_ROWS_PER_MULTIPROCESSOR: usize = 4;
+
 const fn group(
     name: &'static str,
     phases: &'static [&'static [PatternStep]],
@@ -93,6 +96,7 @@ fn norm_and_matmuls(graph: &Graph, nodes: &[&Node]) -> bool {
     let [norm, matmuls @ ..] = nodes else { return false };
     matches!(norm.op, Op::RmsNorm { heads: 1, .. })
         && width(graph, norm.inputs[0]) <= MAX_NORM_ELEMS
+        && width(graph, norm.inputs[0]).is_multiple_of(4)
         && matmuls.iter().all(|m| plain_matmul(m, norm.outputs[0]))
 }
 
@@ -232,9 +236,14 @@ fn mismatch(pattern: &str) -> BackendError {
     }
 }
 
-/// Whether a format takes 8-bit activations under the executable's profile.
-fn takes_q8(emit: &Emit<'_>, format: Format) -> bool {
-    matches!(emit.profile, ActProfile::Q8 { .. }) && format.is_quantized()
+/// Forms of a row of activations that a block keeps: `Stage` in kernels/common/staged.cuh.
+const STAGE_Q8: i32 = 1;
+const STAGE_F32: i32 = 2;
+
+/// The form that a format takes under the executable's profile.
+fn stage(emit: &Emit<'_>, format: Format) -> i32 {
+    let q8 = matches!(emit.profile, ActProfile::Q8 { .. }) && format.is_quantized();
+    if q8 { STAGE_Q8 } else { STAGE_F32 }
 }
 
 /// Blocks for `rows` warps' worth of work.
@@ -243,9 +252,9 @@ fn blocks(emit: &Emit<'_>, rows: usize) -> usize {
     rows.div_ceil(matmul::ROWS_PER_BLOCK).min(most)
 }
 
-/// Shared bytes of `n` elements in 8 bits.
-fn staged_bytes(n: usize, q8: bool) -> usize {
-    if q8 { n + n / 8 } else { 0 }
+/// Shared bytes of `n` elements in 8 bits, where some matrix takes them.
+fn staged_bytes(n: usize, stage: i32) -> usize {
+    if stage & STAGE_Q8 != 0 { n + n / 8 } else { 0 }
 }
 
 fn norm_matmul(
@@ -256,13 +265,13 @@ fn norm_matmul(
 ) -> Result<(), BackendError> {
     let Op::RmsNorm { weight, eps, .. } = norm.op else { return Err(mismatch(norm.name)) };
     let n = width(emit.graph, norm.inputs[0]);
-    let mut q8 = false;
+    let mut forms = 0;
     let mut all_rows = 0;
     let mut matrices = Vec::with_capacity(15);
     for node in matmuls {
         let Op::MatMul { weight, .. } = &node.op else { return Err(mismatch(node.name)) };
         let matrix = emit.weights.matrix(emit.graph, weight);
-        q8 |= takes_q8(emit, matrix.format);
+        forms |= stage(emit, matrix.format);
         all_rows += matrix.rows;
         matrices.extend([
             matrix.code(),
@@ -280,6 +289,8 @@ fn norm_matmul(
         None => (emit.value(norm.inputs[0])?, Param::NULL),
     };
     let outputs = emit.rows(norm.outputs[0]);
+    // A warp a row would leave most multiprocessors without one.
+    let shared_rows = all_rows <= SHARED_ROWS_PER_MULTIPROCESSOR * emit.scratch.multiprocessors as usize;
     let mut params = vec![
         x,
         row_index,
@@ -287,11 +298,13 @@ fn norm_matmul(
         Param::F32(eps),
         emit.opt_value(norm.outputs[0]),
         int(n),
-        int(usize::from(q8)),
+        Param::I32(forms),
+        int(usize::from(shared_rows)),
     ];
     params.append(&mut matrices);
-    let grid = [blocks(emit, all_rows), outputs, 1];
-    emit.push("norm_matmul", grid, matmul::THREADS, 4 * n + staged_bytes(n, q8), params);
+    let grid = [if shared_rows { all_rows } else { blocks(emit, all_rows) }, outputs, 1];
+    let floats = if forms & STAGE_F32 != 0 { 4 * n } else { 0 };
+    emit.push("norm_matmul", grid, matmul::THREADS, staged_bytes(n, forms) + floats, params);
     Ok(())
 }
 
@@ -352,7 +365,7 @@ fn matmul_residual(emit: &mut Emit<'_>, product: &Node, add: &Node) -> Result<()
         return Err(mismatch(MATMUL_RESIDUAL));
     };
     let matrix = emit.weights.matrix(emit.graph, weight);
-    let q8 = takes_q8(emit, matrix.format);
+    let forms = stage(emit, matrix.format);
     let params = vec![
         emit.value(product.inputs[0])?,
         matrix.code(),
@@ -363,11 +376,23 @@ fn matmul_residual(emit: &mut Emit<'_>, product: &Node, add: &Node) -> Result<()
         emit.value(add.outputs[0])?,
         int(matrix.inner),
         int(matrix.rows),
-        int(usize::from(q8)),
+        Param::I32(forms),
     ];
     let grid = [blocks(emit, matrix.rows), 1, 1];
-    emit.push("matmul_residual", grid, matmul::THREADS, staged_bytes(matrix.inner, q8), params);
+    emit.push("matmul_residual", grid, matmul::THREADS, staged_bytes(matrix.inner, forms), params);
     Ok(())
+}
+
+/// The expert matrix that reads a value next, and the bytes of one of its experts: its weights are fetched ahead.
+fn next_experts(emit: &Emit<'_>, value: ValueId) -> (Param, u64) {
+    let next = emit.graph.nodes.iter().find_map(|n| match &n.op {
+        Op::ExpertMatMul { weight, .. } if n.inputs[0] == value => Some(weight),
+        _ => None,
+    });
+    next.map_or((Param::NULL, 0), |weight| {
+        let matrix = emit.weights.matrix(emit.graph, weight);
+        (matrix.data, matrix.expert_bytes)
+    })
 }
 
 fn route_gate_up(
@@ -387,7 +412,8 @@ fn route_gate_up(
     };
     let gate_matrix = emit.weights.matrix(emit.graph, gate_weight);
     let up_matrix = emit.weights.matrix(emit.graph, up_weight);
-    let q8 = takes_q8(emit, gate_matrix.format) || takes_q8(emit, up_matrix.format);
+    let forms = stage(emit, gate_matrix.format) | stage(emit, up_matrix.format);
+    let (next, next_bytes) = next_experts(emit, act.outputs[1]);
     let params = vec![
         emit.value(router.inputs[0])?,
         emit.weights.opt_vector(r.selection_bias),
@@ -401,7 +427,7 @@ fn route_gate_up(
         emit.value(gate.inputs[0])?,
         int(gate_matrix.inner),
         int(gate_matrix.rows),
-        int(usize::from(q8)),
+        Param::I32(forms),
         gate_matrix.code(),
         gate_matrix.data,
         Param::U64(gate_matrix.row_bytes),
@@ -414,9 +440,11 @@ fn route_gate_up(
         emit.opt_value(up.outputs[0]),
         emit.opt_value(act.outputs[0]),
         emit.value(act.outputs[1])?,
+        next,
+        Param::U64(next_bytes),
     ];
     let grid = [blocks(emit, r.num_experts_per_tok * gate_matrix.rows), 1, 1];
-    emit.push("route_gate_up", grid, matmul::THREADS, staged_bytes(gate_matrix.inner, q8), params);
+    emit.push("route_gate_up", grid, matmul::THREADS, staged_bytes(gate_matrix.inner, forms), params);
     Ok(())
 }
 
@@ -426,7 +454,13 @@ fn down_combine(emit: &mut Emit<'_>, down: &Node, combine: &Node, add: &Node) ->
     };
     let matrix = emit.weights.matrix(emit.graph, weight);
     let per_tok = emit.elems(down.inputs[1]);
-    let q8 = takes_q8(emit, matrix.format);
+    let forms = stage(emit, matrix.format);
+    // Whole rows a lane group: 8 lanes read a 256-block's chunks together; a warp has four experts under way then.
+    let width = match matrix.inner {
+        0..=1024 if per_tok > 2 => 8,
+        0..=2048 if per_tok > 1 => 16,
+        _ => 32,
+    };
     let params = vec![
         emit.value(down.inputs[0])?,
         emit.value(down.inputs[1])?,
@@ -442,9 +476,10 @@ fn down_combine(emit: &mut Emit<'_>, down: &Node, combine: &Node, add: &Node) ->
         int(matrix.inner),
         int(matrix.rows),
         int(per_tok),
-        int(usize::from(q8)),
+        Param::I32(forms),
+        int(width),
     ];
     let grid = [blocks(emit, matrix.rows), 1, 1];
-    emit.push("down_combine", grid, matmul::THREADS, staged_bytes(per_tok * matrix.inner, q8), params);
+    emit.push("down_combine", grid, matmul::THREADS, staged_bytes(per_tok * matrix.inner, forms), params);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The CUDA backend: stage 5 on NVIDIA GPUs, or on the host harness that runs the same kernels on the processor.
 //!
 //! Input: a graph, its weights, options. Output: an executable whose steps are lists of kernel launches; a decode step is
-//! recorded once and replayed. Weights stay in the file's own blocks on the device and are decoded inside the products.
+//! recorded once and replayed. Weights keep their format on the device and are decoded inside the products.
 //! Deliberately absent: several devices, 8-bit activations in blocks of 256 (GPUs take 32 everywhere).
 
 mod buffers;
@@ -10,6 +10,8 @@ mod device;
 pub mod driver;
 mod fused;
 mod ops;
+mod planes;
+mod upload;
 
 use crate::error::BackendError;
 use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};

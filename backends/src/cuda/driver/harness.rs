@@ -45,7 +45,7 @@ pub use built::{kernel_names, open_with};
 #[cfg(moe_host_harness)]
 mod built {
     use super::Schedule;
-    use crate::cuda::driver::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param};
+    use crate::cuda::driver::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param, Staging};
     use std::alloc::{Layout, alloc, dealloc};
     use std::collections::BTreeMap;
     use std::ffi::{CStr, CString, c_char, c_int};
@@ -112,12 +112,13 @@ mod built {
             name: "host-harness".into(),
             details: vec![
                 ("kind".into(), "the kernels compiled for the processor, run as fibers".into()),
-                ("compute capability".into(), "as 7.5: no matrix units".into()),
+                ("matrix units".into(), "defined lane by lane".into()),
             ],
             memory_bytes: host_memory_bytes(),
             multiprocessors: 4,
             shared_bytes: 48 * 1024,
             software: true,
+            matrix_units: true,
         };
         let inner = Inner { info, schedule, allocations: Mutex::default() };
         Ok(Arc::new(HostHarness(Arc::new(inner))))
@@ -165,6 +166,13 @@ mod built {
             )))
         }
 
+        fn write(&self, address: u64, bytes: &[u8]) -> Result<(), DriverError> {
+            self.check(address, bytes.len() as u64, "upload")?;
+            // SAFETY: the range lies in a live allocation, which no Rust reference points into.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+            Ok(())
+        }
+
         fn run(&self, launch: &KernelLaunch) -> Result<(), DriverError> {
             let name = CString::new(launch.kernel)
                 .map_err(|e| DriverError::Failed(format!("kernel name {}: {e}", launch.kernel)))?;
@@ -207,6 +215,22 @@ mod built {
             // SAFETY: the buffer was zeroed and at most ERROR_BYTES − 1 characters and a NUL were written.
             let text = unsafe { CStr::from_ptr(error.as_ptr()) };
             Err(DriverError::Failed(text.to_string_lossy().into_owned()))
+        }
+    }
+
+    /// Copies at once: the processor is the device.
+    struct Plain {
+        inner: Arc<Inner>,
+        memory: Vec<u8>,
+    }
+
+    impl Staging for Plain {
+        fn memory(&mut self) -> Result<&mut [u8], DriverError> {
+            Ok(&mut self.memory)
+        }
+
+        fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError> {
+            self.inner.write(address, &self.memory[..bytes.min(self.memory.len())])
         }
     }
 
@@ -262,10 +286,11 @@ mod built {
         }
 
         fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), DriverError> {
-            self.0.check(address, bytes.len() as u64, "upload")?;
-            // SAFETY: the range lies in a live allocation, which no Rust reference points into.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
-            Ok(())
+            self.0.write(address, bytes)
+        }
+
+        fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError> {
+            Ok(Box::new(Plain { inner: Arc::clone(&self.0), memory: vec![0; bytes] }))
         }
 
         fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), DriverError> {

@@ -3,6 +3,7 @@
 //!
 //! Work is queued in order on one stream; reads wait for it. Deliberately absent: several streams, several devices.
 
+mod code;
 pub mod harness;
 pub mod nvidia;
 #[cfg(all(test, moe_host_harness))]
@@ -50,6 +51,8 @@ pub struct DriverInfo {
     pub shared_bytes: u32,
     /// It is the processor in disguise.
     pub software: bool,
+    /// Kernels that multiply tiles with `mma` run on it.
+    pub matrix_units: bool,
 }
 
 /// A kernel's parameter.
@@ -99,6 +102,21 @@ pub trait CapturedGraph: Send {
     fn replay(&self) -> Result<(), DriverError>;
 }
 
+/// Host memory that the device copies from while the host goes on; one copy at a time.
+pub trait Staging: Send {
+    /// The memory, once the last copy from it has ended.
+    ///
+    /// # Errors
+    /// What the driver reports of that copy.
+    fn memory(&mut self) -> Result<&mut [u8], DriverError>;
+
+    /// Queues a copy of the first `bytes` bytes to the device.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError>;
+}
+
 /// A device: memory, launches, recorded launches, time.
 pub trait Driver: Send + Sync {
     /// What it is.
@@ -124,6 +142,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What the driver reports.
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), DriverError>;
+
+    /// Memory for copies to the device that overlap with the host's work.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError>;
 
     /// Device to host, after all queued work.
     ///

@@ -1,7 +1,12 @@
 //! NVIDIA's driver through cudarc, loaded when it is asked for: nothing of CUDA is needed to build, and only the driver
 //! to run. Kernels are PTX that any driver from CUDA 12.2 on compiles for its chip.
+//!
+//! On chips of compute capability 9.0 and later launches overlap: a kernel may start while the one in front still runs,
+//! fetches weights that no kernel writes, and waits for it before it touches anything else (`wait_for_previous` in
+//! kernels/common/prelude.cuh). Every kernel waits, so a launch has seen all launches in front of it.
 
-use super::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param};
+use super::code::{self, Code};
+use super::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param, Staging};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -10,14 +15,13 @@ use std::time::Duration;
 
 /// The oldest driver whose compiler reads the embedded PTX, as `cuDriverGetVersion` states it: CUDA 12.2.
 pub const OLDEST_DRIVER: i32 = 12_020;
-/// The oldest chips that the PTX runs on: compute capability 7.5 (Turing).
-pub const OLDEST_CAPABILITY: (i32, i32) = (7, 5);
+/// The oldest driver that records overlapping launches as such: CUDA 12.4. (Graph edges know of them since 12.3.)
+pub const OLDEST_OVERLAP_DRIVER: i32 = 12_040;
+/// Names, separated by commas, of what is not to be used though the chip has it: `overlap`, `matrix-units`.
+pub const SWITCHED_OFF: &str = "MOE_RUN_CUDA_OFF";
 
 const INSTALL: &str = "install NVIDIA's driver 535 or newer (https://www.nvidia.com/drivers), or use --backend cpu; \
                        --backend cuda --device host-harness runs the same kernels on the processor";
-
-/// The kernels: modules of PTX text, each behind a line `//module NAME`.
-const PTX: &str = include_str!("../../../../kernels/ptx/compute_75.ptx");
 
 /// The error of a driver call that is not a lack of memory.
 fn failed(what: &str, error: result::DriverError) -> DriverError {
@@ -69,8 +73,21 @@ fn start() -> Result<i32, DriverError> {
     Ok(count)
 }
 
+/// Whether [`SWITCHED_OFF`] names a feature.
+fn switched_off(feature: &str) -> bool {
+    std::env::var(SWITCHED_OFF).is_ok_and(|all| all.split(',').any(|f| f.trim() == feature))
+}
+
+/// A device before it is opened.
+struct Found {
+    device: sys::CUdevice,
+    info: DriverInfo,
+    capability: (i32, i32),
+    driver: i32,
+}
+
 /// One device's report, without opening a context on it.
-fn describe(ordinal: i32) -> Result<(sys::CUdevice, DriverInfo, (i32, i32)), DriverError> {
+fn describe(ordinal: i32) -> Result<Found, DriverError> {
     use sys::CUdevice_attribute as Attribute;
     let device = result::device::get(ordinal).map_err(|e| failed("cuDeviceGet", e))?;
     let attribute = |which: Attribute| {
@@ -97,8 +114,9 @@ fn describe(ordinal: i32) -> Result<(sys::CUdevice, DriverInfo, (i32, i32)), Dri
         multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
         shared_bytes: u32::try_from(shared).unwrap_or(48 * 1024),
         software: false,
+        matrix_units: (major, minor) >= code::MATRIX_CAPABILITY && !switched_off("matrix-units"),
     };
-    Ok((device, info, (major, minor)))
+    Ok(Found { device, info, capability: (major, minor), driver: version })
 }
 
 /// The GPUs, in the driver's order.
@@ -106,7 +124,7 @@ fn describe(ordinal: i32) -> Result<(sys::CUdevice, DriverInfo, (i32, i32)), Dri
 /// # Errors
 /// [`DriverError::NoDevice`] saying what was looked for.
 pub fn list() -> Result<Vec<DriverInfo>, DriverError> {
-    (0..start()?).map(|i| describe(i).map(|(_, info, _)| info)).collect()
+    (0..start()?).map(|i| describe(i).map(|found| found.info)).collect()
 }
 
 /// Opens a GPU.
@@ -118,16 +136,29 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
     let Some(index) = i32::try_from(ordinal).ok().filter(|i| *i < count) else {
         return Err(no_device(format!("GPU {ordinal} of {count}"), "`moe-run devices` lists them"));
     };
-    let (device, info, capability) = describe(index)?;
-    if capability < OLDEST_CAPABILITY {
+    let Found { device, mut info, capability, driver } = describe(index)?;
+    let Some(embedded) = Code::for_capability(capability) else {
         return Err(no_device(
             format!(
                 "{} has compute capability {}.{}, wanted {}.{} or newer",
-                info.name, capability.0, capability.1, OLDEST_CAPABILITY.0, OLDEST_CAPABILITY.1
+                info.name,
+                capability.0,
+                capability.1,
+                code::OLDEST_CAPABILITY.0,
+                code::OLDEST_CAPABILITY.1
             ),
             "use --backend cpu or --backend wgpu",
         ));
-    }
+    };
+    let overlap = embedded.capability() >= code::OVERLAP_CAPABILITY
+        && driver >= OLDEST_OVERLAP_DRIVER
+        && !switched_off("overlap");
+    let (major, minor) = embedded.capability();
+    info.details.extend([
+        ("code".into(), format!("compute_{major}{minor} of sources {}", embedded.sources().unwrap_or("?"))),
+        ("overlapping launches".into(), if overlap { "yes" } else { "no" }.into()),
+        ("matrix units".into(), if info.matrix_units { "yes" } else { "no" }.into()),
+    ]);
     // SAFETY: the device handle is valid; the context is released when the driver is dropped.
     let context =
         unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
@@ -135,12 +166,12 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
     unsafe { result::ctx::set_current(context) }.map_err(|e| failed("cuCtxSetCurrent", e))?;
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
         .map_err(|e| failed("cuStreamCreate", e))?;
-    let inner = Inner { info, device, context, stream, code: Mutex::default() };
+    let inner = Inner { info, device, context, stream, embedded, overlap, loaded: Mutex::default() };
     Ok(Arc::new(Nvidia(Arc::new(inner))))
 }
 
 #[derive(Default)]
-struct Code {
+struct Loaded {
     modules: HashMap<&'static str, sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
 }
@@ -150,12 +181,15 @@ struct Inner {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    code: Mutex<Code>,
+    embedded: Code,
+    /// Kernels may start before the one in front has ended.
+    overlap: bool,
+    loaded: Mutex<Loaded>,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread that has set the context, as every call does.
 unsafe impl Send for Inner {}
-// SAFETY: as above; the driver serialises calls on one stream, and `code` is behind a lock.
+// SAFETY: as above; the driver serialises calls on one stream, and `loaded` is behind a lock.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
@@ -164,26 +198,14 @@ impl Drop for Inner {
         // SAFETY: nothing is queued any more and no handle is used after this.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
-            let code = self.code.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for module in code.modules.values() {
+            let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
+            for module in loaded.modules.values() {
                 let _ = result::module::unload(*module);
             }
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }
     }
-}
-
-/// The module whose text defines a kernel.
-fn module_of(kernel: &str) -> Option<(&'static str, &'static str)> {
-    let entry = format!(".entry {kernel}(");
-    PTX.split("//module ").skip(1).filter_map(|m| m.split_once('\n')).find(|(_, text)| text.contains(&entry))
-}
-
-/// Whether there is embedded code for a kernel.
-#[must_use]
-pub fn has_kernel(kernel: &str) -> bool {
-    module_of(kernel).is_some()
 }
 
 impl Inner {
@@ -194,13 +216,15 @@ impl Inner {
 
     /// The kernel's handle; its module is compiled by the driver on first use (the driver keeps the result on disk).
     fn function(&self, kernel: &'static str) -> Result<sys::CUfunction, DriverError> {
-        let mut code = self.code.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = code.functions.get(kernel) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(kernel) {
             return Ok(*function);
         }
-        let (name, text) = module_of(kernel)
+        let (name, text) = self
+            .embedded
+            .module_of(kernel)
             .ok_or_else(|| DriverError::Failed(format!("no embedded code for kernel {kernel}")))?;
-        let module = match code.modules.get(name) {
+        let module = match loaded.modules.get(name) {
             Some(module) => *module,
             None => {
                 let text =
@@ -208,7 +232,7 @@ impl Inner {
                 // SAFETY: the text is NUL-terminated PTX.
                 let module = unsafe { result::module::load_data(text.as_ptr().cast::<c_void>()) }
                     .map_err(|e| failed(&format!("loading kernels {name}"), e))?;
-                code.modules.insert(name, module);
+                loaded.modules.insert(name, module);
                 module
             }
         };
@@ -217,7 +241,7 @@ impl Inner {
         // SAFETY: the module is loaded and is not unloaded before this object is dropped.
         let function = unsafe { result::module::get_function(module, c_name) }
             .map_err(|e| failed(&format!("kernel {kernel}"), e))?;
-        code.functions.insert(kernel, function);
+        loaded.functions.insert(kernel, function);
         Ok(function)
     }
 
@@ -244,20 +268,28 @@ impl Inner {
             let mut pointers: Vec<*mut c_void> =
                 words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
             let [x, y, z] = launch.grid;
-            // SAFETY: the function belongs to a loaded module; the driver copies the parameters before it returns;
-            // their number and kinds are those of the kernel, which the host harness checks for every launch that
-            // this backend can make, and the memory that they name outlives the queued work.
-            unsafe {
-                result::launch_kernel(
-                    function,
-                    (x, y, z),
-                    (launch.threads, 1, 1),
-                    launch.shared_bytes,
-                    self.stream,
-                    &mut pointers,
-                )
-            }
-            .map_err(|e| failed(&format!("launching kernel {}", launch.kernel), e))?;
+            // SAFETY: an all-zero attribute is a valid one: plain numbers and a union of plain numbers.
+            let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+            attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attribute.value.programmaticStreamSerializationAllowed = 1;
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: launch.threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: launch.shared_bytes,
+                hStream: self.stream,
+                attrs: &mut attribute,
+                numAttrs: u32::from(self.overlap),
+            };
+            // SAFETY: the function belongs to a loaded module; the driver copies configuration and parameters before it
+            // returns; the parameters' number and kinds are those of the kernel, which the host harness checks for every
+            // launch that this backend can make, and the memory that they name outlives the queued work.
+            unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+                .result()
+                .map_err(|e| failed(&format!("launching kernel {}", launch.kernel), e))?;
         }
         Ok(())
     }
@@ -291,7 +323,65 @@ impl Drop for Recorded {
     }
 }
 
-/// An event that destroys itself.
+/// Page-locked host memory, which the device reads on its own while the host goes on.
+struct Pinned {
+    inner: Arc<Inner>,
+    memory: *mut u8,
+    bytes: usize,
+    /// Recorded behind the last copy.
+    copied: Event,
+    in_flight: bool,
+}
+
+// SAFETY: the memory and the event belong to this object alone; the driver takes calls from any thread.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn wait(&mut self) -> Result<(), DriverError> {
+        if std::mem::take(&mut self.in_flight) {
+            self.inner.enter()?;
+            // SAFETY: the event is live and was recorded.
+            unsafe { result::event::synchronize(self.copied.0) }.map_err(|e| failed("copy to the device", e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Staging for Pinned {
+    fn memory(&mut self) -> Result<&mut [u8], DriverError> {
+        self.wait()?;
+        // SAFETY: the allocation is of that size, was zeroed when it was made, and no copy reads it any more.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, self.bytes) })
+    }
+
+    fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError> {
+        self.wait()?;
+        self.inner.enter()?;
+        // SAFETY: as in `memory`; while the copy runs, `in_flight` keeps everybody from the memory.
+        let source = unsafe { std::slice::from_raw_parts(self.memory, bytes.min(self.bytes)) };
+        // SAFETY: the address is of an allocation at least as long, by the callers' arithmetic; source, event and stream
+        // are live.
+        unsafe {
+            result::memcpy_htod_async(address, source, self.inner.stream)
+                .and_then(|()| result::event::record(self.copied.0, self.inner.stream))
+        }
+        .map_err(|e| failed("copy to the device", e))?;
+        self.in_flight = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.wait();
+        if self.inner.enter().is_ok() {
+            // SAFETY: made by `staging`, read by no copy any more.
+            let _ = unsafe { result::free_host(self.memory.cast()) };
+        }
+    }
+}
+
+/// An event that destroys itself; its context is the current one of whoever drops it.
 struct Event(sys::CUevent);
 
 impl Event {
@@ -358,6 +448,25 @@ impl Driver for Nvidia {
                 .and_then(|()| result::stream::synchronize(self.0.stream))
         }
         .map_err(|e| failed("copy from the device", e))
+    }
+
+    fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError> {
+        self.0.enter()?;
+        // SAFETY: a fresh allocation, freed by `Pinned`.
+        let memory =
+            unsafe { result::malloc_host(bytes, 0) }.map_err(|e| failed("page-locked host memory", e))?;
+        let memory = memory.cast::<u8>();
+        // SAFETY: the allocation is of that size.
+        unsafe { memory.write_bytes(0, bytes) };
+        let copied = match Event::new() {
+            Ok(event) => event,
+            Err(error) => {
+                // SAFETY: made above, used by nobody.
+                let _ = unsafe { result::free_host(memory.cast()) };
+                return Err(error);
+            }
+        };
+        Ok(Box::new(Pinned { inner: Arc::clone(&self.0), memory, bytes, copied, in_flight: false }))
     }
 
     fn clear(&self, address: u64, bytes: u64) -> Result<(), DriverError> {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
 
+use super::code::Code;
 use super::harness::{self, Schedule};
 use super::{DeviceBuffer, Driver, DriverError, KernelLaunch, Param, nvidia};
 use std::collections::BTreeSet;
@@ -156,12 +157,13 @@ fn the_embedded_code_is_that_of_the_sources() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         }
     }
-    let stated = std::fs::read_to_string(kernels.join("ptx/sources.fnv")).unwrap();
-    assert_eq!(
-        stated.trim(),
-        format!("{hash:016x}"),
-        "run scripts/nvrtc-check.py --update and commit what it writes"
-    );
+    for code in Code::all() {
+        assert_eq!(
+            code.sources(),
+            Some(format!("{hash:016x}").as_str()),
+            "run scripts/nvrtc-check.py --update and commit what it writes"
+        );
+    }
 }
 
 /// Every kernel that the harness runs has embedded code, and the other way round; the table lists the same.
@@ -171,13 +173,33 @@ fn harness_code_and_table_hold_the_same_kernels() {
     let harness: BTreeSet<String> =
         harness::kernel_names().into_iter().filter(|n| !n.starts_with("fault_")).collect();
     assert!(harness.len() > 20, "{harness:?}");
-    for name in &harness {
-        assert!(nvidia::has_kernel(name), "no embedded code for {name}");
+    for code in Code::all() {
+        for name in &harness {
+            assert!(code.module_of(name).is_some(), "no code for {name} on {:?}", code.capability());
+        }
     }
     let table = std::fs::read_to_string(kernels.join("ptxas-table.txt")).unwrap();
     let listed: BTreeSet<String> =
         table.lines().skip(2).filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect();
     assert_eq!(listed, harness);
+}
+
+/// Launches overlap on 9.0: a kernel that did not wait for the one in front would read what is not there yet.
+#[test]
+fn every_kernel_of_chips_that_overlap_waits() {
+    let code = Code::for_capability((9, 0)).unwrap();
+    assert_eq!(code.capability(), (9, 0));
+    let mut kernels = 0;
+    for (module, text) in code.modules() {
+        for entry in text.split(".entry ").skip(1) {
+            kernels += 1;
+            assert!(entry.contains("griddepcontrol.wait"), "{module}: {}", entry.lines().next().unwrap_or(""));
+        }
+    }
+    assert!(kernels > 20, "{kernels}");
+    assert_eq!(Code::for_capability((8, 9)).map(|c| c.capability()), Some((8, 0)));
+    assert_eq!(Code::for_capability((12, 0)).map(|c| c.capability()), Some((9, 0)));
+    assert!(Code::for_capability((7, 0)).is_none());
 }
 
 #[test]

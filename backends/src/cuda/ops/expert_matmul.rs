@@ -1,6 +1,7 @@
-//! kernels/expert_matmul.cu: by pair for a few tokens, grouped by expert for many.
+//! kernels/expert_matmul.cu: by pair for one token, grouped by expert for more; kernels/matmul_tiles.cu for many on matrix
+//! units.
 
-use super::matmul::{Activations, ROWS_PER_BLOCK, THREADS, activations};
+use super::matmul::{Activations, ROWS_PER_BLOCK, THREADS, TILE_ROWS, TILES_FROM_TOKENS, activations};
 use super::scratch::EXPERT_TILE;
 use super::{Emit, int};
 use crate::cuda::driver::Param;
@@ -24,6 +25,37 @@ pub(super) fn emit(
     let grouped = emit.rows(node.inputs[1]) > 1;
     let x = activations(emit, node.inputs[0], &matrix)?;
     let ids = emit.value(node.inputs[1])?;
+    if let Activations::Q8(q, q_scale) = x
+        && emit.matrix_units
+        && emit.rows(node.inputs[1]) >= TILES_FROM_TOKENS
+    {
+        let order = emit.scratch.order.slice(0, 4 * pairs as u64);
+        let first = emit.scratch.first.slice(0, 4 * (experts as u64 + 1));
+        if emit.prepared.sorted != Some(node.inputs[1]) {
+            emit.prepared.sorted = Some(node.inputs[1]);
+            let params = vec![ids, order, first, int(pairs), int(experts)];
+            emit.push("expert_order", [experts, 1, 1], THREADS, 0, params);
+        }
+        let params = vec![
+            matrix.code(),
+            matrix.data,
+            Param::U64(matrix.row_bytes),
+            Param::U64(matrix.expert_bytes),
+            q,
+            q_scale,
+            order,
+            first,
+            emit.weights.opt_vector(bias),
+            Param::F32(1.0),
+            emit.value(node.outputs[0])?,
+            int(matrix.inner),
+            int(matrix.rows),
+            int(pairs),
+            int(slots_per_x),
+        ];
+        emit.push("matmul_tiles", [matrix.rows.div_ceil(TILE_ROWS), experts, 1], THREADS, 0, params);
+        return Ok(());
+    }
 
     let mut params = vec![
         matrix.code(),
@@ -45,6 +77,7 @@ pub(super) fn emit(
             scratch.tiles.slice(0, 12 * tiles as u64),
             scratch.tile_count.param(),
         );
+        emit.prepared.sorted = None;
         let sort = vec![ids, order, list, count, int(pairs), int(experts)];
         emit.push("expert_sort", [1, 1, 1], experts.next_multiple_of(32).max(32) as u32, 0, sort);
         params.extend([order, list, count]);

@@ -12,6 +12,11 @@ pub(in crate::cuda) const ROWS_PER_BLOCK: usize = 8;
 pub(in crate::cuda) const THREADS: u32 = 32 * ROWS_PER_BLOCK as u32;
 /// Tokens that share a decoded weight row.
 const TOKEN_TILE: usize = 8;
+/// From so many tokens on whole tiles are multiplied, where the device has matrix units.
+pub(in crate::cuda) const TILES_FROM_TOKENS: usize = 9;
+/// Weight rows and tokens of a tile: TILE_ROWS and TILE_TOKENS in kernels/matmul_tiles.cu.
+pub(super) const TILE_ROWS: usize = 128;
+const TILE_TOKENS: usize = 32;
 
 /// Activations as a matmul kernel takes them.
 pub(super) enum Activations {
@@ -33,6 +38,7 @@ pub(super) fn activations(
         Activation::F32 => Ok(Activations::F32(source)),
         Activation::F16 => {
             let rounded = emit.scratch.rounded(elems);
+            emit.prepared.quantized = None;
             let threads = threads_for(elems);
             let params = vec![source, rounded, int(elems)];
             emit.push("round_f16", [elems.div_ceil(threads as usize), 1, 1], threads, 0, params);
@@ -40,6 +46,10 @@ pub(super) fn activations(
         }
         Activation::Q8(_) => {
             let (q, scale) = emit.scratch.quantized(elems);
+            if emit.prepared.quantized == Some(x) {
+                return Ok(Activations::Q8(q, scale));
+            }
+            emit.prepared.quantized = Some(x);
             let blocks = elems / 32;
             let params = vec![source, q, scale, int(blocks)];
             emit.push("quantize_q8", [blocks.div_ceil(ROWS_PER_BLOCK), 1, 1], THREADS, 0, params);
@@ -58,6 +68,31 @@ pub(super) fn emit(
     let matrix = emit.weights.matrix(emit.graph, weight);
     let tokens = emit.rows(node.inputs[0]);
     let x = activations(emit, node.inputs[0], &matrix)?;
+    if let Activations::Q8(q, q_scale) = x
+        && emit.matrix_units
+        && tokens >= TILES_FROM_TOKENS
+    {
+        let params = vec![
+            matrix.code(),
+            matrix.data,
+            Param::U64(matrix.row_bytes),
+            Param::U64(0),
+            q,
+            q_scale,
+            Param::NULL,
+            Param::NULL,
+            emit.weights.opt_vector(bias),
+            Param::F32(scale.unwrap_or(1.0)),
+            emit.value(node.outputs[0])?,
+            int(matrix.inner),
+            int(matrix.rows),
+            int(tokens),
+            int(1),
+        ];
+        let grid = [matrix.rows.div_ceil(TILE_ROWS), tokens.div_ceil(TILE_TOKENS), 1];
+        emit.push("matmul_tiles", grid, THREADS, 0, params);
+        return Ok(());
+    }
     let mut params = vec![matrix.code(), matrix.data, Param::U64(matrix.row_bytes)];
     let kernel = match (&x, tokens > 1) {
         (Activations::F32(_), false) => "matmul_f32_t1",

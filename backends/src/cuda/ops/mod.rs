@@ -37,6 +37,14 @@ const MAX_VALUE_HEAD_DIM: usize = 512;
 /// The widest key head: 8 queries of it and the scores fit in 48 KiB of shared memory.
 const MAX_HEAD_DIM: usize = 1024;
 
+/// What launches before left in the scratch for those behind them: activations in 8 bits, pairs sorted by expert. Good for one
+/// step, as long as nobody replaces values between its launches.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Prepared {
+    pub quantized: Option<ValueId>,
+    pub sorted: Option<ValueId>,
+}
+
 /// Everything that launches of a step refer to.
 pub(super) struct Emit<'a> {
     pub graph: &'a Graph,
@@ -50,6 +58,10 @@ pub(super) struct Emit<'a> {
     pub profile: ActProfile,
     pub kv_type: KvType,
     pub positions_capacity: usize,
+    /// Kernels that multiply tiles run on the device.
+    pub matrix_units: bool,
+    /// What the scratch holds.
+    pub prepared: Prepared,
     /// What has been emitted.
     pub launches: Vec<KernelLaunch>,
 }
@@ -155,7 +167,11 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize) -> String {
     let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
     let format = graph.weight(slice.tensor).format;
     let act = if format.is_quantized() { "q8" } else { "f32" };
+    let tiles = format.is_quantized() && tokens >= matmul::TILES_FROM_TOKENS;
     match (&node.op, tokens > 1) {
+        (Op::MatMul { .. } | Op::ExpertMatMul { .. }, true) if tiles => {
+            format!("matmul_tiles ({})", format.name())
+        }
         (Op::MatMul { .. }, false) => format!("matmul_{act}_t1 ({})", format.name()),
         (Op::MatMul { .. }, true) => format!("matmul_{act}_t8 ({})", format.name()),
         (Op::ExpertMatMul { .. }, false) => format!("expert_matmul_{act} ({})", format.name()),

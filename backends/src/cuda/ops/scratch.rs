@@ -59,7 +59,7 @@ impl ScratchSizes {
     }
 
     pub fn bytes(&self) -> u64 {
-        let words = self.act_elems + self.pairs + 3 * self.tiles() + 1 + self.partial_elems;
+        let words = self.act_elems + self.pairs + self.experts + 1 + 3 * self.tiles() + 1 + self.partial_elems;
         4 * (words + 2 * self.partial_rows + self.counters + 2 * ARGMAX_PARTS + 2) as u64
     }
 }
@@ -68,7 +68,9 @@ impl ScratchSizes {
 pub(in crate::cuda) struct Scratch {
     /// 8-bit or rounded activations.
     pub act: DeviceBuffer,
+    /// Pairs, expert after expert, and where each expert's begin.
     pub order: DeviceBuffer,
+    pub first: DeviceBuffer,
     pub tiles: DeviceBuffer,
     pub tile_count: DeviceBuffer,
     pub partial: DeviceBuffer,
@@ -90,6 +92,7 @@ impl Scratch {
         Ok(Scratch {
             act: words(sizes.act_elems)?,
             order: words(sizes.pairs)?,
+            first: words(sizes.experts + 1)?,
             tiles: words(3 * sizes.tiles())?,
             tile_count: words(1)?,
             partial: words(sizes.partial_elems)?,
