@@ -60,3 +60,56 @@ extern "C" __global__ void argmax_final(aptr<const int> best, aptr<int> token, a
     }
 }
 KERNEL(argmax_final)
+
+// The best `count` of x [n] in two steps, for samplers. top_part: each block its own stretch → best [parts, count, 2] (rank, id),
+// best first; past the end rank 0. Dynamic shared memory: a word for each element of the stretch.
+extern "C" __global__ void __launch_bounds__(256) top_part(aptr<const float> x, aptr<int> best, int n, int count) {
+    SHARED_DYNAMIC(uint32_t, left);
+    wait_for_previous();
+    int each = (n + gridDim.x - 1) / gridDim.x, from = blockIdx.x * each, to = min(from + each, n);
+    // A thread's own elements are every blockDim.x-th; it remembers the best that is left of them.
+    uint32_t mine = 0;
+    int mine_id = 0x7fffffff;
+    for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
+        float v = x[i];
+        left[i - from] = is_nan(v) ? RANK_NAN : rank_of(v);
+        better(mine, mine_id, left[i - from], i);
+    }
+    for (int k = 0; k < count; k++) {
+        uint32_t rank = mine;
+        int id = mine_id;
+        block_best(rank, id);
+        if (threadIdx.x == 0) {
+            best[2 * (blockIdx.x * count + k)] = int(rank);
+            best[2 * (blockIdx.x * count + k) + 1] = id;
+        }
+        if (id == mine_id && rank != 0) {
+            left[id - from] = 0;
+            mine = 0;
+            mine_id = 0x7fffffff;
+            for (int i = from + threadIdx.x; i < to; i += blockDim.x)
+                if (left[i - from] != 0) better(mine, mine_id, left[i - from], i);
+        }
+        __syncthreads();
+    }
+}
+KERNEL(top_part)
+
+// One block of 64 threads merges the parts' lists (parts ≤ 64): chosen [count, 2] (rank, id), best first.
+extern "C" __global__ void __launch_bounds__(64) top_final(aptr<const int> best, aptr<int> chosen, int parts, int count) {
+    wait_for_previous();
+    int next = 0, list = threadIdx.x * count;
+    for (int k = 0; k < count; k++) {
+        bool any = int(threadIdx.x) < parts && next < count;
+        uint32_t mine = any ? uint32_t(best[2 * (list + next)]) : 0, rank = mine;
+        int mine_id = any ? best[2 * (list + next) + 1] : 0x7fffffff, id = mine_id;
+        block_best(rank, id);
+        if (threadIdx.x == 0) {
+            chosen[2 * k] = int(rank);
+            chosen[2 * k + 1] = id;
+        }
+        if (any && id == mine_id) next++;
+        __syncthreads();
+    }
+}
+KERNEL(top_final)

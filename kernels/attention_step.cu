@@ -4,6 +4,7 @@
 // also makes the current token's key and value, stores them rounded as the cache is, and reads them back from there.
 // (Blocks of the same KV head that do so at once store the same bytes.)
 #include "common/attend.cuh"
+#include "common/attend_tiles.cuh"
 #include "common/rotate.cuh"
 
 struct Turn {
@@ -43,7 +44,48 @@ template <int KV, class X> DEVICE void store_head(X x, aptr<uint8_t> cache, int 
     for (int i = threadIdx.x; i < n; i += blockDim.x) kv_store<KV>(cache, at + i, x[i]);
 }
 
-template <int KV>
+// attend_range on the matrix units: the block's four warps take tiles in turn, and their results are put together in `parts`
+// [4, 8, D] and `states` [4, 8, 2].
+template <int D>
+DEVICE void attend_range_tiles(const Attend &a, const AttendShared &s, sptr<float> parts, sptr<float> states,
+                               aptr<const uint8_t> keys, aptr<const uint8_t> values, int from, int to,
+                               float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS]) {
+    int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+    constexpr int WARPS = ATTEND_THREADS / 32;
+    WarpAttend<D> w;
+    begin<D>(w, s.q, a.heads);
+    aptr<const uint16_t> k = cast<const uint16_t>(keys) + a.kv_head * D, v = cast<const uint16_t>(values) + a.kv_head * D;
+    for (int base = from + warp * TILE_POSITIONS; base < to; base += WARPS * TILE_POSITIONS)
+        add_tile<D>(w, k, v, static_cast<long long>(a.kv_heads) * D, base, to, a.scale, a.soft_cap);
+    float sums[D / 64][16], total = finish<D>(w, sums);
+    for (int c = 0; c < D / 64; c++) store16(parts + ((warp * 8 + g) * D + 64 * c + 16 * t), sums[c], 1.0f);
+    if (t == 0) {
+        states[(warp * 8 + g) * 2] = w.top;
+        states[(warp * 8 + g) * 2 + 1] = total;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < ATTEND_HEADS; h++) {
+        float top = -infinity(), all = 0.0f, sum = 0.0f;
+        for (int p = 0; p < WARPS; p++) top = fmaxf(top, states[(p * 8 + h) * 2]);
+        for (int p = 0; p < WARPS; p++) {
+            float state = states[(p * 8 + h) * 2 + 1];
+            if (state == 0.0f) continue; // a warp without a tile; NaN is not 0
+            float f = expf(states[(p * 8 + h) * 2] - top);
+            all += state * f;
+            if (tid < D) sum += parts[(p * 8 + h) * D + tid] * f;
+        }
+        acc[0][h] = sum;
+        if (tid == 0) {
+            s.top[h] = top;
+            s.total[h] = all;
+        }
+    }
+    __syncthreads();
+}
+
+// D: heads of so many elements on the matrix units; 0: any, without them.
+template <int KV, int D>
 DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k, aptr<const float> v,
                        aptr<const float> q_norm, aptr<const float> k_norm, float eps, const Turn &turn, int slot,
                        aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
@@ -75,13 +117,18 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
     }
     __syncthreads();
     float acc[ATTEND_CHANNELS][ATTEND_HEADS];
-    attend_range<KV>(a, s, keys, values, from, to, acc);
+    if constexpr (D > 0) {
+        sptr<float> parts = key + a.d;
+        attend_range_tiles<D>(a, s, parts, parts + ATTEND_THREADS / 32 * 8 * D, keys, values, from, to, acc);
+    } else {
+        attend_range<KV>(a, s, keys, values, from, to, acc);
+    }
     finish_splits(a, s, acc, splits, split, sinks != nullptr ? sinks + head0 : sinks, partial, partial_state,
                   arrived + blockIdx.x, y, head0, heads_all);
 }
 
-// Grid: (G · ceil(H/G / 8), max_splits), 128 threads; dynamic shared memory (8·(d + 128 + 3) + 9·d) floats. d and dv are
-// multiples of 32. q_norm, k_norm [d] or null; q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as in
+// Grid: (G · ceil(H/G / 8), max_splits), 128 threads; dynamic shared memory (8·(d + 128 + 3) + 9·d) floats, and 32·d + 64
+// more for tiles. d and dv are multiples of 32. tiles: on the matrix units, for an f16 cache and d = dv = 64 or 128. q_norm, k_norm [d] or null; q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as in
 // attention.cu and rope.cu; positions [1], slots [1].
 extern "C" __global__ void __launch_bounds__(128)
     attention_step(aptr<const float> q, aptr<const float> k, aptr<const float> v, aptr<const float> q_norm,
@@ -90,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(128)
                    aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
                    aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
                    aptr<int> arrived, aptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
-                   int window, float soft_cap, int max_splits) {
+                   int window, float soft_cap, int max_splits, int tiles) {
     wait_for_previous();
     SHARED_DYNAMIC(float, base);
     int per_kv = heads / kv_heads, chunks = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
@@ -110,12 +157,14 @@ extern "C" __global__ void __launch_bounds__(128)
     turn.interleaved = interleaved;
     turn.table_rows = table_rows;
     turn.position = positions[0];
-#define STEP(KV)                                                                                                       \
-    step_block<KV>(a, q, k, v, q_norm, k_norm, eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned, keys,      \
+#define STEP(KV, D)                                                                                                       \
+    step_block<KV, D>(a, q, k, v, q_norm, k_norm, eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned, keys,      \
                    values, sinks, partial, partial_state, arrived, y, head0, heads, window, max_splits, chunk == 0, base)
-    if (kv_type == KV_F16) STEP(KV_F16);
-    else if (kv_type == KV_F32) STEP(KV_F32);
-    else STEP(KV_Q8_0);
+    if (tiles && d == 128) STEP(KV_F16, 128);
+    else if (tiles) STEP(KV_F16, 64);
+    else if (kv_type == KV_F16) STEP(KV_F16, 0);
+    else if (kv_type == KV_F32) STEP(KV_F32, 0);
+    else STEP(KV_Q8_0, 0);
 #undef STEP
 }
 KERNEL(attention_step)

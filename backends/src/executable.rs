@@ -399,6 +399,14 @@ pub trait Executable: Send {
         best_candidates(&logits, count, out)
     }
 
+    /// Bytes a second that a copy within a device's own memory reads and writes; `None` where the backend has none.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`].
+    fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
+        Ok(None)
+    }
+
     /// Waits until the last step is done.
     ///
     /// # Errors

@@ -222,6 +222,14 @@ impl Session {
         Ok(true)
     }
 
+    /// What a copy within the device's memory reads and writes a second, where the backend can measure it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
+        self.executable.copy_bytes_per_second()
+    }
+
     /// Waits until everything that was evaluated is done.
     ///
     /// # Errors

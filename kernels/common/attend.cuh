@@ -13,7 +13,7 @@ constexpr int ATTEND_CHANNELS = 4; // value channels a thread, so value_head_dim
 
 struct Attend {
     int heads;          // query heads here, ≤ ATTEND_HEADS
-    int d, dv;          // widths of a key and a value head; d % 4 = 0
+    int d, dv;          // widths of a key and a value head; multiples of 4
     int kv_head;        // which KV head
     int kv_heads;       // G
     float scale;
@@ -135,6 +135,42 @@ DEVICE Splits splits_of(int positions, int max_splits) {
     return s;
 }
 
+// All splits' sums of the block's heads, added in the order of the splits: each split's factor first, then every thread takes
+// channels. count ≤ ATTEND_TILE.
+DEVICE void merge_splits(const Attend &a, const AttendShared &s, int count, aptr<const float> sinks,
+                         aptr<const float> partial, aptr<const float> partial_state, aptr<float> y, int row0, int rows) {
+    int tid = threadIdx.x, lane = tid & 31;
+    __syncthreads();
+    for (int h = tid >> 5; h < a.heads; h += ATTEND_THREADS / 32) {
+        float top = sinks != nullptr ? sinks[h] : -infinity(), total = 0.0f;
+        for (int p = lane; p < count; p += 32) top = fmaxf(top, partial_state[(p * rows + row0 + h) * 2]);
+        top = warp_max(top);
+        for (int p = lane; p < count; p += 32) {
+            float f = expf(partial_state[(p * rows + row0 + h) * 2] - top);
+            s.scores[h * ATTEND_TILE + p] = f;
+            total += partial_state[(p * rows + row0 + h) * 2 + 1] * f;
+        }
+        total = warp_sum(total);
+        if (sinks != nullptr) total += expf(sinks[h] - top);
+        if (lane == 0) s.total[h] = total;
+    }
+    __syncthreads();
+    int fours = a.dv / 4;
+    for (int u = tid; u < a.heads * fours; u += ATTEND_THREADS) {
+        int h = u / fours, c = u % fours;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+        for (int p = 0; p < count; p++) {
+            float4 v = cast<const float4>(partial + static_cast<long long>(p * rows + row0 + h) * a.dv)[c];
+            float f = s.scores[h * ATTEND_TILE + p];
+            sum = make_float4(sum.x + v.x * f, sum.y + v.y * f, sum.z + v.z * f, sum.w + v.w * f);
+        }
+        float total = s.total[h];
+        cast<float4>(y + static_cast<long long>(row0 + h) * a.dv)[c] =
+            make_float4(sum.x / total, sum.y / total, sum.z / total, sum.w / total);
+    }
+}
+
 // The split's share of one query's heads: alone it is divided and stored; otherwise the partial sums go to `partial`
 // [splits, rows, dv] and (maximum, total) to `partial_state` [splits, rows, 2], and the block that arrives last adds them in
 // the order of the splits. row0: this chunk's first (token, head) row of y [rows, dv]; rows: T · H. sinks [heads here] or
@@ -166,31 +202,22 @@ DEVICE bool finish_splits(const Attend &a, const AttendShared &s, const float (&
         if (!is_last[0]) return false;
         __threadfence();
     }
-    for (int j = 0; j < ATTEND_CHANNELS; j++) {
-        int c = tid + j * ATTEND_THREADS;
-        if (c >= a.dv) break;
-        for (int h = 0; h < ATTEND_HEADS; h++) {
-            if (h >= a.heads) break;
-            float top = splits.count > 1 ? -infinity() : s.top[h], total, sum;
-            if (splits.count > 1)
-                for (int p = 0; p < splits.count; p++) top = fmaxf(top, partial_state[(p * rows + row0 + h) * 2]);
-            float sink = sinks != nullptr ? sinks[h] : 0.0f;
-            float bound = sinks != nullptr ? fmaxf(top, sink) : top;
-            if (splits.count > 1) {
-                total = sum = 0.0f;
-                for (int p = 0; p < splits.count; p++) {
-                    int r = p * rows + row0 + h;
-                    float f = expf(partial_state[r * 2] - bound);
-                    total += partial_state[r * 2 + 1] * f;
-                    sum += partial[static_cast<long long>(r) * a.dv + c] * f;
+    if (splits.count > 1) {
+        merge_splits(a, s, splits.count, sinks, partial, partial_state, y, row0, rows);
+    } else {
+        for (int j = 0; j < ATTEND_CHANNELS; j++) {
+            int c = tid + j * ATTEND_THREADS;
+            if (c >= a.dv) break;
+            for (int h = 0; h < ATTEND_HEADS; h++) {
+                if (h >= a.heads) break;
+                float factor = 1.0f, total = s.total[h];
+                if (sinks != nullptr) {
+                    float bound = fmaxf(s.top[h], sinks[h]);
+                    factor = expf(s.top[h] - bound);
+                    total = total * factor + expf(sinks[h] - bound);
                 }
-            } else {
-                float f = sinks != nullptr ? expf(top - bound) : 1.0f;
-                total = s.total[h] * f;
-                sum = acc[j][h] * f;
+                y[static_cast<long long>(row0 + h) * a.dv + c] = acc[j][h] * factor / total;
             }
-            if (sinks != nullptr) total += expf(sink - bound);
-            y[static_cast<long long>(row0 + h) * a.dv + c] = sum / total;
         }
     }
     __syncthreads();

@@ -1,14 +1,15 @@
 //! Graph + weights + device → executable: plans for one token and for many, memory for both, steps.
 
 use super::buffers::{CudaState, Weights};
+use super::choose::chosen;
 use super::device;
-use super::driver::{CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param};
-use super::ops::{self, Emit, Prepared, Scratch, int};
+use super::driver::{CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Mailbox, Param};
+use super::ops::{self, Emit, Prepared, Scratch};
 use super::{NAME, fused};
 use crate::error::BackendError;
 use crate::executable::{
     Activations, CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput,
-    StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps, nan_logit, not_taken,
+    StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps, not_taken,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Op, StateId, StepSizes, ValueId};
@@ -75,14 +76,14 @@ struct LastStep {
 }
 
 pub(super) struct CudaExecutable {
-    driver: Arc<dyn Driver>,
+    pub(super) driver: Arc<dyn Driver>,
     decode: Class,
     prefill: Class,
     arena: DeviceBuffer,
     boundary: Vec<DeviceBuffer>,
     weights: Weights,
     rope_tables: Vec<DeviceBuffer>,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
     profile: ActProfile,
     info: ExecutableInfo,
     vocab_size: Option<usize>,
@@ -90,6 +91,8 @@ pub(super) struct CudaExecutable {
     last: Option<LastStep>,
     /// The last step chose its token itself.
     taken: bool,
+    /// That token, and whether it was a NaN's.
+    mailbox: Box<dyn Mailbox>,
 }
 
 /// Compiles a graph for a device.
@@ -199,6 +202,7 @@ pub(super) fn compile(
         micro_batch,
         weight_bytes: weights.bytes,
     };
+    let mailbox = driver.mailbox(TAKEN_BYTES).map_err(failed)?;
     let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
         Op::Embed { table } => Some(table.rows.len()),
         _ => None,
@@ -218,6 +222,7 @@ pub(super) fn compile(
         recorded: None,
         last: None,
         taken: false,
+        mailbox,
     })
 }
 
@@ -274,7 +279,7 @@ impl CudaExecutable {
     }
 
     /// The same, naming what was running.
-    fn failed_in(&self, what: &str, error: DriverError) -> BackendError {
+    pub(super) fn failed_in(&self, what: &str, error: DriverError) -> BackendError {
         match device::error(&self.info.device, error) {
             BackendError::Device { backend, device, detail } => {
                 BackendError::Device { backend, device, detail: format!("{what}: {detail}") }
@@ -340,32 +345,8 @@ impl CudaExecutable {
         Ok(())
     }
 
-    /// The kernels that choose the best token of a row of the last step's logits and write it to `token`.
-    fn argmax_kernels(&self, row: usize, token: Param) -> Result<Vec<KernelLaunch>, BackendError> {
-        let (logits, width) = self.logits_row(row)?;
-        let parts = width.div_ceil(1024).clamp(1, ops::ARGMAX_PARTS);
-        let best = self.scratch.argmax_parts.slice(0, 8 * parts as u64);
-        let flag = self.scratch.argmax.slice(4, 4);
-        let launch = |kernel, blocks: usize, threads, params| KernelLaunch {
-            kernel,
-            grid: [blocks as u32, 1, 1],
-            threads,
-            shared_bytes: 0,
-            params,
-        };
-        Ok(vec![
-            launch("argmax_part", parts, 256, vec![logits, best, int(width)]),
-            launch("argmax_final", 1, 64, vec![best, token, flag, int(parts)]),
-        ])
-    }
-
-    fn download_token(&self, address: u64, out: &mut [u32]) -> Result<(), BackendError> {
-        let downloaded = self.driver.download(address, bytemuck::cast_slice_mut(out));
-        downloaded.map_err(|e| self.failed_in(LAST_STEP, e))
-    }
-
     /// A row of the last step's logits on the device, and its elements.
-    fn logits_row(&self, row: usize) -> Result<(Param, usize), BackendError> {
+    pub(super) fn logits_row(&self, row: usize) -> Result<(Param, usize), BackendError> {
         let missing = || BackendError::Input(format!("row {row} of logits: the last step made no such row"));
         let last = self.last.ok_or_else(missing)?;
         let plan = &self.class(last.decode).plan;
@@ -454,13 +435,12 @@ impl CudaExecutable {
     }
 }
 
+/// Bytes of the copy that measures the device's memory, where so much is free: no cache holds them.
+const COPY_BYTES: u64 = 1 << 30;
+/// A token and its flag.
+const TAKEN_BYTES: usize = 8;
 /// What failed where nothing was waited for since.
-const LAST_STEP: &str = "the last step (`moe-run trace` waits after every launch and names it)";
-
-/// The token that argmax found, unless it found a NaN.
-fn chosen([token, is_nan]: [u32; 2]) -> Result<TokenId, BackendError> {
-    if is_nan == 0 { Ok(TokenId(token)) } else { Err(nan_logit(token as usize)) }
-}
+pub(super) const LAST_STEP: &str = "the last step (`moe-run trace` waits after every launch and names it)";
 
 /// `layer-3/q_proj`, or the first and the last node of a group.
 fn launch_name(plan: &Plan, launch: &Launch) -> String {
@@ -499,6 +479,12 @@ impl Executable for CudaExecutable {
         };
         let decode = input.len() == 1;
         self.upload_inputs(decode, input)?;
+        self.taken = matches!(input.tokens, StepTokens::Argmax { .. });
+        if self.taken {
+            let token = self.class(decode).inputs.address();
+            let parts = [(token, 4), (self.scratch.argmax.address() + 4, 4)];
+            self.mailbox.post(&parts).map_err(|e| self.failed_in(LAST_STEP, e))?;
+        }
         let sizes = input.sizes();
         self.last = None;
         match observer {
@@ -506,7 +492,6 @@ impl Executable for CudaExecutable {
             Some(observer) => self.run_observed(decode, state, input, observer)?,
         }
         self.last = Some(LastStep { decode, sizes });
-        self.taken = matches!(input.tokens, StepTokens::Argmax { .. });
         Ok(())
     }
 
@@ -529,10 +514,29 @@ impl Executable for CudaExecutable {
         if !self.taken {
             return Err(not_taken());
         }
-        let mut found = [0u32; 2];
-        self.download_token(self.class(true).inputs.address(), &mut found[..1])?;
-        self.download_token(self.scratch.argmax.address() + 4, &mut found[1..])?;
-        chosen(found)
+        let read = self.mailbox.read();
+        let found = read.map_err(|e| self.failed_in(LAST_STEP, e))?;
+        let word = |i: usize| u32::from_le_bytes([found[i], found[i + 1], found[i + 2], found[i + 3]]);
+        if found.len() < TAKEN_BYTES { Err(not_taken()) } else { chosen([word(0), word(4)]) }
+    }
+
+    fn queues_steps(&self) -> bool {
+        true
+    }
+
+    fn candidates(
+        &mut self,
+        row: usize,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        self.choose_candidates(row, count, out)
+    }
+
+    fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
+        let (free, _) = self.driver.memory().map_err(|e| self.failed(e))?;
+        let bytes = (free / 4).min(COPY_BYTES);
+        self.driver.copy_bytes_per_second(bytes).map(Some).map_err(|e| self.failed(e))
     }
 
     fn wait(&mut self) -> Result<(), BackendError> {

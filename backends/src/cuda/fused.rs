@@ -321,6 +321,7 @@ fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendErr
     let tap = |node: Option<&Node>| node.map_or(Param::NULL, |n| emit.opt_value(n.outputs[0]));
     let (q, k) = s.raw();
     let (blocks, splits) = ops::split_geometry(a, 1, emit.scratch.multiprocessors);
+    let tiles = attention::fits_tiles(emit, a);
     let params = vec![
         emit.value(q)?,
         emit.value(k)?,
@@ -354,8 +355,13 @@ fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendErr
         attention::window(a),
         attention::soft_cap(a),
         int(splits),
+        int(usize::from(tiles)),
     ];
-    let shared = attention::shared_bytes(a) + 4 * (attention::HEADS_PER_BLOCK + 1) * a.head_dim;
+    let mut shared = attention::shared_bytes(a) + 4 * (attention::HEADS_PER_BLOCK + 1) * a.head_dim;
+    if tiles {
+        // Four warps' sums and states.
+        shared += 4 * 4 * attention::HEADS_PER_BLOCK * (a.head_dim + 2);
+    }
     emit.push("attention_step", [blocks, splits, 1], attention::TILE as u32, shared, params);
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! Deliberately absent: several devices, 8-bit activations in blocks of 256 (GPUs take 32 everywhere).
 
 mod buffers;
+mod choose;
 mod compile;
 mod device;
 pub mod driver;

@@ -132,6 +132,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
                 profiles.push(bench.profile(test)?);
             }
         }
+        if let Some(bytes_per_second) = session.copy_bytes_per_second()? {
+            for row in results.iter_mut().filter(|row| row.threads == info.threads) {
+                row.set_read_bandwidth(bytes_per_second / 1e9);
+            }
+        }
         header.get_or_insert_with(|| {
             let settings = Settings {
                 backend: info.backend,

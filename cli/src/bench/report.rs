@@ -101,7 +101,8 @@ pub struct Row {
     pub flops: u64,
     /// `bytes` over the median time, in 10⁹ bytes a second.
     pub gb_per_second: f64,
-    /// What a plain read loop gets with as many threads; `None` for devices other than the processor.
+    /// What memory allows: on the processor what a plain read loop gets with as many threads, on a CUDA device what a copy
+    /// within it reads and writes; `None` elsewhere.
     pub read_gb_per_second: Option<f64>,
     /// `gb_per_second` over it.
     pub share_of_read: Option<f64>,
@@ -135,7 +136,7 @@ impl Row {
         }
     }
 
-    /// Sets the row against what a read loop gets, in 10⁹ bytes a second.
+    /// Sets the row against what the memory allows, in 10⁹ bytes a second.
     pub fn set_read_bandwidth(&mut self, gb_per_second: f64) {
         self.read_gb_per_second = Some(gb_per_second);
         self.share_of_read = Some(self.gb_per_second / gb_per_second);
@@ -185,9 +186,7 @@ impl Report {
             text.push_str(&line);
             text.push('\n');
         }
-        text.push_str(
-            "\n| test | threads | tokens/s (median) | min – max | GB/s | read loop GB/s | share |\n",
-        );
+        text.push_str("\n| test | threads | tokens/s (median) | min – max | GB/s | memory GB/s | share |\n");
         text.push_str("|---|---:|---:|---:|---:|---:|---:|\n");
         for r in &self.results {
             let limit = r.read_gb_per_second.map_or("–".to_owned(), |x| format!("{x:.1}"));

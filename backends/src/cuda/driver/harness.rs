@@ -45,7 +45,9 @@ pub use built::{kernel_names, open_with};
 #[cfg(moe_host_harness)]
 mod built {
     use super::Schedule;
-    use crate::cuda::driver::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param, Staging};
+    use crate::cuda::driver::{
+        CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging,
+    };
     use std::alloc::{Layout, alloc, dealloc};
     use std::collections::BTreeMap;
     use std::ffi::{CStr, CString, c_char, c_int};
@@ -173,6 +175,13 @@ mod built {
             Ok(())
         }
 
+        fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
+            self.check(address, bytes.len() as u64, "download")?;
+            // SAFETY: the range lies in a live allocation, all of whose bytes are initialised.
+            unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+            Ok(())
+        }
+
         fn run(&self, launch: &KernelLaunch) -> Result<(), DriverError> {
             let name = CString::new(launch.kernel)
                 .map_err(|e| DriverError::Failed(format!("kernel name {}: {e}", launch.kernel)))?;
@@ -231,6 +240,28 @@ mod built {
 
         fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError> {
             self.inner.write(address, &self.memory[..bytes.min(self.memory.len())])
+        }
+    }
+
+    /// Reads at once: what was queued has run.
+    struct Letter {
+        inner: Arc<Inner>,
+        posted: Vec<u8>,
+    }
+
+    impl Mailbox for Letter {
+        fn post(&mut self, parts: &[(u64, usize)]) -> Result<(), DriverError> {
+            self.posted.clear();
+            for (address, bytes) in parts {
+                let mut part = vec![0; *bytes];
+                self.inner.read(*address, &mut part)?;
+                self.posted.extend(part);
+            }
+            Ok(())
+        }
+
+        fn read(&mut self) -> Result<Vec<u8>, DriverError> {
+            Ok(self.posted.clone())
         }
     }
 
@@ -293,11 +324,21 @@ mod built {
             Ok(Box::new(Plain { inner: Arc::clone(&self.0), memory: vec![0; bytes] }))
         }
 
+        fn mailbox(&self, _bytes: usize) -> Result<Box<dyn Mailbox>, DriverError> {
+            Ok(Box::new(Letter { inner: Arc::clone(&self.0), posted: Vec::new() }))
+        }
+
+        fn copy_bytes_per_second(&self, bytes: u64) -> Result<f64, DriverError> {
+            let source = vec![1u8; usize::try_from(bytes).unwrap_or(1 << 20).min(64 << 20)];
+            let mut target = vec![0u8; source.len()];
+            let start = Instant::now();
+            target.copy_from_slice(std::hint::black_box(&source));
+            std::hint::black_box(&target);
+            Ok(2.0 * source.len() as f64 / start.elapsed().as_secs_f64().max(1e-9))
+        }
+
         fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
-            self.0.check(address, bytes.len() as u64, "download")?;
-            // SAFETY: the range lies in a live allocation, all of whose bytes are initialised.
-            unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
-            Ok(())
+            self.0.read(address, bytes)
         }
 
         fn clear(&self, address: u64, bytes: u64) -> Result<(), DriverError> {

@@ -117,6 +117,21 @@ pub trait Staging: Send {
     fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError>;
 }
 
+/// Small results that are read while later work still runs.
+pub trait Mailbox: Send {
+    /// Queues copies of device memory (address, bytes), one behind the other, as they are at this point of the queue.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    fn post(&mut self, parts: &[(u64, usize)]) -> Result<(), DriverError>;
+
+    /// What was posted last, once it has arrived.
+    ///
+    /// # Errors
+    /// What the driver reports, of the copies or of the work in front of them.
+    fn read(&mut self) -> Result<Vec<u8>, DriverError>;
+}
+
 /// A device: memory, launches, recorded launches, time.
 pub trait Driver: Send + Sync {
     /// What it is.
@@ -148,6 +163,19 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What the driver reports.
     fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError>;
+
+    /// For results of up to `bytes` bytes.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    fn mailbox(&self, bytes: usize) -> Result<Box<dyn Mailbox>, DriverError>;
+
+    /// Bytes a second that a copy within the device reads and writes, measured over `bytes` bytes: the limit that kernels
+    /// which read memory are set against.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    fn copy_bytes_per_second(&self, bytes: u64) -> Result<f64, DriverError>;
 
     /// Device to host, after all queued work.
     ///

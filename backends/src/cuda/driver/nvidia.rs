@@ -6,12 +6,15 @@
 //! kernels/common/prelude.cuh). Every kernel waits, so a launch has seen all launches in front of it.
 
 use super::code::{self, Code};
-use super::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Param, Staging};
+use super::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging};
 use cudarc::driver::{result, sys};
+use pinned::{Letter, Pinned};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+mod pinned;
 
 /// The oldest driver whose compiler reads the embedded PTX, as `cuDriverGetVersion` states it: CUDA 12.2.
 pub const OLDEST_DRIVER: i32 = 12_020;
@@ -323,64 +326,6 @@ impl Drop for Recorded {
     }
 }
 
-/// Page-locked host memory, which the device reads on its own while the host goes on.
-struct Pinned {
-    inner: Arc<Inner>,
-    memory: *mut u8,
-    bytes: usize,
-    /// Recorded behind the last copy.
-    copied: Event,
-    in_flight: bool,
-}
-
-// SAFETY: the memory and the event belong to this object alone; the driver takes calls from any thread.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    fn wait(&mut self) -> Result<(), DriverError> {
-        if std::mem::take(&mut self.in_flight) {
-            self.inner.enter()?;
-            // SAFETY: the event is live and was recorded.
-            unsafe { result::event::synchronize(self.copied.0) }.map_err(|e| failed("copy to the device", e))?;
-        }
-        Ok(())
-    }
-}
-
-impl Staging for Pinned {
-    fn memory(&mut self) -> Result<&mut [u8], DriverError> {
-        self.wait()?;
-        // SAFETY: the allocation is of that size, was zeroed when it was made, and no copy reads it any more.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, self.bytes) })
-    }
-
-    fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError> {
-        self.wait()?;
-        self.inner.enter()?;
-        // SAFETY: as in `memory`; while the copy runs, `in_flight` keeps everybody from the memory.
-        let source = unsafe { std::slice::from_raw_parts(self.memory, bytes.min(self.bytes)) };
-        // SAFETY: the address is of an allocation at least as long, by the callers' arithmetic; source, event and stream
-        // are live.
-        unsafe {
-            result::memcpy_htod_async(address, source, self.inner.stream)
-                .and_then(|()| result::event::record(self.copied.0, self.inner.stream))
-        }
-        .map_err(|e| failed("copy to the device", e))?;
-        self.in_flight = true;
-        Ok(())
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.wait();
-        if self.inner.enter().is_ok() {
-            // SAFETY: made by `staging`, read by no copy any more.
-            let _ = unsafe { result::free_host(self.memory.cast()) };
-        }
-    }
-}
-
 /// An event that destroys itself; its context is the current one of whoever drops it.
 struct Event(sys::CUevent);
 
@@ -451,22 +396,41 @@ impl Driver for Nvidia {
     }
 
     fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError> {
-        self.0.enter()?;
-        // SAFETY: a fresh allocation, freed by `Pinned`.
-        let memory =
-            unsafe { result::malloc_host(bytes, 0) }.map_err(|e| failed("page-locked host memory", e))?;
-        let memory = memory.cast::<u8>();
-        // SAFETY: the allocation is of that size.
-        unsafe { memory.write_bytes(0, bytes) };
-        let copied = match Event::new() {
-            Ok(event) => event,
-            Err(error) => {
-                // SAFETY: made above, used by nobody.
-                let _ = unsafe { result::free_host(memory.cast()) };
-                return Err(error);
+        Ok(Box::new(Pinned::new(&self.0, bytes)?))
+    }
+
+    fn mailbox(&self, bytes: usize) -> Result<Box<dyn Mailbox>, DriverError> {
+        Ok(Box::new(Letter { pinned: Pinned::new(&self.0, bytes)?, posted_bytes: 0 }))
+    }
+
+    fn copy_bytes_per_second(&self, bytes: u64) -> Result<f64, DriverError> {
+        const PASSES: u32 = 5;
+        let source = self.allocate(bytes)?;
+        let target = self.allocate(bytes).inspect_err(|_| self.free(source))?;
+        let copy = || -> Result<f64, DriverError> {
+            self.clear(source, bytes)?;
+            let (start, end) = (Event::new()?, Event::new()?);
+            let mut best = f32::INFINITY;
+            for _ in 0..PASSES {
+                // SAFETY: both allocations are of that size; events and stream are live; the end is waited for.
+                let milliseconds = unsafe {
+                    result::event::record(start.0, self.0.stream)
+                        .and_then(|()| {
+                            result::memcpy_dtod_async(target, source, bytes as usize, self.0.stream)
+                        })
+                        .and_then(|()| result::event::record(end.0, self.0.stream))
+                        .and_then(|()| result::event::synchronize(end.0))
+                        .and_then(|()| result::event::elapsed(start.0, end.0))
+                }
+                .map_err(|e| failed("copy within the device", e))?;
+                best = best.min(milliseconds);
             }
+            Ok(2.0 * bytes as f64 / (f64::from(best.max(1e-6)) / 1000.0))
         };
-        Ok(Box::new(Pinned { inner: Arc::clone(&self.0), memory, bytes, copied, in_flight: false }))
+        let measured = copy();
+        self.free(source);
+        self.free(target);
+        measured
     }
 
     fn clear(&self, address: u64, bytes: u64) -> Result<(), DriverError> {

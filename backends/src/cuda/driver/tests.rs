@@ -193,7 +193,11 @@ fn every_kernel_of_chips_that_overlap_waits() {
     for (module, text) in code.modules() {
         for entry in text.split(".entry ").skip(1) {
             kernels += 1;
-            assert!(entry.contains("griddepcontrol.wait"), "{module}: {}", entry.lines().next().unwrap_or(""));
+            assert!(
+                entry.contains("griddepcontrol.wait"),
+                "{module}: {}",
+                entry.lines().next().unwrap_or("")
+            );
         }
     }
     assert!(kernels > 20, "{kernels}");

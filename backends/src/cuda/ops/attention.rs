@@ -1,8 +1,9 @@
-//! kernels/attention.cu.
+//! kernels/attention.cu, and kernels/attention_tiles.cu for many tokens on matrix units.
 
 use super::{Emit, int};
 use crate::cuda::driver::Param;
 use crate::error::BackendError;
+use crate::executable::KvType;
 use moe_run_graph::ir::{AttentionAttrs, Node};
 
 /// Query heads of one KV head that a block takes: ATTEND_HEADS in kernels/common/attend.cuh.
@@ -19,13 +20,24 @@ pub(in crate::cuda) fn split_geometry(
     multiprocessors: u32,
 ) -> (usize, usize) {
     let blocks = attrs.num_key_value_heads * attrs.group_size().div_ceil(HEADS_PER_BLOCK);
-    let splits = if tokens == 1 { (2 * multiprocessors as usize).div_ceil(blocks) } else { 1 };
+    let splits = if tokens == 1 { (multiprocessors as usize).div_ceil(blocks) } else { 1 };
     (blocks, splits.clamp(1, MAX_SPLITS))
 }
 
 /// Dynamic shared memory of the attention kernels: queries, scores and three numbers a head.
 pub(in crate::cuda) fn shared_bytes(attrs: &AttentionAttrs) -> usize {
     4 * HEADS_PER_BLOCK * (attrs.head_dim + TILE + 3)
+}
+
+/// Tokens of a block: TOKENS_PER_BLOCK in kernels/attention_tiles.cu.
+const TILE_TOKENS: usize = 4;
+
+/// Whether the kernels of the matrix units take these heads and this cache.
+pub(in crate::cuda) fn fits_tiles(emit: &Emit<'_>, attrs: &AttentionAttrs) -> bool {
+    emit.matrix_units
+        && emit.kv_type == KvType::F16
+        && attrs.head_dim == attrs.value_head_dim
+        && matches!(attrs.head_dim, 64 | 128)
 }
 
 /// A window or cap that may be absent, as kernels take them.
@@ -39,6 +51,26 @@ pub(in crate::cuda) fn soft_cap(attrs: &AttentionAttrs) -> Param {
 
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {
     let tokens = emit.sizes.tokens;
+    if tokens > 1 && fits_tiles(emit, attrs) {
+        let (blocks, _) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
+        let params = vec![
+            emit.value(node.inputs[0])?,
+            emit.value(node.inputs[3])?,
+            emit.cache(node.inputs[1])?,
+            emit.cache(node.inputs[2])?,
+            emit.weights.opt_vector(attrs.sinks),
+            emit.value(node.outputs[0])?,
+            int(attrs.num_attention_heads),
+            int(attrs.num_key_value_heads),
+            int(attrs.head_dim),
+            Param::F32(attrs.scale),
+            window(attrs),
+            soft_cap(attrs),
+            int(tokens),
+        ];
+        emit.push("attention_tiles", [blocks, tokens.div_ceil(TILE_TOKENS), 1], TILE as u32, 0, params);
+        return Ok(());
+    }
     let (blocks, splits) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
     let params = vec![
         emit.value(node.inputs[0])?,

@@ -18,7 +18,7 @@ pub(super) mod router;
 mod scratch;
 
 pub(super) use attention::split_geometry;
-pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes};
+pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;
 use super::buffers::{CudaState, Weights};
@@ -187,10 +187,13 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     };
     match &node.op {
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a)
-            if a.head_dim % 4 != 0 || a.head_dim > MAX_HEAD_DIM || a.value_head_dim > MAX_VALUE_HEAD_DIM =>
+            if a.head_dim % 4 != 0
+                || a.value_head_dim % 4 != 0
+                || a.head_dim > MAX_HEAD_DIM
+                || a.value_head_dim > MAX_VALUE_HEAD_DIM =>
         {
             return refuse(format!(
-                "key heads of {} and value heads of {}; wanted multiples of 4 up to {MAX_HEAD_DIM}, and up to \
+                "key heads of {} and value heads of {}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \
                  {MAX_VALUE_HEAD_DIM}",
                 a.head_dim, a.value_head_dim
             ));

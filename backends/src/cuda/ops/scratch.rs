@@ -3,11 +3,14 @@
 use crate::cuda::device;
 use crate::cuda::driver::{DeviceBuffer, Driver, Param};
 use crate::error::BackendError;
+use crate::executable::MAX_CANDIDATES;
 use moe_run_graph::ir::{Graph, Op, StepSizes};
 use std::sync::Arc;
 
 /// Blocks of the first step of the argmax.
 pub(in crate::cuda) const ARGMAX_PARTS: usize = 64;
+/// The most logits that a block of the candidates' first step keeps in shared memory.
+pub(in crate::cuda) const TOP_PART_ELEMS: usize = 8192;
 /// Pairs of one expert that a grouped launch takes together: EXPERT_TILE in kernels/expert_matmul.cu.
 pub(in crate::cuda) const EXPERT_TILE: usize = 8;
 
@@ -59,8 +62,10 @@ impl ScratchSizes {
     }
 
     pub fn bytes(&self) -> u64 {
-        let words = self.act_elems + self.pairs + self.experts + 1 + 3 * self.tiles() + 1 + self.partial_elems;
-        4 * (words + 2 * self.partial_rows + self.counters + 2 * ARGMAX_PARTS + 2) as u64
+        let words =
+            self.act_elems + self.pairs + self.experts + 1 + 3 * self.tiles() + 1 + self.partial_elems;
+        4 * (words + 2 * self.partial_rows + self.counters + 2 * (ARGMAX_PARTS + 1) * (MAX_CANDIDATES + 1))
+            as u64
     }
 }
 
@@ -80,6 +85,9 @@ pub(in crate::cuda) struct Scratch {
     pub argmax_parts: DeviceBuffer,
     /// The best token, and whether it is a NaN.
     pub argmax: DeviceBuffer,
+    /// Candidates of each part, and of all.
+    pub top_parts: DeviceBuffer,
+    pub top: DeviceBuffer,
     pub multiprocessors: u32,
 }
 
@@ -100,6 +108,8 @@ impl Scratch {
             arrived,
             argmax_parts: words(2 * ARGMAX_PARTS)?,
             argmax: words(2)?,
+            top_parts: words(2 * ARGMAX_PARTS * MAX_CANDIDATES)?,
+            top: words(2 * MAX_CANDIDATES)?,
             multiprocessors: driver.info().multiprocessors,
         })
     }
