@@ -1,6 +1,8 @@
 //! Which instruction set runs: found once, when the program starts to compute, and handed to every kernel.
 
 use super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep};
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use super::{fma, mul, unpack, vector};
@@ -12,6 +14,8 @@ use moe_run_graph::quant::Format;
 pub enum Isa {
     /// Whatever the compiler's target has.
     Portable,
+    /// aarch64 with NEON and its dot products.
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
@@ -190,6 +194,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { avx2::mul::mul(layout, panel, subs, tile, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::Neon => unsafe { neon::mul::mul(layout, panel, subs, tile, out) },
             _ => mul::mul_q8(layout, panel, subs, tile, out),
         }
     }
@@ -233,6 +240,9 @@ impl Kernels {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
             _ => false,
         }
     }
@@ -318,12 +328,13 @@ fn check_rows(format: Format, bytes: &[u8], stride_bytes: usize, rows: usize, el
 
 impl Isa {
     /// From the plainest to the best.
-    pub const ALL: &'static [Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: &'static [Isa] = &[Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// What devices and reports call it.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "NEON with dot products",
             Isa::Avx2 => "AVX2",
             Isa::Avx512 => "AVX-512 VNNI",
         }
@@ -348,7 +359,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[allow(unreachable_patterns, reason = "another architecture's")]
             _ => false,
         }
     }

@@ -1,7 +1,8 @@
 //! The CPU's arithmetic: pure functions on slices, without threads, graphs or allocation.
 //!
 //! `layout` says what panels and tiles are; `unpack`, `mul`, `fma` and `vector` hold the portable functions, which
-//! define; `avx2` and `avx512` hold what the compiler would not find by itself; `dispatch` chooses once, at run time.
+//! define; `avx2`, `avx512` and `neon` hold what the compiler would not find by itself; `dispatch` chooses once, at run
+//! time.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -11,6 +12,8 @@ mod dispatch;
 mod fma;
 pub mod layout;
 mod mul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 mod unpack;

@@ -104,7 +104,7 @@ unsafe fn half(at: *const u8) -> f32 {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn word(x: __m256i, i: usize) -> __m256i {
-    _mm256_shuffle_epi8(x, _mm256_set1_epi16((2 * i | (2 * i + 1) << 8) as i16))
+    _mm256_shuffle_epi8(x, _mm256_set1_epi16(((2 * i) | ((2 * i + 1) << 8)) as i16))
 }
 
 /// `sum` + scale · Σ u·q over 32 elements, spread over the lanes.
