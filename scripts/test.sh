@@ -25,6 +25,11 @@ if [ "$install" = 1 ]; then
   say "installing what the tests need"
   # A C++ compiler for the CUDA kernels' host harness, software Vulkan for the shaders, Chromium for the HTML page.
   packages=(g++ libvulkan1 mesa-vulkan-drivers vulkan-validationlayers chromium python3-venv)
+  if [ "$full" = 1 ]; then
+    # The kernels for aarch64, compiled and run under emulation.
+    packages+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+    command -v rustup >/dev/null && rustup target add aarch64-unknown-linux-gnu
+  fi
   missing=()
   if command -v dpkg-query >/dev/null; then
     for p in "${packages[@]}"; do
@@ -76,4 +81,15 @@ else
 fi
 say "tests"
 cargo test --workspace
+if [ "$full" = 1 ]; then
+  if [ -d "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)" ] \
+    && command -v aarch64-linux-gnu-gcc qemu-aarch64 >/dev/null; then
+    say "the CPU's kernels for aarch64, emulated"
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+      CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu" \
+      cargo test -p moe-run-backends --lib --target aarch64-unknown-linux-gnu cpu::
+  else
+    say "SKIPPED: aarch64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu, qemu-user)"
+  fi
+fi
 say "all tests passed"

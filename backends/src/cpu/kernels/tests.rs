@@ -68,6 +68,13 @@ fn accelerated() -> impl Iterator<Item = Kernels> {
     Isa::ALL.iter().filter_map(|isa| Kernels::with(*isa))
 }
 
+/// Every aarch64 machine since 2018 has dot products, and so has the emulator: here they must be found.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn neon_is_found() {
+    assert!(accelerated().any(|kernels| kernels.isa() == Isa::Neon));
+}
+
 #[test]
 fn unpacked_rows_are_the_decoded_values_exactly() {
     let mut rng = Rng(1);
