@@ -1,7 +1,7 @@
 //! Stage 7, the part that a device may do: logits → the best token, or the candidates that a sampler draws from.
 //!
 //! Input: one row of logits. Output: what [`Executable::argmax`](crate::executable::Executable::argmax) and
-//! [`Executable::candidates`](crate::executable::Executable::candidates) are defined by, and what a backend whose logits lie
+//! [`crate::Executable::candidates`](crate::executable::Executable::candidates) are defined by, and what a backend whose logits lie
 //! on the host answers with. Deliberately absent: anything random, which is the sampler's.
 
 use crate::error::BackendError;
@@ -10,7 +10,7 @@ use moe_run_graph::ids::TokenId;
 /// The most candidates that a device chooses for the host's sampler: a top-k up to this reads nothing else back.
 pub const MAX_CANDIDATES: usize = 128;
 
-/// The error for [`Executable::taken`] behind a step whose tokens came from the host.
+/// The error for [`crate::Executable::taken`] behind a step whose tokens came from the host.
 #[must_use]
 pub fn not_taken() -> BackendError {
     BackendError::Input("the last step took no token on the device".into())
@@ -22,7 +22,7 @@ pub fn nan_logit(id: usize) -> BackendError {
     BackendError::Input(format!("logit {id} is NaN; `moe-run trace` names the first operation that made one"))
 }
 
-/// The best `count` of some logits, as [`Executable::candidates`] defines them.
+/// The best `count` of some logits, as [`crate::Executable::candidates`] defines them.
 ///
 /// # Errors
 /// [`BackendError::Input`] for a NaN, naming its id.

@@ -507,7 +507,9 @@ fn side_by_side(
         values.show(*value, &mut |part| {
             let elems = part.floats();
             shape = part.shape.to_vec();
-            joined.resize(elems.len() / width * total, 0.0);
+            if joined.is_empty() {
+                joined = vec![0.0; elems.len() / width * total];
+            }
             for (row, elems) in joined.chunks_exact_mut(total).zip(elems.chunks_exact(*width)) {
                 row[column..column + width].copy_from_slice(elems);
             }

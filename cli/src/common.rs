@@ -1,6 +1,9 @@
 //! Options that several commands share: the model, and how it is run.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use moe_run_backends::{Activations, CompileOptions, KvType, registry};
@@ -106,6 +109,27 @@ pub fn check_device(backend: &str, device: Option<&str>) -> Result<(), CliError>
     match device {
         Some(device) if backend == "auto" => Err(CliError::bad_input(format!(
             "--device {device}: devices are numbered by backend; give --backend, too (`moe-run devices` lists both)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What can be said of a file that is to be written before any work is done for it.
+///
+/// Errors: it is a directory, or its directory is not there.
+pub fn check_file(option: &str, path: Option<&Path>) -> Result<(), CliError> {
+    let Some(path) = path else { return Ok(()) };
+    if path.is_dir() {
+        return Err(CliError::bad_input(format!(
+            "{option} {}: is a directory, wanted a file",
+            path.display()
+        )));
+    }
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() && !dir.is_dir() => Err(CliError::bad_input(format!(
+            "{option} {}: there is no directory {}; make it first",
+            path.display(),
+            dir.display()
         ))),
         _ => Ok(()),
     }

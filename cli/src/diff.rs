@@ -116,7 +116,8 @@ fn pair(name: &str, a: &TensorSet, b: &TensorSet, args: &Args) -> Result<Pair, C
     let shapes_differ = ra.shaped && rb.shaped && ra.shape != rb.shape;
     if ra.elems() != rb.elems() || shapes_differ {
         return Err(CliError::bad_input(format!(
-            "{name}: {} has shape {:?}, {} has {:?}; only equal shapes can be compared",
+            "{}{} has shape {:?}, {} has {:?}; only equal shapes can be compared",
+            if name.is_empty() { String::new() } else { format!("{name}: ") },
             ra.path.display(),
             ra.shape,
             rb.path.display(),

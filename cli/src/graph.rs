@@ -23,7 +23,7 @@ use moe_run_graph::{
 
 use crate::{
     CliError, ExitCode,
-    common::{BackendArgs, ModelArgs},
+    common::{BackendArgs, ModelArgs, check_file},
     engine, output,
     partial_file::PartialFile,
 };
@@ -157,6 +157,7 @@ struct Planned {
 /// Errors: arguments that the model cannot meet, what loading and running report, a file that cannot be written.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let request = Request::new(&args)?;
+    check_file("--output", args.output.as_deref())?;
     let model = args.model.open()?;
     let num_layers = model.graph.num_layers;
     if let Some(range) = &request.layers

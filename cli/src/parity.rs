@@ -110,6 +110,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             check_dir(&dir, save.overwrite)?;
         }
     }
+    common::check_device(&args.backend, args.device.as_deref())?;
     let known = registry::all().iter().any(|b| b.name() == args.against);
     let saved = if known {
         None
@@ -137,6 +138,13 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         (None, recorded) => recorded.unwrap_or_default(),
     };
     check_tokens(&model, &tokens)?;
+    if args.decode > tokens.len() {
+        return Err(CliError::bad_input(format!(
+            "--decode {}: wanted at most the {} tokens that there are",
+            args.decode,
+            tokens.len()
+        )));
+    }
     let setting = |key: &str| saved.as_ref().and_then(|s| s.setting(key));
     let (activations, kv_type, relation) = match &saved {
         None => (args.activations, args.kv_type.unwrap_or_default(), Relation::Same),

@@ -24,7 +24,7 @@ use moe_run_graph::{
 
 use crate::{
     CliError, ExitCode,
-    common::{BackendArgs, ModelArgs},
+    common::{BackendArgs, ModelArgs, check_file},
     engine::Engine,
     interrupt::Generation,
     output,
@@ -130,7 +130,11 @@ pub struct Traced {
 ///
 /// Errors: arguments, model, backend, files, or a failure while running. Logits that are not numbers are shown.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    args.backend.check()?;
     let save = args.save.check(&args.model)?;
+    for (option, path) in [("--routing", &args.routing), ("--routing-plot", &args.routing_plot)] {
+        check_file(option, path.as_deref())?;
+    }
     let stages = args.stages.as_deref().map(StageList::parse).transpose()?;
     let prompt: Prompt = args.prompt.resolve()?;
     let started = Instant::now();

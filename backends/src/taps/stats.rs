@@ -132,10 +132,10 @@ fn lanes_sum(elems: &[f32], f: impl Fn(f32) -> f64) -> f64 {
 }
 
 /// Whether there is neither a NaN nor an infinity: their exponent's bits are all set. Integers, as a sum of floats would
-/// have to keep its order.
+/// have to keep its order; and no early end, so that vectors can be compared.
 fn all_finite(elems: &[f32]) -> bool {
-    const INFINITE: u32 = f32::INFINITY.to_bits();
-    elems.iter().fold(0, |most, x| most.max(x.to_bits() & i32::MAX as u32)) < INFINITE
+    const EXPONENT: u32 = f32::INFINITY.to_bits();
+    elems.iter().fold(0, |found, x| found | u32::from(x.to_bits() & EXPONENT == EXPONENT)) == 0
 }
 
 /// What one loop over finite elements gathers.

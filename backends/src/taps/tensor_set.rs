@@ -3,6 +3,7 @@
 use super::save::MANIFEST;
 use super::tensor_file::{self, TensorFile, TensorFileError, TensorRef};
 use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::Stage;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,10 @@ impl TensorSet {
         let mut set = TensorSet { path: path.to_owned(), tensors: BTreeMap::new(), info: Map::new() };
         if !path.is_dir() {
             match tensor_file::open(path)? {
-                TensorFile::One(tensor) => {
+                TensorFile::One(mut tensor) => {
+                    if !tensor.shaped {
+                        shape_of_lone(&mut tensor);
+                    }
                     set.tensors.insert(String::new(), tensor);
                 }
                 TensorFile::Many(tensors, info) => {
@@ -107,6 +111,30 @@ impl TensorSet {
     #[must_use]
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.info.get(key)?.as_str()
+    }
+}
+
+/// Gives an APRT file by itself the shape that the manifest of its directory, or of the one above, records for it. Scores
+/// and probabilities stay flat: what their axes are is known by name alone. A manifest that does not fit is of another run,
+/// and says nothing of this file.
+fn shape_of_lone(tensor: &mut TensorRef) {
+    for dir in tensor.path.ancestors().skip(1).take(2) {
+        let Ok(file) = tensor.path.strip_prefix(dir) else { continue };
+        let Ok(bytes) = std::fs::read(dir.join(MANIFEST)) else { continue };
+        let Ok(manifest) = serde_json::from_slice::<Value>(&bytes) else { continue };
+        let entry = manifest["tensors"].as_array().into_iter().flatten().find(|e| {
+            let scores = e["stage"] == Stage::AttnScores.name() || e["stage"] == Stage::AttnSoftmax.name();
+            !scores && e["file"].as_str().is_some_and(|f| Path::new(f) == file)
+        });
+        let axes = entry.and_then(|e| e["shape"].as_array());
+        let shape: Option<Vec<usize>> =
+            axes.and_then(|a| a.iter().map(|d| d.as_u64().map(|d| d as usize)).collect());
+        if let Some(shape) = shape
+            && shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) == Some(tensor.elems())
+        {
+            (tensor.shape, tensor.shaped) = (shape, true);
+            return;
+        }
     }
 }
 

@@ -40,6 +40,16 @@ fn two_files() {
     std::fs::write(&aprt, [aprt_header(Some(0), 4).unwrap().to_vec(), le(&[1.0, 2.0, 3.0, 4.0])].concat())
         .unwrap();
     assert_eq!(diff(&aprt, &a, &[]).code, 0);
+    // Where a manifest lies beside it, that has the shape.
+    let manifest = r#"{"tensors": [{"stage": "attn_norm", "file": "a.bin", "shape": [2, 2]}]}"#;
+    std::fs::write(dir.path().join("manifest.json"), manifest).unwrap();
+    let at = &diff(&aprt, &b, &["--json"]).json()["pairs"][0]["at"];
+    assert_eq!((&at["position"], &at["channel"]), (&1.into(), &1.into()));
+    let flat = dir.path().join("flat.bin");
+    std::fs::write(&flat, [aprt_header(Some(0), 4).unwrap().to_vec(), le(&[1.0, 2.0, 3.0, 5.0])].concat())
+        .unwrap();
+    let at = diff(&aprt, &flat, &["--json"]).json()["pairs"][0]["at"].clone();
+    assert_eq!((&at["position"], &at["channel"]), (&1.into(), &1.into()));
 }
 
 #[test]

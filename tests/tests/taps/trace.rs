@@ -115,6 +115,23 @@ fn a_broken_model_still_parses_and_its_first_nan_is_named() {
 }
 
 #[test]
+fn files_that_cannot_be_are_refused_before_the_model_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, nowhere) = (dir.path().display().to_string(), dir.path().join("no/x").display().to_string());
+    for (option, path, wanted) in [
+        ("--routing", &here, "is a directory"),
+        ("--routing", &nowhere, "there is no directory"),
+        ("--routing-plot", &nowhere, "there is no directory"),
+    ] {
+        let finished = run(BINARY, ["trace", "-m", "/nonexistent.gguf", "--tokens", "1", option, path]);
+        assert!(finished.code == 2 && finished.stderr.contains(wanted), "{finished:#?}");
+    }
+    let args = ["parity", "-m", &tiny(), "--backend", "cpu", "--against", "reference", "--tokens", "1,2"];
+    let finished = run(BINARY, args.into_iter().chain(["--decode", "3"]));
+    assert!(finished.code == 2 && finished.stderr.contains("--decode 3: wanted at most"), "{finished:#?}");
+}
+
+#[test]
 fn routing_is_recorded_for_every_position_and_layer() {
     let dir = tempfile::tempdir().unwrap();
     let (lines, plot) = (dir.path().join("routing.jsonl"), dir.path().join("routing.svg"));
