@@ -92,4 +92,10 @@ if [ "$full" = 1 ]; then
     say "SKIPPED: aarch64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu, qemu-user)"
   fi
 fi
+say "CUDA kernels: NVRTC's code and ptxas's table against the committed ones"
+if [ "$install" = 1 ] || [ -d target/nvrtc/nvidia-cuda-nvcc-cu12-12.9.86 ]; then
+  "${MOE_PYTHON:-python3}" scripts/nvrtc-check.py
+else
+  say "SKIPPED: NVRTC and ptxas are not in target/nvrtc (run without --no-install)"
+fi
 say "all tests passed"

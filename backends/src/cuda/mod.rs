@@ -12,6 +12,8 @@ pub mod driver;
 mod fused;
 mod ops;
 mod planes;
+#[cfg(all(test, moe_host_harness))]
+mod tests;
 mod upload;
 
 use crate::error::BackendError;

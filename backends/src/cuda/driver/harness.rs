@@ -45,6 +45,7 @@ pub use built::{kernel_names, open_with};
 #[cfg(moe_host_harness)]
 mod built {
     use super::Schedule;
+    use crate::cuda::driver::switched_off;
     use crate::cuda::driver::{
         CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging,
     };
@@ -120,7 +121,7 @@ mod built {
             multiprocessors: 4,
             shared_bytes: 48 * 1024,
             software: true,
-            matrix_units: true,
+            matrix_units: !switched_off("matrix-units"),
         };
         let inner = Inner { info, schedule, allocations: Mutex::default() };
         Ok(Arc::new(HostHarness(Arc::new(inner))))

@@ -12,6 +12,14 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Names, separated by commas, of what is not to be used though the device has it: `overlap`, `matrix-units`.
+pub const SWITCHED_OFF: &str = "MOE_RUN_CUDA_OFF";
+
+/// Whether [`SWITCHED_OFF`] names a feature.
+fn switched_off(feature: &str) -> bool {
+    std::env::var(SWITCHED_OFF).is_ok_and(|all| all.split(',').any(|f| f.trim() == feature))
+}
+
 /// What a driver reports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {

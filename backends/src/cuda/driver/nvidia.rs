@@ -6,7 +6,9 @@
 //! kernels/common/prelude.cuh). Every kernel waits, so a launch has seen all launches in front of it.
 
 use super::code::{self, Code};
-use super::{CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging};
+use super::{
+    CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging, switched_off,
+};
 use cudarc::driver::{result, sys};
 use pinned::{Letter, Pinned};
 use std::collections::HashMap;
@@ -20,9 +22,6 @@ mod pinned;
 pub const OLDEST_DRIVER: i32 = 12_020;
 /// The oldest driver that records overlapping launches as such: CUDA 12.4. (Graph edges know of them since 12.3.)
 pub const OLDEST_OVERLAP_DRIVER: i32 = 12_040;
-/// Names, separated by commas, of what is not to be used though the chip has it: `overlap`, `matrix-units`.
-pub const SWITCHED_OFF: &str = "MOE_RUN_CUDA_OFF";
-
 const INSTALL: &str = "install NVIDIA's driver 535 or newer (https://www.nvidia.com/drivers), or use --backend cpu; \
                        --backend cuda --device host-harness runs the same kernels on the processor";
 
@@ -74,11 +73,6 @@ fn start() -> Result<i32, DriverError> {
         return Err(no_device("the driver is there, but no NVIDIA GPU".into(), "try --backend cpu"));
     }
     Ok(count)
-}
-
-/// Whether [`SWITCHED_OFF`] names a feature.
-fn switched_off(feature: &str) -> bool {
-    std::env::var(SWITCHED_OFF).is_ok_and(|all| all.split(',').any(|f| f.trim() == feature))
 }
 
 /// A device before it is opened.
