@@ -119,6 +119,38 @@ impl Weights {
     }
 }
 
+/// Refuses before anything is uploaded what cannot fit.
+pub(super) fn check_memory(
+    driver: &dyn Driver,
+    weights: u64,
+    working: u64,
+    cache: u64,
+    ctx_size: usize,
+) -> Result<(), BackendError> {
+    let (free, _) = driver.memory().map_err(|e| device::error(&driver.info().name, e))?;
+    let wanted = weights + working + cache;
+    if wanted <= free {
+        return Ok(());
+    }
+    let rest = free.saturating_sub(weights + working);
+    let each = (cache / ctx_size.max(1) as u64).max(1);
+    let advice = if rest >= each {
+        format!("--ctx-size {} would fit, or try --kv-type q8_0", rest / each)
+    } else {
+        "the weights alone do not fit: try a smaller model or --backend cpu".into()
+    };
+    Err(BackendError::OutOfMemory {
+        what: format!(
+            "{}: {weights} bytes of weights + {working} of working memory + {cache} of KV cache for {ctx_size} \
+             positions",
+            driver.info().name
+        ),
+        wanted_bytes: wanted,
+        available_bytes: free,
+        advice,
+    })
+}
+
 static NEXT_STATE: AtomicU64 = AtomicU64::new(1);
 
 /// The KV cache: a buffer for every declared state.

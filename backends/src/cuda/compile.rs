@@ -1,6 +1,6 @@
 //! Graph + weights + device → executable: plans for one token and for many, memory for both, steps.
 
-use super::buffers::{CudaState, Weights};
+use super::buffers::{CudaState, Weights, check_memory};
 use super::choose::chosen;
 use super::device;
 use super::driver::{CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Mailbox, Param};
@@ -186,7 +186,10 @@ pub(super) fn compile(
         .collect::<Result<_, _>>()
         .map_err(failed)?;
     let scratch = Scratch::new(&driver, scratch_sizes)?;
-    let weights = Weights::upload(&driver, graph, source, options.progress.as_deref())?;
+    let weights = std::thread::scope(|scope| {
+        scope.spawn(|| driver.load_kernels());
+        Weights::upload(&driver, graph, source, options.progress.as_deref())
+    })?;
     driver.synchronize().map_err(failed)?;
 
     let info = ExecutableInfo {
@@ -223,38 +226,6 @@ pub(super) fn compile(
         last: None,
         taken: false,
         mailbox,
-    })
-}
-
-/// Refuses before anything is uploaded what cannot fit.
-fn check_memory(
-    driver: &dyn Driver,
-    weights: u64,
-    working: u64,
-    cache: u64,
-    ctx_size: usize,
-) -> Result<(), BackendError> {
-    let (free, _) = driver.memory().map_err(|e| device::error(&driver.info().name, e))?;
-    let wanted = weights + working + cache;
-    if wanted <= free {
-        return Ok(());
-    }
-    let rest = free.saturating_sub(weights + working);
-    let each = (cache / ctx_size.max(1) as u64).max(1);
-    let advice = if rest >= each {
-        format!("--ctx-size {} would fit, or try --kv-type q8_0", rest / each)
-    } else {
-        "the weights alone do not fit: try a smaller model or --backend cpu".into()
-    };
-    Err(BackendError::OutOfMemory {
-        what: format!(
-            "{}: {weights} bytes of weights + {working} of working memory + {cache} of KV cache for {ctx_size} \
-             positions",
-            driver.info().name
-        ),
-        wanted_bytes: wanted,
-        available_bytes: free,
-        advice,
     })
 }
 

@@ -1,6 +1,8 @@
 //! The backend over a driver that lacks something or fails on purpose: kernels without matrix units, memory that does not
 //! suffice, launches and uploads that fail.
 
+#![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
+
 use super::compile::{CudaExecutable, compile};
 use super::driver::{
     CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Staging, harness,

@@ -145,6 +145,9 @@ pub trait Driver: Send + Sync {
     /// What it is.
     fn info(&self) -> &DriverInfo;
 
+    /// Gets every kernel ready, so that no later launch waits for that; optional, and what fails is reported by the launch.
+    fn load_kernels(&self) {}
+
     /// Bytes free and in all.
     ///
     /// # Errors

@@ -10,12 +10,14 @@ use super::{
     CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging, switched_off,
 };
 use cudarc::driver::{result, sys};
+use modules::Modules;
 use pinned::{Letter, Pinned};
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+mod modules;
 mod pinned;
 
 /// The oldest driver whose compiler reads the embedded PTX, as `cuDriverGetVersion` states it: CUDA 12.2.
@@ -163,14 +165,8 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
     unsafe { result::ctx::set_current(context) }.map_err(|e| failed("cuCtxSetCurrent", e))?;
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
         .map_err(|e| failed("cuStreamCreate", e))?;
-    let inner = Inner { info, device, context, stream, embedded, overlap, loaded: Mutex::default() };
+    let inner = Inner { info, device, context, stream, modules: Modules::new(embedded), overlap };
     Ok(Arc::new(Nvidia(Arc::new(inner))))
-}
-
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<&'static str, sys::CUmodule>,
-    functions: HashMap<&'static str, sys::CUfunction>,
 }
 
 struct Inner {
@@ -178,15 +174,14 @@ struct Inner {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    embedded: Code,
+    modules: Modules,
     /// Kernels may start before the one in front has ended.
     overlap: bool,
-    loaded: Mutex<Loaded>,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread that has set the context, as every call does.
 unsafe impl Send for Inner {}
-// SAFETY: as above; the driver serialises calls on one stream, and `loaded` is behind a lock.
+// SAFETY: as above; the driver serialises calls on one stream, and `modules` has its own locks.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
@@ -195,10 +190,7 @@ impl Drop for Inner {
         // SAFETY: nothing is queued any more and no handle is used after this.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
-            let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for module in loaded.modules.values() {
-                let _ = result::module::unload(*module);
-            }
+            self.modules.unload();
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }
@@ -211,40 +203,9 @@ impl Inner {
         unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("cuCtxSetCurrent", e))
     }
 
-    /// The kernel's handle; its module is compiled by the driver on first use (the driver keeps the result on disk).
-    fn function(&self, kernel: &'static str) -> Result<sys::CUfunction, DriverError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(kernel) {
-            return Ok(*function);
-        }
-        let (name, text) = self
-            .embedded
-            .module_of(kernel)
-            .ok_or_else(|| DriverError::Failed(format!("no embedded code for kernel {kernel}")))?;
-        let module = match loaded.modules.get(name) {
-            Some(module) => *module,
-            None => {
-                let text =
-                    CString::new(text).map_err(|e| DriverError::Failed(format!("PTX of {name}: {e}")))?;
-                // SAFETY: the text is NUL-terminated PTX.
-                let module = unsafe { result::module::load_data(text.as_ptr().cast::<c_void>()) }
-                    .map_err(|e| failed(&format!("loading kernels {name}"), e))?;
-                loaded.modules.insert(name, module);
-                module
-            }
-        };
-        let c_name =
-            CString::new(kernel).map_err(|e| DriverError::Failed(format!("kernel {kernel}: {e}")))?;
-        // SAFETY: the module is loaded and is not unloaded before this object is dropped.
-        let function = unsafe { result::module::get_function(module, c_name) }
-            .map_err(|e| failed(&format!("kernel {kernel}"), e))?;
-        loaded.functions.insert(kernel, function);
-        Ok(function)
-    }
-
     fn queue(&self, launches: &[KernelLaunch]) -> Result<(), DriverError> {
         for launch in launches {
-            let function = self.function(launch.kernel)?;
+            let function = self.modules.function(launch.kernel)?;
             if launch.shared_bytes > self.info.shared_bytes {
                 return Err(DriverError::Failed(format!(
                     "kernel {}: {} bytes of shared memory, a block may have {}",
@@ -341,6 +302,24 @@ impl Drop for Event {
 impl Driver for Nvidia {
     fn info(&self) -> &DriverInfo {
         &self.0.info
+    }
+
+    fn load_kernels(&self) {
+        // The driver's compiler works on several modules at a time.
+        const THREADS: usize = 8;
+        let (names, next) = (self.0.modules.names(), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS.min(names.len()) {
+                scope.spawn(|| {
+                    if self.0.enter().is_err() {
+                        return;
+                    }
+                    while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        self.0.modules.load(name);
+                    }
+                });
+            }
+        });
     }
 
     fn memory(&self) -> Result<(u64, u64), DriverError> {
@@ -459,7 +438,7 @@ impl Driver for Nvidia {
         self.0.enter()?;
         // Loading a module is not allowed while a stream is being recorded.
         for launch in launches {
-            self.0.function(launch.kernel)?;
+            self.0.modules.function(launch.kernel)?;
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live and not being recorded.
