@@ -54,7 +54,7 @@ fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
         panel: Panel::zeroed(),
         wide: PanelF32::zeroed(),
         sums: [lanes(slots), lanes(slots)],
-        combined: lanes(max_tokens * super::ops::matmul::COMBINE_PANELS),
+        combined: lanes((max_tokens * super::ops::matmul::COMBINE_PANELS).max(super::ops::RUN_PANELS)),
         normed: vec![0.0; needs.row_elems],
         row: RowBuffers::new(needs.row_elems),
         activations: Activations::new(needs.kinds, one.activation_elems),
@@ -229,7 +229,7 @@ impl ValueAccess for Held<'_> {
 
     fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
         self.slots(state, &slots)?;
-        Ok(self.state.read(state.index(), slots))
+        Ok(self.state.read(self.kernels, state.index(), slots))
     }
 
     fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {

@@ -107,16 +107,16 @@ impl CpuState {
     ///
     /// # Safety
     /// As [`CpuState::bytes`].
-    pub unsafe fn decode(&self, state: usize, head: usize, slot: usize, out: &mut [f32]) {
+    pub unsafe fn decode(&self, kernels: Kernels, state: usize, head: usize, slot: usize, out: &mut [f32]) {
         // SAFETY: the caller's promise.
-        self.decode_rows(unsafe { self.bytes(state, head, slot..slot + 1) }, out);
+        self.decode_rows(kernels, unsafe { self.bytes(state, head, slot..slot + 1) }, out);
     }
 
     /// Decodes whole rows.
-    pub fn decode_rows(&self, bytes: &[u8], out: &mut [f32]) {
+    pub fn decode_rows(&self, kernels: Kernels, bytes: &[u8], out: &mut [f32]) {
         match self.kv_type {
             KvType::F32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
-            KvType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
+            KvType::F16 => kernels.widen_halves(bytemuck::cast_slice(bytes), out),
             KvType::Q8_0 => Format::Q8_0.decode_row(bytes, out),
         }
     }
@@ -149,13 +149,13 @@ impl CpuState {
     }
 
     /// Slots of a state as f32, `[slots, heads · width]`. The state is borrowed alone, so nobody else touches it.
-    pub fn read(&mut self, state: usize, slots: Range<usize>) -> Vec<f32> {
+    pub fn read(&mut self, kernels: Kernels, state: usize, slots: Range<usize>) -> Vec<f32> {
         let (heads, width) = (self.states[state].heads, self.states[state].width);
         let mut out = vec![0.0; slots.len() * heads * width];
         for (slot, row) in slots.zip(out.chunks_exact_mut(heads * width)) {
             for (head, out) in row.chunks_exact_mut(width).enumerate() {
                 // SAFETY: `&mut self`.
-                unsafe { self.decode(state, head, slot, out) };
+                unsafe { self.decode(kernels, state, head, slot, out) };
             }
         }
         out

@@ -6,6 +6,8 @@ use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use super::{fma, mul, unpack, vector};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use moe_run_graph::ir::RopePairing;
 use moe_run_graph::quant::Format;
 
@@ -198,6 +200,16 @@ impl Kernels {
             // SAFETY: as above.
             Isa::Neon => unsafe { neon::mul::mul(layout, panel, subs, tile, out) },
             _ => mul::mul_q8(layout, panel, subs, tile, out),
+        }
+    }
+
+    /// f16 to f32, as many as both have.
+    pub fn widen_halves(self, from: &[f16], to: &mut [f32]) {
+        match self.isa {
+            // SAFETY: the tag is checked against the CPU.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::unpack::widen_halves(from, to) },
+            _ => from.convert_to_f32_slice(to),
         }
     }
 

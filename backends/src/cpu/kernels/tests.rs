@@ -417,6 +417,18 @@ fn quantized_activations_keep_what_is_not_finite_visible() {
 }
 
 #[test]
+fn halves_are_widened_exactly() {
+    let halves: Vec<half::f16> = (0..=u16::MAX).map(half::f16::from_bits).filter(|h| !h.is_nan()).collect();
+    for kernels in accelerated() {
+        for count in [0, 1, 15, 16, 33, halves.len()] {
+            let mut out = vec![0.0; count];
+            kernels.widen_halves(&halves[..count], &mut out);
+            assert!(halves.iter().zip(&out).all(|(h, x)| h.to_f32() == *x), "{}", kernels.isa().name());
+        }
+    }
+}
+
+#[test]
 fn weighing_matches_plain_sums() {
     let mut rng = Rng(6);
     for kernels in accelerated() {

@@ -206,7 +206,7 @@ impl Attention {
             }
             // SAFETY: as above.
             let bytes = unsafe { step.state.bytes(self.value, task.kv_head, key..key + keys) };
-            step.state.decode_rows(bytes, &mut tiles.values[..keys * dv]);
+            step.state.decode_rows(step.kernels, bytes, &mut tiles.values[..keys * dv]);
             for first in (0..rows).step_by(TILE_TOKENS) {
                 let width = TILE_TOKENS.min(rows - first);
                 let q = &tiles.q[first * d..][..width * d];

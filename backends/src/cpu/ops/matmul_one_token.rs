@@ -2,7 +2,7 @@
 //! the matrices, each run one stream of bytes. What is fused behind works on the whole run.
 
 use super::activations::Tile;
-use super::matmul::{COMBINE_PANELS, MatMuls, Then, Work};
+use super::matmul::{MatMuls, Then, Work};
 use super::{Step, Worker};
 use crate::cpu::kernels::{Lanes, PANEL_ROWS, flat, flat_mut};
 use crate::cpu::memory::Val;
@@ -11,14 +11,17 @@ use std::ops::Range;
 
 /// Panels in a run, at most.
 pub const RUN_PANELS: usize = 16;
-/// Chunks that a worker takes on the average: a worker that is held up leaves the others something to do.
-const CHUNKS_PER_WORKER: usize = 12;
+/// Chunks that each of several workers takes on the average: one that is held up leaves the others something to do.
+const CHUNKS_PER_WORKER: usize = 8;
 /// Bytes of a new stream that are asked for before it begins: the kernels look as far ahead inside it.
 const EXPECTED_BYTES: usize = 2048;
 
 /// Panels in a chunk: long runs for the memory, enough chunks for the workers to end together.
-fn chunk_panels(panels: usize, worker: &Worker<'_>, most: usize) -> usize {
-    (panels / (worker.threads() * CHUNKS_PER_WORKER)).clamp(1, most)
+fn chunk_panels(panels: usize, worker: &Worker<'_>) -> usize {
+    match worker.threads() {
+        1 => RUN_PANELS,
+        threads => (panels / (threads * CHUNKS_PER_WORKER)).clamp(1, RUN_PANELS),
+    }
 }
 
 impl MatMuls {
@@ -32,7 +35,7 @@ impl MatMuls {
     ) {
         if matches!(self.then, Then::Combine { .. }) {
             let panels = self.projections[0].matrix.panels();
-            let size = chunk_panels(panels, worker, COMBINE_PANELS);
+            let size = chunk_panels(panels, worker);
             for chunk in worker.chunks(panels.div_ceil(size)) {
                 self.combine_one(step, work, chunk * size..(chunk * size + size).min(panels));
             }
@@ -40,7 +43,7 @@ impl MatMuls {
         }
         let per_group = self.panels_per_group();
         let total = per_group * work.groups();
-        let size = chunk_panels(total, worker, RUN_PANELS);
+        let size = chunk_panels(total, worker);
         for chunk in worker.chunks(total.div_ceil(size)) {
             let (mut at, end) = (chunk * size, (chunk * size + size).min(total));
             while at < end {

@@ -4,6 +4,7 @@
 
 use super::super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32};
 use super::super::unpack::{E2M1_LEVELS, IQ4_LEVELS};
+use half::f16;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
@@ -476,5 +477,21 @@ pub unsafe fn unpack_floats(
                 }
             }
         }
+    }
+}
+
+/// f16 to f32, 16 at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
+pub fn widen_halves(from: &[f16], to: &mut [f32]) {
+    let ((from, rest), (to, to_rest)) = (from.as_chunks::<16>(), to.as_chunks_mut::<16>());
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: 32 bytes to read, 64 to write; no alignment is needed.
+        unsafe {
+            let halves = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(halves));
+        }
+    }
+    for (from, to) in rest.iter().zip(to_rest) {
+        *to = from.to_f32();
     }
 }
