@@ -289,6 +289,19 @@ impl Kernels {
         unsafe { self.fma()[tokens - 1](w.len(), w_at, PANEL_ROWS, x, tokens, 1, out, PANEL_ROWS) }
     }
 
+    /// [`Kernels::mul_f32`] for two panels of as many elements, and as many sums.
+    ///
+    /// # Panics
+    /// If the panels or the sums differ in length, or as `mul_f32`.
+    pub fn mul_f32_pair(self, w: [&[Lanes]; 2], x: &[f32], out: [&mut [Lanes]; 2]) {
+        let (tokens, count) = (out[0].len(), w[0].len());
+        assert!(w[1].len() == count && out[1].len() == tokens && x.len() >= count * tokens);
+        let [first, second] = out;
+        let (w, out) = (w.map(|w| w.as_ptr().cast()), [first, second].map(|out| out.as_mut_ptr().cast()));
+        // SAFETY: as in `mul_f32`, for each of the two; exclusive slices do not overlap.
+        unsafe { self.fma_pair(tokens, count, w, PANEL_ROWS, x.as_ptr(), tokens, 1, out, PANEL_ROWS) }
+    }
+
     /// `out[row][0..width] += Σ_key p[row · p_stride + key] · v[key · width ..]`, keys ascending, for as many keys as `v`
     /// holds.
     ///
@@ -299,8 +312,18 @@ impl Kernels {
         assert!(rows > 0 && p.len() >= (rows - 1) * p_stride + keys && out.len() >= rows * width);
         for first in (0..rows).step_by(TILE_TOKENS) {
             let some = TILE_TOKENS.min(rows - first);
-            for at in (0..width / 16 * 16).step_by(16) {
-                let p = p[first * p_stride..].as_ptr();
+            let p_at = p[first * p_stride..].as_ptr();
+            for at in (0..width / 32 * 32).step_by(32) {
+                let v = [v[at..].as_ptr(), v[at + 16..].as_ptr()];
+                let out = out[first * width + at..].as_mut_ptr();
+                // SAFETY: as below, for 32 columns; those of the second block follow the first's.
+                unsafe {
+                    let out = [out, out.add(16)];
+                    self.fma_pair(some, keys, v, width, p_at, 1, p_stride, out, width);
+                }
+            }
+            for at in (width / 32 * 32..width / 16 * 16).step_by(16) {
+                let p = p_at;
                 let (v, out) = (v[at..].as_ptr(), out[first * width + at..].as_mut_ptr());
                 // SAFETY: v is [keys][width] and out [rows][width], both with 16 columns from `at` on; p is
                 // [rows][p_stride] with `keys` columns by the assertion.
@@ -313,6 +336,34 @@ impl Kernels {
                         *to = p[row * p_stride + key].mul_add(v[key * width + i], *to);
                     }
                 }
+            }
+        }
+    }
+
+    /// Two products of [`fma`] for `rows` rows.
+    ///
+    /// # Safety
+    /// As `avx512::mul::fma_pair`.
+    unsafe fn fma_pair(
+        self,
+        rows: usize,
+        count: usize,
+        w: [*const f32; 2],
+        w_stride: usize,
+        x: *const f32,
+        x_next: usize,
+        x_token: usize,
+        out: [*mut f32; 2],
+        out_stride: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.isa == Isa::Avx512 {
+                return avx512::FMA_PAIR[rows - 1](count, w, w_stride, x, x_next, x_token, out, out_stride);
+            }
+            for (w, out) in w.into_iter().zip(out) {
+                self.fma()[rows - 1](count, w, w_stride, x, x_next, x_token, out, out_stride);
             }
         }
     }

@@ -4,6 +4,9 @@
 /// A kernel for a fixed number of rows: `(count, w, w_stride, x, x_next, x_token, out, out_stride)`.
 pub type Fma = unsafe fn(usize, *const f32, usize, *const f32, usize, usize, *mut f32, usize);
 
+/// Two blocks of 16 columns at once: as [`Fma`], with two `w` and two `out`.
+pub type FmaPair = unsafe fn(usize, [*const f32; 2], usize, *const f32, usize, usize, [*mut f32; 2], usize);
+
 /// The portable versions for 1 to 8 rows.
 pub const FMA: [Fma; 8] = [fma::<1>, fma::<2>, fma::<3>, fma::<4>, fma::<5>, fma::<6>, fma::<7>, fma::<8>];
 

@@ -210,16 +210,26 @@ impl Attention {
             for first in (0..rows).step_by(TILE_TOKENS) {
                 let width = TILE_TOKENS.min(rows - first);
                 let q = &tiles.q[first * d..][..width * d];
-                for p in 0..panels {
-                    let mut sums = [Lanes([0.0; PANEL_ROWS]); TILE_TOKENS];
+                for p in (0..panels).step_by(2) {
+                    let mut sums = [[Lanes([0.0; PANEL_ROWS]); TILE_TOKENS]; 2];
+                    let [first_sums, second_sums] = &mut sums;
+                    let (first_sums, second_sums) = (&mut first_sums[..width], &mut second_sums[..width]);
                     for s in 0..steps {
                         let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
                         let q = &q[s * STEP_ELEMS * width..][..elems * width];
-                        step.kernels.mul_f32(&tiles.keys[p * steps + s].w[..elems], q, &mut sums[..width]);
+                        let keys = |p: usize| &tiles.keys[p * steps + s].w[..elems];
+                        if p + 1 < panels {
+                            let (w, out) = ([keys(p), keys(p + 1)], [&mut *first_sums, &mut *second_sums]);
+                            step.kernels.mul_f32_pair(w, q, out);
+                        } else {
+                            step.kernels.mul_f32(keys(p), q, first_sums);
+                        }
                     }
-                    for r in 0..width {
-                        tiles.scores[r * TILE_KEYS + p * PANEL_ROWS..][..PANEL_ROWS]
-                            .copy_from_slice(&sums[r].0);
+                    for (p, sums) in (p..panels).zip(&sums) {
+                        for r in 0..width {
+                            tiles.scores[r * TILE_KEYS + p * PANEL_ROWS..][..PANEL_ROWS]
+                                .copy_from_slice(&sums[r].0);
+                        }
                     }
                 }
                 for r in 0..width {

@@ -56,3 +56,15 @@ pub const FMA: [super::fma::Fma; 8] = [
     mul::fma::<7>,
     mul::fma::<8>,
 ];
+
+/// The kernels of [`mul::fma_pair`] for 1 to 8 rows.
+pub const FMA_PAIR: [super::fma::FmaPair; 8] = [
+    mul::fma_pair::<1>,
+    mul::fma_pair::<2>,
+    mul::fma_pair::<3>,
+    mul::fma_pair::<4>,
+    mul::fma_pair::<5>,
+    mul::fma_pair::<6>,
+    mul::fma_pair::<7>,
+    mul::fma_pair::<8>,
+];
