@@ -11,6 +11,7 @@ use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::ActBlock;
 use serde::Serialize;
 use std::any::Any;
 use std::ops::Range;
@@ -94,7 +95,7 @@ pub struct ExecutableInfo {
     /// In use.
     pub activations: Activations,
     /// The 8-bit block of super-block formats; `None` unless activations are q8.
-    pub q8_super_block: Option<usize>,
+    pub q8_super_block: Option<ActBlock>,
     /// In use.
     pub kv_type: KvType,
     /// Threads of a CPU; 1 elsewhere.

@@ -15,7 +15,7 @@ use crate::executable::{
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Shape, ValueId, WeightId};
 use moe_run_graph::passes::{Launch, LaunchId, Plan};
-use moe_run_graph::quant::{ActBlock, Format};
+use moe_run_graph::quant::Format;
 use moe_run_graph::synth::{Random, fill};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -195,7 +195,7 @@ pub fn run_steps(case: &OpCase, executable: &mut dyn Executable) -> Result<Vec<H
 pub fn same_definition(info: &crate::ExecutableInfo) -> CompileOptions {
     CompileOptions {
         activations: Some(info.activations),
-        q8_super_block: info.q8_super_block.map(|n| if n == 256 { ActBlock::X256 } else { ActBlock::X32 }),
+        q8_super_block: info.q8_super_block,
         kv_type: info.kv_type,
         ..CompileOptions::default()
     }

@@ -77,10 +77,7 @@ impl CpuExecutable {
         let needs = one.needs.max(many.needs);
         let max = many.plan.max_sizes;
         let graph = &many.plan.graph;
-        let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
-            Op::Embed { table } => Some(table.rows.len()),
-            _ => None,
-        });
+        let vocab_size = graph.vocab_size();
         CpuExecutable {
             kernels,
             arena: Arena::new(one.arena_words.max(many.arena_words)),

@@ -23,7 +23,7 @@ use crate::executable::{
 use kernels::Kernels;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{PlanOptions, none_alone, plan};
-use moe_run_graph::quant::{ActBlock, ActProfile};
+use moe_run_graph::quant::ActBlock;
 use pool::Pool;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -97,10 +97,7 @@ impl Backend for Cpu {
             backend: NAME,
             device: device.name,
             activations: profile.into(),
-            q8_super_block: match profile {
-                ActProfile::Q8 { k_block } => Some(k_block.elems()),
-                _ => None,
-            },
+            q8_super_block: profile.super_block(),
             kv_type: options.kv_type,
             threads: threads.get(),
             micro_batch,

@@ -12,7 +12,7 @@ use crate::executable::{
     StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps, not_taken,
 };
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Graph, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Graph, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::ops::Range;
@@ -196,20 +196,14 @@ pub(super) fn compile(
         backend: NAME,
         device: driver.info().name.clone(),
         activations: profile.into(),
-        q8_super_block: match profile {
-            ActProfile::Q8 { k_block } => Some(k_block.elems()),
-            _ => None,
-        },
+        q8_super_block: profile.super_block(),
         kv_type: options.kv_type,
         threads: 1,
         micro_batch,
         weight_bytes: weights.bytes,
     };
     let mailbox = driver.mailbox(TAKEN_BYTES).map_err(failed)?;
-    let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
-        Op::Embed { table } => Some(table.rows.len()),
-        _ => None,
-    });
+    let vocab_size = graph.vocab_size();
     Ok(CudaExecutable {
         driver,
         decode,

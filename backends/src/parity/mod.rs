@@ -32,7 +32,6 @@ use free::Free;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Node, Op, Stage};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
-use moe_run_graph::quant::ActBlock;
 use source::{Gone, Origin, Sender, Source};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -425,9 +424,7 @@ impl<'a> Run<'a> {
 fn other_compiled(subject: &CompileOptions, info: &ExecutableInfo, device: Option<&str>) -> CompileOptions {
     CompileOptions {
         activations: Some(info.activations),
-        q8_super_block: info
-            .q8_super_block
-            .and_then(|n| [ActBlock::X32, ActBlock::X256].into_iter().find(|b| b.elems() == n)),
+        q8_super_block: info.q8_super_block,
         kv_type: info.kv_type,
         micro_batch: Some(info.micro_batch),
         device: device.map(str::to_owned),

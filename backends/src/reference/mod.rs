@@ -27,7 +27,7 @@ use crate::executable::{
 };
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, StepSizes};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::any::Any;
@@ -99,19 +99,13 @@ impl Backend for Reference {
             backend: NAME,
             device: DEVICE.into(),
             activations: profile.into(),
-            q8_super_block: match profile {
-                ActProfile::Q8 { k_block } => Some(k_block.elems()),
-                _ => None,
-            },
+            q8_super_block: profile.super_block(),
             kv_type: options.kv_type,
             threads: 1,
             micro_batch,
             weight_bytes: 0,
         };
-        let vocab_size = plan.graph.nodes.iter().find_map(|n| match &n.op {
-            Op::Embed { table } => Some(table.rows.len()),
-            _ => None,
-        });
+        let vocab_size = plan.graph.vocab_size();
         let values = vec![None; plan.graph.values.len()];
         Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values, taken: None }))
     }

@@ -13,6 +13,7 @@ use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Stage, StepSizes};
 use moe_run_graph::passes::TapSelection;
+use moe_run_graph::quant::ActBlock;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
@@ -446,7 +447,7 @@ impl SaveSink {
             backend: executable.backend,
             device: &executable.device,
             activations: executable.activations.name(),
-            q8_super_block: executable.q8_super_block,
+            q8_super_block: executable.q8_super_block.map(ActBlock::elems),
             kv_type: executable.kv_type.name(),
             tokens: &self.info.tokens,
             logits_rows: self.info.logits_rows,

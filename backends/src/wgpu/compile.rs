@@ -13,7 +13,7 @@ use super::{NAME, launches};
 use crate::error::BackendError;
 use crate::executable::{Activations, CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
 use moe_run_graph::dump::KernelInfo;
-use moe_run_graph::ir::{DType, Dim, Graph, Node, Op, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Dim, Graph, Node, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::collections::HashMap;
@@ -162,19 +162,13 @@ pub(super) fn compile(
         backend: NAME,
         device: device.name(),
         activations: profile.into(),
-        q8_super_block: match profile {
-            ActProfile::Q8 { k_block } => Some(k_block.elems()),
-            _ => None,
-        },
+        q8_super_block: profile.super_block(),
         kv_type: options.kv_type,
         threads: 1,
         micro_batch,
         weight_bytes: weight_map.size_bytes(),
     };
-    let vocab_size = graph.nodes.iter().find_map(|n| match &n.op {
-        Op::Embed { table } => Some(table.rows.len()),
-        _ => None,
-    });
+    let vocab_size = graph.vocab_size();
     WgpuExecutable::new(device, programs, pipelines, arena, now, map, chooser, info, vocab_size)
 }
 

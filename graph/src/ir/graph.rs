@@ -322,6 +322,14 @@ impl Graph {
         self.nodes.iter().filter(move |n| n.inputs.contains(&id))
     }
 
+    /// Rows of the embedding: token ids lie below it. `None` for a graph without one, such as a single operation's.
+    pub fn vocab_size(&self) -> Option<usize> {
+        self.nodes.iter().find_map(|node| match &node.op {
+            Op::Embed { table } => Some(table.rows.len()),
+            _ => None,
+        })
+    }
+
     /// The taps of the graph: node, stage, layer.
     pub fn taps(&self) -> impl Iterator<Item = (&Node, Stage)> {
         self.nodes.iter().filter_map(|n| match n.op {

@@ -128,6 +128,13 @@ impl ActBlock {
     }
 }
 
+/// The number of its elements.
+impl Serialize for ActBlock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.elems() as u64)
+    }
+}
+
 /// What a backend's quantized matmuls take as activations.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ActProfile {
@@ -164,6 +171,14 @@ impl ActProfile {
             ActProfile::F16 => Activation::F16,
             ActProfile::Q8 { k_block } if format.block_elems() == 256 => Activation::Q8(k_block),
             ActProfile::Q8 { .. } => Activation::Q8(ActBlock::X32),
+        }
+    }
+
+    /// The block length for weights in super-blocks; `None` where activations are not 8-bit.
+    pub const fn super_block(self) -> Option<ActBlock> {
+        match self {
+            ActProfile::Q8 { k_block } => Some(k_block),
+            ActProfile::F32 | ActProfile::F16 => None,
         }
     }
 
