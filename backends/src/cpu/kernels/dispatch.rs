@@ -323,11 +323,10 @@ impl Kernels {
                 }
             }
             for at in (width / 32 * 32..width / 16 * 16).step_by(16) {
-                let p = p_at;
                 let (v, out) = (v[at..].as_ptr(), out[first * width + at..].as_mut_ptr());
                 // SAFETY: v is [keys][width] and out [rows][width], both with 16 columns from `at` on; p is
                 // [rows][p_stride] with `keys` columns by the assertion.
-                unsafe { self.fma()[some - 1](keys, v, width, p, 1, p_stride, out, width) }
+                unsafe { self.fma()[some - 1](keys, v, width, p_at, 1, p_stride, out, width) }
             }
             for row in first..first + some {
                 for i in width / 16 * 16..width {

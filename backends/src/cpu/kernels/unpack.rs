@@ -130,23 +130,34 @@ fn q3_k(block: &[u8], row: &mut RowStep) {
     }
 }
 
-/// The 6-bit scale and minimum of sub-block `s` among the 12 bytes of Q4_K and Q5_K.
-fn scale_min_6bit(scales: &[u8], s: usize) -> (f32, f32) {
-    let (scale, min) = if s < 4 {
-        (scales[s] & 63, scales[s + 4] & 63)
-    } else {
-        (scales[s + 4] & 15 | scales[s - 4] >> 6 << 4, scales[s + 4] >> 4 | scales[s] >> 6 << 4)
-    };
-    (f32::from(scale), f32::from(min))
+/// The 6-bit scales and minima of the eight sub-blocks of Q4_K and Q5_K from their 12 bytes s0, s1, s2 (four each): of the
+/// first four, s0 and s1 hold all six bits; of the others, s2 holds the low four (the scale's in its low nibble) and the two
+/// high bits of s0 and s1 those above.
+#[inline(always)]
+pub fn scales_and_mins_6bit(bytes: [u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (s0, s1, s2) = (word(0), word(4), word(8));
+    let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    (
+        both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030)),
+        both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030)),
+    )
+}
+
+/// The scales and minima of a block of Q4_K or Q5_K, which begins with d, dmin and their 12 bytes.
+fn k4_or_k5_scales(block: &[u8], row: &mut RowStep) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    let mut bytes = [0; 12];
+    bytes.copy_from_slice(&block[4..16]);
+    let (scales, mins) = scales_and_mins_6bit(bytes);
+    for s in 0..8 {
+        (row.scale[s], row.min[s]) = (d * f32::from(scales[s]), dmin * f32::from(mins[s]));
+    }
 }
 
 /// d, dmin, scales[12], qs[128]: 32 bytes hold two sub-blocks, the first in the low nibbles.
 fn q4_k(block: &[u8], row: &mut RowStep) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    for s in 0..8 {
-        let (scale, min) = scale_min_6bit(&block[4..16], s);
-        (row.scale[s], row.min[s]) = (d * scale, dmin * min);
-    }
+    k4_or_k5_scales(block, row);
     for k in 0..256 {
         row.u[k] = (block[16 + k / 64 * 32 + k % 32] >> (k % 64 / 32 * 4)) & 15;
     }
@@ -154,11 +165,7 @@ fn q4_k(block: &[u8], row: &mut RowStep) {
 
 /// d, dmin, scales[12], qh[32], qs[128]: as Q4_K, bit s of qh[k % 32] being bit 4 of sub-block s.
 fn q5_k(block: &[u8], row: &mut RowStep) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    for s in 0..8 {
-        let (scale, min) = scale_min_6bit(&block[4..16], s);
-        (row.scale[s], row.min[s]) = (d * scale, dmin * min);
-    }
+    k4_or_k5_scales(block, row);
     for k in 0..256 {
         let low = (block[48 + k / 64 * 32 + k % 32] >> (k % 64 / 32 * 4)) & 15;
         row.u[k] = low | ((block[16 + k % 32] >> (k / 32)) & 1) << 4;

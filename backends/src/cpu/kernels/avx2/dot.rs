@@ -3,6 +3,7 @@
 //! here: u ≤ 63 and |q| ≤ 127, or |w| ≤ 128 as the unsigned operand and q with its sign.
 
 use super::super::layout::TileStep;
+use super::super::unpack::scales_and_mins_6bit;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
@@ -123,11 +124,8 @@ fn add_scaled(sum: __m256i, u: __m256i, q: __m256i, scale: __m256i) -> __m256i {
 unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe {
-        let dword = |at: usize| block.add(at).cast::<u32>().read_unaligned();
-        let (s0, s1, s2) = (dword(4), dword(8), dword(12));
-        let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).cast_signed();
-        let scales = both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030));
-        let mins = both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030));
+        let (scales, mins) = scales_and_mins_6bit(block.add(4).cast::<[u8; 12]>().read());
+        let [scales, mins] = [scales, mins].map(i64::from_le_bytes);
         let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales)));
         let mins = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(mins));
 

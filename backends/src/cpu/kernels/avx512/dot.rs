@@ -307,7 +307,7 @@ unsafe fn q6_k(block: *const u8, token: Token, sum: __m512) -> __m512 {
         let products = scaled::<1>(u, token.q, _mm256_cvtepi8_epi16(scales));
         let neg_sums = _mm512_loadu_si512(token.neg_sums16.cast());
         let zero = _mm512_slli_epi32::<5>(_mm512_mullo_epi32(_mm512_cvtepi8_epi32(scales), neg_sums));
-        let d = two_halves(u32::from(block.add(208).cast::<u16>().read_unaligned()));
+        let d = two_halves(half_bits(block.add(208)));
         let d = _mm512_broadcastss_ps(_mm_mul_ss(d, _mm_set_ss(token.scale)));
         _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(products, zero)), d, sum)
     }
@@ -418,7 +418,7 @@ impl Pair {
     #[target_feature(enable = "avx512f,avx512vl,avx512vnni,f16c")]
     fn add(self, u: __m512i, d: u32, sum: __m512) -> __m512 {
         let value = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(self.offsets, u, self.q));
-        let scales = _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(d.cast_signed())), self.scales);
+        let scales = _mm_mul_ps(two_halves(d), self.scales);
         let first_or_second = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         let scales = _mm512_permutexvar_ps(first_or_second, _mm512_castps128_ps512(scales));
         _mm512_fmadd_ps(value, scales, sum)

@@ -10,17 +10,17 @@ use std::arch::x86_64::*;
 
 /// Where a panel's rows are: `rows` may not be fewer than 16.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+struct Rows {
     /// The first row.
-    pub(super) at: *const u8,
+    at: *const u8,
     /// Bytes from row to row.
-    pub(super) stride_bytes: usize,
+    stride_bytes: usize,
 }
 
 impl Rows {
     /// The same rows, `bytes` further on.
     #[inline]
-    pub(super) fn offset(self, bytes: usize) -> Rows {
+    fn offset(self, bytes: usize) -> Rows {
         Rows { at: self.at.wrapping_add(bytes), ..self }
     }
 
@@ -30,7 +30,7 @@ impl Rows {
     /// 16 bytes are readable in each of the 16 rows; the CPU has AVX-512 F.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn load(self) -> [__m512i; 4] {
+    unsafe fn load(self) -> [__m512i; 4] {
         let (p, s) = (self.at, self.stride_bytes);
         let mut x = [_mm512_setzero_si512(); 4];
         for (i, x) in x.iter_mut().enumerate() {
@@ -58,7 +58,7 @@ impl Rows {
     /// 2 bytes are readable in each row; the CPU has AVX-512 F.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512bw")]
-    pub(super) unsafe fn halves(self) -> __m512 {
+    unsafe fn halves(self) -> __m512 {
         let mut bits = [0u16; PANEL_ROWS];
         for (r, bits) in bits.iter_mut().enumerate() {
             // SAFETY: the caller vouches for the rows.
@@ -88,7 +88,7 @@ fn put_lanes(to: &mut Lanes, x: __m512) {
 /// (x >> SHIFT) & mask, byte by byte, for masks that let no bit of the neighbour byte through.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn bits<const SHIFT: u32>(x: __m512i, mask: u8) -> __m512i {
+fn bits<const SHIFT: u32>(x: __m512i, mask: u8) -> __m512i {
     _mm512_and_si512(_mm512_srli_epi32::<SHIFT>(x), _mm512_set1_epi8(mask as i8))
 }
 
@@ -128,13 +128,13 @@ fn put_signed_scales(to: &mut [Lanes], d: __m512, x: __m512i) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn low_half(x: __m512i) -> __m512 {
+fn low_half(x: __m512i) -> __m512 {
     _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn high_half(x: __m512i) -> __m512 {
+fn high_half(x: __m512i) -> __m512 {
     _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(x)))
 }
 

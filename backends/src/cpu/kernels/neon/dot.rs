@@ -2,6 +2,7 @@
 //! instruction sets do, 16 elements at a time. Bytes are signed here, so Q6_K and Q4_0 take their zero off first.
 
 use super::super::layout::TileStep;
+use super::super::unpack::scales_and_mins_6bit;
 use super::dot4;
 use half::f16;
 use moe_run_graph::quant::Format;
@@ -109,12 +110,7 @@ unsafe fn products(w: [int8x16_t; 2], q: *const i8) -> int32x4_t {
 unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t {
     // SAFETY: the caller's promise.
     unsafe {
-        let dword = |at: usize| u32::from_le(block.add(at).cast::<u32>().read_unaligned());
-        let (s0, s1, s2) = (dword(4), dword(8), dword(12));
-        let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
-        let scales = both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030));
-        let mins = both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030));
-
+        let (scales, mins) = scales_and_mins_6bit(block.add(4).cast::<[u8; 12]>().read());
         let nibble = vdupq_n_u8(15);
         let qs = block.add(if FIFTH { 48 } else { 16 });
         let fifth = if FIFTH { [load(block.add(16)), load(block.add(32))] } else { [nibble; 2] };
