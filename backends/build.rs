@@ -110,6 +110,8 @@ fn build() -> Result<(), String> {
         Err(e) => return Err(format!("{ar}: {e}")),
     }
     println!("cargo::rustc-link-search=native={}", out.display());
+    println!("cargo::metadata=library={}", library.display());
+    println!("cargo::metadata=compiler={compiler}");
     println!("cargo::rustc-link-lib=static=moe_run_kernels");
     if var("CARGO_CFG_TARGET_OS")? == "linux" {
         println!("cargo::rustc-link-lib=m");

@@ -66,6 +66,8 @@ pub enum DeviceKind {
     IntegratedGpu,
     /// A GPU interface run by the processor.
     Software,
+    /// It is there, but cannot be used: its details say why.
+    Unsupported,
 }
 
 /// A device that a backend can use.

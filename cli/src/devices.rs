@@ -60,6 +60,7 @@ fn describe(found: &Found) -> String {
             DeviceKind::DiscreteGpu => "GPU",
             DeviceKind::IntegratedGpu => "integrated GPU",
             DeviceKind::Software => "software rendering",
+            DeviceKind::Unsupported => "cannot be used",
         };
         let memory = device.memory_bytes.map_or(String::new(), |bytes| format!(", {}", human_bytes(bytes)));
         text.push_str(&format!("  {}: {} ({kind}{memory})\n", device.index, device.name));

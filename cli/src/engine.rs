@@ -6,7 +6,8 @@ use std::{
 };
 
 use moe_run_backends::{
-    Backend, CompileOptions, DeviceKind, Executable, KvType, WeightSource, registry, session::Session,
+    Backend, BackendError, CompileOptions, DeviceKind, Executable, KvType, WeightSource, registry,
+    session::Session,
 };
 use moe_run_graph::{
     Model,
@@ -123,54 +124,92 @@ pub fn kv_cache_bytes(model: &Model, kv_type: KvType, ctx_size: usize) -> u64 {
 ///
 /// Errors: there is no such backend, or none that can.
 pub fn backend(model: &Model, name: &str) -> Result<Box<dyn Backend>, CliError> {
-    if name == "auto" { choose(model) } else { Ok(registry::by_name(name)?) }
+    if name != "auto" {
+        return Ok(registry::by_name(name)?);
+    }
+    let mut reasons = Vec::new();
+    match candidates().find(|b| can_run(b.as_ref(), model, &mut reasons)) {
+        Some(backend) => {
+            say_chosen(backend.name(), &reasons);
+            Ok(backend)
+        }
+        None => Err(none_can(reasons)),
+    }
 }
 
-/// Compiles on the named backend; for "auto" on the first that can, saying which and why.
+/// Compiles on the named backend; for "auto" on the first that can and has the memory, saying which and why.
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
 pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
-    let backend = backend(model, name)?;
-    let bar = LoadBar::new();
-    let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };
-    let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-    Ok(backend.compile(&model.graph, weights, &options)?)
+    let compile = |backend: &dyn Backend| {
+        let bar = LoadBar::new();
+        let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };
+        let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
+        backend.compile(&model.graph, weights, &options)
+    };
+    if name != "auto" {
+        return Ok(compile(registry::by_name(name)?.as_ref())?);
+    }
+    let mut reasons = Vec::new();
+    let mut memory = None;
+    for backend in candidates() {
+        if !can_run(backend.as_ref(), model, &mut reasons) {
+            continue;
+        }
+        say_chosen(backend.name(), &reasons);
+        match compile(backend.as_ref()) {
+            Ok(executable) => return Ok(executable),
+            Err(error @ BackendError::OutOfMemory { .. }) => {
+                reasons.push(format!("backend {}: {error}", backend.name()));
+                memory = Some(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The last one's arithmetic says what would fit.
+    Err(memory.map_or_else(|| none_can(reasons), CliError::from))
 }
 
-/// The first backend, fastest first, that has a device and every operation of the model. The reference is never chosen: it
-/// defines the operations and is slow.
-fn choose(model: &Model) -> Result<Box<dyn Backend>, CliError> {
-    let mut reasons = Vec::new();
-    for backend in registry::all().into_iter().filter(|b| b.name() != "reference") {
-        let devices = match backend.devices() {
-            Ok(devices) => devices,
-            Err(error) => {
-                reasons.push(error.to_string());
-                continue;
+/// What "auto" looks at, fastest first. The reference is never chosen: it defines the operations and is slow.
+fn candidates() -> impl Iterator<Item = Box<dyn Backend>> {
+    registry::all().into_iter().filter(|b| b.name() != "reference")
+}
+
+/// Whether a backend has a device and every operation of the model; if not, why.
+fn can_run(backend: &dyn Backend, model: &Model, reasons: &mut Vec<String>) -> bool {
+    let why = match backend.devices() {
+        Err(error) => error.to_string(),
+        Ok(devices) => match devices.iter().find(|d| d.kind != DeviceKind::Unsupported) {
+            None => {
+                let unsupported =
+                    devices.iter().flat_map(|d| d.details.last().map(|(_, why)| (&d.name, why)));
+                let each: Vec<String> = unsupported.map(|(name, why)| format!("{name} has {why}")).collect();
+                format!("backend {}: no device that can be used: {}", backend.name(), each.join(", "))
             }
-        };
-        if devices.is_empty() {
-            reasons.push(format!("backend {}: no device", backend.name()));
-            continue;
-        }
-        if devices.iter().all(|d| d.kind == DeviceKind::Software) {
-            reasons.push(format!("backend {}: only a software adapter, which is slow", backend.name()));
-            continue;
-        }
-        if let Some(error) = model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
-            reasons.push(error.to_string());
-            continue;
-        }
-        let mut chosen =
-            format!("auto: {} is the fastest backend that can run this model here", backend.name());
-        for reason in reasons {
-            chosen.push_str(&format!("\n  not taken: {reason}"));
-        }
-        output::note(&chosen);
-        return Ok(backend);
+            Some(_) if devices.iter().all(|d| d.kind == DeviceKind::Software) => {
+                format!("backend {}: only a software adapter, which is slow", backend.name())
+            }
+            Some(_) => match model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
+                Some(error) => error.to_string(),
+                None => return true,
+            },
+        },
+    };
+    reasons.push(why);
+    false
+}
+
+fn say_chosen(name: &str, reasons: &[String]) {
+    let mut chosen = format!("auto: {name} is the fastest backend that can run this model here");
+    for reason in reasons {
+        chosen.push_str(&format!("\n  not taken: {reason}"));
     }
+    output::note(&chosen);
+}
+
+fn none_can(mut reasons: Vec<String>) -> CliError {
     reasons.push("--backend reference runs any model, slowly".to_owned());
-    Err(CliError::unsupported(format!("no backend can run this model here: {}", reasons.join("; "))))
+    CliError::unsupported(format!("no backend can run this model here: {}", reasons.join("; ")))
 }
 
 /// A size for people: "9.2 MiB".

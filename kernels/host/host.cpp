@@ -383,6 +383,12 @@ extern "C" const char *moe_host_kernel_name(size_t n) {
     return nullptr;
 }
 
+// The kind of a kernel's parameter, or -1 past its last and for a kernel that is not there.
+extern "C" int moe_host_kernel_kind(const char *name, size_t parameter) {
+    const Kernel *k = find(name);
+    return k && parameter < k->count ? int(k->kinds[parameter]) : -1;
+}
+
 // Gives back what launches on the calling operating-system thread have allocated.
 extern "C" void moe_host_release_thread() {
     if (machine) munmap(machine, sizeof(Machine) + STACK_BYTES * MAX_THREADS);

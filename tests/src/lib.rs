@@ -7,6 +7,7 @@ pub mod cli;
 pub mod collect;
 pub mod fixtures;
 pub mod stages;
+pub mod stand_in;
 
 use moe_run_backends::cuda::{Cuda, HOST_HARNESS};
 use moe_run_backends::{

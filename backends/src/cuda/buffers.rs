@@ -127,18 +127,24 @@ pub(super) fn check_memory(
     cache: u64,
     ctx_size: usize,
 ) -> Result<(), BackendError> {
-    let (free, _) = driver.memory().map_err(|e| device::error(&driver.info().name, e))?;
+    let (free, all) = driver.memory().map_err(|e| device::error(&driver.info().name, e))?;
     let wanted = weights + working + cache;
     if wanted <= free {
         return Ok(());
     }
     let rest = free.saturating_sub(weights + working);
     let each = (cache / ctx_size.max(1) as u64).max(1);
-    let advice = if rest >= each {
+    let mut advice = if rest >= each {
         format!("--ctx-size {} would fit, or try --kv-type q8_0", rest / each)
     } else {
-        "the weights alone do not fit: try a smaller model or --backend cpu".into()
+        "weights and working memory alone do not fit: try a smaller model or --backend cpu".into()
     };
+    if wanted <= all {
+        let held = all - free;
+        advice = format!(
+            "of the device's {all} bytes {held} are in use, by other processes too (see nvidia-smi); {advice}"
+        );
+    }
     Err(BackendError::OutOfMemory {
         what: format!(
             "{}: {weights} bytes of weights + {working} of working memory + {cache} of KV cache for {ctx_size} \

@@ -1,6 +1,6 @@
 //! The best token of a row of logits, or the candidates of a sampler, chosen on the device: kernels/argmax.cu.
 
-use super::compile::{CudaExecutable, LAST_STEP};
+use super::compile::CudaExecutable;
 use super::driver::{KernelLaunch, Param};
 use super::ops::{self, int};
 use crate::error::BackendError;
@@ -42,7 +42,7 @@ impl CudaExecutable {
 
     pub fn download_token(&self, address: u64, out: &mut [u32]) -> Result<(), BackendError> {
         let downloaded = self.driver.download(address, bytemuck::cast_slice_mut(out));
-        downloaded.map_err(|e| self.failed_in(LAST_STEP, e))
+        downloaded.map_err(|e| self.failed_last(e))
     }
 
     /// [`Executable::candidates`].
@@ -78,7 +78,7 @@ impl CudaExecutable {
                 params: vec![best, chosen, int(parts), int(count)],
             },
         ];
-        self.driver.launch(&launches).map_err(|e| self.failed_in("candidates", e))?;
+        self.launch(&launches, || "candidates".into())?;
         let mut found = vec![0u32; 2 * count];
         self.download_token(self.scratch.top.address(), &mut found)?;
         out.clear();

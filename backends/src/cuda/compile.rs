@@ -3,7 +3,10 @@
 use super::buffers::{CudaState, Weights, check_memory};
 use super::choose::chosen;
 use super::device;
-use super::driver::{CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Mailbox, Param};
+use super::driver::{
+    CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Mailbox, Param, SWITCHED_OFF,
+    switched_off,
+};
 use super::ops::{self, Emit, Prepared, Scratch};
 use super::{NAME, fused};
 use crate::error::BackendError;
@@ -88,6 +91,10 @@ pub(super) struct CudaExecutable {
     info: ExecutableInfo,
     vocab_size: Option<usize>,
     recorded: Option<Recorded>,
+    /// Every launch is waited for and none recorded: `MOE_RUN_CUDA_OFF=graph`.
+    each_alone: bool,
+    /// Of the last token of the last step.
+    position: u32,
     last: Option<LastStep>,
     /// The last step chose its token itself.
     taken: bool,
@@ -217,6 +224,8 @@ pub(super) fn compile(
         info,
         vocab_size,
         recorded: None,
+        each_alone: switched_off("graph"),
+        position: 0,
         last: None,
         taken: false,
         mailbox,
@@ -251,6 +260,16 @@ impl CudaExecutable {
             }
             other => other,
         }
+    }
+
+    /// The same where nothing was waited for since the last step began, which may have found the one in front still running.
+    pub(super) fn failed_last(&self, error: DriverError) -> BackendError {
+        let what = format!(
+            "the step at position {} or the one in front of it (with {SWITCHED_OFF}=graph in the environment, the same \
+             command waits for every launch and names the one that fails)",
+            self.position
+        );
+        self.failed_in(&what, error)
     }
 
     /// A launch's kernels.
@@ -305,9 +324,20 @@ impl CudaExecutable {
             .map_err(|e| self.failed(e))?;
         if let StepTokens::Argmax { row } = input.tokens {
             let token = class.inputs.slice(0, 4);
-            self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
+            self.launch(&self.argmax_kernels(row, token)?, || "argmax".into())?;
         }
         Ok(())
+    }
+
+    /// Queues kernels; where every launch stands alone, waits for them, so that an error is theirs.
+    pub(super) fn launch(
+        &self,
+        kernels: &[KernelLaunch],
+        name: impl Fn() -> String,
+    ) -> Result<(), BackendError> {
+        let queued = self.driver.launch(kernels);
+        let done = if self.each_alone { queued.and_then(|()| self.driver.synchronize()) } else { queued };
+        done.map_err(|e| self.failed_in(&name(), e))
     }
 
     /// A row of the last step's logits on the device, and its elements.
@@ -330,7 +360,7 @@ impl CudaExecutable {
     /// All production launches of a step, without stopping between them.
     fn run(&mut self, decode: bool, state: &CudaState, sizes: StepSizes) -> Result<(), BackendError> {
         // A decode step is the same launches every time: what differs is read from device memory.
-        let recordable = decode && sizes.logits_rows == 1;
+        let recordable = decode && sizes.logits_rows == 1 && !self.each_alone;
         if recordable
             && let Some(recorded) = &self.recorded
             && recorded.state == state.id
@@ -344,8 +374,7 @@ impl CudaExecutable {
             if recordable {
                 all.extend(kernels);
             } else {
-                let name = || launch_name(&self.class(decode).plan, launch);
-                self.driver.launch(&kernels).map_err(|e| self.failed_in(&name(), e))?;
+                self.launch(&kernels, || launch_name(&self.class(decode).plan, launch))?;
             }
         }
         if recordable {
@@ -404,9 +433,6 @@ impl CudaExecutable {
 const COPY_BYTES: u64 = 1 << 30;
 /// A token and its flag.
 const TAKEN_BYTES: usize = 8;
-/// What failed where nothing was waited for since.
-pub(super) const LAST_STEP: &str = "the last step (`moe-run trace` waits after every launch and names it)";
-
 /// `layer-3/q_proj`, or the first and the last node of a group.
 fn launch_name(plan: &Plan, launch: &Launch) -> String {
     let nodes: Vec<_> = plan.launch_nodes(launch).collect();
@@ -443,12 +469,13 @@ impl Executable for CudaExecutable {
             return Err(BackendError::Input("the state belongs to another backend".into()));
         };
         let decode = input.len() == 1;
+        self.position = input.positions.last().copied().unwrap_or(0);
         self.upload_inputs(decode, input)?;
         self.taken = matches!(input.tokens, StepTokens::Argmax { .. });
         if self.taken {
             let token = self.class(decode).inputs.address();
             let parts = [(token, 4), (self.scratch.argmax.address() + 4, 4)];
-            self.mailbox.post(&parts).map_err(|e| self.failed_in(LAST_STEP, e))?;
+            self.mailbox.post(&parts).map_err(|e| self.failed_last(e))?;
         }
         let sizes = input.sizes();
         self.last = None;
@@ -464,12 +491,12 @@ impl Executable for CudaExecutable {
         let (Param::Memory { address, .. }, width) = self.logits_row(row)? else { return Ok(()) };
         out.clear();
         out.resize(width, 0.0);
-        self.driver.download(address, bytemuck::cast_slice_mut(out)).map_err(|e| self.failed_in(LAST_STEP, e))
+        self.driver.download(address, bytemuck::cast_slice_mut(out)).map_err(|e| self.failed_last(e))
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
         let token = self.scratch.argmax.slice(0, 4);
-        self.driver.launch(&self.argmax_kernels(row, token)?).map_err(|e| self.failed_in("argmax", e))?;
+        self.launch(&self.argmax_kernels(row, token)?, || "argmax".into())?;
         let mut found = [0u32; 2];
         self.download_token(self.scratch.argmax.address(), &mut found)?;
         chosen(found)
@@ -480,7 +507,7 @@ impl Executable for CudaExecutable {
             return Err(not_taken());
         }
         let read = self.mailbox.read();
-        let found = read.map_err(|e| self.failed_in(LAST_STEP, e))?;
+        let found = read.map_err(|e| self.failed_last(e))?;
         let word = |i: usize| u32::from_le_bytes([found[i], found[i + 1], found[i + 2], found[i + 3]]);
         if found.len() < TAKEN_BYTES { Err(not_taken()) } else { chosen([word(0), word(4)]) }
     }
@@ -505,7 +532,7 @@ impl Executable for CudaExecutable {
     }
 
     fn wait(&mut self) -> Result<(), BackendError> {
-        self.driver.synchronize().map_err(|e| self.failed_in(LAST_STEP, e))
+        self.driver.synchronize().map_err(|e| self.failed_last(e))
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

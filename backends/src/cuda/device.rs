@@ -7,14 +7,14 @@ use crate::executable::{DeviceInfo, DeviceKind};
 use std::sync::Arc;
 
 fn describe(index: usize, info: DriverInfo) -> DeviceInfo {
-    DeviceInfo {
-        backend: NAME,
-        index,
-        name: info.name,
-        kind: if info.software { DeviceKind::Software } else { DeviceKind::DiscreteGpu },
-        details: info.details,
-        memory_bytes: Some(info.memory_bytes),
-    }
+    let kind = match (&info.unsupported, info.software) {
+        (Some(_), _) => DeviceKind::Unsupported,
+        (None, true) => DeviceKind::Software,
+        (None, false) => DeviceKind::DiscreteGpu,
+    };
+    let mut details = info.details;
+    details.extend(info.unsupported.map(|why| ("not usable".into(), why)));
+    DeviceInfo { backend: NAME, index, name: info.name, kind, details, memory_bytes: Some(info.memory_bytes) }
 }
 
 /// The GPUs that NVIDIA's driver lists.
@@ -23,11 +23,15 @@ pub(super) fn list() -> Result<Vec<DeviceInfo>, BackendError> {
     Ok(found.into_iter().enumerate().map(|(i, info)| describe(i, info)).collect())
 }
 
-/// Opens the device of `--device`: nothing (the first GPU), an index, a part of a name, or `host-harness`.
+/// Opens the device of `--device`: nothing (the first GPU that can be used), an index, a part of a name, or `host-harness`.
 pub(super) fn open(wanted: Option<&str>) -> Result<Arc<dyn Driver>, BackendError> {
     let index = match wanted {
         Some(HOST_HARNESS) => return harness::open().map_err(|e| error(HOST_HARNESS, e)),
-        None => 0,
+        None => {
+            let all = nvidia::list().map_err(|e| error(NAME, e))?;
+            // Where none can be used, opening the first says why.
+            all.iter().position(|d| d.unsupported.is_none()).unwrap_or(0)
+        }
         Some(text) => match text.parse() {
             Ok(index) => index,
             Err(_) => {

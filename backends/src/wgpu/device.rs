@@ -115,7 +115,7 @@ fn preference(kind: DeviceKind) -> u8 {
     match kind {
         DeviceKind::DiscreteGpu => 0,
         DeviceKind::IntegratedGpu => 1,
-        DeviceKind::Software | DeviceKind::Cpu => 2,
+        DeviceKind::Software | DeviceKind::Cpu | DeviceKind::Unsupported => 2,
     }
 }
 

@@ -122,6 +122,7 @@ mod built {
             shared_bytes: 48 * 1024,
             software: true,
             matrix_units: !switched_off("matrix-units"),
+            unsupported: None,
         };
         let inner = Inner { info, schedule, allocations: Mutex::default() };
         Ok(Arc::new(HostHarness(Arc::new(inner))))

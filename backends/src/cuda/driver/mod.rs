@@ -12,11 +12,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Names, separated by commas, of what is not to be used though the device has it: `overlap`, `matrix-units`.
+/// Names, separated by commas, of what is not to be used though the device has it: `overlap`, `matrix-units`; and `graph`:
+/// no step is recorded, and every launch is waited for, so that one that fails is named.
 pub const SWITCHED_OFF: &str = "MOE_RUN_CUDA_OFF";
 
 /// Whether [`SWITCHED_OFF`] names a feature.
-fn switched_off(feature: &str) -> bool {
+pub(super) fn switched_off(feature: &str) -> bool {
     std::env::var(SWITCHED_OFF).is_ok_and(|all| all.split(',').any(|f| f.trim() == feature))
 }
 
@@ -61,6 +62,8 @@ pub struct DriverInfo {
     pub software: bool,
     /// Kernels that multiply tiles with `mma` run on it.
     pub matrix_units: bool,
+    /// Why no kernel runs on it; `None` for a device that can be opened.
+    pub unsupported: Option<String>,
 }
 
 /// A kernel's parameter.

@@ -64,7 +64,19 @@ fn start() -> Result<i32, DriverError> {
             INSTALL,
         ));
     }
+    let without_gpu = || {
+        let hidden = if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
+            " (CUDA_VISIBLE_DEVICES is set, and may hide it)"
+        } else {
+            ""
+        };
+        let detail = format!("the driver is there, but no NVIDIA GPU{hidden}");
+        no_device(detail, "see what nvidia-smi lists, or use --backend cpu")
+    };
     result::init().map_err(|e| {
+        if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE {
+            return without_gpu();
+        }
         no_device(
             format!("the driver does not start: {}", failed("cuInit", e)),
             "check nvidia-smi; then try --backend cpu",
@@ -72,7 +84,7 @@ fn start() -> Result<i32, DriverError> {
     })?;
     let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", e))?;
     if count == 0 {
-        return Err(no_device("the driver is there, but no NVIDIA GPU".into(), "try --backend cpu"));
+        return Err(without_gpu());
     }
     Ok(count)
 }
@@ -114,6 +126,10 @@ fn describe(ordinal: i32) -> Result<Found, DriverError> {
         shared_bytes: u32::try_from(shared).unwrap_or(48 * 1024),
         software: false,
         matrix_units: (major, minor) >= code::MATRIX_CAPABILITY && !switched_off("matrix-units"),
+        unsupported: Code::for_capability((major, minor)).is_none().then(|| {
+            let (oldest_major, oldest_minor) = code::OLDEST_CAPABILITY;
+            format!("compute capability {major}.{minor}, wanted {oldest_major}.{oldest_minor} or newer")
+        }),
     };
     Ok(Found { device, info, capability: (major, minor), driver: version })
 }
@@ -137,17 +153,8 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
     };
     let Found { device, mut info, capability, driver } = describe(index)?;
     let Some(embedded) = Code::for_capability(capability) else {
-        return Err(no_device(
-            format!(
-                "{} has compute capability {}.{}, wanted {}.{} or newer",
-                info.name,
-                capability.0,
-                capability.1,
-                code::OLDEST_CAPABILITY.0,
-                code::OLDEST_CAPABILITY.1
-            ),
-            "use --backend cpu or --backend wgpu",
-        ));
+        let why = info.unsupported.unwrap_or_default();
+        return Err(no_device(format!("{} has {why}", info.name), "use --backend cpu or --backend wgpu"));
     };
     let overlap = embedded.capability() >= code::OVERLAP_CAPABILITY
         && driver >= OLDEST_OVERLAP_DRIVER
@@ -369,11 +376,12 @@ impl Driver for Nvidia {
     }
 
     fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError> {
-        Ok(Box::new(Pinned::new(&self.0, bytes)?))
+        Ok(Box::new(Pinned::new(&self.0, bytes, "copy to the device")?))
     }
 
     fn mailbox(&self, bytes: usize) -> Result<Box<dyn Mailbox>, DriverError> {
-        Ok(Box::new(Letter { pinned: Pinned::new(&self.0, bytes)?, posted_bytes: 0 }))
+        let pinned = Pinned::new(&self.0, bytes, "copy from the device")?;
+        Ok(Box::new(Letter { pinned, posted_bytes: 0 }))
     }
 
     fn copy_bytes_per_second(&self, bytes: u64) -> Result<f64, DriverError> {

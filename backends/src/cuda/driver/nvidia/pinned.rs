@@ -6,20 +6,26 @@ use cudarc::driver::result;
 use std::sync::Arc;
 
 /// Page-locked host memory, which the device reads on its own while the host goes on.
+///
+/// The event stands before the driver: fields are dropped in their order, and what is dropped last may be the driver's last
+/// owner, after which there is no context any more.
 pub(super) struct Pinned {
-    inner: Arc<Inner>,
-    memory: *mut u8,
-    bytes: usize,
     /// Recorded behind the last copy.
     copied: Event,
     in_flight: bool,
+    memory: *mut u8,
+    bytes: usize,
+    /// For errors.
+    what: &'static str,
+    inner: Arc<Inner>,
 }
 
 // SAFETY: the memory and the event belong to this object alone; the driver takes calls from any thread.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    pub fn new(inner: &Arc<Inner>, bytes: usize) -> Result<Pinned, DriverError> {
+    /// `what` names the copies in errors.
+    pub fn new(inner: &Arc<Inner>, bytes: usize, what: &'static str) -> Result<Pinned, DriverError> {
         inner.enter()?;
         let copied = Event::new()?;
         // SAFETY: a fresh allocation, freed when this object is dropped.
@@ -28,15 +34,15 @@ impl Pinned {
         let memory = memory.cast::<u8>();
         // SAFETY: the allocation is of that size.
         unsafe { memory.write_bytes(0, bytes) };
-        Ok(Pinned { inner: Arc::clone(inner), memory, bytes, copied, in_flight: false })
+        Ok(Pinned { copied, in_flight: false, memory, bytes, what, inner: Arc::clone(inner) })
     }
 
     /// Says that a copy was queued.
-    fn record(&mut self, queued: Result<(), result::DriverError>, what: &str) -> Result<(), DriverError> {
+    fn record(&mut self, queued: Result<(), result::DriverError>) -> Result<(), DriverError> {
         // SAFETY: event and stream are live.
         let recorded =
             queued.and_then(|()| unsafe { result::event::record(self.copied.0, self.inner.stream) });
-        recorded.map_err(|e| failed(what, e))?;
+        recorded.map_err(|e| failed(self.what, e))?;
         self.in_flight = true;
         Ok(())
     }
@@ -45,8 +51,7 @@ impl Pinned {
         if std::mem::take(&mut self.in_flight) {
             self.inner.enter()?;
             // SAFETY: the event is live and was recorded.
-            unsafe { result::event::synchronize(self.copied.0) }
-                .map_err(|e| failed("copy to the device", e))?;
+            unsafe { result::event::synchronize(self.copied.0) }.map_err(|e| failed(self.what, e))?;
         }
         Ok(())
     }
@@ -66,7 +71,7 @@ impl Staging for Pinned {
         let source = unsafe { std::slice::from_raw_parts(self.memory, bytes.min(self.bytes)) };
         // SAFETY: the address is of an allocation at least as long, by the callers' arithmetic; source and stream are live.
         let queued = unsafe { result::memcpy_htod_async(address, source, self.inner.stream) };
-        self.record(queued, "copy to the device")
+        self.record(queued)
     }
 }
 
@@ -99,7 +104,7 @@ impl Mailbox for Letter {
             let target = unsafe { std::slice::from_raw_parts_mut(self.pinned.memory.add(at), *bytes) };
             // SAFETY: the address is of an allocation at least as long; nobody reads the target before the event.
             let queued = unsafe { result::memcpy_dtoh_async(target, *address, self.pinned.inner.stream) };
-            self.pinned.record(queued, "copy from the device")?;
+            self.pinned.record(queued)?;
             at += bytes;
         }
         self.posted_bytes = at;
