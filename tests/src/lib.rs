@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod collect;
 pub mod fixtures;
+pub mod random_shapes;
 pub mod stages;
 pub mod stand_in;
 

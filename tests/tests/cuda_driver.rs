@@ -17,8 +17,9 @@ fn moe_run(environment: &[(&str, &str)], args: &[&str]) -> Option<OnStandIn> {
 
 /// The demo model's answer to "Hello" on a backend.
 fn hello(environment: &[(&str, &str)], backend: &str, more: &[&str]) -> Option<OnStandIn> {
-    let args = ["-p", "Hello", "--temp", "0", "-n", "6", "--backend", backend];
-    moe_run(environment, &[&args[..], more].concat())
+    let args = ["-p", "Hello", "--temp", "0", "--backend", backend];
+    let limit: &[&str] = if more.contains(&"-n") { &[] } else { &["-n", "6"] };
+    moe_run(environment, &[&args[..], limit, more].concat())
 }
 
 fn refused(found: &Finished, code: ExitCode, texts: &[&str]) {
@@ -115,6 +116,26 @@ fn logits_have_the_harness_s_bits() {
         let (found, graphs) = run(&[("MOE_RUN_CUDA_OFF", "graph,matrix-units")], &[]);
         assert_eq!((found, graphs), (wanted, 0), "{activations}, no graph");
     }
+}
+
+/// What three more tokens cost the host: three steps, each one graph, one small copy into page-locked memory and one wait for
+/// it while the next step runs. Nothing is allocated, and nothing waits for the whole queue.
+#[test]
+fn a_token_costs_one_graph_and_one_wait_for_an_event() {
+    let tokens = |n: &str| hello(&[], "cuda", &["-n", n]);
+    let (Some(few), Some(more)) = (tokens("2"), tokens("5")) else { return };
+    let added = |what: &str| more.count(what) - few.count(what);
+    assert_eq!(added("graph launches"), 3, "{few:#?} {more:#?}");
+    assert_eq!(added("event synchronizations"), 3, "{few:#?} {more:#?}");
+    // The token and its flag.
+    assert_eq!(added("copies to page-locked memory"), 6);
+    // The step's inputs.
+    assert_eq!(added("copies from pageable memory"), 3);
+    for what in ["stream synchronizations", "copies to pageable memory", "allocations", "graphs recorded"] {
+        assert_eq!(added(what), 0, "{what}: {few:#?} {more:#?}");
+    }
+    // Six launches in each of four layers, embedding, output, and two that choose the token.
+    assert_eq!(added("kernels run"), 3 * (6 * 4 + 2 + 2));
 }
 
 /// Sampling reads candidates back; `trace` and `bench` time launches with events; `perplexity` reads many rows.

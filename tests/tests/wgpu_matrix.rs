@@ -1,16 +1,10 @@
-//! Random shapes of every op on wgpu against the reference: 300 an op with `--full`, 15 otherwise, spread over the formats,
-//! the kinds of activations and the types of cache. Each shape runs with every optional feature of the adapter, and again
-//! without one of them or without any, in turn. `MOE_OP=matmul` runs one op alone.
+//! Random shapes of every op on wgpu against the reference: 300 an op with `--full`, 15 otherwise. Each shape runs with every
+//! optional feature of the adapter, and again without one of them or without any, in turn.
 
-use moe_run_backends::cases::{self, OPS, TOLERANCE};
-use moe_run_backends::reference::Reference;
+use moe_run_backends::Backend;
 use moe_run_backends::wgpu::{Features, Wgpu, WgpuOptions};
-use moe_run_backends::{Activations, Backend, CompileOptions, HostTensor, KvType};
-use moe_run_graph::quant::Format;
 use moe_run_tests::fixtures;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use moe_run_tests::random_shapes::{self, Variant};
 
 /// All that the adapter has, then without one each, then the plain path.
 fn feature_sets() -> [WgpuOptions; 5] {
@@ -25,122 +19,16 @@ fn feature_sets() -> [WgpuOptions; 5] {
     ]
 }
 
-/// One shape: its case, and the options that it runs under.
-fn options(op: &str, i: usize) -> CompileOptions {
-    let reads_weights = matches!(op, "matmul" | "expert_matmul");
-    let activations = if reads_weights {
-        [Activations::Q8, Activations::F32, Activations::F16]
-    } else {
-        [Activations::F32; 3]
-    };
-    let kv_types = if op.starts_with("attention") { KvType::ALL } else { &[KvType::F32] };
-    CompileOptions {
-        // Another step than the formats' 16, so that all pairs meet.
-        activations: Some(activations[i / 16 % 3]),
-        kv_type: kv_types[i % kv_types.len()],
-        ..CompileOptions::default()
-    }
-}
-
-/// What a product's result is typically as large as, √in · rms(w) · rms(x); 0 for other ops. A result of one value or a few may
-/// cancel to nearly nothing, while the rounding of its f32 sums stays that of its terms: one of these shapes gives 1.4e-4, off by
-/// 1.6e-8, where 0.4 is typical.
-fn typical(case: &cases::OpCase) -> f64 {
-    let Some(weight) = case.graph.weights.iter().find(|w| w.name == "weight") else { return 0.0 };
-    let Some((_, x)) = case.steps[0].boundary.first() else { return 0.0 };
-    let rms = |values: &[f32]| {
-        (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
-    };
-    let columns = weight.shape[weight.shape.len() - 1];
-    let mut values = vec![0.0; weight.shape.iter().product()];
-    let bytes = &case.weights["weight"];
-    let row_bytes = weight.format.row_bytes(columns).unwrap();
-    for (row, bytes) in values.chunks_exact_mut(columns).zip(bytes.chunks_exact(row_bytes)) {
-        weight.format.decode_row(bytes, row);
-    }
-    (columns as f64).sqrt() * rms(&values) * rms(&x.data.to_f32())
-}
-
-/// The relative distance, against no less than the results' typical size.
-fn distance(found: &HostTensor, wanted: &HostTensor, typical: f64) -> f64 {
-    let relative = cases::distance(found, wanted);
-    let norm = wanted.data.to_f32().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    let least = typical * (wanted.data.len() as f64).sqrt();
-    if relative > 0.0 && norm < least { relative * norm / least } else { relative }
-}
-
-fn check(op: &str, i: usize) -> (String, f64) {
-    let format = if cases::takes_formats(op) { Format::ALL[i % Format::ALL.len()] } else { Format::F32 };
-    let case = cases::case(op, format, 10_000 + i as u64).unwrap().unwrap();
-    let options = options(op, i);
-    let typical = typical(&case);
-    let mut wanted: Option<Vec<HostTensor>> = None;
-    let mut worst: f64 = 0.0;
-    let sets = feature_sets();
-    for set in [sets[0], sets[1 + i % 4]] {
-        let failed = |e| -> ! { panic!("{} with {set:?}: {e}", case.name) };
-        let backend = Wgpu { options: set };
-        let mut executable = cases::compile(&case, &backend, &options).unwrap_or_else(|e| failed(e));
-        let found = cases::run_steps(&case, executable.as_mut()).unwrap_or_else(|e| failed(e));
-        let same = cases::same_definition(executable.info());
-        let wanted = wanted.get_or_insert_with(|| cases::run(&case, &Reference, &same).unwrap());
-        assert_eq!(found.len(), wanted.len(), "{}", case.name);
-        for (result, (found, wanted)) in found.iter().zip(wanted).enumerate() {
-            let distance = distance(found, wanted, typical);
-            assert!(
-                distance <= TOLERANCE,
-                "{} with {}, activations {:?}, kv {}: result {result}: relative L2 {distance:.3e}",
-                case.name,
-                set.allowed,
-                options.activations,
-                options.kv_type
-            );
-            worst = worst.max(distance);
-        }
-    }
-    (case.name, worst)
-}
-
 #[test]
 fn random_shapes_of_every_op() {
     if Wgpu::default().devices().is_err() {
         eprintln!("SKIPPED: no wgpu adapter; install mesa-vulkan-drivers");
         return;
     }
-    let shapes = if fixtures::full() { 300 } else { 15 };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let one = std::env::var("MOE_OP").ok();
-    for op in OPS.iter().filter(|op| one.as_deref().is_none_or(|one| one == **op)) {
-        let start = Instant::now();
-        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        if i >= shapes {
-                            return;
-                        }
-                        let result = check(op, i);
-                        done.lock().unwrap().push(result);
-                    }
-                });
-            }
-        });
-        let done = done.into_inner().unwrap();
-        assert_eq!(done.len(), shapes);
-        let worst = done.iter().map(|(_, worst)| *worst).fold(0.0, f64::max);
-        println!("{op}: {shapes} shapes, worst {worst:.1e}, {:.1} s", start.elapsed().as_secs_f64());
-        if fixtures::full() {
-            let edges: &[&str] = match *op {
-                "matmul" | "embed" => &[" T=1 ", " T=257 "],
-                "expert_matmul" => &[" T=1 ", " T=257 ", " E=1 ", " E=128 ", " K=1 ", " K=8 "],
-                "attention" => &[" T=31+", " T=32+", " T=33+", " T=127+", " T=129+", " T=257+"],
-                _ => &[],
-            };
-            for edge in edges {
-                assert!(done.iter().any(|(name, _)| name.contains(edge)), "{op}: no shape has{edge}");
-            }
-        }
-    }
+    let variant = |options: WgpuOptions| -> Variant {
+        (format!("wgpu with {}", options.allowed), Box::new(Wgpu { options }))
+    };
+    let sets = feature_sets();
+    let shapes = if fixtures::full() { random_shapes::ALL } else { 15 };
+    random_shapes::every_op(shapes, &|i| [sets[0], sets[1 + i % 4]].map(variant).into());
 }

@@ -1,0 +1,133 @@
+//! Random shapes of every op on a backend against the reference: so many an op, spread over the formats, the kinds of
+//! activations and the types of cache. `MOE_OP=matmul` runs one op alone.
+
+use moe_run_backends::cases::{self, OPS, TOLERANCE};
+use moe_run_backends::reference::Reference;
+use moe_run_backends::{Activations, Backend, CompileOptions, HostTensor, KvType};
+use moe_run_graph::quant::Format;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Enough of every op that all edges of its shapes are met.
+pub const ALL: usize = 300;
+
+/// A backend as it is to run a shape, and what to call it in a failure.
+pub type Variant = (String, Box<dyn Backend>);
+
+/// What shape `i` of an op runs under.
+fn options(op: &str, i: usize) -> CompileOptions {
+    let reads_weights = matches!(op, "matmul" | "expert_matmul");
+    let activations = if reads_weights {
+        [Activations::Q8, Activations::F32, Activations::F16]
+    } else {
+        [Activations::F32; 3]
+    };
+    let kv_types = if op.starts_with("attention") { KvType::ALL } else { &[KvType::F32] };
+    CompileOptions {
+        // Another step than the formats' 16, so that all pairs meet.
+        activations: Some(activations[i / 16 % 3]),
+        kv_type: kv_types[i % kv_types.len()],
+        ..CompileOptions::default()
+    }
+}
+
+/// What a product's result is typically as large as, √in · rms(w) · rms(x); 0 for other ops. A result of one value or a few may
+/// cancel to nearly nothing, while the rounding of its f32 sums stays that of its terms: one of these shapes gives 1.4e-4, off by
+/// 1.6e-8, where 0.4 is typical.
+fn typical(case: &cases::OpCase) -> f64 {
+    let Some(weight) = case.graph.weights.iter().find(|w| w.name == "weight") else { return 0.0 };
+    let Some((_, x)) = case.steps[0].boundary.first() else { return 0.0 };
+    let rms = |values: &[f32]| {
+        (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    let columns = weight.shape[weight.shape.len() - 1];
+    let mut values = vec![0.0; weight.shape.iter().product()];
+    let bytes = &case.weights["weight"];
+    let row_bytes = weight.format.row_bytes(columns).expect("whole blocks");
+    for (row, bytes) in values.chunks_exact_mut(columns).zip(bytes.chunks_exact(row_bytes)) {
+        weight.format.decode_row(bytes, row);
+    }
+    (columns as f64).sqrt() * rms(&values) * rms(&x.data.to_f32())
+}
+
+/// The relative distance, against no less than the results' typical size.
+fn distance(found: &HostTensor, wanted: &HostTensor, typical: f64) -> f64 {
+    let relative = cases::distance(found, wanted);
+    let norm = wanted.data.to_f32().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let least = typical * (wanted.data.len() as f64).sqrt();
+    if relative > 0.0 && norm < least { relative * norm / least } else { relative }
+}
+
+/// Runs shape `i` of an op on every variant: the shape's name, and the worst distance.
+fn check(op: &str, i: usize, variants: Vec<Variant>) -> (String, f64) {
+    let format = if cases::takes_formats(op) { Format::ALL[i % Format::ALL.len()] } else { Format::F32 };
+    let case = cases::case(op, format, 10_000 + i as u64).expect("a known op").expect("a case");
+    let options = options(op, i);
+    let typical = typical(&case);
+    let mut wanted: Option<Vec<HostTensor>> = None;
+    let mut worst: f64 = 0.0;
+    for (variant, backend) in variants {
+        let failed = |e| -> ! { panic!("{} on {variant}: {e}", case.name) };
+        let mut executable = cases::compile(&case, backend.as_ref(), &options).unwrap_or_else(|e| failed(e));
+        let found = cases::run_steps(&case, executable.as_mut()).unwrap_or_else(|e| failed(e));
+        let same = cases::same_definition(executable.info());
+        let wanted =
+            wanted.get_or_insert_with(|| cases::run(&case, &Reference, &same).expect("runs any case"));
+        assert_eq!(found.len(), wanted.len(), "{}", case.name);
+        for (result, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+            let distance = distance(found, wanted, typical);
+            assert!(
+                distance <= TOLERANCE,
+                "{} on {variant}, activations {:?}, kv {}: result {result}: relative L2 {distance:.3e}",
+                case.name,
+                options.activations,
+                options.kv_type
+            );
+            worst = worst.max(distance);
+        }
+    }
+    (case.name, worst)
+}
+
+/// Runs `shapes` shapes of every op, shape `i` on `variants(i)`.
+///
+/// # Panics
+/// Where a result is further from the reference than the tolerance; and where [`ALL`] shapes miss an edge.
+pub fn every_op(shapes: usize, variants: &(dyn Fn(usize) -> Vec<Variant> + Sync)) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let one = std::env::var("MOE_OP").ok();
+    for op in OPS.iter().filter(|op| one.as_deref().is_none_or(|one| one == **op)) {
+        let start = Instant::now();
+        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= shapes {
+                            return;
+                        }
+                        let result = check(op, i, variants(i));
+                        done.lock().expect("no panic").push(result);
+                    }
+                });
+            }
+        });
+        let done = done.into_inner().expect("no panic");
+        assert_eq!(done.len(), shapes);
+        let worst = done.iter().map(|(_, worst)| *worst).fold(0.0, f64::max);
+        println!("{op}: {shapes} shapes, worst {worst:.1e}, {:.1} s", start.elapsed().as_secs_f64());
+        if shapes >= ALL {
+            let edges: &[&str] = match *op {
+                "matmul" | "embed" => &[" T=1 ", " T=257 "],
+                "expert_matmul" => &[" T=1 ", " T=257 ", " E=1 ", " E=128 ", " K=1 ", " K=8 "],
+                "attention" => &[" T=31+", " T=32+", " T=33+", " T=127+", " T=129+", " T=257+"],
+                _ => &[],
+            };
+            for edge in edges {
+                assert!(done.iter().any(|(name, _)| name.contains(edge)), "{op}: no shape has{edge}");
+            }
+        }
+    }
+}
