@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// The values that the 16 codes of IQ4_NL and IQ4_XS stand for: denser around zero, where weights are.
 pub const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -20,10 +20,10 @@ pub struct BlockIq4Nl {
 const _: () = assert!(size_of::<BlockIq4Nl>() == 18 && align_of::<BlockIq4Nl>() == 1);
 
 /// y = d · `table[q]`.
-pub fn decode(block: &BlockIq4Nl, out: &mut [f32; 32]) {
-    let d = f16_at(block.d);
+pub fn integers(block: &BlockIq4Nl, out: &mut Integers) {
+    out.scale = f16_at(block.d);
     for j in 0..16 {
-        out[j] = d * f32::from(TABLE[usize::from(block.qs[j] & 0x0f)]);
-        out[j + 16] = d * f32::from(TABLE[usize::from(block.qs[j] >> 4)]);
+        out.q[j] = i16::from(TABLE[usize::from(block.qs[j] & 0x0f)]);
+        out.q[j + 16] = i16::from(TABLE[usize::from(block.qs[j] >> 4)]);
     }
 }

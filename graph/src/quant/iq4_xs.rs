@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{f16_at, iq4_nl::TABLE};
+use super::{Integers, f16_at, iq4_nl::TABLE};
 
 /// 136 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -31,15 +31,16 @@ pub fn scales(block: &BlockIq4Xs) -> [i8; 8] {
 }
 
 /// y = (d · (scale − 32)) · `table[q]`; both products are exact (11 by 5 or a power of two, then 7 bits).
-pub fn decode(block: &BlockIq4Xs, out: &mut [f32; 256]) {
-    let d = f16_at(block.d);
-    let scales = scales(block);
+pub fn integers(block: &BlockIq4Xs, out: &mut Integers) {
+    out.scale = f16_at(block.d);
+    for (to, scale) in out.sub_scales.iter_mut().zip(scales(block)) {
+        *to = i16::from(scale);
+    }
     for s in 0..8 {
-        let scale = d * f32::from(scales[s]);
         for j in 0..16 {
             let packed = block.qs[16 * s + j];
-            out[32 * s + j] = scale * f32::from(TABLE[usize::from(packed & 0x0f)]);
-            out[32 * s + j + 16] = scale * f32::from(TABLE[usize::from(packed >> 4)]);
+            out.q[32 * s + j] = i16::from(TABLE[usize::from(packed & 0x0f)]);
+            out.q[32 * s + j + 16] = i16::from(TABLE[usize::from(packed >> 4)]);
         }
     }
 }

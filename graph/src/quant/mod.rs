@@ -2,7 +2,7 @@
 //!
 //! Input: a tensor's bytes as the file holds them. Output: f32 values, row by row.
 //! One file per format defines the block struct (alignment 1, so a view of mapped bytes needs no copy), asserts its
-//! size and decodes it; these functions are the definition that every fast path is tested against.
+//! size and takes it apart into [`Integers`] under scales, which decode in one way; these functions are the definition that every fast path is tested against.
 //! Deliberately absent: encoding (this project never quantizes weights) and any decoded copy of a whole tensor.
 
 mod format;
@@ -10,6 +10,7 @@ mod format;
 pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, Activation};
 pub use check::NonFinite;
 pub use format::{Format, UnknownFormat};
+pub use integers::Integers;
 
 pub mod activation;
 mod bf16;
@@ -17,6 +18,7 @@ mod check;
 mod decode;
 mod f16;
 mod f32;
+mod integers;
 pub mod iq4_nl;
 pub mod iq4_xs;
 pub mod mxfp4;

@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::Integers;
+
 /// Twice the values that the 16 codes stand for (0, ½, 1, 1½, 2, 3, 4, 6 and their negatives), so that they are integers;
 /// the scale is halved to match.
 pub const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -28,10 +30,10 @@ pub fn half_scale(e: u8) -> f32 {
 }
 
 /// y = (2^(e − 127) / 2) · (2 · code's value).
-pub fn decode(block: &BlockMxfp4, out: &mut [f32; 32]) {
-    let d = half_scale(block.e);
+pub fn integers(block: &BlockMxfp4, out: &mut Integers) {
+    out.scale = half_scale(block.e);
     for j in 0..16 {
-        out[j] = d * f32::from(TABLE[usize::from(block.qs[j] & 0x0f)]);
-        out[j + 16] = d * f32::from(TABLE[usize::from(block.qs[j] >> 4)]);
+        out.q[j] = i16::from(TABLE[usize::from(block.qs[j] & 0x0f)]);
+        out.q[j + 16] = i16::from(TABLE[usize::from(block.qs[j] >> 4)]);
     }
 }

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 84 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -22,14 +22,13 @@ pub struct BlockQ2K {
 const _: () = assert!(size_of::<BlockQ2K>() == 84 && align_of::<BlockQ2K>() == 1);
 
 /// y = (d · scale) · q − (dmin · min); both products are exact (11 by 4, then 2 bits), the difference is rounded once.
-pub fn decode(block: &BlockQ2K, out: &mut [f32; 256]) {
-    let (d, dmin) = (f16_at(block.d), f16_at(block.dmin));
+pub fn integers(block: &BlockQ2K, out: &mut Integers) {
+    (out.scale, out.min) = (f16_at(block.d), f16_at(block.dmin));
+    for (s, packed) in block.scales.iter().enumerate() {
+        (out.sub_scales[s], out.sub_mins[s]) = (i16::from(packed & 0x0f), i16::from(packed >> 4));
+    }
     for i in 0..256 {
         let (half, shift, byte) = (i / 128, i % 128 / 32 * 2, i % 32);
-        let q = block.qs[32 * half + byte] >> shift & 3;
-        let packed = block.scales[i / 16];
-        let scale = d * f32::from(packed & 0x0f);
-        let min = dmin * f32::from(packed >> 4);
-        out[i] = scale * f32::from(q) - min;
+        out.q[i] = i16::from(block.qs[32 * half + byte] >> shift & 3);
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 110 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -31,14 +31,13 @@ pub fn scales(packed: &[u8; 12]) -> [i8; 16] {
 }
 
 /// y = (d · (scale − 32)) · (q − 4); both products are exact (11 by 6, then 3 bits).
-pub fn decode(block: &BlockQ3K, out: &mut [f32; 256]) {
-    let d = f16_at(block.d);
-    let scales = scales(&block.scales);
+pub fn integers(block: &BlockQ3K, out: &mut Integers) {
+    out.scale = f16_at(block.d);
+    out.sub_scales = scales(&block.scales).map(i16::from);
     for i in 0..256 {
         let (half, shift, byte) = (i / 128, i % 128 / 32 * 2, i % 32);
         let low = block.qs[32 * half + byte] >> shift & 3;
         let high = block.hmask[byte] >> (i / 32) & 1;
-        let q = i32::from(low | high << 2) - 4;
-        out[i] = d * f32::from(scales[i / 16]) * q as f32;
+        out.q[i] = i16::from(low | high << 2) - 4;
     }
 }

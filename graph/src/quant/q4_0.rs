@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 18 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -17,10 +17,10 @@ pub struct BlockQ4_0 {
 const _: () = assert!(size_of::<BlockQ4_0>() == 18 && align_of::<BlockQ4_0>() == 1);
 
 /// y = d · (q − 8).
-pub fn decode(block: &BlockQ4_0, out: &mut [f32; 32]) {
-    let d = f16_at(block.d);
+pub fn integers(block: &BlockQ4_0, out: &mut Integers) {
+    out.scale = f16_at(block.d);
     for j in 0..16 {
-        out[j] = d * (i32::from(block.qs[j] & 0x0f) - 8) as f32;
-        out[j + 16] = d * (i32::from(block.qs[j] >> 4) - 8) as f32;
+        out.q[j] = i16::from(block.qs[j] & 0x0f) - 8;
+        out.q[j + 16] = i16::from(block.qs[j] >> 4) - 8;
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 20 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -18,11 +18,11 @@ pub struct BlockQ4_1 {
 
 const _: () = assert!(size_of::<BlockQ4_1>() == 20 && align_of::<BlockQ4_1>() == 1);
 
-/// y = d · q + m, rounded after the product (exact: 11 by 4 bits) and after the sum.
-pub fn decode(block: &BlockQ4_1, out: &mut [f32; 32]) {
-    let (d, m) = (f16_at(block.d), f16_at(block.m));
+/// y = d · q + m; the product is exact (11 by 4 bits).
+pub fn integers(block: &BlockQ4_1, out: &mut Integers) {
+    (out.scale, out.min) = (f16_at(block.d), -f16_at(block.m));
     for j in 0..16 {
-        out[j] = d * f32::from(block.qs[j] & 0x0f) + m;
-        out[j + 16] = d * f32::from(block.qs[j] >> 4) + m;
+        out.q[j] = i16::from(block.qs[j] & 0x0f);
+        out.q[j + 16] = i16::from(block.qs[j] >> 4);
     }
 }

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 144 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -37,14 +37,13 @@ pub fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// y = (d · scale) · q − (dmin · min); both products are exact (11 by 6, then 4 bits), the difference is rounded once.
-pub fn decode(block: &BlockQ4K, out: &mut [f32; 256]) {
-    let (d, dmin) = (f16_at(block.d), f16_at(block.dmin));
+pub fn integers(block: &BlockQ4K, out: &mut Integers) {
+    (out.scale, out.min) = (f16_at(block.d), f16_at(block.dmin));
     let (scales, mins) = scales_and_mins(&block.scales);
     for s in 0..8 {
-        let (scale, min) = (d * f32::from(scales[s]), dmin * f32::from(mins[s]));
+        (out.sub_scales[s], out.sub_mins[s]) = (i16::from(scales[s]), i16::from(mins[s]));
         for l in 0..32 {
-            let q = block.qs[s / 2 * 32 + l] >> (s % 2 * 4) & 0x0f;
-            out[32 * s + l] = scale * f32::from(q) - min;
+            out.q[32 * s + l] = i16::from(block.qs[s / 2 * 32 + l] >> (s % 2 * 4) & 0x0f);
         }
     }
 }

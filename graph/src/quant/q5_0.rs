@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 22 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -19,13 +19,11 @@ pub struct BlockQ5_0 {
 const _: () = assert!(size_of::<BlockQ5_0>() == 22 && align_of::<BlockQ5_0>() == 1);
 
 /// y = d · (q − 16).
-pub fn decode(block: &BlockQ5_0, out: &mut [f32; 32]) {
-    let d = f16_at(block.d);
+pub fn integers(block: &BlockQ5_0, out: &mut Integers) {
+    out.scale = f16_at(block.d);
     let high = u32::from_le_bytes(block.qh);
     for j in 0..16 {
-        let q_first = u32::from(block.qs[j] & 0x0f) | (high >> j & 1) << 4;
-        let q_second = u32::from(block.qs[j] >> 4) | (high >> (j + 16) & 1) << 4;
-        out[j] = d * (q_first as i32 - 16) as f32;
-        out[j + 16] = d * (q_second as i32 - 16) as f32;
+        out.q[j] = (i16::from(block.qs[j] & 0x0f) | ((high >> j & 1) << 4) as i16) - 16;
+        out.q[j + 16] = (i16::from(block.qs[j] >> 4) | ((high >> (j + 16) & 1) << 4) as i16) - 16;
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 24 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -20,14 +20,12 @@ pub struct BlockQ5_1 {
 
 const _: () = assert!(size_of::<BlockQ5_1>() == 24 && align_of::<BlockQ5_1>() == 1);
 
-/// y = d · q + m, rounded after the product (exact: 11 by 5 bits) and after the sum.
-pub fn decode(block: &BlockQ5_1, out: &mut [f32; 32]) {
-    let (d, m) = (f16_at(block.d), f16_at(block.m));
+/// y = d · q + m; the product is exact (11 by 5 bits).
+pub fn integers(block: &BlockQ5_1, out: &mut Integers) {
+    (out.scale, out.min) = (f16_at(block.d), -f16_at(block.m));
     let high = u32::from_le_bytes(block.qh);
     for j in 0..16 {
-        let q_first = u32::from(block.qs[j] & 0x0f) | (high >> j & 1) << 4;
-        let q_second = u32::from(block.qs[j] >> 4) | (high >> (j + 16) & 1) << 4;
-        out[j] = d * q_first as f32 + m;
-        out[j + 16] = d * q_second as f32 + m;
+        out.q[j] = i16::from(block.qs[j] & 0x0f) | ((high >> j & 1) << 4) as i16;
+        out.q[j + 16] = i16::from(block.qs[j] >> 4) | ((high >> (j + 16) & 1) << 4) as i16;
     }
 }

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{f16_at, q4_k::scales_and_mins};
+use super::{Integers, f16_at, q4_k::scales_and_mins};
 
 /// 176 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -24,15 +24,15 @@ pub struct BlockQ5K {
 const _: () = assert!(size_of::<BlockQ5K>() == 176 && align_of::<BlockQ5K>() == 1);
 
 /// y = (d · scale) · q − (dmin · min); both products are exact (11 by 6, then 5 bits), the difference is rounded once.
-pub fn decode(block: &BlockQ5K, out: &mut [f32; 256]) {
-    let (d, dmin) = (f16_at(block.d), f16_at(block.dmin));
+pub fn integers(block: &BlockQ5K, out: &mut Integers) {
+    (out.scale, out.min) = (f16_at(block.d), f16_at(block.dmin));
     let (scales, mins) = scales_and_mins(&block.scales);
     for s in 0..8 {
-        let (scale, min) = (d * f32::from(scales[s]), dmin * f32::from(mins[s]));
+        (out.sub_scales[s], out.sub_mins[s]) = (i16::from(scales[s]), i16::from(mins[s]));
         for l in 0..32 {
             let low = block.qs[s / 2 * 32 + l] >> (s % 2 * 4) & 0x0f;
             let high = block.qh[l] >> s & 1;
-            out[32 * s + l] = scale * f32::from(low | high << 4) - min;
+            out.q[32 * s + l] = i16::from(low | high << 4);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 210 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -23,13 +23,13 @@ const _: () = assert!(size_of::<BlockQ6K>() == 210 && align_of::<BlockQ6K>() == 
 
 /// y = (d · scale) · (q − 32); the first product is exact (11 by 7 bits), the second too (by 5 more: 24 at most, since
 /// |scale| = 128 and |q − 32| = 32 are powers of two).
-pub fn decode(block: &BlockQ6K, out: &mut [f32; 256]) {
-    let d = f16_at(block.d);
+pub fn integers(block: &BlockQ6K, out: &mut Integers) {
+    out.scale = f16_at(block.d);
+    out.sub_scales = block.scales.map(i16::from);
     for i in 0..256 {
         let (half, quarter, byte) = (i / 128, i % 128 / 32, i % 32);
         let low = block.ql[64 * half + i % 64] >> (quarter / 2 * 4) & 0x0f;
         let high = block.qh[32 * half + byte] >> (quarter * 2) & 3;
-        let q = i32::from(low | high << 4) - 32;
-        out[i] = d * f32::from(block.scales[i / 16]) * q as f32;
+        out.q[i] = i16::from(low | high << 4) - 32;
     }
 }

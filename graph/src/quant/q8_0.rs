@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::f16_at;
+use super::{Integers, f16_at};
 
 /// 34 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -17,9 +17,9 @@ pub struct BlockQ8_0 {
 const _: () = assert!(size_of::<BlockQ8_0>() == 34 && align_of::<BlockQ8_0>() == 1);
 
 /// y = d · q.
-pub fn decode(block: &BlockQ8_0, out: &mut [f32; 32]) {
-    let d = f16_at(block.d);
+pub fn integers(block: &BlockQ8_0, out: &mut Integers) {
+    out.scale = f16_at(block.d);
     for j in 0..32 {
-        out[j] = d * f32::from(block.qs[j]);
+        out.q[j] = i16::from(block.qs[j]);
     }
 }
