@@ -5,6 +5,6 @@ use super::matmul::Matrix;
 /// `ids` [T] → `out` [T, table.inner].
 pub(super) fn embed(ids: &[u32], table: Matrix<'_>, out: &mut [f32]) {
     for (out, id) in out.chunks_exact_mut(table.inner).zip(ids) {
-        table.for_rows(*id as usize..*id as usize + 1, |_, row| out.copy_from_slice(row));
+        table.decode_row(*id as usize, out);
     }
 }

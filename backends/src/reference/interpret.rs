@@ -5,7 +5,7 @@ use super::{add, attention, attention_scores, attention_softmax, embed, expert_c
 use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
 use crate::error::BackendError;
 use crate::executable::{HostTensor, KvType, StepInput, TensorData, TensorView, ValueAccess, WeightSource};
-use matmul::Matrix;
+use matmul::{Matrix, Rounded};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice};
 use moe_run_graph::quant::ActProfile;
@@ -134,8 +134,7 @@ impl<'a> Interpreter<'a> {
             }
             (Op::MatMul { weight, bias, scale }, [TensorData::F32(out)]) => {
                 let matrix = self.matrix(weight)?;
-                let x =
-                    matmul::round_activations(self.f32(input(0))?, self.profile.for_weights(matrix.format));
+                let x = Rounded::new(self.f32(input(0))?, self.profile.for_weights(matrix.format));
                 let bias = self.opt_vector(*bias)?;
                 matmul::matmul(&x, matrix, weight.rows.clone(), bias.as_deref(), *scale, out);
             }
@@ -191,8 +190,7 @@ impl<'a> Interpreter<'a> {
                 let matrix = self.matrix(weight)?;
                 let shape = &self.graph.weight(weight.tensor).shape;
                 let experts = weight.experts.clone().unwrap_or(0..shape[0]);
-                let x =
-                    matmul::round_activations(self.f32(input(0))?, self.profile.for_weights(matrix.format));
+                let x = Rounded::new(self.f32(input(0))?, self.profile.for_weights(matrix.format));
                 let bias = self.opt_vector(*bias)?;
                 let ids = self.u32(input(1))?;
                 let rows = weight.rows.clone();

@@ -14,7 +14,7 @@ mod gated_act;
 mod get_rows;
 mod interpret;
 mod kv_write;
-mod matmul;
+pub(crate) mod matmul;
 mod mul;
 mod rms_norm;
 mod rope;

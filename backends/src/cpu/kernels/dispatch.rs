@@ -99,6 +99,9 @@ compiled_for_each! {
         = vector::combine;
     /// out = a + b.
     fn add(a: &[f32], b: &[f32], out: &mut [f32]) = vector::add;
+    /// Panel × tile, for layouts and tiles without a kernel of their own.
+    fn mul_q8_plain(layout: PanelLayout, panel: &Panel, subs: usize, tile: TileStep<'_>, out: &mut [Lanes])
+        = mul::mul_q8;
     /// An integer panel as f32.
     fn widen(layout: PanelLayout, elems: usize, from: &Panel, to: &mut PanelF32) = unpack::widen_panel;
 }
@@ -183,24 +186,26 @@ impl Kernels {
         let scales = if tile.scale_per_step { 1 } else { elems.div_ceil(32) };
         assert!(elems <= STEP_ELEMS && tile.q.len() >= elems * tokens && tile.scale.len() >= scales * tokens);
         assert!(tile.neg_sums16.len() >= elems / 16 * tokens && tile.neg_sums32.len() >= elems / 32 * tokens);
-        match self.isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                if let Some(kernel) = avx512::mul_for(layout, tile.scale_per_step, tokens) {
-                    // SAFETY: the tag is checked against the CPU, the lengths above.
-                    unsafe { kernel(panel, subs, tile, out.as_mut_ptr()) }
-                } else {
-                    mul::mul_q8(layout, panel, subs, tile, out);
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if layout.super_block == tile.scale_per_step {
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => {
+                    if let Some(kernel) = avx512::mul_for(layout, tokens) {
+                        // SAFETY: the tag is checked against the CPU, the lengths above.
+                        return unsafe { kernel(panel, subs, tile, out.as_mut_ptr()) };
+                    }
                 }
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => return unsafe { avx2::mul::mul(layout, panel, subs, tile, out) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => return unsafe { neon::mul::mul(layout, panel, subs, tile, out) },
+                _ => {}
             }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx2 => unsafe { avx2::mul::mul(layout, panel, subs, tile, out) },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: as above.
-            Isa::Neon => unsafe { neon::mul::mul(layout, panel, subs, tile, out) },
-            _ => mul::mul_q8(layout, panel, subs, tile, out),
         }
+        self.mul_q8_plain(layout, panel, subs, tile, out);
     }
 
     /// f16 to f32, as many as both have.

@@ -1,9 +1,10 @@
 //! The two shapes that every matmul kernel works on: a *panel* of weights and a *tile* of activations.
 //!
 //! A panel is 16 output rows × up to 256 input elements (a *step*), unpacked from whatever the file holds into bytes:
-//! `w[row][k] = scale[sub][row] · (u[row][k] − zero) − min[sub][row]`, with u unsigned, sub-blocks of 16 or 32
-//! elements, and either a constant `zero` (a power of two) or a `min` a sub-block. The bytes lie as a dot-product
-//! instruction wants them: four elements of k of row 0, of row 1, … of row 15, then the next four elements.
+//! `w[row][k] = (scale[row] · sub_scale[sub][row]) · (u[row][k] − zero) − (min[row] · sub_min[sub][row])`, with u unsigned,
+//! sub-blocks of 16 or 32 elements under a small integer each, and either a constant `zero` (a power of two) or minima.
+//! Formats in blocks of 32 elements have a `scale` and a `min` for each of them, and no integers below. The bytes lie as a
+//! dot-product instruction wants them: four elements of k of row 0, of row 1, … of row 15, then the next four elements.
 //! A tile is up to 8 tokens, their 8-bit elements interleaved the same way: four of token 0, four of token 1, …
 //! One unpacked panel meets every tile of the batch, so unpacking costs little in a prompt; with one token the tile is
 //! the plain row, and the same kernels make the decode step.
@@ -20,6 +21,14 @@ pub const TILE_TOKENS: usize = 8;
 pub const MIN_SUB_ELEMS: usize = 16;
 /// Sub-blocks in a step, at most.
 pub const MAX_SUBS: usize = STEP_ELEMS / MIN_SUB_ELEMS;
+
+/// Blocks of 32 elements in a step.
+pub const MAX_BLOCKS: usize = STEP_ELEMS / 32;
+
+/// One i32 for each row of a panel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C, align(64))]
+pub struct IntLanes(pub [i32; PANEL_ROWS]);
 
 /// One f32 for each row of a panel.
 #[derive(Clone, Copy)]
@@ -43,10 +52,14 @@ pub fn flat_mut(lanes: &mut [Lanes]) -> &mut [f32] {
 pub struct Panel {
     /// `[k / 4][row][4]`.
     pub q: [u8; PANEL_ROWS * STEP_ELEMS],
-    /// `[sub][row]`.
-    pub scale: [Lanes; MAX_SUBS],
-    /// `[sub][row]`; read only for formats with minima.
-    pub min: [Lanes; MAX_SUBS],
+    /// `[block][row]`; of a super-block only the first.
+    pub scale: [Lanes; MAX_BLOCKS],
+    /// `[block][row]`; of a super-block only the first. Read only for formats with minima.
+    pub min: [Lanes; MAX_BLOCKS],
+    /// `[sub][row]`; read only for super-blocks.
+    pub sub_scale: [IntLanes; MAX_SUBS],
+    /// `[sub][row]`; read only for super-blocks with minima.
+    pub sub_min: [IntLanes; MAX_SUBS],
 }
 
 /// 16 rows × up to 256 elements of any matrix, as f32: `[k][row]`.
@@ -60,7 +73,14 @@ impl Panel {
     /// A panel of zeros.
     pub fn zeroed() -> Box<Panel> {
         const ZERO: Lanes = Lanes([0.0; PANEL_ROWS]);
-        Box::new(Panel { q: [0; PANEL_ROWS * STEP_ELEMS], scale: [ZERO; MAX_SUBS], min: [ZERO; MAX_SUBS] })
+        const NONE: IntLanes = IntLanes([0; PANEL_ROWS]);
+        Box::new(Panel {
+            q: [0; PANEL_ROWS * STEP_ELEMS],
+            scale: [ZERO; MAX_BLOCKS],
+            min: [ZERO; MAX_BLOCKS],
+            sub_scale: [NONE; MAX_SUBS],
+            sub_min: [NONE; MAX_SUBS],
+        })
     }
 }
 
@@ -85,6 +105,8 @@ pub enum Zero {
 pub struct PanelLayout {
     /// Elements under one scale: 16 or 32.
     pub sub_elems: usize,
+    /// A block has 256 elements, whose scales are integers times the block's.
+    pub super_block: bool,
     /// What is subtracted.
     pub zero: Zero,
 }
@@ -102,7 +124,7 @@ impl PanelLayout {
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => (32, Zero::Min),
             Format::Q2K => (16, Zero::Min),
         };
-        Some(PanelLayout { sub_elems, zero })
+        Some(PanelLayout { sub_elems, super_block: format.block_elems() == STEP_ELEMS, zero })
     }
 }
 

@@ -1,9 +1,11 @@
-//! Every instruction set against the portable functions, and those against the formats' exact decode and f64 sums.
+//! Every instruction set against the portable functions, and those against the formats' exact decode, the reference's
+//! products of 8-bit activations, bit for bit, and f64 sums.
 
 use super::layout::{MAX_SUBS, Zero};
 use super::unpack::{RowStep, unpack_floats, unpack_panel, unpack_row};
 use super::*;
-use moe_run_graph::quant::Format;
+use crate::reference::matmul::{Rounded, WeightRow};
+use moe_run_graph::quant::{ActBlock, Activation, Format};
 
 /// xorshift64*: tests need spread, not quality.
 pub struct Rng(pub u64);
@@ -87,10 +89,15 @@ fn unpacked_rows_are_the_decoded_values_exactly() {
             let mut row = RowStep::zeroed();
             unpack_row(format, &bytes, &mut row);
             for k in 0..256 {
-                let sub = k / layout.sub_elems;
+                let (sub, block) = (k / layout.sub_elems, k / format.block_elems());
+                let (mut scale, mut min) = (row.scale[block], row.min[block]);
+                if layout.super_block {
+                    scale *= row.sub_scale[sub] as f32;
+                    min *= row.sub_min[sub] as f32;
+                }
                 let got = match layout.zero {
-                    Zero::Shift(s) => row.scale[sub] * (f32::from(row.u[k]) - (1u32 << s) as f32),
-                    Zero::Min => row.scale[sub] * f32::from(row.u[k]) - row.min[sub],
+                    Zero::Shift(s) => scale * (f32::from(row.u[k]) - (1u32 << s) as f32),
+                    Zero::Min => scale * f32::from(row.u[k]) - min,
                 };
                 assert_eq!(got, want[k], "{format} element {k}");
             }
@@ -120,10 +127,16 @@ fn every_instruction_set_unpacks_the_same_bits() {
                     unpack_panel(format, step, stride, rows, elems, &mut p);
                     kernels.unpack(format, step, stride, rows, elems, &mut q);
                     assert!(p.q[..elems * 16] == q.q[..elems * 16], "{what}");
-                    for s in 0..elems / layout.sub_elems {
-                        assert_eq!(p.scale[s].0, q.scale[s].0, "{what} scale {s}");
+                    for b in 0..elems / format.block_elems() {
+                        assert_eq!(p.scale[b].0, q.scale[b].0, "{what} scale {b}");
                         if layout.zero == Zero::Min {
-                            assert_eq!(p.min[s].0, q.min[s].0, "{what} min {s}");
+                            assert_eq!(p.min[b].0, q.min[b].0, "{what} min {b}");
+                        }
+                    }
+                    for s in 0..if layout.super_block { elems / layout.sub_elems } else { 0 } {
+                        assert_eq!(p.sub_scale[s], q.sub_scale[s], "{what} scale of sub-block {s}");
+                        if layout.zero == Zero::Min {
+                            assert_eq!(p.sub_min[s], q.sub_min[s], "{what} min of sub-block {s}");
                         }
                     }
                 } else {
@@ -138,13 +151,14 @@ fn every_instruction_set_unpacks_the_same_bits() {
     }
 }
 
-/// A tile of quantized tokens, and its dequantized values `[token][k]`.
+/// A tile of quantized tokens; for each its dequantized values, and what the reference makes of it.
 struct Tile {
     q: Vec<i8>,
     sums16: Vec<i32>,
     sums32: Vec<i32>,
     scale: Vec<f32>,
     values: Vec<Vec<f32>>,
+    rounded: Vec<Rounded>,
 }
 
 fn random_tile(tokens: usize, elems: usize, block: usize, rng: &mut Rng) -> Tile {
@@ -154,12 +168,15 @@ fn random_tile(tokens: usize, elems: usize, block: usize, rng: &mut Rng) -> Tile
         sums32: vec![0; tokens * elems / 32],
         scale: vec![0.0; tokens * elems / block],
         values: Vec::new(),
+        rounded: Vec::new(),
     };
+    let activation = Activation::Q8(if block == 32 { ActBlock::X32 } else { ActBlock::X256 });
     for t in 0..tokens {
         let x: Vec<f32> = (0..elems).map(|_| rng.float()).collect();
         let (mut q, mut scale) = (vec![0i8; elems], vec![0.0; elems / block]);
         let (mut s16, mut s32) = (vec![0; elems / 16], vec![0; elems / 32]);
         Kernels::detect().quantize(&x, block, &mut q, &mut scale, &mut s16, &mut s32);
+        tile.rounded.push(Rounded::new(&x, activation));
         tile.values.push((0..elems).map(|k| f32::from(q[k]) * scale[k / block]).collect());
         (0..elems).for_each(|k| tile.q[(k / 4 * tokens + t) * 4 + k % 4] = q[k]);
         (0..s16.len()).for_each(|i| tile.sums16[i * tokens + t] = s16[i]);
@@ -170,7 +187,7 @@ fn random_tile(tokens: usize, elems: usize, block: usize, rng: &mut Rng) -> Tile
 }
 
 #[test]
-fn products_match_the_decoded_values_in_f64() {
+fn products_are_the_references_and_near_those_of_the_decoded_values() {
     let mut rng = Rng(3);
     for kernels in accelerated() {
         for format in quantized() {
@@ -193,20 +210,28 @@ fn products_match_the_decoded_values_in_f64() {
                         scale: &tile.scale,
                         scale_per_step: block == 256,
                     };
-                    let mut out = vec![Lanes([0.5; 16]); tokens];
+                    let mut out = vec![Lanes([0.0; 16]); tokens];
                     kernels.mul_q8(layout, &panel, elems / layout.sub_elems, step, &mut out);
                     for r in 0..16 {
                         let mut row = vec![0.0f32; elems];
                         format.decode_row(&bytes[r * stride..][..stride], &mut row);
                         for t in 0..tokens {
+                            let x = &tile.rounded[t];
+                            let exact = WeightRow::new(format, &bytes[r * stride..][..stride], elems, x);
+                            let (got, want) = (out[t].0[r], exact.dot(x, 0, elems));
+                            let isa = kernels.isa().name();
+                            assert_eq!(
+                                got.to_bits(),
+                                want.to_bits(),
+                                "{isa} {format} in {block}: {got} {want}"
+                            );
                             let terms =
                                 row.iter().zip(&tile.values[t]).map(|(w, x)| f64::from(*w) * f64::from(*x));
                             let size: f64 = terms.clone().map(f64::abs).sum();
-                            let want: f64 = 0.5 + terms.sum::<f64>();
+                            let want: f64 = terms.sum::<f64>();
                             let got = f64::from(out[t].0[r]);
                             // Sums of 8 to 16 floats, each of integers with up to 2⁷ cancelled: some 2⁻²⁴ of the
                             // terms before the zero point is taken off, which are at most 16 times the size.
-                            let isa = kernels.isa().name();
                             assert!(
                                 (got - want).abs() < 3e-6 * (size + 1.0),
                                 "{isa} {format} {got} {want} {size}"
@@ -233,7 +258,7 @@ fn assert_products(what: &str, format: Format, bytes: &[u8], x: &[f32], out: &[f
 }
 
 #[test]
-fn one_token_products_match_the_decoded_values_in_f64() {
+fn one_token_products_are_the_references() {
     let mut rng = Rng(7);
     for kernels in accelerated() {
         let mut found = 0;
@@ -255,7 +280,13 @@ fn one_token_products_match_the_decoded_values_in_f64() {
                 let mut out = vec![f32::NAN; rows];
                 if kernels.dot_rows(format, &bytes[1..], inner, step, &mut out) {
                     found += 1;
-                    assert_products(kernels.isa().name(), format, &bytes[1..], &tile.values[0], &out);
+                    let stride = format.row_bytes(inner).unwrap();
+                    for (bytes, got) in bytes[1..].chunks_exact(stride).zip(&out) {
+                        let want = WeightRow::new(format, bytes, inner, &tile.rounded[0]);
+                        let want = want.dot(&tile.rounded[0], 0, inner);
+                        let isa = kernels.isa().name();
+                        assert_eq!(got.to_bits(), want.to_bits(), "{isa} {format}: {got} {want}");
+                    }
                 }
             }
         }

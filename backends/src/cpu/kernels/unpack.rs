@@ -1,10 +1,12 @@
 //! The portable unpacking of every format: it defines what a panel holds, and the SIMD versions must give the same
 //! bytes and the same scales, bit for bit.
 //!
-//! Input: one row's blocks. Output: a [`RowStep`], which `scale · (u − zero) − min` turns into exactly the values that
-//! `moe_run_graph::quant` decodes.
+//! Input: one row's blocks. Output: a [`RowStep`], which `(scale · sub_scale) · (u − zero) − (min · sub_min)` turns into
+//! exactly the values that `moe_run_graph::quant` decodes.
 
-use super::layout::{Lanes, MAX_SUBS, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, Zero};
+use super::layout::{
+    IntLanes, Lanes, MAX_BLOCKS, MAX_SUBS, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, Zero,
+};
 use half::{bf16, f16};
 use moe_run_graph::quant::Format;
 
@@ -17,16 +19,26 @@ pub const E2M1_LEVELS: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 1
 pub struct RowStep {
     /// Unsigned elements.
     pub u: [u8; STEP_ELEMS],
-    /// A scale for each sub-block.
-    pub scale: [f32; MAX_SUBS],
-    /// A minimum for each sub-block; 0 where the format has none.
-    pub min: [f32; MAX_SUBS],
+    /// A scale for each block.
+    pub scale: [f32; MAX_BLOCKS],
+    /// A minimum for each block; 0 where the format has none.
+    pub min: [f32; MAX_BLOCKS],
+    /// What a super-block's scale is multiplied with, for each sub-block.
+    pub sub_scale: [i32; MAX_SUBS],
+    /// What a super-block's minimum is multiplied with, for each sub-block.
+    pub sub_min: [i32; MAX_SUBS],
 }
 
 impl RowStep {
     /// All zeros.
     pub fn zeroed() -> RowStep {
-        RowStep { u: [0; STEP_ELEMS], scale: [0.0; MAX_SUBS], min: [0.0; MAX_SUBS] }
+        RowStep {
+            u: [0; STEP_ELEMS],
+            scale: [0.0; MAX_BLOCKS],
+            min: [0.0; MAX_BLOCKS],
+            sub_scale: [0; MAX_SUBS],
+            sub_min: [0; MAX_SUBS],
+        }
     }
 }
 
@@ -104,10 +116,9 @@ fn fifth_bits(qh: &[u8], u: &mut [u8]) {
 
 /// scales[16] (low nibble scale, high nibble minimum), qs[64], d, dmin.
 fn q2_k(block: &[u8], row: &mut RowStep) {
-    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    (row.scale[0], row.min[0]) = (half_at(block, 80), half_at(block, 82));
     for s in 0..16 {
-        row.scale[s] = d * f32::from(block[s] & 15);
-        row.min[s] = dmin * f32::from(block[s] >> 4);
+        (row.sub_scale[s], row.sub_min[s]) = (i32::from(block[s] & 15), i32::from(block[s] >> 4));
     }
     for k in 0..256 {
         row.u[k] = (block[16 + k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2)) & 3;
@@ -116,12 +127,12 @@ fn q2_k(block: &[u8], row: &mut RowStep) {
 
 /// hmask[32], qs[64], scales[12] (16 × 6 bits), d. The bit in hmask is bit 2 of the element.
 fn q3_k(block: &[u8], row: &mut RowStep) {
-    let d = half_at(block, 108);
+    row.scale[0] = half_at(block, 108);
     let scales = &block[96..108];
     for s in 0..16 {
         let low = if s < 8 { scales[s] & 15 } else { scales[s - 8] >> 4 };
         let high = (scales[8 + s % 4] >> (s / 4 * 2)) & 3;
-        row.scale[s] = d * (f32::from(low | high << 4) - 32.0);
+        row.sub_scale[s] = i32::from(low | high << 4) - 32;
     }
     for k in 0..256 {
         let low = (block[32 + k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2)) & 3;
@@ -146,12 +157,12 @@ pub fn scales_and_mins_6bit(bytes: [u8; 12]) -> ([u8; 8], [u8; 8]) {
 
 /// The scales and minima of a block of Q4_K or Q5_K, which begins with d, dmin and their 12 bytes.
 fn k4_or_k5_scales(block: &[u8], row: &mut RowStep) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    (row.scale[0], row.min[0]) = (half_at(block, 0), half_at(block, 2));
     let mut bytes = [0; 12];
     bytes.copy_from_slice(&block[4..16]);
     let (scales, mins) = scales_and_mins_6bit(bytes);
     for s in 0..8 {
-        (row.scale[s], row.min[s]) = (d * f32::from(scales[s]), dmin * f32::from(mins[s]));
+        (row.sub_scale[s], row.sub_min[s]) = (i32::from(scales[s]), i32::from(mins[s]));
     }
 }
 
@@ -175,9 +186,9 @@ fn q5_k(block: &[u8], row: &mut RowStep) {
 /// ql[128], qh[64], scales[16] (signed), d. In each half: 32 elements from the low nibbles of 32 bytes of ql, 32 from
 /// the next 32 bytes, then 64 from the high nibbles of the same; bits 4 and 5 in two bits of qh each.
 fn q6_k(block: &[u8], row: &mut RowStep) {
-    let d = half_at(block, 208);
+    row.scale[0] = half_at(block, 208);
     for s in 0..16 {
-        row.scale[s] = d * f32::from(block[192 + s] as i8);
+        row.sub_scale[s] = i32::from(block[192 + s] as i8);
     }
     for k in 0..256 {
         let (half, quarter, l) = (k / 128, k % 128 / 32, k % 32);
@@ -188,12 +199,12 @@ fn q6_k(block: &[u8], row: &mut RowStep) {
 
 /// d, scales_h (2 bits × 8), scales_l (4 bits × 8), qs[128]: each 16 bytes are a sub-block, low nibbles first.
 fn iq4_xs(block: &[u8], row: &mut RowStep) {
-    let d = half_at(block, 0);
+    row.scale[0] = half_at(block, 0);
     let high = u16::from_le_bytes([block[2], block[3]]);
     for s in 0..8 {
         let low = (block[4 + s / 2] >> (s % 2 * 4)) & 15;
         let scale = u16::from(low) | ((high >> (2 * s)) & 3) << 4;
-        row.scale[s] = d * (f32::from(scale) - 32.0);
+        row.sub_scale[s] = i32::from(scale) - 32;
         nibbles(&block[8 + 16 * s..], &mut row.u[32 * s..][..32]);
     }
     row.u.iter_mut().for_each(|x| *x = IQ4_LEVELS[usize::from(*x)]);
@@ -215,15 +226,19 @@ pub fn unpack_panel(
         panel.q.fill(0);
         panel.scale.fill(Lanes([0.0; PANEL_ROWS]));
         panel.min.fill(Lanes([0.0; PANEL_ROWS]));
+        panel.sub_scale.fill(IntLanes([0; PANEL_ROWS]));
+        panel.sub_min.fill(IntLanes([0; PANEL_ROWS]));
     }
     for r in 0..rows {
         unpack_row(format, &bytes[r * stride_bytes..][..step_bytes], &mut row);
         for (k, u) in row.u[..elems].chunks_exact(4).enumerate() {
             panel.q[(k * PANEL_ROWS + r) * 4..][..4].copy_from_slice(u);
         }
+        for b in 0..MAX_BLOCKS {
+            (panel.scale[b].0[r], panel.min[b].0[r]) = (row.scale[b], row.min[b]);
+        }
         for s in 0..MAX_SUBS {
-            panel.scale[s].0[r] = row.scale[s];
-            panel.min[s].0[r] = row.min[s];
+            (panel.sub_scale[s].0[r], panel.sub_min[s].0[r]) = (row.sub_scale[s], row.sub_min[s]);
         }
     }
 }
@@ -236,8 +251,15 @@ pub fn widen_panel(layout: PanelLayout, elems: usize, from: &Panel, to: &mut Pan
         Zero::Min => 0.0,
     };
     for (k4, q) in from.q[..elems * PANEL_ROWS].chunks_exact(4 * PANEL_ROWS).enumerate() {
-        let sub = k4 * 4 / layout.sub_elems;
-        let (scale, min) = (&from.scale[sub].0, &from.min[sub].0);
+        let block = if layout.super_block { 0 } else { k4 / 8 };
+        let (mut scale, mut min) = (from.scale[block].0, from.min[block].0);
+        if layout.super_block {
+            let sub = k4 * 4 / layout.sub_elems;
+            for r in 0..PANEL_ROWS {
+                scale[r] *= from.sub_scale[sub].0[r] as f32;
+                min[r] *= from.sub_min[sub].0[r] as f32;
+            }
+        }
         for j in 0..4 {
             let out = &mut to.w[k4 * 4 + j].0;
             for r in 0..PANEL_ROWS {

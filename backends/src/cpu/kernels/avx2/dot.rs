@@ -1,5 +1,5 @@
-//! One token against rows of weights, unpacking and multiplying in registers, a row as one stream: what the AVX-512
-//! version does, 32 elements at a time. Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums hold
+//! One token against rows of weights, unpacking and multiplying in registers, four rows side by side: what the AVX-512
+//! version does, 32 elements at a time, with the same bits. Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums hold
 //! here: u ≤ 63 and |q| ≤ 127, or |w| ≤ 128 as the unsigned operand and q with its sign.
 
 use super::super::layout::TileStep;
@@ -18,11 +18,11 @@ pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
         match format {
-            Format::Q4K => each_row::<144, 256>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
-            Format::Q5K => each_row::<176, 256>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
-            Format::Q6K => each_row::<210, 256>(at, inner, tile, out, |b, t| q6_k(b, t)),
-            Format::Q8_0 => each_row::<34, 32>(at, inner, tile, out, |b, t| q8_0(b, t)),
-            Format::Q4_0 => each_row::<18, 32>(at, inner, tile, out, |b, t| q4_0(b, t)),
+            Format::Q4K => each_row::<144, 256, true>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => each_row::<176, 256, true>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => each_row::<210, 256, false>(at, inner, tile, out, |b, t| q6_k(b, t)),
+            Format::Q8_0 => each_row::<34, 32, false>(at, inner, tile, out, |b, t| q8_0(b, t)),
+            Format::Q4_0 => each_row::<18, 32, false>(at, inner, tile, out, |b, t| q4_0(b, t)),
             _ => return false,
         }
     }
@@ -35,44 +35,87 @@ struct Token {
     q: *const i8,
     neg_sums16: *const i32,
     neg_sums32: *const i32,
-    scale: f32,
 }
 
-/// For each row, Σ over its blocks of `block(block, token)`.
+/// A block's sums, spread over lanes, its d and its dmin.
+#[derive(Clone, Copy)]
+struct Sums {
+    products: __m256i,
+    minima: __m256i,
+    d: f32,
+    dmin: f32,
+}
+
+impl Sums {
+    /// Of a block without minima.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new(products: __m256i, d: f32) -> Sums {
+        Sums { products, minima: _mm256_setzero_si256(), d, dmin: 0.0 }
+    }
+}
+
+/// The products of rows of blocks that have `BYTES` and `ELEMS`, with `MINIMA` or without; `block` takes one.
 ///
 /// # Safety
-/// As [`dot`]; a block has `BYTES` and `ELEMS`.
+/// As [`dot`].
 #[inline(always)]
-unsafe fn each_row<const BYTES: usize, const ELEMS: usize>(
-    mut at: *const u8,
+unsafe fn each_row<const BYTES: usize, const ELEMS: usize, const MINIMA: bool>(
+    at: *const u8,
     inner: usize,
     tile: TileStep<'_>,
     out: &mut [f32],
-    block: impl Fn(*const u8, Token) -> __m256,
+    block: impl Fn(*const u8, Token) -> Sums,
 ) {
-    for row in out {
-        // SAFETY: blocks below `inner / ELEMS` exist in the row and in the tile.
+    let row_bytes = inner / ELEMS * BYTES;
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: blocks below `inner / ELEMS` exist in each of the rows and in the tile; rows that do not exist stand for
+        // the first, and their sums are dropped.
         unsafe {
-            let mut sum = _mm256_setzero_ps();
+            let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
+            let mut rows = [row(0), row(1), row(2), row(3)];
+            let mut sum = _mm_setzero_ps();
             for b in 0..inner / ELEMS {
                 let token = Token {
                     q: tile.q.as_ptr().add(ELEMS * b),
                     neg_sums16: tile.neg_sums16.as_ptr().add(ELEMS / 16 * b),
                     neg_sums32: tile.neg_sums32.as_ptr().add(ELEMS / 32 * b),
-                    scale: *tile.scale.as_ptr().add(b),
                 };
-                sum = _mm256_add_ps(sum, block(at, token));
-                at = at.add(BYTES);
+                let a = _mm_set1_ps(*tile.scale.as_ptr().add(b));
+                let mut blocks = [Sums::new(_mm256_setzero_si256(), 0.0); 4];
+                for (block_sums, at) in blocks.iter_mut().zip(&mut rows) {
+                    *block_sums = block(*at, token);
+                    *at = at.add(BYTES);
+                }
+                let [first, second, third, fourth] = blocks;
+                if MINIMA {
+                    let ints = fold([first.minima, second.minima, third.minima, fourth.minima]);
+                    let dmin = _mm_setr_ps(first.dmin, second.dmin, third.dmin, fourth.dmin);
+                    sum = _mm_fmadd_ps(_mm_mul_ps(dmin, a), _mm_cvtepi32_ps(ints), sum);
+                }
+                let ints = fold([first.products, second.products, third.products, fourth.products]);
+                let d = _mm_setr_ps(first.d, second.d, third.d, fourth.d);
+                sum = _mm_fmadd_ps(_mm_mul_ps(d, a), _mm_cvtepi32_ps(ints), sum);
             }
-            *row = fold(sum);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), sum);
+            out.copy_from_slice(&sums[..out.len()]);
         }
     }
+}
+
+/// The sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fold([a, b, c, d]: [__m256i; 4]) -> __m128i {
+    let x = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
 }
 
 /// The sum of eight lanes, halves first.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn fold(x: __m256) -> f32 {
+fn fold_floats(x: __m256) -> f32 {
     let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
@@ -115,13 +158,13 @@ fn add_scaled(sum: __m256i, u: __m256i, q: __m256i, scale: __m256i) -> __m256i {
     _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), scale))
 }
 
-/// Q4_K and Q5_K (`FIFTH`): a · (d · Σ scale·(u·q) + dmin · Σ min·(−Σq)).
+/// Q4_K and Q5_K (`FIFTH`): Σ scale·(u·q) and Σ min·(−Σq).
 ///
 /// # Safety
 /// The block and the token's elements are readable.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m256 {
+unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let (scales, mins) = scales_and_mins_6bit(block.add(4).cast::<[u8; 12]>().read());
@@ -146,21 +189,22 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> __m256 
                 sum = add_scaled(sum, *u, load(token.q.add(32 * s)), word(scales, s));
             }
         }
-        let min_sum = _mm256_mullo_epi32(mins, load(token.neg_sums32));
-        let d = _mm256_set1_ps(half(block) * token.scale);
-        let dmin = _mm256_set1_ps(half(block.add(2)) * token.scale);
-        let mins = _mm256_mul_ps(_mm256_cvtepi32_ps(min_sum), dmin);
-        _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), d, mins)
+        Sums {
+            products: sum,
+            minima: _mm256_mullo_epi32(mins, load(token.neg_sums32)),
+            d: half(block),
+            dmin: half(block.add(2)),
+        }
     }
 }
 
-/// Q6_K: a · d · Σ scale·(u·q − 32·Σq).
+/// Q6_K: Σ scale·(u·q − 32·Σq).
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q6_k(block: *const u8, token: Token) -> __m256 {
+unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let (nibble, two_bits) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
@@ -190,23 +234,21 @@ unsafe fn q6_k(block: *const u8, token: Token) -> __m256 {
             _mm256_mullo_epi32(_mm256_cvtepi8_epi32(scales), load(token.neg_sums16)),
             _mm256_mullo_epi32(_mm256_cvtepi8_epi32(high_scales), load(token.neg_sums16.add(8))),
         );
-        let sum = _mm256_add_epi32(sum, _mm256_slli_epi32::<5>(zeros));
-        _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(half(block.add(208)) * token.scale))
+        Sums::new(_mm256_add_epi32(sum, _mm256_slli_epi32::<5>(zeros)), self::half(block.add(208)))
     }
 }
 
-/// a · d · Σ w·q over 32 elements with |w| ≤ 128.
+/// Σ w·q over 32 elements with |w| ≤ 128.
 ///
 /// # Safety
 /// d is readable at `block`, the token's elements are.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn signed(block: *const u8, w: __m256i, token: Token) -> __m256 {
+unsafe fn signed(block: *const u8, w: __m256i, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     let (q, d) = unsafe { (load(token.q), half(block)) };
     let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
-    let sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(d * token.scale))
+    Sums::new(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), d)
 }
 
 /// Q8_0.
@@ -215,7 +257,7 @@ unsafe fn signed(block: *const u8, w: __m256i, token: Token) -> __m256 {
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_0(block: *const u8, token: Token) -> __m256 {
+unsafe fn q8_0(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe { signed(block, load(block.add(2)), token) }
 }
@@ -226,7 +268,7 @@ unsafe fn q8_0(block: *const u8, token: Token) -> __m256 {
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4_0(block: *const u8, token: Token) -> __m256 {
+unsafe fn q4_0(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let x = _mm_loadu_si128(block.add(2).cast());
@@ -296,7 +338,7 @@ unsafe fn floats<const BYTES: usize>(
                 k += 8;
             }
             let [a, b, c, d] = sums;
-            *row = fold(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
+            *row = fold_floats(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
             at = at.add(inner * BYTES);
         }
     }

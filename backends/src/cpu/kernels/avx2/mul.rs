@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 /// Panel × tile for any number of tokens.
 ///
 /// # Safety
-/// The CPU has AVX2 and FMA. `tile` holds `subs` sub-blocks of `out.len()` tokens with their sums and scales.
+/// The CPU has AVX2 and FMA. `tile` holds `subs` sub-blocks of `out.len()` tokens with their sums and scales, one for 256
+/// elements where the layout has super-blocks and one for 32 where it has not.
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn mul(layout: PanelLayout, panel: &Panel, subs: usize, tile: TileStep<'_>, out: &mut [Lanes]) {
     let tokens = out.len();
@@ -49,8 +50,18 @@ unsafe fn part<const T: usize>(
     let centred = layout.zero == Zero::Shift(7);
     let ones = _mm256_set1_epi16(1);
     let mut float = [_mm256_setzero_ps(); T];
+    let mut total = [_mm256_setzero_si256(); T];
     // SAFETY: offsets stay inside the panel, the tile and `out`, whose sizes the caller vouches for.
     unsafe {
+        for t in 0..T {
+            float[t] = _mm256_loadu_ps(out.get_unchecked(first + t).0.as_ptr().add(8 * half));
+        }
+        // Adds `ints` · (the panel's scale · the token's) of block `at`.
+        let scaled = |float: __m256, by: &Lanes, at: usize, t: usize, ints: __m256i| {
+            let a = _mm256_set1_ps(*tile.scale.get_unchecked(at * tokens + first + t));
+            let by = _mm256_mul_ps(_mm256_load_ps(by.0.as_ptr().add(8 * half)), a);
+            _mm256_fmadd_ps(by, _mm256_cvtepi32_ps(ints), float)
+        };
         for s in 0..subs {
             let sum = |t: usize| *sums.get_unchecked(s * tokens + first + t);
             let mut int = [_mm256_setzero_si256(); T];
@@ -74,28 +85,36 @@ unsafe fn part<const T: usize>(
                     }
                 }
             }
-            let scale = _mm256_load_ps(panel.scale[s].0.as_ptr().add(8 * half));
-            let min = _mm256_load_ps(panel.min[s].0.as_ptr().add(8 * half));
             for t in 0..T {
                 if let (Zero::Shift(shift), false) = (layout.zero, centred) {
                     int[t] = _mm256_add_epi32(int[t], _mm256_set1_epi32(sum(t) << shift));
                 }
-                let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(int[t]), scale);
-                if layout.zero == Zero::Min {
-                    value = _mm256_fmadd_ps(_mm256_set1_ps(sum(t) as f32), min, value);
-                }
-                if tile.scale_per_step {
-                    float[t] = _mm256_add_ps(float[t], value);
+                if layout.super_block {
+                    let by = _mm256_load_si256(panel.sub_scale[s].0.as_ptr().add(8 * half).cast());
+                    total[t] = _mm256_add_epi32(total[t], _mm256_mullo_epi32(int[t], by));
                 } else {
-                    let by = *tile.scale.get_unchecked(s * layout.sub_elems / 32 * tokens + first + t);
-                    float[t] = _mm256_fmadd_ps(value, _mm256_set1_ps(by), float[t]);
+                    if layout.zero == Zero::Min {
+                        float[t] = scaled(float[t], &panel.min[s], s, t, _mm256_set1_epi32(sum(t)));
+                    }
+                    float[t] = scaled(float[t], &panel.scale[s], s, t, int[t]);
                 }
             }
         }
         for t in 0..T {
+            if layout.super_block {
+                if layout.zero == Zero::Min {
+                    let mut minima = _mm256_setzero_si256();
+                    for s in 0..subs {
+                        let sum = _mm256_set1_epi32(*sums.get_unchecked(s * tokens + first + t));
+                        let min = _mm256_load_si256(panel.sub_min[s].0.as_ptr().add(8 * half).cast());
+                        minima = _mm256_add_epi32(minima, _mm256_mullo_epi32(sum, min));
+                    }
+                    float[t] = scaled(float[t], &panel.min[0], 0, t, minima);
+                }
+                float[t] = scaled(float[t], &panel.scale[0], 0, t, total[t]);
+            }
             let to = out.get_unchecked_mut(first + t).0.as_mut_ptr().add(8 * half);
-            let by = if tile.scale_per_step { *tile.scale.get_unchecked(first + t) } else { 1.0 };
-            _mm256_storeu_ps(to, _mm256_fmadd_ps(float[t], _mm256_set1_ps(by), _mm256_loadu_ps(to)));
+            _mm256_storeu_ps(to, float[t]);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! One token against rows of weights, unpacking and multiplying in registers: the decode step's kernels. Rows are walked
 //! from their first byte to their last, four side by side at most, so that a matrix is read nearly as one stream.
 //!
-//! Integer sums are exact inside a block, scales of sub-blocks included; floats are summed once a block, in 16 lanes that
-//! fold when the row ends.
+//! Integer sums are exact inside a block, scales of sub-blocks included; floats are summed once a block, first to last, as
+//! `mul::mul_q8` defines it.
 
 use super::super::layout::TileStep;
 use moe_run_graph::quant::Format;
@@ -22,9 +22,9 @@ pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
         match format {
-            Format::Q4K => super_blocks::<144>(at, inner, tile, out, |b, t, s| k4_or_k5::<false>(b, t, s)),
-            Format::Q5K => super_blocks::<176>(at, inner, tile, out, |b, t, s| k4_or_k5::<true>(b, t, s)),
-            Format::Q6K => super_blocks::<210>(at, inner, tile, out, |b, t, s| q6_k(b, t, s)),
+            Format::Q4K => super_blocks::<144, true>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => super_blocks::<176, true>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => super_blocks::<210, false>(at, inner, tile, out, |b, t| q6_k(b, t)),
             Format::Q8_0 => pairs_of_blocks::<34>(at, inner, tile, out, |b| q8_0(b), 128),
             Format::Q4_0 => pairs_of_blocks::<18>(at, inner, tile, out, |b| nibbles(b.add(2)), 8),
             _ => return false,
@@ -37,32 +37,18 @@ pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_
 #[derive(Clone, Copy)]
 struct Token {
     q: *const i8,
-    neg_sums16: *const i32,
-    neg_sums32: *const i32,
-    scale: f32,
+    /// −Σq of 16 elements, as words.
+    neg_sums16: __m256i,
+    /// −Σq of 32 elements, as words.
+    neg_sums32: __m128i,
 }
 
-impl Token {
-    /// Those of the tile's first super-block, but for the scale.
-    fn new(tile: TileStep<'_>) -> Token {
-        Token {
-            q: tile.q.as_ptr(),
-            neg_sums16: tile.neg_sums16.as_ptr(),
-            neg_sums32: tile.neg_sums32.as_ptr(),
-            scale: 0.0,
-        }
-    }
-
-    /// Those of the next.
-    #[inline(always)]
-    fn next(self) -> Token {
-        Token {
-            q: self.q.wrapping_add(256),
-            neg_sums16: self.neg_sums16.wrapping_add(16),
-            neg_sums32: self.neg_sums32.wrapping_add(8),
-            scale: self.scale,
-        }
-    }
+/// A block's sums, spread over lanes, and the bits of its d, with dmin above.
+#[derive(Clone, Copy)]
+struct Sums {
+    products: __m512i,
+    minima: __m128i,
+    scales: u32,
 }
 
 /// `out[r] = row(first byte of row r)`, folded; four rows share the folding. Rows are `row_bytes` long.
@@ -100,17 +86,60 @@ fn fold([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     sums
 }
 
-/// [`dot`] for formats in super-blocks of `BYTES` bytes: `block(block, token, sum)` adds one to the lanes of the sum.
+/// For each of four vectors the sum of the lanes in its lower half, and in its upper half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn fold_halves([a, b, c, d]: [__m512i; 4]) -> [__m128i; 2] {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let x = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    [both_halves(_mm512_castsi512_si256(x)), both_halves(_mm512_extracti64x4_epi64::<1>(x))]
+}
+
+/// The sum of both halves.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn both_halves(x: __m256i) -> __m128i {
+    _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
+}
+
+/// The sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn fold_small([a, b, c, d]: [__m128i; 4]) -> __m128i {
+    let ab = _mm_add_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
+    let cd = _mm_add_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
+    _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd))
+}
+
+/// Four rows' two halves of f16 as floats: those in the low bits, then those above.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+fn scales([a, b, c, d]: [u32; 4]) -> [__m128; 2] {
+    let bits = _mm_setr_epi32(a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed());
+    let apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    let both = _mm256_cvtph_ps(_mm_shuffle_epi8(bits, apart));
+    [_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)]
+}
+
+/// `sum` + `ints` · (`d` · `a`), row by row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,fma")]
+fn add_scaled(sum: __m128, ints: __m128i, d: __m128, a: f32) -> __m128 {
+    _mm_fmadd_ps(_mm_mul_ps(d, _mm_set1_ps(a)), _mm_cvtepi32_ps(ints), sum)
+}
+
+/// [`dot`] for formats in super-blocks of `BYTES` bytes, with `MINIMA` or without; `block` takes one.
 ///
 /// # Safety
 /// As [`dot`].
 #[inline(always)]
-unsafe fn super_blocks<const BYTES: usize>(
+unsafe fn super_blocks<const BYTES: usize, const MINIMA: bool>(
     at: *const u8,
     inner: usize,
     tile: TileStep<'_>,
     out: &mut [f32],
-    block: impl Fn(*const u8, Token, __m512) -> __m512,
+    block: impl Fn(*const u8, Token) -> Sums,
 ) {
     let row_bytes = inner / 256 * BYTES;
     // The same block of four rows in turn: what follows are the next four rows.
@@ -121,22 +150,34 @@ unsafe fn super_blocks<const BYTES: usize>(
         unsafe {
             let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
             let (mut a, mut b, mut c, mut d) = (row(0), row(1), row(2), row(3));
-            let mut sums = [_mm512_setzero_ps(); 4];
-            let mut token = Token::new(tile);
-            for scale in &tile.scale[..inner / 256] {
-                token.scale = *scale;
+            let mut sum = _mm_setzero_ps();
+            for (i, scale) in tile.scale[..inner / 256].iter().enumerate() {
+                let neg_sums = (tile.neg_sums16.as_ptr().add(16 * i), tile.neg_sums32.as_ptr().add(8 * i));
+                let token = Token {
+                    q: tile.q.as_ptr().add(256 * i),
+                    neg_sums16: _mm512_cvtepi32_epi16(_mm512_loadu_si512(neg_sums.0.cast())),
+                    neg_sums32: _mm256_cvtepi32_epi16(_mm256_loadu_si256(neg_sums.1.cast())),
+                };
                 prefetch::<BYTES>(a, ahead);
-                sums[0] = block(a, token, sums[0]);
+                let first = block(a, token);
                 prefetch::<BYTES>(b, ahead);
-                sums[1] = block(b, token, sums[1]);
+                let second = block(b, token);
                 prefetch::<BYTES>(c, ahead);
-                sums[2] = block(c, token, sums[2]);
+                let third = block(c, token);
                 prefetch::<BYTES>(d, ahead);
-                sums[3] = block(d, token, sums[3]);
+                let fourth = block(d, token);
                 (a, b, c, d) = (a.add(BYTES), b.add(BYTES), c.add(BYTES), d.add(BYTES));
-                token = token.next();
+                let [d, dmin] = scales([first.scales, second.scales, third.scales, fourth.scales]);
+                if MINIMA {
+                    let minima = fold_small([first.minima, second.minima, third.minima, fourth.minima]);
+                    sum = add_scaled(sum, minima, dmin, *scale);
+                }
+                let halves = fold_halves([first.products, second.products, third.products, fourth.products]);
+                sum = add_scaled(sum, _mm_add_epi32(halves[0], halves[1]), d, *scale);
             }
-            store(fold(sums), out);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), sum);
+            store(sums, out);
         }
     }
 }
@@ -180,13 +221,6 @@ fn halves(low: i16, high: i16) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi16(low)), _mm256_set1_epi16(high))
 }
 
-/// Two halves of f16 in a dword as floats, the first in lane 0.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl,f16c")]
-fn two_halves(bits: u32) -> __m128 {
-    _mm_cvtph_ps(_mm_cvtsi32_si128(bits.cast_signed()))
-}
-
 /// Σ_sub scale · Σ u·q of a super-block, spread over the lanes. `u` are 4 × 64 elements in order, below 64 each, `scales`
 /// one for each 16 elements, with `REPEAT` 2 one for each 32.
 ///
@@ -225,15 +259,14 @@ const fn sub_blocks(pair: usize, repeat: usize) -> [u16; 32] {
     words
 }
 
-/// Adds a block of Q4_K or Q5_K (`FIFTH`): a · (d · Σ scale·(u·q) + dmin · Σ min·(−Σq)). Block: d, dmin, 12 bytes of
-/// 6-bit scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two
+/// Σ scale·(u·q) and Σ min·(−Σq) of a block of Q4_K or Q5_K (`FIFTH`). Block: d, dmin, 12 bytes of 6-bit scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two
 /// sub-blocks.
 ///
 /// # Safety
 /// The block and the token's elements are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token, sum: __m512) -> __m512 {
+unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let head = _mm_loadu_si128(block.cast());
@@ -256,23 +289,20 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token, sum: __m51
                 *u = _mm512_or_si512(*u, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
             }
         }
-        let products = scaled::<2>(u, token.q, _mm256_castsi128_si256(scales));
-        let min_sum = _mm256_mullo_epi32(mins, _mm256_loadu_si256(token.neg_sums32.cast()));
-        // d and dmin are the head's first two halves.
-        let d = _mm_mul_ps(_mm_cvtph_ps(head), _mm_set1_ps(token.scale));
-        let dmin = _mm512_zextps256_ps512(_mm256_broadcastss_ps(_mm_movehdup_ps(d)));
-        let min_sum = _mm512_cvtepi32_ps(_mm512_zextsi256_si512(min_sum));
-        let sum = _mm512_fmadd_ps(min_sum, dmin, sum);
-        _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_broadcastss_ps(d), sum)
+        Sums {
+            products: scaled::<2>(u, token.q, _mm256_castsi128_si256(scales)),
+            minima: _mm_madd_epi16(mins, token.neg_sums32),
+            scales: block.cast::<u32>().read_unaligned(),
+        }
     }
 }
 
-/// The 6-bit scales (as words) and minima (as dwords) of a block of Q4_K or Q5_K from its first 16 bytes: d, dmin, then
+/// The 6-bit scales and minima, as words, of a block of Q4_K or Q5_K from its first 16 bytes: d, dmin, then
 /// four dwords' worth of s0, s1, s2. Of the first four, s0 and s1 hold the low six bits of each byte; of the last four,
 /// s2 holds the low four bits, the scale's in its low nibble, and s0 and s1 the two above.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn scales_and_mins(head: __m128i) -> (__m128i, __m256i) {
+fn scales_and_mins(head: __m128i) -> (__m128i, __m128i) {
     let low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
     let low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
     let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
@@ -280,17 +310,17 @@ fn scales_and_mins(head: __m128i) -> (__m128i, __m256i) {
         _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
     let high = _mm_and_si128(_mm_srli_epi32::<2>(high), _mm_set1_epi8(0x30));
     let both = _mm_or_si128(low, high);
-    (_mm_cvtepu8_epi16(both), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(both, both)))
+    (_mm_cvtepu8_epi16(both), _mm_cvtepu8_epi16(_mm_unpackhi_epi64(both, both)))
 }
 
-/// Adds a block of Q6_K: a · d · Σ scale·(u·q − 32·Σq). Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
+/// Σ scale·(u·q − 32·Σq) of a block of Q6_K. Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
 /// elements, then of the other 64; 64 bytes of two more bits follow, 32 a half; 16 signed scales; d.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn q6_k(block: *const u8, token: Token, sum: __m512) -> __m512 {
+unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let (nibble, two_bits) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
@@ -303,13 +333,10 @@ unsafe fn q6_k(block: *const u8, token: Token, sum: __m512) -> __m512 {
             u[2 * half] = _mm512_or_si512(_mm512_and_si512(low, nibble), first);
             u[2 * half + 1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second);
         }
-        let scales = _mm_loadu_si128(block.add(192).cast());
-        let products = scaled::<1>(u, token.q, _mm256_cvtepi8_epi16(scales));
-        let neg_sums = _mm512_loadu_si512(token.neg_sums16.cast());
-        let zero = _mm512_slli_epi32::<5>(_mm512_mullo_epi32(_mm512_cvtepi8_epi32(scales), neg_sums));
-        let d = two_halves(half_bits(block.add(208)));
-        let d = _mm512_broadcastss_ps(_mm_mul_ss(d, _mm_set_ss(token.scale)));
-        _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(products, zero)), d, sum)
+        let scales = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.add(192).cast()));
+        let zero = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, token.neg_sums16));
+        let products = _mm512_add_epi32(scaled::<1>(u, token.q, scales), _mm512_zextsi256_si512(zero));
+        Sums { products, minima: _mm_setzero_si128(), scales: half_bits(block.add(208)) }
     }
 }
 
@@ -358,28 +385,35 @@ unsafe fn pairs_of_blocks<const BYTES: usize>(
         unsafe {
             let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
             let mut rows = [row(0), row(1), row(2), row(3)];
-            let mut sums = [_mm512_setzero_ps(); 4];
+            let mut sum = _mm_setzero_ps();
+            let (mut ints, mut halves) = ([_mm512_setzero_si512(); 4], [0; 4]);
             let (mut q, mut scale) = (tile.q.as_ptr(), tile.scale.as_ptr());
             for _ in 0..blocks / 2 {
-                let x =
-                    Pair::new(_mm512_loadu_si512(q.cast()), _mm_castpd_ps(_mm_load_sd(scale.cast())), zero);
-                for (sum, at) in sums.iter_mut().zip(&mut rows) {
+                let x = Pair::new(_mm512_loadu_si512(q.cast()), zero);
+                for (r, at) in rows.iter_mut().enumerate() {
                     prefetch::<64>(*at, ahead);
                     let second = at.add(BYTES);
                     let u = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(elements(*at)), elements(second));
-                    *sum = x.add(u, half_bits(*at) | half_bits(second) << 16, *sum);
+                    ints[r] = x.times(u);
+                    halves[r] = half_bits(*at) | half_bits(second) << 16;
                     *at = second.add(BYTES);
                 }
+                let (sums, d) = (fold_halves(ints), scales(halves));
+                sum = add_scaled(sum, sums[0], d[0], *scale);
+                sum = add_scaled(sum, sums[1], d[1], *scale.add(1));
                 (q, scale) = (q.add(64), scale.add(2));
             }
             if blocks % 2 == 1 {
-                let last = _mm512_zextsi256_si512(_mm256_loadu_si256(q.cast()));
-                let x = Pair::new(last, _mm_load_ss(scale), zero);
-                for (sum, at) in sums.iter_mut().zip(rows) {
-                    *sum = x.add(_mm512_zextsi256_si512(elements(at)), half_bits(at), *sum);
+                let x = Pair::new(_mm512_zextsi256_si512(_mm256_loadu_si256(q.cast())), zero);
+                for (r, at) in rows.into_iter().enumerate() {
+                    ints[r] = x.times(_mm512_zextsi256_si512(elements(at)));
+                    halves[r] = half_bits(at);
                 }
+                sum = add_scaled(sum, fold_halves(ints)[0], scales(halves)[0], *scale);
             }
-            store(fold(sums), out);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), sum);
+            store(sums, out);
         }
     }
 }
@@ -400,28 +434,22 @@ struct Pair {
     q: __m512i,
     /// −zero · Σq of four elements, for each four.
     offsets: __m512i,
-    /// Their scales in lanes 0 and 1.
-    scales: __m128,
 }
 
 impl Pair {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn new(q: __m512i, scales: __m128, zero: u8) -> Pair {
+    fn new(q: __m512i, zero: u8) -> Pair {
         let none = _mm512_setzero_si512();
         let offsets = _mm512_dpbusd_epi32(none, _mm512_set1_epi8(zero.cast_signed()), q);
-        Pair { q, offsets: _mm512_sub_epi32(none, offsets), scales }
+        Pair { q, offsets: _mm512_sub_epi32(none, offsets) }
     }
 
-    /// Adds d · a · (u·q − zero·Σq) of both blocks to the lanes of the sum; `d` are their two halves.
+    /// u·q − zero·Σq of both blocks, each in the lanes of its half.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vl,avx512vnni,f16c")]
-    fn add(self, u: __m512i, d: u32, sum: __m512) -> __m512 {
-        let value = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(self.offsets, u, self.q));
-        let scales = _mm_mul_ps(two_halves(d), self.scales);
-        let first_or_second = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-        let scales = _mm512_permutexvar_ps(first_or_second, _mm512_castps128_ps512(scales));
-        _mm512_fmadd_ps(value, scales, sum)
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn times(self, u: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(self.offsets, u, self.q)
     }
 }
 

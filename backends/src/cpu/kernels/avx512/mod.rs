@@ -10,35 +10,32 @@ type Mul = unsafe fn(&Panel, usize, TileStep<'_>, *mut Lanes);
 
 /// The kernels for 1 to 8 tokens.
 macro_rules! by_tokens {
-    ($sub:literal, $shift:expr, $per_step:literal) => {
+    ($sub:literal, $shift:expr, $super:literal) => {
         [
-            mul::mul::<1, $sub, { $shift }, $per_step> as Mul,
-            mul::mul::<2, $sub, { $shift }, $per_step>,
-            mul::mul::<3, $sub, { $shift }, $per_step>,
-            mul::mul::<4, $sub, { $shift }, $per_step>,
-            mul::mul::<5, $sub, { $shift }, $per_step>,
-            mul::mul::<6, $sub, { $shift }, $per_step>,
-            mul::mul::<7, $sub, { $shift }, $per_step>,
-            mul::mul::<8, $sub, { $shift }, $per_step>,
+            mul::mul::<1, $sub, { $shift }, $super> as Mul,
+            mul::mul::<2, $sub, { $shift }, $super>,
+            mul::mul::<3, $sub, { $shift }, $super>,
+            mul::mul::<4, $sub, { $shift }, $super>,
+            mul::mul::<5, $sub, { $shift }, $super>,
+            mul::mul::<6, $sub, { $shift }, $super>,
+            mul::mul::<7, $sub, { $shift }, $super>,
+            mul::mul::<8, $sub, { $shift }, $super>,
         ]
     };
 }
 
 /// The multiplication for a layout; `None` for a layout that no format has.
-pub fn mul_for(layout: PanelLayout, per_step: bool, tokens: usize) -> Option<Mul> {
+pub fn mul_for(layout: PanelLayout, tokens: usize) -> Option<Mul> {
     const MIN: u32 = mul::MIN;
-    let table = match (layout.sub_elems, layout.zero, per_step) {
+    let table = match (layout.sub_elems, layout.zero, layout.super_block) {
         (32, Zero::Shift(3), false) => by_tokens!(32, 3, false),
         (32, Zero::Shift(4), false) => by_tokens!(32, 4, false),
         (32, Zero::Shift(7), false) => by_tokens!(32, 7, false),
-        (32, Zero::Shift(7), true) => by_tokens!(32, 7, true),
-        (16, Zero::Shift(2), false) => by_tokens!(16, 2, false),
-        (16, Zero::Shift(2), true) => by_tokens!(16, 2, true),
-        (16, Zero::Shift(5), false) => by_tokens!(16, 5, false),
-        (16, Zero::Shift(5), true) => by_tokens!(16, 5, true),
         (32, Zero::Min, false) => by_tokens!(32, MIN, false),
+        (32, Zero::Shift(7), true) => by_tokens!(32, 7, true),
+        (16, Zero::Shift(2), true) => by_tokens!(16, 2, true),
+        (16, Zero::Shift(5), true) => by_tokens!(16, 5, true),
         (32, Zero::Min, true) => by_tokens!(32, MIN, true),
-        (16, Zero::Min, false) => by_tokens!(16, MIN, false),
         (16, Zero::Min, true) => by_tokens!(16, MIN, true),
         _ => return None,
     };

@@ -8,30 +8,28 @@ use std::arch::x86_64::*;
 /// The panel's zero is `1 << SHIFT`, or, with `SHIFT == MIN`, minima.
 pub const MIN: u32 = 32;
 
-/// `out[t] += panel × tile` for `T` tokens and `subs` sub-blocks of `SUB` elements. With `PER_STEP` the activation's
-/// scale covers the whole step, else 32 elements.
+/// `out[t] += panel × tile` for `T` tokens and `subs` sub-blocks of `SUB` elements, as `mul::mul_q8` defines it. With
+/// `SUPER` the panel is a super-block under one activation scale; else a sub-block is a block with an activation scale.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, VL and VNNI. `tile` holds `subs · SUB` elements of `T` tokens with their sums and
 /// scales, `out` has `T` entries.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const PER_STEP: bool>(
+pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const SUPER: bool>(
     panel: &Panel,
     subs: usize,
     tile: TileStep<'_>,
     out: *mut Lanes,
 ) {
-    let groups = SUB / 4;
     let sums = if SUB == 16 { tile.neg_sums16.as_ptr() } else { tile.neg_sums32.as_ptr() };
     let mut q = tile.q.as_ptr().cast::<i32>();
     let mut w = panel.q.as_ptr();
     let mut float = [_mm512_setzero_ps(); T];
+    let mut total = [_mm512_setzero_si512(); T];
     // SAFETY: all offsets stay below the lengths that the caller vouches for.
     unsafe {
-        if !PER_STEP {
-            for t in 0..T {
-                float[t] = _mm512_loadu_ps(out.add(t).cast());
-            }
+        for t in 0..T {
+            float[t] = _mm512_loadu_ps(out.add(t).cast());
         }
         for s in 0..subs {
             let mut int = [_mm512_setzero_si512(); T];
@@ -40,7 +38,7 @@ pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const PER_
                     int[t] = _mm512_slli_epi32::<SHIFT>(_mm512_set1_epi32(*sums.add(s * T + t)));
                 }
             }
-            for _ in 0..groups {
+            for _ in 0..SUB / 4 {
                 let weights = _mm512_load_si512(w.cast());
                 for t in 0..T {
                     let activations = _mm512_set1_epi32(q.add(t).read_unaligned());
@@ -49,41 +47,61 @@ pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const PER_
                 w = w.add(4 * PANEL_ROWS);
                 q = q.add(T);
             }
-            let scale = _mm512_load_ps(panel.scale[s].0.as_ptr());
-            if PER_STEP {
+            if SUPER {
+                let by = _mm512_load_si512(panel.sub_scale[s].0.as_ptr().cast());
                 for t in 0..T {
-                    float[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[t]), scale, float[t]);
-                }
-                if SHIFT == MIN {
-                    let min = _mm512_load_ps(panel.min[s].0.as_ptr());
-                    for t in 0..T {
-                        let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*sums.add(s * T + t)));
-                        float[t] = _mm512_fmadd_ps(sum, min, float[t]);
-                    }
+                    total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(int[t], by));
                 }
             } else {
-                let scales = tile.scale.as_ptr().add(s * SUB / 32 * T);
-                for t in 0..T {
-                    let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(int[t]), scale);
-                    if SHIFT == MIN {
-                        let min = _mm512_load_ps(panel.min[s].0.as_ptr());
-                        let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*sums.add(s * T + t)));
-                        value = _mm512_fmadd_ps(sum, min, value);
-                    }
-                    float[t] = _mm512_fmadd_ps(value, _mm512_set1_ps(*scales.add(t)), float[t]);
+                if SHIFT == MIN {
+                    float = add_scaled(float, &panel.min[s], tile.scale, s, |t| {
+                        _mm512_set1_epi32(*sums.add(s * T + t))
+                    });
                 }
+                float = add_scaled(float, &panel.scale[s], tile.scale, s, |t| int[t]);
             }
+        }
+        if SUPER {
+            if SHIFT == MIN {
+                let mut minima = [_mm512_setzero_si512(); T];
+                for s in 0..subs {
+                    let min = _mm512_load_si512(panel.sub_min[s].0.as_ptr().cast());
+                    for t in 0..T {
+                        let sum = _mm512_set1_epi32(*sums.add(s * T + t));
+                        minima[t] = _mm512_add_epi32(minima[t], _mm512_mullo_epi32(sum, min));
+                    }
+                }
+                float = add_scaled(float, &panel.min[0], tile.scale, 0, |t| minima[t]);
+            }
+            float = add_scaled(float, &panel.scale[0], tile.scale, 0, |t| total[t]);
         }
         for t in 0..T {
-            let to = out.add(t).cast::<f32>();
-            if PER_STEP {
-                let scale = _mm512_set1_ps(*tile.scale.as_ptr().add(t));
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(float[t], scale, _mm512_loadu_ps(to)));
-            } else {
-                _mm512_storeu_ps(to, float[t]);
-            }
+            _mm512_storeu_ps(out.add(t).cast(), float[t]);
         }
     }
+}
+
+/// `to[t]` + `ints(t)` · (the panel's scale · the token's), whose activation scales are those of number `at`.
+///
+/// # Safety
+/// The CPU has AVX-512 F; the scales go that far.
+#[inline(always)]
+unsafe fn add_scaled<const T: usize>(
+    mut to: [__m512; T],
+    by: &Lanes,
+    scales: &[f32],
+    at: usize,
+    ints: impl Fn(usize) -> __m512i,
+) -> [__m512; T] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let by = _mm512_load_ps(by.0.as_ptr());
+        for t in 0..T {
+            let scale = _mm512_mul_ps(by, _mm512_set1_ps(*scales.as_ptr().add(at * T + t)));
+            to[t] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(ints(t)), to[t]);
+        }
+    }
+    to
 }
 
 /// `out[t][0..16] += Σ_k w[k · w_stride ..][0..16] · x[k · x_next + t · x_token]` for `T` rows and `count` values of k.

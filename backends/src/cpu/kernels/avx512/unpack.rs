@@ -2,7 +2,7 @@
 //! transposed as 4 × 4 dwords inside each lane, which leaves four consecutive bytes of all 16 rows in one vector. Bits
 //! are then taken apart 64 at a time. Scales go the same way.
 
-use super::super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32};
+use super::super::layout::{IntLanes, Lanes, PANEL_ROWS, Panel, PanelF32};
 use super::super::unpack::{E2M1_LEVELS, IQ4_LEVELS};
 use half::f16;
 use moe_run_graph::quant::Format;
@@ -92,38 +92,32 @@ fn bits<const SHIFT: u32>(x: __m512i, mask: u8) -> __m512i {
     _mm512_and_si512(_mm512_srli_epi32::<SHIFT>(x), _mm512_set1_epi8(mask as i8))
 }
 
-/// Byte `J` of each dword, as a float.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn byte<const SHIFT: u32>(x: __m512i) -> __m512 {
-    _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<SHIFT>(x), _mm512_set1_epi32(255)))
+fn put_ints(to: &mut IntLanes, x: __m512i) {
+    // SAFETY: `IntLanes` is 64 bytes, aligned to 64.
+    unsafe { _mm512_store_si512(to.0.as_mut_ptr().cast(), x) }
 }
 
-/// Signed byte, `SHIFT` being 24 less the byte's shift.
+/// The four bytes of each dword to four consecutive sub-blocks.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn signed_byte<const SHIFT: u32>(x: __m512i) -> __m512 {
-    _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<SHIFT>(x)))
-}
-
-/// The four bytes of each dword as floats, times `d`, to four consecutive sub-blocks.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn put_scales(to: &mut [Lanes], d: __m512, x: __m512i) {
-    put_lanes(&mut to[0], _mm512_mul_ps(d, byte::<0>(x)));
-    put_lanes(&mut to[1], _mm512_mul_ps(d, byte::<8>(x)));
-    put_lanes(&mut to[2], _mm512_mul_ps(d, byte::<16>(x)));
-    put_lanes(&mut to[3], _mm512_mul_ps(d, byte::<24>(x)));
+fn put_scales(to: &mut [IntLanes], x: __m512i) {
+    let byte = _mm512_set1_epi32(255);
+    put_ints(&mut to[0], _mm512_and_si512(x, byte));
+    put_ints(&mut to[1], _mm512_and_si512(_mm512_srli_epi32::<8>(x), byte));
+    put_ints(&mut to[2], _mm512_and_si512(_mm512_srli_epi32::<16>(x), byte));
+    put_ints(&mut to[3], _mm512_srli_epi32::<24>(x));
 }
 
 /// As [`put_scales`], for signed bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn put_signed_scales(to: &mut [Lanes], d: __m512, x: __m512i) {
-    put_lanes(&mut to[0], _mm512_mul_ps(d, signed_byte::<24>(x)));
-    put_lanes(&mut to[1], _mm512_mul_ps(d, signed_byte::<16>(x)));
-    put_lanes(&mut to[2], _mm512_mul_ps(d, signed_byte::<8>(x)));
-    put_lanes(&mut to[3], _mm512_mul_ps(d, signed_byte::<0>(x)));
+fn put_signed_scales(to: &mut [IntLanes], x: __m512i) {
+    put_ints(&mut to[0], _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(x)));
+    put_ints(&mut to[1], _mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(x)));
+    put_ints(&mut to[2], _mm512_srai_epi32::<24>(_mm512_slli_epi32::<8>(x)));
+    put_ints(&mut to[3], _mm512_srai_epi32::<24>(x));
 }
 
 #[inline]
@@ -273,14 +267,15 @@ unsafe fn k4_or_k5<const FIFTH: bool>(rows: Rows, panel: &mut Panel) {
     // SAFETY: 144 or 176 bytes a block.
     unsafe {
         let [dd, s0, s1, s2] = rows.load();
-        let (d, dmin) = (low_half(dd), high_half(dd));
+        put_lanes(&mut panel.scale[0], low_half(dd));
+        put_lanes(&mut panel.min[0], high_half(dd));
         // Sub-blocks 0..4: 6 bits of s0 (scales) and s1 (minima). 4..8: nibbles of s2, with the top bits of s0 and s1.
-        put_scales(&mut panel.scale[0..4], d, bits::<0>(s0, 63));
-        put_scales(&mut panel.min[0..4], dmin, bits::<0>(s1, 63));
+        put_scales(&mut panel.sub_scale[0..4], bits::<0>(s0, 63));
+        put_scales(&mut panel.sub_min[0..4], bits::<0>(s1, 63));
         let scales = _mm512_or_si512(bits::<0>(s2, 15), bits::<2>(s0, 0x30));
-        put_scales(&mut panel.scale[4..8], d, scales);
+        put_scales(&mut panel.sub_scale[4..8], scales);
         let mins = _mm512_or_si512(bits::<4>(s2, 15), bits::<2>(s1, 0x30));
-        put_scales(&mut panel.min[4..8], dmin, mins);
+        put_scales(&mut panel.sub_min[4..8], mins);
         let qs = rows.offset(if FIFTH { 48 } else { 16 });
         if FIFTH {
             // Chunk c of 16 elements of every sub-block shares 16 bytes of fifth bits.
@@ -319,9 +314,9 @@ unsafe fn k4_or_k5<const FIFTH: bool>(rows: Rows, panel: &mut Panel) {
 unsafe fn q6_k(rows: Rows, panel: &mut Panel) {
     // SAFETY: 210 bytes a block.
     unsafe {
-        let d = rows.offset(208).halves();
+        put_lanes(&mut panel.scale[0], rows.offset(208).halves());
         for (i, x) in rows.offset(192).load().into_iter().enumerate() {
-            put_signed_scales(&mut panel.scale[4 * i..4 * i + 4], d, x);
+            put_signed_scales(&mut panel.sub_scale[4 * i..4 * i + 4], x);
         }
         for half in 0..2 {
             for c in 0..2 {
@@ -349,10 +344,11 @@ unsafe fn q6_k(rows: Rows, panel: &mut Panel) {
 unsafe fn q2_k(rows: Rows, panel: &mut Panel) {
     // SAFETY: 84 bytes a block.
     unsafe {
-        let (d, dmin) = (rows.offset(80).halves(), rows.offset(82).halves());
+        put_lanes(&mut panel.scale[0], rows.offset(80).halves());
+        put_lanes(&mut panel.min[0], rows.offset(82).halves());
         for (i, x) in rows.load().into_iter().enumerate() {
-            put_scales(&mut panel.scale[4 * i..4 * i + 4], d, bits::<0>(x, 15));
-            put_scales(&mut panel.min[4 * i..4 * i + 4], dmin, bits::<4>(x, 15));
+            put_scales(&mut panel.sub_scale[4 * i..4 * i + 4], bits::<0>(x, 15));
+            put_scales(&mut panel.sub_min[4 * i..4 * i + 4], bits::<4>(x, 15));
         }
         for chunk in 0..4 {
             let x = rows.offset(16 + 16 * chunk).load();
@@ -374,7 +370,7 @@ unsafe fn q2_k(rows: Rows, panel: &mut Panel) {
 unsafe fn q3_k(rows: Rows, panel: &mut Panel) {
     // SAFETY: 110 bytes a block; the scales are read as the last 16 bytes from 94 on, dwords offset by two bytes.
     unsafe {
-        let d = rows.offset(108).halves();
+        put_lanes(&mut panel.scale[0], rows.offset(108).halves());
         // Bytes 92..108: the last 4 of qs, then three dwords of scales.
         let [_, s0, s1, top] = rows.offset(92).load();
         let bias = _mm512_set1_epi8(32);
@@ -388,7 +384,7 @@ unsafe fn q3_k(rows: Rows, panel: &mut Panel) {
             let two = _mm512_srlv_epi32(top, _mm512_set1_epi32(2 * i as i32));
             let high = _mm512_slli_epi32::<4>(_mm512_and_si512(two, _mm512_set1_epi8(3)));
             let scale = _mm512_sub_epi8(_mm512_or_si512(low, high), bias);
-            put_signed_scales(&mut panel.scale[4 * i..4 * i + 4], d, scale);
+            put_signed_scales(&mut panel.sub_scale[4 * i..4 * i + 4], scale);
         }
         for c in 0..2 {
             let mask = rows.offset(16 * c).load();
@@ -424,7 +420,7 @@ unsafe fn iq4_xs(rows: Rows, panel: &mut Panel) {
     // SAFETY: 136 bytes a block.
     unsafe {
         let [head, low, ..] = rows.load();
-        let d = low_half(head);
+        put_lanes(&mut panel.scale[0], low_half(head));
         for s in 0..8u32 {
             let l = _mm512_and_si512(
                 _mm512_srlv_epi32(low, _mm512_set1_epi32(4 * s as i32)),
@@ -433,7 +429,7 @@ unsafe fn iq4_xs(rows: Rows, panel: &mut Panel) {
             let h = _mm512_srlv_epi32(head, _mm512_set1_epi32(16 + 2 * s as i32));
             let h = _mm512_slli_epi32::<4>(_mm512_and_si512(h, _mm512_set1_epi32(3)));
             let scale = _mm512_sub_epi32(_mm512_or_si512(l, h), _mm512_set1_epi32(32));
-            put_lanes(&mut panel.scale[s as usize], _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
+            put_ints(&mut panel.sub_scale[s as usize], scale);
         }
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
         for s in 0..8 {

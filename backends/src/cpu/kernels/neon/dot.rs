@@ -1,5 +1,5 @@
 //! One token against rows of weights, unpacking and multiplying in registers, a row as one stream: what the other
-//! instruction sets do, 16 elements at a time. Bytes are signed here, so Q6_K and Q4_0 take their zero off first.
+//! instruction sets do, 16 elements at a time, with the same bits. Bytes are signed here, so Q6_K and Q4_0 take their zero off first.
 
 use super::super::layout::TileStep;
 use super::super::unpack::scales_and_mins_6bit;
@@ -19,11 +19,11 @@ pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
         match format {
-            Format::Q4K => each_row::<144, 256>(at, inner, tile, out, |b, t, s| k4_or_k5::<false>(b, t, s)),
-            Format::Q5K => each_row::<176, 256>(at, inner, tile, out, |b, t, s| k4_or_k5::<true>(b, t, s)),
-            Format::Q6K => each_row::<210, 256>(at, inner, tile, out, |b, t, s| q6_k(b, t, s)),
-            Format::Q8_0 => each_row::<34, 32>(at, inner, tile, out, |b, t, s| q8_0(b, t, s)),
-            Format::Q4_0 => each_row::<18, 32>(at, inner, tile, out, |b, t, s| q4_0(b, t, s)),
+            Format::Q4K => each_row::<144, 256>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => each_row::<176, 256>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => each_row::<210, 256>(at, inner, tile, out, |b, t| q6_k(b, t)),
+            Format::Q8_0 => each_row::<34, 32>(at, inner, tile, out, |b, t| q8_0(b, t)),
+            Format::Q4_0 => each_row::<18, 32>(at, inner, tile, out, |b, t| q4_0(b, t)),
             _ => return false,
         }
     }
@@ -35,35 +35,47 @@ pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_
 struct Token {
     q: *const i8,
     neg_sums32: *const i32,
-    scale: f32,
 }
 
-/// For each row, Σ over its blocks: `block(block, token, sum)` adds one to the lanes of the sum.
+/// A block's sums, the products' spread over lanes, its d and its dmin.
+#[derive(Clone, Copy)]
+struct Sums {
+    products: int32x4_t,
+    /// And dmin, where the format has minima.
+    minima: Option<(i32, f32)>,
+    d: f32,
+}
+
+/// The products of rows of blocks that have `BYTES` and `ELEMS`; `block` takes one.
 ///
 /// # Safety
-/// As [`dot`]; a block has `BYTES` and `ELEMS`.
+/// As [`dot`].
 #[inline(always)]
 unsafe fn each_row<const BYTES: usize, const ELEMS: usize>(
     mut at: *const u8,
     inner: usize,
     tile: TileStep<'_>,
     out: &mut [f32],
-    block: impl Fn(*const u8, Token, float32x4_t) -> float32x4_t,
+    block: impl Fn(*const u8, Token) -> Sums,
 ) {
     for row in out {
         // SAFETY: blocks below `inner / ELEMS` exist in the row and in the tile.
         unsafe {
-            let mut sum = vdupq_n_f32(0.0);
+            let mut sum = 0.0f32;
             for b in 0..inner / ELEMS {
                 let token = Token {
                     q: tile.q.as_ptr().add(ELEMS * b),
                     neg_sums32: tile.neg_sums32.as_ptr().add(ELEMS / 32 * b),
-                    scale: *tile.scale.as_ptr().add(b),
                 };
-                sum = block(at, token, sum);
+                let a = *tile.scale.as_ptr().add(b);
+                let Sums { products, minima, d } = block(at, token);
+                if let Some((minima, dmin)) = minima {
+                    sum = (dmin * a).mul_add(minima as f32, sum);
+                }
+                sum = (d * a).mul_add(vaddvq_s32(products) as f32, sum);
                 at = at.add(BYTES);
             }
-            *row = vaddvq_f32(sum);
+            *row = sum;
         }
     }
 }
@@ -101,13 +113,13 @@ unsafe fn products(w: [int8x16_t; 2], q: *const i8) -> int32x4_t {
     dot4(dot4(vdupq_n_s32(0), w[0], first), w[1], second)
 }
 
-/// Adds a block of Q4_K or Q5_K (`FIFTH`): a · (d · Σ scale·(u·q) + dmin · Σ min·(−Σq)).
+/// Q4_K and Q5_K (`FIFTH`): Σ scale·(u·q) and Σ min·(−Σq).
 ///
 /// # Safety
 /// The block and the token's elements are readable.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t {
+unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let (scales, mins) = scales_and_mins_6bit(block.add(4).cast::<[u8; 12]>().read());
@@ -129,19 +141,17 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token, sum: float
             int = vmlaq_n_s32(int, products(w, token.q.add(32 * s)), i32::from(scales[s]));
             min_sum += i32::from(mins[s]) * *token.neg_sums32.add(s);
         }
-        let min = min_sum as f32 * (half(block.add(2)) * token.scale);
-        let sum = vaddq_f32(sum, vsetq_lane_f32::<0>(min, vdupq_n_f32(0.0)));
-        vfmaq_n_f32(sum, vcvtq_f32_s32(int), half(block) * token.scale)
+        Sums { products: int, minima: Some((min_sum, half(block.add(2)))), d: half(block) }
     }
 }
 
-/// Adds a block of Q6_K: a · d · Σ scale·(u − 32)·q.
+/// Q6_K: Σ scale·(u − 32)·q.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn q6_k(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t {
+unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let (nibble, two_bits, zero) = (vdupq_n_u8(15), vdupq_n_u8(0x30), vdupq_n_u8(32));
@@ -167,31 +177,31 @@ unsafe fn q6_k(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t 
                 }
             }
         }
-        vfmaq_n_f32(sum, vcvtq_f32_s32(int), self::half(block.add(208)) * token.scale)
+        Sums { products: int, minima: None, d: self::half(block.add(208)) }
     }
 }
 
-/// Adds a block of Q8_0: a · d · Σ w·q.
+/// Q8_0: Σ w·q.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn q8_0(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t {
+unsafe fn q8_0(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let w = [vreinterpretq_s8_u8(load(block.add(2))), vreinterpretq_s8_u8(load(block.add(18)))];
-        vfmaq_n_f32(sum, vcvtq_f32_s32(products(w, token.q)), half(block) * token.scale)
+        Sums { products: products(w, token.q), minima: None, d: half(block) }
     }
 }
 
-/// Adds a block of Q4_0: low nibbles, then high ones, less 8.
+/// Q4_0: low nibbles, then high ones, less 8.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn q4_0(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t {
+unsafe fn q4_0(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let x = load(block.add(2));
@@ -199,6 +209,6 @@ unsafe fn q4_0(block: *const u8, token: Token, sum: float32x4_t) -> float32x4_t 
         let low = vsubq_u8(vandq_u8(x, vdupq_n_u8(15)), zero);
         let high = vsubq_u8(vshrq_n_u8::<4>(x), zero);
         let w = [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)];
-        vfmaq_n_f32(sum, vcvtq_f32_s32(products(w, token.q)), half(block) * token.scale)
+        Sums { products: products(w, token.q), minima: None, d: half(block) }
     }
 }

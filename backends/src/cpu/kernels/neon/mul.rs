@@ -11,7 +11,8 @@ const QUARTERS: usize = PANEL_ROWS / 4;
 /// Panel × tile for any number of tokens.
 ///
 /// # Safety
-/// The CPU has NEON with dot products. `tile` holds `subs` sub-blocks of `out.len()` tokens with their sums and scales.
+/// The CPU has NEON with dot products. `tile` holds `subs` sub-blocks of `out.len()` tokens with their sums and scales, one
+/// for 256 elements where the layout has super-blocks and one for 32 where it has not.
 #[target_feature(enable = "neon,dotprod")]
 pub unsafe fn mul(layout: PanelLayout, panel: &Panel, subs: usize, tile: TileStep<'_>, out: &mut [Lanes]) {
     let mut t = 0;
@@ -46,9 +47,17 @@ unsafe fn part<const T: usize>(
     let groups = layout.sub_elems / 4;
     let sums = if layout.sub_elems == 16 { tile.neg_sums16 } else { tile.neg_sums32 };
     let centred = layout.zero == Zero::Shift(7);
-    let mut float = [[vdupq_n_f32(0.0); QUARTERS]; T];
+    let mut total = [[vdupq_n_s32(0); QUARTERS]; T];
+    let mut minima = [[vdupq_n_s32(0); QUARTERS]; T];
     // SAFETY: offsets stay inside the panel, the tile and `out`, whose sizes the caller vouches for.
     unsafe {
+        // Adds `ints` · (the panel's scale · the token's) of block `at`.
+        let scaled =
+            |float: float32x4_t, by: &Lanes, at: usize, t: usize, quarter: usize, ints: int32x4_t| {
+                let a = *tile.scale.get_unchecked(at * tokens + first + t);
+                let by = vmulq_n_f32(vld1q_f32(by.0.as_ptr().add(4 * quarter)), a);
+                vfmaq_f32(float, by, vcvtq_f32_s32(ints))
+            };
         for s in 0..subs {
             let sum = |t: usize| *sums.get_unchecked(s * tokens + first + t);
             let mut int = [[vdupq_n_s32(0); QUARTERS]; T];
@@ -65,31 +74,41 @@ unsafe fn part<const T: usize>(
                 }
             }
             for t in 0..T {
-                let by = if tile.scale_per_step {
-                    1.0
-                } else {
-                    *tile.scale.get_unchecked(s * layout.sub_elems / 32 * tokens + first + t)
-                };
+                let to = out.get_unchecked_mut(first + t).0.as_mut_ptr();
                 for quarter in 0..QUARTERS {
                     let mut x = int[t][quarter];
                     if let (Zero::Shift(shift), false) = (layout.zero, centred) {
                         x = vaddq_s32(x, vdupq_n_s32(sum(t) << shift));
                     }
-                    let scale = vld1q_f32(panel.scale[s].0.as_ptr().add(4 * quarter));
-                    let mut value = vmulq_f32(vcvtq_f32_s32(x), scale);
-                    if layout.zero == Zero::Min {
-                        let min = vld1q_f32(panel.min[s].0.as_ptr().add(4 * quarter));
-                        value = vfmaq_n_f32(value, min, sum(t) as f32);
+                    if layout.super_block {
+                        let by = vld1q_s32(panel.sub_scale[s].0.as_ptr().add(4 * quarter));
+                        total[t][quarter] = vmlaq_s32(total[t][quarter], x, by);
+                        if layout.zero == Zero::Min {
+                            let min = vld1q_s32(panel.sub_min[s].0.as_ptr().add(4 * quarter));
+                            minima[t][quarter] = vmlaq_n_s32(minima[t][quarter], min, sum(t));
+                        }
+                        continue;
                     }
-                    float[t][quarter] = vfmaq_n_f32(float[t][quarter], value, by);
+                    let to = to.add(4 * quarter);
+                    let mut float = vld1q_f32(to);
+                    if layout.zero == Zero::Min {
+                        float = scaled(float, &panel.min[s], s, t, quarter, vdupq_n_s32(sum(t)));
+                    }
+                    vst1q_f32(to, scaled(float, &panel.scale[s], s, t, quarter, x));
                 }
             }
         }
+        if !layout.super_block {
+            return;
+        }
         for t in 0..T {
-            let by = if tile.scale_per_step { *tile.scale.get_unchecked(first + t) } else { 1.0 };
             for quarter in 0..QUARTERS {
                 let to = out.get_unchecked_mut(first + t).0.as_mut_ptr().add(4 * quarter);
-                vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), float[t][quarter], by));
+                let mut float = vld1q_f32(to);
+                if layout.zero == Zero::Min {
+                    float = scaled(float, &panel.min[0], 0, t, quarter, minima[t][quarter]);
+                }
+                vst1q_f32(to, scaled(float, &panel.scale[0], 0, t, quarter, total[t][quarter]));
             }
         }
     }
