@@ -52,6 +52,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod executable;
+mod exp;
 #[cfg(feature = "fault-injection")]
 pub mod faults;
 pub mod options;

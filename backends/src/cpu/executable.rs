@@ -2,7 +2,7 @@
 //! two; or, with an observer, one job a launch, with the same arithmetic.
 
 use super::compile::{Needs, Program};
-use super::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32};
+use super::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, WideLanes};
 use super::memory::{Arena, Val};
 use super::ops::activations::{Activations, RowBuffers};
 use super::ops::attention::{Partials, Tiles};
@@ -49,12 +49,14 @@ pub struct CpuExecutable {
 
 fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
     let lanes = |n: usize| vec![Lanes([0.0; PANEL_ROWS]); n];
+    let wide = |n: usize| vec![WideLanes([0.0; PANEL_ROWS]); n];
     let slots = needs.slots.max(super::ops::RUN_PANELS);
     Scratch {
         panel: Panel::zeroed(),
         wide: PanelF32::zeroed(),
         sums: [lanes(slots), lanes(slots)],
-        combined: lanes((max_tokens * super::ops::matmul::COMBINE_PANELS).max(super::ops::RUN_PANELS)),
+        wide_sums: wide(needs.slots),
+        combined: wide((max_tokens * super::ops::matmul::COMBINE_PANELS).max(super::ops::RUN_PANELS)),
         normed: vec![0.0; needs.row_elems],
         row: RowBuffers::new(needs.row_elems),
         activations: Activations::new(needs.kinds, one.activation_elems),

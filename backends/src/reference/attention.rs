@@ -1,5 +1,6 @@
 //! softmax(scale · q·kᵀ)·v over the cached positions that a query may see.
 
+use crate::exp::{exp_shifted, shift_of, softmax_factor};
 use moe_run_graph::ir::AttentionAttrs;
 
 /// Which cached positions a query at `position` sees: causal, and no further back than the window.
@@ -8,19 +9,18 @@ pub(super) fn visible(position: u32, attrs: &AttentionAttrs) -> std::ops::Range<
     attrs.window.map_or(0, |w| end.saturating_sub(w))..end
 }
 
-/// scale · q·k, softly capped.
-pub(super) fn score(q: &[f32], k: &[f32], attrs: &AttentionAttrs) -> f64 {
-    let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-    let score = dot * f64::from(attrs.scale);
-    attrs.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+/// (scale · q)·k by fused multiply-adds, first to last, softly capped.
+pub(super) fn score(q: &[f32], k: &[f32], attrs: &AttentionAttrs) -> f32 {
+    let score = q.iter().zip(k).fold(0.0f32, |sum, (q, k)| (q * attrs.scale).mul_add(*k, sum));
+    attrs.soft_cap.map_or(score, |cap| cap * (score / cap).tanh())
 }
 
-/// exp(s − max) / Σ, the sink's logit counting in the denominator only.
-pub(super) fn softmax(scores: &mut [f64], sink: Option<f32>) {
-    let max = scores.iter().copied().chain(sink.map(f64::from)).fold(f64::NEG_INFINITY, f64::max);
-    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
-    let sum: f64 = scores.iter().sum::<f64>() + sink.map_or(0.0, |s| (f64::from(s) - max).exp());
-    scores.iter_mut().for_each(|s| *s /= sum);
+/// Turns scores into e^s · 2^−n, n being an integer near the largest in octaves; gives the factor that makes them
+/// probabilities: 1 / Σ, the sink's logit counting in the denominator only.
+pub(super) fn softmax(scores: &mut [f32], sink: Option<f32>) -> f32 {
+    let shift = shift_of(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    scores.iter_mut().for_each(|s| *s = exp_shifted(*s, shift));
+    softmax_factor(scores.iter().map(|p| f64::from(*p)).sum(), shift, sink)
 }
 
 /// `q` [T, H·d], `keys` [S, G·d], `values` [S, G·dv], `positions` [T] → `out` [T, H·dv].
@@ -40,16 +40,14 @@ pub(super) fn attention(
         for head in 0..attrs.num_attention_heads {
             let kv_head = head / attrs.group_size();
             let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
-            let mut weights: Vec<f64> =
+            let mut weights: Vec<f32> =
                 seen.clone().map(|s| score(q, &keys[s * k_row + kv_head * d..][..d], attrs)).collect();
-            softmax(&mut weights, sinks.map(|s| s[head]));
+            let factor = softmax(&mut weights, sinks.map(|s| s[head]));
             let out = &mut out[(t * attrs.num_attention_heads + head) * dv..][..dv];
             for (i, out) in out.iter_mut().enumerate() {
-                let products = weights
-                    .iter()
-                    .zip(seen.clone())
-                    .map(|(w, s)| w * f64::from(values[s * v_row + kv_head * dv + i]));
-                *out = products.sum::<f64>() as f32;
+                let pairs = weights.iter().zip(seen.clone());
+                let value = |s: usize| values[s * v_row + kv_head * dv + i];
+                *out = pairs.fold(0.0f32, |sum, (w, s)| w.mul_add(value(s), sum)) * factor;
             }
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn attention_scores(
             let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
             for s in visible(*position, attrs) {
                 let k = &keys[s * k_row + kv_head * d..][..d];
-                out[(head * positions.len() + t) * cached + s] = score(q, k, attrs) as f32;
+                out[(head * positions.len() + t) * cached + s] = score(q, k, attrs);
             }
         }
     }

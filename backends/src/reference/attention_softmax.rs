@@ -17,11 +17,10 @@ pub(super) fn attention_softmax(
         for (t, position) in positions.iter().enumerate() {
             let row = (head * positions.len() + t) * cached;
             let seen = visible(*position, attrs);
-            let mut weights: Vec<f64> = seen.clone().map(|s| f64::from(scores[row + s])).collect();
-            softmax(&mut weights, sinks.map(|s| s[head]));
-            for (s, weight) in seen.zip(weights) {
-                out[row + s] = weight as f32;
-            }
+            let out = &mut out[row..][seen.clone()];
+            out.copy_from_slice(&scores[row..][seen]);
+            let factor = softmax(out, sinks.map(|s| s[head]));
+            out.iter_mut().for_each(|p| *p *= factor);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! act(gate), and act(gate) · up.
 
+use crate::exp::silu;
 use moe_run_graph::ir::Activation;
 
 /// `gate`, `up` → `activated`, `gated`; all of one length.
@@ -11,11 +12,9 @@ pub(super) fn gated_act(
     gated: &mut [f32],
 ) {
     for i in 0..gate.len() {
-        let g = f64::from(gate[i]);
-        let a = match activation {
-            Activation::Silu => g / (1.0 + (-g).exp()),
+        activated[i] = match activation {
+            Activation::Silu => silu(gate[i]),
         };
-        activated[i] = a as f32;
-        gated[i] = (a * f64::from(up[i])) as f32;
+        gated[i] = activated[i] * up[i];
     }
 }

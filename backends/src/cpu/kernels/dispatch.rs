@@ -1,6 +1,8 @@
 //! Which instruction set runs: found once, when the program starts to compute, and handed to every kernel.
 
-use super::layout::{Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep};
+use super::layout::{
+    Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep, WideLanes,
+};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 #[cfg(target_arch = "x86_64")]
@@ -69,8 +71,6 @@ macro_rules! compiled_for_each {
 }
 
 compiled_for_each! {
-    /// Σ x·y.
-    fn dot(x: &[f32], y: &[f32]) -> f32 = vector::dot;
     /// x / sqrt(mean(x²) + eps) · w, for each run of `weight.len()` elements.
     fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = vector::rms_norm;
     /// Rotates each head in place.
@@ -85,17 +85,23 @@ compiled_for_each! {
     fn silu(gate: &[f32], out: &mut [f32]) = vector::silu_row;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
-    /// x ← e^(x − max), and its sum.
-    fn exp_sum(x: &mut [f32], max: f32) -> f32 = vector::exp_sum;
+    /// x ← e^x · 2^−shift, and its sum.
+    fn exp_sum(x: &mut [f32], shift: f32) -> f64 = vector::exp_sum;
     /// 8-bit blocks of 32 or 256 elements, with negated sums over 16 and 32.
     fn quantize(x: &[f32], block: usize, q: &mut [i8], scale: &mut [f32], sums16: &mut [i32], sums32: &mut [i32])
         = vector::quantize;
     /// out += factor · x.
     fn add_scaled(factor: f32, x: &[f32], out: &mut [f32]) = vector::add_scaled;
+    /// out += factor · x in f64.
+    fn add_scaled_wide(factor: f32, x: &[f32], out: &mut [f64]) = vector::add_scaled_wide;
+    /// f64 to f32.
+    fn narrow(x: &[f64], out: &mut [f32]) = vector::narrow;
+    /// `out[token][row] += Σ_k w[k][row] · x[k][token]` in f64, for the weights that are kept in f32.
+    fn mul_wide(w: &[Lanes], x: &[f32], out: &mut [WideLanes]) = vector::mul_wide;
     /// out *= factor.
     fn scale(factor: f32, out: &mut [f32]) = vector::scale;
     /// Experts' sums into tokens' sums: see `vector::combine`.
-    fn combine(sums: &[Lanes], pairs: &[u32], weights: &[f32], per_tok: usize, width: usize, out: &mut [Lanes])
+    fn combine(sums: &[Lanes], pairs: &[u32], weights: &[f32], per_tok: usize, width: usize, out: &mut [WideLanes])
         = vector::combine;
     /// out = a + b.
     fn add(a: &[f32], b: &[f32], out: &mut [f32]) = vector::add;

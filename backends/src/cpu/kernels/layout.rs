@@ -35,6 +35,11 @@ pub struct IntLanes(pub [i32; PANEL_ROWS]);
 #[repr(C, align(64))]
 pub struct Lanes(pub [f32; PANEL_ROWS]);
 
+/// One f64 for each row of a panel.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct WideLanes(pub [f64; PANEL_ROWS]);
+
 /// The floats of some entries, one after the other.
 pub fn flat(lanes: &[Lanes]) -> &[f32] {
     // SAFETY: `Lanes` is 16 floats, 64 bytes without padding.
@@ -44,6 +49,18 @@ pub fn flat(lanes: &[Lanes]) -> &[f32] {
 /// As [`flat`], to write.
 pub fn flat_mut(lanes: &mut [Lanes]) -> &mut [f32] {
     // SAFETY: as in `flat`.
+    unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len() * PANEL_ROWS) }
+}
+
+/// As [`flat`], of wide entries.
+pub fn wide_flat(lanes: &[WideLanes]) -> &[f64] {
+    // SAFETY: `WideLanes` is 16 floats, 128 bytes without padding.
+    unsafe { std::slice::from_raw_parts(lanes.as_ptr().cast(), lanes.len() * PANEL_ROWS) }
+}
+
+/// As [`wide_flat`], to write.
+pub fn wide_flat_mut(lanes: &mut [WideLanes]) -> &mut [f64] {
+    // SAFETY: as in `wide_flat`.
     unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len() * PANEL_ROWS) }
 }
 

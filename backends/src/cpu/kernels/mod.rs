@@ -21,5 +21,6 @@ mod vector;
 
 pub use dispatch::{Isa, Kernels};
 pub use layout::{
-    Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep, flat, flat_mut,
+    Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep, WideLanes, flat,
+    flat_mut, wide_flat, wide_flat_mut,
 };

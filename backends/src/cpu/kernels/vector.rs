@@ -4,31 +4,37 @@
 //! (see `dispatch.rs`). Lanes and their order are part of the function, so every instruction set gives the same bits
 //! where the machine fuses multiply and add; nothing depends on threads.
 
-use super::layout::{Lanes, PANEL_ROWS};
+use super::layout::{Lanes, PANEL_ROWS, WideLanes};
+use crate::exp::{ROUND, exp_shifted, silu};
 use moe_run_graph::ir::RopePairing;
 
 /// Lanes of a partial sum; the widest vector's.
 const LANES: usize = 16;
 
-/// Σ x·y in 16 interleaved partial sums, folded pairwise.
+/// x / sqrt(mean(x²) + eps) · w, for each run of `weight.len()` elements; in f64 up to the result.
 #[inline(always)]
-pub fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
-    let (y_chunks, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in x_chunks.iter().zip(y_chunks) {
-        for i in 0..LANES {
-            sums[i] = x[i].mul_add(y[i], sums[i]);
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let mut sums = [0.0f64; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for x in chunks {
+            for i in 0..LANES {
+                sums[i] += f64::from(x[i]) * f64::from(x[i]);
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            sums[i] += f64::from(*x) * f64::from(*x);
+        }
+        let factor = 1.0 / (fold(sums) / width as f64 + f64::from(eps)).sqrt();
+        for i in 0..width {
+            out[i] = (f64::from(x[i]) * factor * f64::from(weight[i])) as f32;
         }
     }
-    for (i, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
-        sums[i] = x.mul_add(*y, sums[i]);
-    }
-    fold(sums)
 }
 
 #[inline(always)]
-fn fold(mut sums: [f32; LANES]) -> f32 {
+fn fold(mut sums: [f64; LANES]) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -39,15 +45,38 @@ fn fold(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// x / sqrt(mean(x²) + eps) · w, for each run of `weight.len()` elements.
+/// `out[token][row] += Σ_k w[k][row] · x[k][token]` in f64, k ascending.
 #[inline(always)]
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let width = weight.len();
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let factor = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
-        for i in 0..width {
-            out[i] = x[i] * factor * weight[i];
+pub fn mul_wide(w: &[Lanes], x: &[f32], out: &mut [WideLanes]) {
+    let tokens = out.len();
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        let x = &x[4 * i..];
+        match out {
+            [_] => mul_wide_some::<1>(w, x, tokens, out),
+            [_, _] => mul_wide_some::<2>(w, x, tokens, out),
+            [_, _, _] => mul_wide_some::<3>(w, x, tokens, out),
+            _ => mul_wide_some::<4>(w, x, tokens, out),
         }
+    }
+}
+
+/// [`mul_wide`] for the first `T` tokens of `tokens`.
+#[inline(always)]
+fn mul_wide_some<const T: usize>(w: &[Lanes], x: &[f32], tokens: usize, out: &mut [WideLanes]) {
+    let mut sums = [[0.0f64; PANEL_ROWS]; T];
+    for t in 0..T {
+        sums[t] = out[t].0;
+    }
+    for (w, x) in w.iter().zip(x.chunks(tokens)) {
+        for t in 0..T {
+            let x = f64::from(x[t]);
+            for r in 0..PANEL_ROWS {
+                sums[t][r] = f64::from(w.0[r]).mul_add(x, sums[t][r]);
+            }
+        }
+    }
+    for t in 0..T {
+        out[t].0 = sums[t];
     }
 }
 
@@ -73,42 +102,6 @@ pub fn rope(pairing: RopePairing, head_dim: usize, cos_sin: &[f32], x: &mut [f32
             }
         }
     }
-}
-
-/// e^x: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial in r, and n into the exponent. Relative error below 3e-7;
-/// 0 below −87.3, infinity above 88.3, NaN for NaN.
-#[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    // Below, the result would be subnormal; above, the exponent would leave its field. NaN passes both.
-    let clamped = if x < -87.3 { -87.3 } else { x };
-    let clamped = if clamped > 88.3 { 88.3 } else { clamped };
-    // Adding 1.5 · 2²³ leaves the nearest integer in the low bits, without a conversion.
-    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    // ln 2 in two parts, the first exact in 12 bits: n times it has no rounding.
-    let r = n.mul_add(-0.693_359_4, clamped);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.984_126_9e-4f32;
-    p = p.mul_add(r, 1.388_888_9e-3);
-    p = p.mul_add(r, 8.333_333e-3);
-    p = p.mul_add(r, 4.166_666_6e-2);
-    p = p.mul_add(r, 0.166_666_67);
-    p = p.mul_add(r, 0.5);
-    p = p.mul_add(r, 1.0);
-    p = p.mul_add(r, 1.0);
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
-    let y = p * f32::from_bits(exponent << 23);
-    let y = if x < -87.3 { 0.0 } else { y };
-    if x > 88.3 { f32::INFINITY } else { y }
-}
-
-/// 1.5 · 2²³: a float below 2²² in size, added to this, is rounded to the nearest integer, ties to even.
-const ROUND: f32 = 12_582_912.0;
-
-/// x · sigmoid(x).
-#[inline(always)]
-pub fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
 }
 
 /// silu(gate) · up.
@@ -163,20 +156,22 @@ pub fn max(x: &[f32]) -> f32 {
     best.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
-/// x ← e^(x − max), and the sum of that.
+/// x ← e^x · 2^−shift, and the sum of that.
 #[inline(always)]
-pub fn exp_sum(x: &mut [f32], max: f32) -> f32 {
-    let mut sums = [0.0f32; LANES];
+pub fn exp_sum(x: &mut [f32], shift: f32) -> f64 {
+    let mut sums = [0.0f64; LANES];
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     for x in chunks {
         for i in 0..LANES {
-            x[i] = exp(x[i] - max);
-            sums[i] += x[i];
+            x[i] = exp_shifted(x[i], shift);
+        }
+        for i in 0..LANES {
+            sums[i] += f64::from(x[i]);
         }
     }
     for (i, x) in rest.iter_mut().enumerate() {
-        *x = exp(*x - max);
-        sums[i] += *x;
+        *x = exp_shifted(*x, shift);
+        sums[i] += f64::from(*x);
     }
     fold(sums)
 }
@@ -236,6 +231,22 @@ pub fn add_scaled(factor: f32, x: &[f32], out: &mut [f32]) {
     }
 }
 
+/// out[i] += factor · x[i], in f64.
+#[inline(always)]
+pub fn add_scaled_wide(factor: f32, x: &[f32], out: &mut [f64]) {
+    for (x, out) in x.iter().zip(out) {
+        *out += f64::from(factor) * f64::from(*x);
+    }
+}
+
+/// out[i] = x[i], rounded.
+#[inline(always)]
+pub fn narrow(x: &[f64], out: &mut [f32]) {
+    for (x, out) in x.iter().zip(out) {
+        *out = *x as f32;
+    }
+}
+
 /// out[i] *= factor.
 #[inline(always)]
 pub fn scale(factor: f32, out: &mut [f32]) {
@@ -252,7 +263,7 @@ pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `out[token · width] += weight[pair] · sums[slot]`, where the slot's pair is token · per_tok + k.
+/// `out[token · width] += weight[pair] · sums[slot]` in f64, where the slot's pair is token · per_tok + k.
 #[inline(always)]
 pub fn combine(
     sums: &[Lanes],
@@ -260,13 +271,13 @@ pub fn combine(
     weights: &[f32],
     per_tok: usize,
     width: usize,
-    out: &mut [Lanes],
+    out: &mut [WideLanes],
 ) {
     for (sum, pair) in sums.iter().zip(pairs) {
         let pair = *pair as usize;
-        let (weight, to) = (weights[pair], &mut out[pair / per_tok * width].0);
+        let (weight, to) = (f64::from(weights[pair]), &mut out[pair / per_tok * width].0);
         for i in 0..PANEL_ROWS {
-            to[i] = weight.mul_add(sum.0[i], to[i]);
+            to[i] += weight * f64::from(sum.0[i]);
         }
     }
 }

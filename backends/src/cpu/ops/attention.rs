@@ -1,7 +1,8 @@
 //! Attention with softmax on the run (FlashAttention): tiles of 64 cached positions, up to 64 query rows of one KV head.
 //!
 //! q [T, H·d], the cache → softmax(scale · q·kᵀ)·v: [T, H·dv]. Query heads that share a KV head are rows of one tile,
-//! so the cache is decoded once for all of them. A one-token step is split over the cache at multiples of 512
+//! so the cache is decoded once for all of them. In place of the maximum, softmax takes off an integer power of two
+//! (`crate::exp`), so tiles add up to the bits of the reference's one pass over all positions. A one-token step is split over the cache at multiples of 512
 //! positions: by its length alone, so that any thread count gives the same bits. Positions behind a query in its last
 //! tile count with probability 0; a NaN among their values shows in that query too.
 
@@ -10,6 +11,7 @@ use super::{Launch, Scratch, Step};
 use crate::cpu::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, TILE_TOKENS};
 use crate::cpu::memory::{Shared, Val};
 use crate::cpu::pool::Worker;
+use crate::exp::{NO_SHIFT, power_of_two, shift_of, softmax_factor};
 use moe_run_graph::ir::AttentionAttrs;
 use std::ops::Range;
 
@@ -32,8 +34,9 @@ pub struct Tiles {
     scores: Vec<f32>,
     /// `[row][dv]`.
     out: Vec<f32>,
-    max: Vec<f32>,
-    sum: Vec<f32>,
+    /// The power of two that each row's exponentials are taken under, and their sum.
+    shift: Vec<f32>,
+    sum: Vec<f64>,
     /// The current token's turned heads.
     heads: Vec<f32>,
 }
@@ -80,23 +83,26 @@ impl Tiles {
             values: vec![0.0; TILE_KEYS * value_head_dim],
             scores: vec![0.0; TILE_TOKENS * TILE_KEYS],
             out: vec![0.0; rows * value_head_dim],
-            max: vec![0.0; rows],
+            shift: vec![0.0; rows],
             sum: vec![0.0; rows],
             heads: vec![0.0; (group + 1) * head_dim],
         }
     }
 }
 
-/// What the parts of a split step came to: for each KV head, part and query head, dv sums, maximum and denominator.
+/// What the parts of a split step came to, for each KV head, part and query head.
 pub struct Partials {
+    /// Sums of values, [dv].
     values: Shared<f32>,
+    /// Shift and denominator.
+    sums: Shared<[f64; 2]>,
 }
 
 impl Partials {
     /// Room for the largest attention over `cached` positions.
     pub fn new(largest: Largest, cached: usize) -> Partials {
         let rows = largest.kv_heads * largest.group * cached.div_ceil(SPLIT_KEYS);
-        Partials { values: Shared::new(rows * (largest.value_head_dim + 2)) }
+        Partials { values: Shared::new(rows * largest.value_head_dim), sums: Shared::new(rows) }
     }
 }
 
@@ -177,14 +183,14 @@ impl Attention {
         }
     }
 
-    /// Runs over the task's keys; leaves sums, maxima and denominators in `tiles`.
+    /// Runs over the task's keys; leaves sums, shifts and denominators in `tiles`.
     fn run_task(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
         self.load_queries(step, task, tiles);
         let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
         let group = self.attrs.group_size();
         let rows = task.tokens.len() * group;
         tiles.out[..rows * dv].fill(0.0);
-        tiles.max[..rows].fill(f32::NEG_INFINITY);
+        tiles.shift[..rows].fill(NO_SHIFT);
         tiles.sum[..rows].fill(0.0);
         let steps = d.div_ceil(STEP_ELEMS);
         let mut key = task.keys.start / PANEL_ROWS * PANEL_ROWS;
@@ -244,7 +250,7 @@ impl Attention {
                         scores,
                         seen,
                         soft_cap,
-                        &mut tiles.max[row],
+                        &mut tiles.shift[row],
                         &mut tiles.sum[row],
                         out,
                     );
@@ -257,14 +263,9 @@ impl Attention {
     }
 
     /// Divides a row by its denominator, the sink's share included.
-    fn finish(&self, kernels: Kernels, head: usize, max: f32, sum: f32, out: &mut [f32]) {
-        let mut factor = 1.0 / sum;
-        if let Some(sinks) = &self.sinks {
-            let top = max.max(sinks[head]);
-            let shrink = (max - top).exp();
-            factor = shrink / (sum * shrink + (sinks[head] - top).exp());
-        }
-        kernels.scale(factor, out);
+    fn finish(&self, kernels: Kernels, head: usize, shift: f32, sum: f64, out: &mut [f32]) {
+        let sink = self.sinks.as_ref().map(|sinks| sinks[head]);
+        kernels.scale(softmax_factor(sum, shift, sink), out);
     }
 
     fn run_one(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
@@ -272,8 +273,7 @@ impl Attention {
         let visible = self.visible(step, 0);
         let first_part = visible.start / SPLIT_KEYS;
         let parts = visible.end.div_ceil(SPLIT_KEYS) - first_part;
-        let row_len = dv + 2;
-        let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group * row_len;
+        let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group;
         let tiles = &mut scratch.attention;
         for chunk in worker.chunks(self.attrs.num_key_value_heads * parts) {
             let (kv_head, part) = (chunk / parts, chunk % parts);
@@ -287,13 +287,12 @@ impl Attention {
                 // SAFETY: this head's columns, or this part's partials, are this chunk's.
                 unsafe {
                     if parts == 1 {
-                        self.finish(step.kernels, head, tiles.max[h], tiles.sum[h], out);
+                        self.finish(step.kernels, head, tiles.shift[h], tiles.sum[h], out);
                         step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv).copy_from_slice(out);
                     } else {
-                        let at = at(kv_head, part) + h * row_len;
-                        let to = step.partials.values.write(at..at + row_len);
-                        to[..dv].copy_from_slice(out);
-                        (to[dv], to[dv + 1]) = (tiles.max[h], tiles.sum[h]);
+                        let at = at(kv_head, part) + h;
+                        step.partials.values.write(at * dv..(at + 1) * dv).copy_from_slice(out);
+                        step.partials.sums.write(at..at + 1)[0] = [f64::from(tiles.shift[h]), tiles.sum[h]];
                     }
                 }
             }
@@ -304,37 +303,36 @@ impl Attention {
         worker.barrier();
         for head in worker.chunks(self.attrs.num_attention_heads) {
             let (kv_head, h) = (head / group, head % group);
+            let at = |part: usize| at(kv_head, part) + h;
             // SAFETY: the partials are older than the barrier; the head's columns are this chunk's.
-            let (part, out) = unsafe {
-                let part = |p: usize| {
-                    step.partials
-                        .values
-                        .read(at(kv_head, p) + h * row_len..at(kv_head, p) + (h + 1) * row_len)
-                };
-                (part, step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv))
+            let (sums, out) = unsafe {
+                let sums = |part: usize| step.partials.sums.read(at(part)..at(part) + 1)[0];
+                (sums, step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv))
             };
-            let max = (0..parts).map(|p| part(p)[dv]).fold(f32::NEG_INFINITY, f32::max);
+            let shift = (0..parts).map(|part| sums(part)[0] as f32).fold(NO_SHIFT, f32::max);
             let mut sum = 0.0;
             out.fill(0.0);
-            for p in 0..parts {
-                let part = part(p);
-                let shrink = (part[dv] - max).exp();
-                sum += part[dv + 1] * shrink;
-                step.kernels.add_scaled(shrink, &part[..dv], out);
+            for part in 0..parts {
+                let [part_shift, part_sum] = sums(part);
+                let shrink = power_of_two(part_shift as f32 - shift);
+                sum += part_sum * f64::from(shrink);
+                // SAFETY: as above.
+                let values = unsafe { step.partials.values.read(at(part) * dv..(at(part) + 1) * dv) };
+                step.kernels.add_scaled(shrink, values, out);
             }
-            self.finish(step.kernels, head, max, sum, out);
+            self.finish(step.kernels, head, shift, sum, out);
         }
     }
 }
 
-/// One row's scores of a tile into probabilities under a running maximum: `seen` counts, the rest becomes 0.
+/// One row's scores of a tile into exponentials under a running shift: `seen` counts, the rest becomes 0.
 fn soften(
     kernels: Kernels,
     scores: &mut [f32],
     seen: Range<usize>,
     soft_cap: Option<f32>,
-    max: &mut f32,
-    sum: &mut f32,
+    shift: &mut f32,
+    sum: &mut f64,
     out: &mut [f32],
 ) {
     scores[..seen.start].fill(0.0);
@@ -346,14 +344,14 @@ fn soften(
     if let Some(cap) = soft_cap {
         scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
     }
-    let top = kernels.max(scores).max(*max);
-    if top > *max {
-        let shrink = (*max - top).exp();
-        *sum *= shrink;
+    let wanted = shift_of(kernels.max(scores));
+    if wanted > *shift {
+        let shrink = power_of_two(*shift - wanted);
+        *sum *= f64::from(shrink);
         kernels.scale(shrink, out);
-        *max = top;
+        *shift = wanted;
     }
-    *sum += kernels.exp_sum(scores, top);
+    *sum += kernels.exp_sum(scores, *shift);
 }
 
 impl Launch for Attention {
@@ -377,7 +375,7 @@ impl Launch for Attention {
             for row in 0..range.len() * group {
                 let head = kv_head * group + row % group;
                 let out = &mut tiles.out[row * dv..][..dv];
-                self.finish(step.kernels, head, tiles.max[row], tiles.sum[row], out);
+                self.finish(step.kernels, head, tiles.shift[row], tiles.sum[row], out);
                 // SAFETY: this head's columns of this token are this chunk's.
                 unsafe {
                     let to =

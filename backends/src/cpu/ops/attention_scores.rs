@@ -4,6 +4,7 @@ use super::{Launch, Scratch, Step};
 use crate::cpu::kernels::{Lanes, PANEL_ROWS, STEP_ELEMS, TILE_TOKENS};
 use crate::cpu::memory::Val;
 use crate::cpu::pool::Worker;
+use crate::exp::{shift_of, softmax_factor};
 use moe_run_graph::ir::AttentionAttrs;
 
 /// Query rows that share the decoding of a panel of keys.
@@ -118,7 +119,7 @@ impl Launch for AttentionSoftmax {
         let (tokens, cached) = (step.sizes.tokens, step.sizes.cached);
         for row in worker.chunks(self.attrs.num_attention_heads * tokens) {
             let seen = visible(step.first_position + row % tokens, &self.attrs);
-            let sink = self.sinks.as_ref().map_or(f32::NEG_INFINITY, |s| s[row / tokens]);
+            let sink = self.sinks.as_ref().map(|s| s[row / tokens]);
             // SAFETY: the row is this chunk's; the scores are older than the last barrier.
             unsafe {
                 let scores = step.arena.rows(Val { width: cached, ..self.scores }, row..row + 1);
@@ -126,9 +127,9 @@ impl Launch for AttentionSoftmax {
                 out.fill(0.0);
                 let out = &mut out[seen.clone()];
                 out.copy_from_slice(&scores[seen]);
-                let max = step.kernels.max(out).max(sink);
-                let sum = step.kernels.exp_sum(out, max) + (sink - max).exp();
-                step.kernels.scale(1.0 / sum, out);
+                let shift = shift_of(step.kernels.max(out));
+                let sum = step.kernels.exp_sum(out, shift);
+                step.kernels.scale(softmax_factor(sum, shift, sink), out);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The small ops as launches of their own: Add, Mul, GatedAct, GetRows, ExpertCombine. Groups have them built in.
 
 use super::{Launch, Scratch, Step};
+use crate::cpu::kernels::wide_flat_mut;
 use crate::cpu::memory::Val;
 use crate::cpu::pool::Worker;
 
@@ -104,16 +105,22 @@ pub struct ExpertCombine {
 }
 
 impl Launch for ExpertCombine {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let sums = wide_flat_mut(&mut scratch.combined);
         for row in worker.chunks(self.out.lead.of(step.sizes)) {
             // SAFETY: the row is this chunk's; inputs are older than the last barrier.
             unsafe {
                 let out = step.arena.rows_mut(self.out, row..row + 1);
-                out.fill(0.0);
                 let weights = step.arena.rows(self.weights, row..row + 1);
                 let y = step.arena.rows(self.y, row..row + 1);
-                for (weight, y) in weights.iter().zip(y.chunks_exact(out.len())) {
-                    step.kernels.add_scaled(*weight, y, out);
+                let (width, at_once) = (out.len(), sums.len());
+                for (i, out) in out.chunks_mut(at_once).enumerate() {
+                    let sums = &mut sums[..out.len()];
+                    sums.fill(0.0);
+                    for (weight, y) in weights.iter().zip(y.chunks_exact(width)) {
+                        step.kernels.add_scaled_wide(*weight, &y[i * at_once..][..out.len()], sums);
+                    }
+                    step.kernels.narrow(sums, out);
                 }
             }
         }

@@ -9,14 +9,19 @@ use super::activations::{Activations, Kinds, Tile};
 use super::router::Route;
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
-use crate::cpu::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, flat, flat_mut};
+use crate::cpu::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, WideLanes, flat_mut, wide_flat};
 use crate::cpu::memory::Val;
 use crate::cpu::pool::Worker;
 use moe_run_graph::ir::StepSizes;
-use moe_run_graph::quant::Activation;
+use moe_run_graph::quant::{Activation, Format};
 
 /// Panels that a chunk of a fused down-projection takes: its sums over experts stay in the second-level cache.
 pub const COMBINE_PANELS: usize = 4;
+/// Columns of weighted sums that are stored at once, at most.
+const MAX_COMBINED: usize = {
+    let panels = if super::RUN_PANELS > COMBINE_PANELS { super::RUN_PANELS } else { COMBINE_PANELS };
+    panels * PANEL_ROWS
+};
 /// Panels in a chunk of a prompt's product: the group's activations are read from the cache for all but the first.
 const PROMPT_PANELS: usize = 4;
 
@@ -219,6 +224,11 @@ impl MatMuls {
                 return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
             }
         }
+        // Weights that are kept in f32 are those that small differences matter to: a router's.
+        let wide = matrix.format == Format::F32 && matrix.activation == Activation::F32;
+        if wide {
+            work.wide_sums[..slots].fill(WideLanes([0.0; PANEL_ROWS]));
+        }
         let behind = matrix.behind(tiles[0].group, panel);
         let per_step = STEP_ELEMS / matrix.format.block_elems() * matrix.format.block_bytes();
         for i in 0..inner.div_ceil(STEP_ELEMS) {
@@ -249,11 +259,19 @@ impl MatMuls {
                         let x = unsafe {
                             work.activations.floats(activation == Activation::F16, *tile, inner, i)
                         };
-                        step.kernels.mul_f32(&work.wide.w[..elems], &x[..elems * tile.tokens], out);
+                        let (w, x) = (&work.wide.w[..elems], &x[..elems * tile.tokens]);
+                        if wide {
+                            step.kernels.mul_wide(w, x, &mut work.wide_sums[done..done + tile.tokens]);
+                        } else {
+                            step.kernels.mul_f32(w, x, out);
+                        }
                         done += tile.tokens;
                     }
                 }
             }
+        }
+        if wide {
+            step.kernels.narrow(wide_flat(&work.wide_sums[..slots]), flat_mut(&mut sums[..slots]));
         }
         for sum in &mut sums[..slots] {
             self.finish_sums(which, tiles[0].group, panel * PANEL_ROWS, &mut sum.0);
@@ -337,7 +355,7 @@ impl MatMuls {
         };
         let tokens = step.sizes.tokens;
         let width = panels.len();
-        work.combined[..tokens * width].fill(Lanes([0.0; PANEL_ROWS]));
+        work.combined[..tokens * width].fill(WideLanes([0.0; PANEL_ROWS]));
         // SAFETY: the router's weights were written before the last barrier, and nothing writes them in this phase.
         let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
         for group in 0..work.groups() {
@@ -360,7 +378,10 @@ impl MatMuls {
         let columns =
             panels.start * PANEL_ROWS..(panels.end * PANEL_ROWS).min(self.projections[0].matrix.rows);
         for token in 0..step.sizes.tokens {
-            let sums = &flat(&work.combined[token * width..(token + 1) * width])[..columns.len()];
+            let wide = wide_flat(&work.combined[token * width..(token + 1) * width]);
+            let mut sums = [0.0; MAX_COMBINED];
+            let sums = &mut sums[..columns.len()];
+            step.kernels.narrow(wide, sums);
             // SAFETY: the columns of this row belong to this chunk; the residual is older than the last barrier.
             unsafe {
                 if let Some(out) = combined {
@@ -402,7 +423,8 @@ pub(super) struct Work<'a> {
     panel: &'a mut Panel,
     wide: &'a mut PanelF32,
     pub(super) sums: &'a mut [Vec<Lanes>; 2],
-    pub(super) combined: &'a mut Vec<Lanes>,
+    wide_sums: &'a mut Vec<WideLanes>,
+    pub(super) combined: &'a mut Vec<WideLanes>,
     pub(super) activations: &'a Activations,
     pub(super) pairs: &'a [u32],
     tiles: &'a [Tile],
@@ -427,7 +449,9 @@ impl Launch for MatMuls {
         }
         let one = step.sizes.tokens == 1 && rows == 1;
         let writer = worker.index() == 0;
-        let Scratch { panel, wide, sums, combined, row, normed, activations, slots, chosen, .. } = scratch;
+        let Scratch {
+            panel, wide, sums, wide_sums, combined, row, normed, activations, slots, chosen, ..
+        } = scratch;
         // SAFETY (ids): written before the last barrier.
         match &self.experts {
             None => slots.dense(rows),
@@ -466,6 +490,7 @@ impl Launch for MatMuls {
             panel,
             wide,
             sums,
+            wide_sums,
             combined,
             activations,
             pairs: &slots.pairs,

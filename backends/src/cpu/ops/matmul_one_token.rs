@@ -4,7 +4,7 @@
 use super::activations::Tile;
 use super::matmul::{MatMuls, Then, Work};
 use super::{Step, Worker};
-use crate::cpu::kernels::{Lanes, PANEL_ROWS, flat, flat_mut};
+use crate::cpu::kernels::{PANEL_ROWS, WideLanes, flat, flat_mut, wide_flat_mut};
 use crate::cpu::memory::Val;
 use moe_run_graph::quant::Activation;
 use std::ops::Range;
@@ -165,7 +165,7 @@ impl MatMuls {
         let (matrix, out) = (&self.projections[0].matrix, self.projections[0].out);
         // SAFETY: the router's weights were written before the last barrier, and nothing writes them in this phase.
         let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..*per_tok) };
-        work.combined[..panels.len()].fill(Lanes([0.0; PANEL_ROWS]));
+        work.combined[..panels.len()].fill(WideLanes([0.0; PANEL_ROWS]));
         let first = panels.start * PANEL_ROWS;
         let count = (panels.end * PANEL_ROWS).min(matrix.rows) - first;
         for group in 0..work.groups() {
@@ -179,7 +179,7 @@ impl MatMuls {
             let sums = &flat(&work.sums[0])[..count];
             let pair = work.pairs[tile.first] as usize;
             self.store_run(step, out, 0, pair, first, sums);
-            step.kernels.add_scaled(weights[pair], sums, &mut flat_mut(work.combined)[..count]);
+            step.kernels.add_scaled_wide(weights[pair], sums, &mut wide_flat_mut(work.combined)[..count]);
         }
         self.store_combined(step, work, panels);
     }

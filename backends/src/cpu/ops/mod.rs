@@ -14,7 +14,7 @@ pub mod rope;
 pub mod router;
 pub mod weights;
 
-use super::kernels::{Kernels, Lanes, Panel, PanelF32};
+use super::kernels::{Kernels, Lanes, Panel, PanelF32, WideLanes};
 use super::memory::Arena;
 use super::pool::Worker;
 use super::state::CpuState;
@@ -52,8 +52,10 @@ pub struct Scratch {
     pub wide: Box<PanelF32>,
     /// Sums of a panel's rows for each slot of a group, or of a run of panels for one; two matrices' worth.
     pub sums: [Vec<Lanes>; 2],
+    /// Sums of a panel's rows in f64, for each slot of a group.
+    pub wide_sums: Vec<WideLanes>,
     /// Weighted sums over experts.
-    pub combined: Vec<Lanes>,
+    pub combined: Vec<WideLanes>,
     /// A normed row.
     pub normed: Vec<f32>,
     /// One row on its way into a tile.

@@ -51,21 +51,22 @@ fn better(a: f32, b: f32) -> bool {
 }
 
 fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [u32], weights: &mut [f32]) {
+    let logit = |e: usize| f64::from(logits[e]);
     let gate = |e: usize| match attrs.gate {
-        GateKind::Sigmoid => 1.0 / (1.0 + (-logits[e]).exp()),
+        GateKind::Sigmoid => 1.0 / (1.0 + (-logit(e)).exp()),
         // Softmax keeps the logits' order, and its denominator comes later.
-        GateKind::Softmax | GateKind::SoftmaxAfterTopK => logits[e],
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK => logit(e),
     };
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }));
     let total = match attrs.gate {
-        GateKind::Softmax => logits.iter().map(|l| (l - max).exp()).sum::<f32>(),
+        GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
         GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => 1.0,
     };
     // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
     let rank = |e: usize| match (bias, attrs.gate) {
         (None, _) => logits[e],
-        (Some(bias), GateKind::Softmax) => (logits[e] - max).exp() / total + bias[e],
-        (Some(bias), _) => gate(e) + bias[e],
+        (Some(bias), GateKind::Softmax) => ((logit(e) - max).exp() / total + f64::from(bias[e])) as f32,
+        (Some(bias), _) => (gate(e) + f64::from(bias[e])) as f32,
     };
     // Insertion into the list of the best so far; `weights` holds their ranks meanwhile.
     let mut found = 0;
@@ -82,22 +83,19 @@ fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [
         (ids[at], weights[at]) = (e as u32, value);
         found = (found + 1).min(ids.len());
     }
-    let mut sum = 0.0;
-    for (id, weight) in ids.iter().zip(weights.iter_mut()) {
-        *weight = match attrs.gate {
-            GateKind::Sigmoid => gate(*id as usize),
-            GateKind::Softmax | GateKind::SoftmaxAfterTopK => (logits[*id as usize] - max).exp(),
-        };
-        sum += *weight;
-    }
+    let chosen = |id: u32| match attrs.gate {
+        GateKind::Sigmoid => gate(id as usize),
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK => (logit(id as usize) - max).exp(),
+    };
     // e^(l − max) / Σ over all, then over the chosen: the first sum cancels where both are asked for.
     let divisor = match attrs.gate {
-        _ if attrs.norm_topk_prob => sum,
-        GateKind::SoftmaxAfterTopK => sum,
-        GateKind::Softmax => total,
-        GateKind::Sigmoid => 1.0,
+        GateKind::Softmax if !attrs.norm_topk_prob => total,
+        GateKind::Sigmoid if !attrs.norm_topk_prob => 1.0,
+        _ => ids.iter().map(|id| chosen(*id)).sum(),
     };
-    weights.iter_mut().for_each(|w| *w = *w / divisor * attrs.scale);
+    for (id, weight) in ids.iter().zip(weights.iter_mut()) {
+        *weight = (chosen(*id) / divisor * f64::from(attrs.scale)) as f32;
+    }
 }
 
 impl Launch for Route {

@@ -293,7 +293,7 @@ pub unsafe fn dot_floats(
     // SAFETY: the caller's promise.
     unsafe {
         match format {
-            Format::F32 => floats::<4>(at, inner, x, out, |at| _mm256_loadu_ps(at.cast())),
+            Format::F32 => doubles(at.cast(), inner, x, out),
             Format::F16 => floats::<2>(at, inner, x, out, |at| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))),
             Format::Bf16 => floats::<2>(at, inner, x, out, |at| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
@@ -340,6 +340,38 @@ unsafe fn floats<const BYTES: usize>(
             let [a, b, c, d] = sums;
             *row = fold_floats(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
             at = at.add(inner * BYTES);
+        }
+    }
+}
+
+/// Σ w·x of rows of f32 in f64.
+///
+/// # Safety
+/// As [`dot_floats`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn doubles(mut w: *const f32, inner: usize, x: *const f32, out: &mut [f32]) {
+    for out in out {
+        // SAFETY: elements below `inner` exist in the row and in `x`.
+        unsafe {
+            let mut sums = [_mm256_setzero_pd(); 4];
+            let whole = inner / 16 * 16;
+            for k in (0..whole).step_by(16) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let k = k + 4 * i;
+                    let x = _mm256_cvtps_pd(_mm_loadu_ps(x.add(k)));
+                    *sum = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm_loadu_ps(w.add(k))), x, *sum);
+                }
+            }
+            let sum = _mm256_add_pd(_mm256_add_pd(sums[0], sums[1]), _mm256_add_pd(sums[2], sums[3]));
+            let mut lanes = [0.0; 4];
+            _mm256_storeu_pd(lanes.as_mut_ptr(), sum);
+            let mut sum = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+            for k in whole..inner {
+                sum += f64::from(w.add(k).read_unaligned()) * f64::from(*x.add(k));
+            }
+            *out = sum as f32;
+            w = w.add(inner);
         }
     }
 }

@@ -468,7 +468,7 @@ pub unsafe fn dot_floats(
     // SAFETY: the caller's promise; a masked element is not read.
     unsafe {
         match format {
-            Format::F32 => floats::<4>(at, inner, x, out, |at, mask| _mm512_maskz_loadu_ps(mask, at.cast())),
+            Format::F32 => doubles(at.cast(), inner, x, out),
             Format::F16 => floats::<2>(at, inner, x, out, |at, mask| {
                 _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast()))
             }),
@@ -518,4 +518,38 @@ unsafe fn floats<const BYTES: usize>(
     };
     // SAFETY: the caller's promise.
     unsafe { each_row(at, inner * BYTES, out, row) }
+}
+
+/// Σ w·x of rows of f32 in f64.
+///
+/// # Safety
+/// As [`dot_floats`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn doubles(mut w: *const f32, inner: usize, x: *const f32, out: &mut [f32]) {
+    for out in out {
+        // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
+        unsafe {
+            let mut sums = [_mm512_setzero_pd(); 4];
+            let mut k = 0;
+            while k + 32 <= inner {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let k = k + 8 * i;
+                    let x = _mm512_cvtps_pd(_mm256_loadu_ps(x.add(k)));
+                    *sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(w.add(k))), x, *sum);
+                }
+                k += 32;
+            }
+            while k < inner {
+                let mask = if inner - k < 8 { (1 << (inner - k)) - 1 } else { !0 };
+                let x = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, x.add(k)));
+                let w = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, w.add(k)));
+                sums[0] = _mm512_fmadd_pd(w, x, sums[0]);
+                k += 8;
+            }
+            let sum = _mm512_add_pd(_mm512_add_pd(sums[0], sums[1]), _mm512_add_pd(sums[2], sums[3]));
+            *out = _mm512_reduce_add_pd(sum) as f32;
+            w = w.add(inner);
+        }
+    }
 }
