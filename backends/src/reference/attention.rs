@@ -3,6 +3,9 @@
 use crate::exp::{exp_shifted, shift_of, softmax_factor};
 use moe_run_graph::ir::AttentionAttrs;
 
+/// Positions whose values are summed before they join those in front of them, so that long sums can be made side by side.
+pub(crate) const PART_POSITIONS: usize = 512;
+
 /// Which cached positions a query at `position` sees: causal, and no further back than the window.
 pub(super) fn visible(position: u32, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
     let end = position as usize + 1;
@@ -45,9 +48,14 @@ pub(super) fn attention(
             let factor = softmax(&mut weights, sinks.map(|s| s[head]));
             let out = &mut out[(t * attrs.num_attention_heads + head) * dv..][..dv];
             for (i, out) in out.iter_mut().enumerate() {
-                let pairs = weights.iter().zip(seen.clone());
-                let value = |s: usize| values[s * v_row + kv_head * dv + i];
-                *out = pairs.fold(0.0f32, |sum, (w, s)| w.mul_add(value(s), sum)) * factor;
+                let (mut total, mut part) = (0.0f32, 0.0f32);
+                for (w, s) in weights.iter().zip(seen.clone()) {
+                    if s % PART_POSITIONS == 0 {
+                        total += std::mem::take(&mut part);
+                    }
+                    part = w.mul_add(values[s * v_row + kv_head * dv + i], part);
+                }
+                *out = (total + part) * factor;
             }
         }
     }

@@ -4,7 +4,7 @@
 //! (activation profiles, KV types), so that any backend can be compared with the same definition.
 
 mod add;
-mod attention;
+pub(crate) mod attention;
 mod attention_scores;
 mod attention_softmax;
 mod embed;

@@ -2,8 +2,9 @@
 //!
 //! q [T, H·d], the cache → softmax(scale · q·kᵀ)·v: [T, H·dv]. Query heads that share a KV head are rows of one tile,
 //! so the cache is decoded once for all of them. In place of the maximum, softmax takes off an integer power of two
-//! (`crate::exp`), so tiles add up to the bits of the reference's one pass over all positions. A one-token step is split over the cache at multiples of 512
-//! positions: by its length alone, so that any thread count gives the same bits. Positions behind a query in its last
+//! (`crate::exp`), so tiles add up to the bits of the reference's one pass over all positions. Parts of 512
+//! positions are summed for themselves before they are added up, and a one-token step is split between them: any thread
+//! count gives the same bits. Positions behind a query in its last
 //! tile count with probability 0; a NaN among their values shows in that query too.
 
 use super::kv_write::{Cache, Heads};
@@ -12,6 +13,7 @@ use crate::cpu::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEM
 use crate::cpu::memory::{Shared, Val};
 use crate::cpu::pool::Worker;
 use crate::exp::{NO_SHIFT, power_of_two, shift_of, softmax_factor};
+use crate::reference::attention::PART_POSITIONS;
 use moe_run_graph::ir::AttentionAttrs;
 use std::ops::Range;
 
@@ -19,8 +21,6 @@ use std::ops::Range;
 const TILE_KEYS: usize = 64;
 /// Query rows (tokens × heads of the group) in a task, about.
 const TASK_ROWS: usize = 64;
-/// Cached positions in a part of a split one-token step.
-const SPLIT_KEYS: usize = 512;
 
 /// A worker's tiles.
 pub struct Tiles {
@@ -37,6 +37,8 @@ pub struct Tiles {
     /// The power of two that each row's exponentials are taken under, and their sum.
     shift: Vec<f32>,
     sum: Vec<f64>,
+    /// The same of the parts before, where a task has several: `[row][dv]`, shifts and sums.
+    before: (Vec<f32>, Vec<f32>, Vec<f64>),
     /// The current token's turned heads.
     heads: Vec<f32>,
 }
@@ -85,6 +87,7 @@ impl Tiles {
             out: vec![0.0; rows * value_head_dim],
             shift: vec![0.0; rows],
             sum: vec![0.0; rows],
+            before: (vec![0.0; rows * value_head_dim], vec![0.0; rows], vec![0.0; rows]),
             heads: vec![0.0; (group + 1) * head_dim],
         }
     }
@@ -101,7 +104,7 @@ pub struct Partials {
 impl Partials {
     /// Room for the largest attention over `cached` positions.
     pub fn new(largest: Largest, cached: usize) -> Partials {
-        let rows = largest.kv_heads * largest.group * cached.div_ceil(SPLIT_KEYS);
+        let rows = largest.kv_heads * largest.group * cached.div_ceil(PART_POSITIONS);
         Partials { values: Shared::new(rows * largest.value_head_dim), sums: Shared::new(rows) }
     }
 }
@@ -186,6 +189,33 @@ impl Attention {
     /// Runs over the task's keys; leaves sums, shifts and denominators in `tiles`.
     fn run_task(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
         self.load_queries(step, task, tiles);
+        let dv = self.attrs.value_head_dim;
+        let rows = task.tokens.len() * self.attrs.group_size();
+        let parts = task.keys.start / PART_POSITIONS..task.keys.end.div_ceil(PART_POSITIONS);
+        if parts.len() == 1 {
+            return self.run_part(step, task, tiles, panel);
+        }
+        tiles.before.0[..rows * dv].fill(0.0);
+        tiles.before.1[..rows].fill(NO_SHIFT);
+        tiles.before.2[..rows].fill(0.0);
+        for part in parts {
+            let start = task.keys.start.max(part * PART_POSITIONS);
+            let end = task.keys.end.min((part + 1) * PART_POSITIONS);
+            self.run_part(step, &Task { keys: start..end, ..task.clone() }, tiles, panel);
+            let (out, shifts, sums) = &mut tiles.before;
+            for row in 0..rows {
+                let columns = row * dv..(row + 1) * dv;
+                let part = (tiles.shift[row], tiles.sum[row], &tiles.out[columns.clone()]);
+                add_part(step.kernels, part, &mut shifts[row], &mut sums[row], &mut out[columns]);
+            }
+        }
+        std::mem::swap(&mut tiles.out, &mut tiles.before.0);
+        std::mem::swap(&mut tiles.shift, &mut tiles.before.1);
+        std::mem::swap(&mut tiles.sum, &mut tiles.before.2);
+    }
+
+    /// [`Attention::run_task`] for keys of one part, with the queries in place.
+    fn run_part(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
         let group = self.attrs.group_size();
         let rows = task.tokens.len() * group;
@@ -271,14 +301,14 @@ impl Attention {
     fn run_one(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
         let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
         let visible = self.visible(step, 0);
-        let first_part = visible.start / SPLIT_KEYS;
-        let parts = visible.end.div_ceil(SPLIT_KEYS) - first_part;
+        let first_part = visible.start / PART_POSITIONS;
+        let parts = visible.end.div_ceil(PART_POSITIONS) - first_part;
         let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group;
         let tiles = &mut scratch.attention;
         for chunk in worker.chunks(self.attrs.num_key_value_heads * parts) {
             let (kv_head, part) = (chunk / parts, chunk % parts);
-            let start = visible.start.max((first_part + part) * SPLIT_KEYS);
-            let end = visible.end.min((first_part + part + 1) * SPLIT_KEYS);
+            let start = visible.start.max((first_part + part) * PART_POSITIONS);
+            let end = visible.end.min((first_part + part + 1) * PART_POSITIONS);
             let task = Task { kv_head, tokens: 0..1, keys: start..end };
             self.run_task(step, &task, tiles, &mut scratch.panel);
             for h in 0..group {
@@ -309,19 +339,40 @@ impl Attention {
                 let sums = |part: usize| step.partials.sums.read(at(part)..at(part) + 1)[0];
                 (sums, step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv))
             };
-            let shift = (0..parts).map(|part| sums(part)[0] as f32).fold(NO_SHIFT, f32::max);
-            let mut sum = 0.0;
+            let (mut shift, mut sum) = (NO_SHIFT, 0.0);
             out.fill(0.0);
             for part in 0..parts {
                 let [part_shift, part_sum] = sums(part);
-                let shrink = power_of_two(part_shift as f32 - shift);
-                sum += part_sum * f64::from(shrink);
                 // SAFETY: as above.
                 let values = unsafe { step.partials.values.read(at(part) * dv..(at(part) + 1) * dv) };
-                step.kernels.add_scaled(shrink, values, out);
+                add_part(step.kernels, (part_shift as f32, part_sum, values), &mut shift, &mut sum, out);
             }
             self.finish(step.kernels, head, shift, sum, out);
         }
+    }
+}
+
+/// Adds a part's shift, denominator and sums to those of the parts before.
+fn add_part(
+    kernels: Kernels,
+    (part_shift, part_sum, part): (f32, f64, &[f32]),
+    shift: &mut f32,
+    sum: &mut f64,
+    out: &mut [f32],
+) {
+    raise(kernels, part_shift, shift, sum, out);
+    let shrink = power_of_two(part_shift - *shift);
+    *sum += part_sum * f64::from(shrink);
+    kernels.add_scaled(shrink, part, out);
+}
+
+/// Takes sums under another shift if that is the larger: an exact factor.
+fn raise(kernels: Kernels, wanted: f32, shift: &mut f32, sum: &mut f64, out: &mut [f32]) {
+    if wanted > *shift {
+        let shrink = power_of_two(*shift - wanted);
+        *sum *= f64::from(shrink);
+        kernels.scale(shrink, out);
+        *shift = wanted;
     }
 }
 
@@ -344,13 +395,7 @@ fn soften(
     if let Some(cap) = soft_cap {
         scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
     }
-    let wanted = shift_of(kernels.max(scores));
-    if wanted > *shift {
-        let shrink = power_of_two(*shift - wanted);
-        *sum *= f64::from(shrink);
-        kernels.scale(shrink, out);
-        *shift = wanted;
-    }
+    raise(kernels, shift_of(kernels.max(scores)), shift, sum, out);
     *sum += kernels.exp_sum(scores, *shift);
 }
 
