@@ -1,6 +1,8 @@
 //! The living definition: a scalar interpreter of the IR, one short function an op, slow and obviously right.
 //!
-//! Values are f32, sums are f64. Every node is a launch of its own. It implements each rounding that a backend may use
+//! Values are f32. Norms, products of floats, the router and the experts' sum are summed in f64; products of 8-bit
+//! activations, attention and SiLU are defined to the bit (`matmul`, `attention`, `crate::exp`), which the CPU backend
+//! meets. Every node is a launch of its own. It implements each rounding that a backend may use
 //! (activation profiles, KV types), so that any backend can be compared with the same definition.
 
 mod add;
