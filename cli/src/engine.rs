@@ -159,6 +159,8 @@ pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Bo
         say_chosen(backend.name(), &reasons);
         match compile(backend.as_ref()) {
             Ok(executable) => return Ok(executable),
+            // A device that is there, and cannot be opened now.
+            Err(error @ BackendError::NoDevice { .. }) => reasons.push(error.to_string()),
             Err(error @ BackendError::OutOfMemory { .. }) => {
                 reasons.push(format!("backend {}: {error}", backend.name()));
                 memory = Some(error);

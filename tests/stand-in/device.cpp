@@ -94,6 +94,7 @@ const Settings &settings() {
         s.memory_bytes = number("STAND_IN_MEMORY_BYTES", uint64_t(4) << 30);
         s.held_bytes = number("STAND_IN_HELD_BYTES", 0);
         s.held_from = number("STAND_IN_HELD_FROM", 0);
+        s.retain_code = int(number("STAND_IN_RETAIN", 0));
         if (const char *fail = getenv("STAND_IN_FAIL")) {
             std::string text = fail;
             size_t first = text.find(':'), second = text.find(':', first + 1);
@@ -239,6 +240,7 @@ STAND_IN_CALL cuDeviceGetAttribute(int *value, int attribute, int device) {
 STAND_IN_CALL cuDevicePrimaryCtxRetain(Context **made, int device) {
     Guard guard(lock);
     if (Result r = check_device("cuDevicePrimaryCtxRetain", device)) return r;
+    if (settings().retain_code) return Result(settings().retain_code);
     context.users++;
     count("contexts retained");
     *made = &context;

@@ -127,6 +127,9 @@ STAND_IN_CALL cuModuleGetFunction(Function **made, Module *module, const char *n
     if (!context.modules.count(module)) return misuse("cuModuleGetFunction", INVALID_HANDLE, "an unknown module");
     auto found = module->ptx.entries.find(name);
     if (found == module->ptx.entries.end()) return misuse("cuModuleGetFunction", NOT_FOUND, name);
+    // The same handle every time.
+    for (Function *function : context.functions)
+        if (function->entry == &found->second) return *made = function, SUCCESS;
     *made = new Function{module, &found->second};
     context.functions.insert(*made);
     return SUCCESS;
@@ -186,6 +189,9 @@ STAND_IN_CALL cuLaunchKernelEx(const LaunchConfig *config, Function *function, v
     if (entry.static_shared_bytes + config->shared_bytes > SHARED_BYTES)
         return refuse(INVALID_VALUE, std::to_string(entry.static_shared_bytes) + " + " +
                                          std::to_string(config->shared_bytes) + " bytes of shared memory");
+    if (!function->loaded)
+        if (Result r = check_no_recording("cuLaunchKernelEx, loading the kernel")) return r;
+    function->loaded = true;
     Work work{};
     work.kind = Work::LAUNCH;
     Launch &launch = work.launch;

@@ -11,7 +11,8 @@
 //     agree in number and size with the kernel's C++ signature; a launch passes each by its declared size, every pointer
 //     null or inside live memory, no more threads and shared memory than the entry and the chip allow;
 //   - a launch that may overlap the one in front must be of an entry that waits for it before it writes;
-//   - while a stream is recorded, calls that wait or allocate fail and spoil the recording;
+//   - while a stream is recorded, calls that wait or allocate fail and spoil the recording; so does a kernel's first launch,
+//     for which the driver may have to load it;
 //   - a kernel that fails makes every later call of the context fail.
 // A mistake of the caller is also written to standard error, as a line "stand-in: misuse: …"; so is what is left when the
 // context is released. Deliberately absent: the null stream, several devices and streams that wait for each other.
@@ -23,6 +24,7 @@
 //   STAND_IN_MEMORY_BYTES=N      the device's memory (default 4 GiB)
 //   STAND_IN_HELD_BYTES=N        of which another process holds this much
 //   STAND_IN_HELD_FROM=N         …only from the N-th allocation on, as a process that came in between
+//   STAND_IN_RETAIN=CODE         the context cannot be had: 2 (no memory), 46 (another process holds the device alone)
 //   STAND_IN_FAIL=NAME:N:CODE    the N-th run (from 1) of kernel NAME, or of any for `*`, ends with error CODE (e.g. 700)
 //   STAND_IN_ORDER=eager         queued work runs at once
 //   STAND_IN_REPORT=PATH         counts of what was called, written there when the process ends, one `name number` a line
@@ -94,6 +96,7 @@ struct Module {
 struct Function {
     Module *module;
     const Entry *entry;
+    bool loaded = false; // by its first launch
 };
 
 struct Event {
@@ -157,6 +160,7 @@ struct Context {
 struct Settings {
     int driver, capability, devices;
     uint64_t memory_bytes, held_bytes, held_from;
+    int retain_code;
     std::string fail_kernel;
     uint64_t fail_run;
     int fail_code;

@@ -50,6 +50,7 @@ fn every_mistake_is_answered() {
         ("load-other-parameters", INVALID_PTX),
         ("load-fewer-parameters", INVALID_PTX),
         ("unknown-function", NOT_FOUND),
+        ("first-launch-while-recording", CAPTURE_UNSUPPORTED),
         ("right-launch", 0),
         ("too-many-threads", INVALID_VALUE),
         ("no-blocks", INVALID_VALUE),

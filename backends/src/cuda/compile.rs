@@ -12,14 +12,16 @@ use super::{NAME, fused};
 use crate::error::BackendError;
 use crate::executable::{
     Activations, CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput,
-    StepTokens, TensorData, ValueAccess, WeightSource, check_weights, deliver_taps, not_taken,
+    StepTokens, TensorData, WeightSource, check_weights, deliver_taps, not_taken,
 };
+use access::Access;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Graph, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Graph, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
-use std::ops::Range;
 use std::sync::Arc;
+
+mod access;
 
 /// The largest T of a step unless asked otherwise.
 const MICRO_BATCH: usize = 512;
@@ -91,6 +93,8 @@ pub(super) struct CudaExecutable {
     info: ExecutableInfo,
     vocab_size: Option<usize>,
     recorded: Option<Recorded>,
+    /// Every kernel of the decode step has been launched.
+    has_decoded: bool,
     /// Every launch is waited for and none recorded: `MOE_RUN_CUDA_OFF=graph`.
     each_alone: bool,
     /// Of the last token of the last step.
@@ -224,6 +228,7 @@ pub(super) fn compile(
         info,
         vocab_size,
         recorded: None,
+        has_decoded: false,
         each_alone: switched_off("graph"),
         position: 0,
         last: None,
@@ -360,7 +365,9 @@ impl CudaExecutable {
     /// All production launches of a step, without stopping between them.
     fn run(&mut self, decode: bool, state: &CudaState, sizes: StepSizes) -> Result<(), BackendError> {
         // A decode step is the same launches every time: what differs is read from device memory.
-        let recordable = decode && sizes.logits_rows == 1 && !self.each_alone;
+        // The first is run as it is: a driver may load a kernel as late as at its first launch, and for that must do what a
+        // recording forbids.
+        let recordable = decode && sizes.logits_rows == 1 && !self.each_alone && self.has_decoded;
         if recordable
             && let Some(recorded) = &self.recorded
             && recorded.state == state.id
@@ -383,6 +390,7 @@ impl CudaExecutable {
             graph.replay().map_err(|e| self.failed_in("decode step", e))?;
             self.recorded = Some(Recorded { state: state.id, graph });
         }
+        self.has_decoded |= decode;
         Ok(())
     }
 
@@ -545,54 +553,5 @@ impl Executable for CudaExecutable {
             output.ok_or_else(|| missing("the graph has no such output"))?,
             last.sizes,
         )
-    }
-}
-
-/// A held step's values.
-struct Access<'a> {
-    executable: &'a CudaExecutable,
-    decode: bool,
-    state: &'a CudaState,
-    sizes: StepSizes,
-}
-
-impl ValueAccess for Access<'_> {
-    fn sizes(&self) -> StepSizes {
-        self.sizes
-    }
-
-    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
-        self.executable.read_value(self.decode, value, self.sizes)
-    }
-
-    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
-        let exe = self.executable;
-        let wrong = |detail: String| BackendError::Value { value: value.to_string(), detail };
-        let declared = exe.class(self.decode).plan.graph.value(value);
-        let wanted = declared.shape.resolve(self.sizes);
-        if tensor.shape != wanted {
-            return Err(wrong(format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
-        }
-        let words: Vec<u32> = match (&tensor.data, declared.dtype) {
-            (TensorData::U32(data), DType::U32) => data.clone(),
-            (TensorData::F32(data), DType::F32) => data.iter().map(|v| v.to_bits()).collect(),
-            (_, wanted) => return Err(wrong(format!("elements of another type, wanted {wanted:?}"))),
-        };
-        let place = exe.values(self.decode).place(value, self.sizes);
-        let Some((Param::Memory { address, .. }, bytes)) = place else {
-            return Err(wrong("the plan does not store it".into()));
-        };
-        if words.len() * 4 != bytes {
-            return Err(wrong(format!("{} elements, wanted {}", words.len(), bytes / 4)));
-        }
-        exe.driver.upload(address, bytemuck::cast_slice(&words)).map_err(|e| exe.failed(e))
-    }
-
-    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        self.state.read(state, slots)
-    }
-
-    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
-        self.state.write(state, first_slot, rows)
     }
 }

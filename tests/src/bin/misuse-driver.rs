@@ -174,6 +174,9 @@ fn main() {
         };
     let launch =
         |blocks, threads, shared, target| launch_of(function, blocks, threads, shared, target, false);
+    assert_eq!(driver.call("cuStreamBeginCapture_v2", [stream, word(1)]), 0);
+    say("first-launch-while-recording", launch_of(function, 1, 32, 0, memory, true));
+    driver.call("cuStreamEndCapture", [stream, out]);
     say("right-launch", launch_of(function, 1, 32, 0, memory, true));
     say("too-many-threads", launch(1, 1056, 0, memory));
     say("no-blocks", launch(0, 32, 0, memory));

@@ -40,6 +40,23 @@ fn no_device(detail: String, advice: &str) -> DriverError {
     DriverError::NoDevice { detail, advice: advice.to_owned() }
 }
 
+/// Why a GPU that is there gives no context.
+fn not_opened(name: &str, error: result::DriverError) -> DriverError {
+    let why = match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            "other processes hold its memory, down to what a context takes"
+        }
+        sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            "another process holds it alone, or it is set to compute nothing"
+        }
+        _ => return failed("cuDevicePrimaryCtxRetain", error),
+    };
+    no_device(
+        format!("{name} cannot be opened: {why} ({:?})", error.0),
+        "see nvidia-smi for processes and compute mode, or use --backend cpu",
+    )
+}
+
 /// Looks for the driver's library and starts it; the number of devices.
 fn start() -> Result<i32, DriverError> {
     // SAFETY: only tries to open the library; cudarc would panic in the first call if it were missing.
@@ -166,8 +183,7 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
         ("matrix units".into(), if info.matrix_units { "yes" } else { "no" }.into()),
     ]);
     // SAFETY: the device handle is valid; the context is released when the driver is dropped.
-    let context =
-        unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| not_opened(&info.name, e))?;
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(|e| failed("cuCtxSetCurrent", e))?;
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
@@ -455,16 +471,17 @@ impl Driver for Nvidia {
         let queued = self.0.queue(launches);
         // SAFETY: ends what was begun above, also when a launch was refused.
         let graph = unsafe { result::stream::end_capture(self.0.stream) };
-        queued?;
-        let graph = graph.map_err(|e| failed("cuStreamEndCapture", e))?;
-        // SAFETY: the graph is complete; the executable form does not need it any more.
-        let instance = unsafe {
-            let instance = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            instance
-        };
-        let graph = instance.map_err(|e| failed("cuGraphInstantiate", e))?;
-        Ok(Box::new(Recorded { inner: Arc::clone(&self.0), graph }))
+        let made = queued.and_then(|()| {
+            let graph = graph.map_err(|e| failed("cuStreamEndCapture", e))?;
+            // SAFETY: the graph is complete.
+            unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }
+                .map_err(|e| failed("cuGraphInstantiate", e))
+        });
+        if let Ok(graph) = graph {
+            // SAFETY: made above; the executable form does not need it any more.
+            let _ = unsafe { result::graph::destroy(graph) };
+        }
+        Ok(Box::new(Recorded { inner: Arc::clone(&self.0), graph: made? }))
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {
