@@ -2,6 +2,7 @@
 //! prompt, any set of taps, held between launches or not.
 
 use moe_run_backends::cpu::Cpu;
+use moe_run_backends::executable::WeightSource;
 use moe_run_backends::reference::Reference;
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{
@@ -10,7 +11,10 @@ use moe_run_backends::{
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::passes::TapSelection;
+use moe_run_graph::quant::Format;
 use moe_run_tests::{fixtures, relative_l2};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Counts taps; that it is there makes the executable run launch by launch.
 #[derive(Default)]
@@ -138,4 +142,46 @@ fn eight_bits_are_the_references_over_a_long_cache() {
     let same = CompileOptions { ctx_size: 600, ..cases::same_definition(executable.info()) };
     let want = logits_of(&Reference, &model, &same, 530, false);
     assert!(bits(&logits(&model, &options, 530, false)) == bits(&want));
+}
+
+/// Plain floats between quantized matrices are summed as the reference sums them.
+#[test]
+fn floats_among_eight_bits_are_the_references() {
+    let mut model = tiny();
+    let mut weights: HashMap<String, Vec<u8>> = HashMap::new();
+    for decl in &mut model.graph.weights {
+        let mut bytes = model.file.bytes(&decl.name).unwrap().to_vec();
+        let other = match decl.name.as_str() {
+            "blk.0.attn_output.weight" | "blk.2.ffn_down_exps.weight" => Some(Format::F16),
+            "blk.1.attn_q.weight" | "blk.3.ffn_gate_exps.weight" => Some(Format::Bf16),
+            _ => None,
+        };
+        if let Some(other) = other {
+            let mut values = vec![0.0f32; decl.shape.iter().product()];
+            decl.format.decode_row(&bytes, &mut values);
+            let word = |x: &f32| match other {
+                Format::F16 => half::f16::from_f32(*x).to_le_bytes(),
+                _ => half::bf16::from_f32(*x).to_le_bytes(),
+            };
+            bytes = values.iter().flat_map(word).collect();
+            decl.format = other;
+        }
+        weights.insert(decl.name.clone(), bytes);
+    }
+    assert!(model.graph.weights.iter().filter(|w| w.format == Format::F16).count() == 2);
+    let weights: Arc<dyn WeightSource> = Arc::new(weights);
+    let run = |backend: &dyn Backend, options: &CompileOptions| {
+        let executable = backend.compile(&model.graph, Arc::clone(&weights), options).unwrap();
+        let same = CompileOptions { ctx_size: 64, ..cases::same_definition(executable.info()) };
+        let mut session = Session::new(executable).unwrap();
+        let mut rows = vec![Vec::new(); 2];
+        let tokens: Vec<TokenId> = (0..21).map(|i| TokenId(i * 37 + 5)).collect();
+        session.feed(&tokens, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+        session.logits(&mut rows[0]).unwrap();
+        session.decode(TokenId(99), None).unwrap();
+        session.logits(&mut rows[1]).unwrap();
+        (rows, same)
+    };
+    let (got, same) = run(&Cpu, &CompileOptions { ctx_size: 64, ..CompileOptions::default() });
+    assert!(bits(&got) == bits(&run(&Reference, &same).0));
 }

@@ -18,7 +18,7 @@ use crate::error::BackendError;
 use crate::executable::WeightSource;
 use moe_run_graph::ir::{Node, Op, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::ActProfile;
+use moe_run_graph::quant::{ActProfile, Activation, Format};
 
 /// The sizes that scratch memory must have for a program.
 #[derive(Clone, Copy, Default)]
@@ -175,7 +175,14 @@ impl Compiler<'_> {
         // SAFETY: the executable holds the weight source for as long as it holds the launches.
         let bytes = unsafe { WeightBytes::new(self.bytes(slice.tensor)?) };
         let rows = slice.rows.clone();
-        Ok(Matrix::new(decl.format, activation, bytes, inner, tensor_rows, rows, first_expert))
+        let mut matrix = Matrix::new(decl.format, activation, bytes, inner, tensor_rows, rows, first_expert);
+        // What is kept in f32 matters to small differences: a router. And where 8-bit steps follow, equal bits keep a last
+        // bit from moving one; a model without quantized weights has none, and needs the speed of f32.
+        let steps_follow = matches!(self.profile, ActProfile::Q8 { .. })
+            && self.plan.graph.weights.iter().any(|w| w.format.is_quantized());
+        let floats = activation == Activation::F32 && !decl.format.is_quantized();
+        matrix.wide = floats && (decl.format == Format::F32 || steps_follow);
+        Ok(matrix)
     }
 
     fn state(&self, node: &Node, value: ValueId) -> Result<usize, BackendError> {

@@ -270,20 +270,24 @@ impl Kernels {
         }
     }
 
-    /// As [`Kernels::dot_rows`], for F32, F16 and BF16 against the floats `x`, as many as a row has.
+    /// As [`Kernels::dot_rows`], for F32, F16 and BF16 against the floats `x`, as many as a row has; summed in f64 if `wide`.
     ///
     /// # Panics
     /// If the rows are shorter than that.
-    pub fn dot_floats(self, format: Format, bytes: &[u8], x: &[f32], out: &mut [f32]) -> bool {
+    pub fn dot_floats(self, format: Format, bytes: &[u8], x: &[f32], wide: bool, out: &mut [f32]) -> bool {
         let inner = x.len();
         assert!(format.row_bytes(inner).is_some_and(|row| bytes.len() >= out.len() * row));
         match self.isa {
             // SAFETY: the tag is checked against the CPU, the lengths above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), out) },
+            Isa::Avx512 => unsafe {
+                avx512::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), wide, out)
+            },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), out) },
+            Isa::Avx2 => unsafe {
+                avx2::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), wide, out)
+            },
             _ => false,
         }
     }

@@ -348,15 +348,23 @@ fn one_token_products_of_floats_match_f64() {
                 bytes.extend(random_rows(format, rows, inner, &mut rng));
                 assert_eq!(bytes.len(), 1 + rows * row_bytes);
                 let x: Vec<f32> = (0..inner).map(|_| rng.float()).collect();
-                let mut out = vec![f32::NAN; rows];
-                if kernels.dot_floats(format, &bytes[1..], &x, &mut out) {
+                for wide in [false, true] {
+                    let mut out = vec![f32::NAN; rows];
+                    if !kernels.dot_floats(format, &bytes[1..], &x, wide, &mut out) {
+                        continue;
+                    }
                     found += 1;
                     assert_products(kernels.isa().name(), format, &bytes[1..], &x, &out);
+                    let rounded = Rounded::new(&x, Activation::F32);
+                    for (bytes, got) in bytes[1..].chunks_exact(row_bytes).zip(&out).filter(|_| wide) {
+                        let want = WeightRow::new(format, bytes, inner, &rounded).dot(&rounded, 0, inner);
+                        assert_eq!(got.to_bits(), want.to_bits(), "{} {format}", kernels.isa().name());
+                    }
                 }
             }
         }
         let has_them = matches!(kernels.isa(), Isa::Avx2 | Isa::Avx512);
-        assert_eq!(found, if has_them { 15 } else { 0 }, "F32, F16 and BF16");
+        assert_eq!(found, if has_them { 30 } else { 0 }, "F32, F16 and BF16");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::cpu::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, WideLa
 use crate::cpu::memory::Val;
 use crate::cpu::pool::Worker;
 use moe_run_graph::ir::StepSizes;
-use moe_run_graph::quant::{Activation, Format};
+use moe_run_graph::quant::Activation;
 
 /// Panels that a chunk of a fused down-projection takes: its sums over experts stay in the second-level cache.
 pub const COMBINE_PANELS: usize = 4;
@@ -224,9 +224,7 @@ impl MatMuls {
                 return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
             }
         }
-        // Weights that are kept in f32 are those that small differences matter to: a router's.
-        let wide = matrix.format == Format::F32 && matrix.activation == Activation::F32;
-        if wide {
+        if matrix.wide {
             work.wide_sums[..slots].fill(WideLanes([0.0; PANEL_ROWS]));
         }
         let behind = matrix.behind(tiles[0].group, panel);
@@ -260,7 +258,7 @@ impl MatMuls {
                             work.activations.floats(activation == Activation::F16, *tile, inner, i)
                         };
                         let (w, x) = (&work.wide.w[..elems], &x[..elems * tile.tokens]);
-                        if wide {
+                        if matrix.wide {
                             step.kernels.mul_wide(w, x, &mut work.wide_sums[done..done + tile.tokens]);
                         } else {
                             step.kernels.mul_f32(w, x, out);
@@ -270,7 +268,7 @@ impl MatMuls {
                 }
             }
         }
-        if wide {
+        if matrix.wide {
             step.kernels.narrow(wide_flat(&work.wide_sums[..slots]), flat_mut(&mut sums[..slots]));
         }
         for sum in &mut sums[..slots] {

@@ -80,7 +80,7 @@ impl MatMuls {
                 activation => {
                     let f16 = activation == Activation::F16;
                     let x = work.activations.floats(f16, tile, matrix.inner, 0);
-                    step.kernels.dot_floats(matrix.format, bytes, &x[..matrix.inner], out)
+                    step.kernels.dot_floats(matrix.format, bytes, &x[..matrix.inner], matrix.wide, out)
                 }
             }
         };

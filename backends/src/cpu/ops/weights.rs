@@ -45,6 +45,8 @@ pub struct Matrix {
     pub inner: usize,
     /// Rows of the slice (of each expert).
     pub rows: usize,
+    /// Plain floats whose products are summed in f64, as the reference does.
+    pub wide: bool,
     bytes: WeightBytes,
     row_bytes: usize,
     first_row: usize,
@@ -73,6 +75,7 @@ impl Matrix {
             activation,
             inner,
             rows: rows.len(),
+            wide: false,
             bytes,
             row_bytes: inner / format.block_elems() * format.block_bytes(),
             first_row: rows.start,

@@ -278,7 +278,7 @@ unsafe fn q4_0(block: *const u8, token: Token) -> Sums {
     }
 }
 
-/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; false for other formats.
+/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`, summed in f64 if `wide`; false for other formats.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rows are readable, and so are `inner` elements of `x`.
@@ -288,21 +288,50 @@ pub unsafe fn dot_floats(
     at: *const u8,
     inner: usize,
     x: *const f32,
+    wide: bool,
     out: &mut [f32],
 ) -> bool {
+    let f32s = |at: *const u8| {
+        // SAFETY: called for 32 readable bytes.
+        unsafe { _mm256_loadu_ps(at.cast()) }
+    };
+    let f16s = |at: *const u8| {
+        // SAFETY: called for 16 readable bytes.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    };
+    let bf16s = |at: *const u8| {
+        // SAFETY: called for 16 readable bytes.
+        let wide = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(at.cast()) });
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+    };
     // SAFETY: the caller's promise.
     unsafe {
-        match format {
-            Format::F32 => doubles(at.cast(), inner, x, out),
-            Format::F16 => floats::<2>(at, inner, x, out, |at| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))),
-            Format::Bf16 => floats::<2>(at, inner, x, out, |at| {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            }),
+        match (format, wide) {
+            (Format::F32, false) => floats::<4>(at, inner, x, out, f32s),
+            (Format::F16, false) => floats::<2>(at, inner, x, out, f16s),
+            (Format::Bf16, false) => floats::<2>(at, inner, x, out, bf16s),
+            (Format::F32, true) => doubles::<4>(at, inner, x, out, f32s),
+            (Format::F16, true) => doubles::<2>(at, inner, x, out, f16s),
+            (Format::Bf16, true) => doubles::<2>(at, inner, x, out, bf16s),
             _ => return false,
         }
     }
     true
+}
+
+/// The last few elements of a row and of `x`, with zeros to make 8.
+///
+/// # Safety
+/// `count` elements, at most 8, of `BYTES` bytes are readable.
+#[inline]
+unsafe fn rest<const BYTES: usize>(at: *const u8, x: *const f32, count: usize) -> ([u8; 32], [f32; 8]) {
+    let (mut w, mut rest) = ([0u8; 32], [0.0f32; 8]);
+    // SAFETY: the caller's promise; 8 elements have 32 bytes at most.
+    unsafe {
+        std::ptr::copy_nonoverlapping(at, w.as_mut_ptr(), count * BYTES);
+        std::ptr::copy_nonoverlapping(x, rest.as_mut_ptr(), count);
+    }
+    (w, rest)
 }
 
 /// For each row, Σ w·x in four vectors of partial sums. `load` gives 8 elements.
@@ -330,10 +359,7 @@ unsafe fn floats<const BYTES: usize>(
                 k += 32;
             }
             while k < inner {
-                let n = (inner - k).min(8);
-                let (mut w, mut rest) = ([0u8; 32], [0.0f32; 8]);
-                std::ptr::copy_nonoverlapping(at.add(k * BYTES), w.as_mut_ptr(), n * BYTES);
-                std::ptr::copy_nonoverlapping(x.add(k), rest.as_mut_ptr(), n);
+                let (w, rest) = rest::<BYTES>(at.add(k * BYTES), x.add(k), (inner - k).min(8));
                 sums[0] = _mm256_fmadd_ps(load(w.as_ptr()), _mm256_loadu_ps(rest.as_ptr()), sums[0]);
                 k += 8;
             }
@@ -344,34 +370,46 @@ unsafe fn floats<const BYTES: usize>(
     }
 }
 
-/// Σ w·x of rows of f32 in f64.
+/// For each row, Σ w·x in f64. `load` gives 8 elements.
 ///
 /// # Safety
-/// As [`dot_floats`].
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn doubles(mut w: *const f32, inner: usize, x: *const f32, out: &mut [f32]) {
-    for out in out {
-        // SAFETY: elements below `inner` exist in the row and in `x`.
+/// As [`floats`].
+#[inline(always)]
+unsafe fn doubles<const BYTES: usize>(
+    mut at: *const u8,
+    inner: usize,
+    x: *const f32,
+    out: &mut [f32],
+    load: impl Fn(*const u8) -> __m256,
+) {
+    // Adds the products of 8 elements.
+    let add = |sums: [__m256d; 2], w: __m256, x: __m256| {
+        // SAFETY: AVX2 and FMA are there.
         unsafe {
-            let mut sums = [_mm256_setzero_pd(); 4];
-            let whole = inner / 16 * 16;
-            for k in (0..whole).step_by(16) {
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let k = k + 4 * i;
-                    let x = _mm256_cvtps_pd(_mm_loadu_ps(x.add(k)));
-                    *sum = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm_loadu_ps(w.add(k))), x, *sum);
-                }
+            let (w_high, x_high) = (_mm256_extractf128_ps::<1>(w), _mm256_extractf128_ps::<1>(x));
+            let (w_low, x_low) = (_mm256_castps256_ps128(w), _mm256_castps256_ps128(x));
+            [
+                _mm256_fmadd_pd(_mm256_cvtps_pd(w_low), _mm256_cvtps_pd(x_low), sums[0]),
+                _mm256_fmadd_pd(_mm256_cvtps_pd(w_high), _mm256_cvtps_pd(x_high), sums[1]),
+            ]
+        }
+    };
+    for row in out {
+        // SAFETY: elements below `inner` exist in the row and in `x`; the last few go through buffers of 8.
+        unsafe {
+            let mut sums = [_mm256_setzero_pd(); 2];
+            let whole = inner / 8 * 8;
+            for k in (0..whole).step_by(8) {
+                sums = add(sums, load(at.add(k * BYTES)), _mm256_loadu_ps(x.add(k)));
             }
-            let sum = _mm256_add_pd(_mm256_add_pd(sums[0], sums[1]), _mm256_add_pd(sums[2], sums[3]));
+            if whole < inner {
+                let (w, rest) = rest::<BYTES>(at.add(whole * BYTES), x.add(whole), inner - whole);
+                sums = add(sums, load(w.as_ptr()), _mm256_loadu_ps(rest.as_ptr()));
+            }
             let mut lanes = [0.0; 4];
-            _mm256_storeu_pd(lanes.as_mut_ptr(), sum);
-            let mut sum = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-            for k in whole..inner {
-                sum += f64::from(w.add(k).read_unaligned()) * f64::from(*x.add(k));
-            }
-            *out = sum as f32;
-            w = w.add(inner);
+            _mm256_storeu_pd(lanes.as_mut_ptr(), _mm256_add_pd(sums[0], sums[1]));
+            *row = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) as f32;
+            at = at.add(inner * BYTES);
         }
     }
 }

@@ -453,7 +453,7 @@ impl Pair {
     }
 }
 
-/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`; false for other formats.
+/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`, summed in f64 if `wide`; false for other formats.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable, and so are `inner` elements of `x`.
@@ -463,18 +463,31 @@ pub unsafe fn dot_floats(
     at: *const u8,
     inner: usize,
     x: *const f32,
+    wide: bool,
     out: &mut [f32],
 ) -> bool {
     // SAFETY: the caller's promise; a masked element is not read.
     unsafe {
-        match format {
-            Format::F32 => doubles(at.cast(), inner, x, out),
-            Format::F16 => floats::<2>(at, inner, x, out, |at, mask| {
+        match (format, wide) {
+            (Format::F32, false) => {
+                floats::<4>(at, inner, x, out, |at, mask| _mm512_maskz_loadu_ps(mask, at.cast()))
+            }
+            (Format::F16, false) => floats::<2>(at, inner, x, out, |at, mask| {
                 _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast()))
             }),
-            Format::Bf16 => floats::<2>(at, inner, x, out, |at, mask| {
+            (Format::Bf16, false) => floats::<2>(at, inner, x, out, |at, mask| {
                 let wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }),
+            (Format::F32, true) => {
+                doubles::<4>(at, inner, x, out, |at, mask| _mm256_maskz_loadu_ps(mask, at.cast()))
+            }
+            (Format::F16, true) => doubles::<2>(at, inner, x, out, |at, mask| {
+                _mm256_cvtph_ps(_mm_maskz_loadu_epi16(mask, at.cast()))
+            }),
+            (Format::Bf16, true) => doubles::<2>(at, inner, x, out, |at, mask| {
+                let wide = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, at.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }),
             _ => return false,
         }
@@ -520,36 +533,41 @@ unsafe fn floats<const BYTES: usize>(
     unsafe { each_row(at, inner * BYTES, out, row) }
 }
 
-/// Σ w·x of rows of f32 in f64.
+/// Σ w·x of each row in f64. `load` gives 8 elements, 0 where the mask has none.
 ///
 /// # Safety
-/// As [`dot_floats`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn doubles(mut w: *const f32, inner: usize, x: *const f32, out: &mut [f32]) {
+/// As [`floats`].
+#[inline(always)]
+unsafe fn doubles<const BYTES: usize>(
+    mut at: *const u8,
+    inner: usize,
+    x: *const f32,
+    out: &mut [f32],
+    load: impl Fn(*const u8, u8) -> __m256,
+) {
     for out in out {
         // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
         unsafe {
             let mut sums = [_mm512_setzero_pd(); 4];
             let mut k = 0;
             while k + 32 <= inner {
+                prefetch::<64>(at.add(k * BYTES), AHEAD_BYTES);
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let k = k + 8 * i;
                     let x = _mm512_cvtps_pd(_mm256_loadu_ps(x.add(k)));
-                    *sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(w.add(k))), x, *sum);
+                    *sum = _mm512_fmadd_pd(_mm512_cvtps_pd(load(at.add(k * BYTES), !0)), x, *sum);
                 }
                 k += 32;
             }
             while k < inner {
                 let mask = if inner - k < 8 { (1 << (inner - k)) - 1 } else { !0 };
                 let x = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, x.add(k)));
-                let w = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, w.add(k)));
-                sums[0] = _mm512_fmadd_pd(w, x, sums[0]);
+                sums[0] = _mm512_fmadd_pd(_mm512_cvtps_pd(load(at.add(k * BYTES), mask)), x, sums[0]);
                 k += 8;
             }
             let sum = _mm512_add_pd(_mm512_add_pd(sums[0], sums[1]), _mm512_add_pd(sums[2], sums[3]));
             *out = _mm512_reduce_add_pd(sum) as f32;
-            w = w.add(inner);
+            at = at.add(inner * BYTES);
         }
     }
 }
