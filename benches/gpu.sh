@@ -127,7 +127,7 @@ for turn in $(seq "$turns"); do
 done
 bench profile-decode 60 -p 0 -n 4 -d "0,$deep" -r 1 --profile
 bench profile-prompt 60 -p "${prompts%%,*}" -n 0 -r 1 --profile
-for feature in overlap matrix-units; do
+for feature in overlap matrix-units graph; do
   MOE_RUN_CUDA_OFF=$feature bench "without-$feature" 60 -p "${prompts%%,*}" -n "$tokens" -r 1
 done
 

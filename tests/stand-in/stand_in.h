@@ -178,9 +178,9 @@ Result misuse(const char *call, Result code, const std::string &what);
 // Counts for the report.
 void count(const char *what, uint64_t more = 1);
 
-// What every call that needs a context asks first. `waits` tells that it waits for, or may wait for, other work: such a
-// call spoils a recording.
+// What every call that needs a context asks first.
 Result check_context(const char *call);
+// What a call asks that waits for other work, or may: it spoils a recording.
 Result check_no_recording(const char *call);
 uint64_t this_thread();
 

@@ -29,7 +29,7 @@ fn refused(found: &Finished, code: ExitCode, texts: &[&str]) {
     }
 }
 
-/// Chips, drivers, and whether launches overlap there. Without --full each gives a few answers, the first the most.
+/// Chips, drivers, and whether launches overlap there. The first gives the most answers, the first two all with --full.
 const CHIPS: [(&str, &str, &str, bool); 5] = [
     ("9.0", "12040", "queued", true),
     ("8.0", "12040", "queued", false),
@@ -47,10 +47,10 @@ fn greedy_answers_token_for_token() {
             [("STAND_IN_CAPABILITY", capability), ("STAND_IN_DRIVER", driver), ("STAND_IN_ORDER", order)];
         for stem in ["q4_k_m", "q8_0"] {
             let count = match (fixtures::full(), i, stem) {
-                (true, ..) => usize::MAX,
-                (false, 0, "q4_k_m") => 3,
-                (false, _, "q4_k_m") => 1,
-                (false, ..) => 0,
+                (true, 0 | 1, _) => usize::MAX,
+                (_, 0, "q4_k_m") => 3,
+                (_, _, "q4_k_m") => 1,
+                _ => 0,
             };
             if count == 0 {
                 continue;
@@ -161,6 +161,28 @@ fn other_commands_use_the_driver_as_it_wants() {
     let found = moe_run(&[("STAND_IN_MEMORY_BYTES", "100000000")], &bench).unwrap();
     assert!(found.count("graph launches") > 0, "{found:#?}");
     assert!(!found.finished.succeeded().json().is_null());
+}
+
+/// Stored stages in f32, as a prompt and with the last token decoded; with --full every model, and the self-test.
+#[test]
+fn stages_match_the_stored_ones() {
+    for (stem, model, stages) in fixtures::micro_models() {
+        if !fixtures::full() && !stem.starts_with("mixed") && !stem.starts_with("dense") {
+            continue;
+        }
+        let (model, stages) = (model.to_str().unwrap(), stages.to_str().unwrap());
+        for (capability, decode) in [("8.0", "0"), ("9.0", "1")] {
+            let args = ["parity", "-m", model, "--backend", "cuda", "--against", stages, "--decode", decode];
+            let Some(found) = moe_run(&[("STAND_IN_CAPABILITY", capability)], &args) else { return };
+            assert!(found.count("kernels run") > 20, "{stem}: {found:#?}");
+            assert_eq!(found.finished.code, 0, "{stem}, {decode} decoded: {found:#?}");
+        }
+    }
+    if fixtures::full() {
+        let Some(found) = moe_run(&[], &["selftest", "--backend", "cuda"]) else { return };
+        let found = found.finished.succeeded();
+        assert!(found.stdout.contains("passed in "), "{found:#?}");
+    }
 }
 
 #[test]

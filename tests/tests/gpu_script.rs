@@ -16,7 +16,16 @@ fn the_gpu_script_runs_dry() {
     let errors = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{errors}");
     let table = std::fs::read_to_string(out.path().join("gpu.md")).unwrap();
-    for wanted in ["stages-", "decode-1", "prompt-1", "tg2 @ d16", "pp12", "memory GB/s", "without-overlap"] {
+    for wanted in [
+        "stages-",
+        "decode-1",
+        "prompt-1",
+        "tg2 @ d16",
+        "pp12",
+        "memory GB/s",
+        "without-overlap",
+        "without-graph",
+    ] {
         assert!(table.contains(wanted), "{wanted} is missing:\n{table}");
     }
     assert!(!table.contains("FAILED"), "{table}");
