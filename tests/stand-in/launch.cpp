@@ -207,7 +207,7 @@ STAND_IN_CALL cuLaunchKernelEx(const LaunchConfig *config, Function *function, v
     }
     if (launch.overlaps && settings().capability < OVERLAP_CAPABILITY)
         return refuse(NOT_SUPPORTED, "this chip's launches do not overlap");
-    if (launch.overlaps && !entry.waits) return refuse(INVALID_VALUE, "overlaps, but does not wait before it writes");
+    if (launch.overlaps && !entry.waits) return refuse(INVALID_VALUE, "overlaps, but does not wait for the launch in front");
     for (size_t i = 0; i < entry.param_bytes.size(); i++) {
         uint64_t bits = 0;
         memcpy(&bits, params[i], entry.param_bytes[i]);

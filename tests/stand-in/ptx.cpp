@@ -55,14 +55,20 @@ bool mentions(const std::string &text, const std::string &name) {
     return false;
 }
 
-// The first write to global memory.
-size_t first_write(const std::string &body) {
-    size_t first = std::string::npos;
-    for (const char *write : {"st.global", "st.volatile.global", "red.global", "atom.global"}) {
-        size_t at = body.find(write);
-        if (at < first) first = at;
+// The first instruction that needs what the launch in front wrote, or ends the kernel: any access to memory other than
+// parameters, shared memory and what no kernel writes (`ld.global.nc`; prefetches read nothing).
+size_t first_use(const std::string &body) {
+    for (size_t at = 0; at < body.size();) {
+        size_t end = body.find('\n', at);
+        if (end == std::string::npos) end = body.size();
+        std::string line = body.substr(at, end - at);
+        auto has = [&](const char *text) { return line.find(text) != std::string::npos; };
+        bool local = has(".param") || has(".shared") || has(".local") || has("ld.global.nc");
+        bool access = has("\tld.") || has("\tst.") || has("\tred.") || has("\tatom.") || has(" ld.") || has(" st.");
+        if ((access && !local) || has("ret;") || has("exit;")) return at;
+        at = end + 1;
     }
-    return first;
+    return std::string::npos;
 }
 
 } // namespace
@@ -124,7 +130,7 @@ std::string parse(const std::string &text, Ptx &ptx) {
         for (const auto &[name, bytes] : shared)
             if (mentions(code, name)) entry.static_shared_bytes += bytes;
         size_t wait = code.find("griddepcontrol.wait");
-        entry.waits = wait != std::string::npos && wait < first_write(code);
+        entry.waits = wait != std::string::npos && wait < first_use(code);
         ptx.entries[entry.name] = entry;
     }
     return "";

@@ -10,7 +10,7 @@
 //   - a module is PTX text that this driver version and this chip take; a kernel is an `.entry` of it, whose parameters
 //     agree in number and size with the kernel's C++ signature; a launch passes each by its declared size, every pointer
 //     null or inside live memory, no more threads and shared memory than the entry and the chip allow;
-//   - a launch that may overlap the one in front must be of an entry that waits for it before it writes;
+//   - a launch that may overlap the one in front must be of an entry that waits for it before it touches global memory;
 //   - while a stream is recorded, calls that wait or allocate fail and spoil the recording; so does a kernel's first launch,
 //     for which the driver may have to load it;
 //   - a kernel that fails makes every later call of the context fail.
@@ -75,7 +75,7 @@ struct Entry {
     std::vector<size_t> param_bytes;
     unsigned max_threads = 1024;
     size_t static_shared_bytes = 0;
-    bool waits = false; // `griddepcontrol.wait` stands in front of every write to global memory
+    bool waits = false; // `griddepcontrol.wait` stands in front of all that needs what the launch in front wrote
 };
 
 struct Ptx {

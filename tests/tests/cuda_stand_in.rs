@@ -57,6 +57,7 @@ fn every_mistake_is_answered() {
         ("too-much-shared-memory", INVALID_VALUE),
         ("pointer-to-nothing", INVALID_VALUE),
         ("overlap-without-wait", INVALID_VALUE),
+        ("overlap-with-early-read", INVALID_VALUE),
         ("end-nothing", CAPTURE_UNMATCHED),
         ("launch-that-will-fail", 0),
         ("call-before-it-ran", 0),

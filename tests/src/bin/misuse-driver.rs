@@ -182,9 +182,12 @@ fn main() {
     say("no-blocks", launch(0, 32, 0, memory));
     say("too-much-shared-memory", launch(1, 32, 48 * 1024 + 1, memory));
     say("pointer-to-nothing", launch(1, 32, 0, word(4096)));
-    let not_waiting = text.replace("griddepcontrol.wait;", "");
-    let not_waiting = get(&std::ffi::CString::new(not_waiting).expect("no NUL inside"));
-    say("overlap-without-wait", launch_of(not_waiting, 1, 32, 0, memory, true));
+    let without = text.replace("\tgriddepcontrol.wait;\n", "");
+    let late = without.replace("\tst.global", "\tgriddepcontrol.wait;\n\tst.global");
+    for (what, changed) in [("overlap-without-wait", without), ("overlap-with-early-read", late)] {
+        let changed = get(&std::ffi::CString::new(changed).expect("no NUL inside"));
+        say(what, launch_of(changed, 1, 32, 0, memory, true));
+    }
 
     let event = driver.make("cuEventCreate", [none]);
     for (mode, what) in [(0, "global"), (1, "thread"), (2, "relaxed")] {

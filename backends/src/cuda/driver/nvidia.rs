@@ -166,7 +166,10 @@ pub fn list() -> Result<Vec<DriverInfo>, DriverError> {
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
     let count = start()?;
     let Some(index) = i32::try_from(ordinal).ok().filter(|i| *i < count) else {
-        return Err(no_device(format!("GPU {ordinal} of {count}"), "`moe-run devices` lists them"));
+        return Err(no_device(
+            format!("no GPU {ordinal}, of {count}"),
+            "`moe-run devices` lists them, from 0 on",
+        ));
     };
     let Found { device, mut info, capability, driver } = describe(index)?;
     let Some(embedded) = Code::for_capability(capability) else {
