@@ -445,6 +445,11 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::Unsupported`] naming op, format and backend.
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError>;
 
+    /// Whether its arithmetic on 8-bit activations is the reference's to the bit, in models with quantized matrices.
+    fn has_reference_bits(&self) -> bool {
+        false
+    }
+
     /// The kernel that runs a launch of a plan made from [`Backend::patterns`], for dumps; it needs neither weights nor
     /// a device. `None` where the launch has no kernel that could be named.
     fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {

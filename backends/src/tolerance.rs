@@ -197,6 +197,12 @@ pub fn moved(stem: &str, side: &ExecutableInfo, relation: Relation) -> Tolerance
     find(MOVED, stem, side, relation).filter(|t| t.value > local.value).unwrap_or(local)
 }
 
+/// The limit of a stage in a free run of two sides that are defined to the bit (`Backend::has_reference_bits`).
+pub const SAME_BITS: Tolerance = Tolerance {
+    value: 0.0,
+    cause: "8-bit products, attention and all between them are defined to the bit on both sides",
+};
+
 /// The limit of a stage's relative L2 in a free run.
 #[must_use]
 pub fn free(side: &ExecutableInfo, relation: Relation) -> Tolerance {

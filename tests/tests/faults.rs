@@ -213,9 +213,18 @@ impl Setting {
         (injections, tallies)
     }
 
+    /// By parity with a forced run; and, where both sides are defined to the bit, by two free runs alone.
     fn every_fault_is_named(&self, faults: &[Fault]) {
         let (injections, [plain, default, forced]) = self.survey(faults);
         assert!(injections > 0 && forced.exactly == injections, "{}: not all faults were named", self.name);
+        if self.backend.backend.has_reference_bits() && self.activations == Activations::Q8 {
+            assert_eq!(
+                (plain.exactly, default.exactly),
+                (injections, injections),
+                "{}: free runs",
+                self.name
+            );
+        }
         for way in [plain, default, forced] {
             assert_eq!(way.false_alarms, 0, "{}: an intact run was called wrong", self.name);
         }

@@ -7,7 +7,7 @@ use moe_run_tests::stages::StageFile;
 use moe_run_tests::{backends, fixtures, relative_l2};
 use std::path::Path;
 
-/// f32 activations and KV against float64. The reference sums in f64 and rounds each value to f32 once; the fast
+/// f32 activations and KV against float64. The reference sums in f64, but for attention, and rounds to f32 once; the fast
 /// backends sum in f32, over up to 512 products a row here.
 fn tolerance(backend: &str) -> f64 {
     if backend == "reference" { 1e-4 } else { 1e-3 }

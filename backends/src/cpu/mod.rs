@@ -47,6 +47,10 @@ impl Backend for Cpu {
         Ok(vec![device()])
     }
 
+    fn has_reference_bits(&self) -> bool {
+        true
+    }
+
     fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
         patterns::patterns(tokens)
     }

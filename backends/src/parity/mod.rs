@@ -20,7 +20,8 @@ pub use report::{
 
 use crate::error::BackendError;
 use crate::executable::{
-    Backend, CompileOptions, Executable, ExecutableInfo, Observer, TapValue, ValueAccess, WeightSource,
+    Activations, Backend, CompileOptions, Executable, ExecutableInfo, Observer, TapValue, ValueAccess,
+    WeightSource,
 };
 use crate::session::{LogitsRows, Session};
 use crate::taps::save::SaveError;
@@ -187,7 +188,11 @@ pub fn compare(
         Against::Backend(..) => Relation::Same,
         Against::Saved(_) => options.saved_relation,
     };
-    let free_tolerance = tolerance::free(&info, relation);
+    let same_bits = matches!(against, Against::Backend(other, _) if other.has_reference_bits())
+        && subject.backend.has_reference_bits()
+        && info.activations == Activations::Q8
+        && graph.weights.iter().any(|w| w.format.is_quantized());
+    let free_tolerance = if same_bits { tolerance::SAME_BITS } else { tolerance::free(&info, relation) };
 
     let mut other_info = None;
     let hook = subject.hook.as_deref_mut().map(|h| h as &mut dyn Observer);

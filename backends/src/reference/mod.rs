@@ -69,6 +69,10 @@ impl Backend for Reference {
         Vec::new()
     }
 
+    fn has_reference_bits(&self) -> bool {
+        true
+    }
+
     fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
         Ok(())
     }
