@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-/// The folder that holds the stand-in as `libcuda.so.1`; `None`, with a loud line, where this build could not make it.
+/// The folder that holds the stand-in as `libcuda.so.1`; `None`, with a loud line, where this build can have none.
+///
+/// # Panics
+/// Where it should have been made, and its compilation failed.
 #[must_use]
 pub fn folder() -> Option<&'static Path> {
-    let folder = env!("MOE_STAND_IN");
+    let (folder, broken) = (env!("MOE_STAND_IN"), env!("MOE_STAND_IN_BROKEN"));
+    assert!(broken.is_empty(), "the stand-in for NVIDIA's driver does not compile: {broken}");
     if folder.is_empty() {
         eprintln!("SKIPPED: no stand-in for NVIDIA's driver: {}", env!("MOE_STAND_IN_MISSING"));
         return None;
