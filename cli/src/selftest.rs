@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use moe_run_backends::{
-    Activations, Backend, BackendError, CompileOptions, WeightSource, cases,
+    Activations, Backend, BackendError, CompileOptions, DeviceKind, WeightSource, cases,
     reference::Reference,
     registry,
     sampler::{Sampler, SamplerOptions},
@@ -135,8 +135,15 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         "auto" => registry::all()
             .into_iter()
             .filter(|backend| match backend.devices() {
-                Ok(devices) if !devices.is_empty() => true,
-                Ok(_) => false,
+                Ok(devices) if devices.iter().any(|d| d.kind != DeviceKind::Unsupported) => true,
+                Ok(devices) => {
+                    for device in devices {
+                        let why =
+                            device.details.last().map(|(_, why)| format!(": {why}")).unwrap_or_default();
+                        output::note(&format!("not tested: {}, which cannot be used{why}", device.name));
+                    }
+                    false
+                }
                 Err(error) => {
                     output::note(&format!("not tested: {error}"));
                     false
@@ -181,33 +188,47 @@ fn test(backend: &dyn Backend, device: Option<&str>) -> Result<BackendReport, Cl
     }
     let mut report =
         BackendReport { backend: backend.name(), device: fastest.device, ops: Vec::new(), demo: Vec::new() };
-    for activations in activations {
-        let options = CompileOptions { activations: Some(activations), ..base.clone() };
-        if backend.name() != Reference.name() {
-            for op in cases::OPS {
-                report.ops.push(test_op(backend, op, activations, &options)?);
-            }
-        }
-        report.demo.push(test_demo(backend, &model, activations, &options)?);
+    match test_all(backend, &model, &activations, &base, &mut report) {
+        // A GPU on which a kernel failed answers nothing any more: what was found until then is the result.
+        Err(error) if !report.passed() => output::note(&format!("not tested any further: {error}")),
+        tested => tested?,
     }
     Ok(report)
 }
 
-fn test_op(
+fn test_all(
     backend: &dyn Backend,
-    op: &'static str,
-    activations: Activations,
-    options: &CompileOptions,
-) -> Result<OpReport, CliError> {
-    let (formats, seeds) = match cases::takes_formats(op) {
+    model: &Model,
+    activations: &[Activations],
+    base: &CompileOptions,
+    report: &mut BackendReport,
+) -> Result<(), CliError> {
+    for &activations in activations {
+        let options = CompileOptions { activations: Some(activations), ..base.clone() };
+        if backend.name() != Reference.name() {
+            for op in cases::OPS {
+                let (worst, tolerance) = (0.0, cases::TOLERANCE);
+                let mut found =
+                    OpReport { op, activations, cases: 0, worst, tolerance, failures: Vec::new() };
+                let tested = test_op(backend, &mut found, &options);
+                // What it found counts, also where it could not go on.
+                report.ops.push(found);
+                tested?;
+            }
+        }
+        report.demo.push(test_demo(backend, model, activations, &options)?);
+    }
+    Ok(())
+}
+
+fn test_op(backend: &dyn Backend, report: &mut OpReport, options: &CompileOptions) -> Result<(), CliError> {
+    let (formats, seeds) = match cases::takes_formats(report.op) {
         true => (&Format::ALL[..], SEEDS_OF_FORMATS),
         false => (&[Format::F32][..], SEEDS_OF_OTHERS),
     };
-    let mut report =
-        OpReport { op, activations, cases: 0, worst: 0.0, tolerance: cases::TOLERANCE, failures: Vec::new() };
     for &format in formats {
         for seed in 0..seeds {
-            let Some(case) = cases::case(op, format, seed)? else { continue };
+            let Some(case) = cases::case(report.op, format, seed)? else { continue };
             let mut executable = cases::compile(&case, backend, options)?;
             let wanted = cases::run(&case, &Reference, &cases::same_definition(executable.info()))?;
             report.cases += 1;
@@ -224,7 +245,7 @@ fn test_op(
             }
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 /// The demo model's logits against the reference's, and its answers against the known ones.

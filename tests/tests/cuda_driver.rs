@@ -189,6 +189,23 @@ fn stages_match_the_stored_ones() {
     }
 }
 
+/// The self-test says which case failed, though nothing can be tested behind it; and passes over a chip that cannot be used.
+#[test]
+fn the_self_test_names_what_failed() {
+    let Some(found) = moe_run(&[("STAND_IN_FAIL", "rms_norm:3:700")], &["selftest", "--backend", "cuda"])
+    else {
+        return;
+    };
+    let found = found.finished;
+    refused(&found, ExitCode::Verdict, &["not tested any further", "an illegal memory access"]);
+    let line = found.stdout.lines().find(|l| l.contains("rms_norm") && l.contains("FAILED"));
+    assert!(line.is_some() && found.stdout.contains("cuda on Stand-in GPU"), "{found:#?}");
+
+    let environment = [("STAND_IN_CAPABILITY", "6.1"), ("VK_DRIVER_FILES", "/nonexistent")];
+    let found = moe_run(&environment, &["selftest"]).unwrap().finished.succeeded();
+    assert!(found.stderr.contains("not tested: Stand-in GPU, which cannot be used: compute capability 6.1"));
+}
+
 #[test]
 fn devices_lists_it() {
     let Some(found) = moe_run(&[("STAND_IN_CAPABILITY", "8.6")], &["devices"]) else { return };
