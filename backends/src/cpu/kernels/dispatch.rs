@@ -96,8 +96,8 @@ compiled_for_each! {
     fn add_scaled_wide(factor: f32, x: &[f32], out: &mut [f64]) = vector::add_scaled_wide;
     /// f64 to f32.
     fn narrow(x: &[f64], out: &mut [f32]) = vector::narrow;
-    /// `out[token][row] += Σ_k w[k][row] · x[k][token]` in f64, for the weights that are kept in f32.
-    fn mul_wide(w: &[Lanes], x: &[f32], out: &mut [WideLanes]) = vector::mul_wide;
+    /// [`Kernels::mul_wide`] where it has no kernel of its own.
+    fn mul_wide_plain(w: &[Lanes], x: &[f32], out: &mut [WideLanes]) = vector::mul_wide;
     /// out *= factor.
     fn scale(factor: f32, out: &mut [f32]) = vector::scale;
     /// Experts' sums into tokens' sums: see `vector::combine`.
@@ -302,6 +302,22 @@ impl Kernels {
         let (w_at, x, out) = (w.as_ptr().cast(), x.as_ptr(), out.as_mut_ptr().cast());
         // SAFETY: w is [k][16], x is [k][tokens] by the assertion, out is [tokens][16].
         unsafe { self.fma()[tokens - 1](w.len(), w_at, PANEL_ROWS, x, tokens, 1, out, PANEL_ROWS) }
+    }
+
+    /// As [`Kernels::mul_f32`], in f64: for weights whose sums are defined so.
+    ///
+    /// # Panics
+    /// As `mul_f32`.
+    pub fn mul_wide(self, w: &[Lanes], x: &[f32], out: &mut [WideLanes]) {
+        let tokens = out.len();
+        assert!(x.len() >= w.len() * tokens, "{} activations for {} × {tokens}", x.len(), w.len());
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512 {
+            let kernel = avx512::MUL_WIDE[tokens - 1];
+            // SAFETY: the tag is checked against the CPU, the lengths above.
+            return unsafe { kernel(w.len(), w.as_ptr().cast(), x.as_ptr(), tokens, out.as_mut_ptr()) };
+        }
+        self.mul_wide_plain(w, x, out);
     }
 
     /// [`Kernels::mul_f32`] for two panels of as many elements, and as many sums.

@@ -397,6 +397,32 @@ fn float_products_match_f64() {
 }
 
 #[test]
+fn wide_products_are_the_references() {
+    let mut rng = Rng(10);
+    for kernels in accelerated() {
+        for tokens in 1..=8 {
+            for inner in [1usize, 33, 96, 256] {
+                let bytes = random_rows(Format::F32, 16, inner, &mut rng);
+                let x: Vec<f32> = (0..inner * tokens).map(|_| rng.float()).collect();
+                let mut panel = PanelF32::zeroed();
+                unpack_floats(Format::F32, &bytes, 4 * inner, 16, inner, &mut panel);
+                let mut out = vec![WideLanes([0.0; 16]); tokens];
+                kernels.mul_wide(&panel.w[..inner], &x, &mut out);
+                for t in 0..tokens {
+                    let x: Vec<f32> = (0..inner).map(|k| x[k * tokens + t]).collect();
+                    let x = Rounded::new(&x, Activation::F32);
+                    for (r, bytes) in bytes.chunks_exact(4 * inner).enumerate() {
+                        let want = WeightRow::new(Format::F32, bytes, inner, &x).dot(&x, 0, inner);
+                        let got = out[t].0[r] as f32;
+                        assert_eq!(got.to_bits(), want.to_bits(), "{} {inner}", kernels.isa().name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn vector_kernels_match_f64_and_each_other() {
     let mut rng = Rng(5);
     for len in [1usize, 7, 16, 31, 64, 129] {

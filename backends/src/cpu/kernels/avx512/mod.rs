@@ -4,9 +4,10 @@ pub mod dot;
 pub mod mul;
 pub mod unpack;
 
-use super::layout::{Lanes, Panel, PanelLayout, TileStep, Zero};
+use super::layout::{Lanes, Panel, PanelLayout, TileStep, WideLanes, Zero};
 
 type Mul = unsafe fn(&Panel, usize, TileStep<'_>, *mut Lanes);
+type MulWide = unsafe fn(usize, *const f32, *const f32, usize, *mut WideLanes);
 
 /// The kernels for 1 to 8 tokens.
 macro_rules! by_tokens {
@@ -41,6 +42,18 @@ pub fn mul_for(layout: PanelLayout, tokens: usize) -> Option<Mul> {
     };
     table.get(tokens.wrapping_sub(1)).copied()
 }
+
+/// The kernels of [`mul::mul_wide`] for 1 to 8 tokens.
+pub const MUL_WIDE: [MulWide; 8] = [
+    mul::mul_wide::<1>,
+    mul::mul_wide::<2>,
+    mul::mul_wide::<3>,
+    mul::mul_wide::<4>,
+    mul::mul_wide::<5>,
+    mul::mul_wide::<6>,
+    mul::mul_wide::<7>,
+    mul::mul_wide::<8>,
+];
 
 /// The kernels of [`mul::fma`] for 1 to 8 rows.
 pub const FMA: [super::fma::Fma; 8] = [

@@ -2,7 +2,7 @@
 //! broadcast from memory. Two accumulators a token (integers of a sub-block, floats of a step) fill 16 registers at 8
 //! tokens, which leaves room for the weights and hides the instruction's latency.
 
-use super::super::layout::{Lanes, PANEL_ROWS, Panel, TileStep};
+use super::super::layout::{Lanes, PANEL_ROWS, Panel, TileStep, WideLanes};
 use std::arch::x86_64::*;
 
 /// The panel's zero is `1 << SHIFT`, or, with `SHIFT == MIN`, minima.
@@ -102,6 +102,54 @@ unsafe fn add_scaled<const T: usize>(
         }
     }
     to
+}
+
+/// `out[t][0..16] += Σ_k w[k][0..16] · x[k][t]` in f64 for `T` tokens: tokens `0..T` of rows of `tokens` at `x`.
+///
+/// # Safety
+/// The CPU has AVX-512 F and VL; `w` has `count` rows of 16 floats, `x` as many of `tokens`, `out` `T` of 16.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn mul_wide<const T: usize>(
+    count: usize,
+    w: *const f32,
+    x: *const f32,
+    tokens: usize,
+    out: *mut WideLanes,
+) {
+    /// Rows of `x` that are converted at once: multipliers are then broadcast from memory.
+    const RUN: usize = 32;
+    let mask = (1u16 << T).wrapping_sub(1) as u8;
+    let mut sums = [[_mm512_setzero_pd(); 2]; T];
+    let mut x_wide = [[0.0f64; 8]; RUN];
+    // SAFETY: the caller's promise; a masked element is not read.
+    unsafe {
+        for t in 0..T {
+            let from = out.add(t).cast::<f64>();
+            sums[t] = [_mm512_loadu_pd(from), _mm512_loadu_pd(from.add(8))];
+        }
+        for first in (0..count).step_by(RUN) {
+            let run = RUN.min(count - first);
+            for (k, x_wide) in x_wide[..run].iter_mut().enumerate() {
+                let x = _mm256_maskz_loadu_ps(mask, x.add((first + k) * tokens));
+                _mm512_storeu_pd(x_wide.as_mut_ptr(), _mm512_cvtps_pd(x));
+            }
+            for (k, x_wide) in x_wide[..run].iter().enumerate() {
+                let w = w.add((first + k) * PANEL_ROWS);
+                let low = _mm512_cvtps_pd(_mm256_loadu_ps(w));
+                let high = _mm512_cvtps_pd(_mm256_loadu_ps(w.add(8)));
+                for t in 0..T {
+                    let x = _mm512_set1_pd(x_wide[t]);
+                    sums[t][0] = _mm512_fmadd_pd(low, x, sums[t][0]);
+                    sums[t][1] = _mm512_fmadd_pd(high, x, sums[t][1]);
+                }
+            }
+        }
+        for t in 0..T {
+            let to = out.add(t).cast::<f64>();
+            _mm512_storeu_pd(to, sums[t][0]);
+            _mm512_storeu_pd(to.add(8), sums[t][1]);
+        }
+    }
 }
 
 /// `out[t][0..16] += Σ_k w[k · w_stride ..][0..16] · x[k · x_next + t · x_token]` for `T` rows and `count` values of k.
