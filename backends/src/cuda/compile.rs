@@ -390,7 +390,8 @@ impl CudaExecutable {
             graph.replay().map_err(|e| self.failed_in("decode step", e))?;
             self.recorded = Some(Recorded { state: state.id, graph });
         }
-        self.has_decoded |= decode;
+        // Without a row of logits the last kernels have nothing to do.
+        self.has_decoded |= decode && sizes.logits_rows == 1;
         Ok(())
     }
 
