@@ -8,6 +8,7 @@ mod buffers;
 mod choose;
 mod compile;
 mod device;
+mod disk_cache;
 mod emit;
 mod executable;
 mod held;

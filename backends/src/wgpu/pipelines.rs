@@ -2,12 +2,12 @@
 
 use super::NAME;
 use super::device::{Device, describe};
+use super::disk_cache::DiskCache;
 use super::emit::{Dispatch, StateBinding};
 use super::shader::{Variant, compose};
 use crate::error::BackendError;
 use crate::executable::Progress;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -218,42 +218,5 @@ impl Pipelines {
     /// The layout of group 1.
     pub fn state_layout(&self, binding: &StateBinding) -> Option<&wgpu::BindGroupLayout> {
         self.states.get(&StateLayout::from(binding))
-    }
-}
-
-/// The driver's own cache of compiled pipelines, kept as a file.
-struct DiskCache {
-    cache: wgpu::PipelineCache,
-    path: PathBuf,
-}
-
-impl DiskCache {
-    fn open(device: &Device) -> Option<DiskCache> {
-        let key = wgpu::util::pipeline_cache_key(&device.info).filter(|_| device.pipeline_cache)?;
-        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let base = base.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))?;
-        let path = base.join("moe-run").join(key);
-        let data = std::fs::read(&path).ok();
-        let descriptor =
-            wgpu::PipelineCacheDescriptor { label: Some("moe-run"), data: data.as_deref(), fallback: true };
-        // SAFETY: the file is only ever written by `save` below, with what `get_data` returned for the same adapter
-        // key; wgpu checks its header, and with `fallback` takes an empty cache where it does not fit.
-        let cache = unsafe { device.device.create_pipeline_cache(&descriptor) };
-        Some(DiskCache { cache, path })
-    }
-
-    /// Writes the cache beside its place and moves it there. A cache that cannot be written costs time on the next
-    /// start and nothing else.
-    fn save(&self) {
-        let Some(data) = self.cache.get_data() else { return };
-        let Some(folder) = self.path.parent() else { return };
-        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(&temporary, data))
-            .and_then(|()| std::fs::rename(&temporary, &self.path));
-        if written.is_err() {
-            // Nothing is left behind where the disk is full.
-            std::fs::remove_file(&temporary).unwrap_or_default();
-        }
     }
 }
