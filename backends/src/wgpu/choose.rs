@@ -12,13 +12,19 @@ use crate::choice::{MAX_CANDIDATES, nan_logit};
 use crate::error::BackendError;
 use moe_run_graph::ids::TokenId;
 
-/// Which of the two buffers holds a choice, of which row, and when it is there.
+/// The copy of the sampler's result that ends a step: to which of the two buffers, how many candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ResultCopy {
+    pub buffer: usize,
+    pub count: usize,
+}
+
+/// Where a choice is, of which row, and when it is there.
 #[derive(Debug, Clone)]
 pub(super) struct Choice {
-    buffer: usize,
+    pub copy: ResultCopy,
     pub row: usize,
-    pub count: usize,
-    pub submission: Option<wgpu::SubmissionIndex>,
+    pub submission: wgpu::SubmissionIndex,
 }
 
 /// The sampler of an executable.
@@ -76,18 +82,28 @@ impl Chooser {
         }
     }
 
-    /// Encodes the copy of the result, behind the sampler's dispatches, to the buffer that nobody waits for.
-    pub fn copy_result(&mut self, encoder: &mut wgpu::CommandEncoder, arena: &wgpu::Buffer, row: usize) {
-        let buffer = self.taken.as_ref().map_or(0, |taken| 1 - taken.buffer);
-        let bytes = sample::result_words(self.count) as u64 * 4;
-        encoder.copy_buffer_to_buffer(arena, self.result_at * 4, &self.buffers[buffer], 0, bytes);
-        self.chosen = Some(Choice { buffer, row, count: self.count, submission: None });
+    /// The copy that the next result takes: to the buffer that nobody waits for.
+    pub fn next_copy(&self) -> ResultCopy {
+        ResultCopy { buffer: self.taken.as_ref().map_or(0, |taken| 1 - taken.copy.buffer), count: self.count }
+    }
+
+    /// Encodes the copy of the result, behind the sampler's dispatches.
+    pub fn encode_copy(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        arena: &wgpu::Buffer,
+        copy: ResultCopy,
+    ) -> ResultCopy {
+        let bytes = sample::result_words(copy.count) as u64 * 4;
+        encoder.copy_buffer_to_buffer(arena, self.result_at * 4, &self.buffers[copy.buffer], 0, bytes);
+        copy
     }
 
     /// Waits for a choice, and for nothing that was submitted behind it: candidates best first.
     pub fn read(&self, device: &Device, choice: &Choice) -> Result<Vec<(TokenId, f32)>, BackendError> {
-        let words = sample::result_words(choice.count);
-        let words = device.map_words(&self.buffers[choice.buffer], words, choice.submission.clone())?;
+        let words = sample::result_words(choice.copy.count);
+        let buffer = &self.buffers[choice.copy.buffer];
+        let words = device.map_words(buffer, words, Some(choice.submission.clone()))?;
         let [first_nan, pairs @ ..] = words.as_slice() else { return Ok(Vec::new()) };
         if *first_nan != NONE {
             return Err(nan_logit(*first_nan as usize));

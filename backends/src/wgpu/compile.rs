@@ -13,7 +13,7 @@ use super::{NAME, launches};
 use crate::error::BackendError;
 use crate::executable::{Activations, CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
 use moe_run_graph::dump::KernelInfo;
-use moe_run_graph::ir::{DType, Dim, Graph, Node, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::collections::HashMap;
@@ -237,15 +237,15 @@ fn arena_map(graph: &Graph, max_sizes: StepSizes) -> (ArenaMap, u32) {
     let inputs = &graph.inputs;
     let step = [inputs.tokens, inputs.positions, inputs.sequence, inputs.kv_slots, inputs.logits_rows];
     let mut places = HashMap::new();
-    for value in step.iter().chain(&graph.boundary) {
+    // What every step writes lies together.
+    for value in &step {
         places.insert(*value, take(graph.value(*value).shape.elems(max_sizes)));
     }
-    let rope = graph
-        .rope_tables
-        .iter()
-        .enumerate()
-        .map(|(i, spec)| (moe_run_graph::ir::RopeTableId(i as u32), take(max_sizes.tokens * spec.dims)));
-    let rope = rope.collect();
+    let tables = graph.rope_tables.iter().enumerate();
+    let rope = tables.map(|(i, spec)| (RopeTableId(i as u32), take(max_sizes.tokens * spec.dims))).collect();
+    for value in &graph.boundary {
+        places.insert(*value, take(graph.value(*value).shape.elems(max_sizes)));
+    }
     let sample_at = take(logits_of(graph).map_or(0, |l| sample::scratch_words(l.vocabulary)));
     let places = Places { inputs: places, rope, values_at: at, scratch_at: at };
     (ArenaMap { places, sample_at }, at)

@@ -76,6 +76,8 @@ pub(super) struct Device {
     pub submissions: AtomicU64,
     /// Compute passes encoded so far.
     pub passes: AtomicU64,
+    /// Steps whose commands were encoded before their token was known to the host.
+    pub steps_encoded_ahead: AtomicU64,
     /// Copied to the host so far.
     pub bytes_read_back: AtomicU64,
     /// Held by buffers.
@@ -316,6 +318,7 @@ impl Device {
             pipeline_cache,
             submissions: AtomicU64::new(0),
             passes: AtomicU64::new(0),
+            steps_encoded_ahead: AtomicU64::new(0),
             bytes_read_back: AtomicU64::new(0),
             buffer_bytes: AtomicU64::new(0),
             peak_staged_bytes: AtomicU64::new(0),
@@ -369,14 +372,14 @@ impl Device {
         encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes })
     }
 
-    /// Submits what an encoder holds.
-    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+    /// Submits commands.
+    pub fn submit(&self, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
         let number = self.submissions.fetch_add(1, Ordering::Relaxed);
         if self.faults.lost_at_submission.is_some_and(|at| number >= at) {
             self.failures.add("the device was lost (Unknown): injected by a test".to_owned());
             self.device.destroy();
         }
-        self.queue.submit([encoder.finish()])
+        self.queue.submit([commands])
     }
 
     /// Waits for a submission (`None`: the last one) and copies a buffer's first words.

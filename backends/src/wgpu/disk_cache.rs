@@ -30,7 +30,8 @@ fn folder() -> Option<PathBuf> {
 
 /// FNV-1a, 64 bits: tells damage, not malice.
 fn checksum(data: &[u8]) -> u64 {
-    data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    data.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// What [`DiskCache::save`] has written, if all of it is there and unchanged.
@@ -53,8 +54,9 @@ impl DiskCache {
         let data = load(&path);
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("moe-run"), data: data.as_deref(), fallback: true };
-        let scopes = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
-            .map(|filter| device.device.push_error_scope(filter));
+        let scopes =
+            [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
+                .map(|filter| device.device.push_error_scope(filter));
         // SAFETY: the bytes are what `save` wrote, unchanged by their checksum: what `get_data` returned for the same
         // adapter key. wgpu checks its header against the adapter and the driver, and with `fallback` takes an empty cache
         // where it does not fit.

@@ -1,15 +1,17 @@
 //! Stage 5, wgpu: runs steps. Inputs → one compute pass and one submission → logits and a token on the device.
 //!
+//! A step's commands depend on its sizes only. So before the host waits for what a step of one token chose, it encodes the
+//! next one; the token then comes with the inputs.
+//!
 //! With an observer the same dispatches run launch by launch, each waited for, so that values can be read and replaced
 //! between any two.
 
-use super::choose::Chooser;
+use super::choose::{Choice, Chooser, ResultCopy};
 use super::compile::{ArenaMap, Logits, Program, Ready, STEP_BYTES};
 use super::device::Device;
-use super::emit::StateBinding;
 use super::held::Held;
 use super::pipelines::Pipelines;
-use super::state::WgpuState;
+use super::state::{StateGroups, WgpuState};
 use crate::error::BackendError;
 use crate::executable::{
     Executable, ExecutableInfo, HostTensor, KvType, MAX_CANDIDATES, Observer, State, StepInput, StepTokens,
@@ -18,8 +20,8 @@ use crate::executable::{
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A compiled graph on a device.
@@ -38,7 +40,20 @@ pub(super) struct WgpuExecutable {
     vocab_size: Option<usize>,
     /// The program and the sizes of the last step.
     last: Option<(usize, StepSizes)>,
+    /// The cache of the last step.
+    last_groups: Weak<StateGroups>,
+    /// The next step's commands, encoded while the last one runs.
+    prepared: Option<Prepared>,
     angles: Vec<f32>,
+}
+
+/// Commands of a step that has not begun.
+struct Prepared {
+    program: usize,
+    sizes: StepSizes,
+    groups: Arc<StateGroups>,
+    copy: Option<ResultCopy>,
+    commands: wgpu::CommandBuffer,
 }
 
 /// Two timestamps around a launch.
@@ -80,6 +95,8 @@ impl WgpuExecutable {
             info,
             vocab_size,
             last: None,
+            last_groups: Weak::new(),
+            prepared: None,
             angles: Vec::new(),
         })
     }
@@ -106,16 +123,13 @@ impl WgpuExecutable {
         (sizes.cached.div_ceil(positions).max(1) as u32, positions as u32)
     }
 
-    /// Writes the step's inputs, angles and sizes.
+    /// Writes the step's inputs, angles and sizes; what lies side by side at once, for each write costs a staging buffer.
     fn begin(&mut self, program: usize, input: &StepInput<'_>) {
         let graph = &self.programs[program].plan.graph;
-        let place = |value: &ValueId| u64::from(self.map.places.inputs.get(value).copied().unwrap_or(0)) * 4;
-        let queue = &self.device.queue;
+        let place = |value: &ValueId| self.map.places.inputs.get(value).copied().unwrap_or(0) as usize;
+        let mut pieces: Vec<(usize, Vec<u32>)> = Vec::new();
         if let StepTokens::Host(tokens) = input.tokens {
-            let at = place(&graph.inputs.tokens);
-            for (i, token) in tokens.iter().enumerate() {
-                queue.write_buffer(&self.arena, at + i as u64 * 4, &token.0.to_le_bytes());
-            }
+            pieces.push((place(&graph.inputs.tokens), tokens.iter().map(|t| t.0).collect()));
         }
         for (value, words) in [
             (&graph.inputs.positions, input.positions),
@@ -123,9 +137,7 @@ impl WgpuExecutable {
             (&graph.inputs.kv_slots, input.kv_slots),
             (&graph.inputs.logits_rows, input.logits_rows),
         ] {
-            if !words.is_empty() {
-                queue.write_buffer(&self.arena, place(value), bytemuck::cast_slice(words));
-            }
+            pieces.push((place(value), words.to_vec()));
         }
         for (i, spec) in graph.rope_tables.iter().enumerate() {
             let Some(at) = self.map.places.rope.get(&RopeTableId(i as u32)) else { continue };
@@ -133,14 +145,17 @@ impl WgpuExecutable {
             for (row, position) in self.angles.chunks_exact_mut(spec.dims).zip(input.positions) {
                 spec.fill_row(*position, row);
             }
-            queue.write_buffer(&self.arena, u64::from(*at) * 4, bytemuck::cast_slice(&self.angles));
+            pieces.push((*at as usize, bytemuck::cast_slice(&self.angles).to_vec()));
+        }
+        for (at, words) in joined(pieces) {
+            self.write_words(at as u64, &words);
         }
         let sizes = input.sizes();
         let (splits, positions) = self.splits(program, sizes);
         let now =
             [sizes.tokens as u32, sizes.logits_rows as u32, sizes.cached as u32, splits, positions, 0, 0, 0];
         debug_assert_eq!(size_of_val(&now) as u64, STEP_BYTES);
-        queue.write_buffer(&self.now, 0, bytemuck::cast_slice(&now));
+        self.device.queue.write_buffer(&self.now, 0, bytemuck::cast_slice(&now));
     }
 
     /// Encodes dispatches into a pass.
@@ -149,13 +164,13 @@ impl WgpuExecutable {
         pass: &mut wgpu::ComputePass<'_>,
         program: usize,
         dispatches: &[Ready],
-        groups: &HashMap<StateBinding, wgpu::BindGroup>,
+        groups: &StateGroups,
         sizes: StepSizes,
     ) {
         let (splits, _) = self.splits(program, sizes);
         for ready in dispatches {
             let [x, y, z] = ready.grid.resolve(sizes, splits);
-            if x * y * z == 0 || (ready.when_split && splits == 1) {
+            if [x, y, z].contains(&0) || (ready.when_split && splits == 1) {
                 continue;
             }
             pass.set_pipeline(&ready.pipeline);
@@ -191,41 +206,87 @@ impl WgpuExecutable {
     fn encode_sampler(&self, pass: &mut wgpu::ComputePass<'_>) {
         let Some(chooser) = &self.chooser else { return };
         let sizes = StepSizes { tokens: 1, logits_rows: 1, cached: 1 };
-        self.encode(pass, 0, &chooser.sampling.dispatches, &HashMap::new(), sizes);
+        self.encode(pass, 0, &chooser.sampling.dispatches, &StateGroups::new(), sizes);
     }
 
     /// Chooses the candidates of a row of the last step's logits in a submission of its own: for rows that the step has
     /// not chosen from itself.
     fn choose(&mut self, row: usize) -> Result<(), BackendError> {
         let (at, _) = self.row_at(row)?;
-        let mut encoder = self.encoder();
         if let Some(chooser) = &mut self.chooser {
             chooser.aim(&self.device, at);
         }
+        let mut encoder = self.encoder();
         self.encode_sampler(&mut self.device.pass(&mut encoder, None));
-        self.submit_choice(encoder, row);
+        let copy = self.chooser.as_ref().map(|c| c.encode_copy(&mut encoder, &self.arena, c.next_copy()));
+        self.submit(encoder.finish(), copy, row);
         Ok(())
     }
 
-    /// Copies the sampler's result to the host's buffer and submits.
-    fn submit_choice(&mut self, mut encoder: wgpu::CommandEncoder, row: usize) {
-        if let Some(chooser) = &mut self.chooser {
-            chooser.copy_result(&mut encoder, &self.arena, row);
+    /// Submits commands that end in a copy of the sampler's result, or in none.
+    fn submit(&mut self, commands: wgpu::CommandBuffer, copy: Option<ResultCopy>, row: usize) {
+        let submission = self.device.submit(commands);
+        if let (Some(copy), Some(chooser)) = (copy, &mut self.chooser) {
+            chooser.chosen = Some(Choice { copy, row, submission });
         }
-        let submission = self.device.submit(encoder);
-        if let Some(chosen) = self.chooser.as_mut().and_then(|c| c.chosen.as_mut()) {
-            chosen.submission = Some(submission);
+    }
+
+    /// A step's commands: one compute pass, then the copy of what its sampler chose.
+    fn record(
+        &self,
+        program: usize,
+        sizes: StepSizes,
+        groups: &StateGroups,
+        copy: Option<ResultCopy>,
+    ) -> wgpu::CommandBuffer {
+        let mut encoder = self.encoder();
+        {
+            let mut pass = self.device.pass(&mut encoder, None);
+            for launch in &self.programs[program].launches {
+                self.encode(&mut pass, program, launch, groups, sizes);
+            }
+            if copy.is_some() {
+                self.encode_sampler(&mut pass);
+            }
         }
+        if let (Some(copy), Some(chooser)) = (copy, &self.chooser) {
+            chooser.encode_copy(&mut encoder, &self.arena, copy);
+        }
+        encoder.finish()
+    }
+
+    /// The copy that ends a step: one row's logits are chosen from at once.
+    fn result_copy(&self, program: usize, sizes: StepSizes) -> Option<ResultCopy> {
+        let chooser = self.chooser.as_ref().filter(|_| sizes.logits_rows == 1)?;
+        self.logits_at(program, chooser.logits).map(|_| chooser.next_copy())
+    }
+
+    /// Encodes the step of one token that is to follow the last one, whatever that token will be.
+    fn prepare_next(&mut self) {
+        let (Some((_, last)), Some(groups)) = (self.last, self.last_groups.upgrade()) else { return };
+        let sizes = StepSizes { tokens: 1, logits_rows: 1, cached: last.cached + 1 };
+        let program = self.program(1);
+        if sizes.cached > self.programs[program].plan.max_sizes.cached {
+            return;
+        }
+        // A token of the host's waits for no buffer: nothing is taken.
+        let copy = self.result_copy(program, sizes).map(|copy| ResultCopy { buffer: 0, ..copy });
+        if self.prepared.as_ref().is_some_and(|p| p.is_for(program, sizes, &groups, copy)) {
+            return;
+        }
+        let commands = self.record(program, sizes, &groups, copy);
+        self.prepared = Some(Prepared { program, sizes, groups, copy, commands });
     }
 
     /// The candidates of a row of the last step's logits, `count` at least where there are as many.
     fn chosen(&mut self, row: usize, count: usize) -> Result<Vec<(TokenId, f32)>, BackendError> {
         self.row_at(row)?;
-        let is_there = |c: &Chooser| c.chosen.as_ref().is_some_and(|c| c.row == row && c.count >= count);
+        let is_there = |c: &Chooser| c.chosen.as_ref().is_some_and(|c| c.row == row && c.copy.count >= count);
         if !self.chooser.as_ref().is_some_and(is_there) {
             self.expect_candidates(count);
             self.choose(row)?;
         }
+        self.prepare_next();
         match self.chooser.as_ref().and_then(|c| Some((c, c.chosen.as_ref()?))) {
             Some((chooser, choice)) => chooser.read(&self.device, choice),
             None => Err(BackendError::Input(format!("row {row}: there are no logits to choose from"))),
@@ -255,7 +316,7 @@ impl WgpuExecutable {
         let Some(staging) = &self.staging else { return Ok(Vec::new()) };
         let mut encoder = self.encoder();
         encoder.copy_buffer_to_buffer(source.unwrap_or(&self.arena), at * 4, staging, 0, bytes);
-        let submission = self.device.submit(encoder);
+        let submission = self.device.submit(encoder.finish());
         self.device.map_words(staging, words, Some(submission))
     }
 
@@ -332,7 +393,7 @@ impl WgpuExecutable {
         if let Some(timer) = &self.timer {
             encoder.resolve_query_set(&timer.queries, 0..2, &timer.resolved, 0);
         }
-        self.device.submit(encoder);
+        self.device.submit(encoder.finish());
         self.device.wait()?;
         let Some((resolved, period_ns)) = self.timer.as_ref().map(|t| (t.resolved.clone(), t.period_ns))
         else {
@@ -343,6 +404,38 @@ impl WgpuExecutable {
         let ticks = tick(2).saturating_sub(tick(0));
         Ok(Duration::from_nanos((ticks as f64 * f64::from(period_ns)) as u64))
     }
+}
+
+impl Prepared {
+    fn is_for(
+        &self,
+        program: usize,
+        sizes: StepSizes,
+        groups: &Arc<StateGroups>,
+        copy: Option<ResultCopy>,
+    ) -> bool {
+        (self.program, self.sizes, self.copy) == (program, sizes, copy) && Arc::ptr_eq(&self.groups, groups)
+    }
+}
+
+/// Words that are written over what lies between two pieces rather than write those apart.
+const GAP_WORDS: usize = 1024;
+
+/// Pieces of the arena's inputs, joined where little lies between them: the unused ends of inputs, which nobody reads.
+fn joined(mut pieces: Vec<(usize, Vec<u32>)>) -> Vec<(usize, Vec<u32>)> {
+    pieces.retain(|(_, words)| !words.is_empty());
+    pieces.sort_by_key(|(at, _)| *at);
+    let mut all: Vec<(usize, Vec<u32>)> = Vec::with_capacity(pieces.len());
+    for (at, words) in pieces {
+        match all.last_mut() {
+            Some((begin, run)) if at - *begin <= run.len() + GAP_WORDS => {
+                run.resize(at - *begin, 0);
+                run.extend(words);
+            }
+            _ => all.push((at, words)),
+        }
+    }
+    all
 }
 
 impl Timer {
@@ -409,31 +502,29 @@ impl Executable for WgpuExecutable {
             self.last = Some((program, sizes));
             return Ok(());
         }
-        let samples = logits_at.filter(|_| sizes.logits_rows == 1);
-        if let (Some(at), Some(chooser)) = (samples, &mut self.chooser) {
+        let copy = self.result_copy(program, sizes);
+        if let (Some(at), Some(_), Some(chooser)) = (logits_at, copy, &mut self.chooser) {
             chooser.aim(&self.device, at);
         }
-        let mut encoder = self.encoder();
-        {
-            let mut pass = self.device.pass(&mut encoder, None);
-            for launch in &self.programs[program].launches {
-                self.encode(&mut pass, program, launch, &state.groups, sizes);
+        let prepared = self.prepared.take().filter(|p| p.is_for(program, sizes, &state.groups, copy));
+        let commands = match prepared {
+            Some(prepared) => {
+                self.device.steps_encoded_ahead.fetch_add(1, Ordering::Relaxed);
+                prepared.commands
             }
-            if samples.is_some() {
-                self.encode_sampler(&mut pass);
-            }
-        }
-        if samples.is_some() {
-            self.submit_choice(encoder, 0);
-        } else {
-            self.device.submit(encoder);
-        }
+            None => self.record(program, sizes, &state.groups, copy),
+        };
+        self.submit(commands, copy, 0);
+        self.last_groups = Arc::downgrade(&state.groups);
         self.last = Some((program, sizes));
         self.device.check()
     }
 
     fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
         let (at, vocabulary) = self.row_at(row)?;
+        if self.last.is_some_and(|(_, sizes)| sizes.tokens == 1) {
+            self.prepare_next();
+        }
         let words = self.read_words(None, u64::from(at), vocabulary)?;
         out.clear();
         out.extend(words.into_iter().map(f32::from_bits));

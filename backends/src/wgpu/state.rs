@@ -12,12 +12,14 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// A bind group for each way in which a dispatch binds the cache.
+pub(super) type StateGroups = HashMap<StateBinding, wgpu::BindGroup>;
+
 /// Rows of every state, as the KV type stores them.
 pub(super) struct WgpuState {
     pub device: Arc<Device>,
     pub buffers: Vec<wgpu::Buffer>,
-    /// A bind group for each way in which a dispatch binds the cache.
-    pub groups: HashMap<StateBinding, wgpu::BindGroup>,
+    pub groups: Arc<StateGroups>,
     capacity_tokens: usize,
     size_bytes: u64,
 }
@@ -50,7 +52,7 @@ impl WgpuState {
             })?;
             buffers.push(buffer);
         }
-        let mut groups = HashMap::new();
+        let mut groups = StateGroups::new();
         for ready in run.programs.iter().flat_map(|p| p.launches.iter().flatten()) {
             if ready.state == StateBinding::None || groups.contains_key(&ready.state) {
                 continue;
@@ -77,7 +79,7 @@ impl WgpuState {
             groups.insert(ready.state.clone(), device.device.create_bind_group(&descriptor));
         }
         device.check()?;
-        Ok(WgpuState { device, buffers, groups, capacity_tokens, size_bytes: total })
+        Ok(WgpuState { device, buffers, groups: Arc::new(groups), capacity_tokens, size_bytes: total })
     }
 }
 

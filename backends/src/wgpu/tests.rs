@@ -245,7 +245,9 @@ fn a_token_is_one_pass_and_one_submission() {
     };
     let mut session = Session::new(Box::new(executable)).unwrap();
     session.feed(&[TokenId(5), TokenId(6)], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+    let ahead = || device.steps_encoded_ahead.load(std::sync::atomic::Ordering::Relaxed);
     for sampled in [None, Some(20)] {
+        let ahead_before = ahead();
         session.executable().expect_candidates(sampled.unwrap_or(1));
         let mut best = Vec::new();
         session.decode(TokenId(7), None).unwrap();
@@ -253,7 +255,11 @@ fn a_token_is_one_pass_and_one_submission() {
         for _ in 0..10 {
             let token = match sampled {
                 None => {
+                    // The next step is submitted before anything is read of this one.
+                    let (submissions, _, bytes) = count();
                     assert!(session.queue_next().unwrap());
+                    let queued = count();
+                    assert_eq!((queued.0, queued.2), (submissions + 1, bytes));
                     session.argmax().unwrap()
                 }
                 Some(count) => {
@@ -266,6 +272,8 @@ fn a_token_is_one_pass_and_one_submission() {
         let after = count();
         let bytes = 10 * (4 + 8 * sampled.unwrap_or(1) as u64);
         assert_eq!(after, (before.0 + 10, before.1 + 10, before.2 + bytes), "{sampled:?}");
+        // A token that the host chooses finds its step's commands encoded.
+        assert_eq!(ahead() - ahead_before, if sampled.is_some() { 10 } else { 0 });
     }
 }
 
