@@ -27,6 +27,7 @@ struct Params {
 }
 
 var<workgroup> lane_nan: array<u32, LANES>;
+var<workgroup> group_nan: array<u32, GROUPS>;
 // How many of its candidates a chunk has given.
 var<workgroup> taken: array<u32, KEYS>;
 
@@ -45,13 +46,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         if (lane == 0u) {
             arena[p.chunk_nans + wg.x] = first_nan;
         }
+        begin_best(lane, elements);
         for (var k = 0u; k < p.count; k++) {
             let at = p.chunk_best + (wg.x * p.count + k) * 2u;
             if (k < elements) {
-                let best = take_best(lane, elements);
-                if (lane == 0u) {
+                let best = best_index(elements);
+                if (lane == best % LANES) {
                     arena[at] = begin + best;
                     arena[at + 1u] = arena[p.x + begin + best];
+                    keys[best] = 0u;
+                    find_lane_best(lane, elements);
+                }
+                if (k + 1u < p.count) {
+                    end_best(lane, best);
                 }
             } else if (lane == 0u) {
                 arena[at] = NONE;
@@ -70,9 +77,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (lane == 0u) {
         arena[p.y] = first_nan;
     }
+    begin_best(lane, p.chunks);
     for (var k = 0u; k < p.count; k++) {
-        let chunk = take_best(lane, p.chunks);
-        if (lane == 0u) {
+        let chunk = best_index(p.chunks);
+        if (lane == chunk % LANES) {
             let source = p.chunk_best + (chunk * p.count + taken[chunk]) * 2u;
             let at = p.y + 1u + k * 2u;
             arena[at] = arena[source];
@@ -85,8 +93,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             if (taken[chunk] < p.count && arena[source + 2u] != NONE) {
                 keys[chunk] = order_key(arena[source + 3u]);
             }
+            find_lane_best(lane, p.chunks);
         }
-        workgroupBarrier();
+        if (k + 1u < p.count) {
+            end_best(lane, chunk);
+        }
     }
 }
 
@@ -94,11 +105,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 fn least(lane: u32, value: u32) -> u32 {
     lane_nan[lane] = value;
     workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            lane_nan[lane] = min(lane_nan[lane], lane_nan[lane + half]);
+    if (lane < GROUPS) {
+        var group = NONE;
+        for (var i = 0u; i < GROUP_LANES; i++) {
+            group = min(group, lane_nan[lane * GROUP_LANES + i]);
         }
-        workgroupBarrier();
+        group_nan[lane] = group;
     }
-    return lane_nan[0];
+    workgroupBarrier();
+    var all = NONE;
+    for (var i = 0u; i < GROUPS; i++) {
+        all = min(all, group_nan[i]);
+    }
+    return all;
 }

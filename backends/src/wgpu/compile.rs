@@ -3,7 +3,7 @@
 use super::buffers::{WeightMap, Weights, upload};
 use super::choose::Chooser;
 use super::device::{Device, WgpuOptions};
-use super::emit::{Dispatch, Emitter, Grid, Places, StateBinding};
+use super::emit::{Dispatch, Emitter, Grid, MAX_GROUPS, Places, StateBinding};
 use super::executable::WgpuExecutable;
 use super::ops::{self, sample};
 use super::params::pack;
@@ -21,6 +21,9 @@ use std::sync::Arc;
 
 /// The largest T of a prefill step unless asked otherwise.
 const MICRO_BATCH: usize = 256;
+
+/// What makes the activations smaller.
+const ARENA_ADVICE: &str = "lower the micro-batch or --ctx-size, or ask for fewer taps";
 
 /// A token class between decode and prefill: a few tokens, without tiles.
 const FEW_TOKENS: usize = super::emit::FEW_ROWS;
@@ -95,6 +98,14 @@ pub(super) fn compile(
     let uploaded = upload(&device, graph, &weight_map, weights, progress)?;
 
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+    if micro_batch > MAX_GROUPS as usize {
+        return Err(BackendError::Option {
+            backend: NAME,
+            option: "micro-batch",
+            found: micro_batch.to_string(),
+            wanted: format!("at most {MAX_GROUPS}, the workgroups along an axis of a dispatch"),
+        });
+    }
     let mut classes = vec![1, FEW_TOKENS.min(micro_batch), micro_batch];
     classes.dedup();
     let mut plans = Vec::with_capacity(classes.len());
@@ -115,6 +126,12 @@ pub(super) fn compile(
     let mut emitted = Vec::with_capacity(plans.len());
     let mut arena_words = values_at;
     for plan in &plans {
+        // Before places in it are numbered with 32 bits.
+        device.fits(
+            "activations",
+            u64::from(values_at) * 4 + plan.memory.arena_bytes as u64,
+            ARENA_ADVICE,
+        )?;
         let (launches, words) =
             emit_all(plan, &map.places, &weight_map, profile, options.kv_type, device.features)?;
         arena_words = arena_words.max(words);
@@ -122,12 +139,7 @@ pub(super) fn compile(
     }
 
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-    let arena = device.buffer(
-        "activations",
-        u64::from(arena_words) * 4,
-        usage,
-        "lower the micro-batch or --ctx-size, or ask for fewer taps",
-    )?;
+    let arena = device.buffer("activations", u64::from(arena_words) * 4, usage, ARENA_ADVICE)?;
     let now = device.buffer(
         "the step's sizes",
         STEP_BYTES,

@@ -414,6 +414,34 @@ impl Device {
         BackendError::Device { backend: NAME, device: self.info.name.clone(), detail }
     }
 
+    fn out_of_memory(
+        &self,
+        what: &str,
+        wanted_bytes: u64,
+        available_bytes: u64,
+        advice: &str,
+    ) -> BackendError {
+        BackendError::OutOfMemory {
+            what: format!("device {}: {what}", self.info.name),
+            wanted_bytes,
+            available_bytes,
+            advice: advice.to_owned(),
+        }
+    }
+
+    /// Whether shaders can be given a buffer of this size.
+    pub fn fits(&self, what: &str, size_bytes: u64, advice: &str) -> Result<(), BackendError> {
+        self.within(self.max_binding_bytes, what, size_bytes, advice)
+    }
+
+    fn within(&self, limit: u64, what: &str, size_bytes: u64, advice: &str) -> Result<(), BackendError> {
+        if size_bytes <= limit {
+            return Ok(());
+        }
+        let advice = format!("the adapter takes no larger buffer: {advice}");
+        Err(self.out_of_memory(what, size_bytes, limit, &advice))
+    }
+
     /// A buffer, or what was needed, for what, and what would fit.
     pub fn buffer(
         &self,
@@ -422,22 +450,15 @@ impl Device {
         usage: wgpu::BufferUsages,
         advice: &str,
     ) -> Result<wgpu::Buffer, BackendError> {
-        let out_of_memory = |available_bytes: u64, advice: &str| BackendError::OutOfMemory {
-            what: format!("device {}: {what}", self.info.name),
-            wanted_bytes: size_bytes,
-            available_bytes,
-            advice: advice.to_owned(),
-        };
+        let out_of_memory = |free_bytes: u64| self.out_of_memory(what, size_bytes, free_bytes, advice);
         let storage = usage.contains(wgpu::BufferUsages::STORAGE);
         let limit = if storage { self.max_binding_bytes } else { self.limits.max_buffer_size };
-        if size_bytes > limit {
-            return Err(out_of_memory(limit, &format!("the adapter takes no larger buffer: {advice}")));
-        }
+        self.within(limit, what, size_bytes, advice)?;
         let held_bytes = self.buffer_bytes.load(Ordering::Relaxed);
         if let Some(free_bytes) = self.faults.memory_bytes.map(|all| all.saturating_sub(held_bytes))
             && size_bytes > free_bytes
         {
-            return Err(out_of_memory(free_bytes, advice));
+            return Err(out_of_memory(free_bytes));
         }
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
@@ -455,7 +476,7 @@ impl Device {
                 self.buffer_bytes.fetch_add(size_bytes, Ordering::Relaxed);
                 Ok(buffer)
             }
-            Some(_) => Err(out_of_memory(0, advice)),
+            Some(_) => Err(out_of_memory(0)),
         }
     }
 }

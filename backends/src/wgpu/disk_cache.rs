@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(first.loaded, None);
         compile(&device, &first, 1);
         first.save();
-        assert_eq!(files(&folder), [first.path.clone()]);
+        assert_eq!(files(&folder), vec![first.path.clone()]);
         let saved = load(&first.path).unwrap();
 
         let second = DiskCache::open_in(&device, &folder).unwrap();
@@ -196,7 +196,7 @@ mod tests {
         compile(&device, &unwritable, 1);
         unwritable.save();
         device.check().unwrap();
-        assert_eq!(files(folder.path()), [cache.path]);
+        assert_eq!(files(folder.path()), vec![cache.path]);
     }
 
     /// Whoever reads meanwhile finds a whole file.
@@ -220,6 +220,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!(files(folder.path()), [caches[0].path.clone()]);
+        assert_eq!(files(folder.path()), vec![caches[0].path.clone()]);
     }
 }

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 pub(super) const NONE: u32 = u32::MAX;
 
 /// Workgroups along one axis of a dispatch, at most (WebGPU's default limit).
-const MAX_GROUPS: u32 = 65_535;
+pub(super) const MAX_GROUPS: u32 = 65_535;
 
 /// The most parts that the attention of one head splits the cache into.
 pub(super) const MAX_SPLITS: usize = 32;
@@ -101,9 +101,11 @@ pub(super) enum Extent {
     Splits,
 }
 
-/// Where the workgroups go that do not fit into x.
+/// Where the workgroups go that do not fit into x, in shaders that look for them there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spill {
+    /// Nowhere: too many are refused when they are dispatched.
+    No,
     Y,
     Z,
 }
@@ -119,7 +121,12 @@ pub(super) struct Grid {
 
 impl Grid {
     pub fn new(x: Extent, y: Extent, z: Extent) -> Grid {
-        Grid { x, y, z, spill: Spill::Z }
+        Grid { x, y, z, spill: Spill::No }
+    }
+
+    /// The same, for a shader that finds what does not fit into x in z.
+    pub fn spilling(self) -> Grid {
+        Grid { spill: Spill::Z, ..self }
     }
 
     /// One lane for each of `rows · width` elements.
@@ -140,13 +147,12 @@ impl Grid {
             Extent::Splits => splits,
         };
         let (x, y, z) = (count(self.x), count(self.y), count(self.z));
-        if x <= MAX_GROUPS {
-            return [x, y, z];
-        }
-        let (x, more) = (MAX_GROUPS, x.div_ceil(MAX_GROUPS));
+        let (most, more) = (MAX_GROUPS, x.div_ceil(MAX_GROUPS));
         match self.spill {
-            Spill::Y => [x, y * more, z],
-            Spill::Z => [x, y, z * more],
+            _ if x <= MAX_GROUPS => [x, y, z],
+            Spill::No => [x, y, z],
+            Spill::Y => [most, y * more, z],
+            Spill::Z => [most, y, z * more],
         }
     }
 }
@@ -366,5 +372,47 @@ impl<'a> Emitter<'a> {
         ];
         self.push(variant, Grid::elements(rows, cols / 32, 64), &params);
         Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wgpu::shader::compose;
+
+    #[test]
+    fn what_does_not_fit_into_x_is_all_there() {
+        let sizes = StepSizes { tokens: 256, logits_rows: 1, cached: 1 };
+        let tokens = Rows { axis: Axis::Tokens, each: 8 };
+        for width in [1u32, 8191, 8192, 100_000, 1_000_003] {
+            let [x, y, z] = Grid::elements(tokens, width, 256).resolve(sizes, 1);
+            let wanted = (256 * 8 * u64::from(width)).div_ceil(256);
+            let found = u64::from(x) * u64::from(y) * u64::from(z);
+            assert!(x <= MAX_GROUPS && y <= MAX_GROUPS && z == 1, "{width}");
+            assert!(found >= wanted && found < wanted + u64::from(x), "{width}: {found} of {wanted}");
+        }
+        let one = Extent::Fixed(1);
+        let many = Grid::new(Extent::Fixed(65_536), Extent::Fixed(3), one);
+        assert_eq!(many.spilling().resolve(sizes, 1), [65_535, 3, 2]);
+        assert_eq!(many.resolve(sizes, 1), [65_536, 3, 1], "left for the device to refuse");
+    }
+
+    /// Only shaders that ask for the size of the grid can find what was moved within it.
+    #[test]
+    fn shaders_that_spill_look_for_it() {
+        let variants = [
+            Variant::new("matmul", Features::default(), &[("LANES", 64)]).weight("weight", Format::Q8_0),
+            Variant::new("expert_matmul", Features::default(), &[("LANES", 64)])
+                .weight("weight", Format::Q8_0),
+            Variant::new("quantize_q8", Features::default(), &[("LANES", 64)]),
+            Variant::new("add", Features::default(), &[("LANES", 64)]),
+            Variant::new("mul", Features::default(), &[("LANES", 64)]),
+            Variant::new("gated_act", Features::default(), &[("LANES", 64)]),
+        ];
+        for variant in variants {
+            let text = compose(&variant).unwrap();
+            let reads = text.contains("* grid.x + wg.x");
+            assert_eq!(reads, variant.op != "expert_matmul", "{variant}");
+        }
     }
 }

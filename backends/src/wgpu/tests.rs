@@ -95,6 +95,62 @@ fn split_tensors_give_the_same() {
     }
 }
 
+/// More rows than a dispatch has workgroups along one axis for, as in vocabularies of 262,144: with a token and with tiles.
+#[test]
+fn more_rows_than_an_axis_holds_are_all_multiplied() {
+    if !has_adapter() {
+        return;
+    }
+    const ROWS: usize = 4 * 65_535 + 9;
+    for tokens in [1, 9] {
+        let mut graph = Graph::new();
+        let tensor = graph.add_weight("weight", vec![ROWS, 32], Format::Q8_0);
+        let weight = WeightSlice { tensor, rows: 0..ROWS, experts: None, home: WeightHome::Device };
+        let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(32)]), DType::F32);
+        graph.outputs =
+            graph.push(None, "proj", Op::MatMul { weight, bias: None, scale: None }, &[x]).unwrap();
+        // A scale of 2⁻⁶ and quants that differ from row to row.
+        let row = |r: usize| {
+            let quants = (0..32).map(move |i| ((r * 31 + i * 7) % 251) as u8);
+            [0x00, 0x24].into_iter().chain(quants)
+        };
+        let bytes: Vec<u8> = (0..ROWS).flat_map(row).collect();
+        let values = (0..tokens * 32).map(|i| (i as f32 * 0.37).sin()).collect();
+        let case = cases::OpCase {
+            name: format!("matmul of {ROWS} rows, {tokens} tokens"),
+            graph,
+            weights: Arc::new(std::collections::HashMap::from([("weight".to_owned(), bytes)])),
+            steps: vec![cases::CaseStep {
+                first_position: 0,
+                tokens: vec![TokenId(0); tokens],
+                logits_rows: Vec::new(),
+                boundary: vec![(x, HostTensor::f32(vec![tokens, 32], values))],
+            }],
+            ctx_size: 16,
+        };
+        let options = CompileOptions { micro_batch: Some(tokens), ..options(Activations::F32, KvType::F32) };
+        let found = cases::run(&case, &Wgpu::default(), &options).unwrap();
+        let wanted = cases::run(&case, &Reference, &options).unwrap();
+        let distance = cases::distance(&found[0], &wanted[0]);
+        assert!(distance <= TOLERANCE, "{}: relative L2 {distance:.3e}", case.name);
+    }
+}
+
+#[test]
+fn a_micro_batch_that_no_dispatch_holds_is_refused() {
+    if !has_adapter() {
+        return;
+    }
+    let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
+    let options =
+        CompileOptions { micro_batch: Some(65_536), ctx_size: 1 << 17, ..CompileOptions::default() };
+    let error = Wgpu::default().compile(&case.graph, case.weights.clone(), &options).err().unwrap();
+    assert!(
+        error.to_string().contains("micro-batch 65536") && error.to_string().contains("65535"),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_unknown_device_is_refused_with_the_list() {
     if !has_adapter() {

@@ -50,7 +50,8 @@ pub(super) fn emit(
         if few {
             let variant = e.variant("matmul", &[("LANES", LANES)]).weight("weight", format).input(input);
             let tokens = Extent::Rows { rows, times: 1, over: 1 };
-            e.push(variant, Grid::new(Extent::Fixed(count.div_ceil(4)), tokens, Extent::Fixed(1)), &params);
+            let grid = Grid::new(Extent::Fixed(count.div_ceil(4)), tokens, Extent::Fixed(1)).spilling();
+            e.push(variant, grid, &params);
         } else {
             let sizes = [
                 ("TILE_ROWS", TILE_ROWS),
