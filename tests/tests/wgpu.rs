@@ -321,6 +321,30 @@ fn real_shapes_agree_with_the_cpu() {
     }
 }
 
+/// GPUs have subgroups of 4 to 128 lanes. Software Vulkan takes the vector width that it is told to: with 128 bits they are
+/// of 4, with 512 of 16 (where every other test has 8).
+#[test]
+fn subgroups_of_other_sizes_give_the_same_answer() {
+    for (bits, lanes) in [("128", "of 4 lanes"), ("512", "of 16 lanes")] {
+        let run = |args: &[&str]| {
+            let program = env!("CARGO_BIN_EXE_moe-run-under-test");
+            let mut command = std::process::Command::new(program);
+            let output = command.args(args).env("LP_NATIVE_VECTOR_WIDTH", bits).output().unwrap();
+            moe_run_tests::cli::finish(output).succeeded().stdout
+        };
+        if !run(&["devices"]).contains(lanes) {
+            println!("SKIPPED: no software Vulkan whose subgroups can be {lanes}");
+            return;
+        }
+        let device = ["--backend", "wgpu", "--device", "llvmpipe"];
+        let greedy = ["run", "-p", "What is 2+2?", "--temp", "0"];
+        assert_eq!(run(&[&greedy[..], &device[..]].concat()).trim(), "2 + 2 = 4", "{lanes}");
+        if fixtures::full() {
+            let _ = run(&[&["selftest"][..], &device[..]].concat());
+        }
+    }
+}
+
 /// A conversation: the second question keeps the cache of the first, past the step that was queued for its end.
 #[test]
 fn a_chat_keeps_what_it_has_evaluated() {

@@ -155,6 +155,14 @@ fn missing(features: Features, timestamps: bool) -> Vec<String> {
     missing.map(|(_, name, instead)| format!("{name} ({instead})")).collect()
 }
 
+/// How many lanes a subgroup of the adapter has: a shader finds its own, which may be any of them.
+fn lanes(info: &wgpu::AdapterInfo) -> String {
+    match (info.subgroup_min_size, info.subgroup_max_size) {
+        (least, most) if least == most => format!("of {most} lanes"),
+        (least, most) => format!("of {least} to {most} lanes"),
+    }
+}
+
 /// The adapters of this machine.
 pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendError> {
     let instance = instance();
@@ -170,6 +178,7 @@ pub(super) fn list(options: &WgpuOptions) -> Result<Vec<DeviceInfo>, BackendErro
             ("driver".to_owned(), format!("{} {}", info.driver, info.driver_info).trim().to_owned()),
             ("largest buffer".to_owned(), format!("{} bytes", limits.max_buffer_size)),
             ("largest binding".to_owned(), format!("{} bytes", limits.max_storage_buffer_binding_size)),
+            ("subgroups".to_owned(), lanes(&info)),
             ("features used".to_owned(), features(instance, adapter, options.allowed).to_string()),
         ];
         let missing = missing(features(instance, adapter, options.allowed), has_timestamps(adapter, options));

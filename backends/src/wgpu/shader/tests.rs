@@ -95,9 +95,9 @@ fn every_variant_is_valid_wgsl() {
     assert!(count > 1000, "{count} variants");
 }
 
-/// What Metal and DX12 get is made of the same text by naga: in the oldest language that wgpu has for a device with the
-/// features (MSL 2.1 with subgroups, shader model 5.1 for the plain path, 6.2 for subgroups and f16). A Mac's or Windows'
-/// compiler has not seen the result.
+/// What Metal and DX12 get is made of the same text by naga, in languages that devices with the features have: MSL 2.0 and
+/// shader model 5.1 for the plain path, MSL 2.1 and shader model 6.2 with all. A Mac's or Windows' compiler has not seen
+/// the result.
 #[test]
 fn every_variant_is_translated_for_metal_and_dx12() {
     use naga::back::{hlsl, msl};
