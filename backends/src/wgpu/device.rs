@@ -238,15 +238,19 @@ fn choose(found: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapt
     found.into_iter().nth(index).ok_or_else(no_adapter)
 }
 
-/// The limits to ask for: WebGPU's defaults, except that buffers and bindings may be as large as the adapter allows.
+/// The limits to ask for: buffers and bindings as large as the adapter allows, for tensors are split at them; WebGPU's defaults
+/// in what the shaders rely on; and in what they never touch, textures for one, no more than there is.
 fn wanted_limits(adapter: &wgpu::Limits) -> wgpu::Limits {
     let defaults = wgpu::Limits::default();
     wgpu::Limits {
-        max_buffer_size: adapter.max_buffer_size.max(defaults.max_buffer_size),
-        max_storage_buffer_binding_size: adapter
-            .max_storage_buffer_binding_size
-            .max(defaults.max_storage_buffer_binding_size),
-        ..defaults
+        max_buffer_size: adapter.max_buffer_size,
+        max_storage_buffer_binding_size: adapter.max_storage_buffer_binding_size,
+        max_storage_buffers_per_shader_stage: defaults.max_storage_buffers_per_shader_stage,
+        max_compute_workgroup_storage_size: defaults.max_compute_workgroup_storage_size,
+        max_compute_invocations_per_workgroup: defaults.max_compute_invocations_per_workgroup,
+        max_compute_workgroup_size_x: defaults.max_compute_workgroup_size_x,
+        max_compute_workgroups_per_dimension: defaults.max_compute_workgroups_per_dimension,
+        ..defaults.or_worse_values_from(adapter)
     }
 }
 
@@ -537,6 +541,23 @@ mod tests {
         let lacking = lacking_limits(&wanted_limits(&small), &small);
         assert_eq!(lacking, ["max_storage_buffers_per_shader_stage is 4, wanted 8"]);
         assert!(lacking_limits(&wgpu::Limits::default(), &wgpu::Limits::default()).is_empty());
+        let narrow = wgpu::Limits { max_compute_invocations_per_workgroup: 128, ..wgpu::Limits::default() };
+        let lacking = lacking_limits(&wanted_limits(&narrow), &narrow);
+        assert_eq!(lacking, ["max_compute_invocations_per_workgroup is 128, wanted 256"]);
+        // Small textures and small bindings are no hindrance.
+        let modest = wgpu::Limits {
+            max_texture_dimension_2d: 4096,
+            max_buffer_size: 128 << 20,
+            max_storage_buffer_binding_size: 64 << 20,
+            min_uniform_buffer_offset_alignment: 512,
+            ..wgpu::Limits::default()
+        };
+        let wanted = wanted_limits(&modest);
+        assert!(lacking_limits(&wanted, &modest).is_empty());
+        assert_eq!(
+            (wanted.max_storage_buffer_binding_size, wanted.min_uniform_buffer_offset_alignment),
+            (64 << 20, 512)
+        );
 
         let features = Features { subgroups: true, f16: false, dot4: true };
         assert_eq!(missing(features, true), ["shader-f16 (the f16 cache is read by integer arithmetic)"]);
