@@ -2,10 +2,10 @@
 //!
 //! q [T, H·d], the cache → softmax(scale · q·kᵀ)·v: [T, H·dv]. Query heads that share a KV head are rows of one tile,
 //! so the cache is decoded once for all of them. In place of the maximum, softmax takes off an integer power of two
-//! (`crate::exp`), so tiles add up to the bits of the reference's one pass over all positions. Parts of 512
-//! positions are summed for themselves before they are added up, and a one-token step is split between them: any thread
-//! count gives the same bits. Positions behind a query in its last
-//! tile count with probability 0; a NaN among their values shows in that query too.
+//! (`crate::exp`), so tiles add up to the bits of the reference's one pass over all positions. Parts of 512 positions are
+//! summed for themselves before they are added up, and a one-token step is split between them: any thread count gives the
+//! same bits. Positions behind a query in its last tile count with probability 0; a NaN among their values shows in that
+//! query too.
 
 use super::kv_write::{Cache, Heads};
 use super::{Launch, Scratch, Step};
