@@ -1,7 +1,7 @@
 //! The portable unpacking of every format: it defines what a panel holds, and the SIMD versions must give the same
 //! bytes and the same scales, bit for bit.
 //!
-//! Input: one row's blocks. Output: a [`RowStep`], which `(scale · sub_scale) · (u − zero) − (min · sub_min)` turns into
+//! Input: one row's blocks, taken apart by `Format::integers`. Output: a [`RowStep`], which `(scale · sub_scale) · (u − zero) − (min · sub_min)` turns into
 //! exactly the values that `moe_run_graph::quant` decodes.
 
 use super::layout::{
@@ -42,102 +42,19 @@ impl RowStep {
     }
 }
 
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
 /// Unpacks the blocks of a quantized row that `bytes` holds, at most 256 elements.
 pub fn unpack_row(format: Format, bytes: &[u8], row: &mut RowStep) {
-    let elems = format.block_elems();
+    let (elems, zero) = (format.block_elems(), PanelLayout::of(format).map(|layout| layout.zero));
+    let zero = if let Some(Zero::Shift(shift)) = zero { 1 << shift } else { 0 };
     for (i, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
-        let u = &mut row.u[i * elems..][..elems];
-        match format {
-            Format::F32 | Format::F16 | Format::Bf16 => unreachable!("floats have no integer panel"),
-            Format::Q4_0 => {
-                row.scale[i] = half_at(block, 0);
-                nibbles(&block[2..], u);
-            }
-            Format::Q4_1 => {
-                (row.scale[i], row.min[i]) = (half_at(block, 0), -half_at(block, 2));
-                nibbles(&block[4..], u);
-            }
-            Format::Q5_0 => {
-                row.scale[i] = half_at(block, 0);
-                nibbles(&block[6..], u);
-                fifth_bits(&block[2..6], u);
-            }
-            Format::Q5_1 => {
-                (row.scale[i], row.min[i]) = (half_at(block, 0), -half_at(block, 2));
-                nibbles(&block[8..], u);
-                fifth_bits(&block[4..8], u);
-            }
-            Format::Q8_0 => {
-                row.scale[i] = half_at(block, 0);
-                for k in 0..32 {
-                    u[k] = block[2 + k] ^ 0x80;
-                }
-            }
-            Format::Iq4Nl => {
-                row.scale[i] = half_at(block, 0);
-                nibbles(&block[2..], u);
-                u.iter_mut().for_each(|x| *x = IQ4_LEVELS[usize::from(*x)]);
-            }
-            Format::Mxfp4 => {
-                // 2^(e − 127), halved because the levels are doubled; e = 0 and 1 give subnormal numbers.
-                let e = u32::from(block[0]);
-                row.scale[i] = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 });
-                nibbles(&block[1..], u);
-                u.iter_mut().for_each(|x| *x = E2M1_LEVELS[usize::from(*x)]);
-            }
-            Format::Q2K => q2_k(block, row),
-            Format::Q3K => q3_k(block, row),
-            Format::Q4K => q4_k(block, row),
-            Format::Q5K => q5_k(block, row),
-            Format::Q6K => q6_k(block, row),
-            Format::Iq4Xs => iq4_xs(block, row),
+        let Some(block) = format.integers(block) else { unreachable!("floats have no integer panel") };
+        (row.scale[i], row.min[i]) = (block.scale, block.min);
+        for (u, q) in row.u[i * elems..][..elems].iter_mut().zip(&block.q) {
+            *u = (q + zero) as u8; // 0..=255, as the layout's zero is made for the format
         }
-    }
-}
-
-/// Elements 0..16 are the low nibbles, 16..32 the high ones.
-fn nibbles(qs: &[u8], u: &mut [u8]) {
-    for k in 0..16 {
-        u[k] = qs[k] & 15;
-        u[k + 16] = qs[k] >> 4;
-    }
-}
-
-/// Bit k of the little-endian word is bit 4 of element k.
-fn fifth_bits(qh: &[u8], u: &mut [u8]) {
-    for k in 0..32 {
-        u[k] |= ((qh[k / 8] >> (k % 8)) & 1) << 4;
-    }
-}
-
-/// scales[16] (low nibble scale, high nibble minimum), qs[64], d, dmin.
-fn q2_k(block: &[u8], row: &mut RowStep) {
-    (row.scale[0], row.min[0]) = (half_at(block, 80), half_at(block, 82));
-    for s in 0..16 {
-        (row.sub_scale[s], row.sub_min[s]) = (i32::from(block[s] & 15), i32::from(block[s] >> 4));
-    }
-    for k in 0..256 {
-        row.u[k] = (block[16 + k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2)) & 3;
-    }
-}
-
-/// hmask[32], qs[64], scales[12] (16 × 6 bits), d. The bit in hmask is bit 2 of the element.
-fn q3_k(block: &[u8], row: &mut RowStep) {
-    row.scale[0] = half_at(block, 108);
-    let scales = &block[96..108];
-    for s in 0..16 {
-        let low = if s < 8 { scales[s] & 15 } else { scales[s - 8] >> 4 };
-        let high = (scales[8 + s % 4] >> (s / 4 * 2)) & 3;
-        row.sub_scale[s] = i32::from(low | high << 4) - 32;
-    }
-    for k in 0..256 {
-        let low = (block[32 + k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2)) & 3;
-        let high = (block[k % 32] >> (k / 32)) & 1;
-        row.u[k] = low | high << 2;
+        // Of a format without super-blocks nobody reads these.
+        row.sub_scale = block.sub_scales.map(i32::from);
+        row.sub_min = block.sub_mins.map(i32::from);
     }
 }
 
@@ -153,61 +70,6 @@ pub fn scales_and_mins_6bit(bytes: [u8; 12]) -> ([u8; 8], [u8; 8]) {
         both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030)),
         both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030)),
     )
-}
-
-/// The scales and minima of a block of Q4_K or Q5_K, which begins with d, dmin and their 12 bytes.
-fn k4_or_k5_scales(block: &[u8], row: &mut RowStep) {
-    (row.scale[0], row.min[0]) = (half_at(block, 0), half_at(block, 2));
-    let mut bytes = [0; 12];
-    bytes.copy_from_slice(&block[4..16]);
-    let (scales, mins) = scales_and_mins_6bit(bytes);
-    for s in 0..8 {
-        (row.sub_scale[s], row.sub_min[s]) = (i32::from(scales[s]), i32::from(mins[s]));
-    }
-}
-
-/// d, dmin, scales[12], qs[128]: 32 bytes hold two sub-blocks, the first in the low nibbles.
-fn q4_k(block: &[u8], row: &mut RowStep) {
-    k4_or_k5_scales(block, row);
-    for k in 0..256 {
-        row.u[k] = (block[16 + k / 64 * 32 + k % 32] >> (k % 64 / 32 * 4)) & 15;
-    }
-}
-
-/// d, dmin, scales[12], qh[32], qs[128]: as Q4_K, bit s of qh[k % 32] being bit 4 of sub-block s.
-fn q5_k(block: &[u8], row: &mut RowStep) {
-    k4_or_k5_scales(block, row);
-    for k in 0..256 {
-        let low = (block[48 + k / 64 * 32 + k % 32] >> (k % 64 / 32 * 4)) & 15;
-        row.u[k] = low | ((block[16 + k % 32] >> (k / 32)) & 1) << 4;
-    }
-}
-
-/// ql[128], qh[64], scales[16] (signed), d. In each half: 32 elements from the low nibbles of 32 bytes of ql, 32 from
-/// the next 32 bytes, then 64 from the high nibbles of the same; bits 4 and 5 in two bits of qh each.
-fn q6_k(block: &[u8], row: &mut RowStep) {
-    row.scale[0] = half_at(block, 208);
-    for s in 0..16 {
-        row.sub_scale[s] = i32::from(block[192 + s] as i8);
-    }
-    for k in 0..256 {
-        let (half, quarter, l) = (k / 128, k % 128 / 32, k % 32);
-        let low = (block[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4)) & 15;
-        row.u[k] = low | ((block[128 + half * 32 + l] >> (quarter * 2)) & 3) << 4;
-    }
-}
-
-/// d, scales_h (2 bits × 8), scales_l (4 bits × 8), qs[128]: each 16 bytes are a sub-block, low nibbles first.
-fn iq4_xs(block: &[u8], row: &mut RowStep) {
-    row.scale[0] = half_at(block, 0);
-    let high = u16::from_le_bytes([block[2], block[3]]);
-    for s in 0..8 {
-        let low = (block[4 + s / 2] >> (s % 2 * 4)) & 15;
-        let scale = u16::from(low) | ((high >> (2 * s)) & 3) << 4;
-        row.sub_scale[s] = i32::from(scale) - 32;
-        nibbles(&block[8 + 16 * s..], &mut row.u[32 * s..][..32]);
-    }
-    row.u.iter_mut().for_each(|x| *x = IQ4_LEVELS[usize::from(*x)]);
 }
 
 /// Unpacks one step of up to 16 rows; rows beyond `rows` become zeros. `bytes` starts at the step's first block of the
