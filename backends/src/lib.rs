@@ -57,6 +57,7 @@ mod exp;
 pub mod faults;
 pub mod options;
 pub mod parity;
+pub mod partial_file;
 pub mod perplexity;
 pub mod profile;
 pub mod reference;

@@ -1,12 +1,12 @@
 //! `moe-run chat`: a conversation. Each turn renders the whole of it; what the KV cache holds already is not evaluated again.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use moe_run_backends::{BackendError, sampler::Sampler};
+use moe_run_backends::{BackendError, partial_file, sampler::Sampler};
 use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Map, Value, json};
@@ -17,7 +17,6 @@ use crate::{
     engine::Engine,
     generate::{GenerateArgs, StopReason, generate},
     output,
-    partial_file::PartialFile,
     prompt::{read_template, template_var},
     sampling::{SamplerArgs, read_back_line},
     tokenize::read_messages,
@@ -119,12 +118,7 @@ impl Conversation {
         fields.extend(self.extra.clone());
         let mut text = serde_json::to_vec_pretty(&fields).map_err(CliError::failed)?;
         text.push(b'\n');
-        let write = || -> io::Result<()> {
-            let partial = PartialFile::create(path)?;
-            partial.file()?.write_all(&text)?;
-            partial.finish()
-        };
-        write().map_err(|e| CliError::unwritable(path, &e))
+        partial_file::write(path, &text).map_err(|e| CliError::unwritable(path, &e))
     }
 
     fn load(&mut self, path: &Path) -> Result<(), CliError> {

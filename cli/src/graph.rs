@@ -2,12 +2,13 @@
 //!
 //! No weights are read unless `--profile` runs the model: a file whose tensors are all zero, or a sparse one, will do.
 
-use std::{io::Write as _, num::NonZeroUsize, ops::Range, path::PathBuf};
+use std::{num::NonZeroUsize, ops::Range, path::PathBuf};
 
 use clap::ValueEnum;
 use moe_run_backends::{
     Backend, DeviceKind, bandwidth,
     options::CompileOptions,
+    partial_file,
     profile::Profile,
     session::{LogitsRows, Session},
     taps::select::{SelectError, StageList, parse_layers},
@@ -25,7 +26,6 @@ use crate::{
     CliError, ExitCode,
     common::{BackendArgs, ModelArgs, check_file},
     engine, output,
-    partial_file::PartialFile,
 };
 
 /// Tokens in the cache unless asked otherwise.
@@ -322,8 +322,5 @@ fn shader(planned: &Planned, wanted: &str) -> Result<String, CliError> {
 
 fn write(args: &Args, bytes: &[u8]) -> Result<(), CliError> {
     let Some(path) = &args.output else { return output::bytes(bytes) };
-    let unwritable = |e: &std::io::Error| CliError::unwritable(path, e);
-    let partial = PartialFile::create(path).map_err(|e| unwritable(&e))?;
-    partial.file().and_then(|mut file| file.write_all(bytes)).map_err(|e| unwritable(&e))?;
-    partial.finish().map_err(|e| unwritable(&e))
+    partial_file::write(path, bytes).map_err(|e| CliError::unwritable(path, &e))
 }

@@ -1,7 +1,9 @@
 //! Ctrl-C: the first one ends a running generation cleanly, with its statistics; a second one, or one while nothing is
-//! generated, ends the process with exit code 130.
+//! generated, ends the process with exit code 130. No unfinished file stays behind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use moe_run_backends::partial_file;
 
 use crate::{CliError, ExitCode};
 
@@ -16,6 +18,7 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 pub fn install() -> Result<(), CliError> {
     ctrlc::set_handler(|| {
         if !GENERATING.load(Ordering::SeqCst) || REQUESTED.swap(true, Ordering::SeqCst) {
+            partial_file::remove_unfinished();
             std::process::exit(ExitCode::Interrupted as i32);
         }
     })

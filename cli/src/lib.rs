@@ -22,7 +22,6 @@ pub mod inspect;
 pub mod interrupt;
 pub mod output;
 pub mod parity;
-pub mod partial_file;
 pub mod perplexity;
 pub mod progress;
 pub mod prompt;

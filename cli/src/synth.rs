@@ -12,13 +12,14 @@ use std::{
 
 use clap::builder::PossibleValuesParser;
 use indicatif::{ProgressBar, ProgressStyle};
+use moe_run_backends::partial_file::PartialFile;
 use moe_run_graph::{
     gguf::{GgufFile, writer::WriteError},
     synth::{PRESETS, Preset, Synth, SynthError, SynthOptions},
 };
 use serde::Serialize;
 
-use crate::{CliError, ExitCode, interrupt::Generation, output, partial_file::PartialFile};
+use crate::{CliError, ExitCode, interrupt::Generation, output};
 
 /// More filling threads than this are of no use: the disk is slower.
 const THREADS_MAX: usize = 8;
@@ -89,7 +90,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let (file_bytes, tensors) = (synth.layout().file_bytes(), synth.layout().tensors().len());
 
     let unwritable = |error: &io::Error| unwritable(&args.output, file_bytes, error);
-    let generation = Generation::begin(); // from here on Ctrl-C must not leave the temporary file
+    let generation = Generation::begin();
     let partial = PartialFile::create(&args.output).map_err(|e| unwritable(&e))?;
     let file = partial.file().map_err(|e| unwritable(&e))?;
     if args.dry_run {

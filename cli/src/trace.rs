@@ -1,15 +1,19 @@
 //! `moe-run trace`: the production executable, watched: statistics of every layer, routing, saved tensors.
 
-use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use clap::ValueEnum;
 use moe_run_backends::{
-    BackendError, Observer, ValueAccess,
+    BackendError, Observer, ValueAccess, partial_file,
     session::LogitsRows,
     taps::{
         Fanout,
         routing::{RoutingSink, heat_map_svg},
-        save::write_atomically,
         select::StageList,
         stats::{Positions, StatsSink},
     },
@@ -182,10 +186,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             let line = serde_json::to_string(&routed).map_err(CliError::failed)?;
             let _ = writeln!(lines, "{line}");
         }
-        write_atomically(path, lines.as_bytes())?;
+        write(path, lines.as_bytes())?;
     }
     if let Some(path) = &args.routing_plot {
-        write_atomically(path, heat_map_svg(&usage).as_bytes())?;
+        write(path, heat_map_svg(&usage).as_bytes())?;
     }
     let last = tokens.len() as u32 - 1;
     let report = trace_report::Report::new(&engine, &tokens, &traced, last, &usage, &options_stages(stages));
@@ -195,6 +199,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         output::text(&report.text())?;
     }
     Ok(ExitCode::Ok)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    partial_file::write(path, bytes).map_err(|e| CliError::unwritable(path, &e))
 }
 
 fn options_stages(stages: Option<StageList>) -> Vec<Stage> {

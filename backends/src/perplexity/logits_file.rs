@@ -5,7 +5,8 @@
 //! A file is written under a temporary name beside its own and renamed when it is complete.
 
 use super::Chunks;
-use std::fs::{self, File};
+use crate::partial_file::PartialFile;
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -52,10 +53,8 @@ pub enum LogitsFileError {
 /// Writes the logits of a run.
 #[derive(Debug)]
 pub struct LogitsWriter {
-    path: PathBuf,
-    temporary: PathBuf,
-    /// `None` once the file is complete.
-    file: Option<BufWriter<File>>,
+    partial: PartialFile,
+    file: BufWriter<File>,
 }
 
 impl LogitsWriter {
@@ -64,11 +63,9 @@ impl LogitsWriter {
     /// # Errors
     /// [`LogitsFileError::Write`].
     pub fn create(path: &Path, chunks: &Chunks, vocab_size: usize) -> Result<LogitsWriter, LogitsFileError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let temporary = path.with_file_name(name);
         let write_error = |source| LogitsFileError::Write { path: path.to_owned(), source };
-        let mut file = BufWriter::new(File::create(&temporary).map_err(write_error)?);
+        let partial = PartialFile::create(path).map_err(write_error)?;
+        let mut file = BufWriter::new(partial.reopen().map_err(write_error)?);
         let mut header = Vec::with_capacity(HEADER_BYTES as usize + chunks.tokens().len() * 4);
         header.extend_from_slice(&MAGIC);
         for n in [VERSION, vocab_size as u32, chunks.chunk_tokens() as u32, chunks.len() as u32] {
@@ -77,10 +74,8 @@ impl LogitsWriter {
         for token in chunks.tokens() {
             header.extend_from_slice(&token.0.to_le_bytes());
         }
-        let written = file.write_all(&header);
-        let writer = LogitsWriter { path: path.to_owned(), temporary, file: Some(file) };
-        written.map_err(write_error)?;
-        Ok(writer)
+        file.write_all(&header).map_err(write_error)?;
+        Ok(LogitsWriter { partial, file })
     }
 
     /// Adds a position's logits.
@@ -88,35 +83,23 @@ impl LogitsWriter {
     /// # Errors
     /// [`LogitsFileError::Write`].
     pub fn row(&mut self, logits: &[f32]) -> Result<(), LogitsFileError> {
-        let Some(file) = self.file.as_mut() else { return Ok(()) };
-        let written = logits.iter().try_for_each(|x| file.write_all(&x.to_le_bytes()));
-        written.map_err(|source| LogitsFileError::Write { path: self.path.clone(), source })
+        let written = logits.iter().try_for_each(|x| self.file.write_all(&x.to_le_bytes()));
+        written.map_err(|source| LogitsFileError::Write { path: self.partial.path().to_owned(), source })
     }
 
     /// Gives the file its name.
     ///
     /// # Errors
     /// [`LogitsFileError::Write`].
-    pub fn finish(mut self) -> Result<(), LogitsFileError> {
-        let Some(file) = self.file.take() else { return Ok(()) };
-        let renamed = file
+    pub fn finish(self) -> Result<(), LogitsFileError> {
+        let LogitsWriter { partial, file } = self;
+        let path = partial.path().to_owned();
+        let finished = file
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.sync_all())
-            .and_then(|()| fs::rename(&self.temporary, &self.path));
-        renamed.map_err(|source| {
-            let _ = fs::remove_file(&self.temporary);
-            LogitsFileError::Write { path: self.path.clone(), source }
-        })
-    }
-}
-
-impl Drop for LogitsWriter {
-    /// A file that was not finished is of no use: it is taken away.
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = fs::remove_file(&self.temporary);
-        }
+            .and_then(|()| partial.finish());
+        finished.map_err(|source| LogitsFileError::Write { path, source })
     }
 }
 
@@ -204,6 +187,7 @@ impl LogitsReader {
 mod tests {
     use super::*;
     use moe_run_graph::ids::TokenId;
+    use std::fs;
 
     fn chunks(first: u32) -> Chunks {
         Chunks::new((first..first + 8).map(TokenId).collect(), 4, None, None).expect("two chunks")

@@ -8,6 +8,7 @@ use super::RowAxis;
 use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header};
 use crate::error::BackendError;
 use crate::executable::{ExecutableInfo, Observer, TapValue};
+use crate::partial_file::{NewDirs, PartialFile, finish_all};
 use crate::session::LogitsRows;
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
@@ -16,7 +17,6 @@ use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::ActBlock;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -183,25 +183,17 @@ struct Manifest<'a> {
     tensors: &'a [Entry],
 }
 
-/// A file in the making.
-#[derive(Debug)]
-struct Target {
-    temporary: PathBuf,
-    path: PathBuf,
-}
-
 /// Writes taps to files.
 #[derive(Debug)]
 pub struct SaveSink {
     options: SaveOptions,
     entries: Vec<Entry>,
     index: HashMap<(Stage, Option<usize>), usize>,
-    targets: Vec<Target>,
-    made_dirs: Vec<PathBuf>,
+    targets: Vec<PartialFile>,
+    dirs: NewDirs,
     /// Files of an earlier run that this one does not write.
     stale: BTreeSet<PathBuf>,
     info: OwnedInfo,
-    finished: bool,
 }
 
 #[derive(Debug)]
@@ -245,7 +237,7 @@ impl SaveSink {
             entries: Vec::new(),
             index: HashMap::new(),
             targets: Vec::new(),
-            made_dirs: Vec::new(),
+            dirs: NewDirs::default(),
             stale: BTreeSet::new(),
             info: OwnedInfo {
                 model: capture.model.clone(),
@@ -257,7 +249,6 @@ impl SaveSink {
                     LogitsRows::Last => "last",
                 },
             },
-            finished: false,
         };
         for (node, stage) in capture.graph.taps() {
             let layer = node.layer.map(|l| l.index());
@@ -327,22 +318,18 @@ impl SaveSink {
     fn new_file(&mut self, relative: &str, header: &[u8], len: u64) -> Result<usize, SaveError> {
         let path = self.options.dir.join(relative);
         let parent = path.parent().unwrap_or(&self.options.dir).to_owned();
-        let missing: Vec<PathBuf> = parent
-            .ancestors()
-            .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
-            .map(Path::to_owned)
-            .collect();
-        std::fs::create_dir_all(&parent).map_err(|source| SaveError::Io { path: parent, source })?;
-        self.made_dirs.extend(missing.into_iter().rev());
+        self.dirs.create(&parent).map_err(|source| SaveError::Io { path: parent, source })?;
         if path.exists() && !self.options.overwrite {
             return Err(SaveError::Exists { path });
         }
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let fail = |source| SaveError::Io { path: path.clone(), source };
-        let mut file = File::create(&temporary).map_err(fail)?;
-        self.targets.push(Target { temporary, path: path.clone() });
-        file.write_all(header).and_then(|()| file.set_len(len)).map_err(fail)?;
+        let made = || -> io::Result<PartialFile> {
+            let mut target = PartialFile::create(&path)?;
+            target.file()?.write_all(header)?;
+            target.file()?.set_len(len)?;
+            target.close(); // a model has more stages than a process may open files
+            Ok(target)
+        };
+        self.targets.push(made().map_err(|source| SaveError::Io { path, source })?);
         Ok(self.targets.len() - 1)
     }
 
@@ -359,7 +346,7 @@ impl SaveSink {
         };
         self.stale = files.filter(known).map(|f| self.options.dir.join(f)).collect();
         for target in &self.targets {
-            self.stale.remove(&target.path);
+            self.stale.remove(target.path());
         }
     }
 
@@ -386,10 +373,9 @@ impl SaveSink {
         let total = entry.positions[1];
         let first = tap.positions.first().map_or(0, |p| *p as usize);
         let data = tap.tensor.floats();
-        let path = &self.targets[entry.target].path;
-        let fail = |source| SaveError::Io { path: path.clone(), source };
-        let mut file =
-            OpenOptions::new().write(true).open(&self.targets[entry.target].temporary).map_err(fail)?;
+        let target = &self.targets[entry.target];
+        let fail = |source| SaveError::Io { path: target.path().to_owned(), source };
+        let mut file = target.reopen().map_err(fail)?;
         let mut put = |elem: usize, elems: &[f32]| {
             file.seek(SeekFrom::Start(entry.data_offset_bytes + elem as u64 * 4))?;
             file.write_all(&le_bytes(elems))
@@ -435,8 +421,8 @@ impl SaveSink {
         }
         for target in &self.targets {
             // A disk may report that it is full only now.
-            let synced = OpenOptions::new().write(true).open(&target.temporary).and_then(|f| f.sync_data());
-            synced.map_err(|source| SaveError::Io { path: target.path.clone(), source })?;
+            let synced = target.reopen().and_then(|file| file.sync_data());
+            synced.map_err(|source| SaveError::Io { path: target.path().to_owned(), source })?;
         }
         let executable = &self.info.executable;
         let manifest = Manifest {
@@ -459,35 +445,9 @@ impl SaveSink {
         let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| fail(e.into()))?;
         bytes.push(b'\n');
         self.new_file(MANIFEST, &bytes, bytes.len() as u64)?;
-        for path in &self.stale {
-            match std::fs::remove_file(path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(SaveError::Io { path: path.clone(), source });
-                }
-                _ => {}
-            }
-        }
-        for target in &self.targets {
-            let rename = std::fs::rename(&target.temporary, &target.path);
-            rename.map_err(|source| SaveError::Io { path: target.path.clone(), source })?;
-        }
-        self.finished = true;
-        Ok(self.options.dir.clone())
-    }
-}
-
-impl Drop for SaveSink {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        // Nothing can be done where removing fails: the names say what they are.
-        for target in &self.targets {
-            let _ = std::fs::remove_file(&target.temporary);
-        }
-        for dir in self.made_dirs.iter().rev() {
-            let _ = std::fs::remove_dir(dir);
-        }
+        finish_all(self.targets, &self.stale).map_err(|(path, source)| SaveError::Io { path, source })?;
+        self.dirs.keep();
+        Ok(self.options.dir)
     }
 }
 
@@ -502,20 +462,4 @@ impl Observer for SaveSink {
 
 fn le_bytes(elems: &[f32]) -> Vec<u8> {
     elems.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-/// Writes one file under a temporary name and renames it: a reader sees all of it or none.
-///
-/// # Errors
-/// [`SaveError::Io`] naming the file; nothing is left behind.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), SaveError> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&temporary);
-        SaveError::Io { path: path.to_owned(), source }
-    })
 }

@@ -5,8 +5,8 @@
 //! the time of compiling and nothing else.
 
 use super::device::Device;
+use crate::partial_file;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a file begins with; behind it stand the checksum of the rest, little-endian, and the rest.
 const MAGIC: [u8; 8] = *b"moerunPC";
@@ -68,20 +68,13 @@ impl DiskCache {
     /// Writes the cache beside its place and moves it there, if it is not what was loaded: another process finds the old
     /// file or the new one, and of two that save at once the later one's stays.
     pub fn save(&self) {
-        static SAVED: AtomicU64 = AtomicU64::new(0);
         let Some(data) = self.cache.get_data() else { return };
         let checksum = checksum(&data);
         let Some(folder) = self.path.parent().filter(|_| self.loaded != Some(checksum)) else { return };
-        let (process, number) = (std::process::id(), SAVED.fetch_add(1, Ordering::Relaxed));
-        let temporary = self.path.with_extension(format!("{process}-{number}.tmp"));
         let file = [&MAGIC[..], &checksum.to_le_bytes(), &data].concat();
-        let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(&temporary, file))
-            .and_then(|()| std::fs::rename(&temporary, &self.path));
-        if written.is_err() {
-            // Nothing is left behind where the disk is full.
-            std::fs::remove_file(&temporary).unwrap_or_default();
-        }
+        let written = std::fs::create_dir_all(folder).and_then(|()| partial_file::write(&self.path, &file));
+        // Without it the next start compiles again, and nothing else is lost.
+        written.unwrap_or_default();
     }
 }
 

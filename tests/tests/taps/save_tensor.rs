@@ -254,9 +254,9 @@ fn a_full_disk_and_a_read_only_one_leave_nothing_behind() {
     assert!(read_only.code == 4 && read_only.stderr.contains("Read-only file system"), "{read_only:#?}");
 }
 
+/// What is left of a trace that got `signals` times Ctrl-C as soon as `appeared` is there.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_midway_leaves_nothing_behind() {
+fn left_behind(appeared: &str, signals: usize) -> Vec<String> {
     use std::time::{Duration, Instant};
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("t");
@@ -273,13 +273,26 @@ fn ctrl_c_midway_leaves_nothing_behind() {
         .spawn()
         .unwrap();
     let started = Instant::now();
-    while !dir.join("layer-3").is_dir() && started.elapsed() < Duration::from_secs(120) {
-        std::thread::sleep(Duration::from_millis(5));
+    while !dir.join(appeared).exists() && started.elapsed() < Duration::from_secs(120) {
+        std::hint::spin_loop();
     }
-    let signalled = Command::new("kill").args(["-INT", &process.id().to_string()]).status().unwrap();
-    assert!(signalled.success(), "the process had ended before the signal");
+    for _ in 0..signals {
+        let signalled = Command::new("kill").args(["-INT", &process.id().to_string()]).status().unwrap();
+        assert!(signalled.success(), "the process had ended before the signal");
+    }
     let status = process.wait().unwrap();
     assert_eq!(status.code(), Some(130));
-    let left = if dir.exists() { files(&dir) } else { Vec::new() };
-    assert!(left.is_empty(), "left behind: {:?}", left.iter().map(|f| &f.0).collect::<Vec<_>>());
+    let left = std::fs::read_dir(temp.path()).unwrap();
+    left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// While the files are made, in the pass itself, and with a second one that does not wait for the pass to end.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_midway_leaves_nothing_behind() {
+    for (appeared, signals) in [("", 1), ("layer-0", 1), ("layer-2", 1), ("layer-3", 1), ("layer-3", 2)] {
+        for _ in 0..3 {
+            assert!(left_behind(appeared, signals).is_empty(), "{signals} signals at {appeared:?}");
+        }
+    }
 }
