@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// What a process left: its exit code and its two outputs as text.
 #[derive(Debug)]
@@ -94,5 +95,45 @@ pub fn wait_for(child: &mut Child, text: &str) {
         let read = stderr.read(&mut byte).expect("standard error can be read");
         assert!(read > 0, "no {text:?} in {}", String::from_utf8_lossy(&said));
         said.push(byte[0]);
+    }
+}
+
+/// Waits until a process handles what Ctrl-C sends: before that, the signal would end it.
+///
+/// # Panics
+/// Where the process is not there.
+pub fn wait_for_handler(child: &Child) {
+    const INTERRUPT: u64 = 1 << 1;
+    let caught = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("a process");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default();
+        u64::from_str_radix(mask.trim(), 16).expect("a mask in hexadecimal digits") & INTERRUPT != 0
+    };
+    while_polling(|| !caught());
+}
+
+/// Waits until a process has computed for 0.3 seconds more than it has now, however much of the machine it gets.
+///
+/// # Panics
+/// Where the process is not there.
+pub fn wait_for_work(child: &Child) {
+    const TICKS: u64 = 30; // of a hundredth of a second
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("a process");
+        // Behind the name in brackets: the state is field 3, the times as user and in the system are 14 and 15.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum::<u64>()
+    };
+    let begun = ticks();
+    while_polling(|| ticks() < begun + TICKS);
+}
+
+/// Where there is no /proc, a second must do.
+fn while_polling(mut wanted: impl FnMut() -> bool) {
+    if !cfg!(target_os = "linux") {
+        return std::thread::sleep(Duration::from_secs(1));
+    }
+    while wanted() {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use moe_run_tests::cli::{Finished, finish, interrupt, run, run_with_input, wait_for};
+use moe_run_tests::cli::{
+    Finished, finish, interrupt, run, run_with_input, wait_for, wait_for_handler, wait_for_work,
+};
 use moe_run_tests::fixtures;
 use serde_json::{Value, json};
 
@@ -372,7 +374,7 @@ fn the_first_ctrl_c_ends_the_answer_with_its_statistics() {
 fn ctrl_c_leaves_whole_json() {
     let mut child = endless(true);
     wait_for(&mut child, "sampling: ");
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for_work(&child);
     interrupt(&child);
     let ended = finish(child.wait_with_output().unwrap());
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -391,13 +393,10 @@ fn ctrl_c_quits_at_once_where_nothing_is_generated() {
         .unwrap();
     // Held open: waiting for a process would close it.
     let stdin = child.stdin.take();
-    // Long enough for a process to start; one that has no handler yet would be ended by the signal itself.
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for_handler(&child);
     interrupt(&child);
-    let started = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     drop(stdin);
-    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
@@ -412,10 +411,13 @@ fn a_second_ctrl_c_quits_in_the_middle_of_a_prompt() {
         .spawn()
         .unwrap();
     wait_for(&mut child, "sampling: ");
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for_work(&child);
     interrupt(&child);
-    std::thread::sleep(Duration::from_millis(100));
-    interrupt(&child);
+    // Two signals that come as one count as one: the next is sent until it is heard.
+    while child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(100));
+        interrupt(&child);
+    }
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use moe_run_tests::cli::{Finished, finish, interrupt, run, run_with_input, wait_for};
+use moe_run_tests::cli::{Finished, finish, interrupt, run, run_with_input, wait_for, wait_for_work};
 use moe_run_tests::fixtures;
 use serde_json::{Map, Value, json};
 
@@ -191,7 +191,7 @@ fn ctrl_c_ends_a_turn() {
         .unwrap();
     child.stdin.take().unwrap().write_all(format!("{question}\nHello\n").as_bytes()).unwrap();
     wait_for(&mut child, "sampling: ");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    wait_for_work(&child);
     interrupt(&child);
     let ended = finish(child.wait_with_output().unwrap());
     assert_eq!(ended.code, 0, "{ended:#?}");

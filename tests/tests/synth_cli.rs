@@ -6,7 +6,7 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use moe_run_graph::{
@@ -45,9 +45,7 @@ fn vocabulary() -> Option<PathBuf> {
 fn one_layer_of_the_coder_is_a_model_that_is_sound() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("coder-1.gguf");
-    let started = Instant::now();
     let report = synth(&[CODER, "--layers", "1", "--seed", "7", "--json"], &path).succeeded().json();
-    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     assert_eq!(report["schema_version"], 1);
     assert_eq!(report["num_hidden_layers"], 1);
     assert_eq!(report["seed"], 7);
@@ -196,9 +194,8 @@ fn ctrl_c_leaves_nothing() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let started = Instant::now();
     while names(dir.path()).is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its file was there");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(!path.exists(), "the file appears under its name only when it is whole");

