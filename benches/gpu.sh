@@ -119,6 +119,7 @@ turns=1
 [ -z "$llama" ] || turns=2
 for turn in $(seq "$turns"); do
   bench "decode-$turn" 90 -p 0 -n "$tokens" -d "$depths" -r "$repetitions"
+  bench "greedy-$turn" 60 -p 0 -n "$tokens" -r "$repetitions" --greedy
   bench "prompt-$turn" 60 -p "$prompts" -n 0 -r "$repetitions"
   if [ -n "$llama" ]; then
     step "llama-decode-$turn" 90 "$llama" -m "$model" -ngl 99 -fa 1 -p 0 -n "$tokens" -d "$depths" -r "$repetitions" -o md
@@ -140,7 +141,7 @@ done
   "$bin" devices 2>/dev/null | sed 's/^/    /'
   echo
   cat "$out/steps.md"
-  for log in "$out"/logs/decode-* "$out"/logs/prompt-* "$out"/logs/llama-* "$out"/logs/profile-* "$out"/logs/without-*; do
+  for log in "$out"/logs/decode-* "$out"/logs/greedy-* "$out"/logs/prompt-* "$out"/logs/llama-* "$out"/logs/profile-* "$out"/logs/without-*; do
     case "$log" in *.err | *'*') continue ;; esac
     printf '\n## %s\n\n' "$(basename "$log")"
     cat "$log"

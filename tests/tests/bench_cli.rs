@@ -63,6 +63,21 @@ fn a_profile_splits_the_time_and_the_bytes() {
     assert_eq!(csv.code, 2, "{csv:#?}");
 }
 
+/// On the reference, which waits for each step, and on a backend that is given the next one before.
+#[test]
+fn greedy_generation_is_a_test_of_its_own() {
+    let harness = ["--backend", "cuda", "--device", "host-harness"];
+    for backend in [&["--backend", "reference"][..], &harness] {
+        let args = ["bench", "-r", "1", "-p", "0", "-n", "3", "--greedy", "--profile", "--format", "json"];
+        let report = run(env!("CARGO_BIN_EXE_moe-run-under-test"), args.iter().chain(backend).copied())
+            .succeeded()
+            .json();
+        let (row, profile) = (&report["results"][0], &report["profiles"][0]);
+        assert_eq!((&row["test"], &row["kind"]), (&"greedy3".into(), &"greedy".into()), "{backend:?}");
+        assert!(number(row, "tokens_per_second") > 0.0 && number(profile, "seconds") > 0.0);
+    }
+}
+
 #[test]
 fn markdown_is_a_header_and_a_table() {
     let text = bench(&[]).succeeded().stdout;

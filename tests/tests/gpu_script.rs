@@ -19,6 +19,7 @@ fn the_gpu_script_runs_dry() {
     for wanted in [
         "stages-",
         "decode-1",
+        "greedy2",
         "prompt-1",
         "tg2 @ d16",
         "pp12",

@@ -23,8 +23,10 @@ use crate::CliError;
 pub enum Kind {
     /// Tokens evaluated together.
     Prompt,
-    /// Tokens evaluated one after the other.
+    /// Random tokens evaluated one after the other, each waited for.
     Generation,
+    /// Tokens each chosen from the one before, as `moe-run run --temp 0` does.
+    Greedy,
 }
 
 /// One test.
@@ -39,11 +41,12 @@ pub struct Test {
 }
 
 impl Test {
-    /// llama-bench's name: pp512, tg128, tg128 @ d4096.
+    /// llama-bench's name: pp512, tg128, tg128 @ d4096; greedy128 has none there.
     pub fn name(&self) -> String {
         let kind = match self.kind {
             Kind::Prompt => "pp",
             Kind::Generation => "tg",
+            Kind::Greedy => "greedy",
         };
         match self.depth {
             0 => format!("{kind}{}", self.tokens),
@@ -88,7 +91,7 @@ impl<'a> Bench<'a> {
         self.fill(test.depth)?;
         let warm_up = match test.kind {
             Kind::Prompt => test,
-            Kind::Generation => Test { tokens: test.tokens.min(WARM_UP_TOKENS), ..test },
+            Kind::Generation | Kind::Greedy => Test { tokens: test.tokens.min(WARM_UP_TOKENS), ..test },
         };
         self.once(warm_up, None)?;
         (0..repetitions).map(|_| self.once(test, None)).collect()
@@ -99,13 +102,13 @@ impl<'a> Bench<'a> {
         let row_bytes = |elems| self.kv_type.row_bytes(elems);
         let step = match test.kind {
             Kind::Prompt => self.session.info().micro_batch,
-            Kind::Generation => 1,
+            Kind::Generation | Kind::Greedy => 1,
         };
         let executable = self.session.executable();
         let steps = (0..test.tokens).step_by(step.max(1)).map(|first| {
             let tokens = step.min(test.tokens - first);
             let last = first + tokens == test.tokens;
-            let rows = usize::from(test.kind == Kind::Generation || last);
+            let rows = usize::from(test.kind != Kind::Prompt || last);
             let sizes = StepSizes { tokens, logits_rows: rows, cached: test.depth + first + tokens };
             step_cost(executable.plan(tokens), sizes, &row_bytes)
         });
@@ -154,6 +157,18 @@ impl<'a> Bench<'a> {
                     self.wait()?;
                 }
             }
+            Kind::Greedy => {
+                let mut token = tokens[0];
+                for left in (0..test.tokens).rev() {
+                    let observer = profiler.as_deref_mut().map(|p| p as &mut dyn Observer);
+                    let watched = observer.is_some();
+                    self.session.decode(token, observer)?;
+                    if left > 0 && !watched {
+                        self.session.queue_next()?;
+                    }
+                    token = self.session.argmax()?;
+                }
+            }
         }
         let elapsed = start.elapsed();
         let mut logits = Vec::new();
@@ -187,5 +202,6 @@ mod tests {
         let test = |kind, depth| Test { kind, tokens: 512, depth }.name();
         assert_eq!(test(Kind::Prompt, 0), "pp512");
         assert_eq!(test(Kind::Generation, 4096), "tg512 @ d4096");
+        assert_eq!(test(Kind::Greedy, 0), "greedy512");
     }
 }

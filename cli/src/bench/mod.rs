@@ -38,6 +38,11 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
     gen_tokens: Vec<usize>,
 
+    /// Generate each token from the one before, as `run --temp 0` does, instead of random ones: a GPU then has its next
+    /// step before the token of the last one is read
+    #[arg(long)]
+    greedy: bool,
+
     /// Tokens that the context holds before each test
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
@@ -201,7 +206,7 @@ impl Args {
                 counts.map(|&tokens| Test { kind, tokens, depth }).collect()
             };
             tests.extend(of(Kind::Prompt, &self.prompt_tokens));
-            tests.extend(of(Kind::Generation, &self.gen_tokens));
+            tests.extend(of(if self.greedy { Kind::Greedy } else { Kind::Generation }, &self.gen_tokens));
         }
         if tests.is_empty() {
             return Err(CliError::bad_input(
