@@ -47,8 +47,9 @@ extern "C" __global__ void argmax_part(aptr<const float> x, aptr<int> best, int 
 }
 KERNEL(argmax_part)
 
-// One block over the parts: token [1] = the best id; flag [1] = 1 if it is a NaN (token is then the first NaN's id).
-extern "C" __global__ void argmax_final(aptr<const int> best, aptr<int> token, aptr<int> flag, int parts) {
+// One block over the parts: chosen [2] = the best (rank, id), a NaN's rank and the first NaN's id if there is one; token [1] =
+// the id once more, where the next step reads it.
+extern "C" __global__ void argmax_final(aptr<const int> best, aptr<int> token, aptr<int> chosen, int parts) {
     wait_for_previous();
     uint32_t rank = 0;
     int id = 0x7fffffff;
@@ -56,7 +57,8 @@ extern "C" __global__ void argmax_final(aptr<const int> best, aptr<int> token, a
     block_best(rank, id);
     if (threadIdx.x == 0) {
         *token = id;
-        *flag = rank == RANK_NAN;
+        chosen[0] = int(rank);
+        chosen[1] = id;
     }
 }
 KERNEL(argmax_final)

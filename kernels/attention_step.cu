@@ -58,6 +58,7 @@ DEVICE void attend_range_tiles(const Attend &a, const AttendShared &s, sptr<floa
     for (int base = from + warp * TILE_POSITIONS; base < to; base += WARPS * TILE_POSITIONS)
         add_tile<D>(w, k, v, static_cast<long long>(a.kv_heads) * D, base, to, a.scale, a.soft_cap);
     float sums[D / 64][16], total = finish<D>(w, sums);
+#pragma unroll
     for (int c = 0; c < D / 64; c++) store16(parts + ((warp * 8 + g) * D + 64 * c + 16 * t), sums[c], 1.0f);
     if (t == 0) {
         states[(warp * 8 + g) * 2] = w.top;

@@ -26,8 +26,10 @@ DEVICE void tokens_attend(aptr<const float> q, aptr<const int> positions, aptr<c
         factor = expf(w.top - bound);
         total = total * factor + expf(sink - bound);
     }
-    if (g < mine)
+    if (g < mine) {
+#pragma unroll
         for (int c = 0; c < D / 64; c++) store16(y + ((row0 + g) * D + 64 * c + 16 * t), sums[c], factor / total);
+    }
 }
 
 // Grid: (G · ceil(H/G / 8), ceil(T / 4)), 128 threads. d = 64 or 128, of keys and values. The rest as in attention.cu.

@@ -6,23 +6,16 @@
 // decoded weight row.
 #include "common/dot.cuh"
 
-struct ExpertRow {
-    gptr<const uint8_t> row;
-    float bias;
-};
-
-DEVICE ExpertRow expert_row(gptr<const uint8_t> w, unsigned long long row_bytes,
-                      unsigned long long expert_bytes, aptr<const int> slot_of,
-                            aptr<const float> bias, int id, int o, int rows) {
+DEVICE gptr<const uint8_t> expert_row(gptr<const uint8_t> w, unsigned long long row_bytes, unsigned long long expert_bytes,
+                                      aptr<const int> slot_of, int id, int o) {
     int slot = slot_of != nullptr ? slot_of[id] : id;
-    ExpertRow r;
-    r.row = w + (slot * expert_bytes + o * row_bytes);
-    r.bias = bias != nullptr ? bias[id * rows + o] : 0.0f;
-    return r;
+    return w + (slot * expert_bytes + o * row_bytes);
 }
 
+DEVICE float bias_of(aptr<const float> bias, int id, int rows, int o) { return bias != nullptr ? bias[id * rows + o] : 0.0f; }
+
 // Grid: (ceil(rows / warps), pairs).
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(0, 3, 0))
     expert_matmul_f32(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
                       unsigned long long expert_bytes, aptr<const int> slot_of,
                       aptr<const float> x, aptr<const int> ids, aptr<const float> bias, aptr<float> y, int n, int rows,
@@ -30,15 +23,16 @@ extern "C" __global__ void __launch_bounds__(256)
     wait_for_previous();
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), s = blockIdx.y;
     if (o >= rows) return;
-    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, ids[s], o, rows);
+    gptr<const uint8_t> row = expert_row(w, row_bytes, expert_bytes, slot_of, ids[s], o);
     int r[1] = {s / slots_per_x};
     float acc[1];
-    warp_dot_f32<1>(format, e.row, n, x, r, acc);
-    if ((threadIdx.x & 31) == 0) y[s * rows + o] = bias != nullptr ? acc[0] + e.bias : acc[0];
+    warp_dot_f32<1>(format, row, n, x, r, acc);
+    // The bias is read behind the product, in which it would hold a register.
+    if ((threadIdx.x & 31) == 0) y[s * rows + o] = bias != nullptr ? acc[0] + bias[ids[s] * rows + o] : acc[0];
 }
 KERNEL(expert_matmul_f32)
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(0, 3, 0))
     expert_matmul_q8(int format, gptr<const uint8_t> w, unsigned long long row_bytes,
                       unsigned long long expert_bytes, aptr<const int> slot_of,
                      aptr<const int> q, aptr<const float> q_scale, aptr<const int> ids, aptr<const float> bias,
@@ -46,11 +40,12 @@ extern "C" __global__ void __launch_bounds__(256)
     wait_for_previous();
     int o = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), s = blockIdx.y;
     if (o >= rows) return;
-    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, ids[s], o, rows);
+    gptr<const uint8_t> row = expert_row(w, row_bytes, expert_bytes, slot_of, ids[s], o);
     int r[1] = {s / slots_per_x};
     float acc[1];
-    warp_dot_q8<1>(format, e.row, n, q, q_scale, r, acc);
-    if ((threadIdx.x & 31) == 0) y[s * rows + o] = bias != nullptr ? acc[0] + e.bias : acc[0];
+    warp_dot_q8<1>(format, row, n, q, q_scale, r, acc);
+    // The bias is read behind the product, in which it would hold a register.
+    if ((threadIdx.x & 31) == 0) y[s * rows + o] = bias != nullptr ? acc[0] + bias[ids[s] * rows + o] : acc[0];
 }
 KERNEL(expert_matmul_q8)
 
@@ -96,11 +91,11 @@ DEVICE void tile_rows(aptr<const int> order, int start, int count, int slots_per
     }
 }
 
-DEVICE void store_tile(const float (&acc)[EXPERT_TILE], const int (&pair)[EXPERT_TILE], int count, const ExpertRow &e,
-                       bool has_bias, aptr<float> y, int rows, int o) {
+DEVICE void store_tile(const float (&acc)[EXPERT_TILE], const int (&pair)[EXPERT_TILE], int count, float bias, bool has_bias,
+                       aptr<float> y, int rows, int o) {
 #pragma unroll
     for (int t = 0; t < EXPERT_TILE; t++) {
-        if ((threadIdx.x & 31) == 0 && t < count) y[pair[t] * rows + o] = has_bias ? acc[t] + e.bias : acc[t];
+        if ((threadIdx.x & 31) == 0 && t < count) y[pair[t] * rows + o] = has_bias ? acc[t] + bias : acc[t];
     }
 }
 
@@ -116,10 +111,11 @@ extern "C" __global__ void __launch_bounds__(256)
     if (o >= rows || tile >= *tile_count) return;
     int id = tiles[3 * tile], count = tiles[3 * tile + 2], pair[EXPERT_TILE], x_row[EXPERT_TILE];
     tile_rows(order, tiles[3 * tile + 1], count, slots_per_x, pair, x_row);
-    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, id, o, rows);
+    gptr<const uint8_t> row = expert_row(w, row_bytes, expert_bytes, slot_of, id, o);
+    float b = bias_of(bias, id, rows, o);
     float acc[EXPERT_TILE];
-    warp_dot_f32<EXPERT_TILE>(format, e.row, n, x, x_row, acc);
-    store_tile(acc, pair, count, e, bias != nullptr, y, rows, o);
+    warp_dot_f32<EXPERT_TILE>(format, row, n, x, x_row, acc);
+    store_tile(acc, pair, count, b, bias != nullptr, y, rows, o);
 }
 KERNEL(expert_matmul_grouped_f32)
 
@@ -134,9 +130,10 @@ extern "C" __global__ void __launch_bounds__(256)
     if (o >= rows || tile >= *tile_count) return;
     int id = tiles[3 * tile], count = tiles[3 * tile + 2], pair[EXPERT_TILE], x_row[EXPERT_TILE];
     tile_rows(order, tiles[3 * tile + 1], count, slots_per_x, pair, x_row);
-    ExpertRow e = expert_row(w, row_bytes, expert_bytes, slot_of, bias, id, o, rows);
+    gptr<const uint8_t> row = expert_row(w, row_bytes, expert_bytes, slot_of, id, o);
+    float b = bias_of(bias, id, rows, o);
     float acc[EXPERT_TILE];
-    warp_dot_q8<EXPERT_TILE>(format, e.row, n, q, q_scale, x_row, acc);
-    store_tile(acc, pair, count, e, bias != nullptr, y, rows, o);
+    warp_dot_q8<EXPERT_TILE>(format, row, n, q, q_scale, x_row, acc);
+    store_tile(acc, pair, count, b, bias != nullptr, y, rows, o);
 }
 KERNEL(expert_matmul_grouped_q8)

@@ -8,7 +8,7 @@
 
 // Grid: blocks. logits [E], x [n] → ids [K], weights [K], y [K, rows]; gate_out, up_out, activated [K, rows] or null.
 // stage as in norm_matmul.cu; dynamic shared memory n + n/8 bytes for STAGE_Q8. next_w: experts of next_bytes bytes, or null.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 3, 2))
     route_gate_up(aptr<const float> logits, aptr<const float> bias, aptr<int> ids, aptr<float> weights, int experts,
                   int experts_per_token, int gate, int renormalise, float scale, aptr<const float> x, int n, int rows,
                   int stage, int gate_format, gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes,
@@ -53,9 +53,9 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
     if (next_w != nullptr) {
-        unsigned long long lines = next_bytes / 128; // of an expert
-        for (unsigned long long i = first * 32 + lane; i < experts_per_token * lines; i += stride * 32)
-            prefetch_line(next_w + (chosen[i / lines] * next_bytes + i % lines * 128));
+        unsigned lines = unsigned(next_bytes / 128); // of an expert
+        for (unsigned i = first * 32 + lane; i < experts_per_token * lines; i += stride * 32)
+            prefetch_line(next_w + (chosen[i / lines] * next_bytes + i % lines * 128ull));
     }
 }
 KERNEL(route_gate_up)

@@ -80,7 +80,7 @@ class Nvrtc:
 
 
 def measure(ptxas, path, arch):
-    """kernel → [registers, spill bytes, shared bytes] of a PTX file as ptxas reports them."""
+    """kernel → [registers, spilled bytes, local bytes, shared bytes] of a PTX file as ptxas reports them."""
     run = subprocess.run([str(ptxas), "-v", f"--gpu-name=sm_{arch}", "-o", "/dev/null", str(path)], capture_output=True, text=True)
     if run.returncode != 0:
         raise SystemExit(run.stderr)
@@ -89,8 +89,9 @@ def measure(ptxas, path, arch):
         name = part.split("'")[0]
         spill = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
         registers = int(re.search(r"Used (\d+) registers", part).group(1))
+        local = int(re.search(r"(\d+) bytes stack frame", part).group(1))
         shared = re.search(r"(\d+) bytes smem", part)
-        result[name] = [registers, spill, int(shared.group(1)) if shared else 0]
+        result[name] = [registers, spill, local, int(shared.group(1)) if shared else 0]
     return result
 
 
@@ -98,7 +99,7 @@ def compile_and_measure(job):
     """One file for one architecture: its PTX and its numbers, kept under --wheels by the hash of what they come from."""
     wheels, path, arch = job
     headers = b"".join(p.read_bytes() for p in sorted(KERNELS.glob("common/*.cuh")))
-    key = hashlib.sha256(repr((OLD, NEW, PTXAS, OPTIONS, arch, path.name)).encode() + headers + path.read_bytes()).hexdigest()
+    key = hashlib.sha256(repr((OLD, NEW, PTXAS, OPTIONS, "with local bytes", arch, path.name)).encode() + headers + path.read_bytes()).hexdigest()
     kept = wheels / "kept"
     kept.mkdir(exist_ok=True)
     ptx, numbers = kept / f"{key}.ptx", kept / f"{key}.json"
@@ -165,7 +166,7 @@ def main():
             elif not target.exists() or zlib.decompress(target.read_bytes()) != joined.encode():
                 wrong.append(f"{target.relative_to(ROOT)} is not what the sources compile to")
 
-    lines = ["# registers/spilled bytes/static shared bytes of each kernel, by ptxas 12.9.86; scripts/nvrtc-check.py --update",
+    lines = ["# registers/spilled bytes/local bytes/static shared bytes of each kernel, by ptxas 12.9.86; scripts/nvrtc-check.py --update",
              "kernel".ljust(34) + "".join(f"sm_{a}".rjust(16) for a in EMBEDDED + NEWER)]
     for name in sorted(rows):
         lines.append(name.ljust(34) + "".join("/".join(map(str, rows[name][a])).rjust(16) for a in EMBEDDED + NEWER))
@@ -175,8 +176,8 @@ def main():
         path.write_text(table)
     elif not path.exists() or path.read_text() != table:
         wrong.append("kernels/ptxas-table.txt differs:\n" + table)
-    spilled = [f"{n} sm_{a}: {r[1]} bytes spilled" for n, by in rows.items() for a, r in by.items() if r[1]]
-    print(f"{len(sources)} files, {len(rows)} kernels, {len(EMBEDDED + NEWER)} architectures; spills: {', '.join(spilled) or 'none'}")
+    spilled = [f"{n} sm_{a}: {r[1]} bytes spilled, {r[2]} local" for n, by in rows.items() for a, r in by.items() if r[1] or r[2]]
+    print(f"{len(sources)} files, {len(rows)} kernels, {len(EMBEDDED + NEWER)} architectures; in local memory: {', '.join(spilled) or 'nothing'}")
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

@@ -63,7 +63,9 @@ template <int KV>
 DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint8_t> keys, aptr<const uint8_t> values,
                          int from, int to, float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS]) {
     int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+#pragma unroll
     for (int j = 0; j < ATTEND_CHANNELS; j++)
+#pragma unroll
         for (int h = 0; h < ATTEND_HEADS; h++) acc[j][h] = 0.0f;
     if (tid < a.heads) {
         s.top[tid] = -infinity();
@@ -181,9 +183,11 @@ DEVICE bool finish_splits(const Attend &a, const AttendShared &s, const float (&
     SHARED(int, is_last, 1);
     int tid = threadIdx.x;
     if (splits.count > 1) {
+#pragma unroll
         for (int j = 0; j < ATTEND_CHANNELS; j++) {
             int c = tid + j * ATTEND_THREADS;
             if (c >= a.dv) break;
+#pragma unroll
             for (int h = 0; h < ATTEND_HEADS; h++)
                 if (h < a.heads) partial[(static_cast<long long>(split) * rows + row0 + h) * a.dv + c] = acc[j][h];
         }
@@ -205,9 +209,11 @@ DEVICE bool finish_splits(const Attend &a, const AttendShared &s, const float (&
     if (splits.count > 1) {
         merge_splits(a, s, splits.count, sinks, partial, partial_state, y, row0, rows);
     } else {
+#pragma unroll
         for (int j = 0; j < ATTEND_CHANNELS; j++) {
             int c = tid + j * ATTEND_THREADS;
             if (c >= a.dv) break;
+#pragma unroll
             for (int h = 0; h < ATTEND_HEADS; h++) {
                 if (h >= a.heads) break;
                 float factor = 1.0f, total = s.total[h];

@@ -142,7 +142,7 @@ DEVICE void lane_dot_chunks(const gptr<const uint8_t> (&row)[R], int n, Q q, S s
             float s[2];
 #pragma unroll
             for (int k = 0; k < R; k++) {
-                Chunk w = F::open(raw[k][u], c + u * width);
+                Chunk w = F::open(raw[k][u], row[k], c + u * width);
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     if (k == 0 || !SAME) {
@@ -171,11 +171,21 @@ DEVICE void lane_dot_rows_q8(int format, const gptr<const uint8_t> (&row)[R], in
     } else if (format == FORMAT_MXFP4) {
         lane_dot_chunks<MXFP4, R, SAME>(row, n, q, scale, x, lane, width, acc);
     } else {
+        // One copy of the code for all rows; arrays are indexed by constants alone, so that they stay in registers.
+#pragma unroll 1
         for (int k = 0; k < R; k++) {
-            int one[1] = {x[k]};
+            gptr<const uint8_t> mine = row[0];
+            int one[1] = {x[0]};
             float sum[1] = {0.0f};
-            lane_dot_q8<1>(format, row[k], n, q, scale, one, lane, width, sum);
-            acc[k] += sum[0];
+#pragma unroll
+            for (int j = 1; j < R; j++) {
+                mine = k == j ? row[j] : mine;
+                one[0] = k == j ? x[j] : one[0];
+            }
+            lane_dot_q8<1>(format, mine, n, q, scale, one, lane, width, sum);
+#pragma unroll
+            for (int j = 0; j < R; j++)
+                if (k == j) acc[j] += sum[0];
         }
     }
 }

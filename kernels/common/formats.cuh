@@ -145,7 +145,7 @@ struct Q8_0 {
         int swap = (c >> 2) & 1;
         return Raw{q[swap], q[1 - swap], half_to_float(cast<const uint16_t>(row + n)[c])};
     }
-    static DEVICE Chunk open(const Raw &raw, int c) {
+    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
         int swap = (c >> 2) & 1;
         Chunk r;
 #pragma unroll
@@ -265,7 +265,7 @@ struct Q4_K {
         gptr<const uint4> b = cast<const uint4>(row + (c >> 3) * BYTES);
         return Raw{b[1 + (c & 7)], b[0]};
     }
-    static DEVICE Chunk open(const Raw &raw, int c) {
+    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
         Chunk r;
         open_nibbles(r, raw.data, raw.head, c);
         return r;
@@ -289,16 +289,18 @@ struct Q4_K {
 struct Q5_K {
     static constexpr int ELEMS = 256, BYTES = 176;
     static constexpr bool MINIMA = true;
+    // The block's first 16 bytes are read when a chunk is opened: they lie beside the fifth bits that come ahead, and would
+    // take registers that products of two rows do not have.
     struct Raw {
-        uint4 data, fifth, head;
+        uint4 data, fifth;
     };
     static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
         gptr<const uint4> b = cast<const uint4>(row + (c >> 3) * BYTES);
-        return Raw{b[3 + (c & 7)], b[1 + (c & 1)], b[0]};
+        return Raw{b[3 + (c & 7)], b[1 + (c & 1)]};
     }
-    static DEVICE Chunk open(const Raw &raw, int c) {
+    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
         Chunk r;
-        open_nibbles(r, raw.data, raw.head, c);
+        open_nibbles(r, raw.data, *cast<const uint4>(row + (c >> 3) * BYTES), c);
         int p = (c >> 1) & 3, swap = p >> 1;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -341,7 +343,7 @@ struct Q6_K {
         return Raw{cast<const uint4>(row)[c], cast<const uint4>(row + nb * 128)[4 * b + 2 * h + k],
                    cast<const uint2>(row + nb * 192)[2 * b + h], half_to_float(cast<const uint16_t>(row + nb * 208)[b])};
     }
-    static DEVICE Chunk open(const Raw &raw, int c) {
+    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
         int h = (c >> 2) & 1, j = (c >> 1) & 1, k = c & 1, swap = h;
         Chunk r;
 #pragma unroll
@@ -431,7 +433,7 @@ struct MXFP4 {
     static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
         return Raw{cast<const uint4>(row)[c], row[n / 2 + c]};
     }
-    static DEVICE Chunk open(const Raw &raw, int c) {
+    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
         int swap = (c >> 2) & 1;
         Chunk r;
 #pragma unroll

@@ -39,6 +39,16 @@ template <typename T, typename U> inline moe_host::Checked<T> cast(moe_host::Che
 #define DEVICE __device__ __forceinline__
 #define FULL_WARP 0xffffffffu
 
+// Blocks that a multiprocessor is to hold at once, for __launch_bounds__ where ptxas left to itself goes for one more and
+// spills: on chips before compute capability 9.0, of 9.x, and later.
+#if __CUDA_ARCH__ >= 1000
+#define BLOCKS_AT_ONCE(before_9, of_9, later) later
+#elif __CUDA_ARCH__ >= 900
+#define BLOCKS_AT_ONCE(before_9, of_9, later) of_9
+#else
+#define BLOCKS_AT_ONCE(before_9, of_9, later) before_9
+#endif
+
 // ---- launches ----------------------------------------------------------------------------------------------------------
 
 // First thing in every kernel: lets the next launch begin its own preparation, and returns once the launch in front has
