@@ -124,23 +124,39 @@ fn logits_have_the_harness_s_bits() {
 }
 
 /// What three more tokens cost the host: three steps, each one graph, one small copy into page-locked memory and one wait for
-/// it while the next step runs. Nothing is allocated, and nothing waits for the whole queue.
+/// it: greedy while the next step runs, sampled for the candidates alone. Nothing is launched beside the graph, nothing is
+/// allocated, and nothing waits for the whole queue.
 #[test]
 fn a_token_costs_one_graph_and_one_wait_for_an_event() {
-    let tokens = |n: &str| hello(&[], "cuda", &["-n", n]);
-    let (Some(few), Some(more)) = (tokens("4"), tokens("7")) else { return };
-    let added = |what: &str| more.count(what) - few.count(what);
-    assert_eq!(added("graph launches"), 3, "{few:#?} {more:#?}");
-    assert_eq!(added("event synchronizations"), 3, "{few:#?} {more:#?}");
-    // The token and its flag.
-    assert_eq!(added("copies to page-locked memory"), 6);
-    // The step's inputs.
-    assert_eq!(added("copies from pageable memory"), 3);
-    for what in ["stream synchronizations", "copies to pageable memory", "allocations", "graphs recorded"] {
-        assert_eq!(added(what), 0, "{what}: {few:#?} {more:#?}");
+    // Both answers are longer than seven tokens.
+    for sampling in
+        [&["--temp", "0"][..], &["--temp", "0.7", "--top-k", "20", "--top-p", "0.8", "--seed", "3"]]
+    {
+        let tokens = |n: &str| {
+            let args = ["-p", "Hello", "--backend", "cuda", "-n", n];
+            moe_run(&[], &[&args[..], sampling].concat())
+        };
+        let (Some(few), Some(more)) = (tokens("4"), tokens("7")) else { return };
+        let added = |what: &str| more.count(what) - few.count(what);
+        assert_eq!(added("graph launches"), 3, "{few:#?} {more:#?}");
+        assert_eq!(added("event synchronizations"), 3, "{few:#?} {more:#?}");
+        // What was chosen.
+        assert_eq!(added("copies to page-locked memory"), 3);
+        // The step's inputs.
+        assert_eq!(added("copies from pageable memory"), 3);
+        for what in [
+            "stream synchronizations",
+            "copies to pageable memory",
+            "allocations",
+            "graphs recorded",
+            "plain launches",
+            "overlapping launches",
+        ] {
+            assert_eq!(added(what), 0, "{sampling:?} {what}: {few:#?} {more:#?}");
+        }
+        // Six launches in each of four layers, embedding, output, and two that choose.
+        assert_eq!(added("kernels run"), 3 * (6 * 4 + 2 + 2));
     }
-    // Six launches in each of four layers, embedding, output, and two that choose the token.
-    assert_eq!(added("kernels run"), 3 * (6 * 4 + 2 + 2));
 }
 
 /// Sampling reads candidates back; `trace` and `bench` time launches with events; `perplexity` reads many rows.

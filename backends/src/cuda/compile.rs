@@ -1,18 +1,17 @@
 //! Graph + weights + device → executable: plans for one token and for many, memory for both, steps.
 
 use super::buffers::{CudaState, Weights, check_memory};
-use super::choose::chosen;
+use super::choose::{Choices, choice_name};
 use super::device;
 use super::driver::{
-    CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Mailbox, Param, SWITCHED_OFF,
-    switched_off,
+    CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param, SWITCHED_OFF, switched_off,
 };
 use super::ops::{self, Emit, Prepared, Scratch};
 use super::{NAME, fused};
 use crate::error::BackendError;
 use crate::executable::{
     Activations, CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput,
-    StepTokens, TensorData, WeightSource, check_weights, deliver_taps, not_taken,
+    StepTokens, TensorData, WeightSource, check_weights, deliver_taps,
 };
 use access::Access;
 use moe_run_graph::ids::TokenId;
@@ -70,6 +69,8 @@ struct Class {
 /// The recorded decode step.
 struct Recorded {
     state: u64,
+    /// How many it chooses from its logits.
+    choice: usize,
     graph: Box<dyn CapturedGraph>,
 }
 
@@ -100,10 +101,7 @@ pub(super) struct CudaExecutable {
     /// Of the last token of the last step.
     position: u32,
     last: Option<LastStep>,
-    /// The last step chose its token itself.
-    taken: bool,
-    /// That token, and whether it was a NaN's.
-    mailbox: Box<dyn Mailbox>,
+    pub(super) choices: Choices,
 }
 
 /// Compiles a graph for a device.
@@ -213,7 +211,7 @@ pub(super) fn compile(
         micro_batch,
         weight_bytes: weights.bytes,
     };
-    let mailbox = driver.mailbox(TAKEN_BYTES).map_err(failed)?;
+    let choices = Choices::new(&driver, graph)?;
     let vocab_size = graph.vocab_size();
     Ok(CudaExecutable {
         driver,
@@ -232,8 +230,7 @@ pub(super) fn compile(
         each_alone: switched_off("graph"),
         position: 0,
         last: None,
-        taken: false,
-        mailbox,
+        choices,
     })
 }
 
@@ -311,27 +308,30 @@ impl CudaExecutable {
         Ok(emit.launches)
     }
 
-    /// Uploads the step's inputs; a token chosen on the device goes there without visiting the host.
+    /// Where a decode step reads its token.
+    pub(super) fn next_token(&self) -> Param {
+        self.decode.inputs.slice(0, 4)
+    }
+
+    /// Uploads the step's inputs; a token chosen on the device is there already.
     fn upload_inputs(&self, decode: bool, input: &StepInput<'_>) -> Result<(), BackendError> {
         let class = self.class(decode);
         let stride = class.input_stride;
         let mut words = vec![0u32; INPUTS * stride];
         let mut put = |i: usize, values: &[u32]| words[i * stride..][..values.len()].copy_from_slice(values);
-        if let StepTokens::Host(tokens) = input.tokens {
-            put(0, &tokens.iter().map(|t| t.0).collect::<Vec<_>>());
-        }
+        let first = match input.tokens {
+            StepTokens::Host(tokens) => {
+                put(0, &tokens.iter().map(|t| t.0).collect::<Vec<_>>());
+                0
+            }
+            StepTokens::Argmax { .. } => stride,
+        };
         put(1, input.positions);
         put(2, input.sequence);
         put(3, input.kv_slots);
         put(4, input.logits_rows);
-        self.driver
-            .upload(class.inputs.address(), bytemuck::cast_slice(&words))
-            .map_err(|e| self.failed(e))?;
-        if let StepTokens::Argmax { row } = input.tokens {
-            let token = class.inputs.slice(0, 4);
-            self.launch(&self.argmax_kernels(row, token)?, || "argmax".into())?;
-        }
-        Ok(())
+        let address = class.inputs.address() + 4 * first as u64;
+        self.driver.upload(address, bytemuck::cast_slice(&words[first..])).map_err(|e| self.failed(e))
     }
 
     /// Queues kernels; where every launch stands alone, waits for them, so that an error is theirs.
@@ -349,28 +349,41 @@ impl CudaExecutable {
     pub(super) fn logits_row(&self, row: usize) -> Result<(Param, usize), BackendError> {
         let missing = || BackendError::Input(format!("row {row} of logits: the last step made no such row"));
         let last = self.last.ok_or_else(missing)?;
-        let plan = &self.class(last.decode).plan;
-        let output = *plan.graph.outputs.first().ok_or_else(missing)?;
-        let width = plan.graph.value(output).shape.width().ok_or_else(missing)?;
-        match self.values(last.decode).place(output, last.sizes) {
-            Some((Param::Memory { address, bytes }, _)) if (row + 1) * width * 4 <= bytes as usize => {
-                let param =
-                    Param::Memory { address: address + (4 * row * width) as u64, bytes: 4 * width as u64 };
-                Ok((param, width))
+        self.row_of_step(last.decode, last.sizes, row).ok_or_else(missing)
+    }
+
+    fn row_of_step(&self, decode: bool, sizes: StepSizes, row: usize) -> Option<(Param, usize)> {
+        let graph = &self.class(decode).plan.graph;
+        let output = *graph.outputs.first()?;
+        let width = graph.value(output).shape.width()?;
+        match self.values(decode).place(output, sizes)? {
+            (Param::Memory { address, bytes }, _) if (row + 1) * width * 4 <= bytes as usize => {
+                let address = address + (4 * row * width) as u64;
+                Some((Param::Memory { address, bytes: 4 * width as u64 }, width))
             }
-            _ => Err(missing()),
+            _ => None,
         }
     }
 
-    /// All production launches of a step, without stopping between them.
-    fn run(&mut self, decode: bool, state: &CudaState, sizes: StepSizes) -> Result<(), BackendError> {
+    /// All production launches of a step, without stopping between them, and the choice of so many from its one row of logits.
+    fn run(
+        &mut self,
+        decode: bool,
+        state: &CudaState,
+        sizes: StepSizes,
+        choice: usize,
+    ) -> Result<(), BackendError> {
         // A decode step is the same launches every time: what differs is read from device memory.
         // The first is run as it is: a driver may load a kernel as late as at its first launch, and for that must do what a
         // recording forbids.
-        let recordable = decode && sizes.logits_rows == 1 && !self.each_alone && self.has_decoded;
+        let recordable = decode
+            && sizes.logits_rows == 1
+            && !self.each_alone
+            && self.has_decoded
+            && self.choices.can_be_recorded(choice);
         if recordable
             && let Some(recorded) = &self.recorded
-            && recorded.state == state.id
+            && (recorded.state, recorded.choice) == (state.id, choice)
         {
             return recorded.graph.replay().map_err(|e| self.failed_in("decode step", e));
         }
@@ -384,11 +397,22 @@ impl CudaExecutable {
                 self.launch(&kernels, || launch_name(&self.class(decode).plan, launch))?;
             }
         }
+        if choice > 0
+            && let Some(logits) = self.row_of_step(decode, sizes, 0)
+        {
+            let kernels = self.choice_kernels(logits, choice);
+            if recordable {
+                all.extend(kernels);
+            } else {
+                self.launch(&kernels, || choice_name(choice).into())?;
+                self.choices.were_launched(choice);
+            }
+        }
         if recordable {
             let graph =
                 self.driver.capture(&all).map_err(|e| self.failed_in("recording the decode step", e))?;
             graph.replay().map_err(|e| self.failed_in("decode step", e))?;
-            self.recorded = Some(Recorded { state: state.id, graph });
+            self.recorded = Some(Recorded { state: state.id, choice, graph });
         }
         // Without a row of logits the last kernels have nothing to do.
         self.has_decoded |= decode && sizes.logits_rows == 1;
@@ -440,8 +464,6 @@ impl CudaExecutable {
 
 /// Bytes of the copy that measures the device's memory, where so much is free: no cache holds them.
 const COPY_BYTES: u64 = 1 << 30;
-/// A token and its flag.
-const TAKEN_BYTES: usize = 8;
 /// `layer-3/q_proj`, or the first and the last node of a group.
 fn launch_name(plan: &Plan, launch: &Launch) -> String {
     let nodes: Vec<_> = plan.launch_nodes(launch).collect();
@@ -479,17 +501,21 @@ impl Executable for CudaExecutable {
         };
         let decode = input.len() == 1;
         self.position = input.positions.last().copied().unwrap_or(0);
-        self.upload_inputs(decode, input)?;
-        self.taken = matches!(input.tokens, StepTokens::Argmax { .. });
-        if self.taken {
-            let token = self.class(decode).inputs.address();
-            let parts = [(token, 4), (self.scratch.argmax.address() + 4, 4)];
-            self.mailbox.post(&parts).map_err(|e| self.failed_last(e))?;
+        if let StepTokens::Argmax { row } = input.tokens {
+            self.choose_next_token(row)?;
         }
-        let sizes = input.sizes();
+        self.choices.begin(matches!(input.tokens, StepTokens::Argmax { .. }));
         self.last = None;
+        self.upload_inputs(decode, input)?;
+        let sizes = input.sizes();
         match observer {
-            None => self.run(decode, state, sizes)?,
+            None => {
+                let choice = self.choices.behind(sizes);
+                self.run(decode, state, sizes, choice)?;
+                if choice > 0 {
+                    self.post_choice(0, choice)?;
+                }
+            }
             Some(observer) => self.run_observed(decode, state, input, observer)?,
         }
         self.last = Some(LastStep { decode, sizes });
@@ -504,25 +530,19 @@ impl Executable for CudaExecutable {
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
-        let token = self.scratch.argmax.slice(0, 4);
-        self.launch(&self.argmax_kernels(row, token)?, || "argmax".into())?;
-        let mut found = [0u32; 2];
-        self.download_token(self.scratch.argmax.address(), &mut found)?;
-        chosen(found)
+        self.choose_best(row)
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {
-        if !self.taken {
-            return Err(not_taken());
-        }
-        let read = self.mailbox.read();
-        let found = read.map_err(|e| self.failed_last(e))?;
-        let word = |i: usize| u32::from_le_bytes([found[i], found[i + 1], found[i + 2], found[i + 3]]);
-        if found.len() < TAKEN_BYTES { Err(not_taken()) } else { chosen([word(0), word(4)]) }
+        self.taken_token()
     }
 
     fn queues_steps(&self) -> bool {
         true
+    }
+
+    fn expect_candidates(&mut self, count: usize) {
+        self.choices.expect(count);
     }
 
     fn candidates(

@@ -1,5 +1,5 @@
 //! The backend over a driver that lacks something or fails on purpose: kernels without matrix units, memory that does not
-//! suffice, launches and uploads that fail.
+//! suffice, launches and uploads that fail; and one that counts what is asked of it.
 
 #![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
 
@@ -16,6 +16,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+mod choice;
+
+/// What a driver was asked for.
+#[derive(Default)]
+struct Counts {
+    /// Kernels, each launched by itself.
+    launched: AtomicUsize,
+    captured: AtomicUsize,
+    replayed: AtomicUsize,
+    /// Copies that the host waits for while it makes them.
+    downloads: AtomicUsize,
+    posted: AtomicUsize,
+    posted_bytes: AtomicUsize,
+}
+
+impl Counts {
+    /// Launched, captured, replayed, downloads, posted, posted bytes.
+    fn all(&self) -> [usize; 6] {
+        let Counts { launched, captured, replayed, downloads, posted, posted_bytes } = self;
+        [launched, captured, replayed, downloads, posted, posted_bytes].map(|n| n.load(Ordering::Relaxed))
+    }
+}
+
+struct Counted<T>(T, Arc<Counts>);
+
+impl CapturedGraph for Counted<Box<dyn CapturedGraph>> {
+    fn replay(&self) -> Result<(), DriverError> {
+        self.1.replayed.fetch_add(1, Ordering::Relaxed);
+        self.0.replay()
+    }
+}
+
+impl Mailbox for Counted<Box<dyn Mailbox>> {
+    fn post(&mut self, parts: &[(u64, usize)]) -> Result<(), DriverError> {
+        self.1.posted.fetch_add(parts.len(), Ordering::Relaxed);
+        self.1.posted_bytes.fetch_add(parts.iter().map(|p| p.1).sum(), Ordering::Relaxed);
+        self.0.post(parts)
+    }
+
+    fn read(&mut self) -> Result<Vec<u8>, DriverError> {
+        self.0.read()
+    }
+}
+
 /// The harness, changed.
 struct Changed {
     inner: Arc<dyn Driver>,
@@ -24,6 +68,7 @@ struct Changed {
     /// Launches and copies until one fails; `usize::MAX`: none does.
     launches_left: AtomicUsize,
     copies_left: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
 }
 
 impl Changed {
@@ -31,7 +76,8 @@ impl Changed {
         let inner = harness::open().unwrap();
         let info = inner.info().clone();
         let never = || AtomicUsize::new(usize::MAX);
-        Changed { inner, info, free_bytes: None, launches_left: never(), copies_left: Arc::new(never()) }
+        let (launches_left, copies_left) = (never(), Arc::new(never()));
+        Changed { inner, info, free_bytes: None, launches_left, copies_left, counts: Arc::default() }
     }
 
     fn count(left: &AtomicUsize, what: &str) -> Result<(), DriverError> {
@@ -83,7 +129,7 @@ impl Driver for Changed {
     }
 
     fn mailbox(&self, bytes: usize) -> Result<Box<dyn Mailbox>, DriverError> {
-        self.inner.mailbox(bytes)
+        Ok(Box::new(Counted(self.inner.mailbox(bytes)?, Arc::clone(&self.counts))))
     }
 
     fn copy_bytes_per_second(&self, bytes: u64) -> Result<f64, DriverError> {
@@ -91,6 +137,7 @@ impl Driver for Changed {
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
+        self.counts.downloads.fetch_add(1, Ordering::Relaxed);
         self.inner.download(address, bytes)
     }
 
@@ -100,6 +147,7 @@ impl Driver for Changed {
 
     fn launch(&self, launches: &[KernelLaunch]) -> Result<(), DriverError> {
         launches.iter().try_for_each(|_| Changed::count(&self.launches_left, "launch"))?;
+        self.counts.launched.fetch_add(launches.len(), Ordering::Relaxed);
         self.inner.launch(launches)
     }
 
@@ -109,7 +157,8 @@ impl Driver for Changed {
     }
 
     fn capture(&self, launches: &[KernelLaunch]) -> Result<Box<dyn CapturedGraph>, DriverError> {
-        self.inner.capture(launches)
+        self.counts.captured.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Counted(self.inner.capture(launches)?, Arc::clone(&self.counts))))
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {

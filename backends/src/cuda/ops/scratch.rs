@@ -7,7 +7,7 @@ use crate::executable::MAX_CANDIDATES;
 use moe_run_graph::ir::{Graph, Op, StepSizes};
 use std::sync::Arc;
 
-/// Blocks of the first step of the argmax.
+/// The most blocks of the first step of a choice.
 pub(in crate::cuda) const ARGMAX_PARTS: usize = 64;
 /// The most logits that a block of the candidates' first step keeps in shared memory.
 pub(in crate::cuda) const TOP_PART_ELEMS: usize = 8192;
@@ -64,8 +64,7 @@ impl ScratchSizes {
     pub fn bytes(&self) -> u64 {
         let words =
             self.act_elems + self.pairs + self.experts + 1 + 3 * self.tiles() + 1 + self.partial_elems;
-        4 * (words + 2 * self.partial_rows + self.counters + 2 * (ARGMAX_PARTS + 1) * (MAX_CANDIDATES + 1))
-            as u64
+        4 * (words + 2 * self.partial_rows + self.counters + 2 * (ARGMAX_PARTS + 1) * MAX_CANDIDATES) as u64
     }
 }
 
@@ -82,10 +81,7 @@ pub(in crate::cuda) struct Scratch {
     pub partial_state: DeviceBuffer,
     /// Zero between launches.
     pub arrived: DeviceBuffer,
-    pub argmax_parts: DeviceBuffer,
-    /// The best token, and whether it is a NaN.
-    pub argmax: DeviceBuffer,
-    /// Candidates of each part, and of all.
+    /// What was chosen of each part of the logits, and of all: pairs of rank and id.
     pub top_parts: DeviceBuffer,
     pub top: DeviceBuffer,
     pub multiprocessors: u32,
@@ -106,8 +102,6 @@ impl Scratch {
             partial: words(sizes.partial_elems)?,
             partial_state: words(2 * sizes.partial_rows)?,
             arrived,
-            argmax_parts: words(2 * ARGMAX_PARTS)?,
-            argmax: words(2)?,
             top_parts: words(2 * ARGMAX_PARTS * MAX_CANDIDATES)?,
             top: words(2 * MAX_CANDIDATES)?,
             multiprocessors: driver.info().multiprocessors,
