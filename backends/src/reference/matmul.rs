@@ -63,8 +63,9 @@ impl WeightRow {
                 WeightRow::Floats(decoded)
             }
             Rounded::Steps { .. } => {
-                let blocks = bytes.chunks_exact(format.block_bytes());
-                WeightRow::Blocks(blocks.filter_map(|block| format.integers(block)).collect())
+                let mut blocks = Vec::with_capacity(inner / format.block_elems());
+                format.for_each_block(bytes, |block| blocks.push(*block));
+                WeightRow::Blocks(blocks)
             }
         }
     }

@@ -4,10 +4,18 @@ use bytemuck::Pod;
 
 use super::*;
 
-/// Takes one block apart. `bytes` is a block, as the callers have checked.
-fn block<B: Pod>(bytes: &[u8], out: &mut Integers, integers: fn(&B, &mut Integers)) {
+/// Takes blocks apart, one after the other in the same place.
+fn blocks<B: Pod>(
+    bytes: &[u8],
+    mut out: Integers,
+    integers: impl Fn(&B, &mut Integers),
+    mut each: impl FnMut(&Integers),
+) {
     const { assert!(align_of::<B>() == 1) };
-    integers(bytemuck::from_bytes(bytes), out);
+    for block in bytes.chunks_exact(size_of::<B>()) {
+        integers(bytemuck::from_bytes(block), &mut out);
+        each(&out);
+    }
 }
 
 impl Format {
@@ -19,28 +27,31 @@ impl Format {
         }
     }
 
-    /// A block's integers under their scales; `None` for F32, F16 and BF16, which have none. Bytes that are not one block
-    /// are a mistake of the caller, and panic.
-    pub fn integers(self, bytes: &[u8]) -> Option<Integers> {
-        assert_eq!(bytes.len(), self.block_bytes(), "{self}: one block");
-        let mut out = Integers::new(self.sub_elems());
+    /// Gives each of a row's blocks as integers under their scales; none of F32, F16 and BF16, which have no such thing.
+    /// Bytes that are not whole blocks are a mistake of the caller, and panic.
+    pub fn for_each_block(self, bytes: &[u8], each: impl FnMut(&Integers)) {
+        assert!(
+            bytes.len().is_multiple_of(self.block_bytes()),
+            "{self}: {} bytes, no whole blocks",
+            bytes.len()
+        );
+        let out = Integers::new(self.sub_elems());
         match self {
-            Format::F32 | Format::F16 | Format::Bf16 => return None,
-            Format::Q4_0 => block(bytes, &mut out, q4_0::integers),
-            Format::Q4_1 => block(bytes, &mut out, q4_1::integers),
-            Format::Q5_0 => block(bytes, &mut out, q5_0::integers),
-            Format::Q5_1 => block(bytes, &mut out, q5_1::integers),
-            Format::Q8_0 => block(bytes, &mut out, q8_0::integers),
-            Format::Q2K => block(bytes, &mut out, q2_k::integers),
-            Format::Q3K => block(bytes, &mut out, q3_k::integers),
-            Format::Q4K => block(bytes, &mut out, q4_k::integers),
-            Format::Q5K => block(bytes, &mut out, q5_k::integers),
-            Format::Q6K => block(bytes, &mut out, q6_k::integers),
-            Format::Iq4Nl => block(bytes, &mut out, iq4_nl::integers),
-            Format::Iq4Xs => block(bytes, &mut out, iq4_xs::integers),
-            Format::Mxfp4 => block(bytes, &mut out, mxfp4::integers),
+            Format::F32 | Format::F16 | Format::Bf16 => {}
+            Format::Q4_0 => blocks(bytes, out, q4_0::integers, each),
+            Format::Q4_1 => blocks(bytes, out, q4_1::integers, each),
+            Format::Q5_0 => blocks(bytes, out, q5_0::integers, each),
+            Format::Q5_1 => blocks(bytes, out, q5_1::integers, each),
+            Format::Q8_0 => blocks(bytes, out, q8_0::integers, each),
+            Format::Q2K => blocks(bytes, out, q2_k::integers, each),
+            Format::Q3K => blocks(bytes, out, q3_k::integers, each),
+            Format::Q4K => blocks(bytes, out, q4_k::integers, each),
+            Format::Q5K => blocks(bytes, out, q5_k::integers, each),
+            Format::Q6K => blocks(bytes, out, q6_k::integers, each),
+            Format::Iq4Nl => blocks(bytes, out, iq4_nl::integers, each),
+            Format::Iq4Xs => blocks(bytes, out, iq4_xs::integers, each),
+            Format::Mxfp4 => blocks(bytes, out, mxfp4::integers, each),
         }
-        Some(out)
     }
 
     /// Decodes a row: the definition of the format.
@@ -54,12 +65,8 @@ impl Format {
             Format::F16 => f16::decode_row(bytes, out),
             Format::Bf16 => bf16::decode_row(bytes, out),
             _ => {
-                let blocks = bytes.chunks_exact(self.block_bytes());
-                for (bytes, out) in blocks.zip(out.chunks_exact_mut(self.block_elems())) {
-                    if let Some(block) = self.integers(bytes) {
-                        block.values(out);
-                    }
-                }
+                let mut rest = out.chunks_exact_mut(self.block_elems());
+                self.for_each_block(bytes, |block| rest.by_ref().take(1).for_each(|out| block.values(out)));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The portable unpacking of every format: it defines what a panel holds, and the SIMD versions must give the same
 //! bytes and the same scales, bit for bit.
 //!
-//! Input: one row's blocks, taken apart by `Format::integers`. Output: a [`RowStep`], which `(scale · sub_scale) · (u − zero) − (min · sub_min)` turns into
+//! Input: one row's blocks, taken apart by `Format::for_each_block`. Output: a [`RowStep`], which `(scale · sub_scale) · (u − zero) − (min · sub_min)` turns into
 //! exactly the values that `moe_run_graph::quant` decodes.
 
 use super::layout::{
@@ -46,16 +46,18 @@ impl RowStep {
 pub fn unpack_row(format: Format, bytes: &[u8], row: &mut RowStep) {
     let (elems, zero) = (format.block_elems(), PanelLayout::of(format).map(|layout| layout.zero));
     let zero = if let Some(Zero::Shift(shift)) = zero { 1 << shift } else { 0 };
-    for (i, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
-        let Some(block) = format.integers(block) else { unreachable!("floats have no integer panel") };
+    let mut i = 0;
+    format.for_each_block(bytes, |block| {
         (row.scale[i], row.min[i]) = (block.scale, block.min);
         for (u, q) in row.u[i * elems..][..elems].iter_mut().zip(&block.q) {
             *u = (q + zero) as u8; // 0..=255, as the layout's zero is made for the format
         }
-        // Of a format without super-blocks nobody reads these.
-        row.sub_scale = block.sub_scales.map(i32::from);
-        row.sub_min = block.sub_mins.map(i32::from);
-    }
+        if elems == STEP_ELEMS {
+            row.sub_scale = block.sub_scales.map(i32::from);
+            row.sub_min = block.sub_mins.map(i32::from);
+        }
+        i += 1;
+    });
 }
 
 /// The 6-bit scales and minima of the eight sub-blocks of Q4_K and Q5_K from their 12 bytes s0, s1, s2 (four each): of the
