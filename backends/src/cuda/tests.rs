@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 mod choice;
+mod schedules;
 
 /// What a driver was asked for.
 #[derive(Default)]
