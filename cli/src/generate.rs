@@ -277,7 +277,9 @@ fn next_token(
     }
     if let Some(count) = sampler.candidates_wanted() {
         session.candidates(count, &mut read_back.candidates)?;
-        return Ok(sampler.sample_candidates(&read_back.candidates)?);
+        if let Some(token) = sampler.sample_candidates(&read_back.candidates, session.tokens())? {
+            return Ok(token);
+        }
     }
     session.logits(&mut read_back.logits)?;
     Ok(sampler.sample(&read_back.logits, session.tokens())?)

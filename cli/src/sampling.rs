@@ -149,11 +149,17 @@ pub fn read_back_line(sampler: &Sampler, executable: &dyn Executable) -> Option<
         "read back for each token: the token, which the device chooses, while its step runs already"
             .to_owned()
     } else if let Some(count) = sampler.candidates_wanted() {
-        format!("read back for each token: {count} candidates, which the device chooses")
+        let rest = if sampler.options().repetition_penalty == 1.0 {
+            ""
+        } else {
+            "; all logits where the repetition penalty makes room for more"
+        };
+        format!("read back for each token: {count} candidates, which the device chooses{rest}")
     } else {
         format!(
-            "read back for each token: all logits; with top-k 1 to {MAX_CANDIDATES} and without a repetition penalty it would \
-             be candidates alone"
+            "read back for each token: all logits; with top-k 1 to {MAX_CANDIDATES} ({} with a repetition penalty, which must \
+             be above 1) it would be candidates alone",
+            MAX_CANDIDATES / 2
         )
     })
 }

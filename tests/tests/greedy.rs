@@ -89,16 +89,14 @@ fn sampled(
     let (mut best, mut logits) = (Vec::new(), Vec::new());
     let mut output = Vec::new();
     for _ in 0..12 {
-        let token = match sampler.candidates_wanted() {
-            Some(count) if candidates => {
-                session.candidates(count, &mut best).unwrap();
-                sampler.sample_candidates(&best).unwrap()
-            }
-            _ => {
-                session.logits(&mut logits).unwrap();
-                sampler.sample(&logits, session.tokens()).unwrap()
-            }
-        };
+        let chosen = sampler.candidates_wanted().filter(|_| candidates).and_then(|count| {
+            session.candidates(count, &mut best).unwrap();
+            sampler.sample_candidates(&best, session.tokens()).unwrap()
+        });
+        let token = chosen.unwrap_or_else(|| {
+            session.logits(&mut logits).unwrap();
+            sampler.sample(&logits, session.tokens()).unwrap()
+        });
         output.push(token);
         session.decode(token, None).unwrap();
     }
@@ -116,14 +114,16 @@ fn candidates_give_the_text_that_all_logits_give() {
         let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
         let mut session = Session::new(executable).unwrap();
         let mut texts = std::collections::HashSet::new();
-        for (i, top_k) in [2, 20, 128].into_iter().enumerate() {
+        for (i, (top_k, repetition_penalty)) in
+            [(2, 1.0), (20, 1.0), (128, 1.0), (20, 1.3)].into_iter().enumerate()
+        {
             let options = SamplerOptions {
                 temperature: 2.5,
                 top_k,
                 top_p: [1.0, 0.9][i % 2],
                 min_p: 0.001,
+                repetition_penalty,
                 seed: 5 + i as u64,
-                ..SamplerOptions::GREEDY
             };
             session.executable().expect_candidates([1, top_k][i % 2]);
             let found = sampled(&mut session, &prompt, options, true);
