@@ -101,6 +101,7 @@ struct Function {
 
 struct Event {
     bool recorded = false, captured = false;
+    bool timed = true;
     uint64_t ticket = 0; // the queue's place behind which it lies
     double milliseconds = 0;
 };

@@ -145,10 +145,12 @@ static Result check_event(const char *call, Event *event) {
 // The stream that an event was last recorded in.
 static std::map<Event *, Stream *> event_streams;
 
-STAND_IN_CALL cuEventCreate(Event **made, unsigned) {
+STAND_IN_CALL cuEventCreate(Event **made, unsigned flags) {
     Guard guard(lock);
     if (Result r = check_context("cuEventCreate")) return r;
+    if (flags > 7) return misuse("cuEventCreate", INVALID_VALUE, "flags");
     *made = new Event();
+    (*made)->timed = !(flags & 2);
     context.events.insert(*made);
     return SUCCESS;
 }
@@ -182,6 +184,7 @@ STAND_IN_CALL cuEventElapsedTime(float *milliseconds, Event *start, Event *end) 
     if (Result r = check_event("cuEventElapsedTime", end)) return r;
     for (Event *event : {start, end}) {
         if (!event->recorded) return misuse("cuEventElapsedTime", INVALID_HANDLE, "an event that was not recorded");
+        if (!event->timed) return misuse("cuEventElapsedTime", INVALID_HANDLE, "an event without a time");
         Stream *stream = event_streams[event];
         if (known(stream) && stream->done < event->ticket) return NOT_READY;
     }

@@ -58,6 +58,7 @@ fn every_mistake_is_answered() {
         ("pointer-to-nothing", INVALID_VALUE),
         ("overlap-without-wait", INVALID_VALUE),
         ("overlap-with-early-read", INVALID_VALUE),
+        ("time-of-untimed-event", INVALID_HANDLE),
         ("end-nothing", CAPTURE_UNMATCHED),
         ("launch-that-will-fail", 0),
         ("call-before-it-ran", 0),

@@ -189,6 +189,11 @@ fn main() {
         say(what, launch_of(changed, 1, 32, 0, memory, true));
     }
 
+    let untimed = driver.make("cuEventCreate", [word(2)]);
+    assert_eq!(driver.call("cuEventRecord", [untimed, stream]), 0);
+    assert_eq!(driver.call("cuEventSynchronize", [untimed]), 0);
+    say("time-of-untimed-event", driver.call("cuEventElapsedTime", [out, untimed, untimed]));
+
     let event = driver.make("cuEventCreate", [none]);
     for (mode, what) in [(0, "global"), (1, "thread"), (2, "relaxed")] {
         let begin = || assert_eq!(driver.call("cuStreamBeginCapture_v2", [stream, word(mode)]), 0);

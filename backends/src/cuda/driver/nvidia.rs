@@ -311,10 +311,18 @@ impl Drop for Recorded {
 struct Event(sys::CUevent);
 
 impl Event {
-    fn new() -> Result<Event, DriverError> {
-        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
-            .map(Event)
-            .map_err(|e| failed("cuEventCreate", e))
+    /// One that tells when it was reached.
+    fn timed() -> Result<Event, DriverError> {
+        Event::new(sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// One that is only waited for; the device then writes no time.
+    fn untimed() -> Result<Event, DriverError> {
+        Event::new(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn new(flags: sys::CUevent_flags) -> Result<Event, DriverError> {
+        result::event::create(flags).map(Event).map_err(|e| failed("cuEventCreate", e))
     }
 }
 
@@ -409,7 +417,7 @@ impl Driver for Nvidia {
         let target = self.allocate(bytes).inspect_err(|_| self.free(source))?;
         let copy = || -> Result<f64, DriverError> {
             self.clear(source, bytes)?;
-            let (start, end) = (Event::new()?, Event::new()?);
+            let (start, end) = (Event::timed()?, Event::timed()?);
             let mut best = f32::INFINITY;
             for _ in 0..PASSES {
                 // SAFETY: both allocations are of that size; events and stream are live; the end is waited for.
@@ -447,7 +455,7 @@ impl Driver for Nvidia {
 
     fn launch_timed(&self, launches: &[KernelLaunch]) -> Result<Duration, DriverError> {
         self.0.enter()?;
-        let (start, end) = (Event::new()?, Event::new()?);
+        let (start, end) = (Event::timed()?, Event::timed()?);
         // SAFETY: both events and the stream are live.
         unsafe { result::event::record(start.0, self.0.stream) }.map_err(|e| failed("cuEventRecord", e))?;
         self.0.queue(launches)?;

@@ -184,6 +184,26 @@ fn harness_code_and_table_hold_the_same_kernels() {
     assert_eq!(listed, harness);
 }
 
+/// What is in local memory is explained in kernels/README.md: one register of one kernel.
+#[test]
+fn the_table_has_no_unexplained_local_memory() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels");
+    let table = std::fs::read_to_string(kernels.join("ptxas-table.txt")).unwrap();
+    let mut found = Vec::new();
+    for line in table.lines().skip(2) {
+        let mut columns = line.split_whitespace();
+        let kernel = columns.next().unwrap();
+        for column in columns {
+            let numbers: Vec<u32> = column.split('/').map(|n| n.parse().unwrap()).collect();
+            let [_, spilled, local, _] = numbers[..] else { panic!("{line}") };
+            if (spilled, local) != (0, 0) {
+                found.push((kernel, spilled, local));
+            }
+        }
+    }
+    assert_eq!(found, [("route_gate_up", 12, 8)]);
+}
+
 /// Launches overlap on 9.0: a kernel that did not wait for the one in front would read what is not there yet.
 #[test]
 fn every_kernel_of_chips_that_overlap_waits() {

@@ -27,7 +27,7 @@ impl Pinned {
     /// `what` names the copies in errors.
     pub fn new(inner: &Arc<Inner>, bytes: usize, what: &'static str) -> Result<Pinned, DriverError> {
         inner.enter()?;
-        let copied = Event::new()?;
+        let copied = Event::untimed()?;
         // SAFETY: a fresh allocation, freed when this object is dropped.
         let memory =
             unsafe { result::malloc_host(bytes, 0) }.map_err(|e| failed("page-locked host memory", e))?;
