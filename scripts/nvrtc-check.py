@@ -145,11 +145,13 @@ def main():
             for name, row in numbers.items():
                 print(name.ljust(34), "/".join(map(str, row)))
         return 0
-    wrong, rows = [], {}
+    wrong, rows, hashed = [], {}, sources_hash()
     (KERNELS / "ptx").mkdir(exist_ok=True)
     jobs = [(args.wheels, path, arch) for arch in EMBEDDED + NEWER for path in sources]
     with multiprocessing.Pool(args.jobs) as pool:
         done = pool.map(compile_and_measure, jobs, chunksize=1)
+    if sources_hash() != hashed:
+        raise SystemExit("the sources were changed meanwhile: nothing was compared or written, run it again")
     for arch in EMBEDDED + NEWER:
         mine = [result for (_, _, a), result in zip(jobs, done) if a == arch]
         texts = [text for text, _ in mine]

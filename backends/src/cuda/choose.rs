@@ -17,10 +17,12 @@ use std::sync::Arc;
 
 /// The rank of a NaN in kernels/argmax.cu.
 const RANK_NAN: u32 = u32::MAX;
+/// Threads of the candidates' kernels.
+const TOP_THREADS: usize = 256;
 /// A rank and an id.
 const PAIR_BYTES: usize = 8;
 
-/// The logit of a rank: the inverse of `rank_of` in kernels/common/top_k.cuh.
+/// The logit of a rank: the inverse of `rank_of` in kernels/common/top_k.cuh. −0 comes back as 0, with which it ties.
 fn logit_of(rank: u32) -> f32 {
     f32::from_bits(if rank & 0x8000_0000 != 0 { rank & 0x7fff_ffff } else { !rank })
 }
@@ -131,10 +133,20 @@ impl CudaExecutable {
         }
         let Some(parts) = top_parts(width) else { return Vec::new() };
         let best = self.scratch.top_parts.slice(0, (PAIR_BYTES * parts * count) as u64);
-        let shared = 4 * width.div_ceil(parts);
+        // Of `count` threads' shares of the elements, two bytes each: kernels/argmax.cu.
+        let list_bytes = |elems: usize| 2 * count * elems.div_ceil(TOP_THREADS);
+        let stretch = width.div_ceil(parts);
+        let part_bytes = 4 * stretch + list_bytes(stretch);
+        let threads = TOP_THREADS as u32;
         vec![
-            launch("top_part", parts, 256, shared, vec![logits, best, int(width), int(count)]),
-            launch("top_final", 1, 64, 0, vec![best, chosen, int(parts), int(count)]),
+            launch("top_part", parts, threads, part_bytes, vec![logits, best, int(width), int(count)]),
+            launch(
+                "top_final",
+                1,
+                threads,
+                list_bytes(parts * count),
+                vec![best, chosen, int(parts), int(count)],
+            ),
         ]
     }
 

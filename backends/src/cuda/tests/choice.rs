@@ -3,6 +3,7 @@
 use super::{Changed, Counts};
 use crate::choice::{MAX_CANDIDATES, argmax, best_candidates};
 use crate::cuda::compile::{CudaExecutable, compile};
+use crate::cuda::driver::harness::{self, Schedule};
 use crate::executable::{CompileOptions, Executable, State, StepInput, StepTokens};
 use crate::session::{LogitsRows, Session};
 use moe_run_graph::Model;
@@ -21,7 +22,7 @@ const WIDTH: usize = 5000;
 fn rows() -> Vec<Vec<f32>> {
     let mixed =
         |s: u32| (0..WIDTH as u32).map(move |i| ((i * 7919 + s * 104_729) % 1009) as f32 / 10.0 - 60.0);
-    let mut rows: Vec<Vec<f32>> = (0..8).map(|s| mixed(s).collect()).collect();
+    let mut rows: Vec<Vec<f32>> = (0..10).map(|s| mixed(s).collect()).collect();
     rows[1][WIDTH - 1] = 1e9;
     rows[2].fill(f32::NEG_INFINITY);
     rows[3].fill(-0.5);
@@ -31,6 +32,10 @@ fn rows() -> Vec<Vec<f32>> {
     rows[5].fill(f32::NEG_INFINITY);
     rows[5][4000] = -3.0;
     rows[5][7] = -3.0;
+    // The best all in one part, in one thread's share, and in the first places.
+    rows[7] = (0..WIDTH).map(|i| i as f32).collect();
+    rows[8] = (0..WIDTH).map(|i| if i % 256 == 3 { 100.0 + i as f32 } else { -1.0 - i as f32 }).collect();
+    rows[9] = (0..WIDTH).map(|i| 1.0 - (i / 2) as f32).collect();
     rows[6][4321] = f32::NAN;
     rows[6][4322] = f32::NAN;
     rows
@@ -74,7 +79,14 @@ fn bits(candidates: &[(TokenId, f32)]) -> Vec<(u32, u32)> {
 
 #[test]
 fn a_step_chooses_what_the_host_would() {
-    let driver = Changed::new();
+    for schedule in [Schedule::Ascending, Schedule::Descending] {
+        let mut driver = Changed::new();
+        driver.inner = harness::open_with(schedule).unwrap();
+        choices_are_the_host_s(driver);
+    }
+}
+
+fn choices_are_the_host_s(driver: Changed) {
     let counts = Arc::clone(&driver.counts);
     let (mut executable, mut state) = table(driver);
     let rows = rows();
