@@ -18,17 +18,22 @@ fn help_has_examples_and_every_exit_code() {
     assert_eq!(version, format!("moe-run {}\n", env!("CARGO_PKG_VERSION")));
 }
 
+/// The commands that the help text lists, without `help`, which takes the name of a command, not options.
+fn commands() -> Vec<String> {
+    let help = moe_run(&["--help"]).succeeded().stdout;
+    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
 /// Every command has a help text, and says nothing else when asked for it.
 #[test]
 fn every_command_has_help() {
-    let help = moe_run(&["--help"]).succeeded().stdout;
-    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let commands: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let commands = commands();
     for wanted in ["run", "chat", "tokenize", "devices", "inspect", "synth", "selftest", "completions"] {
-        assert!(commands.contains(&wanted), "{wanted} in {commands:?}");
+        assert!(commands.iter().any(|command| command == wanted), "{wanted} in {commands:?}");
     }
-    // `help` takes the name of a command, not options.
-    for command in commands.into_iter().filter(|command| *command != "help") {
+    for command in &commands {
         let help = moe_run(&[command, "--help"]).succeeded();
         assert!(help.stdout.contains("Usage:") && help.stderr.is_empty(), "{command}: {help:#?}");
     }
@@ -58,6 +63,57 @@ fn completions_for_every_shell_know_the_commands() {
         assert!(script.contains("tokenize") && script.contains("max-tokens"), "{shell}");
     }
     assert_eq!(moe_run(&["completions", "tcsh"]).code, 2);
+}
+
+/// What bash offers for a line whose last word is being typed, by the script that `completions bash` prints.
+#[cfg(unix)]
+fn bash_offers(script: &std::path::Path, words: &[&str]) -> Vec<String> {
+    // Arguments of a completion function: the command, the word being typed, the word before it.
+    const COMPLETE: &str = r#"
+        source "$1" || exit 1
+        COMP_WORDS=("${@:2}")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        function=$(complete -p moe-run) || exit 1
+        function=${function##*-F }
+        "${function%% *}" moe-run "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let output = std::process::Command::new("bash")
+        .args(["--norc", "--noprofile", "-c", COMPLETE, "bash"])
+        .arg(script)
+        .args(words)
+        .output()
+        .expect("bash can be started");
+    let finished = moe_run_tests::cli::finish(output).succeeded();
+    assert_eq!(finished.stderr, "", "{words:?}");
+    finished.stdout.lines().map(str::to_owned).collect()
+}
+
+#[cfg(unix)]
+#[test]
+fn bash_completes_options_and_values_of_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("moe-run.bash");
+    std::fs::write(&script, moe_run(&["completions", "bash"]).succeeded().stdout).unwrap();
+    let offers = |words: &[&str]| bash_offers(&script, words);
+
+    assert_eq!(offers(&["moe-run", "tok"]), ["tokenize"]);
+    assert_eq!(offers(&["moe-run", "--max-t"]), ["--max-tokens"]);
+    assert_eq!(offers(&["moe-run", "bench", "--prompt"]), ["--prompt-tokens"]);
+    let options = offers(&["moe-run", "bench", "--"]);
+    for option in ["--model", "--gen-tokens", "--profile", "--help"] {
+        assert!(options.iter().any(|offered| offered == option), "{option} in {options:?}");
+    }
+    assert!(!options.iter().any(|offered| offered == "--level"), "an option of graph in {options:?}");
+    assert_eq!(offers(&["moe-run", "graph", "--level", ""]), ["lowered", "optimized", "plan"]);
+    assert_eq!(offers(&["moe-run", "completions", "f"]), ["fish"]);
+    let backends = offers(&["moe-run", "run", "--backend", ""]);
+    let names = moe_run_backends::registry::all();
+    let names: Vec<&str> = std::iter::once("auto").chain(names.iter().map(|b| b.name())).collect();
+    assert_eq!(backends, names);
+    // There is a branch for every command.
+    for command in commands() {
+        assert!(offers(&["moe-run", &command, "--he"]).contains(&"--help".to_owned()), "{command}");
+    }
 }
 
 #[test]
