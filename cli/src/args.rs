@@ -3,18 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, diff, graph, inspect, parity, perplexity, run,
-    selftest, synth, tokenize, trace,
+    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, parity,
+    perplexity, run, selftest, synth, tokenize, trace,
 };
-
-const EXAMPLES: &str = "\
-Examples:
-  moe-run -p 'What is 2+2?'                             ask the built-in demo model
-  moe-run -m model.gguf -p 'Why is the sky blue?'       ask a model
-  git diff | moe-run -m model.gguf --system 'Review this change.'
-  moe-run -m model.gguf --temp 0 -n 100 --json -f question.txt
-  moe-run completions bash > moe-run.bash
-";
 
 /// Run mixture-of-experts language models from GGUF files.
 #[derive(Parser, Debug)]
@@ -26,7 +17,7 @@ Examples:
     args_conflicts_with_subcommands = true,
     override_usage = "moe-run [OPTIONS]\n       moe-run <COMMAND> [OPTIONS]"
 )]
-#[command(after_help = format!("{EXAMPLES}\n{}", ExitCode::table()))]
+#[command(after_help = format!("{}\n{}", examples::RUN, ExitCode::table()))]
 pub struct Cli {
     /// What to do; `run` where absent
     #[command(subcommand)]
@@ -41,33 +32,46 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Answer one prompt (the default)
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = examples::RUN)]
     Run(run::Args),
     /// Hold a conversation
+    #[command(after_help = examples::CHAT)]
     Chat(chat::Args),
     /// Turn text into token ids, or messages into a prompt
+    #[command(after_help = examples::TOKENIZE)]
     Tokenize(tokenize::Args),
     /// Look at every layer of a prompt's evaluation: statistics, routing, saved tensors
+    #[command(after_help = examples::TRACE)]
     Trace(trace::Args),
     /// Show the op graph, its launches, memory and costs: text, JSON, DOT, HTML
+    #[command(after_help = examples::GRAPH)]
     Graph(graph::Args),
     /// Compare saved tensors
+    #[command(after_help = examples::DIFF)]
     Diff(diff::Args),
     /// Name the first operation that differs from another backend or from saved stages
+    #[command(after_help = examples::PARITY)]
     Parity(parity::Args),
     /// List backends and their devices on this machine
+    #[command(after_help = examples::DEVICES)]
     Devices(devices::Args),
     /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
+    #[command(after_help = examples::INSPECT)]
     Inspect(inspect::Args),
     /// Time prompts and generation, beside the memory's limit
+    #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
     /// Score how well a model foretells a text; compare saved logits
+    #[command(after_help = examples::PERPLEXITY)]
     Perplexity(perplexity::Args),
     /// Write a model of real shapes with random weights, for benches and tests
+    #[command(after_help = examples::SYNTH)]
     Synth(synth::Args),
     /// Test the backends of this machine against the reference, in under a minute
+    #[command(after_help = examples::SELFTEST)]
     Selftest(selftest::Args),
     /// Print a completion script for a shell
+    #[command(after_help = examples::COMPLETIONS)]
     Completions(completions::Args),
 }
 

@@ -30,18 +30,11 @@ const HELP: &str = "\
 /exit         leave, as Ctrl-D does
 Ctrl-C ends an answer. A line that ends in \\ goes on in the next one.";
 
-const EXAMPLES: &str = "\
-Examples:
-  moe-run chat
-  moe-run chat -m model.gguf --system 'You answer in one sentence.'
-";
-
 /// Lines of input that are kept for the next conversation.
 const HISTORY_LINES: usize = 1000;
 
 /// Arguments of `chat`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Which model
     #[command(flatten)]
@@ -221,6 +214,11 @@ impl Input {
                     interrupted = true;
                     text.clear();
                     output::note("(Ctrl-C again, Ctrl-D or /exit leaves)");
+                }
+                Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(CliError::bad_input(
+                        "standard input: a line is not UTF-8; wanted lines of text",
+                    ));
                 }
                 Err(error) => return Err(CliError::failed(error)),
             }

@@ -15,6 +15,7 @@ pub mod devices;
 pub mod diff;
 pub mod engine;
 pub mod error;
+pub mod examples;
 pub mod exit;
 pub mod generate;
 pub mod graph;

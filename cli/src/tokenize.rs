@@ -21,17 +21,8 @@ use crate::{
     prompt::{encode_raw, read_template},
 };
 
-const EXAMPLES: &str = "\
-Examples:
-  moe-run tokenize 'What is 2+2?'
-  moe-run tokenize -m vocab.gguf --json -f text.txt
-  moe-run tokenize -m model.gguf --messages chat.json
-  moe-run tokenize --messages chat.json --chat-template template.jinja --render-only
-";
-
 /// Arguments of `tokenize`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The text, control tokens in it being read; `-` or a pipe reads standard input, every character of it
     #[arg(value_name = "TEXT", allow_hyphen_values = true, group = "tokenize_source")]
@@ -62,7 +53,8 @@ pub struct Args {
     #[arg(long, requires = "messages", conflicts_with_all = ["text", "file", "json"])]
     pub render_only: bool,
 
-    /// Print one JSON object: ids and pieces (and, of messages, the rendered text)
+    /// Print one JSON object: ids, pieces (an incomplete character as U+FFFD) and the pieces' bytes in hexadecimal digits;
+    /// of messages, the rendered text too
     #[arg(long)]
     pub json: bool,
 }
@@ -70,12 +62,28 @@ pub struct Args {
 /// What `--json` prints.
 #[derive(Serialize, Debug)]
 struct Report<'a> {
+    schema_version: u32,
     /// The rendered prompt, where there were messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     ids: &'a [TokenId],
     /// Incomplete characters as U+FFFD.
     pieces: Vec<String>,
+    /// The same pieces exactly: two hexadecimal digits a byte.
+    pieces_hex: Vec<String>,
+}
+
+impl<'a> Report<'a> {
+    fn new(text: Option<&'a str>, ids: &'a [TokenId], tokenizer: &Tokenizer) -> Report<'a> {
+        let pieces: Vec<Vec<u8>> = ids.iter().map(|&id| tokenizer.piece(id).unwrap_or_default()).collect();
+        Report {
+            schema_version: 1,
+            text,
+            ids,
+            pieces: pieces.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect(),
+            pieces_hex: pieces.iter().map(|bytes| hexadecimal(bytes)).collect(),
+        }
+    }
 }
 
 /// Tokenizes a text, or renders messages.
@@ -103,7 +111,7 @@ fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
     let tokenizer = Tokenizer::from_metadata(args.model.open_file()?.metadata())?;
     let ids = encode_raw(&tokenizer, &text)?;
     if args.json {
-        output::json(&Report { text: None, ids: &ids, pieces: pieces(&tokenizer, &ids) })?;
+        output::json(&Report::new(None, &ids, &tokenizer))?;
     } else {
         let mut table = String::new();
         for &id in &ids {
@@ -137,8 +145,7 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     let rendered = template.render(&input, tokenizer.control_texts())?;
     let ids = tokenizer.encode_rendered(&rendered)?;
     if args.json {
-        let pieces = pieces(&tokenizer, &ids);
-        output::json(&Report { text: Some(rendered.text()), ids: &ids, pieces })?;
+        output::json(&Report::new(Some(rendered.text()), &ids, &tokenizer))?;
     } else {
         output::text(rendered.text())?;
         output::note(&format!("{} tokens", ids.len()));
@@ -146,8 +153,8 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     Ok(ExitCode::Ok)
 }
 
-fn pieces(tokenizer: &Tokenizer, ids: &[TokenId]) -> Vec<String> {
-    ids.iter().map(|&id| tokenizer.piece_lossy(id).unwrap_or_default()).collect()
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Bytes in quotes, as in JSON; bytes of incomplete characters as \xNN, so that each token is told from the next.

@@ -36,6 +36,7 @@ fn every_command_has_help() {
     for command in &commands {
         let help = moe_run(&[command, "--help"]).succeeded();
         assert!(help.stdout.contains("Usage:") && help.stderr.is_empty(), "{command}: {help:#?}");
+        assert!(help.stdout.contains("\nExamples:\n  moe-run "), "{command}: {help:#?}");
     }
 }
 

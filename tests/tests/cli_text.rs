@@ -23,12 +23,22 @@ fn text_gives_ids_and_pieces() {
     let report = tokenize(&["-m", &vocabulary, "--json", "What is 2+2?"]).succeeded().json();
     assert_eq!(
         report,
-        json!({"ids": [3838, 374, 220, 17, 10, 17, 30], "pieces": ["What", " is", " ", "2", "+", "2", "?"]})
+        json!({
+            "schema_version": 1,
+            "ids": [3838, 374, 220, 17, 10, 17, 30],
+            "pieces": ["What", " is", " ", "2", "+", "2", "?"],
+            "pieces_hex": ["57686174", "206973", "20", "32", "2b", "32", "3f"],
+        })
     );
     let table = tokenize(&["-m", &vocabulary, "a\n<|im_end|>"]).succeeded();
     assert_eq!(table.stdout, "     64  \"a\"\n    198  \"\\n\"\n 151645  \"<|im_end|>\"\n");
     // Each byte of a character that the demo vocabulary splits is told from the next.
     assert!(tokenize(&["🙂"]).succeeded().stdout.contains("\"\\xF0\""));
+    let split = tokenize(&["--json", "🙂"]).succeeded().json();
+    assert_eq!(split["pieces"][0], "\u{FFFD}");
+    let bytes: Vec<&str> =
+        split["pieces_hex"].as_array().unwrap().iter().map(|b| b.as_str().unwrap()).collect();
+    assert_eq!((bytes[0], bytes.concat().as_str()), ("f0", "f09f9982"));
 }
 
 #[test]
@@ -73,7 +83,7 @@ fn messages_are_rendered_exactly() {
             assert_eq!(tokenize(&args).succeeded().stdout, rendered.stdout);
             args.push("--json");
             let report = tokenize(&args).succeeded().json();
-            assert_eq!(report["text"], case["expected"]);
+            assert_eq!((&report["schema_version"], &report["text"]), (&json!(1), &case["expected"]));
             let plain = tokenize(&["-m", &vocabulary, "--json", "--", &rendered.stdout]).succeeded().json();
             assert_eq!(report["ids"], plain["ids"]);
         }
@@ -175,6 +185,16 @@ fn chat_wants_a_tokenizer_and_a_template() {
     let refused = chat(&["-m", &fixture("micro/zoo-q8_0.gguf")], "Hello\n");
     assert_eq!(refused.code, 2, "{refused:#?}");
     assert!(refused.stderr.contains("no tokenizer"), "{refused:#?}");
+}
+
+/// As a prompt of `run` that is no text: wrong input.
+#[test]
+fn a_line_that_is_not_utf_8_is_refused() {
+    let args = ["chat", "--backend", "reference", "--temp", "0"];
+    let refused = run_with_input(PROGRAM, args, b"Hello\nna\xEFve\nHello\n");
+    assert_eq!(refused.code, 2, "{refused:#?}");
+    assert!(refused.stderr.contains("standard input: a line is not UTF-8"), "{refused:#?}");
+    assert_eq!(refused.stdout, "Hello! How can I help you today?\n", "the lines before it are answered");
 }
 
 /// Ctrl-C ends the answer, not the conversation.
