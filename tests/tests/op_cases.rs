@@ -123,7 +123,8 @@ fn rope_at_far_positions() {
     }
 }
 
-/// The choice of experts where it is hard: ties, NaN, and all of them NaN.
+/// The choice of experts where it is hard: ties, NaN, and all of them NaN. A NaN is not chosen before a number, but shows in
+/// the weights of those that are.
 #[test]
 fn router_ranks_ties_low_and_nan_last() {
     use moe_run_graph::ir::{GateKind, RouterAttrs};
@@ -136,14 +137,15 @@ fn router_ranks_ties_low_and_nan_last() {
         [-0.0, 0.0, -0.0, 0.0, -1.0, -2.0],
     ];
     let wanted: [[u32; 3]; 6] = [[0, 1, 2], [1, 2, 4], [1, 5, 3], [0, 1, 2], [0, 3, 2], [0, 1, 2]];
-    for backend in backends() {
+    let both = [true, false].map(|norm_topk_prob| backends().into_iter().map(move |b| (b, norm_topk_prob)));
+    for (backend, norm_topk_prob) in both.into_iter().flatten() {
         let mut graph = Graph::new();
         let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(6)]), DType::F32);
         let attrs = RouterAttrs {
             num_experts: 6,
             num_experts_per_tok: 3,
             gate: GateKind::Softmax,
-            norm_topk_prob: true,
+            norm_topk_prob,
             scale: 1.0,
             selection_bias: None,
         };
@@ -164,5 +166,8 @@ fn router_ranks_ties_low_and_nan_last() {
         let found = cases::run(&case, backend.as_ref(), &options).unwrap();
         let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };
         assert_eq!(ids, &wanted.concat(), "{}", backend.name());
+        let moe_run_backends::TensorData::F32(weights) = &found[1].data else { panic!("weights are F32") };
+        let of_token: Vec<bool> = weights.chunks_exact(3).map(|w| w.iter().all(|w| w.is_nan())).collect();
+        assert_eq!(of_token, [false, false, true, true, true, false], "{}: {weights:?}", backend.name());
     }
 }

@@ -87,9 +87,10 @@ fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [
         GateKind::Sigmoid => gate(id as usize),
         GateKind::Softmax | GateKind::SoftmaxAfterTopK => (logit(id as usize) - max).exp(),
     };
-    // e^(l − max) / Σ over all, then over the chosen: the first sum cancels where both are asked for.
+    // e^(l − max) / Σ over all, then over the chosen: the first sum cancels where both are asked for, unless it is a NaN, by
+    // which a NaN among the logits that were not chosen makes itself known.
     let divisor = match attrs.gate {
-        GateKind::Softmax if !attrs.norm_topk_prob => total,
+        GateKind::Softmax if !attrs.norm_topk_prob || total.is_nan() => total,
         GateKind::Sigmoid if !attrs.norm_topk_prob => 1.0,
         _ => ids.iter().map(|id| chosen(*id)).sum(),
     };
@@ -130,6 +131,7 @@ mod tests {
         let (mut ids, mut weights) = ([0; 4], [0.0; 4]);
         choose(&attrs(4), &[1.0, 3.0, f32::NAN, 3.0, 1.0, 1.0], None, &mut ids, &mut weights);
         assert_eq!(ids, [1, 3, 0, 4]);
+        assert!(weights.iter().all(|w| w.is_nan()), "{weights:?}");
         let (mut ids, mut weights) = ([0; 6], [0.0; 6]);
         choose(&attrs(6), &[1.0, f32::NAN, f32::NAN, 3.0, 2.0, 1.0], None, &mut ids, &mut weights);
         assert_eq!(ids, [3, 4, 0, 5, 1, 2]);
