@@ -1,5 +1,6 @@
 //! What an executable is compiled for: precisions, sizes, taps, device.
 
+use crate::error::BackendError;
 use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
@@ -143,6 +144,22 @@ pub struct CompileOptions {
 }
 
 impl CompileOptions {
+    /// Whether positions can count so far.
+    ///
+    /// # Errors
+    /// [`BackendError::Option`] for a context beyond 32 bits.
+    pub fn check_ctx_size(&self, backend: &'static str) -> Result<(), BackendError> {
+        if u32::try_from(self.ctx_size).is_ok() {
+            return Ok(());
+        }
+        Err(BackendError::Option {
+            backend,
+            option: "--ctx-size",
+            found: self.ctx_size.to_string(),
+            wanted: format!("{} at most, for positions are numbers of 32 bits", u32::MAX),
+        })
+    }
+
     /// The activation profile, given what the backend does where nothing is asked for.
     #[must_use]
     pub fn profile(&self, default: Activations, default_block: ActBlock) -> ActProfile {

@@ -1,8 +1,10 @@
 //! Files that appear whole or not at all: written under a temporary name beside their own, then renamed.
 //!
 //! What is not finished is taken away when it is dropped. A process that ends without dropping, as at a Ctrl-C, calls
-//! [`remove_unfinished`] first. Nothing is forced to the disk here: a local file system tells of a full disk when written
-//! to, and to wait for gigabytes would take longer than to write them.
+//! [`remove_unfinished`] first. Nothing is forced to the disk unless it is asked for: a local file system tells of a full
+//! disk when written to, and to wait for gigabytes would take longer than to write them.
+//!
+//! Of a link the file that it points to is written. What is there and is no file (a device, a pipe) is written to as it is.
 
 use std::{
     collections::BTreeSet,
@@ -47,6 +49,7 @@ pub fn remove_unfinished() {
 #[derive(Debug)]
 pub struct PartialFile {
     path: PathBuf,
+    /// The same as `path` for what is no file.
     partial: PathBuf,
     file: Option<File>,
 }
@@ -58,8 +61,14 @@ impl PartialFile {
     /// The directory is not there or may not be written, or `path` is a directory.
     pub fn create(path: &Path) -> io::Result<PartialFile> {
         static MADE: AtomicU64 = AtomicU64::new(0);
-        if path.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::IsADirectory));
+        let path = &target(path)?;
+        match fs::metadata(path) {
+            Ok(there) if there.is_dir() => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            Ok(there) if !there.is_file() => {
+                let file = OpenOptions::new().write(true).open(path)?;
+                return Ok(PartialFile { path: path.clone(), partial: path.clone(), file: Some(file) });
+            }
+            _ => {}
         }
         let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
         let mut partial_name = std::ffi::OsString::from(".");
@@ -70,7 +79,7 @@ impl PartialFile {
         let mut unfinished = unfinished();
         let file = File::create(&partial)?;
         unfinished.files.insert(partial.clone());
-        Ok(PartialFile { path: path.to_owned(), partial, file: Some(file) })
+        Ok(PartialFile { path: path.clone(), partial, file: Some(file) })
     }
 
     /// The name that it is to have.
@@ -100,6 +109,15 @@ impl PartialFile {
         OpenOptions::new().write(true).open(&self.partial)
     }
 
+    /// Waits until the disk has what was written, where it is a file: some file systems say only then that they are full.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn sync(&self) -> io::Result<()> {
+        let file = self.reopen()?;
+        if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
+    }
+
     /// Closes the file and gives it its name.
     ///
     /// # Errors
@@ -118,6 +136,20 @@ impl Drop for PartialFile {
             let _ = fs::remove_file(&self.partial);
         }
     }
+}
+
+/// What a path's links lead to, whether there is a file or not.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    const MOST_LINKS: usize = 40; // as Linux has it
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&path) {
+            // An absolute target replaces the directory.
+            Ok(link) => path = path.parent().unwrap_or(Path::new("")).join(link),
+            Err(_) => return Ok(path), // no link, or nothing there
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
 }
 
 /// Takes away `stale` files, then gives each file its name, in order. A Ctrl-C waits for the end of it.
@@ -139,8 +171,10 @@ pub fn finish_all(
         }
         for file in &mut files {
             file.file = None; // some systems do not rename an open file
-            fs::rename(&file.partial, &file.path).map_err(|error| (file.path.clone(), error))?;
-            unfinished.files.remove(&file.partial);
+            if file.partial != file.path {
+                fs::rename(&file.partial, &file.path).map_err(|error| (file.path.clone(), error))?;
+                unfinished.files.remove(&file.partial);
+            }
         }
         Ok(())
     })();
@@ -240,6 +274,40 @@ mod tests {
         let (path, _) = finish_all(files, &[at("old"), at("never there")].into()).unwrap_err();
         assert_eq!(path, at("b"));
         assert_eq!(names(temp.path()), ["a", "b"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_written_to() {
+        use std::os::unix::fs::symlink;
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir(at("dir")).unwrap();
+        for (link, to) in [("one", "two"), ("two", "dir/file"), ("round", "about"), ("about", "round")] {
+            symlink(to, at(link)).unwrap();
+        }
+        symlink("/dev/null", at("null")).unwrap();
+        for text in [&b"new"[..], b"newer"] {
+            write(&at("one"), text).unwrap();
+            assert_eq!(fs::read(at("dir/file")).unwrap(), text);
+        }
+        assert!(fs::symlink_metadata(at("one")).unwrap().is_symlink());
+        assert!(write(&at("round"), b"").is_err());
+        write(&at("null"), b"gone").unwrap();
+        drop(PartialFile::create(&at("null")).unwrap());
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        assert_eq!(names(temp.path()), ["about", "dir", "null", "one", "round", "two"]);
+        assert_eq!(names(&at("dir")), ["file"]);
+
+        let pipe = at("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).unwrap()
+        });
+        write(&pipe, b"through").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        assert!(fs::symlink_metadata(&pipe).is_ok_and(|there| !there.is_file()));
     }
 
     #[test]

@@ -117,7 +117,8 @@ pub fn chat_template(model: &Model, given: Option<&ChatTemplate>) -> Result<Chat
 
 /// Memory of the KV cache, from what the graph declares.
 pub fn kv_cache_bytes(model: &Model, kv_type: KvType, ctx_size: usize) -> u64 {
-    model.graph.states.iter().map(|s| kv_type.row_bytes(s.row_elems()) as u64 * ctx_size as u64).sum()
+    let row_bytes: u64 = model.graph.states.iter().map(|s| kv_type.row_bytes(s.row_elems()) as u64).sum();
+    row_bytes.saturating_mul(ctx_size as u64)
 }
 
 /// The named backend; for "auto" the first that can run the model, saying which and why.

@@ -148,9 +148,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     if let Some(sink) = sink {
         if outcome.timings.prompt_tokens_evaluated < prompt_tokens.len() {
             output::note("no tensors were saved: the prompt's evaluation was interrupted");
-        } else {
-            save_args::finish(sink)?;
+            return Err(CliError::Interrupted);
         }
+        save_args::finish(sink)?;
     }
     outcome.failure.map_or(Ok(ExitCode::Ok), Err)
 }

@@ -68,6 +68,9 @@ fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
 
 impl CpuExecutable {
     /// Puts the parts together.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`].
     pub fn new(
         one: Program,
         many: Program,
@@ -75,17 +78,32 @@ impl CpuExecutable {
         kernels: Kernels,
         pool: Pool,
         weights: Arc<dyn WeightSource>,
-    ) -> CpuExecutable {
+    ) -> Result<CpuExecutable, BackendError> {
         let needs = one.needs.max(many.needs);
         let max = many.plan.max_sizes;
         let graph = &many.plan.graph;
         let vocab_size = graph.vocab_size();
-        CpuExecutable {
+        let words = one.arena_words.max(many.arena_words);
+        let no_memory = |what: &str, bytes: usize| BackendError::OutOfMemory {
+            what: format!("{what} for a context of {} tokens", max.cached),
+            wanted_bytes: bytes as u64,
+            available_bytes: 0,
+            advice: "lower --ctx-size".into(),
+        };
+        let rope = graph.rope_tables.iter().map(|spec| {
+            let bytes = max.cached.saturating_mul(spec.dims).saturating_mul(4);
+            RopeTable::try_new(*spec, max.cached)
+                .ok_or_else(|| no_memory("the table of RoPE's angles", bytes))
+        });
+        Ok(CpuExecutable {
             kernels,
-            arena: Arena::new(one.arena_words.max(many.arena_words)),
+            arena: Arena::try_new(words)
+                .ok_or_else(|| no_memory("values between launches", words.saturating_mul(4)))?,
             activations: Activations::new(needs.kinds, many.needs.activation_elems),
-            partials: Partials::new(needs.attention, max.cached),
-            rope: graph.rope_tables.iter().map(|spec| RopeTable::new(*spec, max.cached)).collect(),
+            partials: Partials::try_new(needs.attention, max.cached).ok_or_else(|| {
+                no_memory("parts of attentions", Partials::bytes(needs.attention, max.cached))
+            })?,
+            rope: rope.collect::<Result<_, _>>()?,
             scratch: (0..pool.threads()).map(|_| Mutex::new(scratch(needs, one.needs, max.tokens))).collect(),
             vocab_size,
             last: None,
@@ -95,7 +113,7 @@ impl CpuExecutable {
             many,
             info,
             pool,
-        }
+        })
     }
 
     fn program(&self, tokens: usize) -> &Program {

@@ -4,7 +4,6 @@
 //! an element is either read by anyone or written by the one worker whose chunk it belongs to, never both.
 
 use moe_run_graph::ir::{Dim, Shape, StepSizes};
-use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
@@ -16,29 +15,22 @@ pub struct Shared<T> {
 // SAFETY: all access is through the unsafe methods below, whose callers keep ranges apart.
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
+impl<T> From<Box<[T]>> for Shared<T> {
+    fn from(boxed: Box<[T]>) -> Shared<T> {
+        // SAFETY: UnsafeCell<T> has T's layout.
+        Shared { cells: unsafe { Box::from_raw(Box::into_raw(boxed) as *mut [UnsafeCell<T>]) } }
+    }
+}
+
 impl<T: bytemuck::Pod> Shared<T> {
     /// `len` zeros.
     pub fn new(len: usize) -> Shared<T> {
-        let boxed: Box<[T]> = vec![T::zeroed(); len].into_boxed_slice();
-        // SAFETY: UnsafeCell<T> has T's layout.
-        Shared { cells: unsafe { Box::from_raw(Box::into_raw(boxed) as *mut [UnsafeCell<T>]) } }
+        Shared::from(vec![T::zeroed(); len].into_boxed_slice())
     }
 
     /// `len` zeros, untouched until they are used; `None` where the memory cannot be had.
     pub fn try_zeroed(len: usize) -> Option<Shared<T>> {
-        if len == 0 || size_of::<T>() == 0 {
-            return Some(Shared::new(len));
-        }
-        let layout = Layout::array::<T>(len).ok()?;
-        // SAFETY: the layout is not empty; `Pod` may be all zeros; Box frees with the same layout.
-        unsafe {
-            let start = std::alloc::alloc_zeroed(layout);
-            if start.is_null() {
-                return None;
-            }
-            let slice = std::ptr::slice_from_raw_parts_mut(start.cast::<UnsafeCell<T>>(), len);
-            Some(Shared { cells: Box::from_raw(slice) })
-        }
+        bytemuck::allocation::try_zeroed_slice_box(len).ok().map(Shared::from)
     }
 
     /// Bytes `at..at + len` of the buffer.
@@ -136,9 +128,9 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena of so many words.
-    pub fn new(words: usize) -> Arena {
-        Arena { words: Shared::new(words) }
+    /// An arena of so many words; `None` where the memory cannot be had.
+    pub fn try_new(words: usize) -> Option<Arena> {
+        Some(Arena { words: Shared::try_zeroed(words)? })
     }
 
     /// Rows of a value.

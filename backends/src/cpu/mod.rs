@@ -65,6 +65,7 @@ impl Backend for Cpu {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check_ctx_size(NAME)?;
         check_weights(graph, weights.as_ref())?;
         let device = device();
         if let Some(wanted) = &options.device
@@ -107,7 +108,7 @@ impl Backend for Cpu {
             micro_batch,
             weight_bytes: 0,
         };
-        Ok(Box::new(executable::CpuExecutable::new(one, many, info, Kernels::detect(), pool, weights)))
+        Ok(Box::new(executable::CpuExecutable::new(one, many, info, Kernels::detect(), pool, weights)?))
     }
 }
 

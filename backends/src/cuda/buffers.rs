@@ -148,7 +148,7 @@ pub(super) fn check_memory(
     Err(BackendError::OutOfMemory {
         what: format!(
             "{}: {weights} bytes of weights + {working} of working memory + {cache} of KV cache for {ctx_size} \
-             positions",
+             positions, with RoPE's angles",
             driver.info().name
         ),
         wanted_bytes: wanted,

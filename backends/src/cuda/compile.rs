@@ -111,6 +111,7 @@ pub(super) fn compile(
     source: &dyn WeightSource,
     options: &CompileOptions,
 ) -> Result<CudaExecutable, BackendError> {
+    options.check_ctx_size(NAME)?;
     check_weights(graph, source)?;
     let profile = options.profile(Activations::Q8, ActBlock::X32);
     if profile == (ActProfile::Q8 { k_block: ActBlock::X256 }) {
@@ -175,8 +176,8 @@ pub(super) fn compile(
     check_memory(
         &*driver,
         weight_bytes,
-        arena_bytes + scratch_sizes.bytes() + rope_bytes,
-        CudaState::wanted_bytes(graph, options.kv_type, options.ctx_size),
+        arena_bytes + scratch_sizes.bytes(),
+        CudaState::wanted_bytes(graph, options.kv_type, options.ctx_size) + rope_bytes,
         options.ctx_size,
     )?;
 

@@ -97,7 +97,7 @@ impl LogitsWriter {
         let finished = file
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
-            .and_then(|file| file.sync_all())
+            .and_then(|_| partial.sync())
             .and_then(|()| partial.finish());
         finished.map_err(|source| LogitsFileError::Write { path, source })
     }

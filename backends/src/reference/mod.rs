@@ -29,7 +29,7 @@ use crate::executable::{
 };
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, StateDecl, StepSizes};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::any::Any;
@@ -83,6 +83,7 @@ impl Backend for Reference {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check_ctx_size(NAME)?;
         check_weights(graph, weights.as_ref())?;
         if let Some(wanted) = options.device.as_deref()
             && wanted != DEVICE
@@ -131,7 +132,7 @@ struct ReferenceExecutable {
 
 /// Rows of every state as the KV type reads them back.
 struct ReferenceState {
-    rows: Vec<Vec<f32>>,
+    rows: Vec<Box<[f32]>>,
     capacity_tokens: usize,
     size_bytes: u64,
 }
@@ -166,9 +167,19 @@ impl Executable for ReferenceExecutable {
 
     fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
         let capacity_tokens = self.plan.max_sizes.cached;
-        let rows: Vec<Vec<f32>> =
-            self.plan.graph.states.iter().map(|s| vec![0.0; capacity_tokens * s.row_elems()]).collect();
-        let size_bytes = rows.iter().map(|r| size_of_val(r.as_slice()) as u64).sum();
+        let row_elems = |s: &StateDecl| s.row_elems() as u64;
+        let all_elems: u64 = self.plan.graph.states.iter().map(row_elems).sum();
+        let size_bytes = all_elems.saturating_mul(4).saturating_mul(capacity_tokens as u64);
+        let rows = self.plan.graph.states.iter().map(|s| {
+            let elems = capacity_tokens.checked_mul(s.row_elems());
+            elems.and_then(|elems| bytemuck::allocation::try_zeroed_slice_box(elems).ok())
+        });
+        let rows = rows.collect::<Option<Vec<_>>>().ok_or_else(|| BackendError::OutOfMemory {
+            what: format!("the KV cache of {capacity_tokens} tokens, as f32"),
+            wanted_bytes: size_bytes,
+            available_bytes: 0,
+            advice: "lower --ctx-size".into(),
+        })?;
         Ok(Box::new(ReferenceState { rows, capacity_tokens, size_bytes }))
     }
 

@@ -421,8 +421,7 @@ impl SaveSink {
         }
         for target in &self.targets {
             // A disk may report that it is full only now.
-            let synced = target.reopen().and_then(|file| file.sync_data());
-            synced.map_err(|source| SaveError::Io { path: target.path().to_owned(), source })?;
+            target.sync().map_err(|source| SaveError::Io { path: target.path().to_owned(), source })?;
         }
         let executable = &self.info.executable;
         let manifest = Manifest {

@@ -82,6 +82,7 @@ pub(super) fn compile(
     for node in &graph.nodes {
         super::supports(graph, node)?;
     }
+    options.check_ctx_size(NAME)?;
     check_weights(graph, weights)?;
     let profile = options.profile(Activations::Q8, ActBlock::X32);
     if let ActProfile::Q8 { k_block: ActBlock::X256 } = profile {

@@ -56,7 +56,7 @@ impl Test {
 
     /// Positions that the context must hold.
     pub fn context_tokens(&self) -> usize {
-        self.depth + self.tokens
+        self.depth.saturating_add(self.tokens)
     }
 }
 

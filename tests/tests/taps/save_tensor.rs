@@ -286,6 +286,31 @@ fn left_behind(appeared: &str, signals: usize) -> Vec<String> {
     left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// What was asked for has not been done, other than where an answer ends early.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_prompt_saves_nothing_and_says_so() {
+    use moe_run_tests::cli::{finish, interrupt, wait_for, wait_for_work};
+    let temp = tempfile::tempdir().unwrap();
+    let tokens = vec!["17"; 1200].join(",");
+    let mut process = Command::new(BINARY)
+        .args(["run", "--backend", "reference", "--tokens", &tokens, "-n", "1", "--temp", "0"])
+        .args(["--save-tensor", "attn_norm", "--save-tensor-dir"])
+        .arg(temp.path().join("t"))
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&mut process, "sampling: ");
+    wait_for_work(&process);
+    interrupt(&process);
+    let finished = finish(process.wait_with_output().unwrap());
+    assert_eq!(finished.code, 130, "{finished:#?}");
+    assert!(finished.stderr.contains("no tensors were saved"), "{finished:#?}");
+    assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+}
+
 /// While the files are made, in the pass itself, and with a second one that does not wait for the pass to end.
 #[cfg(unix)]
 #[test]

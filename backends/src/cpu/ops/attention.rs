@@ -102,10 +102,20 @@ pub struct Partials {
 }
 
 impl Partials {
-    /// Room for the largest attention over `cached` positions.
-    pub fn new(largest: Largest, cached: usize) -> Partials {
-        let rows = largest.kv_heads * largest.group * cached.div_ceil(PART_POSITIONS);
-        Partials { values: Shared::new(rows * largest.value_head_dim), sums: Shared::new(rows) }
+    fn rows(largest: Largest, cached: usize) -> usize {
+        largest.kv_heads * largest.group * cached.div_ceil(PART_POSITIONS)
+    }
+
+    /// What it takes.
+    pub fn bytes(largest: Largest, cached: usize) -> usize {
+        Self::rows(largest, cached) * (4 * largest.value_head_dim + size_of::<[f64; 2]>())
+    }
+
+    /// Room for the largest attention over `cached` positions; `None` where the memory cannot be had.
+    pub fn try_new(largest: Largest, cached: usize) -> Option<Partials> {
+        let rows = Self::rows(largest, cached);
+        let values = Shared::try_zeroed(rows * largest.value_head_dim)?;
+        Some(Partials { values, sums: Shared::try_zeroed(rows)? })
     }
 }
 

@@ -11,18 +11,17 @@ const BLOCK_POSITIONS: usize = 64;
 /// Cosines, then sines, for each position; computed in f64 when first needed.
 pub struct RopeTable {
     spec: RopeSpec,
-    rows: Vec<f32>,
+    rows: Box<[f32]>,
     filled: usize,
 }
 
 impl RopeTable {
-    /// A table for `positions` positions, of which none is computed yet (nor its memory touched).
-    pub fn new(spec: RopeSpec, positions: usize) -> RopeTable {
-        RopeTable {
-            spec,
-            rows: vec![0.0; positions.next_multiple_of(BLOCK_POSITIONS) * spec.dims],
-            filled: 0,
-        }
+    /// A table for `positions` positions, of which none is computed yet (nor its memory touched); `None` where the memory
+    /// cannot be had.
+    pub fn try_new(spec: RopeSpec, positions: usize) -> Option<RopeTable> {
+        let elems = positions.next_multiple_of(BLOCK_POSITIONS).checked_mul(spec.dims)?;
+        let rows = bytemuck::allocation::try_zeroed_slice_box(elems).ok()?;
+        Some(RopeTable { spec, rows, filled: 0 })
     }
 
     /// Computes all positions below `end`, which is within the table.
