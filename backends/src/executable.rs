@@ -445,6 +445,9 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::Unsupported`] naming op, format and backend.
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError>;
 
+    /// The blocks that it can take for 8-bit activations of super-block formats, its own choice first.
+    fn q8_super_blocks(&self) -> &'static [ActBlock];
+
     /// Whether its arithmetic on 8-bit activations is the reference's to the bit, in models with quantized matrices.
     fn has_reference_bits(&self) -> bool {
         false

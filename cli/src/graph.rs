@@ -129,6 +129,12 @@ impl Request {
                 "--profile, --show-shader and --taps are about a plan: the lowered graph has no launches; give --level plan",
             ));
         }
+        args.backend.check()?;
+        if let (Some(device), false) = (&args.backend.device, args.profile) {
+            return Err(CliError::bad_input(format!(
+                "--device {device}: a plan is made without a device; only --profile opens one",
+            )));
+        }
         if let Some(gb) = args.bandwidth
             && !(gb.is_finite() && gb > 0.0)
         {
@@ -277,9 +283,9 @@ fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Resu
     }
     let plan = session.executable().plan(tokens).clone();
     let measured = profile.of(&plan);
-    let devices = backend.devices()?;
-    let device = devices.iter().find(|d| d.name == info.device).or_else(|| devices.first());
-    let is_cpu = device.is_some_and(|d| d.kind == DeviceKind::Cpu);
+    // A device that its backend does not list, as the host harness of CUDA's kernels, has no memory of its own to measure.
+    let devices = backend.devices().unwrap_or_default();
+    let is_cpu = devices.iter().any(|d| d.name == info.device && d.kind == DeviceKind::Cpu);
     let bandwidth_bytes_per_s = match (args.bandwidth, NonZeroUsize::new(info.threads)) {
         (None, Some(threads)) if is_cpu => Some(bandwidth::read_bytes_per_second(threads)),
         _ => None,

@@ -156,7 +156,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             );
             let activations = args.activations.or(stored.0).unwrap_or(Activations::F32);
             let kv_type = args.kv_type.or(stored.1).unwrap_or(KvType::F32);
-            let same = stored == (Some(activations), Some(kv_type));
+            // 8-bit stages that do not say their block may have another than this run.
+            let block_known = activations != Activations::Q8
+                || saved.as_ref().is_some_and(|s| s.q8_super_block().is_some());
+            let same = stored == (Some(activations), Some(kv_type)) && block_known;
             (Some(activations), kv_type, if same { Relation::Same } else { Relation::Different })
         }
     };
@@ -236,6 +239,7 @@ impl From<ParityError> for CliError {
         match error {
             ParityError::Backend(error) => error.into(),
             ParityError::Save(error) => error.into(),
+            error @ ParityError::SavedBlock { .. } => CliError::unsupported(error),
             error => CliError::bad_input(error),
         }
     }

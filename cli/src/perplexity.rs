@@ -96,6 +96,7 @@ impl From<LogitsFileError> for CliError {
 ///
 /// Errors: a text or file of logits that is unreadable or does not fit, what loading and running report.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    args.backend.check()?;
     let text = fs::read(&args.file).map_err(|e| CliError::unreadable(&args.file, &e))?;
     let text = String::from_utf8(text).map_err(|e| {
         let at = e.utf8_error().valid_up_to();

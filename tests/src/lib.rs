@@ -17,6 +17,7 @@ use moe_run_backends::{
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::ActBlock;
 use std::sync::Arc;
 
 /// The CUDA backend on the host harness: the same kernels and launches, run on the processor.
@@ -45,6 +46,10 @@ impl Backend for CudaHarness {
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Cuda.supports(graph, node)
+    }
+
+    fn q8_super_blocks(&self) -> &'static [ActBlock] {
+        Cuda.q8_super_blocks()
     }
 
     fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {

@@ -103,6 +103,9 @@ fn nothing_to_time_and_unknown_forms_are_refused() {
     let nothing = run(program, ["bench", "--backend", "reference", "-p", "0", "-n", "0"]);
     assert_eq!(nothing.code, 2, "{nothing:#?}");
     assert!(nothing.stderr.contains("-p and -n are both 0"), "{nothing:#?}");
+    let device = run(program, ["bench", "--backend", "auto", "--device", "3"]);
+    assert_eq!(device.code, 2, "{device:#?}");
+    assert!(device.stderr.contains("devices are numbered by backend"), "{device:#?}");
     let form = bench(&["--format", "yaml"]);
     assert_eq!(form.code, 2, "{form:#?}");
     assert!(form.stderr.contains("markdown"), "{form:#?}");

@@ -169,6 +169,82 @@ fn the_program_says_pass_and_refuses_what_does_not_match() {
     assert_eq!(finished.code, 2, "{finished:#?}");
 }
 
+const TOKENS: &str = "3070,303,198,354,294";
+
+/// Saves every stage of a run with 8-bit activations.
+fn saved_q8(backend: &str, format: &str, dir: &Path) {
+    let program = env!("CARGO_BIN_EXE_moe-run-under-test");
+    let (model, dir) = (fixtures::tiny_q4_k_m().display().to_string(), dir.display().to_string());
+    let run = ["trace", "-m", &model, "--backend", backend, "--tokens", TOKENS, "--activations", "q8"];
+    let save = ["--save-tensor", "all", "--save-tensor-layers", "0..4", "--save-tensor-format", format];
+    let _ = moe_run_tests::cli::run(program, run.into_iter().chain(save).chain(["--save-tensor-dir", &dir]))
+        .succeeded();
+}
+
+fn judge(args: &[&str]) -> moe_run_tests::cli::Finished {
+    let model = fixtures::tiny_q4_k_m().display().to_string();
+    let program = env!("CARGO_BIN_EXE_moe-run-under-test");
+    moe_run_tests::cli::run(program, ["parity", "-m", &model].iter().chain(args).copied())
+}
+
+#[test]
+fn saved_stages_are_met_with_their_block_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for (backend, block, format) in [("cpu", 256, "aprt"), ("reference", 32, "safetensors")] {
+        saved_q8(backend, format, Path::new(&path(backend)));
+        let mut places = vec![path(backend)];
+        if format == "safetensors" {
+            places.push(path("reference/stages.safetensors"));
+        }
+        for place in places {
+            for judged in ["cpu", "reference"] {
+                let report = judge(&["--backend", judged, "--against", &place, "--forced", "--json"]);
+                let report = report.succeeded().json();
+                assert_eq!(report["backend"]["executable"]["q8_super_block"], block, "{judged} {place}");
+                assert_eq!((&report["verdict"], &report["relation"]), (&"pass".into(), &"same".into()));
+            }
+        }
+    }
+    let harness = ["--backend", "cuda", "--device", "host-harness", "--against"];
+    let refused = judge(&[&harness[..], &[&path("cpu")]].concat());
+    assert_eq!(refused.code, 3, "{refused:#?}");
+    for said in ["blocks of 256", "backend cuda takes 32 only", "--backend cpu or reference"] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
+    let passed = judge(&[&harness[..], &[&path("reference"), "--json"]].concat()).succeeded().json();
+    assert_eq!(passed["verdict"], "pass");
+}
+
+#[test]
+fn saved_stages_that_were_rounded_otherwise_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let stages = dir.path().join("stages").display().to_string();
+    saved_q8("cpu", "aprt", Path::new(&stages));
+    for (option, found, saved) in [("--activations", "f32", "q8"), ("--kv-type", "f32", "f16")] {
+        let refused = judge(&["--backend", "reference", "--against", &stages, option, found]);
+        assert_eq!(refused.code, 2, "{refused:#?}");
+        let said = format!("saved with {option} {saved}; this run has {found}");
+        assert!(refused.stderr.contains(&said), "{said}: {}", refused.stderr);
+    }
+}
+
+#[test]
+fn two_backends_take_a_block_that_both_have() {
+    let harness = ["--backend", "cpu", "--against", "cuda", "--against-device", "host-harness"];
+    let reference = ["--backend", "cpu", "--against", "reference", "--activations", "q8"];
+    for (sides, block) in [(&harness[..], 32), (&reference, 256)] {
+        let args = [sides, &["--tokens", TOKENS, "--forced", "--json"]].concat();
+        let report = judge(&args).succeeded().json();
+        assert_eq!(report["verdict"], "pass");
+        for side in ["backend", "against"] {
+            let executable = &report[side]["executable"];
+            assert_eq!(executable["q8_super_block"], block, "{executable}");
+            assert_eq!(executable["activations"], "q8", "{executable}");
+        }
+    }
+}
+
 #[test]
 fn a_divergence_is_saved_with_the_layer_before_and_nothing_else() {
     let program = env!("CARGO_BIN_EXE_moe-run-under-test");

@@ -66,6 +66,10 @@ fn what_cannot_be_scored_is_refused_with_the_numbers() {
     let absent = perplexity(&["-f", "no-such-file.txt"]);
     assert_eq!((absent.code, absent.stdout.as_str()), (2, ""), "{absent:#?}");
     assert!(absent.stderr.contains("no-such-file.txt"), "{absent:#?}");
+    let device = ["perplexity", "--backend", "auto", "--device", "3", "-f", &file];
+    let device = run(env!("CARGO_BIN_EXE_moe-run-under-test"), device);
+    assert_eq!(device.code, 2, "{device:#?}");
+    assert!(device.stderr.contains("devices are numbered by backend"), "{device:#?}");
     let not_logits = perplexity(&["-f", &file, "-c", "32", "--against", &file]);
     assert_eq!(not_logits.code, 2, "{not_logits:#?}");
     assert!(not_logits.stderr.contains("--save-logits"), "{not_logits:#?}");

@@ -47,6 +47,10 @@ impl Backend for Cpu {
         Ok(vec![device()])
     }
 
+    fn q8_super_blocks(&self) -> &'static [ActBlock] {
+        &[ActBlock::X256, ActBlock::X32]
+    }
+
     fn has_reference_bits(&self) -> bool {
         true
     }

@@ -21,6 +21,7 @@ use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightS
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::ActBlock;
 use std::sync::Arc;
 
 /// The backend's name.
@@ -47,6 +48,10 @@ impl Backend for Cuda {
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
         ops::supports(graph, node)
+    }
+
+    fn q8_super_blocks(&self) -> &'static [ActBlock] {
+        &[ActBlock::X32]
     }
 
     fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {

@@ -1,7 +1,7 @@
 //! Saved tensors around a divergence: both sides run once more, with the taps of the layer in question and the one before,
 //! and nothing else is written. Looking changes nothing, so these are the values that were compared.
 
-use super::{Against, Options, ParityError, Report, Subject, other_compiled};
+use super::{Against, Options, ParityError, Report, Subject, agree, other_compiled};
 use crate::executable::{Executable, Observer, WeightSource};
 use crate::session::LogitsRows;
 use crate::taps::save::{Capture, ModelIdentity, SaveOptions, SaveSink};
@@ -57,7 +57,8 @@ pub fn save_around(
     watch: &mut dyn Observer,
 ) -> Result<Vec<PathBuf>, ParityError> {
     let Some(taps) = around(graph, report) else { return Ok(Vec::new()) };
-    let compile = options.compiled(taps.clone());
+    let q8_super_block = agree::q8_super_block(graph, subject.backend, against, options)?;
+    let compile = options.compiled(taps.clone(), q8_super_block);
     let mut side = |name: &str, executable: Box<dyn Executable>, hook: Option<&mut dyn Observer>| {
         let capture = Capture {
             graph,

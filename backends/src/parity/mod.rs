@@ -5,6 +5,7 @@
 //! every launch of the first side the other's inputs and so tells an op's own error from what it inherited. Output: a
 //! [`Report`]. Limits come from the table in [`crate::tolerance`]. Nothing is kept but the stages in flight.
 
+mod agree;
 mod around;
 mod forced;
 mod free;
@@ -33,6 +34,7 @@ use free::Free;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Node, Op, Stage};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
+use moe_run_graph::quant::ActBlock;
 use source::{Gone, Origin, Sender, Source};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -85,6 +87,40 @@ pub enum ParityError {
     NoStages {
         /// The saved stages.
         path: PathBuf,
+    },
+    /// Saved stages whose 8-bit block the judged backend does not have.
+    #[error(
+        "{}: saved with 8-bit activations in blocks of {saved} for super-block formats; backend {backend} takes {found} \
+         only. Try --backend {able}, or stages saved with --activations f32",
+        path.display()
+    )]
+    SavedBlock {
+        /// The saved stages.
+        path: PathBuf,
+        /// Elements of their block.
+        saved: usize,
+        /// The judged backend.
+        backend: &'static str,
+        /// Elements of its blocks.
+        found: String,
+        /// Backends that have the block.
+        able: String,
+    },
+    /// Saved stages that were rounded otherwise than the run rounds.
+    #[error(
+        "{}: saved with {option} {saved}; this run has {found}, and an operation would be blamed for that. Leave {option} \
+         out, or save stages with {option} {found} (stages of f32 can be compared with any run)",
+        path.display()
+    )]
+    SavedSetting {
+        /// The saved stages.
+        path: PathBuf,
+        /// The setting's option.
+        option: &'static str,
+        /// Their setting.
+        saved: String,
+        /// The run's.
+        found: String,
     },
     /// Stages cannot be saved.
     #[error(transparent)]
@@ -180,10 +216,14 @@ pub fn compare(
     {
         return Err(ParityError::NoStages { path: set.path.clone() });
     }
-    let compile = options.compiled(TapSelection::All);
+    let q8_super_block = agree::q8_super_block(graph, subject.backend, against, options)?;
+    let compile = options.compiled(TapSelection::All, q8_super_block);
     let run = Run { graph, weights, against, options, compile };
     let executable = run.subject(&subject)?;
     let info = executable.info().clone();
+    if let Against::Saved(set) = against {
+        agree::check_saved(set, &info)?;
+    }
     let relation = match against {
         Against::Backend(..) => Relation::Same,
         Against::Saved(_) => options.saved_relation,
@@ -438,8 +478,8 @@ fn other_compiled(subject: &CompileOptions, info: &ExecutableInfo, device: Optio
 }
 
 impl Options {
-    /// What the subject is compiled with.
-    fn compiled(&self, taps: TapSelection) -> CompileOptions {
+    /// What the subject is compiled with, given the block that [`agree`] found.
+    fn compiled(&self, taps: TapSelection, q8_super_block: Option<ActBlock>) -> CompileOptions {
         let tokens = self.tokens.len();
         let micro_batch = self.compile.micro_batch.unwrap_or(MICRO_BATCH_TOKENS).min(tokens);
         CompileOptions {
@@ -447,6 +487,7 @@ impl Options {
             micro_batch: Some(micro_batch),
             max_logits_rows: micro_batch,
             taps,
+            q8_super_block,
             ..self.compile.clone()
         }
     }

@@ -69,6 +69,10 @@ impl Backend for Reference {
         Vec::new()
     }
 
+    fn q8_super_blocks(&self) -> &'static [ActBlock] {
+        &[ActBlock::X32, ActBlock::X256]
+    }
+
     fn has_reference_bits(&self) -> bool {
         true
     }

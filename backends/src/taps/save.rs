@@ -353,7 +353,7 @@ impl SaveSink {
     fn metadata(&self) -> Vec<(&'static str, String)> {
         let (info, executable) = (&self.info, &self.info.executable);
         let tokens: Vec<u32> = info.tokens.iter().map(|t| t.0).collect();
-        vec![
+        let mut metadata = vec![
             ("moe_run_version", env!("CARGO_PKG_VERSION").to_owned()),
             ("model", info.model.file.clone()),
             ("model_size_bytes", info.model.size_bytes.to_string()),
@@ -364,7 +364,9 @@ impl SaveSink {
             ("activations", executable.activations.name().to_owned()),
             ("kv_type", executable.kv_type.name().to_owned()),
             ("tokens", serde_json::json!(tokens).to_string()),
-        ]
+        ];
+        metadata.extend(executable.q8_super_block.map(|b| ("q8_super_block", b.elems().to_string())));
+        metadata
     }
 
     fn write(&mut self, tap: &TapValue<'_>, at: usize) -> Result<(), SaveError> {

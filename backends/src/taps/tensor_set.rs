@@ -4,6 +4,7 @@ use super::save::MANIFEST;
 use super::tensor_file::{self, TensorFile, TensorFileError, TensorRef};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Stage;
+use moe_run_graph::quant::ActBlock;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -105,6 +106,16 @@ impl TensorSet {
         };
         let ids = list.as_array()?.iter().map(|v| v.as_u64().and_then(|v| u32::try_from(v).ok()));
         ids.map(|id| id.map(TokenId)).collect()
+    }
+
+    /// The recorded 8-bit block of super-block formats; `None` where activations were not 8-bit, or none is recorded.
+    #[must_use]
+    pub fn q8_super_block(&self) -> Option<ActBlock> {
+        let elems = match self.info.get("q8_super_block")? {
+            Value::String(text) => text.parse().ok()?,
+            number => number.as_u64()?,
+        };
+        [ActBlock::X32, ActBlock::X256].into_iter().find(|b| b.elems() as u64 == elems)
     }
 
     /// A recorded setting, such as `activations`.

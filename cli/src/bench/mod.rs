@@ -113,6 +113,7 @@ impl ValueEnum for Format {
 ///
 /// Errors: tests that the model's context cannot hold, what loading and running report.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    common::check_device(&args.backend, args.device.as_deref())?;
     let tests = args.tests()?;
     let mut header = None;
     let (mut results, mut profiles) = (Vec::new(), Vec::new());

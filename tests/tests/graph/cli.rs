@@ -73,6 +73,15 @@ fn a_profile_sets_times_beside_the_plan() {
 }
 
 #[test]
+fn a_profile_opens_the_device_that_is_named() {
+    let device = ["--backend", "cuda", "--device", "host-harness", "--profile"];
+    let args = [&device[..], &["--depth", "2", "-r", "1", "--format", "json"]].concat();
+    let json = graph(&fixtures::tiny_q4_k_m(), &args).succeeded().json();
+    assert_eq!(json["backend"]["device"], "host-harness");
+    assert!(json["totals"]["measured"]["seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn taps_that_are_asked_for_are_in_the_plan() {
     let args =
         ["--backend", "reference", "--level", "plan", "--format", "json", "--taps", "attn_scores,moe_router"];
@@ -95,6 +104,9 @@ fn what_cannot_be_is_refused_before_the_model_is_opened() {
         (&["--bandwidth=-1"], "above 0"),
         (&["--level", "best"], "possible values"),
         (&["--repetitions", "3"], "--profile"),
+        (&["--profile", "--device", "3"], "devices are numbered by backend"),
+        (&["--level", "plan", "--device", "3"], "devices are numbered by backend"),
+        (&["--level", "plan", "--backend", "cpu", "--device", "nonsense"], "only --profile opens one"),
     ] {
         let refused = graph(absent, args);
         assert_eq!(refused.code, 2, "{args:?}: {refused:?}");
@@ -107,6 +119,7 @@ fn what_cannot_be_is_refused_before_the_model_is_opened() {
         (&["--depth", "100000"], 2, "do not fit"),
         (&["--backend", "reference", "--show-shader", "nope"], 2, "no launch 'nope'"),
         (&["--backend", "reference", "--show-shader", "0"], 3, "keeps no source"),
+        (&["--backend", "cpu", "--profile", "--device", "nonsense"], 3, "--device nonsense is not available"),
         (&["-o", "/nonexistent/graph.txt"], 2, "there is no directory /nonexistent"),
     ] {
         let refused = graph(&tiny, args);
