@@ -1,8 +1,9 @@
 //! Options that several commands share: the model, and how it is run.
 
 use std::{
-    num::NonZeroUsize,
+    num::{IntErrorKind, NonZeroUsize, ParseIntError},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -67,11 +68,11 @@ pub struct BackendArgs {
     pub kv_type: KvType,
 
     /// Tokens that the context holds [default: what the model was trained for, 4096 at most]
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = whole_number::<NonZeroUsize>)]
     pub ctx_size: Option<NonZeroUsize>,
 
     /// Threads of the CPU backend; any number gives the same result [default: the physical cores]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = whole_number::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -133,6 +134,16 @@ pub fn check_file(option: &str, path: Option<&Path>) -> Result<(), CliError> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// A whole number of the command line, its least value being what the type allows: 0, or 1 where it is never zero.
+///
+/// Errors: which numbers are allowed.
+pub fn whole_number<T: FromStr<Err = ParseIntError>>(argument: &str) -> Result<T, String> {
+    argument.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "the number is too large".to_owned(),
+        _ => format!("wanted a whole number, {} or more", if "0".parse::<T>().is_ok() { 0 } else { 1 }),
+    })
 }
 
 /// "auto" and the backends of this build.

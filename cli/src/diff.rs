@@ -12,7 +12,7 @@ use moe_run_backends::taps::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{CliError, ExitCode, output};
+use crate::{CliError, ExitCode, common, output};
 
 /// The version of the JSON's layout.
 const SCHEMA_VERSION: u32 = 1;
@@ -29,11 +29,11 @@ pub struct Args {
     pub b: PathBuf,
 
     /// Largest relative L2 distance that is within; without it, equal values are wanted
-    #[arg(long, value_name = "REL", default_value_t = 0.0)]
+    #[arg(long, value_name = "REL", default_value_t = 0.0, allow_negative_numbers = true)]
     pub tolerance: f64,
 
     /// Differences that are listed for each pair, largest first
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub limit: usize,
 
     /// Print one JSON object instead of text

@@ -6,8 +6,8 @@ use std::{
 };
 
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, DeviceKind, Executable, KvType, WeightSource, registry,
-    session::Session,
+    Backend, BackendError, CompileOptions, DeviceInfo, DeviceKind, Executable, KvType, WeightSource,
+    registry, session::Session,
 };
 use moe_run_graph::{
     Model,
@@ -129,7 +129,7 @@ pub fn backend(model: &Model, name: &str) -> Result<Box<dyn Backend>, CliError> 
         return Ok(registry::by_name(name)?);
     }
     let mut reasons = Vec::new();
-    match candidates().find(|b| can_run(b.as_ref(), model, &mut reasons)) {
+    match candidates().find(|b| device_that_can_run(b.as_ref(), model, &mut reasons).is_some()) {
         Some(backend) => {
             say_chosen(backend.name(), &reasons);
             Ok(backend)
@@ -154,7 +154,10 @@ pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Bo
     let mut reasons = Vec::new();
     let mut memory = None;
     for backend in candidates() {
-        if !can_run(backend.as_ref(), model, &mut reasons) {
+        let Some(device) = device_that_can_run(backend.as_ref(), model, &mut reasons) else { continue };
+        if let Err(error) = kv_cache_fits(&device, model, options) {
+            reasons.push(format!("backend {}: {error}", backend.name()));
+            memory = Some(error);
             continue;
         }
         say_chosen(backend.name(), &reasons);
@@ -178,8 +181,12 @@ fn candidates() -> impl Iterator<Item = Box<dyn Backend>> {
     registry::all().into_iter().filter(|b| b.name() != "reference")
 }
 
-/// Whether a backend has a device and every operation of the model; if not, why.
-fn can_run(backend: &dyn Backend, model: &Model, reasons: &mut Vec<String>) -> bool {
+/// The device that a backend takes unless told otherwise, if it has one and every operation of the model; if not, why.
+fn device_that_can_run(
+    backend: &dyn Backend,
+    model: &Model,
+    reasons: &mut Vec<String>,
+) -> Option<DeviceInfo> {
     let why = match backend.devices() {
         Err(error) => error.to_string(),
         Ok(devices) => match devices.iter().find(|d| d.kind != DeviceKind::Unsupported) {
@@ -192,14 +199,31 @@ fn can_run(backend: &dyn Backend, model: &Model, reasons: &mut Vec<String>) -> b
             Some(_) if devices.iter().all(|d| d.kind == DeviceKind::Software) => {
                 format!("backend {}: only a software adapter, which is slow", backend.name())
             }
-            Some(_) => match model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
-                Some(error) => error.to_string(),
-                None => return true,
-            },
+            Some(device) => {
+                match model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
+                    Some(error) => error.to_string(),
+                    None => return Some(device.clone()),
+                }
+            }
         },
     };
     reasons.push(why);
-    false
+    None
+}
+
+/// Whether the KV cache alone is no larger than all the memory of a processor. Zeros that nobody touched take no memory
+/// there, so allocating them would not tell; on a GPU it does, and the backend's own arithmetic says more.
+fn kv_cache_fits(device: &DeviceInfo, model: &Model, options: &CompileOptions) -> Result<(), BackendError> {
+    let wanted_bytes = kv_cache_bytes(model, options.kv_type, options.ctx_size);
+    match device.memory_bytes.filter(|_| device.kind == DeviceKind::Cpu) {
+        Some(memory_bytes) if memory_bytes < wanted_bytes => Err(BackendError::OutOfMemory {
+            what: format!("the KV cache of {} tokens on {}", options.ctx_size, device.name),
+            wanted_bytes,
+            available_bytes: memory_bytes,
+            advice: "lower --ctx-size, or take --kv-type q8_0".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn say_chosen(name: &str, reasons: &[String]) {

@@ -13,18 +13,22 @@ use moe_run_graph::{
 };
 use serde::Serialize;
 
-use crate::{CliError, interrupt::Generation, stop::StopTexts};
+use crate::{
+    CliError, common,
+    interrupt::Generation,
+    stop::{StopTexts, stop_text},
+};
 
 /// What may end a generation besides the model.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Generation")]
 pub struct GenerateArgs {
     /// Tokens to generate at most [default: until the model ends or the context is full]
-    #[arg(short = 'n', long, value_name = "TOKENS")]
+    #[arg(short = 'n', long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub max_tokens: Option<usize>,
 
     /// End before this text; may be given more than once
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub stop: Vec<String>,
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     CliError, ExitCode,
-    common::{DEFAULT_CTX_SIZE, ModelArgs},
+    common::{self, DEFAULT_CTX_SIZE, ModelArgs},
     engine::human_bytes,
     output,
 };
@@ -36,7 +36,7 @@ pub struct Args {
     pub model: ModelArgs,
 
     /// Tokens of the context that memory is estimated for [default: the model's own limit, 4096 at most]
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub ctx_size: Option<usize>,
 
     /// Look through all tensors for scales and values that are not finite; exit status 1 where there are any

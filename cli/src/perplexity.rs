@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     CliError, ExitCode,
-    common::{BackendArgs, ModelArgs},
+    common::{self, BackendArgs, ModelArgs},
     engine, output,
 };
 
@@ -28,6 +28,7 @@ const MICRO_BATCH_TOKENS: usize = 256;
 
 /// Arguments of `perplexity`.
 #[derive(clap::Args, Debug)]
+#[command(mut_arg("ctx_size", |arg| arg.help(format!("Tokens of a chunk [default: {DEFAULT_CHUNK_TOKENS}]"))))]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -36,8 +37,8 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT")]
     file: PathBuf,
 
-    /// Score so many chunks at most (a chunk has --ctx-size tokens, here 512 by default) [default: all]
-    #[arg(long, value_name = "N")]
+    /// Score so many chunks of --ctx-size tokens at most [default: all]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     chunks: Option<NonZeroUsize>,
 
     /// Save the logits of every scored position

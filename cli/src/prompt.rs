@@ -14,7 +14,7 @@ use moe_run_graph::{
 use serde_json::{Map, Value};
 
 use crate::{
-    CliError,
+    CliError, common,
     engine::{Engine, chat_template},
 };
 
@@ -31,7 +31,8 @@ pub struct PromptArgs {
     pub file: Option<PathBuf>,
 
     /// The prompt as token ids, as they are: 1,2,3
-    #[arg(long, value_name = "IDS", value_delimiter = ',', group = "prompt_source",
+    #[arg(long, value_name = "IDS", value_delimiter = ',', allow_negative_numbers = true,
+          value_parser = common::whole_number::<u32>, group = "prompt_source",
           conflicts_with_all = ["raw", "system", "chat_template", "template_var"])]
     pub tokens: Vec<u32>,
 

@@ -9,7 +9,7 @@ use moe_run_backends::{
 };
 use moe_run_graph::gguf::{GgufError, Metadata, keys};
 
-use crate::CliError;
+use crate::{CliError, common};
 
 /// What Qwen3's makers advise for instruct models: the defaults where a file states nothing.
 const DEFAULT_TEMPERATURE: f32 = 0.7;
@@ -27,7 +27,7 @@ pub struct SamplerArgs {
     pub temp: Option<f32>,
 
     /// Choose among the K best tokens only; 0 for all
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub top_k: Option<usize>,
 
     /// Choose among the fewest tokens that have this share of the probability together; 1 for all
@@ -43,7 +43,7 @@ pub struct SamplerArgs {
     pub repetition_penalty: Option<f32>,
 
     /// Seed of the random choice: the same seed gives the same text [default: a random one, said on standard error]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<u64>)]
     pub seed: Option<u64>,
 }
 

@@ -17,9 +17,9 @@ pub struct Passed {
 }
 
 impl StopTexts {
-    /// Stop texts; empty ones are ignored.
+    /// Stop texts, of which none is empty: an empty one would end every text at its beginning.
     pub fn new(texts: impl IntoIterator<Item = String>) -> StopTexts {
-        StopTexts { texts: texts.into_iter().filter(|t| !t.is_empty()).collect(), held: String::new() }
+        StopTexts { texts: texts.into_iter().collect(), held: String::new() }
     }
 
     /// Takes a piece of text.
@@ -38,6 +38,16 @@ impl StopTexts {
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
+}
+
+/// A stop text of the command line.
+///
+/// Errors: it is empty.
+pub fn stop_text(argument: &str) -> Result<String, String> {
+    if argument.is_empty() {
+        return Err("wanted a text of at least one character".to_owned());
+    }
+    Ok(argument.to_owned())
 }
 
 /// Bytes of the longest end of `text` that is a beginning, but not the whole, of `stop`.
@@ -77,7 +87,6 @@ mod tests {
             (&["\n\n", "x"], "a\nb\n\nc", "a\nb", true),
             (&["é🙂"], "aéé🙂b", "aé", true),
             (&[], "abc", "abc", false),
-            (&[""], "abc", "abc", false),
         ] {
             for size in 1..=text.chars().count() {
                 assert_eq!(run(stops, text, size), (wanted.to_owned(), stopped), "{stops:?} {text:?} {size}");

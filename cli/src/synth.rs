@@ -19,7 +19,7 @@ use moe_run_graph::{
 };
 use serde::Serialize;
 
-use crate::{CliError, ExitCode, interrupt::Generation, output};
+use crate::{CliError, ExitCode, common, interrupt::Generation, output};
 
 /// More filling threads than this are of no use: the disk is slower.
 const THREADS_MAX: usize = 8;
@@ -32,7 +32,7 @@ pub struct Args {
     pub preset: String,
 
     /// How many of its layers [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub layers: Option<usize>,
 
     /// File to write
@@ -40,7 +40,7 @@ pub struct Args {
     pub output: PathBuf,
 
     /// Seed of the random weights: the same seed gives the same file
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = common::whole_number::<u64>)]
     pub seed: u64,
 
     /// Take tokenizer and chat template from this GGUF file; without it the model runs from token ids only

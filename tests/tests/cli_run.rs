@@ -309,6 +309,18 @@ fn wrong_input_is_refused_with_its_exit_code_and_says_what_to_try() {
         (&["--raw", "--system", "s", "-p", "x"], 2, &["cannot be used with"]),
         (&["--tokens", "1,2,99999999"], 2, &["99999999", "3072"]),
         (&["--tokens", "1,b"], 2, &["--tokens", "b"]),
+        (&["-p", "x", "--top-k", "-1"], 2, &["'-1'", "--top-k", "a whole number, 0 or more"]),
+        (&["-p", "x", "--seed", "-1"], 2, &["'-1'", "--seed", "a whole number, 0 or more"]),
+        (&["-p", "x", "--seed", "18446744073709551616"], 2, &["--seed", "too large"]),
+        (&["-p", "x", "-n", "-1"], 2, &["'-1'", "--max-tokens", "a whole number, 0 or more"]),
+        (&["-p", "x", "-c", "-1"], 2, &["'-1'", "--ctx-size", "a whole number, 1 or more"]),
+        (&["-p", "x", "--threads", "0"], 2, &["'0'", "--threads", "a whole number, 1 or more"]),
+        (&["--tokens", "-1"], 2, &["'-1'", "--tokens", "a whole number, 0 or more"]),
+        (&["diff", "a", "b", "--tolerance", "-1"], 2, &["--tolerance", "-1", "0 or more"]),
+        (&["bench", "-r", "-2"], 2, &["'-2'", "--repetitions", "a whole number, 1 or more"]),
+        (&["inspect", "-c", "-1"], 2, &["'-1'", "--ctx-size", "a whole number, 0 or more"]),
+        (&["-p", "x", "--stop", ""], 2, &["--stop", "at least one character"]),
+        (&["chat", "--stop", "a", "--stop="], 2, &["--stop", "at least one character"]),
         (&["-p", "x", "--template-var", "novalue"], 2, &["NAME=VALUE"]),
         (&["-p", "x", "--device", "0"], 2, &["--device", "--backend"]),
     ];
@@ -319,6 +331,19 @@ fn wrong_input_is_refused_with_its_exit_code_and_says_what_to_try() {
             assert!(refused.stderr.contains(word), "{args:?} says {word}: {refused:#?}");
         }
         assert_eq!(refused.stdout, "", "{args:?}");
+    }
+}
+
+/// `auto` takes no backend whose device could not hold the context, and does not say that it can.
+#[test]
+fn auto_refuses_a_context_that_no_memory_holds() {
+    for ctx_size in ["9000000000", "18446744073709551615"] {
+        let refused = moe_run(&["-p", "x", "-c", ctx_size]);
+        assert_eq!(refused.code, 4, "{refused:#?}");
+        for said in ["the KV cache", ctx_size, "available", "--ctx-size"] {
+            assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
+        }
+        assert!(!refused.stderr.contains("cpu is the fastest backend"), "{refused:#?}");
     }
 }
 

@@ -185,6 +185,10 @@ fn chat_wants_a_tokenizer_and_a_template() {
     let refused = chat(&["-m", &fixture("micro/zoo-q8_0.gguf")], "Hello\n");
     assert_eq!(refused.code, 2, "{refused:#?}");
     assert!(refused.stderr.contains("no tokenizer"), "{refused:#?}");
+    assert!(
+        refused.stderr.contains("`run`, `trace` and `parity` take token ids"),
+        "chat takes none: {refused:#?}"
+    );
 }
 
 /// As a prompt of `run` that is no text: wrong input.

@@ -75,6 +75,12 @@ fn what_cannot_be_scored_is_refused_with_the_numbers() {
     assert!(not_logits.stderr.contains("--save-logits"), "{not_logits:#?}");
     let unwritable = perplexity(&["-f", &file, "-c", "32", "--save-logits", "no/such/directory/logits"]);
     assert_eq!(unwritable.code, 4, "{unwritable:#?}");
+    let micro = fixtures::crate_dir().join("fixtures/micro/zoo-q8_0.gguf").display().to_string();
+    let no_tokenizer = perplexity(&["-m", &micro, "-f", &file]);
+    assert_eq!(no_tokenizer.code, 2, "{no_tokenizer:#?}");
+    assert!(no_tokenizer.stderr.contains("has no tokenizer"), "{no_tokenizer:#?}");
+    // This command has no such option.
+    assert!(!no_tokenizer.stderr.contains("give token ids"), "{no_tokenizer:#?}");
     let not_text = dir.path().join("not-text");
     fs::write(&not_text, [b'a', 0xff]).expect("writable");
     let not_text = perplexity(&["-f", &not_text.display().to_string()]);
@@ -100,4 +106,11 @@ fn verse_that_the_model_was_not_trained_on_is_scored_as_llama_cpp_scores_it() {
         let found = number(&result, "perplexity");
         assert!((found / wanted - 1.0).abs() < 0.01, "{model}: {found}, wanted {wanted}");
     }
+}
+
+#[test]
+fn the_help_states_the_default_that_is_used() {
+    let help = perplexity(&["--help"]).succeeded().stdout;
+    let ctx_size = help.split("--ctx-size <TOKENS>").nth(1).expect("the option").trim_start();
+    assert!(ctx_size.starts_with("Tokens of a chunk [default: 512]"), "{help}");
 }

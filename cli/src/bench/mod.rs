@@ -31,11 +31,11 @@ pub struct Args {
     model: ModelArgs,
 
     /// Tokens of the prompt tests; 0 leaves them out
-    #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', default_value = "512")]
+    #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', default_value = "512", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     prompt_tokens: Vec<usize>,
 
     /// Tokens of the generation tests; 0 leaves them out
-    #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     gen_tokens: Vec<usize>,
 
     /// Generate each token from the one before, as `run --temp 0` does, instead of random ones: a GPU then has its next
@@ -44,19 +44,19 @@ pub struct Args {
     greedy: bool,
 
     /// Tokens that the context holds before each test
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "0", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     depth: Vec<usize>,
 
     /// Timed runs of each test, after one that is not timed
-    #[arg(short, long, value_name = "N", default_value = "5")]
+    #[arg(short, long, value_name = "N", default_value = "5", allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     repetitions: NonZeroUsize,
 
     /// Threads of the CPU backend; several numbers give several rows [default: the physical cores]
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     threads: Vec<NonZeroUsize>,
 
     /// Seed of the random tokens
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = common::whole_number::<u64>)]
     seed: u64,
 
     /// Add a table of the time that each operation takes

@@ -10,7 +10,8 @@ use crate::gguf::GgufError;
 pub enum TokenizerError {
     /// The file has no tokenizer.
     #[error(
-        "{file}: the file has no tokenizer (key \"tokenizer.ggml.model\"); give token ids instead of text (--tokens)"
+        "{file}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
+         take token ids (--tokens)"
     )]
     Absent {
         /// File concerned.
@@ -18,7 +19,8 @@ pub enum TokenizerError {
     },
     /// A kind of tokenizer that is not known.
     #[error(
-        "tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE); give token ids instead of text"
+        "tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE), so there is no text; `run`, `trace` and \
+         `parity` take token ids (--tokens)"
     )]
     Model {
         /// What the file states.
@@ -26,8 +28,8 @@ pub enum TokenizerError {
     },
     /// A pre-tokenizer that is not known.
     #[error(
-        "tokenizer.ggml.pre: found {found:?}, wanted one of {known}; a wrong one would give wrong ids silently, so give \
-         token ids instead of text (--tokens)"
+        "tokenizer.ggml.pre: found {found:?}, wanted one of {known}; a wrong one would give wrong ids silently, so there is \
+         no text; `run`, `trace` and `parity` take token ids (--tokens)"
     )]
     PreTokenizer {
         /// What the file states.
