@@ -24,7 +24,7 @@ use moe_run_graph::{
 
 use crate::{
     CliError, ExitCode,
-    common::{BackendArgs, ModelArgs, check_file},
+    common::{self, BackendArgs, ModelArgs, check_file},
     engine, output,
 };
 
@@ -59,16 +59,16 @@ pub struct Args {
     pub taps: Option<String>,
 
     /// Tokens of the step that costs are stated for: 1 is decoding
-    #[arg(long, value_name = "TOKENS", default_value = "1")]
+    #[arg(long, value_name = "TOKENS", default_value = "1", allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     pub step_tokens: NonZeroUsize,
 
     /// Tokens in the cache before that step [default: 512, or what the context holds]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub depth: Option<usize>,
 
     /// Memory's bandwidth in 10⁹ bytes a second, for the times that the bytes alone take [default with --profile on a
     /// processor: measured]
-    #[arg(long, value_name = "GB/S")]
+    #[arg(long, value_name = "GB/S", allow_negative_numbers = true)]
     pub bandwidth: Option<f64>,
 
     /// Run the step and set each launch's time beside what the bytes alone take
@@ -76,7 +76,7 @@ pub struct Args {
     pub profile: bool,
 
     /// Timed steps of --profile, after one that is not timed
-    #[arg(short, long, value_name = "N", default_value = "10", requires = "profile")]
+    #[arg(short, long, value_name = "N", default_value = "10", requires = "profile", allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     pub repetitions: NonZeroUsize,
 
     /// Print the source of a launch's kernel instead of the graph: its number or its kind, as the plan names it

@@ -50,7 +50,7 @@ pub struct Args {
     pub prompt: PromptArgs,
 
     /// Evaluate the last N tokens one by one, as generation does
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub decode: usize,
 
     /// Make the forced run whatever the free run finds
@@ -79,7 +79,7 @@ pub struct Args {
     pub against_device: Option<String>,
 
     /// Threads of the CPU backend [default: the physical cores]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
 
     /// After a divergence, save both sides' stages of the layer in question and the one before: DIR/backend, DIR/against
