@@ -11,7 +11,7 @@ use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::ActBlock;
+use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
 use std::any::Any;
 use std::ops::Range;
@@ -436,8 +436,8 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::NoDevice`].
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError>;
 
-    /// Its launch groups for steps of up to `tokens` tokens, best first.
-    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern>;
+    /// Its launch groups for steps of up to `tokens` tokens under the activations of these options, best first.
+    fn patterns(&self, tokens: usize, options: &CompileOptions) -> Vec<LaunchPattern>;
 
     /// Whether it can run a node, and if not, why.
     ///
@@ -453,10 +453,14 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// The kernel that runs a launch of a plan made from [`Backend::patterns`], for dumps; it needs neither weights nor
-    /// a device. `None` where the launch has no kernel that could be named.
-    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
-        let _ = (plan, launch);
+    /// The activations that it multiplies quantized weights with under these options; its own where they name none.
+    fn profile(&self, options: &CompileOptions) -> ActProfile;
+
+    /// The kernel that runs a launch of a plan made from [`Backend::patterns`], for dumps, under the activations and KV
+    /// type of these options; it needs neither weights nor a device. `None` where the launch has no kernel that could be
+    /// named.
+    fn kernel(&self, plan: &Plan, launch: &Launch, options: &CompileOptions) -> Option<KernelInfo> {
+        let _ = (plan, launch, options);
         None
     }
 

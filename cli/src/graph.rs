@@ -19,6 +19,7 @@ use moe_run_graph::{
     ids::TokenId,
     ir::StepSizes,
     passes::{Launch, Plan, PlanOptions, TapSelection, none_alone, plan},
+    quant::ActBlock,
     synth::Random,
 };
 
@@ -153,6 +154,8 @@ impl Request {
 struct Planned {
     plan: Plan,
     backend: Box<dyn Backend>,
+    /// Under which it is compiled.
+    options: CompileOptions,
     view: BackendView,
     measured: Option<MeasuredTimes>,
     bandwidth_bytes_per_s: Option<f64>,
@@ -220,7 +223,7 @@ fn dumped(
 ) -> Dump {
     let kernel = |launch: &Launch| -> Option<KernelInfo> {
         let planned = planned?;
-        planned.backend.kernel(&planned.plan, launch)
+        planned.backend.kernel(&planned.plan, launch, &planned.options)
     };
     let subject = match (request.level, planned) {
         (LevelName::Plan, Some(p)) => Subject::Plan(&p.plan),
@@ -249,11 +252,12 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
     let backend = engine::backend(model, &args.backend.backend)?;
     let tokens = args.step_tokens.get();
     let max_sizes = StepSizes { tokens, logits_rows: 1, cached: args.backend.ctx_size(model) };
-    let patterns = backend.patterns(tokens);
+    let options = args.backend.compile_options(model);
+    let patterns = backend.patterns(tokens, &options);
     let plan = plan(&model.graph, &PlanOptions { taps, patterns: &patterns, alone: &none_alone, max_sizes })
         .map_err(CliError::failed)?;
-    let view = BackendView { name: backend.name().to_owned(), device: None };
-    Ok(Planned { plan, backend, view, measured: None, bandwidth_bytes_per_s: None })
+    let view = view(backend.as_ref(), &options, None);
+    Ok(Planned { plan, backend, options, view, measured: None, bandwidth_bytes_per_s: None })
 }
 
 /// The plan that the backend does run, with the times of its launches.
@@ -293,8 +297,18 @@ fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Resu
     if args.bandwidth.is_none() && bandwidth_bytes_per_s.is_none() {
         output::note("note: the device's bandwidth is not known; --bandwidth GB/S adds the share of it");
     }
-    let view = BackendView { name: info.backend.to_owned(), device: Some(info.device) };
-    Ok(Planned { plan, backend, view, measured, bandwidth_bytes_per_s })
+    let view = view(backend.as_ref(), &options, Some(info.device));
+    Ok(Planned { plan, backend, options, view, measured, bandwidth_bytes_per_s })
+}
+
+fn view(backend: &dyn Backend, options: &CompileOptions, device: Option<String>) -> BackendView {
+    let profile = backend.profile(options);
+    BackendView {
+        name: backend.name().to_owned(),
+        device,
+        activations: profile.name().to_owned(),
+        q8_super_block: profile.super_block().map(ActBlock::elems),
+    }
 }
 
 /// The source of the kernel of a launch, given by number or kind.
@@ -315,7 +329,7 @@ fn shader(planned: &Planned, wanted: &str) -> Result<String, CliError> {
             kinds.join(", ")
         )));
     };
-    let source = planned.backend.kernel(&planned.plan, launch).and_then(|k| k.source);
+    let source = planned.backend.kernel(&planned.plan, launch, &planned.options).and_then(|k| k.source);
     source.ok_or_else(|| {
         CliError::unsupported(format!(
             "backend {} keeps no source of launch {} ({}); try --backend wgpu",

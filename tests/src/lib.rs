@@ -17,7 +17,7 @@ use moe_run_backends::{
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::ActBlock;
+use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::sync::Arc;
 
 /// The CUDA backend on the host harness: the same kernels and launches, run on the processor.
@@ -40,8 +40,8 @@ impl Backend for CudaHarness {
         }])
     }
 
-    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
-        Cuda.patterns(tokens)
+    fn patterns(&self, tokens: usize, options: &CompileOptions) -> Vec<LaunchPattern> {
+        Cuda.patterns(tokens, options)
     }
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
@@ -52,8 +52,12 @@ impl Backend for CudaHarness {
         Cuda.q8_super_blocks()
     }
 
-    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
-        Cuda.kernel(plan, launch)
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        Cuda.profile(options)
+    }
+
+    fn kernel(&self, plan: &Plan, launch: &Launch, options: &CompileOptions) -> Option<KernelInfo> {
+        Cuda.kernel(plan, launch, options)
     }
 
     fn compile(

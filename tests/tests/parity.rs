@@ -230,6 +230,20 @@ fn saved_stages_that_were_rounded_otherwise_are_refused() {
 }
 
 #[test]
+fn an_op_names_the_kernel_that_ran_under_the_activations() {
+    for (activations, wanted, unwanted) in [("f32", "_f32", "q8"), ("q8", "_q8", "_f32 (q")] {
+        let sides =
+            ["--backend", "cuda", "--device", "host-harness", "--against", "cpu", "--forced", "--json"];
+        let args = [&sides[..], &["--tokens", TOKENS, "--activations", activations]].concat();
+        let report = judge(&args).succeeded().json();
+        let ops = report["ops"].as_array().unwrap().iter();
+        let kernels: Vec<&str> = ops.filter_map(|o| o["kernel"].as_str()).collect();
+        assert!(kernels.iter().any(|k| k.contains(wanted)), "{activations}: {kernels:?}");
+        assert!(!kernels.iter().any(|k| k.contains(unwanted)), "{activations}: {kernels:?}");
+    }
+}
+
+#[test]
 fn two_backends_take_a_block_that_both_have() {
     let harness = ["--backend", "cpu", "--against", "cuda", "--against-device", "host-harness"];
     let reference = ["--backend", "cpu", "--against", "reference", "--activations", "q8"];

@@ -256,14 +256,14 @@ fn a_decode_layer_takes_at_most_seven_dispatches() {
     let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
     let options = moe_run_graph::passes::PlanOptions {
         taps: &TapSelection::None,
-        patterns: &backend.patterns(1),
+        patterns: &backend.patterns(1, &CompileOptions::default()),
         alone: &moe_run_graph::passes::none_alone,
         max_sizes: moe_run_graph::ir::StepSizes { tokens: 1, logits_rows: 1, cached: 4096 },
     };
     let plan = moe_run_graph::passes::plan(&model.graph, &options).unwrap();
     let mut dispatches = BTreeMap::new();
     for launch in &plan.launches {
-        let kernel = backend.kernel(&plan, launch).unwrap();
+        let kernel = backend.kernel(&plan, launch, &CompileOptions::default()).unwrap();
         let in_source = kernel.source.unwrap().matches("@compute").count();
         assert_eq!(kernel.dispatches, Some(in_source), "{}", kernel.name);
         *dispatches.entry(launch.layer.map(|l| l.index())).or_insert(0) += in_source;

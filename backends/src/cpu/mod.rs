@@ -23,7 +23,7 @@ use crate::executable::{
 use kernels::Kernels;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{PlanOptions, none_alone, plan};
-use moe_run_graph::quant::ActBlock;
+use moe_run_graph::quant::{ActBlock, ActProfile};
 use pool::Pool;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -55,8 +55,12 @@ impl Backend for Cpu {
         true
     }
 
-    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
+    fn patterns(&self, tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
         patterns::patterns(tokens)
+    }
+
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        options.profile(Activations::Q8, ActBlock::X256)
     }
 
     fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
@@ -89,7 +93,7 @@ impl Backend for Cpu {
             device: device.name.clone(),
             detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
         })?;
-        let profile = options.profile(Activations::Q8, ActBlock::X256);
+        let profile = self.profile(options);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let program = |tokens: usize| {
             let max_sizes =

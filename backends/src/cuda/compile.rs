@@ -10,8 +10,8 @@ use super::ops::{self, Emit, Prepared, Scratch};
 use super::{NAME, fused};
 use crate::error::BackendError;
 use crate::executable::{
-    Activations, CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput,
-    StepTokens, TensorData, WeightSource, check_weights, deliver_taps,
+    CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepTokens,
+    TensorData, WeightSource, check_weights, deliver_taps,
 };
 use access::Access;
 use moe_run_graph::ids::TokenId;
@@ -112,8 +112,8 @@ pub(super) fn compile(
     options: &CompileOptions,
 ) -> Result<CudaExecutable, BackendError> {
     options.check_ctx_size(NAME)?;
+    let profile = super::profile(options);
     check_weights(graph, source)?;
-    let profile = options.profile(Activations::Q8, ActBlock::X32);
     if profile == (ActProfile::Q8 { k_block: ActBlock::X256 }) {
         return Err(BackendError::Option {
             backend: NAME,
@@ -139,8 +139,7 @@ pub(super) fn compile(
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
     let sizes = |tokens| StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
     let class = |tokens: usize| -> Result<Class, BackendError> {
-        // The grouped launches know f32 and 8-bit activations; f16 runs op by op.
-        let patterns = if profile == ActProfile::F16 { Vec::new() } else { fused::patterns(tokens) };
+        let patterns = fused::patterns(tokens, profile);
         let plan = plan(
             graph,
             &PlanOptions {

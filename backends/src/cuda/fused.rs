@@ -78,9 +78,9 @@ const GROUPS: &[LaunchPattern] = &[
     group(FINAL_NORM_LM_HEAD, &[&[op("get_rows"), op("rms_norm"), op("matmul")]], final_norm_fits),
 ];
 
-/// The groups for steps of up to `tokens` tokens, best first.
-pub(super) fn patterns(tokens: usize) -> Vec<LaunchPattern> {
-    if tokens == 1 { GROUPS.to_vec() } else { Vec::new() }
+/// The groups for steps of up to `tokens` tokens, best first. They know f32 and 8-bit activations; f16 runs op by op.
+pub(super) fn patterns(tokens: usize, profile: ActProfile) -> Vec<LaunchPattern> {
+    if tokens == 1 && profile != ActProfile::F16 { GROUPS.to_vec() } else { Vec::new() }
 }
 
 /// A matmul without bias and scale, of the value `x`.

@@ -17,11 +17,11 @@ mod tests;
 mod upload;
 
 use crate::error::BackendError;
-use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use crate::executable::{Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::ActBlock;
+use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::sync::Arc;
 
 /// The backend's name.
@@ -42,8 +42,12 @@ impl Backend for Cuda {
         device::list()
     }
 
-    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
-        fused::patterns(tokens)
+    fn patterns(&self, tokens: usize, options: &CompileOptions) -> Vec<LaunchPattern> {
+        fused::patterns(tokens, profile(options))
+    }
+
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        profile(options)
     }
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
@@ -54,10 +58,10 @@ impl Backend for Cuda {
         &[ActBlock::X32]
     }
 
-    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+    fn kernel(&self, plan: &Plan, launch: &Launch, options: &CompileOptions) -> Option<KernelInfo> {
         let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
         let name = match nodes.as_slice() {
-            [node] => ops::kernel_name(&plan.graph, node, plan.max_sizes.tokens),
+            [node] => ops::kernel_name(&plan.graph, node, plan.max_sizes.tokens, profile(options)),
             _ => fused::kernel_name(launch.pattern)?.to_owned(),
         };
         Some(KernelInfo { name, grid: None, workgroup: None, dispatches: None, source: None })
@@ -72,4 +76,9 @@ impl Backend for Cuda {
         let driver = device::open(options.device.as_deref())?;
         Ok(Box::new(compile::compile(driver, graph, weights.as_ref(), options)?))
     }
+}
+
+/// The activations of these options; 8-bit ones in blocks of 32 where they name none.
+fn profile(options: &CompileOptions) -> ActProfile {
+    options.profile(Activations::Q8, ActBlock::X32)
 }

@@ -12,7 +12,7 @@ use super::values::{StepPlace, ValueMap};
 use super::{ParityError, carry};
 use crate::error::BackendError;
 use crate::executable::{
-    Backend, ExecutableInfo, HostTensor, Observer, TensorData, ValueAccess, WeightSource,
+    Backend, CompileOptions, ExecutableInfo, HostTensor, Observer, TensorData, ValueAccess, WeightSource,
 };
 use crate::taps::flips::{Logits, align, flips};
 use crate::tolerance::{self, Relation};
@@ -31,6 +31,8 @@ pub(super) struct Forced<'a> {
     pub map: ValueMap<'a>,
     pub backend: &'a dyn Backend,
     pub info: ExecutableInfo,
+    /// The options that give what `info` says: the kernels' names are those of it.
+    pub arithmetic: CompileOptions,
     pub relation: Relation,
     /// Intact ones.
     pub weights: &'a dyn WeightSource,
@@ -229,7 +231,7 @@ impl Forced<'_> {
             layer: node.layer.map(|l| l.index()),
             stage: self.map.stage_of(shown).map(|s| s.0),
             launch: launch.pattern,
-            kernel: self.backend.kernel(plan, launch).map(|k| k.name),
+            kernel: self.backend.kernel(plan, launch, &self.arithmetic).map(|k| k.name),
             local_error: error.value,
             relative_l2: error.relative_l2,
             worst_channel: error.worst_channel.map(|w| w.0),

@@ -252,6 +252,7 @@ pub fn compare(
             map: ValueMap::new(graph),
             backend: subject.backend,
             info: info.clone(),
+            arithmetic: other_compiled(&run.compile, &info, None),
             relation,
             weights: weights.as_ref(),
             graph,

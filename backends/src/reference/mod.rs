@@ -65,7 +65,7 @@ impl Backend for Reference {
         }])
     }
 
-    fn patterns(&self, _tokens: usize) -> Vec<LaunchPattern> {
+    fn patterns(&self, _tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
         Vec::new()
     }
 
@@ -75,6 +75,10 @@ impl Backend for Reference {
 
     fn has_reference_bits(&self) -> bool {
         true
+    }
+
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        options.profile(Activations::F32, ActBlock::X32)
     }
 
     fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
@@ -100,7 +104,7 @@ impl Backend for Reference {
                 wanted: format!("0 or {DEVICE:?}"),
             });
         }
-        let profile = options.profile(Activations::F32, ActBlock::X32);
+        let profile = self.profile(options);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let max_sizes =
             StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };

@@ -11,7 +11,7 @@ use super::pipelines::Pipelines;
 use super::shader::{Features, compose};
 use super::{NAME, launches};
 use crate::error::BackendError;
-use crate::executable::{Activations, CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
+use crate::executable::{CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
@@ -83,8 +83,8 @@ pub(super) fn compile(
         super::supports(graph, node)?;
     }
     options.check_ctx_size(NAME)?;
+    let profile = super::profile(options);
     check_weights(graph, weights)?;
-    let profile = options.profile(Activations::Q8, ActBlock::X32);
     if let ActProfile::Q8 { k_block: ActBlock::X256 } = profile {
         return Err(BackendError::Option {
             backend: NAME,
@@ -211,12 +211,16 @@ fn emit_all(
 }
 
 /// The shaders of one launch of a plan, on a device with every optional feature and room for whole tensors.
-pub(super) fn kernel(plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
+pub(super) fn kernel(
+    plan: &Plan,
+    launch: &Launch,
+    profile: ActProfile,
+    kv_type: KvType,
+) -> Option<KernelInfo> {
     let weights = WeightMap::new(&plan.graph, u64::MAX).ok()?;
     let (map, _) = arena_map(&plan.graph, plan.max_sizes);
-    let profile = ActProfile::Q8 { k_block: ActBlock::X32 };
     let features = WgpuOptions::default().allowed;
-    let mut emitter = Emitter::new(plan, &map.places, &weights, profile, KvType::F16, features);
+    let mut emitter = Emitter::new(plan, &map.places, &weights, profile, kv_type, features);
     launches::emit(&mut emitter, launch).ok()?;
     let dispatches = emitter.dispatches;
     let splits = ops::max_splits(plan.max_sizes.tokens) as u32;

@@ -27,11 +27,11 @@ pub use device::{Faults, WgpuOptions};
 pub use shader::Features;
 
 use crate::error::BackendError;
-use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use crate::executable::{Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::ActBlock;
+use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::sync::Arc;
 
 /// The backend's name.
@@ -53,8 +53,12 @@ impl Backend for Wgpu {
         device::list(&self.options)
     }
 
-    fn patterns(&self, tokens: usize) -> Vec<LaunchPattern> {
+    fn patterns(&self, tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
         launches::for_tokens(tokens)
+    }
+
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        profile(options)
     }
 
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
@@ -65,8 +69,8 @@ impl Backend for Wgpu {
         &[ActBlock::X32]
     }
 
-    fn kernel(&self, plan: &Plan, launch: &Launch) -> Option<KernelInfo> {
-        compile::kernel(plan, launch)
+    fn kernel(&self, plan: &Plan, launch: &Launch, options: &CompileOptions) -> Option<KernelInfo> {
+        compile::kernel(plan, launch, profile(options), options.kv_type)
     }
 
     fn compile(
@@ -87,4 +91,9 @@ fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
         }
     }
+}
+
+/// The activations of these options; 8-bit ones in blocks of 32 where they name none.
+fn profile(options: &CompileOptions) -> ActProfile {
+    options.profile(Activations::Q8, ActBlock::X32)
 }

@@ -40,7 +40,7 @@ fn header(dump: &Dump, out: &mut String) {
     );
     let backend = dump.backend.as_ref().map_or_else(String::new, |b| {
         let device = b.device.as_ref().map_or_else(String::new, |d| format!(" on {d}"));
-        format!(" for {}{device}", b.name)
+        format!(" for {}{device}, activations {}", b.name, b.activations)
     });
     let totals = &dump.totals;
     let launches =

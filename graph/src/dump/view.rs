@@ -113,6 +113,10 @@ pub struct BackendView {
     pub name: String,
     /// The device, where one was opened.
     pub device: Option<String>,
+    /// What it multiplies quantized weights with: f32, f16 or q8.
+    pub activations: String,
+    /// Elements of the 8-bit block for super-block formats; `None` unless activations are q8.
+    pub q8_super_block: Option<usize>,
 }
 
 /// Sums over the nodes and launches shown.

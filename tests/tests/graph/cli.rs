@@ -82,6 +82,69 @@ fn a_profile_opens_the_device_that_is_named() {
 }
 
 #[test]
+fn kernels_are_named_as_the_activations_have_them() {
+    let model = fixtures::tiny_q4_k_m();
+    let plan = |backend: &str, more: &[&str]| {
+        let args = ["--backend", backend, "--level", "plan", "--format", "json"];
+        graph(&model, &[&args[..], more].concat()).succeeded().json()
+    };
+    let kernels = |json: &serde_json::Value| -> Vec<String> {
+        let launches = json["launches"].as_array().unwrap().iter();
+        launches.map(|l| l["kernel"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    for backend in ["wgpu", "cuda"] {
+        for tokens in ["1", "64"] {
+            let own = plan(backend, &["--step-tokens", tokens]);
+            assert_eq!(
+                (&own["backend"]["activations"], &own["backend"]["q8_super_block"]),
+                (&"q8".into(), &32.into())
+            );
+            // One kernel of a group takes the form of its activations as a parameter.
+            let says_q8 = |k: &String| k.contains("q8") || k.contains("matmul_tiles");
+            assert_eq!(
+                kernels(&own).iter().any(says_q8),
+                (backend, tokens) != ("cuda", "1"),
+                "{backend} {tokens}"
+            );
+            assert_eq!(own, plan(backend, &["--step-tokens", tokens, "--activations", "q8"]), "the default");
+            for activations in ["f32", "f16"] {
+                let json = plan(backend, &["--step-tokens", tokens, "--activations", activations]);
+                assert_eq!(json["backend"]["activations"], activations);
+                assert!(json["backend"]["q8_super_block"].is_null());
+                let kernels = kernels(&json);
+                assert!(!kernels.iter().any(says_q8), "{backend} {activations} {tokens}: {kernels:?}");
+                assert!(kernels.iter().any(|k| k.contains("matmul")), "{kernels:?}");
+            }
+        }
+    }
+    // CUDA's groups do not know f16.
+    let launches = |activations: &str| kernels(&plan("cuda", &["--activations", activations])).len();
+    assert!(launches("f16") > launches("f32"));
+    assert_eq!(plan("cpu", &[])["backend"]["q8_super_block"], 256);
+    assert_eq!(plan("reference", &[])["backend"]["activations"], "f32");
+    let shader = |activations: &str| {
+        let args = [
+            "--backend",
+            "wgpu",
+            "--show-shader",
+            "matmul",
+            "--step-tokens",
+            "64",
+            "--activations",
+            activations,
+        ];
+        graph(&model, &args).succeeded().stdout
+    };
+    assert!(shader("q8").contains("quantize_q8") && !shader("f32").contains("quantize_q8"));
+    assert!(
+        graph(&model, &["--backend", "wgpu", "--level", "plan", "--activations", "f32"])
+            .succeeded()
+            .stdout
+            .contains("for wgpu, activations f32: ")
+    );
+}
+
+#[test]
 fn taps_that_are_asked_for_are_in_the_plan() {
     let args =
         ["--backend", "reference", "--level", "plan", "--format", "json", "--taps", "attn_scores,moe_router"];

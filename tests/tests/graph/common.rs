@@ -161,7 +161,12 @@ impl<'a> Dumped<'a> {
     }
 
     pub fn dump(&self, (config, lowered): &(ModelConfig, Graph)) -> Dump {
-        let backend = self.backend.map(|name| BackendView { name: name.to_owned(), device: None });
+        let backend = self.backend.map(|name| BackendView {
+            name: name.to_owned(),
+            device: None,
+            activations: "q8".to_owned(),
+            q8_super_block: Some(32),
+        });
         dump::dump(&DumpInput {
             config,
             lowered,

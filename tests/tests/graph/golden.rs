@@ -5,7 +5,7 @@
 //! to be read, not waved through.
 
 use crate::common::{Dumped, one_layer, plan_of};
-use moe_run_backends::registry;
+use moe_run_backends::{CompileOptions, registry};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::ir::Stage;
 use moe_run_graph::passes::{TapSelection, drop_unrequested_taps};
@@ -66,7 +66,7 @@ fn golden_plans_of_every_backend() {
     let model = one_layer().lower();
     for backend in registry::all() {
         for tokens in [1, 512] {
-            let patterns = backend.patterns(tokens);
+            let patterns = backend.patterns(tokens, &CompileOptions::default());
             let mut text = String::new();
             for taps in [TapSelection::None, TapSelection::All] {
                 let plan = plan_of(&model.1, &taps, &patterns);

@@ -59,7 +59,7 @@ fn a_plan_without_taps_is_that_of_a_graph_that_never_had_any() {
         for tokens in [1, 512] {
             let max_sizes = StepSizes { tokens, logits_rows: tokens, cached: 512 };
             let plan = |graph: &Graph| {
-                let patterns = backend.patterns(tokens);
+                let patterns = backend.patterns(tokens, &moe_run_backends::CompileOptions::default());
                 let options = PlanOptions {
                     taps: &TapSelection::None,
                     patterns: &patterns,

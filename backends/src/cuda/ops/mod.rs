@@ -27,7 +27,7 @@ use super::driver::{DeviceBuffer, KernelLaunch, Param};
 use crate::error::BackendError;
 use crate::executable::KvType;
 use moe_run_graph::ir::{Graph, Node, Op, StateId, StepSizes, ValueId};
-use moe_run_graph::quant::ActProfile;
+use moe_run_graph::quant::{ActProfile, Activation};
 
 /// The most experts, and experts a token, that kernels/common/top_k.cuh holds.
 const MAX_EXPERTS: usize = 1024;
@@ -163,19 +163,23 @@ pub(super) fn threads_for(n: usize) -> u32 {
 }
 
 /// The kernel that runs a node by itself, at the default activations, with the format that it decodes.
-pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize) -> String {
+pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: ActProfile) -> String {
     let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
     let format = graph.weight(slice.tensor).format;
-    let act = if format.is_quantized() { "q8" } else { "f32" };
-    let tiles = format.is_quantized() && tokens >= matmul::TILES_FROM_TOKENS;
+    let is_product = matches!(node.op, Op::MatMul { .. } | Op::ExpertMatMul { .. });
+    let activation = profile.for_weights(format);
+    let is_q8 = matches!(activation, Activation::Q8(_));
+    let act = if is_q8 { "q8" } else { "f32" };
+    let tiles = is_q8 && tokens >= matmul::TILES_FROM_TOKENS;
+    let rounds = if is_product && activation == Activation::F16 { "round_f16 + " } else { "" };
     match (&node.op, tokens > 1) {
         (Op::MatMul { .. } | Op::ExpertMatMul { .. }, true) if tiles => {
             format!("matmul_tiles ({})", format.name())
         }
-        (Op::MatMul { .. }, false) => format!("matmul_{act}_t1 ({})", format.name()),
-        (Op::MatMul { .. }, true) => format!("matmul_{act}_t8 ({})", format.name()),
-        (Op::ExpertMatMul { .. }, false) => format!("expert_matmul_{act} ({})", format.name()),
-        (Op::ExpertMatMul { .. }, true) => format!("expert_matmul_grouped_{act} ({})", format.name()),
+        (Op::MatMul { .. }, false) => format!("{rounds}matmul_{act}_t1 ({})", format.name()),
+        (Op::MatMul { .. }, true) => format!("{rounds}matmul_{act}_t8 ({})", format.name()),
+        (Op::ExpertMatMul { .. }, false) => format!("{rounds}expert_matmul_{act} ({})", format.name()),
+        (Op::ExpertMatMul { .. }, true) => format!("{rounds}expert_matmul_grouped_{act} ({})", format.name()),
         _ => format!("{} ({})", node.op.stem(), format.name()),
     }
 }

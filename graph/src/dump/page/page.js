@@ -41,7 +41,7 @@
 
   // ---- Head ----
   $("model").textContent = dump.model.name || dump.model.architecture;
-  const where = dump.backend ? ` for ${dump.backend.name}${dump.backend.device ? ` on ${dump.backend.device}` : ""}` : "";
+  const where = dump.backend ? ` for ${dump.backend.name}${dump.backend.device ? ` on ${dump.backend.device}` : ""}, activations ${dump.backend.activations}` : "";
   $("about").textContent = `${dump.model.architecture} · ${dump.model.num_hidden_layers} layers · hidden_size ${dump.model.hidden_size} · level ${dump.level}${where} · ${dump.generator}`;
   const cost = dump.totals.cost;
   const fact = (name, value, note) => $("facts").append(el("div", "", el("dt", "", name), el("dd", "", value, note ? el("small", "", ` ${note}`) : null)));
