@@ -132,9 +132,9 @@ impl Request {
         }
         args.backend.check()?;
         if let (Some(device), false) = (&args.backend.device, args.profile) {
-            return Err(CliError::bad_input(format!(
-                "--device {device}: a plan is made without a device; only --profile opens one",
-            )));
+            output::note(&format!(
+                "note: --device {device} is not looked at: a plan is made without a device; only --profile opens one"
+            ));
         }
         if let Some(gb) = args.bandwidth
             && !(gb.is_finite() && gb > 0.0)
