@@ -250,7 +250,13 @@ pub fn text(r: &Report) -> String {
     let mut t = String::new();
     let side = |s: &moe_run_backends::parity::SideInfo| match &s.executable {
         Some(e) => {
-            format!("{} on {}, activations {}, KV cache {}", s.name, e.device, e.activations, e.kv_type)
+            let block = e
+                .q8_super_block
+                .map_or_else(String::new, |b| format!(" (blocks of {} for super-block formats)", b.elems()));
+            format!(
+                "{} on {}, activations {}{block}, KV cache {}",
+                s.name, e.device, e.activations, e.kv_type
+            )
         }
         None => s.name.clone(),
     };

@@ -256,6 +256,9 @@ fn two_backends_take_a_block_that_both_have() {
             assert_eq!(executable["q8_super_block"], block, "{executable}");
             assert_eq!(executable["activations"], "q8", "{executable}");
         }
+        let text = judge(&args[..args.len() - 1]).succeeded().stdout;
+        let said = format!("activations q8 (blocks of {block} for super-block formats), KV cache f16");
+        assert_eq!(text.matches(&said).count(), 2, "{text}");
     }
 }
 
