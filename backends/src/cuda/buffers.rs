@@ -119,7 +119,7 @@ impl Weights {
     }
 }
 
-/// Refuses before anything is uploaded what cannot fit.
+/// Refuses before anything is uploaded what cannot fit. `cache` is all that grows with the context: RoPE's angles are in it.
 pub(super) fn check_memory(
     driver: &dyn Driver,
     weights: u64,
@@ -148,7 +148,7 @@ pub(super) fn check_memory(
     Err(BackendError::OutOfMemory {
         what: format!(
             "{}: {weights} bytes of weights + {working} of working memory + {cache} of KV cache for {ctx_size} \
-             positions, with RoPE's angles",
+             positions",
             driver.info().name
         ),
         wanted_bytes: wanted,
