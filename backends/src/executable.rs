@@ -100,7 +100,7 @@ pub struct ExecutableInfo {
     pub q8_super_block: Option<ActBlock>,
     /// In use.
     pub kv_type: KvType,
-    /// Threads of a CPU; 1 elsewhere.
+    /// Threads of a CPU that run, which may be fewer than were asked for; 1 elsewhere.
     pub threads: usize,
     /// The largest T of a step.
     pub micro_batch: usize,

@@ -1,8 +1,9 @@
 //! What the CPU backend promises about bits: the reference's, in 8 bits; and the same with any thread count, any cut of the
 //! prompt, any set of taps, held between launches or not.
 
-use moe_run_backends::cpu::Cpu;
-use moe_run_backends::executable::WeightSource;
+use moe_run_backends::cpu::pool::Pool;
+use moe_run_backends::cpu::{Cpu, compile_on};
+use moe_run_backends::executable::{Executable, WeightSource};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{
@@ -14,7 +15,9 @@ use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::Format;
 use moe_run_tests::{fixtures, relative_l2};
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 
 /// Counts taps; that it is there makes the executable run launch by launch.
 #[derive(Default)]
@@ -40,6 +43,16 @@ fn logits_of(
     watched: bool,
 ) -> Vec<Vec<f32>> {
     let executable = backend.compile(&model.graph, model.file.clone(), options).unwrap();
+    logits_by(executable, model, options, prompt, watched)
+}
+
+fn logits_by(
+    executable: Box<dyn Executable>,
+    model: &Model,
+    options: &CompileOptions,
+    prompt: usize,
+    watched: bool,
+) -> Vec<Vec<f32>> {
     let mut session = Session::new(executable).unwrap();
     let vocab = model.config.vocab_size;
     let token = |i: usize| TokenId(((i * 7919 + 13) % vocab) as u32);
@@ -70,18 +83,33 @@ fn tiny() -> Model {
 fn any_thread_count_gives_the_same_bits() {
     let model = tiny();
     for (kv_type, prompt) in [(KvType::F16, 37), (KvType::Q8_0, 9), (KvType::F16, 1100)] {
-        let options = |threads| CompileOptions {
-            threads: Some(threads),
-            kv_type,
-            ctx_size: prompt + 8,
-            ..CompileOptions::default()
+        let options = CompileOptions { kv_type, ctx_size: prompt + 8, ..CompileOptions::default() };
+        // Also more threads than this machine has processors.
+        let with = |threads| {
+            let pool = Pool::new(NonZeroUsize::new(threads).unwrap()).unwrap();
+            let executable = compile_on(pool, &model.graph, model.file.clone(), &options).unwrap();
+            assert_eq!(executable.info().threads, threads);
+            logits_by(executable, &model, &options, prompt, false)
         };
-        let one = logits(&model, &options(1), prompt, false);
+        let one = with(1);
         assert!(one.iter().flatten().all(|x| x.is_finite()));
         for threads in [2, 3, 7] {
-            let many = logits(&model, &options(threads), prompt, false);
+            let many = with(threads);
             assert!(bits(&one) == bits(&many), "{threads} threads, {kv_type}, {prompt} tokens");
         }
+    }
+}
+
+#[test]
+fn no_more_threads_than_processors_are_started() {
+    let model = tiny();
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    for (wanted, threads) in
+        [(1, 1), (processors, processors), (processors + 1, processors), (500, processors.min(500))]
+    {
+        let options = CompileOptions { threads: Some(wanted), ctx_size: 8, ..CompileOptions::default() };
+        let executable = Cpu.compile(&model.graph, model.file.clone(), &options).unwrap();
+        assert_eq!(executable.info().threads, threads, "{wanted} asked for, {processors} processors");
     }
 }
 

@@ -73,57 +73,71 @@ impl Backend for Cpu {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
-        options.check_ctx_size(NAME)?;
-        check_weights(graph, weights.as_ref())?;
-        let device = device();
-        if let Some(wanted) = &options.device
-            && *wanted != device.name
-            && wanted != "0"
-        {
-            return Err(BackendError::Option {
-                backend: NAME,
-                option: "--device",
-                found: wanted.clone(),
-                wanted: format!("0 or {:?}", device.name),
-            });
-        }
         let threads = threads(options.threads)?;
         let pool = Pool::new(threads).map_err(|e| BackendError::Device {
             backend: NAME,
-            device: device.name.clone(),
+            device: device().name,
             detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
         })?;
-        let profile = self.profile(options);
-        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
-        let program = |tokens: usize| {
-            let max_sizes =
-                StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
-            let patterns = patterns::patterns(tokens);
-            let plan = plan(
-                graph,
-                &PlanOptions { taps: &options.taps, patterns: &patterns, alone: &none_alone, max_sizes },
-            )?;
-            compile::compile(plan, weights.as_ref(), profile)
-        };
-        let (one, many) = (program(1)?, program(micro_batch)?);
-        let info = ExecutableInfo {
-            backend: NAME,
-            device: device.name,
-            activations: profile.into(),
-            q8_super_block: profile.super_block(),
-            kv_type: options.kv_type,
-            threads: threads.get(),
-            micro_batch,
-            weight_bytes: 0,
-        };
-        Ok(Box::new(executable::CpuExecutable::new(one, many, info, Kernels::detect(), pool, weights)?))
+        compile_on(pool, graph, weights, options)
     }
 }
 
-/// The number of threads: what was asked for, else the physical cores.
+/// As [`Backend::compile`], on threads of the caller's, which may be more than there are processors: `options.threads` does
+/// not count.
+///
+/// # Errors
+/// As [`Backend::compile`].
+pub fn compile_on(
+    pool: Pool,
+    graph: &Graph,
+    weights: Arc<dyn WeightSource>,
+    options: &CompileOptions,
+) -> Result<Box<dyn Executable>, BackendError> {
+    options.check_ctx_size(NAME)?;
+    check_weights(graph, weights.as_ref())?;
+    let device = device();
+    if let Some(wanted) = &options.device
+        && *wanted != device.name
+        && wanted != "0"
+    {
+        return Err(BackendError::Option {
+            backend: NAME,
+            option: "--device",
+            found: wanted.clone(),
+            wanted: format!("0 or {:?}", device.name),
+        });
+    }
+    let profile = Cpu.profile(options);
+    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+    let program = |tokens: usize| {
+        let max_sizes = StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+        let patterns = patterns::patterns(tokens);
+        let plan = plan(
+            graph,
+            &PlanOptions { taps: &options.taps, patterns: &patterns, alone: &none_alone, max_sizes },
+        )?;
+        compile::compile(plan, weights.as_ref(), profile)
+    };
+    let (one, many) = (program(1)?, program(micro_batch)?);
+    let info = ExecutableInfo {
+        backend: NAME,
+        device: device.name,
+        activations: profile.into(),
+        q8_super_block: profile.super_block(),
+        kv_type: options.kv_type,
+        threads: pool.threads(),
+        micro_batch,
+        weight_bytes: 0,
+    };
+    Ok(Box::new(executable::CpuExecutable::new(one, many, info, Kernels::detect(), pool, weights)?))
+}
+
+/// The number of threads: what was asked for, at most one for each processor that the process may use, else the physical
+/// cores. More would take turns on the processors and wait for each other at every barrier.
 fn threads(wanted: Option<usize>) -> Result<NonZeroUsize, BackendError> {
     match wanted.map(NonZeroUsize::new) {
-        Some(Some(n)) if n.get() <= MAX_THREADS => Ok(n),
+        Some(Some(n)) if n.get() <= MAX_THREADS => Ok(n.min(topology::processors())),
         Some(_) => Err(BackendError::Option {
             backend: NAME,
             option: "--threads",
@@ -134,7 +148,7 @@ fn threads(wanted: Option<usize>) -> Result<NonZeroUsize, BackendError> {
     }
 }
 
-/// More would only wait for each other.
+/// No machine has more processors than this asks for.
 const MAX_THREADS: usize = 1024;
 
 fn device() -> DeviceInfo {

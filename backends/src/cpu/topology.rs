@@ -6,9 +6,14 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::thread;
 
+/// Processors (hyper-threads) that this process may use: affinity and, on Linux, a control group's share of time count.
+pub fn processors() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
 /// Cores that this process may use, hyper-threads of one core counted once.
 pub fn physical_cores() -> NonZeroUsize {
-    let logical = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let logical = processors();
     let mut cores = BTreeSet::new();
     for cpu in 0.. {
         let base = format!("/sys/devices/system/cpu/cpu{cpu}/topology");

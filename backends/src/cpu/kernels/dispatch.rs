@@ -5,6 +5,9 @@ use super::layout::{
 };
 #[cfg(target_arch = "aarch64")]
 use super::neon;
+use super::prefetch::Lookahead;
+#[cfg(target_arch = "x86_64")]
+use super::prefetch::{Asked, Cache, ask};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use super::{fma, mul, unpack, vector};
@@ -12,6 +15,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use moe_run_graph::ir::RopePairing;
 use moe_run_graph::quant::Format;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
 
 /// An instruction set that the kernels are written or compiled for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -26,10 +31,12 @@ pub enum Isa {
     Avx512,
 }
 
-/// The kernels of one instruction set. Copy it freely: it is a tag that the constructor has checked against the CPU.
+/// The kernels of one instruction set. Copy it freely: it is a tag that the constructor has checked against the CPU, and
+/// how the processor wants weights asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Kernels {
     isa: Isa,
+    lookahead: Lookahead,
 }
 
 /// One safe method a kernel: the portable function, compiled for each instruction set.
@@ -115,12 +122,22 @@ compiled_for_each! {
 impl Kernels {
     /// The best that this machine has.
     pub fn detect() -> Kernels {
-        Isa::ALL.iter().rev().find_map(|isa| Kernels::with(*isa)).unwrap_or(Kernels { isa: Isa::Portable })
+        Isa::ALL.iter().rev().find_map(|isa| Kernels::with(*isa)).unwrap_or(Kernels::of(Isa::Portable))
+    }
+
+    fn of(isa: Isa) -> Kernels {
+        Kernels { isa, lookahead: Lookahead::of_this_processor() }
     }
 
     /// The kernels of one instruction set; `None` where the CPU lacks it.
     pub fn with(isa: Isa) -> Option<Kernels> {
-        isa.available().then_some(Kernels { isa })
+        isa.available().then(|| Kernels::of(isa))
+    }
+
+    /// The same kernels, asking otherwise: for measurements, and for tests that results do not depend on it.
+    #[must_use]
+    pub fn with_lookahead(self, lookahead: Lookahead) -> Kernels {
+        Kernels { lookahead, ..self }
     }
 
     /// Which it is.
@@ -227,18 +244,14 @@ impl Kernels {
     /// Asks for bytes that will be read soon.
     pub fn prefetch(self, bytes: &[u8]) {
         #[cfg(target_arch = "x86_64")]
-        #[allow(unused_unsafe, reason = "newer toolchains call it safe")]
-        for line in bytes.chunks(64) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: a prefetch of any address is harmless, and SSE belongs to x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-        }
+        ask::<_MM_HINT_T1>(bytes.as_ptr(), bytes.len());
         #[cfg(not(target_arch = "x86_64"))]
         let _ = bytes;
     }
 
     /// `out` = the products of as many whole rows of `inner` elements with one token's tile, unpacked on the way; false
-    /// where there is no such kernel for the format, the tile's block length or the instruction set.
+    /// where there is no such kernel for the format, the tile's block length or the instruction set. `then` is what will
+    /// be read next, empty where that lies behind the rows or is not known: its first bytes are asked for on the way.
     ///
     /// # Panics
     /// If the rows or the tile are shorter than that.
@@ -248,25 +261,37 @@ impl Kernels {
         bytes: &[u8],
         inner: usize,
         tile: TileStep<'_>,
+        then: &[u8],
         out: &mut [f32],
     ) -> bool {
         if tile.scale_per_step != (format.block_elems() == STEP_ELEMS) {
             return false;
         }
-        assert!(format.row_bytes(inner).is_some_and(|row| bytes.len() >= out.len() * row));
+        let rows = rows_of(format, bytes, inner, out.len());
         assert!(tile.q.len() >= inner && tile.scale.len() >= inner / format.block_elems());
         assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
-        match self.isa {
-            // SAFETY: the tag is checked against the CPU, the lengths above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => unsafe { neon::dot::dot(format, bytes.as_ptr(), inner, tile, out) },
-            _ => false,
+        let at = rows.as_ptr();
+        #[cfg(target_arch = "x86_64")]
+        let asked = Asked::new(self.lookahead, rows, then);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (then, self.lookahead);
+        // SAFETY: the tag is checked against the CPU, the lengths above.
+        unsafe {
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => match self.lookahead.into {
+                    Cache::L1 => avx512::dot::dot::<_MM_HINT_T0>(format, at, inner, tile, asked, out),
+                    Cache::L2 => avx512::dot::dot::<_MM_HINT_T1>(format, at, inner, tile, asked, out),
+                },
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => match self.lookahead.into {
+                    Cache::L1 => avx2::dot::dot::<_MM_HINT_T0>(format, at, inner, tile, asked, out),
+                    Cache::L2 => avx2::dot::dot::<_MM_HINT_T1>(format, at, inner, tile, asked, out),
+                },
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => neon::dot::dot(format, at, inner, tile, out),
+                _ => false,
+            }
         }
     }
 
@@ -274,21 +299,44 @@ impl Kernels {
     ///
     /// # Panics
     /// If the rows are shorter than that.
-    pub fn dot_floats(self, format: Format, bytes: &[u8], x: &[f32], wide: bool, out: &mut [f32]) -> bool {
+    pub fn dot_floats(
+        self,
+        format: Format,
+        bytes: &[u8],
+        x: &[f32],
+        wide: bool,
+        then: &[u8],
+        out: &mut [f32],
+    ) -> bool {
         let inner = x.len();
-        assert!(format.row_bytes(inner).is_some_and(|row| bytes.len() >= out.len() * row));
-        match self.isa {
+        let rows = rows_of(format, bytes, inner, out.len());
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (at, x) = (rows.as_ptr(), x.as_ptr());
+            let asked = Asked::new(self.lookahead, rows, then);
             // SAFETY: the tag is checked against the CPU, the lengths above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe {
-                avx512::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), wide, out)
-            },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe {
-                avx2::dot::dot_floats(format, bytes.as_ptr(), inner, x.as_ptr(), wide, out)
-            },
-            _ => false,
+            unsafe {
+                match (self.isa, self.lookahead.into) {
+                    (Isa::Avx512, Cache::L1) => {
+                        avx512::dot::dot_floats::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)
+                    }
+                    (Isa::Avx512, Cache::L2) => {
+                        avx512::dot::dot_floats::<_MM_HINT_T1>(format, at, inner, x, wide, asked, out)
+                    }
+                    (Isa::Avx2, Cache::L1) => {
+                        avx2::dot::dot_floats::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)
+                    }
+                    (Isa::Avx2, Cache::L2) => {
+                        avx2::dot::dot_floats::<_MM_HINT_T1>(format, at, inner, x, wide, asked, out)
+                    }
+                    _ => false,
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (rows, wide, then);
+            false
         }
     }
 
@@ -407,6 +455,16 @@ impl Kernels {
             _ => &fma::FMA,
         }
     }
+}
+
+/// The bytes of the first `count` rows.
+fn rows_of(format: Format, bytes: &[u8], inner: usize, count: usize) -> &[u8] {
+    let wanted = format.row_bytes(inner).and_then(|row| row.checked_mul(count));
+    let rows = wanted.and_then(|wanted| bytes.get(..wanted));
+    let Some(rows) = rows else {
+        panic!("{count} rows of {inner} elements of {format} in {} bytes", bytes.len());
+    };
+    rows
 }
 
 fn check_rows(format: Format, bytes: &[u8], stride_bytes: usize, rows: usize, elems: usize) {

@@ -1,8 +1,8 @@
 //! The CPU's arithmetic: pure functions on slices, without threads, graphs or allocation.
 //!
 //! `layout` says what panels and tiles are; `unpack`, `mul`, `fma` and `vector` hold the portable functions, which
-//! define; `avx2`, `avx512` and `neon` hold what the compiler would not find by itself; `dispatch` chooses once, at run
-//! time.
+//! define; `avx2`, `avx512` and `neon` hold what the compiler would not find by itself; `prefetch` says how weights are
+//! asked for; `dispatch` chooses once, at run time.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,6 +14,7 @@ pub mod layout;
 mod mul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod prefetch;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -24,3 +25,4 @@ pub use layout::{
     Lanes, PANEL_ROWS, Panel, PanelF32, PanelLayout, STEP_ELEMS, TILE_TOKENS, TileStep, WideLanes, flat,
     flat_mut, wide_flat, wide_flat_mut,
 };
+pub use prefetch::{Cache, Lookahead};

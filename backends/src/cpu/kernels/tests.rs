@@ -278,7 +278,7 @@ fn one_token_products_are_the_references() {
                     scale_per_step: block == 256,
                 };
                 let mut out = vec![f32::NAN; rows];
-                if kernels.dot_rows(format, &bytes[1..], inner, step, &mut out) {
+                if kernels.dot_rows(format, &bytes[1..], inner, step, &[], &mut out) {
                     found += 1;
                     let stride = format.row_bytes(inner).unwrap();
                     for (bytes, got) in bytes[1..].chunks_exact(stride).zip(&out) {
@@ -291,6 +291,44 @@ fn one_token_products_are_the_references() {
             }
         }
         assert_eq!(found > 0, kernels.isa() != Isa::Portable, "{} has such kernels", kernels.isa().name());
+    }
+}
+
+#[test]
+fn asking_ahead_changes_no_product() {
+    let mut rng = Rng(11);
+    for kernels in accelerated() {
+        for format in [Format::Q4K, Format::Q6K, Format::Q8_0, Format::Q4_0, Format::F32, Format::F16] {
+            let (rows, inner) = (37, 768);
+            let bytes = random_rows(format, rows, inner, &mut rng);
+            let block = format.block_elems().max(32);
+            let tile = random_tile(1, inner, block, &mut rng);
+            let x: Vec<f32> = (0..inner).map(|_| rng.float()).collect();
+            let step = TileStep {
+                q: &tile.q,
+                neg_sums16: &tile.sums16,
+                neg_sums32: &tile.sums32,
+                scale: &tile.scale,
+                scale_per_step: block == 256,
+            };
+            let products = |lookahead, then: &[u8]| {
+                let (kernels, mut out) = (kernels.with_lookahead(lookahead), vec![0.0; rows]);
+                let done = match format.is_quantized() {
+                    true => kernels.dot_rows(format, &bytes, inner, step, then, &mut out),
+                    false => kernels.dot_floats(format, &bytes, &x, false, then, &mut out),
+                };
+                done.then(|| out.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            let want = products(Lookahead { into: Cache::L2, bytes: 0 }, &[]);
+            for into in [Cache::L1, Cache::L2] {
+                for ahead in [64, 2048, 8192, usize::MAX] {
+                    for then in [&[][..], &bytes[..1]] {
+                        let got = products(Lookahead { into, bytes: ahead }, then);
+                        assert_eq!(got, want, "{} {format} {ahead}", kernels.isa().name());
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -327,7 +365,7 @@ fn one_token_sums_are_exact_at_the_largest_steps() {
                     scale_per_step: block == 256,
                 };
                 let mut out = [f32::NAN];
-                if kernels.dot_rows(format, &bytes, block, step, &mut out) {
+                if kernels.dot_rows(format, &bytes, block, step, &[], &mut out) {
                     let x: Vec<f32> = q.iter().map(|q| f32::from(*q) * scale[0]).collect();
                     assert_products(kernels.isa().name(), format, &bytes, &x, &out);
                 }
@@ -350,7 +388,7 @@ fn one_token_products_of_floats_match_f64() {
                 let x: Vec<f32> = (0..inner).map(|_| rng.float()).collect();
                 for wide in [false, true] {
                     let mut out = vec![f32::NAN; rows];
-                    if !kernels.dot_floats(format, &bytes[1..], &x, wide, &mut out) {
+                    if !kernels.dot_floats(format, &bytes[1..], &x, wide, &[], &mut out) {
                         continue;
                     }
                     found += 1;

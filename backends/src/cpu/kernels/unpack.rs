@@ -60,20 +60,6 @@ pub fn unpack_row(format: Format, bytes: &[u8], row: &mut RowStep) {
     });
 }
 
-/// The 6-bit scales and minima of the eight sub-blocks of Q4_K and Q5_K from their 12 bytes s0, s1, s2 (four each): of the
-/// first four, s0 and s1 hold all six bits; of the others, s2 holds the low four (the scale's in its low nibble) and the two
-/// high bits of s0 and s1 those above.
-#[inline(always)]
-pub fn scales_and_mins_6bit(bytes: [u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let (s0, s1, s2) = (word(0), word(4), word(8));
-    let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
-    (
-        both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030)),
-        both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030)),
-    )
-}
-
 /// Unpacks one step of up to 16 rows; rows beyond `rows` become zeros. `bytes` starts at the step's first block of the
 /// first row; rows lie `stride_bytes` apart; the step has `elems` elements.
 pub fn unpack_panel(

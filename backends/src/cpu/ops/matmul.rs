@@ -220,7 +220,7 @@ impl MatMuls {
         {
             // SAFETY: prepared before the last barrier, or by this worker.
             let x = unsafe { work.activations.q8(block, *tile, inner, 0) };
-            if step.kernels.dot_rows(matrix.format, bytes, inner, x, &mut sums[0].0[..rows]) {
+            if step.kernels.dot_rows(matrix.format, bytes, inner, x, &[], &mut sums[0].0[..rows]) {
                 return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
             }
         }

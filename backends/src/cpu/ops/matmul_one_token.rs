@@ -1,5 +1,6 @@
 //! The decode step's products: one row of activations, which every worker has prepared for itself, against runs of rows of
-//! the matrices, each run one stream of bytes. What is fused behind works on the whole run.
+//! the matrices, each run one stream of bytes, at whose end the next one's first bytes are asked for. What is fused behind
+//! works on the whole run.
 
 use super::activations::Tile;
 use super::matmul::{MatMuls, Then, Work};
@@ -13,8 +14,6 @@ use std::ops::Range;
 pub const RUN_PANELS: usize = 16;
 /// Chunks that each of several workers takes on the average: one that is held up leaves the others something to do.
 const CHUNKS_PER_WORKER: usize = 8;
-/// Bytes of a new stream that are asked for before it begins: the kernels look as far ahead inside it.
-const EXPECTED_BYTES: usize = 2048;
 
 /// Panels in a chunk: long runs for the memory, enough chunks for the workers to end together.
 fn chunk_panels(panels: usize, worker: &Worker<'_>) -> usize {
@@ -37,7 +36,8 @@ impl MatMuls {
             let panels = self.projections[0].matrix.panels();
             let size = chunk_panels(panels, worker);
             for chunk in worker.chunks(panels.div_ceil(size)) {
-                self.combine_one(step, work, chunk * size..(chunk * size + size).min(panels));
+                let next = (chunk + worker.threads()) * size;
+                self.combine_one(step, work, chunk * size..(chunk * size + size).min(panels), next);
             }
             return;
         }
@@ -50,12 +50,23 @@ impl MatMuls {
                 let (group, which, panel) = self.locate(at);
                 let run = panel..(panel + end - at).min(self.projections[which].matrix.panels());
                 at += run.len();
-                self.run_of_panels(step, work, which, run, group, shared_row);
+                // Workers that keep pace take chunks in turns.
+                let next = if at < end { at } else { (chunk + worker.threads()) * size };
+                let then = if next < total { self.run_at(work, self.locate(next)) } else { &[] };
+                self.run_of_panels(step, work, which, run, group, then, shared_row);
             }
         }
     }
 
-    /// `sums[to]` = a run of panels of one matrix, times the row.
+    /// The bytes from a panel of a matrix on, for the expert of a group.
+    fn run_at(&self, work: &Work<'_>, (group, which, panel): (usize, usize, usize)) -> &[u8] {
+        match work.tiles_of(group) {
+            [tile] => self.projections[which].matrix.panel(tile.group, panel).0,
+            _ => &[],
+        }
+    }
+
+    /// `sums[to]` = a run of panels of one matrix, times the row; `then` is read next.
     fn multiply(
         &self,
         step: &Step<'_>,
@@ -64,6 +75,7 @@ impl MatMuls {
         which: usize,
         tile: Tile,
         panels: Range<usize>,
+        then: &[u8],
         shared_row: bool,
     ) {
         let matrix = &self.projections[which].matrix;
@@ -75,12 +87,13 @@ impl MatMuls {
             match matrix.activation {
                 Activation::Q8(block) => {
                     let x = work.activations.q8(block, tile, matrix.inner, 0);
-                    step.kernels.dot_rows(matrix.format, bytes, matrix.inner, x, out)
+                    step.kernels.dot_rows(matrix.format, bytes, matrix.inner, x, then, out)
                 }
                 activation => {
                     let f16 = activation == Activation::F16;
                     let x = work.activations.floats(f16, tile, matrix.inner, 0);
-                    step.kernels.dot_floats(matrix.format, bytes, &x[..matrix.inner], matrix.wide, out)
+                    let x = &x[..matrix.inner];
+                    step.kernels.dot_floats(matrix.format, bytes, x, matrix.wide, then, out)
                 }
             }
         };
@@ -110,7 +123,7 @@ impl MatMuls {
         unsafe { step.arena.part_mut(to, row, first..first + sums.len()) }.copy_from_slice(sums);
     }
 
-    /// A run of panels of a group through every matrix that goes with it, and what is fused behind.
+    /// A run of panels of a group through every matrix that goes with it, and what is fused behind; `next` is read next.
     fn run_of_panels(
         &self,
         step: &Step<'_>,
@@ -118,6 +131,7 @@ impl MatMuls {
         which: usize,
         panels: Range<usize>,
         group: usize,
+        next: &[u8],
         shared_row: bool,
     ) {
         let [tile] = *work.tiles_of(group) else { return };
@@ -126,10 +140,8 @@ impl MatMuls {
         let first = panels.start * PANEL_ROWS;
         let count = (panels.end * PANEL_ROWS).min(projection.matrix.rows) - first;
         let gated = matches!(self.then, Then::Gated { .. });
-        if gated {
-            self.expect(step, 1, tile.group, panels.start);
-        }
-        self.multiply(step, work, 0, which, tile, panels.clone(), shared_row);
+        let then = if gated { self.run_at(work, (group, 1, panels.start)) } else { next };
+        self.multiply(step, work, 0, which, tile, panels.clone(), then, shared_row);
         self.store_run(step, projection.out, which, pair, first, &flat(&work.sums[0])[..count]);
         match &self.then {
             Then::Nothing | Then::Combine { .. } => {}
@@ -143,7 +155,7 @@ impl MatMuls {
                 }
             }
             Then::Gated { activated, out } => {
-                self.multiply(step, work, 1, 1, tile, panels.clone(), shared_row);
+                self.multiply(step, work, 1, 1, tile, panels.clone(), next, shared_row);
                 self.store_run(step, self.projections[1].out, 1, pair, first, &flat(&work.sums[1])[..count]);
                 let [gate, up] = &mut *work.sums;
                 let (gate, up) = (flat_mut(&mut gate[..panels.len()]), flat_mut(&mut up[..panels.len()]));
@@ -157,8 +169,9 @@ impl MatMuls {
         }
     }
 
-    /// Panels `panels` of the down-projection of every chosen expert, summed with the router's weights.
-    fn combine_one(&self, step: &Step<'_>, work: &mut Work<'_>, panels: Range<usize>) {
+    /// Panels `panels` of the down-projection of every chosen expert, summed with the router's weights; panel `next` is where
+    /// this worker likely goes on.
+    fn combine_one(&self, step: &Step<'_>, work: &mut Work<'_>, panels: Range<usize>, next: usize) {
         let (Then::Combine { weights, .. }, Some((per_tok, ..))) = (&self.then, &self.experts) else {
             return;
         };
@@ -170,23 +183,17 @@ impl MatMuls {
         let count = (panels.end * PANEL_ROWS).min(matrix.rows) - first;
         for group in 0..work.groups() {
             let [tile] = *work.tiles_of(group) else { return };
-            match work.tiles_of((group + 1) % work.groups()) {
-                [next] if group + 1 < work.groups() => self.expect(step, 0, next.group, panels.start),
-                [first] if panels.end < matrix.panels() => self.expect(step, 0, first.group, panels.end),
-                _ => {}
-            }
-            self.multiply(step, work, 0, 0, tile, panels.clone(), false);
+            let then = match group + 1 {
+                behind if behind < work.groups() => self.run_at(work, (behind, 0, panels.start)),
+                _ if next < matrix.panels() => self.run_at(work, (0, 0, next)),
+                _ => &[],
+            };
+            self.multiply(step, work, 0, 0, tile, panels.clone(), then, false);
             let sums = &flat(&work.sums[0])[..count];
             let pair = work.pairs[tile.first] as usize;
             self.store_run(step, out, 0, pair, first, sums);
             step.kernels.add_scaled_wide(weights[pair], sums, &mut wide_flat_mut(work.combined)[..count]);
         }
         self.store_combined(step, work, panels);
-    }
-
-    /// Asks for the first bytes of a panel that comes after the one in hand without lying behind it.
-    fn expect(&self, step: &Step<'_>, which: usize, group: usize, panel: usize) {
-        let (bytes, _) = self.projections[which].matrix.panel(group, panel);
-        step.kernels.prefetch(&bytes[..bytes.len().min(EXPECTED_BYTES)]);
     }
 }

@@ -1,32 +1,52 @@
-//! One token against rows of weights, unpacking and multiplying in registers, four rows side by side: what the AVX-512
-//! version does, 32 elements at a time, with the same bits. Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums hold
-//! here: u ≤ 63 and |q| ≤ 127, or |w| ≤ 128 as the unsigned operand and q with its sign.
+//! One token against rows of weights, unpacking and multiplying in registers: what the AVX-512 version does, 32 elements at
+//! a time, with the same bits. Blocks are taken in the order of their bytes, four at a time, whatever row they belong to:
+//! they share the folding of sums, and the memory sees one stream. (Four rows side by side, which share as much, get a
+//! third of that from memory on Zen 3, and four fifths where every line is asked for ahead.)
+//!
+//! Unsigned × signed bytes go through `vpmaddubsw`, whose 16-bit pair sums hold here: u ≤ 63 and |q| ≤ 127, or |w| ≤ 128 as
+//! the unsigned operand and q with its sign.
 
 use super::super::layout::TileStep;
-use super::super::unpack::scales_and_mins_6bit;
+use super::super::prefetch::{Asked, ask};
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
 /// `out` = the products of as many rows of `inner` elements, one behind the other from `at` on, with a one-token tile of
-/// as many elements; false for formats without a kernel here.
+/// as many elements; false for formats without a kernel here. Bytes are asked for with `HINT` where `asked` says.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rows are readable; `inner` is a whole number of blocks, and the tile has that
 /// many elements with their sums and scales, a scale per 256 for super-blocks and per 32 for the others.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_>, out: &mut [f32]) -> bool {
+pub unsafe fn dot<const HINT: i32>(
+    format: Format,
+    at: *const u8,
+    inner: usize,
+    tile: TileStep<'_>,
+    asked: Asked,
+    out: &mut [f32],
+) -> bool {
+    let rows = Rows { at, inner, asked };
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
         match format {
-            Format::Q4K => each_row::<144, 256, true>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
-            Format::Q5K => each_row::<176, 256, true>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
-            Format::Q6K => each_row::<210, 256, false>(at, inner, tile, out, |b, t| q6_k(b, t)),
-            Format::Q8_0 => each_row::<34, 32, false>(at, inner, tile, out, |b, t| q8_0(b, t)),
-            Format::Q4_0 => each_row::<18, 32, false>(at, inner, tile, out, |b, t| q4_0(b, t)),
+            Format::Q4K => blocks::<HINT, 144, 256, true>(rows, tile, out, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => blocks::<HINT, 176, 256, true>(rows, tile, out, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => blocks::<HINT, 210, 256, false>(rows, tile, out, |b, t| q6_k(b, t)),
+            Format::Q8_0 => blocks::<HINT, 34, 32, false>(rows, tile, out, |b, t| q8_0(b, t)),
+            Format::Q4_0 => blocks::<HINT, 18, 32, false>(rows, tile, out, |b, t| q4_0(b, t)),
             _ => return false,
         }
     }
     true
+}
+
+/// Rows, one behind the other.
+#[derive(Clone, Copy)]
+struct Rows {
+    at: *const u8,
+    inner: usize,
+    asked: Asked,
 }
 
 /// A block's activations.
@@ -37,21 +57,61 @@ struct Token {
     neg_sums32: *const i32,
 }
 
-/// A block's sums, spread over lanes, its d and its dmin.
+/// A block's sums, spread over lanes, and the bits of its d, with dmin above.
 #[derive(Clone, Copy)]
 struct Sums {
     products: __m256i,
     minima: __m256i,
-    d: f32,
-    dmin: f32,
+    scales: u32,
 }
 
 impl Sums {
-    /// Of a block without minima.
+    /// Of a block without minima, whose d is at `d`.
+    ///
+    /// # Safety
+    /// d is readable.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn new(products: __m256i, d: f32) -> Sums {
-        Sums { products, minima: _mm256_setzero_si256(), d, dmin: 0.0 }
+    unsafe fn new(products: __m256i, d: *const u8) -> Sums {
+        // SAFETY: the caller's promise.
+        let scales = u32::from(unsafe { d.cast::<u16>().read_unaligned() });
+        Sums { products, minima: _mm256_setzero_si256(), scales }
+    }
+}
+
+/// What four blocks add to their rows' sums, each d times the activations' scale.
+struct Terms {
+    minima: [f32; 4],
+    dmin: [f32; 4],
+    products: [f32; 4],
+    d: [f32; 4],
+}
+
+impl Terms {
+    /// `a` are the activations' scales; without `MINIMA` those stay 0.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn new<const MINIMA: bool>(blocks: [Sums; 4], a: [f32; 4]) -> Terms {
+        let [d, dmin] = scales(blocks.map(|block| block.scales));
+        let a = _mm_setr_ps(a[0], a[1], a[2], a[3]);
+        let scaled = |d: __m128| lanes(_mm_mul_ps(d, a));
+        let folded = |sums: [__m256i; 4]| lanes(_mm_cvtepi32_ps(fold(sums)));
+        let none = [0.0; 4];
+        Terms {
+            minima: if MINIMA { folded(blocks.map(|block| block.minima)) } else { none },
+            dmin: if MINIMA { scaled(dmin) } else { none },
+            products: folded(blocks.map(|block| block.products)),
+            d: scaled(d),
+        }
+    }
+
+    /// `sum` + the terms of block `i`, in the order that `mul::mul_q8` defines.
+    #[inline(always)]
+    fn add<const MINIMA: bool>(&self, i: usize, mut sum: f32) -> f32 {
+        if MINIMA {
+            sum = self.dmin[i].mul_add(self.minima[i], sum);
+        }
+        self.d[i].mul_add(self.products[i], sum)
     }
 }
 
@@ -60,46 +120,79 @@ impl Sums {
 /// # Safety
 /// As [`dot`].
 #[inline(always)]
-unsafe fn each_row<const BYTES: usize, const ELEMS: usize, const MINIMA: bool>(
-    at: *const u8,
-    inner: usize,
+unsafe fn blocks<const HINT: i32, const BYTES: usize, const ELEMS: usize, const MINIMA: bool>(
+    rows: Rows,
     tile: TileStep<'_>,
     out: &mut [f32],
     block: impl Fn(*const u8, Token) -> Sums,
 ) {
-    let row_bytes = inner / ELEMS * BYTES;
-    for (i, out) in out.chunks_mut(4).enumerate() {
-        // SAFETY: blocks below `inner / ELEMS` exist in each of the rows and in the tile; rows that do not exist stand for
-        // the first, and their sums are dropped.
-        unsafe {
-            let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
-            let mut rows = [row(0), row(1), row(2), row(3)];
-            let mut sum = _mm_setzero_ps();
-            for b in 0..inner / ELEMS {
-                let token = Token {
-                    q: tile.q.as_ptr().add(ELEMS * b),
-                    neg_sums16: tile.neg_sums16.as_ptr().add(ELEMS / 16 * b),
-                    neg_sums32: tile.neg_sums32.as_ptr().add(ELEMS / 32 * b),
-                };
-                let a = _mm_set1_ps(*tile.scale.as_ptr().add(b));
-                let mut blocks = [Sums::new(_mm256_setzero_si256(), 0.0); 4];
-                for (block_sums, at) in blocks.iter_mut().zip(&mut rows) {
-                    *block_sums = block(*at, token);
-                    *at = at.add(BYTES);
+    let Rows { mut at, inner, asked } = rows;
+    let per_row = inner / ELEMS;
+    let mut left = per_row * out.len();
+    let mut out = out.iter_mut();
+    // The place in its row of the next block, and of the one behind a block.
+    let mut b = 0;
+    let behind = |b: usize| if b + 1 == per_row { 0 } else { b + 1 };
+    let mut sum = 0.0;
+    let mut finish = |sum: &mut f32| {
+        if let Some(out) = out.next() {
+            *out = std::mem::take(sum);
+        }
+    };
+    // SAFETY: `left` blocks follow from `at` on, and the tile has what goes with each block of a row.
+    unsafe {
+        let one = |at: *const u8, b: usize| {
+            let token = Token {
+                q: tile.q.as_ptr().add(ELEMS * b),
+                neg_sums16: tile.neg_sums16.as_ptr().add(ELEMS / 16 * b),
+                neg_sums32: tile.neg_sums32.as_ptr().add(ELEMS / 32 * b),
+            };
+            block(at, token)
+        };
+        let scale = |b: usize| *tile.scale.as_ptr().add(b);
+        let four = |at: *const u8, [i, j, k, l]: [usize; 4]| {
+            let blocks =
+                [one(at, i), one(at.add(BYTES), j), one(at.add(2 * BYTES), k), one(at.add(3 * BYTES), l)];
+            Terms::new::<MINIMA>(blocks, [scale(i), scale(j), scale(k), scale(l)])
+        };
+        while left >= 4 {
+            ask::<HINT>(asked.ahead_of(at), 4 * BYTES);
+            if b + 4 <= per_row {
+                let terms = four(at, [b, b + 1, b + 2, b + 3]);
+                for i in 0..4 {
+                    sum = terms.add::<MINIMA>(i, sum);
                 }
-                let [first, second, third, fourth] = blocks;
-                if MINIMA {
-                    let ints = fold([first.minima, second.minima, third.minima, fourth.minima]);
-                    let dmin = _mm_setr_ps(first.dmin, second.dmin, third.dmin, fourth.dmin);
-                    sum = _mm_fmadd_ps(_mm_mul_ps(dmin, a), _mm_cvtepi32_ps(ints), sum);
+                b += 4;
+                if b == per_row {
+                    finish(&mut sum);
+                    b = 0;
                 }
-                let ints = fold([first.products, second.products, third.products, fourth.products]);
-                let d = _mm_setr_ps(first.d, second.d, third.d, fourth.d);
-                sum = _mm_fmadd_ps(_mm_mul_ps(d, a), _mm_cvtepi32_ps(ints), sum);
+            } else {
+                let mut places = [b; 4];
+                for i in 1..4 {
+                    places[i] = behind(places[i - 1]);
+                }
+                let terms = four(at, places);
+                for (i, place) in places.into_iter().enumerate() {
+                    sum = terms.add::<MINIMA>(i, sum);
+                    b = behind(place);
+                    if b == 0 {
+                        finish(&mut sum);
+                    }
+                }
             }
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), sum);
-            out.copy_from_slice(&sums[..out.len()]);
+            at = at.add(4 * BYTES);
+            left -= 4;
+        }
+        while left > 0 {
+            let terms = Terms::new::<MINIMA>([one(at, b); 4], [scale(b); 4]);
+            sum = terms.add::<MINIMA>(0, sum);
+            b = behind(b);
+            if b == 0 {
+                finish(&mut sum);
+            }
+            at = at.add(BYTES);
+            left -= 1;
         }
     }
 }
@@ -108,8 +201,45 @@ unsafe fn each_row<const BYTES: usize, const ELEMS: usize, const MINIMA: bool>(
 #[inline]
 #[target_feature(enable = "avx2")]
 fn fold([a, b, c, d]: [__m256i; 4]) -> __m128i {
-    let x = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    let x = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
     _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
+}
+
+/// A vector's lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes(x: __m128) -> [f32; 4] {
+    let mut lanes = [0.0; 4];
+    // SAFETY: 16 bytes.
+    unsafe { _mm_storeu_ps(lanes.as_mut_ptr(), x) };
+    lanes
+}
+
+/// Four blocks' two halves of f16 as floats: those in the low bits, then those above.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub fn scales([a, b, c, d]: [u32; 4]) -> [__m128; 2] {
+    let bits = _mm_setr_epi32(a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed());
+    let apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    let both = _mm256_cvtph_ps(_mm_shuffle_epi8(bits, apart));
+    [_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)]
+}
+
+/// The 6-bit scales of a block of Q4_K or Q5_K, as eight bytes, then its minima, from its first 16 bytes: d, dmin, then
+/// three dwords s0, s1, s2. Of the first four, s0 and s1 hold the low six bits of each byte; of the last four, s2 holds
+/// the low four bits, the scale's in its low nibble, and s0 and s1 the two above.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn scales_and_mins(head: __m128i) -> __m128i {
+    let low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    let low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
+    let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
+    let high =
+        _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    let high = _mm_and_si128(_mm_srli_epi32::<2>(high), _mm_set1_epi8(0x30));
+    _mm_or_si128(low, high)
 }
 
 /// The sum of eight lanes, halves first.
@@ -130,18 +260,6 @@ fn fold_floats(x: __m256) -> f32 {
 unsafe fn load<T>(at: *const T) -> __m256i {
     // SAFETY: the caller's promise; no alignment is needed.
     unsafe { _mm256_loadu_si256(at.cast()) }
-}
-
-/// The f16 at `at`.
-///
-/// # Safety
-/// It is readable.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn half(at: *const u8) -> f32 {
-    // SAFETY: the caller's promise.
-    let bits = unsafe { at.cast::<u16>().read_unaligned() };
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
 /// Word `i` of each 128 bits, in all their words: `i` as the two bytes' numbers.
@@ -167,11 +285,9 @@ fn add_scaled(sum: __m256i, u: __m256i, q: __m256i, scale: __m256i) -> __m256i {
 unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
-        let (scales, mins) = scales_and_mins_6bit(block.add(4).cast::<[u8; 12]>().read());
-        let [scales, mins] = [scales, mins].map(i64::from_le_bytes);
-        let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales)));
-        let mins = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(mins));
-
+        let both = scales_and_mins(_mm_loadu_si128(block.cast()));
+        let mins = _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(both, both));
+        let scales = _mm256_broadcastsi128_si256(both);
         let nibble = _mm256_set1_epi8(15);
         let qs = block.add(if FIFTH { 48 } else { 16 });
         let fifth = if FIFTH { load(block.add(16)) } else { nibble };
@@ -186,14 +302,15 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
                     let bit = _mm256_and_si256(bit, _mm256_set1_epi8(1));
                     *u = _mm256_or_si256(*u, _mm256_slli_epi16::<4>(bit));
                 }
-                sum = add_scaled(sum, *u, load(token.q.add(32 * s)), word(scales, s));
+                // The scale in the low byte of each word, 0 in the high one.
+                let scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16(i16::MIN | s as i16));
+                sum = add_scaled(sum, *u, load(token.q.add(32 * s)), scale);
             }
         }
         Sums {
             products: sum,
             minima: _mm256_mullo_epi32(mins, load(token.neg_sums32)),
-            d: half(block),
-            dmin: half(block.add(2)),
+            scales: block.cast::<u32>().read_unaligned(),
         }
     }
 }
@@ -234,7 +351,7 @@ unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
             _mm256_mullo_epi32(_mm256_cvtepi8_epi32(scales), load(token.neg_sums16)),
             _mm256_mullo_epi32(_mm256_cvtepi8_epi32(high_scales), load(token.neg_sums16.add(8))),
         );
-        Sums::new(_mm256_add_epi32(sum, _mm256_slli_epi32::<5>(zeros)), self::half(block.add(208)))
+        Sums::new(_mm256_add_epi32(sum, _mm256_slli_epi32::<5>(zeros)), block.add(208))
     }
 }
 
@@ -246,9 +363,10 @@ unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn signed(block: *const u8, w: __m256i, token: Token) -> Sums {
     // SAFETY: the caller's promise.
-    let (q, d) = unsafe { (load(token.q), half(block)) };
-    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
-    Sums::new(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), d)
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(load(token.q), w));
+        Sums::new(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), block)
+    }
 }
 
 /// Q8_0.
@@ -283,14 +401,16 @@ unsafe fn q4_0(block: *const u8, token: Token) -> Sums {
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the rows are readable, and so are `inner` elements of `x`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn dot_floats(
+pub unsafe fn dot_floats<const HINT: i32>(
     format: Format,
     at: *const u8,
     inner: usize,
     x: *const f32,
     wide: bool,
+    asked: Asked,
     out: &mut [f32],
 ) -> bool {
+    let rows = Rows { at, inner, asked };
     let f32s = |at: *const u8| {
         // SAFETY: called for 32 readable bytes.
         unsafe { _mm256_loadu_ps(at.cast()) }
@@ -307,12 +427,12 @@ pub unsafe fn dot_floats(
     // SAFETY: the caller's promise.
     unsafe {
         match (format, wide) {
-            (Format::F32, false) => floats::<4>(at, inner, x, out, f32s),
-            (Format::F16, false) => floats::<2>(at, inner, x, out, f16s),
-            (Format::Bf16, false) => floats::<2>(at, inner, x, out, bf16s),
-            (Format::F32, true) => doubles::<4>(at, inner, x, out, f32s),
-            (Format::F16, true) => doubles::<2>(at, inner, x, out, f16s),
-            (Format::Bf16, true) => doubles::<2>(at, inner, x, out, bf16s),
+            (Format::F32, false) => floats::<HINT, 4>(rows, x, out, f32s),
+            (Format::F16, false) => floats::<HINT, 2>(rows, x, out, f16s),
+            (Format::Bf16, false) => floats::<HINT, 2>(rows, x, out, bf16s),
+            (Format::F32, true) => doubles::<HINT, 4>(rows, x, out, f32s),
+            (Format::F16, true) => doubles::<HINT, 2>(rows, x, out, f16s),
+            (Format::Bf16, true) => doubles::<HINT, 2>(rows, x, out, bf16s),
             _ => return false,
         }
     }
@@ -339,19 +459,20 @@ unsafe fn rest<const BYTES: usize>(at: *const u8, x: *const f32, count: usize) -
 /// # Safety
 /// As [`dot_floats`]; `BYTES` are an element's.
 #[inline(always)]
-unsafe fn floats<const BYTES: usize>(
-    mut at: *const u8,
-    inner: usize,
+unsafe fn floats<const HINT: i32, const BYTES: usize>(
+    rows: Rows,
     x: *const f32,
     out: &mut [f32],
     load: impl Fn(*const u8) -> __m256,
 ) {
+    let Rows { mut at, inner, asked } = rows;
     for row in out {
         // SAFETY: elements below `inner` exist in the row and in `x`; the last few go through buffers of 8.
         unsafe {
             let mut sums = [_mm256_setzero_ps(); 4];
             let mut k = 0;
             while k + 32 <= inner {
+                ask::<HINT>(asked.ahead_of(at.add(k * BYTES)), 32 * BYTES);
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let k = k + 8 * i;
                     *sum = _mm256_fmadd_ps(load(at.add(k * BYTES)), _mm256_loadu_ps(x.add(k)), *sum);
@@ -375,13 +496,13 @@ unsafe fn floats<const BYTES: usize>(
 /// # Safety
 /// As [`floats`].
 #[inline(always)]
-unsafe fn doubles<const BYTES: usize>(
-    mut at: *const u8,
-    inner: usize,
+unsafe fn doubles<const HINT: i32, const BYTES: usize>(
+    rows: Rows,
     x: *const f32,
     out: &mut [f32],
     load: impl Fn(*const u8) -> __m256,
 ) {
+    let Rows { mut at, inner, asked } = rows;
     // Adds the products of 8 elements.
     let add = |sums: [__m256d; 2], w: __m256, x: __m256| {
         // SAFETY: AVX2 and FMA are there.
@@ -400,6 +521,10 @@ unsafe fn doubles<const BYTES: usize>(
             let mut sums = [_mm256_setzero_pd(); 2];
             let whole = inner / 8 * 8;
             for k in (0..whole).step_by(8) {
+                // Once a line.
+                if (k * BYTES).is_multiple_of(64) {
+                    ask::<HINT>(asked.ahead_of(at.add(k * BYTES)), 64);
+                }
                 sums = add(sums, load(at.add(k * BYTES)), _mm256_loadu_ps(x.add(k)));
             }
             if whole < inner {

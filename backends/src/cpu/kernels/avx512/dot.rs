@@ -1,36 +1,62 @@
 //! One token against rows of weights, unpacking and multiplying in registers: the decode step's kernels. Rows are walked
-//! from their first byte to their last, four side by side at most, so that a matrix is read nearly as one stream.
+//! from their first byte to their last, four side by side at most, so that a matrix is read nearly as one stream; every
+//! line is asked for ahead, at least four rows ahead, since hardware streams do not follow four rows at once.
 //!
 //! Integer sums are exact inside a block, scales of sub-blocks included; floats are summed once a block, first to last, as
 //! `mul::mul_q8` defines it.
 
+use super::super::avx2::dot::{scales, scales_and_mins as packed_scales_and_mins};
 use super::super::layout::TileStep;
+use super::super::prefetch::{Asked, ask};
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
-/// How far ahead of the arithmetic bytes are asked for, at least: hardware streams stop at the end of a page.
-const AHEAD_BYTES: usize = 2048;
-
 /// `out` = the products of as many rows of `inner` elements, one behind the other from `at` on, with a one-token tile of
-/// as many elements; false for formats without a kernel here.
+/// as many elements; false for formats without a kernel here. Bytes are asked for with `HINT` where `asked` says.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable; `inner` is a whole number of blocks, and the tile
 /// has that many elements with their sums and scales, a scale per 256 for super-blocks and per 32 for the others.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn dot(format: Format, at: *const u8, inner: usize, tile: TileStep<'_>, out: &mut [f32]) -> bool {
+pub unsafe fn dot<const HINT: i32>(
+    format: Format,
+    at: *const u8,
+    inner: usize,
+    tile: TileStep<'_>,
+    asked: Asked,
+    out: &mut [f32],
+) -> bool {
+    let rows = Rows { at, inner, asked };
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
         match format {
-            Format::Q4K => super_blocks::<144, true>(at, inner, tile, out, |b, t| k4_or_k5::<false>(b, t)),
-            Format::Q5K => super_blocks::<176, true>(at, inner, tile, out, |b, t| k4_or_k5::<true>(b, t)),
-            Format::Q6K => super_blocks::<210, false>(at, inner, tile, out, |b, t| q6_k(b, t)),
-            Format::Q8_0 => pairs_of_blocks::<34>(at, inner, tile, out, |b| q8_0(b), 128),
-            Format::Q4_0 => pairs_of_blocks::<18>(at, inner, tile, out, |b| nibbles(b.add(2)), 8),
+            Format::Q4K => super_blocks::<HINT, 144, true>(rows, tile, out, |b, t| k4_or_k5::<false>(b, t)),
+            Format::Q5K => super_blocks::<HINT, 176, true>(rows, tile, out, |b, t| k4_or_k5::<true>(b, t)),
+            Format::Q6K => super_blocks::<HINT, 210, false>(rows, tile, out, |b, t| q6_k(b, t)),
+            Format::Q8_0 => pairs_of_blocks::<HINT, 34>(rows, tile, out, |b| q8_0(b), 128),
+            Format::Q4_0 => pairs_of_blocks::<HINT, 18>(rows, tile, out, |b| nibbles(b.add(2)), 8),
             _ => return false,
         }
     }
     true
+}
+
+/// Rows, one behind the other.
+#[derive(Clone, Copy)]
+struct Rows {
+    at: *const u8,
+    inner: usize,
+    asked: Asked,
+}
+
+impl Rows {
+    /// For rows of `row_bytes` that are walked four side by side: when the first of four is at `at`, how far from each of
+    /// them to ask.
+    #[inline(always)]
+    fn distance(self, at: *const u8, row_bytes: usize) -> isize {
+        let ahead = self.asked.at_least(4 * row_bytes).ahead_of(at);
+        (ahead as isize).wrapping_sub(at as isize)
+    }
 }
 
 /// A super-block's activations.
@@ -112,16 +138,6 @@ fn fold_small([a, b, c, d]: [__m128i; 4]) -> __m128i {
     _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd))
 }
 
-/// Four rows' two halves of f16 as floats: those in the low bits, then those above.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-fn scales([a, b, c, d]: [u32; 4]) -> [__m128; 2] {
-    let bits = _mm_setr_epi32(a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed());
-    let apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    let both = _mm256_cvtph_ps(_mm_shuffle_epi8(bits, apart));
-    [_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)]
-}
-
 /// `sum` + `ints` · (`d` · `a`), row by row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,fma")]
@@ -134,22 +150,21 @@ fn add_scaled(sum: __m128, ints: __m128i, d: __m128, a: f32) -> __m128 {
 /// # Safety
 /// As [`dot`].
 #[inline(always)]
-unsafe fn super_blocks<const BYTES: usize, const MINIMA: bool>(
-    at: *const u8,
-    inner: usize,
+unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
+    rows: Rows,
     tile: TileStep<'_>,
     out: &mut [f32],
     block: impl Fn(*const u8, Token) -> Sums,
 ) {
+    let Rows { at, inner, .. } = rows;
     let row_bytes = inner / 256 * BYTES;
-    // The same block of four rows in turn: what follows are the next four rows.
-    let ahead = (4 * row_bytes).max(AHEAD_BYTES);
     for (i, out) in out.chunks_mut(4).enumerate() {
         // SAFETY: blocks below `inner / 256` exist in each of the rows and in the tile; rows that do not exist stand for
         // the first, and their sums are dropped.
         unsafe {
             let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
             let (mut a, mut b, mut c, mut d) = (row(0), row(1), row(2), row(3));
+            let distance = rows.distance(a, row_bytes);
             let mut sum = _mm_setzero_ps();
             for (i, scale) in tile.scale[..inner / 256].iter().enumerate() {
                 let neg_sums = (tile.neg_sums16.as_ptr().add(16 * i), tile.neg_sums32.as_ptr().add(8 * i));
@@ -158,13 +173,13 @@ unsafe fn super_blocks<const BYTES: usize, const MINIMA: bool>(
                     neg_sums16: _mm512_cvtepi32_epi16(_mm512_loadu_si512(neg_sums.0.cast())),
                     neg_sums32: _mm256_cvtepi32_epi16(_mm256_loadu_si256(neg_sums.1.cast())),
                 };
-                prefetch::<BYTES>(a, ahead);
+                ask::<HINT>(a.wrapping_offset(distance), BYTES);
                 let first = block(a, token);
-                prefetch::<BYTES>(b, ahead);
+                ask::<HINT>(b.wrapping_offset(distance), BYTES);
                 let second = block(b, token);
-                prefetch::<BYTES>(c, ahead);
+                ask::<HINT>(c.wrapping_offset(distance), BYTES);
                 let third = block(c, token);
-                prefetch::<BYTES>(d, ahead);
+                ask::<HINT>(d.wrapping_offset(distance), BYTES);
                 let fourth = block(d, token);
                 (a, b, c, d) = (a.add(BYTES), b.add(BYTES), c.add(BYTES), d.add(BYTES));
                 let [d, dmin] = scales([first.scales, second.scales, third.scales, fourth.scales]);
@@ -188,18 +203,6 @@ fn store(sums: [f32; 4], out: &mut [f32]) {
     match out.first_chunk_mut::<4>() {
         Some(out) => *out = sums,
         None => out.copy_from_slice(&sums[..out.len()]),
-    }
-}
-
-/// Asks for as many bytes as a block has, `ahead` behind its start.
-#[inline]
-#[target_feature(enable = "avx512f")]
-#[allow(unused_unsafe, reason = "newer toolchains call it safe")]
-fn prefetch<const BYTES: usize>(at: *const u8, ahead: usize) {
-    let at = at.wrapping_add(ahead);
-    for line in 0..BYTES.div_ceil(64) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64 * line).cast()) };
     }
 }
 
@@ -297,19 +300,11 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
     }
 }
 
-/// The 6-bit scales and minima, as words, of a block of Q4_K or Q5_K from its first 16 bytes: d, dmin, then
-/// four dwords' worth of s0, s1, s2. Of the first four, s0 and s1 hold the low six bits of each byte; of the last four,
-/// s2 holds the low four bits, the scale's in its low nibble, and s0 and s1 the two above.
+/// The 6-bit scales and minima of a block of Q4_K or Q5_K, as words, from its first 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn scales_and_mins(head: __m128i) -> (__m128i, __m128i) {
-    let low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
-    let low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
-    let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
-    let high =
-        _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
-    let high = _mm_and_si128(_mm_srli_epi32::<2>(high), _mm_set1_epi8(0x30));
-    let both = _mm_or_si128(low, high);
+    let both = packed_scales_and_mins(head);
     (_mm_cvtepu8_epi16(both), _mm_cvtepu8_epi16(_mm_unpackhi_epi64(both, both)))
 }
 
@@ -370,20 +365,20 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
 /// # Safety
 /// As [`dot`].
 #[inline(always)]
-unsafe fn pairs_of_blocks<const BYTES: usize>(
-    at: *const u8,
-    inner: usize,
+unsafe fn pairs_of_blocks<const HINT: i32, const BYTES: usize>(
+    rows: Rows,
     tile: TileStep<'_>,
     out: &mut [f32],
     elements: impl Fn(*const u8) -> __m256i,
     zero: u8,
 ) {
+    let Rows { at, inner, .. } = rows;
     let (blocks, row_bytes) = (inner / 32, inner / 32 * BYTES);
-    let ahead = (4 * row_bytes).max(AHEAD_BYTES);
     for (i, out) in out.chunks_mut(4).enumerate() {
         // SAFETY: as in `super_blocks`; of the last block of an odd number, the half that would lie behind it is zeros.
         unsafe {
             let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
+            let distance = rows.distance(row(0), row_bytes);
             let mut rows = [row(0), row(1), row(2), row(3)];
             let mut sum = _mm_setzero_ps();
             let (mut ints, mut halves) = ([_mm512_setzero_si512(); 4], [0; 4]);
@@ -391,7 +386,7 @@ unsafe fn pairs_of_blocks<const BYTES: usize>(
             for _ in 0..blocks / 2 {
                 let x = Pair::new(_mm512_loadu_si512(q.cast()), zero);
                 for (r, at) in rows.iter_mut().enumerate() {
-                    prefetch::<64>(*at, ahead);
+                    ask::<HINT>(at.wrapping_offset(distance), 2 * BYTES);
                     let second = at.add(BYTES);
                     let u = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(elements(*at)), elements(second));
                     ints[r] = x.times(u);
@@ -458,34 +453,36 @@ impl Pair {
 /// # Safety
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable, and so are `inner` elements of `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn dot_floats(
+pub unsafe fn dot_floats<const HINT: i32>(
     format: Format,
     at: *const u8,
     inner: usize,
     x: *const f32,
     wide: bool,
+    asked: Asked,
     out: &mut [f32],
 ) -> bool {
+    let rows = Rows { at, inner, asked };
     // SAFETY: the caller's promise; a masked element is not read.
     unsafe {
         match (format, wide) {
             (Format::F32, false) => {
-                floats::<4>(at, inner, x, out, |at, mask| _mm512_maskz_loadu_ps(mask, at.cast()))
+                floats::<HINT, 4>(rows, x, out, |at, mask| _mm512_maskz_loadu_ps(mask, at.cast()))
             }
-            (Format::F16, false) => floats::<2>(at, inner, x, out, |at, mask| {
+            (Format::F16, false) => floats::<HINT, 2>(rows, x, out, |at, mask| {
                 _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast()))
             }),
-            (Format::Bf16, false) => floats::<2>(at, inner, x, out, |at, mask| {
+            (Format::Bf16, false) => floats::<HINT, 2>(rows, x, out, |at, mask| {
                 let wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }),
             (Format::F32, true) => {
-                doubles::<4>(at, inner, x, out, |at, mask| _mm256_maskz_loadu_ps(mask, at.cast()))
+                doubles::<HINT, 4>(rows, x, out, |at, mask| _mm256_maskz_loadu_ps(mask, at.cast()))
             }
-            (Format::F16, true) => doubles::<2>(at, inner, x, out, |at, mask| {
+            (Format::F16, true) => doubles::<HINT, 2>(rows, x, out, |at, mask| {
                 _mm256_cvtph_ps(_mm_maskz_loadu_epi16(mask, at.cast()))
             }),
-            (Format::Bf16, true) => doubles::<2>(at, inner, x, out, |at, mask| {
+            (Format::Bf16, true) => doubles::<HINT, 2>(rows, x, out, |at, mask| {
                 let wide = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, at.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }),
@@ -500,20 +497,20 @@ pub unsafe fn dot_floats(
 /// # Safety
 /// As [`dot_floats`]; `BYTES` are an element's.
 #[inline(always)]
-unsafe fn floats<const BYTES: usize>(
-    at: *const u8,
-    inner: usize,
+unsafe fn floats<const HINT: i32, const BYTES: usize>(
+    rows: Rows,
     x: *const f32,
     out: &mut [f32],
     load: impl Fn(*const u8, u16) -> __m512,
 ) {
+    let Rows { at, inner, asked } = rows;
     let row = |at: *const u8| {
         // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
         unsafe {
             let mut sums = [_mm512_setzero_ps(); 4];
             let mut k = 0;
             while k + 64 <= inner {
-                prefetch::<128>(at.add(k * BYTES), AHEAD_BYTES);
+                ask::<HINT>(asked.ahead_of(at.add(k * BYTES)), 64 * BYTES);
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let k = k + 16 * i;
                     *sum = _mm512_fmadd_ps(load(at.add(k * BYTES), !0), _mm512_loadu_ps(x.add(k)), *sum);
@@ -538,20 +535,20 @@ unsafe fn floats<const BYTES: usize>(
 /// # Safety
 /// As [`floats`].
 #[inline(always)]
-unsafe fn doubles<const BYTES: usize>(
-    mut at: *const u8,
-    inner: usize,
+unsafe fn doubles<const HINT: i32, const BYTES: usize>(
+    rows: Rows,
     x: *const f32,
     out: &mut [f32],
     load: impl Fn(*const u8, u8) -> __m256,
 ) {
+    let Rows { mut at, inner, asked } = rows;
     for out in out {
         // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
         unsafe {
             let mut sums = [_mm512_setzero_pd(); 4];
             let mut k = 0;
             while k + 32 <= inner {
-                prefetch::<64>(at.add(k * BYTES), AHEAD_BYTES);
+                ask::<HINT>(asked.ahead_of(at.add(k * BYTES)), 32 * BYTES);
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let k = k + 8 * i;
                     let x = _mm512_cvtps_pd(_mm256_loadu_ps(x.add(k)));

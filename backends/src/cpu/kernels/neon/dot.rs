@@ -1,8 +1,8 @@
 //! One token against rows of weights, unpacking and multiplying in registers, a row as one stream: what the other
-//! instruction sets do, 16 elements at a time, with the same bits. Bytes are signed here, so Q6_K and Q4_0 take their zero off first.
+//! instruction sets do, 16 elements at a time, with the same bits. Nothing is asked for ahead: the standard library has no
+//! stable prefetch for aarch64, and hardware follows one stream. Bytes are signed here, so Q6_K and Q4_0 take their zero off first.
 
 use super::super::layout::TileStep;
-use super::super::unpack::scales_and_mins_6bit;
 use super::dot4;
 use half::f16;
 use moe_run_graph::quant::Format;
@@ -111,6 +111,20 @@ unsafe fn products(w: [int8x16_t; 2], q: *const i8) -> int32x4_t {
     // SAFETY: the caller's promise.
     let (first, second) = unsafe { (vld1q_s8(q), vld1q_s8(q.add(16))) };
     dot4(dot4(vdupq_n_s32(0), w[0], first), w[1], second)
+}
+
+/// The 6-bit scales and minima of the eight sub-blocks of Q4_K and Q5_K from their 12 bytes s0, s1, s2 (four each): of the
+/// first four, s0 and s1 hold all six bits; of the others, s2 holds the low four (the scale's in its low nibble) and the two
+/// high bits of s0 and s1 those above.
+#[inline(always)]
+fn scales_and_mins_6bit(bytes: [u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (s0, s1, s2) = (word(0), word(4), word(8));
+    let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    (
+        both(s0 & 0x3f3f_3f3f, (s2 & 0x0f0f_0f0f) | (s0 >> 2 & 0x3030_3030)),
+        both(s1 & 0x3f3f_3f3f, (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 2 & 0x3030_3030)),
+    )
 }
 
 /// Q4_K and Q5_K (`FIFTH`): Σ scale·(u·q) and Σ min·(−Σq).
