@@ -194,8 +194,12 @@ def measure(sides, model, threads, args):
 
 
 def processor():
-    match = re.search(r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
-    return match.group(1) if match else "unknown processor"
+    """The processor's name, and its family and model, which tell generations apart that share a name."""
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+    field = lambda name: re.search(rf"^{name}\s*:\s*(.*)$", text, re.M)
+    name, family, model = field("model name"), field("cpu family"), field("model")
+    what = name.group(1) if name else "unknown processor"
+    return f"{what} (family {family.group(1)}, model {model.group(1)})" if family and model else what
 
 
 def main():

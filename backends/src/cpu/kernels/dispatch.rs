@@ -185,10 +185,18 @@ impl Kernels {
         }
         check_rows(format, bytes, stride_bytes, rows, elems);
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512 && rows == PANEL_ROWS && elems.is_multiple_of(8) {
+        if rows == PANEL_ROWS && elems.is_multiple_of(8) {
+            let at = bytes.as_ptr();
             // SAFETY: as in `unpack`.
-            unsafe { avx512::unpack::unpack_floats(format, bytes.as_ptr(), stride_bytes, elems, panel) };
-            return;
+            match self.isa {
+                Isa::Avx512 => {
+                    return unsafe { avx512::unpack::unpack_floats(format, at, stride_bytes, elems, panel) };
+                }
+                Isa::Avx2 => {
+                    return unsafe { avx2::unpack::unpack_floats(format, at, stride_bytes, elems, panel) };
+                }
+                _ => {}
+            }
         }
         unpack::unpack_floats(format, bytes, stride_bytes, rows, elems, panel);
     }
@@ -237,6 +245,9 @@ impl Kernels {
             // SAFETY: the tag is checked against the CPU.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512::unpack::widen_halves(from, to) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::unpack::widen_halves(from, to) },
             _ => from.convert_to_f32_slice(to),
         }
     }
