@@ -186,16 +186,14 @@ impl Kernels {
         check_rows(format, bytes, stride_bytes, rows, elems);
         #[cfg(target_arch = "x86_64")]
         if rows == PANEL_ROWS && elems.is_multiple_of(8) {
-            let at = bytes.as_ptr();
-            // SAFETY: as in `unpack`.
-            match self.isa {
-                Isa::Avx512 => {
-                    return unsafe { avx512::unpack::unpack_floats(format, at, stride_bytes, elems, panel) };
-                }
-                Isa::Avx2 => {
-                    return unsafe { avx2::unpack::unpack_floats(format, at, stride_bytes, elems, panel) };
-                }
-                _ => {}
+            let kernel = match self.isa {
+                Isa::Avx512 => Some(avx512::unpack::unpack_floats as avx2::unpack::UnpackFloats),
+                Isa::Avx2 => Some(avx2::unpack::unpack_floats as avx2::unpack::UnpackFloats),
+                _ => None,
+            };
+            if let Some(kernel) = kernel {
+                // SAFETY: as in `unpack`.
+                return unsafe { kernel(format, bytes.as_ptr(), stride_bytes, elems, panel) };
             }
         }
         unpack::unpack_floats(format, bytes, stride_bytes, rows, elems, panel);

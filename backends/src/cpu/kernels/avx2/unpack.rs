@@ -5,6 +5,9 @@ use half::f16;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
+/// A kernel as [`unpack_floats`].
+pub type UnpackFloats = unsafe fn(Format, *const u8, usize, usize, &mut PanelF32);
+
 /// Unpacks one step of 16 rows of F32, F16 or BF16.
 ///
 /// # Safety
