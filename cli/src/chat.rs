@@ -248,9 +248,7 @@ impl Input {
 
 /// Errors: a file that was named for the history is one that the command reads, or holds something else.
 fn check_history(path: &Path) -> Result<(), CliError> {
-    output_file::check_name(HISTORY, path)?;
-    partial_file::check_target(path)
-        .map_err(|error| CliError::bad_input(format!("{HISTORY} {}: {error}", path.display())))?;
+    output_file::check_inputs(HISTORY, path)?;
     let wrong = |found: &str| {
         CliError::bad_input(format!(
             "{HISTORY} {}: found {found}, wanted a file that an earlier conversation made, or a new one",

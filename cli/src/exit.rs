@@ -46,7 +46,7 @@ impl ExitCode {
                 "a backend, device, operation, tensor format or architecture that is absent or not supported"
             }
             ExitCode::Failed => {
-                "failed while running: memory, device, full disk, a model's file that was cut, logits that are not numbers"
+                "failed while running: memory, device, full disk, changed model file, logits not numbers"
             }
             ExitCode::Interrupted => "ended at once by Ctrl-C",
         }

@@ -75,7 +75,9 @@ impl OutputFile {
 /// Errors: it is a directory, its directory is not there, the command reads it or writes it already, or it is `-`.
 pub fn check(option: &str, path: Option<&Path>) -> Result<(), CliError> {
     let Some(path) = path else { return Ok(()) };
-    check_name(option, path)?;
+    if is_stdout(path) {
+        return check_name(option, path);
+    }
     if path.is_dir() {
         return Err(CliError::bad_input(format!(
             "{option} {}: is a directory, wanted a file",
@@ -92,6 +94,14 @@ pub fn check(option: &str, path: Option<&Path>) -> Result<(), CliError> {
             dir.display()
         )));
     }
+    check_inputs(option, path)
+}
+
+/// The part of [`check`] that is about the command's own files, where the writing itself reports the rest.
+///
+/// Errors: the command reads the file or writes it already, or it is `-`.
+pub fn check_inputs(option: &str, path: &Path) -> Result<(), CliError> {
+    check_name(option, path)?;
     partial_file::check_target(path)
         .map_err(|error| CliError::bad_input(format!("{option} {}: {error}", path.display())))
 }

@@ -101,7 +101,9 @@ impl From<LogitsFileError> for CliError {
 /// Errors: a text or file of logits that is unreadable or does not fit, what loading and running report.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.backend.check()?;
-    output_file::check(SAVE_LOGITS, args.save_logits.as_deref())?;
+    let check_save =
+        || args.save_logits.as_deref().map_or(Ok(()), |path| output_file::check_inputs(SAVE_LOGITS, path));
+    check_save()?;
     inputs::add(&args.file, "the text")?;
     if let Some(path) = &args.against {
         inputs::add(path, "the file of saved logits")?;
@@ -116,7 +118,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let started = Instant::now();
     let model = args.model.open()?;
-    output_file::check(SAVE_LOGITS, args.save_logits.as_deref())?;
+    check_save()?;
     let chunk_tokens = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();

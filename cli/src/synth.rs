@@ -82,10 +82,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let Some(preset) = Preset::by_name(&args.preset) else {
         return Err(CliError::bad_input(format!("unknown preset {:?}", args.preset)));
     };
-    output_file::check(OUTPUT, Some(&args.output))?;
+    output_file::check_inputs(OUTPUT, &args.output)?;
     let open = |path: &Path| mapped::open(path, "the vocabulary's file");
     let vocabulary = args.vocab_from.as_deref().map(open).transpose()?;
-    output_file::check(OUTPUT, Some(&args.output))?;
+    output_file::check_inputs(OUTPUT, &args.output)?;
     let options = SynthOptions {
         preset,
         num_hidden_layers: args.layers,

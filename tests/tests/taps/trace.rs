@@ -228,7 +228,8 @@ fn a_text_runs_in_chunks_from_empty_contexts() {
     let (head, _) = routing(&trace(&["-f", &file, "--system", "Be brief."]).stdout);
     assert_eq!((&head["source"], &head["chunks"]), (&"chat".into(), &1.into()));
     let report = run(BINARY, ["trace", "--backend", "reference", "--json", "-f", &file]).succeeded().json();
-    assert!(report["prompt"].as_str().unwrap().contains("<|im_start|>"));
+    let im_start = TOKENS.split(',').next().unwrap();
+    assert_eq!(report["encoded_tokens"][0].to_string(), im_start);
 
     let saved = ["trace", "-f", &file, "-c", "16", "--routing", "-", "--save-tensor", "attn_norm"];
     let refused = run(BINARY, saved.into_iter().chain(["--save-tensor-dir", "/nonexistent/a"]));
