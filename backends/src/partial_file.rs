@@ -5,26 +5,33 @@
 //! disk when written to, and to wait for gigabytes would take longer than to write them.
 //!
 //! Of a link the file that it points to is written. What is there and is no file (a device, a pipe) is written to as it is.
+//!
+//! A file that the process reads is never written: whoever reads one says so to [`add_input`] or [`add_mapped`], and no
+//! file takes its place, under whatever name or link. Who computes from a mapped file asks [`check_mapped`] before a result
+//! gets its name: of a file that was changed meanwhile it is worth nothing.
 
 use std::{
-    collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use moe_run_graph::gguf::{GgufError, MappedFile};
+
 /// What this process has made and not finished.
 struct Unfinished {
-    files: BTreeSet<PathBuf>,
+    /// The temporary files, and what each is to become.
+    files: BTreeMap<PathBuf, PathBuf>,
     /// Directories, in the order in which they were made.
     dirs: Vec<PathBuf>,
 }
 
-static UNFINISHED: Mutex<Unfinished> = Mutex::new(Unfinished { files: BTreeSet::new(), dirs: Vec::new() });
+static UNFINISHED: Mutex<Unfinished> = Mutex::new(Unfinished { files: BTreeMap::new(), dirs: Vec::new() });
 
 fn unfinished() -> MutexGuard<'static, Unfinished> {
     // Every change of the lists is one call, so a panic elsewhere leaves them true.
@@ -35,7 +42,7 @@ fn unfinished() -> MutexGuard<'static, Unfinished> {
 /// thread that is about to make, rename or remove such a file waits from here on, for ever.
 pub fn remove_unfinished() {
     let unfinished = unfinished();
-    for file in &unfinished.files {
+    for file in unfinished.files.keys() {
         // Nothing can be done where removing fails: the name says what it is.
         let _ = fs::remove_file(file);
     }
@@ -43,6 +50,137 @@ pub fn remove_unfinished() {
         let _ = fs::remove_dir(dir);
     }
     std::mem::forget(unfinished);
+}
+
+/// What this process reads.
+struct Inputs {
+    files: Vec<Input>,
+    mapped: Vec<Arc<MappedFile>>,
+}
+
+/// A file that is read.
+struct Input {
+    what: &'static str,
+    /// Where the system tells files from one another by more than their names.
+    id: Option<FileId>,
+    /// Without links; another file may be there by now, and that one is not to be written either.
+    path: Option<PathBuf>,
+}
+
+static INPUTS: Mutex<Inputs> = Mutex::new(Inputs { files: Vec::new(), mapped: Vec::new() });
+
+fn inputs() -> MutexGuard<'static, Inputs> {
+    INPUTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Device and number: the same for every name of a file.
+type FileId = (u64, u64);
+
+#[cfg(unix)]
+fn file_id(file: &Metadata) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    file.is_file().then(|| (file.dev(), file.ino()))
+}
+
+#[cfg(not(unix))]
+fn file_id(_: &Metadata) -> Option<FileId> {
+    None
+}
+
+/// Why a file is not written.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    /// It is read.
+    #[error("it is {0}, which this command reads; nothing was written: give another file")]
+    Input(&'static str),
+    /// It is being written.
+    #[error("this command writes it already, for another option; nothing was written: give another file")]
+    Output,
+}
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> io::Error {
+        io::Error::other(refusal)
+    }
+}
+
+/// Whether an error says that a file is not to be written, rather than that it cannot be.
+#[must_use]
+pub fn is_refusal(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|cause| cause.is::<Refusal>())
+}
+
+/// From here on the file at `path` is not written by this process. `what` is its place in the sentence "it is …", as in
+/// "the prompt's file". What is not there, or is no file, needs no such care.
+pub fn add_input(path: &Path, what: &'static str) {
+    if let Ok(file) = fs::metadata(path) {
+        add(&file, fs::canonicalize(path).ok(), what);
+    }
+}
+
+/// The same for a file that is open, of which the name is not known: standard input.
+pub fn add_open_input(file: &Metadata, what: &'static str) {
+    add(file, None, what);
+}
+
+/// The same for a file that is mapped, which is also looked at by [`check_mapped`] from here on. It stays mapped.
+pub fn add_mapped(mapped: &Arc<MappedFile>, what: &'static str) {
+    if let Ok(file) = mapped.file().metadata() {
+        add(&file, fs::canonicalize(mapped.path()).ok(), what);
+    }
+    inputs().mapped.push(Arc::clone(mapped));
+}
+
+fn add(file: &Metadata, path: Option<PathBuf>, what: &'static str) {
+    if file.is_file() {
+        inputs().files.push(Input { what, id: file_id(file), path });
+    }
+}
+
+/// What an open file is among those that are read.
+#[must_use]
+pub fn input_that_is(file: &Metadata) -> Option<&'static str> {
+    let id = file_id(file)?;
+    inputs().files.iter().find(|input| input.id == Some(id)).map(|input| input.what)
+}
+
+/// Whether the file that `path` leads to may be written, as far as this process's other files are concerned.
+///
+/// # Errors
+/// It is one that the process reads, or is writing already ([`is_refusal`]); the links go round.
+pub fn check_target(path: &Path) -> io::Result<()> {
+    let path = target(path)?;
+    let metadata = fs::metadata(&path).ok();
+    if metadata.as_ref().is_some_and(|there| !there.is_file()) {
+        return Ok(());
+    }
+    if let Some(what) = metadata.as_ref().and_then(input_that_is) {
+        return Err(Refusal::Input(what).into());
+    }
+    let name = without_links(&path);
+    if let Some(input) = inputs().files.iter().find(|input| input.path.as_ref() == Some(&name)) {
+        return Err(Refusal::Input(input.what).into());
+    }
+    if unfinished().files.values().any(|other| *other == name) {
+        return Err(Refusal::Output.into());
+    }
+    Ok(())
+}
+
+/// Whether every mapped file is still what it was when it was opened.
+///
+/// # Errors
+/// The first that is not.
+pub fn check_mapped() -> Result<(), GgufError> {
+    let mapped = inputs().mapped.clone();
+    mapped.iter().try_for_each(|file| file.check_unchanged())
+}
+
+/// The path of the mapped file whose bytes are at an address.
+#[must_use]
+pub fn mapped_at(address: usize) -> Option<PathBuf> {
+    let inputs = inputs();
+    inputs.mapped.iter().find(|file| file.addresses().contains(&address)).map(|file| file.path().to_owned())
 }
 
 /// A file being written. Dropped before [`PartialFile::finish`], it leaves nothing behind.
@@ -58,9 +196,10 @@ impl PartialFile {
     /// Opens the temporary file, `.NAME.PID-NUMBER.partial`.
     ///
     /// # Errors
-    /// The directory is not there or may not be written, or `path` is a directory.
+    /// The directory is not there or may not be written, or `path` is a directory; what [`check_target`] refuses.
     pub fn create(path: &Path) -> io::Result<PartialFile> {
         static MADE: AtomicU64 = AtomicU64::new(0);
+        check_target(path)?;
         let path = &target(path)?;
         match fs::metadata(path) {
             Ok(there) if there.is_dir() => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
@@ -78,7 +217,7 @@ impl PartialFile {
         let partial = path.with_file_name(partial_name);
         let mut unfinished = unfinished();
         let file = File::create(&partial)?;
-        unfinished.files.insert(partial.clone());
+        unfinished.files.insert(partial.clone(), without_links(path));
         Ok(PartialFile { path: path.clone(), partial, file: Some(file) })
     }
 
@@ -131,7 +270,7 @@ impl Drop for PartialFile {
     fn drop(&mut self) {
         self.file = None;
         let mut unfinished = unfinished();
-        if unfinished.files.remove(&self.partial) {
+        if unfinished.files.remove(&self.partial).is_some() {
             // There is nobody left to tell.
             let _ = fs::remove_file(&self.partial);
         }
@@ -152,6 +291,15 @@ fn target(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links"))
 }
 
+/// The one name of a file that need not be there.
+fn without_links(path: &Path) -> PathBuf {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (fs::canonicalize(dir), path.file_name()) {
+        (Ok(dir), Some(name)) => dir.join(name),
+        _ => path.to_owned(),
+    }
+}
+
 /// Takes away `stale` files, then gives each file its name, in order. A Ctrl-C waits for the end of it.
 ///
 /// # Errors
@@ -161,6 +309,9 @@ pub fn finish_all(
     mut files: Vec<PartialFile>,
     stale: &BTreeSet<PathBuf>,
 ) -> Result<(), (PathBuf, io::Error)> {
+    for path in stale {
+        check_target(path).map_err(|error| (path.clone(), error))?;
+    }
     let mut unfinished = unfinished();
     let finished = (|| {
         for path in stale {
@@ -274,6 +425,58 @@ mod tests {
         let (path, _) = finish_all(files, &[at("old"), at("never there")].into()).unwrap_err();
         assert_eq!(path, at("b"));
         assert_eq!(names(temp.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_is_read_is_not_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::write(at("input"), "read").unwrap();
+        let mut names_of_it =
+            vec![at("input"), at("../").join(temp.path().file_name().unwrap()).join("./input")];
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("input", at("soft")).unwrap();
+            fs::hard_link(at("input"), at("hard")).unwrap();
+            names_of_it.extend([at("soft"), at("hard")]);
+        }
+        fs::write(at("stale"), "").unwrap();
+        write(&at("input"), b"read").unwrap();
+        #[cfg(unix)]
+        {
+            // The file was replaced, and the hard link is another file now.
+            fs::remove_file(at("hard")).unwrap();
+            fs::hard_link(at("input"), at("hard")).unwrap();
+        }
+        add_input(&at("input"), "the prompt's file");
+        add_input(&at("not there"), "nothing");
+        for name in &names_of_it {
+            let error = write(name, b"written").unwrap_err();
+            assert!(is_refusal(&error) && error.to_string().contains("the prompt's file"), "{error}");
+            assert!(check_target(name).is_err());
+        }
+        let (path, error) =
+            finish_all(vec![PartialFile::create(&at("new")).unwrap()], &[at("stale"), at("input")].into())
+                .unwrap_err();
+        assert!(path == at("input") && is_refusal(&error), "{error}");
+        assert!(at("stale").exists() && !at("new").exists());
+        assert_eq!(fs::read(at("input")).unwrap(), b"read");
+        // What takes an input's name meanwhile is not written either.
+        fs::remove_file(at("input")).unwrap();
+        fs::write(at("input"), "another").unwrap();
+        assert!(is_refusal(&write(&at("input"), b"").unwrap_err()));
+        write(&at("not there"), b"new").unwrap();
+    }
+
+    #[test]
+    fn two_at_a_time_do_not_become_one_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        let first = PartialFile::create(&at("a")).unwrap();
+        let error = PartialFile::create(&at("./a")).unwrap_err();
+        assert!(is_refusal(&error) && error.to_string().contains("writes it already"), "{error}");
+        first.finish().unwrap();
+        write(&at("a"), b"again").unwrap();
     }
 
     #[cfg(unix)]

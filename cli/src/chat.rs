@@ -1,7 +1,8 @@
 //! `moe-run chat`: a conversation. Each turn renders the whole of it; what the KV cache holds already is not evaluated again.
 
 use std::{
-    io::{self, IsTerminal},
+    fs::File,
+    io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -16,7 +17,7 @@ use crate::{
     common::{BackendArgs, ModelArgs},
     engine::Engine,
     generate::{GenerateArgs, StopReason, generate},
-    output,
+    inputs, output, output_file,
     prompt::{read_template, template_var},
     sampling::{SamplerArgs, read_back_line},
     tokenize::read_messages,
@@ -24,7 +25,7 @@ use crate::{
 
 const HELP: &str = "\
 /reset        forget the conversation (the system message stays)
-/save FILE    write the conversation as JSON
+/save FILE    write the conversation as JSON, in the place of a file that is there
 /load FILE    go on with a conversation from JSON
 /help         this list
 /exit         leave, as Ctrl-D does
@@ -32,6 +33,10 @@ Ctrl-C ends an answer. A line that ends in \\ goes on in the next one.";
 
 /// Lines of input that are kept for the next conversation.
 const HISTORY_LINES: usize = 1000;
+/// How the file of them begins: rustyline's.
+const HISTORY_HEAD: &[u8] = b"#V2\n";
+/// Its option, for errors.
+const HISTORY: &str = "--history";
 
 /// Arguments of `chat`.
 #[derive(clap::Args, Clone, Debug)]
@@ -103,6 +108,7 @@ impl Conversation {
 
     /// Writes what `/load` and `moe-run tokenize --messages` read.
     fn save(&self, path: &Path) -> Result<(), CliError> {
+        output_file::check("/save", Some(path))?;
         let mut fields = Map::new();
         fields.insert("messages".to_owned(), Value::Array(self.messages.clone()));
         if let Some(tools) = &self.tools {
@@ -178,9 +184,14 @@ impl Input {
             .map_err(CliError::failed)?
             .build();
         let mut editor = DefaultEditor::with_config(config).map_err(CliError::failed)?;
+        inputs::add_stdin()?;
         let is_terminal = io::stdin().is_terminal();
+        if let Some(path) = &history {
+            check_history(path)?;
+        }
         let history = history.or_else(default_history).filter(|_| is_terminal);
         if let Some(path) = &history {
+            inputs::add(path, "the file of the lines typed")?;
             // The first conversation has no history yet; one that cannot be read is only a convenience lost.
             let _ = editor.load_history(path);
         }
@@ -235,6 +246,28 @@ impl Input {
     }
 }
 
+/// Errors: a file that was named for the history is one that the command reads, or holds something else.
+fn check_history(path: &Path) -> Result<(), CliError> {
+    output_file::check_inputs(HISTORY, path)?;
+    let wrong = |found: &str| {
+        CliError::bad_input(format!(
+            "{HISTORY} {}: found {found}, wanted a file that an earlier conversation made, or a new one",
+            path.display()
+        ))
+    };
+    let Ok(file) = std::fs::metadata(path) else { return Ok(()) };
+    if !file.is_file() {
+        return Err(wrong("a directory or device"));
+    }
+    let mut head = Vec::new();
+    let opened = File::open(path).map_err(|e| CliError::unreadable(path, &e))?;
+    opened
+        .take(HISTORY_HEAD.len() as u64)
+        .read_to_end(&mut head)
+        .map_err(|e| CliError::unreadable(path, &e))?;
+    if head.is_empty() || head == HISTORY_HEAD { Ok(()) } else { Err(wrong("another kind of file")) }
+}
+
 /// `$XDG_STATE_HOME/moe-run/chat_history`, which is in `~/.local/state` unless set.
 fn default_history() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
@@ -252,6 +285,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
     let started = Instant::now();
     let model = args.model.open()?;
+    let mut input = Input::new(args.history)?;
     let (mut sampler, sampling_line) = args.sampler.sampler(model.metadata())?;
     let mut engine = Engine::load(model, &args.backend, started)?;
     engine.tokenizer()?;
@@ -261,7 +295,6 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         output::note(&line);
     }
     let mut conversation = Conversation::new(args.system, args.template_var.into_iter().collect());
-    let mut input = Input::new(args.history)?;
     if input.is_terminal {
         output::note("/help lists the commands");
     }
@@ -300,8 +333,10 @@ fn turn(
     conversation: &mut Conversation,
     text: &str,
 ) -> Result<(), CliError> {
+    partial_file::check_mapped()?;
     conversation.push("user", text);
     let answered = answer(engine, template, sampler, args, conversation);
+    partial_file::check_mapped()?;
     match answered {
         Ok(()) => Ok(()),
         Err(TurnError::Refused(why)) => {

@@ -2,7 +2,7 @@
 
 use std::{
     num::{IntErrorKind, NonZeroUsize, ParseIntError},
-    path::{Path, PathBuf},
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -10,7 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use moe_run_backends::{Activations, CompileOptions, KvType, registry};
 use moe_run_graph::{Model, gguf::GgufFile};
 
-use crate::{CliError, demo, output};
+use crate::{CliError, demo, mapped, output};
 
 /// The context that is allocated unless `--ctx-size` says otherwise, where the model's own is not smaller.
 pub const DEFAULT_CTX_SIZE: usize = 4096;
@@ -29,7 +29,7 @@ impl ModelArgs {
     /// Errors: the file is unreadable or not a valid GGUF file.
     pub fn open_file(&self) -> Result<GgufFile, CliError> {
         match &self.model {
-            Some(path) => Ok(GgufFile::open(path)?),
+            Some(path) => mapped::open(path, "the model's file"),
             None => {
                 output::note(
                     "model: the built-in demo model (a tiny one, for trying things out; -m FILE runs another)",
@@ -110,27 +110,6 @@ pub fn check_device(backend: &str, device: Option<&str>) -> Result<(), CliError>
     match device {
         Some(device) if backend == "auto" => Err(CliError::bad_input(format!(
             "--device {device}: devices are numbered by backend; give --backend, too (`moe-run devices` lists both)"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// What can be said of a file that is to be written before any work is done for it.
-///
-/// Errors: it is a directory, or its directory is not there.
-pub fn check_file(option: &str, path: Option<&Path>) -> Result<(), CliError> {
-    let Some(path) = path else { return Ok(()) };
-    if path.is_dir() {
-        return Err(CliError::bad_input(format!(
-            "{option} {}: is a directory, wanted a file",
-            path.display()
-        )));
-    }
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() && !dir.is_dir() => Err(CliError::bad_input(format!(
-            "{option} {}: there is no directory {}; make it first",
-            path.display(),
-            dir.display()
         ))),
         _ => Ok(()),
     }

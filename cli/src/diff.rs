@@ -12,7 +12,7 @@ use moe_run_backends::taps::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{CliError, ExitCode, common, output};
+use crate::{CliError, ExitCode, common, inputs, output};
 
 /// The version of the JSON's layout.
 const SCHEMA_VERSION: u32 = 1;
@@ -35,6 +35,10 @@ pub struct Args {
     /// Differences that are listed for each pair, largest first
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub limit: usize,
+
+    /// Judge by the pairs alone where one side lacks tensors of the other; without it, a lack is beyond
+    #[arg(long)]
+    pub allow_missing: bool,
 
     /// Print one JSON object instead of text
     #[arg(long, help_heading = "Output")]
@@ -65,6 +69,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         return Err(CliError::bad_input(format!("--tolerance: found {}, wanted 0 or more", args.tolerance)));
     }
     let (a, b) = (TensorSet::open(&args.a)?, TensorSet::open(&args.b)?);
+    inputs::add_tensors(&a, "a file of A")?;
+    inputs::add_tensors(&b, "a file of B")?;
     let only = |x: &TensorSet, y: &TensorSet| -> Vec<String> {
         x.tensors.keys().filter(|n| !y.tensors.contains_key(*n)).cloned().collect()
     };
@@ -75,27 +81,47 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     if pairs.is_empty() {
         return Err(CliError::bad_input(format!(
-            "{} and {} have no tensor of the same name; the first has {}, the second {}",
+            "{} and {} have no tensor of the same name; the first has {}, the second {}; a file of one tensor is compared \
+             with another such file",
             args.a.display(),
             args.b.display(),
-            only_a.first().map_or("none", String::as_str),
-            only_b.first().map_or("none", String::as_str)
+            contents(&a),
+            contents(&b)
         )));
     }
     let beyond = pairs.iter().filter(|p| !p.within).count();
+    let missing = if args.allow_missing { 0 } else { only_a.len() + only_b.len() };
+    let verdict = match (beyond, missing) {
+        (0, 0) => "within",
+        (0, _) => "missing",
+        _ => "beyond",
+    };
     if args.json {
         output::json(&json!({
             "schema_version": SCHEMA_VERSION,
-            "verdict": if beyond == 0 { "within" } else { "beyond" },
+            "verdict": verdict,
             "tolerance": Num(args.tolerance),
             "pairs": pairs,
             "only_a": only_a,
             "only_b": only_b,
         }))?;
     } else {
-        output::text(&text(&pairs, &only_a, &only_b, beyond, args.tolerance))?;
+        output::text(&text(&pairs, &only_a, &only_b, beyond, missing, args.tolerance))?;
     }
-    Ok(if beyond == 0 { ExitCode::Ok } else { ExitCode::Verdict })
+    Ok(if beyond + missing == 0 { ExitCode::Ok } else { ExitCode::Verdict })
+}
+
+/// What a set holds, for an error.
+fn contents(set: &TensorSet) -> String {
+    match set.tensors.iter().next() {
+        None => "none".to_owned(),
+        Some((name, tensor)) if name.is_empty() => {
+            let file = tensor.path.file_stem().unwrap_or(tensor.path.as_os_str());
+            format!("only {}", file.to_string_lossy())
+        }
+        Some((name, _)) if set.tensors.len() == 1 => format!("only {name}"),
+        Some((name, _)) => format!("{name} and {} more", set.tensors.len() - 1),
+    }
 }
 
 /// `layer-3/` of `layer-3/ffn_gate`, and `ffn_gate`.
@@ -204,7 +230,14 @@ fn place(stage: &str, shape: &[usize], difference: &Difference) -> Value {
     place.into()
 }
 
-fn text(pairs: &[Pair], only_a: &[String], only_b: &[String], beyond: usize, tolerance: f64) -> String {
+fn text(
+    pairs: &[Pair],
+    only_a: &[String],
+    only_b: &[String],
+    beyond: usize,
+    missing: usize,
+    tolerance: f64,
+) -> String {
     let mut t = format!(
         "{:30} {:>9} {:>11} {:>11} {:>11} {:>10} {:>9} {:>9}  where the largest is\n",
         "tensor", "elements", "max |a-b|", "rms", "rel. L2", "cosine", "NaN/Inf a", "NaN/Inf b"
@@ -254,5 +287,11 @@ fn text(pairs: &[Pair], only_a: &[String], only_b: &[String], beyond: usize, tol
         0 => writeln!(t, "within {tolerance}: all {} pairs", pairs.len()),
         n => writeln!(t, "beyond {tolerance}: {n} of {} pairs", pairs.len()),
     };
+    if missing > 0 {
+        let _ = writeln!(
+            t,
+            "missing: {missing} tensors have no other side; --allow-missing judges the pairs alone"
+        );
+    }
     t
 }

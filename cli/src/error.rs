@@ -4,6 +4,7 @@ use std::{error::Error, io, path::Path};
 
 use moe_run_backends::{
     BackendError,
+    partial_file::is_refusal,
     sampler::SamplerError,
     taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError},
 };
@@ -57,8 +58,11 @@ impl CliError {
         CliError::bad_input(format!("{}: cannot read: {source}", path.display()))
     }
 
-    /// A file that cannot be written: exit code 4.
+    /// A file that cannot be written: exit code 4; or that must not be, as the command reads it: exit code 2.
     pub fn unwritable(path: &Path, source: &io::Error) -> CliError {
+        if is_refusal(source) {
+            return CliError::bad_input(format!("{}: {source}", path.display()));
+        }
         CliError::failed(format!("{}: cannot write: {source}", path.display()))
     }
 
@@ -79,6 +83,7 @@ impl From<GgufError> for CliError {
     fn from(error: GgufError) -> CliError {
         match error {
             GgufError::TensorType { .. } => CliError::unsupported(error),
+            GgufError::Changed { .. } => CliError::failed(error),
             _ => CliError::bad_input(error),
         }
     }
@@ -132,6 +137,9 @@ impl From<SaveError> for CliError {
     fn from(error: SaveError) -> CliError {
         match error {
             SaveError::Exists { .. } | SaveError::NotADirectory { .. } => CliError::bad_input(error),
+            SaveError::Io { ref path, ref source } if is_refusal(source) => {
+                CliError::unwritable(path, source)
+            }
             _ => CliError::failed(error),
         }
     }

@@ -33,6 +33,7 @@ Examples:
   moe-run trace -p 'What is 2+2?'
   moe-run trace -m model.gguf --stages all --positions all --json -f prompt.txt
   moe-run trace --routing experts.jsonl --routing-plot experts.svg -p 'What is 2+2?'
+  moe-run trace -m model.gguf --routing experts.jsonl -c 512 -f text.txt      a text in chunks
   moe-run trace --save-tensor attn_norm,moe_topk_ids --save-tensor-layers 0..2 --save-tensor-dir a -p 'Hi'
 ";
 

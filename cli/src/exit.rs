@@ -12,7 +12,8 @@ pub enum ExitCode {
     BadInput = 2,
     /// A backend, device, operation, tensor format or architecture that is not there or not supported.
     Unsupported = 3,
-    /// It failed while running: out of memory, a device error, a disk that is full, logits that are not numbers.
+    /// It failed while running: out of memory, a device error, a disk that is full, a model's file that was changed or cut
+    /// while it was in use, logits that are not numbers.
     Failed = 4,
     /// Ctrl-C ended the process at once.
     Interrupted = 130,
@@ -45,7 +46,7 @@ impl ExitCode {
                 "a backend, device, operation, tensor format or architecture that is absent or not supported"
             }
             ExitCode::Failed => {
-                "failed while running: memory, device, full disk, logits that are not numbers"
+                "failed while running: memory, device, full disk, changed model file, logits not numbers"
             }
             ExitCode::Interrupted => "ended at once by Ctrl-C",
         }

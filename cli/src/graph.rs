@@ -2,13 +2,16 @@
 //!
 //! No weights are read unless `--profile` runs the model: a file whose tensors are all zero, or a sparse one, will do.
 
-use std::{num::NonZeroUsize, ops::Range, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 use moe_run_backends::{
     Backend, DeviceKind, bandwidth,
     options::CompileOptions,
-    partial_file,
     profile::Profile,
     session::{LogitsRows, Session},
     taps::select::{SelectError, StageList, parse_layers},
@@ -25,9 +28,13 @@ use moe_run_graph::{
 
 use crate::{
     CliError, ExitCode,
-    common::{self, BackendArgs, ModelArgs, check_file},
+    common::{self, BackendArgs, ModelArgs},
     engine, output,
+    output_file::{self, OutputFile},
 };
+
+/// The option of the output, for errors.
+const OUTPUT: &str = "--output";
 
 /// Tokens in the cache unless asked otherwise.
 const DEFAULT_DEPTH: usize = 512;
@@ -84,7 +91,7 @@ pub struct Args {
     #[arg(long, value_name = "LAUNCH", conflicts_with_all = ["profile", "format"])]
     pub show_shader: Option<String>,
 
-    /// File to write; standard output where absent
+    /// File to write, in the place of one that is there; standard output where absent
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -166,8 +173,9 @@ struct Planned {
 /// Errors: arguments that the model cannot meet, what loading and running report, a file that cannot be written.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let request = Request::new(&args)?;
-    check_file("--output", args.output.as_deref())?;
+    output_file::check_or_stdout(OUTPUT, args.output.as_deref())?;
     let model = args.model.open()?;
+    let file = OutputFile::create(OUTPUT, args.output.as_deref().unwrap_or(Path::new("-")))?;
     let num_layers = model.graph.num_layers;
     if let Some(range) = &request.layers
         && range.end > num_layers
@@ -200,7 +208,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         }
     };
     if let (Some(wanted), Some(planned)) = (&args.show_shader, &planned) {
-        write(&args, shader(planned, wanted)?.as_bytes())?;
+        file.write(shader(planned, wanted)?.as_bytes())?;
+        file.finish()?;
         return Ok(ExitCode::Ok);
     }
     let dump = dumped(&args, &request, &model, planned.as_ref(), sizes);
@@ -210,7 +219,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Format::Dot => dump::dot(&dump),
         Format::Html => dump::html(&dump).map_err(CliError::failed)?,
     };
-    write(&args, text.as_bytes())?;
+    file.write(text.as_bytes())?;
+    file.finish()?;
     Ok(ExitCode::Ok)
 }
 
@@ -338,9 +348,4 @@ fn shader(planned: &Planned, wanted: &str) -> Result<String, CliError> {
             launch.pattern
         ))
     })
-}
-
-fn write(args: &Args, bytes: &[u8]) -> Result<(), CliError> {
-    let Some(path) = &args.output else { return output::bytes(bytes) };
-    partial_file::write(path, bytes).map_err(|e| CliError::unwritable(path, &e))
 }

@@ -19,13 +19,17 @@ pub mod examples;
 pub mod exit;
 pub mod generate;
 pub mod graph;
+pub mod inputs;
 pub mod inspect;
 pub mod interrupt;
+pub mod mapped;
 pub mod output;
+pub mod output_file;
 pub mod parity;
 pub mod perplexity;
 pub mod progress;
 pub mod prompt;
+pub mod routing;
 pub mod run;
 pub mod sampling;
 pub mod save_args;
@@ -37,6 +41,7 @@ pub mod trace;
 pub mod trace_report;
 
 use clap::Parser;
+use moe_run_backends::partial_file;
 
 pub use error::CliError;
 pub use exit::ExitCode;
@@ -44,7 +49,13 @@ pub use exit::ExitCode;
 /// Parses the process's arguments, runs the command, reports an error on standard error, and gives the exit code.
 pub fn main() -> std::process::ExitCode {
     let cli = args::Cli::parse();
-    let code = interrupt::install().and_then(|()| args::dispatch(cli)).unwrap_or_else(|error| {
+    let done = interrupt::install().and_then(|()| args::dispatch(cli));
+    // Whatever came of it, a model's file that was changed meanwhile is the reason or makes it worthless.
+    let done = match (done, partial_file::check_mapped()) {
+        (Ok(_) | Err(CliError::Failed(_)), Err(changed)) => Err(changed.into()),
+        (done, _) => done,
+    };
+    let code = done.unwrap_or_else(|error| {
         let code = error.exit_code();
         if code != ExitCode::Ok {
             error::report(&error);

@@ -20,9 +20,9 @@ use moe_run_graph::{Model, ids::TokenId};
 use crate::{
     CliError, ExitCode,
     common::{self, ModelArgs},
-    engine,
+    engine, inputs,
     interrupt::Generation,
-    output,
+    output, output_file,
     prompt::PromptArgs,
     trace::{StopOnInterrupt, Stopped},
 };
@@ -105,11 +105,15 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         format: FileFormat::Aprt,
         overwrite: args.save_tensor_overwrite,
     });
-    if let Some(save) = &save {
+    let check_save = || -> Result<(), CliError> {
+        let Some(save) = &save else { return Ok(()) };
+        output_file::check_name("--save-tensor-dir", &save.dir)?;
         for dir in [save.dir.clone(), save.dir.join("backend"), save.dir.join("against")] {
             check_dir(&dir, save.overwrite)?;
         }
-    }
+        Ok(())
+    };
+    check_save()?;
     common::check_device(&args.backend, args.device.as_deref())?;
     let known = registry::all().iter().any(|b| b.name() == args.against);
     let saved = if known {
@@ -124,7 +128,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
                 names.join(", ")
             )));
         }
-        Some(TensorSet::open(&path)?)
+        let set = TensorSet::open(&path)?;
+        inputs::add_tensors(&set, "a file of --against")?;
+        Some(set)
     };
     let recorded = saved.as_ref().and_then(TensorSet::tokens);
     let prompt = if args.prompt.is_given() || recorded.is_none() {
@@ -133,6 +139,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         None
     };
     let model = args.model.open()?;
+    check_save()?;
     let tokens = match (prompt, recorded) {
         (Some(prompt), _) => prompt.encode_for(&model)?,
         (None, recorded) => recorded.unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::{fs, num::NonZeroUsize, path::PathBuf, time::Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_run_backends::{
-    CompileOptions,
+    CompileOptions, partial_file,
     perplexity::{
         Chunks, Companions, Divergence, LogitsFileError, LogitsReader, LogitsWriter, Perplexity,
         PerplexityError, perplexity,
@@ -17,11 +17,14 @@ use serde::Serialize;
 use crate::{
     CliError, ExitCode,
     common::{self, BackendArgs, ModelArgs},
-    engine, output,
+    engine, inputs, output, output_file,
 };
 
 /// Tokens of a chunk unless `--ctx-size` says otherwise: llama.cpp's.
-const DEFAULT_CHUNK_TOKENS: usize = 512;
+pub const DEFAULT_CHUNK_TOKENS: usize = 512;
+
+/// The option of the output, for errors.
+const SAVE_LOGITS: &str = "--save-logits";
 
 /// The largest step: the rows of logits that it leaves take memory (a vocabulary of 151,936 takes 156 MB).
 const MICRO_BATCH_TOKENS: usize = 256;
@@ -41,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<NonZeroUsize>)]
     chunks: Option<NonZeroUsize>,
 
-    /// Save the logits of every scored position
+    /// Save the logits of every scored position, in the place of a file that is there
     #[arg(long, value_name = "FILE")]
     save_logits: Option<PathBuf>,
 
@@ -87,7 +90,7 @@ impl From<PerplexityError> for CliError {
 impl From<LogitsFileError> for CliError {
     fn from(error: LogitsFileError) -> CliError {
         match error {
-            LogitsFileError::Write { .. } => CliError::failed(error),
+            LogitsFileError::Write { ref path, ref source } => CliError::unwritable(path, source),
             _ => CliError::bad_input(error),
         }
     }
@@ -98,6 +101,13 @@ impl From<LogitsFileError> for CliError {
 /// Errors: a text or file of logits that is unreadable or does not fit, what loading and running report.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.backend.check()?;
+    let check_save =
+        || args.save_logits.as_deref().map_or(Ok(()), |path| output_file::check_inputs(SAVE_LOGITS, path));
+    check_save()?;
+    inputs::add(&args.file, "the text")?;
+    if let Some(path) = &args.against {
+        inputs::add(path, "the file of saved logits")?;
+    }
     let text = fs::read(&args.file).map_err(|e| CliError::unreadable(&args.file, &e))?;
     let text = String::from_utf8(text).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
@@ -108,6 +118,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let started = Instant::now();
     let model = args.model.open()?;
+    check_save()?;
     let chunk_tokens = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();
@@ -161,6 +172,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     bar.finish_and_clear();
     let (perplexity, divergence) = scored?;
     if let Some(writer) = save {
+        partial_file::check_mapped()?;
         writer.finish()?;
     }
     let report = Report {

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::{
     CliError, common,
     engine::{Engine, chat_template},
+    inputs,
 };
 
 /// What the model is asked.
@@ -168,6 +169,7 @@ pub fn encode_raw(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>, Cli
 ///
 /// Errors: it cannot be read or is not valid Jinja.
 pub fn read_template(path: &Path) -> Result<ChatTemplate, CliError> {
+    inputs::add(path, "the chat template")?;
     let source = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
     ChatTemplate::from_source(&source).map_err(|e| CliError::bad_input(format!("{}: {e}", path.display())))
 }
@@ -176,6 +178,7 @@ pub fn read_template(path: &Path) -> Result<ChatTemplate, CliError> {
 ///
 /// Errors: it cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, CliError> {
+    inputs::add(path, "the prompt's file")?;
     let text = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
     Ok(without_line_end(text))
 }
@@ -184,6 +187,7 @@ pub fn read_text(path: &Path) -> Result<String, CliError> {
 ///
 /// Errors: it cannot be read or is not UTF-8.
 pub fn read_stdin() -> Result<String, CliError> {
+    inputs::add_stdin()?;
     let mut text = String::new();
     std::io::stdin()
         .read_to_string(&mut text)
@@ -204,11 +208,18 @@ fn without_line_end(mut text: String) -> String {
 
 /// `NAME=VALUE`, the value as JSON or else as text.
 ///
-/// Errors: there is no name, or no `=`.
+/// Errors: there is no name, or no `=`; the name is that of the messages, which are the prompt.
 pub fn template_var(argument: &str) -> Result<(String, Value), String> {
     let (name, value) = argument.split_once('=').ok_or("wanted NAME=VALUE")?;
     if name.is_empty() {
         return Err("wanted NAME=VALUE".to_owned());
+    }
+    if name == "messages" {
+        return Err(
+            "the messages are the prompt's own (-p, -f, --system); `moe-run tokenize --messages FILE` \
+                    renders others"
+                .to_owned(),
+        );
     }
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
     Ok((name.to_owned(), value))
@@ -233,5 +244,6 @@ mod tests {
         assert_eq!(template_var("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(template_var("a="), Ok(("a".into(), "".into())));
         assert!(template_var("a").is_err() && template_var("=a").is_err());
+        assert!(template_var("messages=[]").is_err_and(|why| why.contains("the prompt's own")));
     }
 }

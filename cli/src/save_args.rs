@@ -14,7 +14,7 @@ use moe_run_backends::{
 };
 use moe_run_graph::{Model, ids::TokenId, passes::TapSelection};
 
-use crate::{CliError, common::ModelArgs, engine::Engine, output};
+use crate::{CliError, common::ModelArgs, engine::Engine, output, output_file};
 
 /// Tokens that are evaluated together where every row of logits is kept; every backend's default, so that looking
 /// changes nothing.
@@ -76,6 +76,7 @@ impl SaveArgs {
         let stem = model.model.as_deref().and_then(|m| m.file_stem()).map(|s| s.to_string_lossy());
         let default_dir = || PathBuf::from(format!("{}-trace", stem.as_deref().unwrap_or("demo")));
         let dir = self.save_tensor_dir.clone().unwrap_or_else(default_dir);
+        output_file::check_name("--save-tensor-dir", &dir)?;
         check_dir(&dir, self.save_tensor_overwrite)?;
         let format = match self.save_tensor_format {
             SaveFormat::Aprt => FileFormat::Aprt,
@@ -100,10 +101,11 @@ impl SaveRequest {
         if self.stages.needs_all_logits() { LogitsRows::All } else { LogitsRows::Last }
     }
 
-    /// Adds the taps to what the model is compiled with.
+    /// Adds the taps to what the model is compiled with. Everything that the command reads is known by now.
     ///
-    /// Errors: as [`SaveRequest::taps`].
+    /// Errors: as [`SaveRequest::taps`]; the directory holds a file that the command reads and would write.
     pub fn prepare(&self, model: &Model, options: &mut CompileOptions) -> Result<(), CliError> {
+        check_dir(&self.options.dir, self.options.overwrite)?;
         options.taps = union(std::mem::take(&mut options.taps), self.taps(model)?);
         if self.logits_rows() == LogitsRows::All {
             all_logits(options);

@@ -12,17 +12,20 @@ use std::{
 
 use clap::builder::PossibleValuesParser;
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_run_backends::partial_file::PartialFile;
+use moe_run_backends::partial_file::{self, PartialFile};
 use moe_run_graph::{
     gguf::{GgufFile, writer::WriteError},
     synth::{PRESETS, Preset, Synth, SynthError, SynthOptions},
 };
 use serde::Serialize;
 
-use crate::{CliError, ExitCode, common, interrupt::Generation, output};
+use crate::{CliError, ExitCode, common, interrupt::Generation, mapped, output, output_file};
 
 /// More filling threads than this are of no use: the disk is slower.
 const THREADS_MAX: usize = 8;
+
+/// The option of the output, for errors.
+const OUTPUT: &str = "--output";
 
 /// Arguments of `synth`.
 #[derive(clap::Args, Debug)]
@@ -35,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub layers: Option<usize>,
 
-    /// File to write
+    /// File to write, in the place of one that is there
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 
@@ -79,7 +82,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let Some(preset) = Preset::by_name(&args.preset) else {
         return Err(CliError::bad_input(format!("unknown preset {:?}", args.preset)));
     };
-    let vocabulary = args.vocab_from.as_deref().map(GgufFile::open).transpose()?;
+    output_file::check_inputs(OUTPUT, &args.output)?;
+    let open = |path: &Path| mapped::open(path, "the vocabulary's file");
+    let vocabulary = args.vocab_from.as_deref().map(open).transpose()?;
+    output_file::check_inputs(OUTPUT, &args.output)?;
     let options = SynthOptions {
         preset,
         num_hidden_layers: args.layers,
@@ -99,6 +105,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         write(synth, file, &args.output, &generation)?;
     }
+    partial_file::check_mapped()?;
     partial.finish().map_err(|e| unwritable(&e))?;
 
     let seconds = started.elapsed().as_secs_f64();

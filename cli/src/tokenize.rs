@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::{
     CliError, ExitCode,
     common::ModelArgs,
-    output,
+    inputs, output,
     prompt::{encode_raw, read_template},
 };
 
@@ -99,8 +99,12 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
     let text = match (&args.text, &args.file) {
         (Some(text), _) if text != "-" => text.clone(),
-        (None, Some(path)) => std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?,
+        (None, Some(path)) => {
+            inputs::add(path, "the text")?;
+            std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?
+        }
         _ => {
+            inputs::add_stdin()?;
             let mut text = String::new();
             std::io::stdin()
                 .read_to_string(&mut text)
@@ -124,6 +128,7 @@ fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
 }
 
 fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
+    inputs::add(path, "the messages' file")?;
     let input = read_messages(path, !args.no_generation_prompt)?;
     let given = args.chat_template.as_deref().map(read_template).transpose()?;
     let (template, file): (ChatTemplate, Option<GgufFile>) = match given {

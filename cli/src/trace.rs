@@ -1,19 +1,14 @@
 //! `moe-run trace`: the production executable, watched: statistics of every layer, routing, saved tensors.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{collections::BTreeSet, num::NonZeroUsize, time::Instant};
 
 use clap::ValueEnum;
 use moe_run_backends::{
-    BackendError, Observer, ValueAccess, partial_file,
+    BackendError, Observer, ValueAccess,
     session::LogitsRows,
     taps::{
         Fanout,
-        routing::{RoutingSink, heat_map_svg},
+        routing::RoutingSink,
         select::StageList,
         stats::{Positions, StatsSink},
     },
@@ -21,18 +16,19 @@ use moe_run_backends::{
 use moe_run_graph::{
     Model,
     config::FfnConfig,
-    ids::TokenId,
     ir::Stage,
     passes::{Launch, Plan, TapSelection},
 };
 
 use crate::{
     CliError, ExitCode,
-    common::{BackendArgs, ModelArgs, check_file},
+    common::{BackendArgs, ModelArgs},
     engine::Engine,
     interrupt::Generation,
     output,
-    prompt::{Prompt, PromptArgs},
+    perplexity::DEFAULT_CHUNK_TOKENS,
+    prompt::PromptArgs,
+    routing::{RoutingArgs, RoutingFiles, Tokens, TraceInput},
     save_args::{self, SaveArgs, SaveRequest},
     trace_report,
 };
@@ -68,17 +64,13 @@ pub struct Args {
     #[arg(long, value_name = "STAGES", help_heading = "Trace")]
     pub stages: Option<String>,
 
-    /// Of which positions statistics are taken
+    /// Of which positions statistics are taken; of a text in chunks, all together or the last of each
     #[arg(long, value_enum, default_value = "last", help_heading = "Trace")]
     pub positions: PositionsArg,
 
-    /// Write the experts and weights of every position and layer to this file, as JSON lines
-    #[arg(long, value_name = "FILE", help_heading = "Trace")]
-    pub routing: Option<PathBuf>,
-
-    /// Draw how often each expert was used in each layer, as an SVG
-    #[arg(long, value_name = "FILE", help_heading = "Trace")]
-    pub routing_plot: Option<PathBuf>,
+    /// Where every token was sent
+    #[command(flatten)]
+    pub routing: RoutingArgs,
 
     /// What is saved
     #[command(flatten)]
@@ -136,14 +128,15 @@ pub struct Traced {
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.backend.check()?;
     let save = args.save.check(&args.model)?;
-    for (option, path) in [("--routing", &args.routing), ("--routing-plot", &args.routing_plot)] {
-        check_file(option, path.as_deref())?;
-    }
+    args.routing.check(args.json)?;
     let stages = args.stages.as_deref().map(StageList::parse).transpose()?;
-    let prompt: Prompt = args.prompt.resolve()?;
+    let input = TraceInput::resolve(args.prompt, args.routing.is_given())?;
     let started = Instant::now();
     let model = args.model.open()?;
     let mut options = args.backend.compile_options(&model);
+    if input.is_text() {
+        options.ctx_size = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
+    }
     options.taps = default_taps(&model);
     if let Some(stages) = &stages {
         let layers = 0..model.graph.num_layers;
@@ -152,13 +145,18 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     if let Some(save) = &save {
         save.prepare(&model, &mut options)?;
     }
+    let mut files = RoutingFiles::create(&args.routing)?;
     let mut engine = Engine::load_with(model, &args.backend, options.clone(), started)?;
-    let tokens = prompt.encode(&engine)?;
-    let positions = match args.positions {
-        PositionsArg::Last => Positions::Only(tokens.len() as u32 - 1),
-        PositionsArg::All => Positions::All,
-    };
-    let mut traced = pass(&mut engine, &tokens, positions, save.as_ref())?;
+    let tokens = input.encode(&engine, options.ctx_size)?;
+    if save.is_some() && tokens.chunks.len() > 1 {
+        return Err(CliError::bad_input(format!(
+            "--save-tensor: saves one pass, and with --routing the text of {} tokens runs in {} chunks; give a part of it, or \
+             a --ctx-size that holds all of it",
+            tokens.len(),
+            tokens.chunks.len()
+        )));
+    }
+    let mut traced = pass(&mut engine, &tokens, args.positions, save.as_ref(), Some(&mut files))?;
     if let Some(first) = traced.stats.first_non_finite() {
         let layer = first.layer;
         let before = layer.map(|l| l.saturating_sub(1));
@@ -172,7 +170,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         options.taps = TapSelection::Some(near);
         let model = engine.model.clone();
         let mut engine = Engine::load_with(model, &args.backend, options, Instant::now())?;
-        let closer = pass(&mut engine, &tokens, Positions::All, None)?;
+        let closer = pass(&mut engine, &tokens, PositionsArg::All, None, None)?;
         traced.first_non_finite = closer.stats.first_non_finite().map(|e| e.stage.path(e.layer));
     }
     let experts = |layer: usize| match engine.model.config.layers[layer].ffn {
@@ -180,29 +178,18 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         FfnConfig::Dense { .. } => 0,
     };
     let usage = traced.routing.summary(experts);
-    if let Some(path) = &args.routing {
-        let mut lines = String::new();
-        for routed in traced.routing.routed() {
-            let line = serde_json::to_string(&routed).map_err(CliError::failed)?;
-            let _ = writeln!(lines, "{line}");
-        }
-        write(path, lines.as_bytes())?;
-    }
-    if let Some(path) = &args.routing_plot {
-        write(path, heat_map_svg(&usage).as_bytes())?;
-    }
-    let last = tokens.len() as u32 - 1;
-    let report = trace_report::Report::new(&engine, &tokens, &traced, last, &usage, &options_stages(stages));
-    if args.json {
+    let stdout_is_taken = files.finish(&usage)?;
+    let stages = options_stages(stages);
+    let report =
+        trace_report::Report::new(&engine, &tokens.all(), &traced, tokens.last_position(), &usage, &stages);
+    if stdout_is_taken {
+        output::note(&report.text());
+    } else if args.json {
         output::json(&report.json)?;
     } else {
         output::text(&report.text())?;
     }
     Ok(ExitCode::Ok)
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
-    partial_file::write(path, bytes).map_err(|e| CliError::unwritable(path, &e))
 }
 
 fn options_stages(stages: Option<StageList>) -> Vec<Stage> {
@@ -230,22 +217,36 @@ fn default_taps(model: &Model) -> TapSelection {
 
 fn pass(
     engine: &mut Engine,
-    tokens: &[TokenId],
-    positions: Positions,
+    tokens: &Tokens,
+    positions: PositionsArg,
     save: Option<&SaveRequest>,
+    mut files: Option<&mut RoutingFiles>,
 ) -> Result<Traced, CliError> {
-    let mut sink = save.map(|s| s.sink(engine, tokens)).transpose()?;
+    let mut sink = save.map(|s| s.sink(engine, &tokens.all())).transpose()?;
     let rows = save.map_or(LogitsRows::Last, SaveRequest::logits_rows);
     let generation = Generation::begin();
     let (mut stats, mut routing, mut stop) =
-        (StatsSink::new(positions), RoutingSink::default(), StopOnInterrupt(&generation));
-    let mut fanout = Fanout { sinks: vec![&mut stop, &mut stats, &mut routing] };
-    if let Some(sink) = &mut sink {
-        fanout.sinks.push(sink);
+        (StatsSink::new(Positions::All), RoutingSink::default(), StopOnInterrupt(&generation));
+    if let Some(files) = files.as_mut() {
+        files.head(engine, tokens)?;
     }
-    match engine.session.feed(tokens, rows, Some(&mut fanout), |_, _| Ok(())) {
-        Err(BackendError::Observer(cause)) if cause.is::<Stopped>() => return Err(CliError::Interrupted),
-        fed => fed?,
+    for (index, chunk) in tokens.chunks.iter().enumerate() {
+        if positions == PositionsArg::Last {
+            stats.select(Positions::Only(chunk.len() as u32 - 1));
+        }
+        routing.next_chunk();
+        let mut fanout = Fanout { sinks: vec![&mut stop, &mut stats, &mut routing] };
+        if let Some(sink) = &mut sink {
+            fanout.sinks.push(sink);
+        }
+        engine.session.truncate(0)?;
+        match engine.session.feed(chunk, rows, Some(&mut fanout), |_, _| Ok(())) {
+            Err(BackendError::Observer(cause)) if cause.is::<Stopped>() => return Err(CliError::Interrupted),
+            fed => fed?,
+        }
+        if let Some(files) = files.as_mut() {
+            files.chunk(&routing, index, chunk)?;
+        }
     }
     if let Some(sink) = sink {
         save_args::finish(sink)?;

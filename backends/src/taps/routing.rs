@@ -2,17 +2,116 @@
 
 use super::number;
 use super::number::Num;
+use super::save::ModelIdentity;
 use crate::error::BackendError;
-use crate::executable::{Observer, TapValue};
+use crate::executable::{ExecutableInfo, Observer, TapValue};
+use moe_run_graph::config::{FfnConfig, ModelConfig};
+use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Stage;
+use moe_run_graph::quant::ActBlock;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 
-/// The experts of one position in one layer, best first.
+/// The version of the routing file's layout.
+const SCHEMA_VERSION: u32 = 2;
+
+/// Where the tokens come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenSource {
+    /// A question in the model's chat format.
+    Chat,
+    /// A text as it is, in one pass.
+    Raw,
+    /// Ids as given.
+    Tokens,
+    /// A text as it is, cut into chunks, each from an empty context.
+    Text,
+}
+
+/// The first line of a routing file: what was run.
+#[derive(Debug, Serialize)]
+pub struct RoutingHead<'a> {
+    schema_version: u32,
+    kind: &'static str,
+    moe_run_version: &'static str,
+    model: ModelIdentity,
+    architecture: &'a str,
+    backend: &'a str,
+    device: &'a str,
+    activations: &'a str,
+    q8_super_block: Option<usize>,
+    kv_type: &'a str,
+    layers: Vec<RoutedLayer>,
+    source: TokenSource,
+    file: Option<String>,
+    chunks: usize,
+    chunk_tokens: usize,
+    tokens: Vec<TokenId>,
+}
+
+/// A layer that has experts.
+#[derive(Debug, Serialize)]
+struct RoutedLayer {
+    layer: usize,
+    num_experts: usize,
+    num_experts_per_tok: usize,
+}
+
+impl<'a> RoutingHead<'a> {
+    /// What was run: the chunks are all tokens, each from position 0 of an empty context; the last may be shorter.
+    #[must_use]
+    pub fn new(
+        model: ModelIdentity,
+        config: &'a ModelConfig,
+        executable: &'a ExecutableInfo,
+        source: TokenSource,
+        file: Option<&Path>,
+        chunks: &[Vec<TokenId>],
+    ) -> RoutingHead<'a> {
+        let layers = config.layers.iter().enumerate().filter_map(|(layer, config)| match config.ffn {
+            FfnConfig::Moe { num_experts, num_experts_per_tok, .. } => {
+                Some(RoutedLayer { layer, num_experts, num_experts_per_tok })
+            }
+            FfnConfig::Dense { .. } => None,
+        });
+        RoutingHead {
+            schema_version: SCHEMA_VERSION,
+            kind: "routing",
+            moe_run_version: env!("CARGO_PKG_VERSION"),
+            model,
+            architecture: &config.architecture,
+            backend: executable.backend,
+            device: &executable.device,
+            activations: executable.activations.name(),
+            q8_super_block: executable.q8_super_block.map(ActBlock::elems),
+            kv_type: executable.kv_type.name(),
+            layers: layers.collect(),
+            source,
+            file: file.map(|file| file.display().to_string()),
+            chunks: chunks.len(),
+            chunk_tokens: chunks.first().map_or(0, Vec::len),
+            tokens: chunks.concat(),
+        }
+    }
+
+    /// Whether there is anything to record.
+    #[must_use]
+    pub fn has_experts(&self) -> bool {
+        !self.layers.is_empty()
+    }
+}
+
+/// The experts of one position in one layer, best first: every other line of a routing file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Routed {
-    /// Position.
+    /// Chunk.
+    pub chunk: usize,
+    /// Position in it.
     pub position: u32,
+    /// The token there.
+    pub token_id: TokenId,
     /// Layer.
     pub layer: usize,
     /// Ids.
@@ -21,21 +120,44 @@ pub struct Routed {
     pub weights: Vec<Num<f32>>,
 }
 
-/// Records the routing of every position and layer.
+/// Records the routing of every position and layer of a chunk, and how often each expert was chosen in all of them.
 #[derive(Debug, Default)]
 pub struct RoutingSink {
     entries: BTreeMap<(u32, usize), (Vec<u32>, Vec<f32>)>,
+    /// Of the chunks before this one, by layer and expert.
+    counts: BTreeMap<usize, BTreeMap<u32, u64>>,
 }
 
 impl RoutingSink {
-    /// The record, by position, then layer.
-    pub fn routed(&self) -> impl Iterator<Item = Routed> + '_ {
-        self.entries.iter().map(|(&(position, layer), (experts, weights))| Routed {
-            position,
-            layer,
-            experts: experts.clone(),
-            weights: weights.iter().copied().map(Num).collect(),
+    /// The record of a chunk, by position, then layer.
+    pub fn routed<'a>(&'a self, chunk: usize, tokens: &'a [TokenId]) -> impl Iterator<Item = Routed> + 'a {
+        self.entries.iter().filter_map(move |(&(position, layer), (experts, weights))| {
+            Some(Routed {
+                chunk,
+                position,
+                token_id: *tokens.get(position as usize)?,
+                layer,
+                experts: experts.clone(),
+                weights: weights.iter().copied().map(Num).collect(),
+            })
         })
+    }
+
+    /// Begins the record of another chunk: of those before it, only how often each expert was chosen is kept.
+    pub fn next_chunk(&mut self) {
+        self.counts = self.all_counts();
+        self.entries.clear();
+    }
+
+    fn all_counts(&self) -> BTreeMap<usize, BTreeMap<u32, u64>> {
+        let mut counts = self.counts.clone();
+        for ((_, layer), (experts, _)) in &self.entries {
+            let layer = counts.entry(*layer).or_default();
+            for expert in experts {
+                *layer.entry(*expert).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// The experts and weights of one position and layer.
@@ -47,16 +169,11 @@ impl RoutingSink {
     /// How the experts of each layer were used; `num_experts(layer)` is E.
     #[must_use]
     pub fn summary(&self, num_experts: impl Fn(usize) -> usize) -> Vec<LayerUse> {
-        let mut layers: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
-        for ((_, layer), (experts, _)) in &self.entries {
-            let counts = layers.entry(*layer).or_insert_with(|| vec![0; num_experts(*layer)]);
-            for expert in experts {
-                if let Some(count) = counts.get_mut(*expert as usize) {
-                    *count += 1;
-                }
-            }
-        }
-        layers.into_iter().map(|(layer, counts)| LayerUse::new(layer, counts)).collect()
+        let layers = self.all_counts().into_iter().map(|(layer, chosen)| {
+            let count = |expert: usize| chosen.get(&(expert as u32)).copied().unwrap_or(0);
+            LayerUse::new(layer, (0..num_experts(layer)).map(count).collect())
+        });
+        layers.collect()
     }
 }
 

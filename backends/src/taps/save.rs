@@ -8,7 +8,7 @@ use super::RowAxis;
 use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header};
 use crate::error::BackendError;
 use crate::executable::{ExecutableInfo, Observer, TapValue};
-use crate::partial_file::{NewDirs, PartialFile, finish_all};
+use crate::partial_file::{self, NewDirs, PartialFile, finish_all};
 use crate::session::LogitsRows;
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
@@ -208,7 +208,8 @@ struct OwnedInfo {
 /// What can be said about a directory before any model is read.
 ///
 /// # Errors
-/// [`SaveError`] for a file in its place, for tensors that it already holds, and for a place that cannot be written.
+/// [`SaveError`] for a file in its place, for tensors that it already holds, and for a file in it that this process reads
+/// and that a run could write over.
 pub fn check_dir(dir: &Path, overwrite: bool) -> Result<(), SaveError> {
     if !dir.exists() {
         return Ok(());
@@ -220,7 +221,25 @@ pub fn check_dir(dir: &Path, overwrite: bool) -> Result<(), SaveError> {
     if manifest.exists() && !overwrite {
         return Err(SaveError::Exists { path: manifest });
     }
+    for folder in std::iter::once(dir.to_owned()).chain(entries(dir).filter(|path| path.is_dir())) {
+        for path in entries(&folder).filter(|path| may_be_written(path)) {
+            partial_file::check_target(&path).map_err(|source| SaveError::Io { path, source })?;
+        }
+    }
     Ok(())
+}
+
+/// What is in a directory, as far as it can be read.
+fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Whether a run can give a file this name.
+fn may_be_written(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_stage = |stem: &str| Stage::ALL.iter().any(|stage| stage.name() == stem);
+    [MANIFEST, SAFETENSORS_FILE].contains(&name)
+        || name.rsplit_once('.').is_some_and(|(stem, _)| is_stage(stem))
 }
 
 impl SaveSink {
@@ -282,6 +301,7 @@ impl SaveSink {
             });
         }
         sink.lay_out()?;
+        sink.new_file(MANIFEST, &[], 0)?; // the last of the targets
         sink.find_stale();
         Ok(sink)
     }
@@ -340,9 +360,7 @@ impl SaveSink {
         let files = manifest["tensors"].as_array().into_iter().flatten().filter_map(|e| e["file"].as_str());
         // Only names that a run of this program can have written: below the directory, of a known stage.
         let known = |file: &&str| {
-            let stem = file.rsplit('/').next().and_then(|n| n.rsplit_once('.')).map(|n| n.0);
-            *file == SAFETENSORS_FILE
-                || (!file.contains("..") && stem.is_some_and(|s| Stage::ALL.iter().any(|t| t.name() == s)))
+            *file == SAFETENSORS_FILE || (!file.contains("..") && may_be_written(Path::new(file)))
         };
         self.stale = files.filter(known).map(|f| self.options.dir.join(f)).collect();
         for target in &self.targets {
@@ -416,15 +434,15 @@ impl SaveSink {
     ///
     /// # Errors
     /// [`SaveError`] for a stage that was not delivered whole, or what the file system reports.
-    pub fn finish(mut self) -> Result<PathBuf, SaveError> {
+    pub fn finish(self) -> Result<PathBuf, SaveError> {
         if let Some(entry) = self.entries.iter().find(|e| e.rows_done != e.positions[1]) {
             let detail = format!("{} of {} rows were computed", entry.rows_done, entry.positions[1]);
             return Err(SaveError::Unexpected { stage: entry.name.clone(), detail });
         }
-        for target in &self.targets {
-            // A disk may report that it is full only now.
-            target.sync().map_err(|source| SaveError::Io { path: target.path().to_owned(), source })?;
-        }
+        partial_file::check_mapped().map_err(|changed| SaveError::Io {
+            path: self.options.dir.clone(),
+            source: io::Error::other(changed),
+        })?;
         let executable = &self.info.executable;
         let manifest = Manifest {
             schema_version: SCHEMA_VERSION,
@@ -445,7 +463,13 @@ impl SaveSink {
         let fail = |source| SaveError::Io { path: path.clone(), source };
         let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| fail(e.into()))?;
         bytes.push(b'\n');
-        self.new_file(MANIFEST, &bytes, bytes.len() as u64)?;
+        if let Some(manifest) = self.targets.last() {
+            manifest.reopen().and_then(|mut file| file.write_all(&bytes)).map_err(fail)?;
+        }
+        for target in &self.targets {
+            // A disk may report that it is full only now.
+            target.sync().map_err(|source| SaveError::Io { path: target.path().to_owned(), source })?;
+        }
         finish_all(self.targets, &self.stale).map_err(|(path, source)| SaveError::Io { path, source })?;
         self.dirs.keep();
         Ok(self.options.dir)

@@ -214,6 +214,11 @@ impl StatsSink {
         StatsSink { positions, entries: Vec::new(), index: HashMap::new() }
     }
 
+    /// Of which positions statistics are taken from here on.
+    pub fn select(&mut self, positions: Positions) {
+        self.positions = positions;
+    }
+
     /// The entries in the order in which the stages were first computed.
     #[must_use]
     pub fn entries(&self) -> &[StageStats] {

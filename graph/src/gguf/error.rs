@@ -22,6 +22,17 @@ pub enum GgufError {
         /// What to try.
         hint: &'static str,
     },
+    /// Something wrote to a file that is mapped.
+    #[error(
+        "{file}: the model's file was changed or cut while it was in use: found {found}; leave the file alone while it is \
+         open, and start again"
+    )]
+    Changed {
+        /// File concerned.
+        file: String,
+        /// What it is now and was before.
+        found: String,
+    },
     /// A directory, a device, a pipe.
     #[error("{file}: found {found}, wanted a GGUF file; give the path of the .gguf file itself")]
     NotAFile {

@@ -4,8 +4,10 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io,
-    path::Path,
+    ops::Range,
+    path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use memmap2::Mmap;
@@ -88,9 +90,60 @@ impl From<Vec<u8>> for GgufBytes {
     }
 }
 
+/// A file that is mapped into memory, with what was known of it when it was opened.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    file: File,
+    map: Mmap,
+    len_bytes: u64,
+    /// `None` where the file system records none.
+    modified: Option<SystemTime>,
+}
+
+impl MappedFile {
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The addresses at which its bytes are.
+    pub fn addresses(&self) -> Range<usize> {
+        let start = self.map.as_ptr().addr();
+        start..start + self.map.len()
+    }
+
+    /// Compares the file's size and time of modification with those that it had when it was opened. A file that was put
+    /// in its place under the same name is another: this one is still what it was.
+    ///
+    /// Errors: [`GgufError::Changed`]; the file can no longer be looked at.
+    pub fn check_unchanged(&self) -> Result<(), GgufError> {
+        let file = || self.path.display().to_string();
+        let now = self.file.metadata().map_err(|source| GgufError::Io {
+            file: file(),
+            action: "look at",
+            source,
+            hint: "check the disk",
+        })?;
+        let found = if now.len() != self.len_bytes {
+            format!("{} bytes, {} when it was opened", now.len(), self.len_bytes)
+        } else if now.modified().ok() != self.modified {
+            "another time of modification than when it was opened".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(GgufError::Changed { file: file(), found })
+    }
+}
+
 #[derive(Debug)]
 enum Storage {
-    Mapped(Mmap),
+    Mapped(Arc<MappedFile>),
     Borrowed(GgufBytes),
     /// A copy of bytes that began at an odd address: u64s, so aligned, and the length in bytes.
     Copied(Vec<u64>, usize),
@@ -113,7 +166,7 @@ impl Storage {
 
     fn bytes(&self) -> &[u8] {
         match self {
-            Storage::Mapped(map) => map,
+            Storage::Mapped(mapped) => &mapped.map,
             Storage::Borrowed(GgufBytes::Static(b)) => b,
             Storage::Borrowed(GgufBytes::Shared(b)) => b,
             Storage::Copied(copy, len) => &bytemuck::cast_slice(copy)[..*len],
@@ -160,7 +213,8 @@ impl GgufPart {
 
 /// An opened model: metadata, tensor table, and the tensors' bytes.
 ///
-/// The files are mapped: they must not be changed while the model is open.
+/// The files are mapped: they must not be changed while the model is open. [`MappedFile::check_unchanged`] tells whether
+/// they were; reading behind the end of one that was cut raises SIGBUS, or what the system has in its place.
 #[derive(Debug)]
 pub struct GgufFile {
     parts: Vec<GgufPart>,
@@ -172,8 +226,21 @@ pub struct GgufFile {
 impl GgufFile {
     /// Opens and checks the file at `path`, and where it is one part of a split model, all the others beside it.
     pub fn open(path: impl AsRef<Path>) -> Result<GgufFile, GgufError> {
+        GgufFile::open_with(path, |_| ())
+    }
+
+    /// As [`GgufFile::open`]; `mapped` is told of each file, before anything is read from it.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        mut mapped: impl FnMut(&Arc<MappedFile>),
+    ) -> Result<GgufFile, GgufError> {
         let path = path.as_ref();
         let file = path.display().to_string();
+        let mut map = |path: &Path, file: &str| {
+            let opened = Arc::new(map(path, file)?);
+            mapped(&opened);
+            Ok(Storage::Mapped(opened))
+        };
         let storage = map(path, &file)?;
         let header = header::parse(&file, storage.bytes(), 0)?;
         match split::of(&file, &header.metadata)? {
@@ -271,7 +338,7 @@ impl GgufFile {
     }
 }
 
-fn map(path: &Path, file: &str) -> Result<Storage, GgufError> {
+fn map(path: &Path, file: &str) -> Result<MappedFile, GgufError> {
     let io_error = |action: &'static str| {
         move |source: io::Error| {
             let hint = match source.kind() {
@@ -296,7 +363,10 @@ fn map(path: &Path, file: &str) -> Result<Storage, GgufError> {
     }
     let opened = File::open(path).map_err(io_error("open"))?;
     // SAFETY: the mapping is private to reading, and nobody in this process writes the file. That no other process
-    // shortens or changes it while it is mapped cannot be enforced; `GgufFile` states it as a condition.
+    // shortens or changes it while it is mapped cannot be enforced; `GgufFile` states it as a condition, and
+    // `MappedFile::check_unchanged` tells.
     let map = unsafe { Mmap::map(&opened) }.map_err(io_error("map"))?;
-    Ok(Storage::Mapped(map))
+    let state = opened.metadata().map_err(io_error("open"))?;
+    let (len_bytes, modified) = (map.len() as u64, state.modified().ok());
+    Ok(MappedFile { path: path.to_owned(), file: opened, map, len_bytes, modified })
 }

@@ -15,5 +15,5 @@ mod split;
 pub mod writer;
 
 pub use error::GgufError;
-pub use file::{GgufBytes, GgufFile, GgufPart, TensorEntry};
+pub use file::{GgufBytes, GgufFile, GgufPart, MappedFile, TensorEntry};
 pub use metadata::{MetaArray, MetaValue, Metadata};

@@ -101,7 +101,13 @@ fn directories_pair_by_name_and_near_ties_are_told_from_bugs() {
     }
     npy(&a, "layer-1/attn_norm.npy", &[1], &[1.0]);
     let found = diff(&a, &b, &["--tolerance", "1e-4", "--json"]);
-    assert_eq!(found.code, 0, "{found:#?}");
+    assert_eq!((found.code, &found.json()["verdict"]), (1, &"missing".into()), "{found:#?}");
+    for (x, y) in [(&a, &b), (&b, &a)] {
+        let found = diff(x, y, &["--tolerance", "1e-4"]);
+        assert!(found.code == 1 && found.stdout.contains("missing: 1 tensors"), "{found:#?}");
+    }
+    let found = diff(&a, &b, &["--tolerance", "1e-4", "--allow-missing", "--json"]);
+    assert_eq!((found.code, &found.json()["verdict"]), (0, &"within".into()), "{found:#?}");
     let report = found.json();
     let pair =
         |name: &str| report["pairs"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap().clone();
@@ -120,4 +126,18 @@ fn directories_pair_by_name_and_near_ties_are_told_from_bugs() {
     npy(&b, "layer-0/moe_logits.npy", &[2, 3], &[0.5, 1.0, -1.0, 3.0, 2.5, 1.5]);
     let found = diff(&a, &b, &["--tolerance", "1e9"]);
     assert!(found.code == 1 && found.stdout.contains("NOT a near-tie"), "{found:#?}");
+}
+
+#[test]
+fn a_folder_and_a_file_are_told_apart_by_what_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["embedding.npy", "layer-0/attn_norm.npy"] {
+        npy(&dir.path().join("a"), name, &[1], &[1.0]);
+    }
+    let found = diff(&dir.path().join("a"), &dir.path().join("a/layer-0/attn_norm.npy"), &[]);
+    assert_eq!(found.code, 2, "{found:#?}");
+    assert!(
+        found.stderr.contains("the first has embedding and 1 more, the second only attn_norm;"),
+        "{found:#?}"
+    );
 }

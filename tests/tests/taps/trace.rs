@@ -4,7 +4,7 @@ use super::{BINARY, TOKENS};
 use moe_run_tests::cli::run;
 use moe_run_tests::fixtures;
 use moe_run_tests::stages::StageFile;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn tiny() -> String {
     fixtures::tiny_q4_k_m().display().to_string()
@@ -152,8 +152,24 @@ fn routing_is_recorded_for_every_position_and_layer() {
     ];
     let trace = run(BINARY, args).succeeded().json();
     let lines = std::fs::read_to_string(lines).unwrap();
-    let records: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let mut records: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let head = records.remove(0);
+    let tokens: Vec<u64> = TOKENS.split(',').map(|t| t.parse().unwrap()).collect();
+    assert_eq!((&head["kind"], &head["schema_version"]), (&"routing".into(), &2.into()));
+    assert_eq!(
+        (&head["source"], &head["file"], &head["chunks"]),
+        (&"tokens".into(), &Value::Null, &1.into())
+    );
+    assert_eq!((&head["backend"], &head["activations"]), (&"reference".into(), &"f32".into()));
+    assert_eq!(head["model"]["file"], "tiny-qwen3moe-q4_k_m.gguf");
+    assert_eq!(head["layers"][3], json!({"layer": 3, "num_experts": 16, "num_experts_per_tok": 4}));
+    assert_eq!(head["tokens"], json!(tokens));
     assert_eq!(records.len(), 15 * 4);
+    for (i, record) in records.iter().enumerate() {
+        let place = (&record["chunk"], &record["position"], &record["layer"]);
+        assert_eq!(place, (&0.into(), &(i / 4).into(), &(i % 4).into()));
+        assert_eq!(record["token_id"], tokens[i / 4]);
+    }
     let weights: f64 = records[7]["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).sum();
     assert!((weights - 1.0).abs() < 1e-5, "renormalised weights add up to 1, not {weights}");
     let layer = &trace["expert_use"][1];
@@ -163,4 +179,77 @@ fn routing_is_recorded_for_every_position_and_layer() {
     assert_eq!(layer["counts"], serde_json::json!(counts));
     let svg = std::fs::read_to_string(plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.matches("<rect x=").count() == 4 * 16);
+}
+
+/// A routing file's first line, and the others.
+fn routing(text: &str) -> (Value, Vec<Value>) {
+    let mut lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    (lines.next().unwrap(), lines.collect())
+}
+
+#[test]
+fn a_text_runs_in_chunks_from_empty_contexts() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text.txt");
+    std::fs::write(&file, "Two and two make four, and three and four make seven.\n".repeat(3)).unwrap();
+    let file = file.display().to_string();
+    let trace = |more: &[&str]| {
+        let common = ["trace", "--backend", "reference", "--routing", "-"];
+        run(BINARY, common.into_iter().chain(more.iter().copied())).succeeded()
+    };
+    let whole = trace(&["-f", &file, "-c", "16"]);
+    let (head, lines) = routing(&whole.stdout);
+    let tokens: Vec<u64> = serde_json::from_value(head["tokens"].clone()).unwrap();
+    let chunks = tokens.len().div_ceil(16);
+    assert!(chunks > 2 && tokens.len() % 16 > 0, "a shorter rest is there: {} tokens", tokens.len());
+    assert_eq!((&head["source"], &head["file"]), (&"text".into(), &json!(file)));
+    assert_eq!((&head["chunks"], &head["chunk_tokens"]), (&chunks.into(), &16.into()));
+    assert_eq!(lines.len(), tokens.len() * 4);
+    assert!(whole.stderr.contains("top tokens"), "the report goes elsewhere: {whole:#?}");
+    // The text as it is: what `--raw` gives.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let raw = run(BINARY, ["tokenize", "--json", text.trim_end()]).succeeded().json();
+    assert_eq!(head["tokens"], raw["ids"]);
+    // Each chunk is what a run of its tokens alone gives.
+    for (chunk, ids) in tokens.chunks(16).enumerate() {
+        let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+        let (_, alone) = routing(&trace(&["--tokens", &ids.join(",")]).stdout);
+        let of_chunk = lines.iter().filter(|line| line["chunk"] == chunk);
+        let of_chunk: Vec<Value> = of_chunk
+            .map(|line| {
+                let mut line = line.clone();
+                line["chunk"] = 0.into();
+                line
+            })
+            .collect();
+        assert_eq!(of_chunk, alone, "chunk {chunk}");
+    }
+    // Asked for the chat format, it is a prompt; so it is without --routing.
+    let (head, _) = routing(&trace(&["-f", &file, "--system", "Be brief."]).stdout);
+    assert_eq!((&head["source"], &head["chunks"]), (&"chat".into(), &1.into()));
+    let report = run(BINARY, ["trace", "--backend", "reference", "--json", "-f", &file]).succeeded().json();
+    let im_start = TOKENS.split(',').next().unwrap();
+    assert_eq!(report["encoded_tokens"][0].to_string(), im_start);
+
+    let saved = ["trace", "-f", &file, "-c", "16", "--routing", "-", "--save-tensor", "attn_norm"];
+    let refused = run(BINARY, saved.into_iter().chain(["--save-tensor-dir", "/nonexistent/a"]));
+    assert!(refused.code == 2 && refused.stderr.contains("saves one pass"), "{refused:#?}");
+}
+
+#[test]
+fn a_drawing_counts_all_chunks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, plot) = (dir.path().join("text.txt"), dir.path().join("plot.svg"));
+    std::fs::write(&file, "Two and two make four. ".repeat(8)).unwrap();
+    let (file, plot) = (file.display().to_string(), plot.display().to_string());
+    let args =
+        ["trace", "--backend", "reference", "-f", &file, "-c", "16", "--routing-plot", &plot, "--json"];
+    let report = run(BINARY, args).succeeded().json();
+    let tokens = report["encoded_tokens"].as_array().unwrap().len() as u64;
+    for layer in report["expert_use"].as_array().unwrap() {
+        let sum: u64 = layer["counts"].as_array().unwrap().iter().map(|c| c.as_u64().unwrap()).sum();
+        assert_eq!(sum, tokens * 4);
+    }
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert_eq!(svg.matches("<rect x=").count(), 4 * 16);
 }
