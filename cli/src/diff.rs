@@ -288,10 +288,7 @@ fn text(
         n => writeln!(t, "beyond {tolerance}: {n} of {} pairs", pairs.len()),
     };
     if missing > 0 {
-        let _ = writeln!(
-            t,
-            "missing: {missing} tensors have no other side; --allow-missing judges the pairs alone"
-        );
+        let _ = writeln!(t, "missing on one side: {missing}; --allow-missing judges the pairs alone");
     }
     t
 }
