@@ -118,6 +118,29 @@ impl Asked {
     }
 }
 
+/// Rows, one behind the other, and what to ask for while they are read.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// The first one's first byte.
+    pub at: *const u8,
+    /// Elements of a row.
+    pub inner: usize,
+    /// Where to ask.
+    pub asked: Asked,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Rows {
+    /// For rows of `row_bytes` that are walked four side by side: when the first of four is at `at`, how far from each of
+    /// them to ask.
+    #[inline(always)]
+    pub fn distance(self, at: *const u8, row_bytes: usize) -> isize {
+        let ahead = self.asked.at_least(4 * row_bytes).ahead_of(at);
+        (ahead as isize).wrapping_sub(at as isize)
+    }
+}
+
 /// Asks for the lines of `bytes` bytes from `at` on, rounded up; `HINT` is one of `_MM_HINT_T0` and `_MM_HINT_T1`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

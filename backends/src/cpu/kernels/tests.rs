@@ -161,6 +161,19 @@ struct Tile {
     rounded: Vec<Rounded>,
 }
 
+impl Tile {
+    /// The whole of it, as kernels take it.
+    fn step(&self, block: usize) -> TileStep<'_> {
+        TileStep {
+            q: &self.q,
+            neg_sums16: &self.sums16,
+            neg_sums32: &self.sums32,
+            scale: &self.scale,
+            scale_per_step: block == 256,
+        }
+    }
+}
+
 fn random_tile(tokens: usize, elems: usize, block: usize, rng: &mut Rng) -> Tile {
     let mut tile = Tile {
         q: vec![0; tokens * elems],
@@ -203,13 +216,7 @@ fn products_are_the_references_and_near_those_of_the_decoded_values() {
                     let tile = random_tile(tokens, elems, block, &mut rng);
                     let mut panel = Panel::zeroed();
                     kernels.unpack(format, &bytes, stride, 16, elems, &mut panel);
-                    let step = TileStep {
-                        q: &tile.q,
-                        neg_sums16: &tile.sums16,
-                        neg_sums32: &tile.sums32,
-                        scale: &tile.scale,
-                        scale_per_step: block == 256,
-                    };
+                    let step = tile.step(block);
                     let mut out = vec![Lanes([0.0; 16]); tokens];
                     kernels.mul_q8(layout, &panel, elems / layout.sub_elems, step, &mut out);
                     for r in 0..16 {
@@ -270,13 +277,7 @@ fn one_token_products_are_the_references() {
                 let mut bytes = vec![0u8; 1];
                 bytes.extend(random_rows(format, rows, inner, &mut rng));
                 let tile = random_tile(1, inner, block, &mut rng);
-                let step = TileStep {
-                    q: &tile.q,
-                    neg_sums16: &tile.sums16,
-                    neg_sums32: &tile.sums32,
-                    scale: &tile.scale,
-                    scale_per_step: block == 256,
-                };
+                let step = tile.step(block);
                 let mut out = vec![f32::NAN; rows];
                 if kernels.dot_rows(format, &bytes[1..], inner, step, &[], &mut out) {
                     found += 1;
@@ -304,13 +305,7 @@ fn asking_ahead_changes_no_product() {
             let block = format.block_elems().max(32);
             let tile = random_tile(1, inner, block, &mut rng);
             let x: Vec<f32> = (0..inner).map(|_| rng.float()).collect();
-            let step = TileStep {
-                q: &tile.q,
-                neg_sums16: &tile.sums16,
-                neg_sums32: &tile.sums32,
-                scale: &tile.scale,
-                scale_per_step: block == 256,
-            };
+            let step = tile.step(block);
             let products = |lookahead, then: &[u8]| {
                 let (kernels, mut out) = (kernels.with_lookahead(lookahead), vec![0.0; rows]);
                 let done = match format.is_quantized() {

@@ -7,7 +7,7 @@
 //! the unsigned operand and q with its sign.
 
 use super::super::layout::TileStep;
-use super::super::prefetch::{Asked, ask};
+use super::super::prefetch::{Asked, Rows, ask};
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
@@ -39,14 +39,6 @@ pub unsafe fn dot<const HINT: i32>(
         }
     }
     true
-}
-
-/// Rows, one behind the other.
-#[derive(Clone, Copy)]
-struct Rows {
-    at: *const u8,
-    inner: usize,
-    asked: Asked,
 }
 
 /// A block's activations.

@@ -7,7 +7,7 @@
 
 use super::super::avx2::dot::{scales, scales_and_mins as packed_scales_and_mins};
 use super::super::layout::TileStep;
-use super::super::prefetch::{Asked, ask};
+use super::super::prefetch::{Asked, Rows, ask};
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
@@ -39,24 +39,6 @@ pub unsafe fn dot<const HINT: i32>(
         }
     }
     true
-}
-
-/// Rows, one behind the other.
-#[derive(Clone, Copy)]
-struct Rows {
-    at: *const u8,
-    inner: usize,
-    asked: Asked,
-}
-
-impl Rows {
-    /// For rows of `row_bytes` that are walked four side by side: when the first of four is at `at`, how far from each of
-    /// them to ask.
-    #[inline(always)]
-    fn distance(self, at: *const u8, row_bytes: usize) -> isize {
-        let ahead = self.asked.at_least(4 * row_bytes).ahead_of(at);
-        (ahead as isize).wrapping_sub(at as isize)
-    }
 }
 
 /// A super-block's activations.
