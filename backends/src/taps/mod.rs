@@ -15,11 +15,35 @@ pub mod tensor_file;
 pub mod tensor_set;
 
 use crate::error::BackendError;
-use crate::executable::{Observer, TapValue, TensorData, ValueAccess};
+use crate::executable::{ExecutableInfo, Observer, TapValue, TensorData, ValueAccess};
 use moe_run_graph::ir::Stage;
 use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::ActBlock;
+use serde::Serialize;
 use std::borrow::Cow;
 use std::time::Duration;
+
+/// What the values of a run depend on beside the model: the same fields in every file that records a run.
+#[derive(Debug, Serialize)]
+pub(crate) struct RunSettings<'a> {
+    backend: &'a str,
+    device: &'a str,
+    activations: &'a str,
+    q8_super_block: Option<usize>,
+    kv_type: &'a str,
+}
+
+impl<'a> From<&'a ExecutableInfo> for RunSettings<'a> {
+    fn from(info: &'a ExecutableInfo) -> RunSettings<'a> {
+        RunSettings {
+            backend: info.backend,
+            device: &info.device,
+            activations: info.activations.name(),
+            q8_super_block: info.q8_super_block.map(ActBlock::elems),
+            kv_type: info.kv_type.name(),
+        }
+    }
+}
 
 /// Hands every event to several observers, in order.
 #[derive(Default)]

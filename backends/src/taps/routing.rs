@@ -1,5 +1,6 @@
 //! Where the router sent every token: a record of positions, layers, experts and weights, and what it sums up to.
 
+use super::RunSettings;
 use super::number;
 use super::number::Num;
 use super::save::ModelIdentity;
@@ -8,7 +9,6 @@ use crate::executable::{ExecutableInfo, Observer, TapValue};
 use moe_run_graph::config::{FfnConfig, ModelConfig};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Stage;
-use moe_run_graph::quant::ActBlock;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,11 +38,8 @@ pub struct RoutingHead<'a> {
     moe_run_version: &'static str,
     model: ModelIdentity,
     architecture: &'a str,
-    backend: &'a str,
-    device: &'a str,
-    activations: &'a str,
-    q8_super_block: Option<usize>,
-    kv_type: &'a str,
+    #[serde(flatten)]
+    settings: RunSettings<'a>,
     layers: Vec<RoutedLayer>,
     source: TokenSource,
     file: Option<String>,
@@ -82,11 +79,7 @@ impl<'a> RoutingHead<'a> {
             moe_run_version: env!("CARGO_PKG_VERSION"),
             model,
             architecture: &config.architecture,
-            backend: executable.backend,
-            device: &executable.device,
-            activations: executable.activations.name(),
-            q8_super_block: executable.q8_super_block.map(ActBlock::elems),
-            kv_type: executable.kv_type.name(),
+            settings: executable.into(),
             layers: layers.collect(),
             source,
             file: file.map(|file| file.display().to_string()),

@@ -4,8 +4,8 @@
 //! rows in place: nothing is held in memory. All files have temporary names until [`SaveSink::finish`] renames them and
 //! writes the manifest last; a sink that is dropped before that removes them. The values are verbatim, NaN bits included.
 
-use super::RowAxis;
 use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header};
+use super::{RowAxis, RunSettings};
 use crate::error::BackendError;
 use crate::executable::{ExecutableInfo, Observer, TapValue};
 use crate::partial_file::{self, NewDirs, PartialFile, finish_all};
@@ -14,7 +14,6 @@ use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Stage, StepSizes};
 use moe_run_graph::passes::TapSelection;
-use moe_run_graph::quant::ActBlock;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -172,11 +171,8 @@ struct Manifest<'a> {
     format: FileFormat,
     model: &'a ModelIdentity,
     architecture: &'a str,
-    backend: &'a str,
-    device: &'a str,
-    activations: &'a str,
-    q8_super_block: Option<usize>,
-    kv_type: &'a str,
+    #[serde(flatten)]
+    settings: RunSettings<'a>,
     tokens: &'a [TokenId],
     logits_rows: &'static str,
     moe_run_version: &'static str,
@@ -443,17 +439,12 @@ impl SaveSink {
             path: self.options.dir.clone(),
             source: io::Error::other(changed),
         })?;
-        let executable = &self.info.executable;
         let manifest = Manifest {
             schema_version: SCHEMA_VERSION,
             format: self.options.format,
             model: &self.info.model,
             architecture: &self.info.architecture,
-            backend: executable.backend,
-            device: &executable.device,
-            activations: executable.activations.name(),
-            q8_super_block: executable.q8_super_block.map(ActBlock::elems),
-            kv_type: executable.kv_type.name(),
+            settings: (&self.info.executable).into(),
             tokens: &self.info.tokens,
             logits_rows: self.info.logits_rows,
             moe_run_version: env!("CARGO_PKG_VERSION"),
