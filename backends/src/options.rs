@@ -160,6 +160,22 @@ impl CompileOptions {
         })
     }
 
+    /// Whether `--device` names the one device, called `name`, of a backend that has no other.
+    ///
+    /// # Errors
+    /// [`BackendError::Option`] for another.
+    pub fn check_only_device(&self, backend: &'static str, name: &str) -> Result<(), BackendError> {
+        match self.device.as_deref() {
+            Some(found) if found != name && found != "0" => Err(BackendError::Option {
+                backend,
+                option: "--device",
+                found: found.to_owned(),
+                wanted: format!("0 or {name:?}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The activation profile, given what the backend does where nothing is asked for.
     #[must_use]
     pub fn profile(&self, default: Activations, default_block: ActBlock) -> ActProfile {

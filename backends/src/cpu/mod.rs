@@ -73,13 +73,14 @@ impl Backend for Cpu {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        let device = check(graph, weights.as_ref(), options)?;
         let threads = threads(options.threads)?;
         let pool = Pool::new(threads).map_err(|e| BackendError::Device {
             backend: NAME,
-            device: device().name,
+            device: device.name.clone(),
             detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
         })?;
-        compile_on(pool, graph, weights, options)
+        compiled(device, pool, graph, weights, options)
     }
 }
 
@@ -94,20 +95,31 @@ pub fn compile_on(
     weights: Arc<dyn WeightSource>,
     options: &CompileOptions,
 ) -> Result<Box<dyn Executable>, BackendError> {
+    let device = check(graph, weights.as_ref(), options)?;
+    compiled(device, pool, graph, weights, options)
+}
+
+/// What is refused before anything is started; the device.
+fn check(
+    graph: &Graph,
+    weights: &dyn WeightSource,
+    options: &CompileOptions,
+) -> Result<DeviceInfo, BackendError> {
     options.check_ctx_size(NAME)?;
-    check_weights(graph, weights.as_ref())?;
+    check_weights(graph, weights)?;
     let device = device();
-    if let Some(wanted) = &options.device
-        && *wanted != device.name
-        && wanted != "0"
-    {
-        return Err(BackendError::Option {
-            backend: NAME,
-            option: "--device",
-            found: wanted.clone(),
-            wanted: format!("0 or {:?}", device.name),
-        });
-    }
+    options.check_only_device(NAME, &device.name)?;
+    Ok(device)
+}
+
+/// Compiles what has been checked.
+fn compiled(
+    device: DeviceInfo,
+    pool: Pool,
+    graph: &Graph,
+    weights: Arc<dyn WeightSource>,
+    options: &CompileOptions,
+) -> Result<Box<dyn Executable>, BackendError> {
     let profile = Cpu.profile(options);
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
     let program = |tokens: usize| {

@@ -93,17 +93,7 @@ impl Backend for Reference {
     ) -> Result<Box<dyn Executable>, BackendError> {
         options.check_ctx_size(NAME)?;
         check_weights(graph, weights.as_ref())?;
-        if let Some(wanted) = options.device.as_deref()
-            && wanted != DEVICE
-            && wanted != "0"
-        {
-            return Err(BackendError::Option {
-                backend: NAME,
-                option: "--device",
-                found: wanted.to_owned(),
-                wanted: format!("0 or {DEVICE:?}"),
-            });
-        }
+        options.check_only_device(NAME, DEVICE)?;
         let profile = self.profile(options);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let max_sizes =
