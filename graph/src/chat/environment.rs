@@ -3,19 +3,21 @@
 //! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`), nothing is escaped, loop controls are on, values have Python's
 //! methods and Python's spelling, and there are `tojson`, `raise_exception`, `strftime_now` and the tag `generation`.
 
-use std::{fmt, fmt::Write as _, time::SystemTime};
+use std::{fmt, fmt::Write as _, sync::Arc, time::SystemTime};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Value,
+    machinery::{self, CodeGenerator},
     syntax::SyntaxConfig,
     value::{Kwargs, ValueKind},
 };
 
-use super::json::{self, Style};
-
-/// Steps of the template interpreter that one rendering may take. A template is part of a file that anyone may have made,
-/// so it is not trusted to end; a prompt of a thousand messages takes about a hundredth of this.
-const FUEL: u64 = 50_000_000;
+use super::{
+    filters,
+    json::{self, Style},
+    limits::{Budget, FUEL},
+    methods, operators, python, rewrite,
+};
 
 /// The source of an error that the template raised on purpose.
 #[derive(Debug)]
@@ -29,43 +31,66 @@ impl fmt::Display for TemplateRaised {
 
 impl std::error::Error for TemplateRaised {}
 
+/// How templates are read.
+#[expect(clippy::expect_used, reason = "the default delimiters are valid")]
+pub(super) fn syntax() -> SyntaxConfig {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("delimiters")
+}
+
+/// Errors: `source` is not valid Jinja. To be called on a thread with a known stack, after `limits::check_syntax`.
+pub(super) fn parse(source: &str) -> Result<(), Error> {
+    let root = machinery::parse(source, "<string>", syntax())?;
+    let mut generator = CodeGenerator::new("<string>", source);
+    generator.compile_stmt(&rewrite::template(&root));
+    generator.finish();
+    Ok(())
+}
+
+/// What a template writes for `variables`, where it is `now`. To be called as [`parse`].
+///
+/// Errors: the template fails, refuses, or breaks a bound of `budget`.
+pub(super) fn render(
+    source: &str,
+    variables: Value,
+    now: SystemTime,
+    budget: &Arc<Budget>,
+) -> Result<String, Error> {
+    let env = environment(now, budget);
+    let root = machinery::parse(source, "<string>", syntax())?;
+    let mut generator = CodeGenerator::new("<string>", source);
+    generator.compile_stmt(&rewrite::template(&root));
+    drop(root);
+    let (instructions, blocks) = generator.finish();
+    let mut text = String::new();
+    let mut output = machinery::make_string_output(&mut text);
+    machinery::eval(&env, &instructions, variables, &blocks, &mut output, AutoEscape::None)?;
+    drop(output);
+    Ok(text)
+}
+
 /// The environment, in which it is `now`.
-pub fn environment(now: SystemTime) -> Environment<'static> {
+fn environment(now: SystemTime, budget: &Arc<Budget>) -> Environment<'static> {
     let mut env = Environment::new();
-    #[expect(clippy::expect_used, reason = "the default delimiters are valid")]
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("delimiters");
-    env.set_syntax(syntax);
+    // An error that prints the template's values would go over all of them.
+    env.set_debug(false);
+    env.set_syntax(syntax());
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    env.set_formatter(|out, _state, value| {
-        match as_float(value) {
-            Some(float) => out.write_str(&json::python_float(float)),
-            None => write!(out, "{value}"),
-        }
-        .map_err(Error::from)
+    operators::add_to(&mut env, budget);
+    methods::add_to(&mut env, budget);
+    filters::add_to(&mut env, budget);
+    let b = Arc::clone(budget);
+    env.set_formatter(move |out, _state, value| {
+        let text = match value.as_str() {
+            Some(text) => {
+                b.build(text.len())?;
+                return out.write_str(text).map_err(Error::from);
+            }
+            None => python::text(value, &b)?,
+        };
+        out.write_str(&text).map_err(Error::from)
     });
     env.add_filter("tojson", tojson);
-    env.add_filter("string", |value: &Value| match as_float(value) {
-        Some(float) => Value::from(json::python_float(float)),
-        None if value.as_str().is_some() => value.clone(),
-        None => Value::from(value.to_string()),
-    });
-    for name in ["length", "count"] {
-        env.add_filter(name, |value: &Value| match value.len() {
-            // Undefined is empty, as it is in a loop.
-            _ if value.is_undefined() => Ok(0),
-            Some(len) => Ok(len),
-            None => Err(Error::new(ErrorKind::InvalidOperation, format!("a {} has no length", value.kind()))),
-        });
-    }
-    // Jinja asks Python: a string and a mapping have a length and items, too, and a string can be iterated over.
-    env.add_test("sequence", |value: &Value| {
-        value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
-    });
-    env.add_test("iterable", |value: &Value| {
-        value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
-    });
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(TemplateRaised(message)))
     });

@@ -6,10 +6,16 @@
 //! Deliberately absent: templates of our own. A file without one is an error, not a guess.
 
 mod environment;
+mod filters;
 mod json;
+mod limits;
+mod methods;
+mod operators;
 mod provenance;
+mod python;
+mod rewrite;
 
-use std::{error::Error as _, time::SystemTime};
+use std::{error::Error as _, sync::Arc, time::SystemTime};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -17,6 +23,7 @@ use thiserror::Error;
 use crate::gguf::{GgufError, Metadata, keys};
 
 use environment::TemplateRaised;
+use limits::Budget;
 pub use provenance::Rendered;
 
 /// Why a chat could not be rendered.
@@ -159,8 +166,10 @@ impl ChatTemplate {
     /// Errors: it is not valid Jinja.
     pub fn from_source(source: &str) -> Result<ChatTemplate, ChatError> {
         let source = environment::replace_generation_tags(source);
-        environment::environment(SystemTime::now())
-            .template_from_str(&source)
+        limits::check_syntax(&source, &environment::syntax())
+            .map_err(|too_much| ChatError::Syntax { line: too_much.line, detail: too_much.detail })?;
+        limits::on_known_stack(|| environment::parse(&source))
+            .flatten()
             .map_err(|e| ChatError::Syntax { line: e.line().unwrap_or(0), detail: detail(&e) })?;
         Ok(ChatTemplate { source, token_variables: Map::new() })
     }
@@ -187,27 +196,36 @@ impl ChatTemplate {
     /// Errors: the template fails on, or refuses, the input.
     pub fn render_text(&self, input: &ChatInput) -> Result<String, ChatError> {
         input.check()?;
-        self.render_at(input, SystemTime::now())
+        let budget = Budget::new();
+        on_template_stack(|| self.render_at(input, SystemTime::now(), &budget))
     }
 
     /// The prompt, with what is needed to read control tokens only from what the template wrote. `control_texts` are the
     /// texts of the vocabulary's control tokens.
     ///
-    /// Errors: the template fails on, or refuses, the input, or acts on characters of control tokens inside messages.
+    /// Errors: the template fails on, or refuses, the input, costs more than is allowed, or acts on characters of control
+    /// tokens inside messages.
     pub fn render<'a>(
         &self,
         input: &ChatInput,
         control_texts: impl IntoIterator<Item = &'a str>,
     ) -> Result<Rendered, ChatError> {
         input.check()?;
-        // All renderings of one prompt see the same time.
-        let now = SystemTime::now();
-        let text = self.render_at(input, now)?;
+        // All renderings of one prompt see the same time and share what they may cost.
+        let (now, budget) = (SystemTime::now(), Budget::new());
         let control_texts: Vec<&str> = control_texts.into_iter().collect();
-        provenance::separate(text, input, &control_texts, |marked| self.render_at(marked, now))
+        on_template_stack(|| {
+            let text = self.render_at(input, now, &budget)?;
+            provenance::separate(text, input, &control_texts, |marked| self.render_at(marked, now, &budget))
+        })
     }
 
-    fn render_at(&self, input: &ChatInput, now: SystemTime) -> Result<String, ChatError> {
+    fn render_at(
+        &self,
+        input: &ChatInput,
+        now: SystemTime,
+        budget: &Arc<Budget>,
+    ) -> Result<String, ChatError> {
         let mut variables = Map::new();
         variables.insert("messages".to_owned(), input.messages.clone());
         // Hugging Face's renderer defines these even where there are none.
@@ -216,14 +234,23 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt".to_owned(), Value::Bool(input.add_generation_prompt));
         variables.extend(self.token_variables.clone());
         variables.extend(input.extra.clone());
+        let variables = Value::Object(variables);
+        let text = environment::render(&self.source, json::to_template(&variables), now, budget)
+            .map_err(render_error)?;
+        limits::check_output(text.len(), provenance::size(&variables)).map_err(render_error)?;
+        Ok(text)
+    }
+}
 
-        let render_error = |e: minijinja::Error| match raised(&e) {
-            Some(message) => ChatError::Refused { message },
-            None => ChatError::Render { line: e.line().unwrap_or(0), detail: detail(&e) },
-        };
-        let environment = environment::environment(now);
-        let template = environment.template_from_str(&self.source).map_err(render_error)?;
-        template.render(json::to_template(&Value::Object(variables))).map_err(render_error)
+/// Runs a rendering where its stack suffices.
+fn on_template_stack<T: Send>(work: impl FnOnce() -> Result<T, ChatError> + Send) -> Result<T, ChatError> {
+    limits::on_known_stack(work).map_err(render_error).flatten()
+}
+
+fn render_error(error: minijinja::Error) -> ChatError {
+    match raised(&error) {
+        Some(message) => ChatError::Refused { message },
+        None => ChatError::Render { line: error.line().unwrap_or(0), detail: detail(&error) },
     }
 }
 

@@ -216,6 +216,13 @@ impl<'a> Marker<'a> {
     }
 }
 
+/// Bytes of all strings and keys of a value.
+pub(super) fn size(value: &Value) -> usize {
+    let mut bytes = 0;
+    visit_strings(value, &mut |text| bytes += text.len());
+    bytes
+}
+
 /// Calls `visit` with every string and key of a value.
 fn visit_strings(value: &Value, visit: &mut impl FnMut(&str)) {
     match value {

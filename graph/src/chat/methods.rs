@@ -1,0 +1,683 @@
+//! Methods of Python's strings, lists, tuples and dictionaries, which templates call: those that change nothing, as Hugging
+//! Face's renderer (an immutable sandbox) allows. A method of a type goes before a key of the same name, as in Jinja.
+
+use std::sync::Arc;
+
+use minijinja::{
+    Environment, Error, ErrorKind, State, Value,
+    formatting::{FormatStyle, format},
+    value::{Kwargs, Rest, Tuple, ValueKind, from_args},
+};
+
+use super::{
+    limits::{Budget, beyond},
+    operators::{elements, type_name},
+    rewrite,
+};
+
+/// The largest width that a method pads to.
+const MAX_WIDTH: usize = 100_000;
+
+/// Adds the filter that stands for a call of a method.
+pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
+    let budget = Arc::clone(budget);
+    env.add_filter(
+        rewrite::METHOD,
+        move |state: &mut State<'_, '_>, value: &Value, name: &str, args: Rest<Value>| {
+            budget.tick()?;
+            let found = match value.kind() {
+                ValueKind::String => string_method(&budget, value.as_str().unwrap_or_default(), name, &args)?,
+                ValueKind::Map => mapping_method(&budget, value, name, &args)?,
+                ValueKind::Seq => sequence_method(&budget, value, name, &args)?,
+                _ => None,
+            };
+            let result = match found {
+                Some(result) => result,
+                None => value.call_method(state, name, &args).map_err(|error| match error.kind() {
+                    ErrorKind::UnknownMethod => Error::new(
+                        ErrorKind::UnknownMethod,
+                        format!("a {} has no method {name:?}", type_name(value)),
+                    ),
+                    _ => error,
+                })?,
+            };
+            budget.check(&result)?;
+            Ok::<Value, Error>(match result.kind() {
+                ValueKind::Iterable => Value::from(elements(&budget, &result)?),
+                _ => result,
+            })
+        },
+    );
+}
+
+/// The arguments of a method by position or name, checked to be no more than these.
+struct Arguments<'a> {
+    positional: &'a [Value],
+    named: Kwargs,
+    names: &'a [&'a str],
+    method: &'a str,
+}
+
+impl<'a> Arguments<'a> {
+    fn new(method: &'a str, args: &'a [Value], names: &'a [&'a str]) -> Result<Arguments<'a>, Error> {
+        let (positional, named): (&[Value], Kwargs) = from_args(args)?;
+        if positional.len() > names.len() {
+            return Err(Error::new(
+                ErrorKind::TooManyArguments,
+                format!("{method}: found {} arguments, wanted at most {}", positional.len(), names.len()),
+            ));
+        }
+        Ok(Arguments { positional, named, names, method })
+    }
+
+    /// The argument in a place, if it is given and not none.
+    fn optional(&self, place: usize) -> Result<Option<Value>, Error> {
+        let value = match self.positional.get(place) {
+            Some(value) => Some(value.clone()),
+            None if self.named.has(self.names[place]) => Some(self.named.get::<Value>(self.names[place])?),
+            None => None,
+        };
+        Ok(value.filter(|v| !v.is_none()))
+    }
+
+    fn value(&self, place: usize) -> Result<Value, Error> {
+        self.optional(place)?.ok_or_else(|| {
+            Error::new(ErrorKind::MissingArgument, format!("{}: wants {}", self.method, self.names[place]))
+        })
+    }
+
+    fn wrong(&self, place: usize, value: &Value, wanted: &str) -> Error {
+        Error::new(
+            ErrorKind::InvalidOperation,
+            format!("{}: {} is a {}, wanted {wanted}", self.method, self.names[place], type_name(value)),
+        )
+    }
+
+    fn optional_text(&self, place: usize) -> Result<Option<String>, Error> {
+        match self.optional(place)? {
+            None => Ok(None),
+            Some(value) => match value.as_str() {
+                Some(text) => Ok(Some(text.to_owned())),
+                None => Err(self.wrong(place, &value, "a string")),
+            },
+        }
+    }
+
+    fn text(&self, place: usize) -> Result<String, Error> {
+        let value = self.value(place)?;
+        match value.as_str() {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(self.wrong(place, &value, "a string")),
+        }
+    }
+
+    /// One string or a tuple of several.
+    fn texts(&self, place: usize) -> Result<Vec<String>, Error> {
+        let value = self.value(place)?;
+        if let Some(text) = value.as_str() {
+            return Ok(vec![text.to_owned()]);
+        }
+        if value.is_tuple() {
+            let texts: Option<Vec<String>> =
+                value.try_iter()?.map(|v| v.as_str().map(str::to_owned)).collect();
+            if let Some(texts) = texts {
+                return Ok(texts);
+            }
+        }
+        Err(self.wrong(place, &value, "a string or a tuple of strings"))
+    }
+
+    fn integer(&self, place: usize) -> Result<Option<i64>, Error> {
+        match self.optional(place)? {
+            None => Ok(None),
+            Some(value) if value.is_integer() || value.kind() == ValueKind::Bool => Ok(Some(
+                i64::try_from(value.clone()).map_err(|_| self.wrong(place, &value, "a smaller integer"))?,
+            )),
+            Some(value) => Err(self.wrong(place, &value, "an integer")),
+        }
+    }
+
+    fn width(&self, place: usize) -> Result<usize, Error> {
+        let width = self.integer(place)?.ok_or_else(|| {
+            Error::new(ErrorKind::MissingArgument, format!("{}: wants {}", self.method, self.names[place]))
+        })?;
+        let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
+        if width > MAX_WIDTH {
+            return Err(beyond(format!("{}: a width of {width}, at most {MAX_WIDTH}", self.method)));
+        }
+        Ok(width)
+    }
+
+    /// Errors: there are named arguments that were not asked for.
+    fn end(&self) -> Result<(), Error> {
+        self.named.assert_all_used()
+    }
+}
+
+/// The part of a text between two positions in characters, which may be negative or absent, and where it starts; `None`
+/// where the range is empty since it starts behind the end.
+fn part(text: &str, start: Option<i64>, end: Option<i64>) -> Option<(usize, String)> {
+    let len = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
+    let placed = |at: i64| if at < 0 { (at + len).max(0) } else { at };
+    let (start, end) = (start.map_or(0, placed), end.map_or(len, placed).min(len));
+    if start > end || start > len {
+        return None;
+    }
+    let start = usize::try_from(start).unwrap_or(0);
+    let taken = usize::try_from(end).unwrap_or(0).saturating_sub(start);
+    Some((start, text.chars().skip(start).take(taken).collect()))
+}
+
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+fn list(items: impl IntoIterator<Item = String>) -> Value {
+    items.into_iter().map(Value::from).collect::<Vec<Value>>().into()
+}
+
+/// `str.split` and `str.rsplit`: words between blanks where there is no separator.
+fn split(text: &str, separator: Option<&str>, most: Option<i64>, from_right: bool) -> Vec<String> {
+    let most = most.and_then(|most| usize::try_from(most).ok());
+    let mut parts: Vec<String> = Vec::new();
+    match (separator, from_right) {
+        (Some(separator), false) => match most {
+            Some(most) => parts.extend(text.splitn(most + 1, separator).map(str::to_owned)),
+            None => parts.extend(text.split(separator).map(str::to_owned)),
+        },
+        (Some(separator), true) => {
+            match most {
+                Some(most) => parts.extend(text.rsplitn(most + 1, separator).map(str::to_owned)),
+                None => parts.extend(text.rsplit(separator).map(str::to_owned)),
+            }
+            parts.reverse();
+        }
+        (None, false) => {
+            let mut rest = text.trim_start_matches(is_space);
+            while !rest.is_empty() {
+                if most.is_some_and(|most| parts.len() >= most) {
+                    parts.push(rest.trim_end_matches(is_space).to_owned());
+                    if rest.ends_with(is_space) {
+                        // Python keeps what follows the last split as it is.
+                        parts.pop();
+                        parts.push(rest.to_owned());
+                    }
+                    break;
+                }
+                let end = rest.find(is_space).unwrap_or(rest.len());
+                parts.push(rest[..end].to_owned());
+                rest = rest[end..].trim_start_matches(is_space);
+            }
+        }
+        (None, true) => {
+            let mut rest = text.trim_end_matches(is_space);
+            while !rest.is_empty() {
+                if most.is_some_and(|most| parts.len() >= most) {
+                    parts.push(rest.to_owned());
+                    break;
+                }
+                let word = rest
+                    .char_indices()
+                    .rev()
+                    .find(|&(_, c)| is_space(c))
+                    .map_or(0, |(i, c)| i + c.len_utf8());
+                parts.push(rest[word..].to_owned());
+                rest = rest[..word].trim_end_matches(is_space);
+            }
+            parts.reverse();
+        }
+    }
+    parts
+}
+
+/// `str.splitlines`: at every line end that Unicode has.
+fn lines(text: &str, keep_ends: bool) -> Vec<String> {
+    let is_end = |c: char| {
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
+    };
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(is_end) {
+        let end = rest[at..].chars().next().map_or(0, char::len_utf8);
+        let end = at + if rest[at..].starts_with("\r\n") { 2 } else { end };
+        lines.push(rest[..if keep_ends { end } else { at }].to_owned());
+        rest = &rest[end..];
+    }
+    if !rest.is_empty() {
+        lines.push(rest.to_owned());
+    }
+    lines
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_uppercase().chain(chars.flat_map(char::to_lowercase)).collect(),
+        None => String::new(),
+    }
+}
+
+/// Each run of letters with a capital first.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_word = false;
+    for c in text.chars() {
+        if in_word {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
+        in_word = c.is_alphabetic();
+    }
+    out
+}
+
+fn is_title(text: &str) -> bool {
+    let (mut in_word, mut some) = (false, false);
+    for c in text.chars() {
+        if c.is_uppercase() {
+            if in_word {
+                return false;
+            }
+            (in_word, some) = (true, true);
+        } else if c.is_lowercase() {
+            if !in_word {
+                return false;
+            }
+            some = true;
+        } else {
+            in_word = false;
+        }
+    }
+    some
+}
+
+/// `text` in the middle of `width` characters; an odd blank goes to the left where the width is odd, as in Python.
+pub(super) fn centered(text: &str, width: usize, fill: char) -> String {
+    let missing = width.saturating_sub(text.chars().count());
+    let left = missing / 2 + (missing & width & 1);
+    let run = |n: usize| fill.to_string().repeat(n);
+    format!("{}{text}{}", run(left), run(missing - left))
+}
+
+fn expanded_tabs(text: &str, size: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for c in text.chars() {
+        match c {
+            '\t' if size > 0 => {
+                let blanks = size - column % size;
+                out.push_str(&" ".repeat(blanks));
+                column += blanks;
+            }
+            '\t' => {}
+            '\n' | '\r' => {
+                out.push(c);
+                column = 0;
+            }
+            c => {
+                out.push(c);
+                column += 1;
+            }
+        }
+    }
+    out
+}
+
+/// A method of strings, `None` where Python's have no such method.
+fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    // No method but those that check for themselves makes more than three times what it is given.
+    budget.build(text.len().saturating_mul(3))?;
+    let parse = |names: &'static [&'static str]| Arguments::new(name, args, names);
+    let none = || -> Result<(), Error> { parse(&[])?.end() };
+    let all = |predicate: fn(char) -> bool| !text.is_empty() && text.chars().all(predicate);
+    let cased = || text.chars().any(|c| c.is_uppercase() || c.is_lowercase());
+    let result = match name {
+        "upper" => none().map(|()| text.to_uppercase().into()),
+        "lower" => none().map(|()| text.to_lowercase().into()),
+        // Full case folding differs from lower case in few letters; the ones that occur are these.
+        "casefold" => none().map(|()| text.to_lowercase().replace('ß', "ss").replace('ς', "σ").into()),
+        "capitalize" => none().map(|()| capitalized(text).into()),
+        "title" => none().map(|()| title(text).into()),
+        "swapcase" => none().map(|()| {
+            let mut out = String::with_capacity(text.len());
+            for c in text.chars() {
+                if c.is_uppercase() { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
+            }
+            out.into()
+        }),
+        "islower" => none().map(|()| (cased() && !text.chars().any(char::is_uppercase)).into()),
+        "isupper" => none().map(|()| (cased() && !text.chars().any(char::is_lowercase)).into()),
+        "istitle" => none().map(|()| is_title(text).into()),
+        "isspace" => none().map(|()| all(is_space).into()),
+        "isalpha" => none().map(|()| all(char::is_alphabetic).into()),
+        "isalnum" => none().map(|()| all(char::is_alphanumeric).into()),
+        "isascii" => none().map(|()| text.is_ascii().into()),
+        "isdecimal" => none().map(|()| all(is_decimal).into()),
+        "isdigit" => none().map(|()| all(|c| is_decimal(c) || is_digit_sign(c)).into()),
+        "isnumeric" => none().map(|()| all(char::is_numeric).into()),
+        "isidentifier" => none().map(|()| {
+            let starts = text.chars().next().is_some_and(|c| c == '_' || c.is_alphabetic());
+            (starts && text.chars().all(|c| c == '_' || c.is_alphanumeric())).into()
+        }),
+        "isprintable" => {
+            none().map(|()| (!text.chars().any(|c| c != ' ' && (c.is_control() || is_space(c)))).into())
+        }
+        "strip" | "lstrip" | "rstrip" => {
+            let args = parse(&["chars"])?;
+            let chars = args.optional_text(0)?;
+            args.end()?;
+            let drop = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
+            Ok(match name {
+                "strip" => text.trim_matches(drop),
+                "lstrip" => text.trim_start_matches(drop),
+                _ => text.trim_end_matches(drop),
+            }
+            .into())
+        }
+        "removeprefix" => {
+            let args = parse(&["prefix"])?;
+            let prefix = args.text(0)?;
+            args.end().map(|()| text.strip_prefix(prefix.as_str()).unwrap_or(text).into())
+        }
+        "removesuffix" => {
+            let args = parse(&["suffix"])?;
+            let suffix = args.text(0)?;
+            args.end().map(|()| text.strip_suffix(suffix.as_str()).unwrap_or(text).into())
+        }
+        "startswith" | "endswith" => {
+            let args = parse(&["prefix", "start", "end"])?;
+            let wanted = args.texts(0)?;
+            let part = part(text, args.integer(1)?, args.integer(2)?);
+            args.end()?;
+            Ok(part
+                .is_some_and(|(_, part)| {
+                    wanted.iter().any(|w| match name {
+                        "startswith" => part.starts_with(w.as_str()),
+                        _ => part.ends_with(w.as_str()),
+                    })
+                })
+                .into())
+        }
+        "find" | "rfind" | "index" | "rindex" => {
+            let args = parse(&["sub", "start", "end"])?;
+            let wanted = args.text(0)?;
+            let part = part(text, args.integer(1)?, args.integer(2)?);
+            args.end()?;
+            let found = part.and_then(|(start, part)| {
+                let at = if name.starts_with('r') { part.rfind(&wanted) } else { part.find(&wanted) };
+                at.map(|at| start + part[..at].chars().count())
+            });
+            match found {
+                Some(at) => Ok(at.into()),
+                None if name.ends_with("find") => Ok(Value::from(-1)),
+                None => {
+                    Err(Error::new(ErrorKind::InvalidOperation, format!("{name}: {wanted:?} is not found")))
+                }
+            }
+        }
+        "count" => {
+            let args = parse(&["sub", "start", "end"])?;
+            let wanted = args.text(0)?;
+            let part = part(text, args.integer(1)?, args.integer(2)?);
+            args.end()?;
+            Ok(part
+                .map_or(0, |(_, part)| match wanted.is_empty() {
+                    true => part.chars().count() + 1,
+                    false => part.matches(wanted.as_str()).count(),
+                })
+                .into())
+        }
+        "replace" => {
+            let args = parse(&["old", "new", "count"])?;
+            let (old, new, most) = (args.text(0)?, args.text(1)?, args.integer(2)?);
+            args.end()?;
+            replaced(budget, text, &old, &new, most).map(Value::from)
+        }
+        "split" | "rsplit" => {
+            let args = parse(&["sep", "maxsplit"])?;
+            let (separator, most) = (args.optional_text(0)?, args.integer(1)?);
+            args.end()?;
+            if separator.as_deref() == Some("") {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("{name}: an empty separator")));
+            }
+            let parts = split(text, separator.as_deref(), most, name == "rsplit");
+            budget.build_elements(parts.len())?;
+            Ok(list(parts))
+        }
+        "splitlines" => {
+            let args = parse(&["keepends"])?;
+            let keep = args.optional(0)?.is_some_and(|v| v.is_true());
+            args.end()?;
+            let lines = lines(text, keep);
+            budget.build_elements(lines.len())?;
+            Ok(list(lines))
+        }
+        "partition" | "rpartition" => {
+            let args = parse(&["sep"])?;
+            let separator = args.text(0)?;
+            args.end()?;
+            if separator.is_empty() {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("{name}: an empty separator")));
+            }
+            let parts = match (name, text.split_once(&separator), text.rsplit_once(&separator)) {
+                ("partition", Some((before, after)), _) | ("rpartition", _, Some((before, after))) => {
+                    [before, separator.as_str(), after]
+                }
+                ("partition", ..) => [text, "", ""],
+                _ => ["", "", text],
+            };
+            Ok(Value::from(Tuple::new(parts.into_iter().map(Value::from).collect())))
+        }
+        "join" => {
+            let args = parse(&["iterable"])?;
+            let items = args.value(0)?;
+            args.end()?;
+            joined(budget, text, &items).map(Value::from)
+        }
+        "center" | "ljust" | "rjust" => {
+            let args = parse(&["width", "fillchar"])?;
+            let (width, fill) = (args.width(0)?, args.optional_text(1)?);
+            args.end()?;
+            let fill = fill.as_deref().unwrap_or(" ");
+            let mut chars = fill.chars();
+            let (Some(fill), None) = (chars.next(), chars.next()) else {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("{name}: fillchar is not one character"),
+                ));
+            };
+            budget.build(width.saturating_mul(fill.len_utf8()))?;
+            let missing = fill.to_string().repeat(width.saturating_sub(text.chars().count()));
+            Ok(match name {
+                "center" => centered(text, width, fill),
+                "ljust" => format!("{text}{missing}"),
+                _ => format!("{missing}{text}"),
+            }
+            .into())
+        }
+        "zfill" => {
+            let args = parse(&["width"])?;
+            let width = args.width(0)?;
+            args.end()?;
+            budget.build(width)?;
+            let zeros = "0".repeat(width.saturating_sub(text.chars().count()));
+            Ok(match text.strip_prefix(['+', '-']) {
+                Some(digits) => format!("{}{zeros}{digits}", &text[..1]),
+                None => format!("{zeros}{text}"),
+            }
+            .into())
+        }
+        "expandtabs" => {
+            let args = parse(&["tabsize"])?;
+            let size = args.integer(0)?.unwrap_or(8);
+            args.end()?;
+            let size = usize::try_from(size.max(0)).unwrap_or(usize::MAX);
+            budget.build(text.matches('\t').count().saturating_mul(size))?;
+            Ok(expanded_tabs(text, size).into())
+        }
+        "format" => {
+            if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3) {
+                return Err(beyond("format: a width or precision of more than three digits"));
+            }
+            for arg in args {
+                budget.check(arg)?;
+            }
+            let formatted = format(FormatStyle::StrFormat, text, args)?;
+            budget.build(formatted.len())?;
+            Ok(formatted.into())
+        }
+        _ => return Ok(None),
+    };
+    result.map(Some)
+}
+
+/// A digit 0 to 9 of some script: Unicode's category Nd, of which each has a block of ten.
+fn is_decimal(c: char) -> bool {
+    const ZEROS: &[u32] = &[
+        0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
+        0xe50, 0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0,
+        0x1c40, 0x1c50, 0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x1d7ce, 0x1d7d8,
+        0x1d7e2, 0x1d7ec, 0x1d7f6,
+    ];
+    ZEROS.iter().any(|&zero| (zero..zero + 10).contains(&(c as u32)))
+}
+
+/// A digit that is not part of a decimal number: raised, lowered, in a circle.
+fn is_digit_sign(c: char) -> bool {
+    matches!(c, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '₀'..='₉' | '①'..='⑨' | '⑴'..='⑼' | '⒈'..='⒐' | '❶'..='❾' | '➀'..='➈' | '➊'..='➒')
+}
+
+/// `text` with `new` in place of each `old`, of the first `most` where that is not negative.
+///
+/// Errors: the result is too large.
+pub(super) fn replaced(
+    budget: &Budget,
+    text: &str,
+    old: &str,
+    new: &str,
+    most: Option<i64>,
+) -> Result<String, Error> {
+    let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let found = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
+    budget.build(found.min(most).saturating_mul(new.len()).saturating_add(text.len()))?;
+    Ok(text.replacen(old, new, most))
+}
+
+/// `separator.join(items)`: all of them strings.
+fn joined(budget: &Budget, separator: &str, items: &Value) -> Result<String, Error> {
+    let items = elements(budget, items)?;
+    let mut out = String::new();
+    for (index, item) in items.iter().enumerate() {
+        let Some(text) = item.as_str() else {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("join: item {index} is a {}, wanted a string", type_name(item)),
+            ));
+        };
+        budget.build(text.len() + separator.len())?;
+        if index > 0 {
+            out.push_str(separator);
+        }
+        out.push_str(text);
+    }
+    Ok(out)
+}
+
+/// A method of mappings, `None` where Python's dictionaries have no such method.
+fn mapping_method(
+    budget: &Budget,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
+    let none = || Arguments::new(name, args, &[])?.end();
+    match name {
+        "keys" => none()?,
+        "values" => none()?,
+        "items" => none()?,
+        "copy" => none()?,
+        "get" => {
+            let (key, default): (&Value, Option<Value>) = from_args(args)?;
+            budget.check(key)?;
+            let found = value.get_item(key)?;
+            return Ok(Some(if found.is_undefined() {
+                default.unwrap_or_else(|| Value::from(()))
+            } else {
+                found
+            }));
+        }
+        _ => return Ok(None),
+    }
+    let keys = elements(budget, value)?;
+    let pairs = keys.into_iter().map(|key| value.get_item(&key).map(|item| (key, item)));
+    Ok(Some(match name {
+        "keys" => {
+            Value::from(pairs.map(|pair| pair.map(|(key, _)| key)).collect::<Result<Vec<Value>, Error>>()?)
+        }
+        "values" => {
+            Value::from(pairs.map(|pair| pair.map(|(_, item)| item)).collect::<Result<Vec<Value>, Error>>()?)
+        }
+        "items" => Value::from(
+            pairs
+                .map(|pair| pair.map(|(key, item)| Value::from(Tuple::new(vec![key, item]))))
+                .collect::<Result<Vec<Value>, Error>>()?,
+        ),
+        _ => Value::from_pairs(pairs.collect::<Result<Vec<(Value, Value)>, Error>>()?),
+    }))
+}
+
+/// A method of lists and tuples, `None` where Python's have no such method.
+fn sequence_method(
+    budget: &Budget,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
+    match name {
+        "count" => {
+            let (wanted,): (&Value,) = from_args(args)?;
+            budget.check(value)?;
+            budget.check(wanted)?;
+            Ok(Some(value.try_iter()?.filter(|item| item == wanted).count().into()))
+        }
+        "index" => {
+            let args = Arguments::new(name, args, &["value", "start", "stop"])?;
+            let wanted = args.value(0)?;
+            let (start, stop) = (args.integer(1)?, args.integer(2)?);
+            args.end()?;
+            budget.check(value)?;
+            budget.check(&wanted)?;
+            let len = i64::try_from(value.len().unwrap_or(0)).unwrap_or(i64::MAX);
+            let placed = |at: i64| if at < 0 { (at + len).max(0) } else { at };
+            let (start, stop) = (start.map_or(0, placed), stop.map_or(len, placed));
+            let found = value
+                .try_iter()?
+                .zip(0_i64..)
+                .find(|(item, at)| (start..stop).contains(at) && *item == wanted)
+                .map(|(_, at)| Value::from(at));
+            match found {
+                Some(at) => Ok(Some(at)),
+                None => Err(Error::new(ErrorKind::InvalidOperation, "index: the value is not in the list")),
+            }
+        }
+        "copy" if !value.is_tuple() => {
+            Arguments::new(name, args, &[])?.end()?;
+            Ok(Some(Value::from(elements(budget, value)?)))
+        }
+        "append" | "extend" | "insert" | "pop" | "remove" | "reverse" | "sort" | "clear"
+            if !value.is_tuple() =>
+        {
+            Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!(
+                    "{name}: templates may not change lists (neither may they in Hugging Face's renderer)"
+                ),
+            ))
+        }
+        _ => Ok(None),
+    }
+}
