@@ -12,6 +12,7 @@ use minijinja::{
 };
 
 use super::{
+    environment::as_float,
     limits::{Budget, beyond},
     methods::{centered, replaced},
     operators::{elements, type_name},
@@ -51,7 +52,8 @@ fn add_text_filters(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     let b = Arc::clone(budget);
     env.add_filter("pprint", move |value: &Value| python::repr(value, &b));
     let b = Arc::clone(budget);
-    env.add_filter("format", move |format: &str, args: &[Value]| {
+    env.add_filter("format", move |format: &str, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
         let named = args.last().filter(|last| last.is_kwargs() && args.len() == 1);
         let arguments = named.cloned().unwrap_or_else(|| Value::from(Tuple::new(args.to_vec())));
         python::percent(format, &arguments, &b)
@@ -159,8 +161,33 @@ fn add_text_filters(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         }
         Ok::<String, Error>(if space.unwrap_or(true) && !out.is_empty() { format!(" {out}") } else { out })
     });
+    for name in ["escape", "e", "forceescape"] {
+        let b = Arc::clone(budget);
+        env.add_filter(name, move |value: &Value| python::text(value, &b).map(|text| escaped(&text)));
+    }
     let b = Arc::clone(budget);
-    env.add_filter("forceescape", move |value: &Value| python::text(value, &b).map(|text| escaped(&text)));
+    env.add_filter("urlencode", move |value: &Value| {
+        if value.kind() != ValueKind::Map {
+            return python::text(value, &b).map(|text| url_quoted(&text, false));
+        }
+        let mut pairs = Vec::new();
+        for key in elements(&b, value)? {
+            let item = python::text(&value.get_item(&key)?, &b)?;
+            pairs.push(format!("{}={}", url_quoted(&python::text(&key, &b)?, true), url_quoted(&item, true)));
+        }
+        Ok(pairs.join("&"))
+    });
+    env.add_filter("int", |value: &Value, default: Option<Value>, base: Option<u32>| {
+        let base = base.filter(|base| (2..=36).contains(base)).unwrap_or(10);
+        integer(value, base).unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0)))
+    });
+    env.add_filter("float", |value: &Value, default: Option<Value>| {
+        let float = match value.as_str() {
+            Some(text) => text.trim().replace('_', "").parse().ok(),
+            None => f64::try_from(value.clone()).ok(),
+        };
+        float.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from)
+    });
     env.add_filter("filesizeformat", |value: &Value, binary: Option<bool>| {
         let bytes = match value.as_str() {
             Some(text) => {
@@ -210,14 +237,18 @@ fn truncated(text: &str, length: usize, kill_words: bool, end: &str, leeway: usi
 
 /// One line → lines of at most `width` characters, broken between words, and inside of words that are longer.
 fn wrapped(line: &str, width: usize, break_long: bool) -> Vec<String> {
-    // Words and the blanks between them take turns.
+    // Words and the blanks between them take turns; a word may be broken after a hyphen between letters.
     let mut chunks: Vec<String> = Vec::new();
-    for c in line.chars() {
+    let mut chars = line.chars().peekable();
+    let (mut before, mut broken) = (' ', false);
+    while let Some(c) = chars.next() {
         let blank = c.is_whitespace();
         match chunks.last_mut() {
-            Some(chunk) if chunk.starts_with(char::is_whitespace) == blank => chunk.push(c),
+            Some(chunk) if !broken && chunk.starts_with(char::is_whitespace) == blank => chunk.push(c),
             _ => chunks.push(c.to_string()),
         }
+        broken = c == '-' && before.is_alphabetic() && chars.peek().is_some_and(|next| next.is_alphabetic());
+        before = c;
     }
     chunks.reverse();
     let mut lines = Vec::new();
@@ -267,6 +298,47 @@ fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+/// Percent-encoded UTF-8; in a query, blanks become `+` and slashes are encoded, too.
+fn url_quoted(text: &str, query: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(char::from(byte)),
+            b'/' if !query => out.push('/'),
+            b' ' if query => out.push('+'),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+/// `int(value)`: numbers are cut, texts may have a prefix of their base or a fraction; `None` for the rest.
+fn integer(value: &Value, base: u32) -> Option<Value> {
+    let cut = |float: f64| float.is_finite().then(|| Value::from(float.trunc() as i128));
+    let Some(text) = value.as_str() else {
+        return match as_float(value) {
+            Some(float) => cut(float),
+            None => i128::try_from(value.clone()).ok().map(Value::from),
+        };
+    };
+    let text = text.trim().replace('_', "");
+    let (sign, digits) = match text.strip_prefix(['-', '+']) {
+        Some(digits) => (&text[..1], digits),
+        None => ("", text.as_str()),
+    };
+    let prefix = match base {
+        16 => "0x",
+        8 => "0o",
+        2 => "0b",
+        _ => "",
+    };
+    let digits = digits.strip_prefix(prefix).unwrap_or(digits);
+    match i128::from_str_radix(&format!("{sign}{digits}"), base) {
+        Ok(integer) if !digits.starts_with(['-', '+']) => Some(Value::from(integer)),
+        _ => text.parse().ok().and_then(cut),
+    }
 }
 
 /// Without comments and tags, blanks joined, the five entities of XML resolved.

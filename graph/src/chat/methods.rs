@@ -6,13 +6,13 @@ use std::sync::Arc;
 use minijinja::{
     Environment, Error, ErrorKind, State, Value,
     formatting::{FormatStyle, format},
-    value::{Kwargs, Rest, Tuple, ValueKind, from_args},
+    value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args},
 };
 
 use super::{
     limits::{Budget, beyond},
     operators::{elements, type_name},
-    rewrite,
+    python, rewrite,
 };
 
 /// The largest width that a method pads to.
@@ -23,8 +23,9 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     let budget = Arc::clone(budget);
     env.add_filter(
         rewrite::METHOD,
-        move |state: &mut State<'_, '_>, value: &Value, name: &str, args: Rest<Value>| {
+        move |state: &mut State<'_, '_>, value: &Value, name: &str, args: Rest<ValueOrKwargs>| {
             budget.tick()?;
+            let args = args.into_values();
             let found = match value.kind() {
                 ValueKind::String => string_method(&budget, value.as_str().unwrap_or_default(), name, &args)?,
                 ValueKind::Map => mapping_method(&budget, value, name, &args)?,
@@ -520,19 +521,84 @@ fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Res
             Ok(expanded_tabs(text, size).into())
         }
         "format" => {
-            if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3) {
-                return Err(beyond("format: a width or precision of more than three digits"));
-            }
             for arg in args {
                 budget.check(arg)?;
             }
-            let formatted = format(FormatStyle::StrFormat, text, args)?;
-            budget.build(formatted.len())?;
-            Ok(formatted.into())
+            formatted(budget, text, args).map(Value::from)
         }
         _ => return Ok(None),
     };
     result.map(Some)
+}
+
+/// `format.format(*args, **kwargs)`: `{}`, `{0}`, `{name.attribute[key]!r:>8}`.
+///
+/// Errors: a field that is not given, a specification that the value does not have; the result is too large.
+fn formatted(budget: &Budget, text: &str, args: &[Value]) -> Result<String, Error> {
+    let wrong = |detail: String| Error::new(ErrorKind::InvalidOperation, format!("format: {detail}"));
+    let (positional, named): (&[Value], Kwargs) = from_args(args)?;
+    let mut out = String::new();
+    let mut next = 0;
+    let mut rest = text;
+    while let Some(at) = rest.find(['{', '}']) {
+        out.push_str(&rest[..at]);
+        let brace = &rest[at..];
+        if brace.starts_with("{{") || brace.starts_with("}}") {
+            out.push_str(&brace[..1]);
+            rest = &brace[2..];
+            continue;
+        }
+        let Some(end) = brace.find('}').filter(|_| brace.starts_with('{')) else {
+            return Err(wrong(format!("a single brace in {text:?}")));
+        };
+        let field = &brace[1..end];
+        rest = &brace[end + 1..];
+        let (field, specification) = field.split_once(':').unwrap_or((field, ""));
+        let (path, conversion) = field.split_once('!').unwrap_or((field, ""));
+        let base = &path[..path.find(['.', '[']).unwrap_or(path.len())];
+        let mut value = if base.is_empty() || base.bytes().all(|b| b.is_ascii_digit()) {
+            let place = if base.is_empty() { next } else { base.parse().unwrap_or(usize::MAX) };
+            next += usize::from(base.is_empty());
+            positional.get(place).cloned().ok_or_else(|| wrong(format!("argument {place} is not given")))?
+        } else {
+            named.get::<Option<Value>>(base)?.ok_or_else(|| wrong(format!("{base:?} is not given")))?
+        };
+        let mut steps = &path[base.len()..];
+        while !steps.is_empty() {
+            (value, steps) = match steps.strip_prefix('[').and_then(|key| key.split_once(']')) {
+                Some((key, after)) => match key.parse::<usize>() {
+                    Ok(index) => (value.get_item_by_index(index)?, after),
+                    Err(_) => (value.get_item(&Value::from(key))?, after),
+                },
+                None => {
+                    let name = steps.trim_start_matches('.');
+                    let end = name.find(['.', '[']).unwrap_or(name.len());
+                    if name.len() == steps.len() || end == 0 {
+                        return Err(wrong(format!("no field: {path:?}")));
+                    }
+                    (value.get_attr(&name[..end])?, &name[end..])
+                }
+            };
+        }
+        let value = match conversion {
+            "" => value,
+            "s" => python::text(&value, budget)?.into(),
+            "r" | "a" => python::repr(&value, budget)?.into(),
+            other => return Err(wrong(format!("no conversion: {other:?}"))),
+        };
+        let piece = if specification.is_empty() {
+            python::text(&value, budget)?
+        } else {
+            if specification.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3) {
+                return Err(beyond("format: a width or precision of more than three digits"));
+            }
+            format(FormatStyle::StrFormat, &format!("{{:{specification}}}"), &[value])?
+        };
+        budget.build(piece.len())?;
+        out.push_str(&piece);
+    }
+    out.push_str(rest);
+    Ok(out)
 }
 
 /// A digit 0 to 9 of some script: Unicode's category Nd, of which each has a block of ten.

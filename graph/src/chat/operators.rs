@@ -1,7 +1,7 @@
 //! Operators, slices and checks of values, as the filters that `rewrite` puts in their places: Python's meaning, within the
 //! template's bounds.
 
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 use minijinja::{
     Environment, Error, ErrorKind, Value,
@@ -24,6 +24,20 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     env.add_filter(rewrite::MULTIPLY, with(multiply));
     env.add_filter(rewrite::REMAINDER, with(remainder));
     env.add_filter(rewrite::CONCATENATE, with(concatenate));
+    env.add_filter("==", |left: &Value, right: &Value| left == right);
+    env.add_filter("!=", |left: &Value, right: &Value| left != right);
+    env.add_filter("<", |left: &Value, right: &Value| Ok::<bool, Error>(ordered("<", left, right)?.is_lt()));
+    env.add_filter("<=", |left: &Value, right: &Value| {
+        Ok::<bool, Error>(ordered("<=", left, right)?.is_le())
+    });
+    env.add_filter(">", |left: &Value, right: &Value| Ok::<bool, Error>(ordered(">", left, right)?.is_gt()));
+    env.add_filter(">=", |left: &Value, right: &Value| {
+        Ok::<bool, Error>(ordered(">=", left, right)?.is_ge())
+    });
+    env.add_filter("@in", |item: &Value, container: &Value| contains(container, item));
+    env.add_filter("@not-in", |item: &Value, container: &Value| {
+        contains(container, item).map(|found| !found)
+    });
     let bounds = Arc::clone(budget);
     env.add_filter(rewrite::SLICE, move |value: &Value, start: &Value, stop: &Value, step: &Value| {
         slice(&bounds, value, [start, stop, step])
@@ -195,6 +209,30 @@ fn concatenate(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Er
     text.push_str(&python::text(right, budget)?);
     budget.build(text.len())?;
     Ok(Value::from(text))
+}
+
+/// The order of two numbers, texts, lists or tuples.
+///
+/// Errors: values that Python does not order.
+fn ordered(operator: &str, left: &Value, right: &Value) -> Result<Ordering, Error> {
+    let comparable = (is_number(left) && is_number(right))
+        || (left.as_str().is_some() && right.as_str().is_some())
+        || (is_list(left) && is_list(right) && left.is_tuple() == right.is_tuple());
+    if comparable { Ok(left.cmp(right)) } else { Err(unsupported(operator, left, right)) }
+}
+
+/// Whether a text holds a text, a mapping a key, or a list an item.
+///
+/// Errors: anything else.
+fn contains(container: &Value, item: &Value) -> Result<bool, Error> {
+    match (container.kind(), container.as_str(), item.as_str()) {
+        (_, Some(container), Some(item)) => Ok(container.contains(item)),
+        (ValueKind::Map, ..) => Ok(!container.get_item(item)?.is_undefined()),
+        (ValueKind::Seq | ValueKind::Iterable, ..) => Ok(container.try_iter()?.any(|found| found == *item)),
+        // Undefined is empty, as it is in a loop.
+        (ValueKind::Undefined, ..) => Ok(false),
+        _ => Err(unsupported("in", item, container)),
+    }
 }
 
 /// `value[start:stop:step]` of text, lists and tuples.

@@ -1,7 +1,7 @@
 //! A template's syntax tree → the same tree, in which everything that can build, compare or write without bound goes through
 //! a filter of ours, and in which operators mean what they mean in Python.
 //!
-//! The filters have names that no template can spell: `+`, `*`, `%`, `~` (operators), `[:]` (slices), `.` (methods), and
+//! The filters have names that no template can spell: `+`, `==` and so on (operators), `[:]` (slices), `.` (methods), and
 //! [`CHECKED`] for values that are about to be compared, called with or printed. `operators` and `methods` define them.
 //! Only nodes are wrapped: control flow, scopes and lines stay those of the template.
 
@@ -10,10 +10,10 @@ use minijinja::{
     machinery::{
         Span,
         ast::{
-            AutoEscape, BinOp, BinOpKind, Block, Call, CallArg, CallBlock, Compare, CompareOp, Const, Do,
-            EmitExpr, Expr, Extends, Filter, FilterBlock, ForLoop, FromImport, GetAttr, GetItem, IfCond,
-            IfExpr, Import, Include, List, Macro, Map, Set, SetBlock, Spanned, Stmt, Template, Test, Tuple,
-            UnaryOp, UnaryOpKind, Var, WithBlock,
+            AutoEscape, BinOp, BinOpKind, Block, Call, CallArg, CallBlock, Compare, CompareOp, CompareOpKind,
+            Const, Do, EmitExpr, Expr, Extends, Filter, FilterBlock, ForLoop, FromImport, GetAttr, GetItem,
+            IfCond, IfExpr, Import, Include, List, Macro, Map, Set, SetBlock, Spanned, Stmt, Template, Test,
+            Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
         },
     },
 };
@@ -106,7 +106,7 @@ fn statement<'a>(node: &Stmt<'a>) -> Stmt<'a> {
         }
         Stmt::ForLoop(n) => Stmt::ForLoop(Spanned::new(
             ForLoop {
-                target: expression(&n.target),
+                target: target(&n.target),
                 iter: wrapped(COUNTED, expression(&n.iter)),
                 filter_expr: n.filter_expr.as_ref().map(expression),
                 recursive: n.recursive,
@@ -236,6 +236,10 @@ fn expression<'a>(node: &Expr<'a>) -> Expr<'a> {
             Expr::UnaryOp(Spanned::new(UnaryOp { op, expr: expression(&n.expr) }, n.span()))
         }
         Expr::BinOp(n) => binary(n),
+        // A chain looks at its middle operands once, which only the compiler can do; one comparison is Python's.
+        Expr::Compare(n) if n.ops.len() == 1 => {
+            compared(n.ops[0].op, expression(&n.expr), expression(&n.ops[0].expr), n.span())
+        }
         Expr::Compare(n) => Expr::Compare(Spanned::new(
             Compare {
                 expr: checked(expression(&n.expr)),
@@ -296,6 +300,24 @@ fn expression<'a>(node: &Expr<'a>) -> Expr<'a> {
     }
 }
 
+/// The filter that compares.
+fn comparison(op: CompareOpKind) -> &'static str {
+    match op {
+        CompareOpKind::Eq => "==",
+        CompareOpKind::Ne => "!=",
+        CompareOpKind::Lt => "<",
+        CompareOpKind::Lte => "<=",
+        CompareOpKind::Gt => ">",
+        CompareOpKind::Gte => ">=",
+        CompareOpKind::In => "@in",
+        CompareOpKind::NotIn => "@not-in",
+    }
+}
+
+fn compared<'a>(op: CompareOpKind, left: Expr<'a>, right: Expr<'a>, span: Span) -> Expr<'a> {
+    filter(comparison(op), Some(checked(left)), vec![CallArg::Pos(checked(right))], span)
+}
+
 /// A list, tuple or mapping, checked unless all it holds stands in the template.
 fn built<'a>(node: Expr<'a>, items: &[Expr<'a>], others: &[Expr<'a>]) -> Expr<'a> {
     if items.iter().chain(others).all(|item| matches!(item, Expr::Const(_))) { node } else { checked(node) }
@@ -317,16 +339,13 @@ fn binary<'a>(node: &Spanned<BinOp<'a>>) -> Expr<'a> {
         | BinOpKind::ScOr => {
             return Expr::BinOp(Spanned::new(BinOp { op: node.op, left, right }, node.span()));
         }
-        BinOpKind::Eq
-        | BinOpKind::Ne
-        | BinOpKind::Lt
-        | BinOpKind::Lte
-        | BinOpKind::Gt
-        | BinOpKind::Gte
-        | BinOpKind::In => {
-            let compared = BinOp { op: node.op, left: checked(left), right: checked(right) };
-            return Expr::BinOp(Spanned::new(compared, node.span()));
-        }
+        BinOpKind::Eq => return compared(CompareOpKind::Eq, left, right, node.span()),
+        BinOpKind::Ne => return compared(CompareOpKind::Ne, left, right, node.span()),
+        BinOpKind::Lt => return compared(CompareOpKind::Lt, left, right, node.span()),
+        BinOpKind::Lte => return compared(CompareOpKind::Lte, left, right, node.span()),
+        BinOpKind::Gt => return compared(CompareOpKind::Gt, left, right, node.span()),
+        BinOpKind::Gte => return compared(CompareOpKind::Gte, left, right, node.span()),
+        BinOpKind::In => return compared(CompareOpKind::In, left, right, node.span()),
     };
     filter(name, Some(left), vec![CallArg::Pos(right)], node.span())
 }
