@@ -5,6 +5,7 @@ use std::{fmt::Write as _, process::Command};
 
 use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
 
+use moe_run_tests::fixtures;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -54,6 +55,65 @@ fn expressions_give_what_hugging_face_gives() {
         }
     }
     assert!(different.is_empty(), "{different}");
+}
+
+#[derive(Clone, Deserialize)]
+struct Case {
+    template: String,
+    case: String,
+    messages: Value,
+    tools: Option<Value>,
+    add_generation_prompt: bool,
+    extra: Map<String, Value>,
+    expected: Option<String>,
+    #[serde(default)]
+    dated: bool,
+    note: Option<String>,
+}
+
+/// `chat/` of `MOE_FIXTURES`: the templates of two dozen models as they ship, the exact texts, conversations that they refuse,
+/// and arguments of calls as clients send them.
+#[test]
+fn templates_of_models_render_as_hugging_face_renders_them() {
+    let Some(path) = fixtures::find("chat/GLM-4.7-Flash.jinja") else { return };
+    let dir = path.parent().unwrap();
+    let read = |name: &str| -> Vec<Case> {
+        serde_json::from_str(&std::fs::read_to_string(dir.join(name)).unwrap()).unwrap()
+    };
+    let cases = [read("cases.json"), read("errors.json"), read("wire.json")].concat();
+    let (mut rendered, mut different) = (0, String::new());
+    for case in cases {
+        // Where Hugging Face's own renderer forbids what the template does (`list.append`), so do we.
+        let forbidden = case.note.is_some();
+        let source = std::fs::read_to_string(dir.join(&case.template)).unwrap();
+        let mut extra = case.extra.clone();
+        extra.insert("bos_token".to_owned(), "<bos>".into());
+        extra.insert("eos_token".to_owned(), "<eos>".into());
+        let input = ChatInput {
+            messages: case.messages,
+            tools: case.tools,
+            add_generation_prompt: case.add_generation_prompt,
+            extra,
+        };
+        let found = ChatTemplate::from_source(&source).and_then(|template| template.render_text(&input));
+        let agrees = match (&found, &case.expected) {
+            (Ok(text), Some(expected)) => text == expected || case.dated,
+            (Err(_), None) => true,
+            (Err(_), Some(_)) => forbidden,
+            (Ok(_), None) => false,
+        };
+        rendered += usize::from(found.is_ok());
+        if !agrees {
+            writeln!(
+                different,
+                "{}, {}:\n    wanted {:?}\n    found  {found:?}",
+                case.template, case.case, case.expected
+            )
+            .unwrap();
+        }
+    }
+    assert!(different.is_empty(), "{rendered} rendered; {different}");
+    assert!(rendered > 500, "{rendered} rendered");
 }
 
 /// Templates that would overflow a stack, fill the memory or take minutes, each of a kind.

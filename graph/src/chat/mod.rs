@@ -105,6 +105,39 @@ impl ChatInput {
         ChatInput { messages, tools: None, add_generation_prompt: true, extra: Map::new() }
     }
 
+    /// The input as Hugging Face's renderer hands it to a template: an assistant's reasoning under both names that templates
+    /// read, and the arguments of tool calls, which clients send as JSON text, as objects.
+    fn prepared(&self) -> ChatInput {
+        let mut input = self.clone();
+        for message in input.messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            const NAMES: [&str; 3] = ["thinking", "reasoning_content", "reasoning"];
+            let reasoning =
+                NAMES.iter().find_map(|name| message.get(*name).filter(|v| v.is_string()).cloned());
+            if let Some(reasoning) = reasoning {
+                for name in &NAMES[..2] {
+                    if message.get(*name).is_none_or(Value::is_null) {
+                        message.insert((*name).to_owned(), reasoning.clone());
+                    }
+                }
+            }
+            let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+            for call in calls.into_iter().flatten() {
+                let function =
+                    if call.get("function").is_some() { call.get_mut("function") } else { Some(call) };
+                let Some(arguments) = function.and_then(|f| f.get_mut("arguments")) else { continue };
+                // What is no object stays as it is: the template may know what to do with it.
+                let object = arguments
+                    .as_str()
+                    .and_then(|text| serde_json::from_str(text).ok())
+                    .filter(Value::is_object);
+                if let Some(object) = object {
+                    *arguments = object;
+                }
+            }
+        }
+        input
+    }
+
     /// Errors: the messages are no array of objects with a role.
     fn check(&self) -> Result<(), ChatError> {
         let input_error = |found: String| ChatError::Input {
@@ -196,8 +229,8 @@ impl ChatTemplate {
     /// Errors: the template fails on, or refuses, the input.
     pub fn render_text(&self, input: &ChatInput) -> Result<String, ChatError> {
         input.check()?;
-        let budget = Budget::new();
-        on_template_stack(|| self.render_at(input, SystemTime::now(), &budget))
+        let (input, budget) = (input.prepared(), Budget::new());
+        on_template_stack(|| self.render_at(&input, SystemTime::now(), &budget))
     }
 
     /// The prompt, with what is needed to read control tokens only from what the template wrote. `control_texts` are the
@@ -214,9 +247,10 @@ impl ChatTemplate {
         // All renderings of one prompt see the same time and share what they may cost.
         let (now, budget) = (SystemTime::now(), Budget::new());
         let control_texts: Vec<&str> = control_texts.into_iter().collect();
+        let input = input.prepared();
         on_template_stack(|| {
-            let text = self.render_at(input, now, &budget)?;
-            provenance::separate(text, input, &control_texts, |marked| self.render_at(marked, now, &budget))
+            let text = self.render_at(&input, now, &budget)?;
+            provenance::separate(text, &input, &control_texts, |marked| self.render_at(marked, now, &budget))
         })
     }
 

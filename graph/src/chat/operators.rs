@@ -24,6 +24,8 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     env.add_filter(rewrite::MULTIPLY, with(multiply));
     env.add_filter(rewrite::REMAINDER, with(remainder));
     env.add_filter(rewrite::CONCATENATE, with(concatenate));
+    let bounds = Arc::clone(budget);
+    env.add_filter(rewrite::ITERATED, move |value: &Value| iterated(&bounds, value));
     env.add_filter("==", |left: &Value, right: &Value| left == right);
     env.add_filter("!=", |left: &Value, right: &Value| left != right);
     env.add_filter("<", |left: &Value, right: &Value| Ok::<bool, Error>(ordered("<", left, right)?.is_lt()));
@@ -53,6 +55,17 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
         bounds.build(value.as_str().map_or(0, str::len))?;
         settled(&bounds, value)
     });
+}
+
+/// A value that a loop goes over.
+///
+/// Errors: it is None.
+fn iterated(budget: &Budget, value: &Value) -> Result<Value, Error> {
+    budget.tick()?;
+    if value.is_none() {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a loop over None (not iterable)"));
+    }
+    settled(budget, value)
 }
 
 /// The value, a list in place of what is computed anew at each use.

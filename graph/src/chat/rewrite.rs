@@ -23,6 +23,8 @@ pub(super) const CHECKED: &str = "=";
 /// Value → the same value, its text counted as built, without going over what it holds: for results of filters. What is lazy
 /// becomes a list.
 pub(super) const COUNTED: &str = "#";
+/// Value → the same value, to be iterated over; None is nothing that can.
+pub(super) const ITERATED: &str = "@for";
 pub(super) const ADD: &str = "+";
 pub(super) const MULTIPLY: &str = "*";
 pub(super) const REMAINDER: &str = "%";
@@ -107,7 +109,7 @@ fn statement<'a>(node: &Stmt<'a>) -> Stmt<'a> {
         Stmt::ForLoop(n) => Stmt::ForLoop(Spanned::new(
             ForLoop {
                 target: target(&n.target),
-                iter: wrapped(COUNTED, expression(&n.iter)),
+                iter: wrapped(ITERATED, expression(&n.iter)),
                 filter_expr: n.filter_expr.as_ref().map(expression),
                 recursive: n.recursive,
                 body: statements(&n.body),
