@@ -2,7 +2,9 @@
 //!
 //! Input: messages, tools and options, as JSON. Output: [`Rendered`], the exact text that Hugging Face's renderer gives,
 //! which also knows what of it may be read as a control token: what the template wrote, never what a message says.
-//! `environment` is the Jinja environment, `provenance` tells the template's characters from the messages'.
+//! `environment` is the Jinja environment, `rewrite` puts Python's `operators` and `methods` in the places of Jinja's, within
+//! the bounds that `limits` holds for what is a stranger's program; `filters` and `python` are what minijinja lacks;
+//! `provenance` tells the template's characters from the messages'.
 //! Deliberately absent: templates of our own. A file without one is an error, not a guess.
 
 mod environment;
