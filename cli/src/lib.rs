@@ -23,6 +23,7 @@ pub mod inputs;
 pub mod inspect;
 pub mod interrupt;
 pub mod mapped;
+pub mod messages;
 pub mod output;
 pub mod output_file;
 pub mod parity;

@@ -326,7 +326,7 @@ pub fn text(r: &Report) -> String {
             many => format!("weights are not finite: {}", listed(many)),
         };
         let sides = match n.on_both_sides {
-            true => "on both sides, which have the same there; of what is computed from that, equal NaN and Inf are all that could be compared",
+            true => "on both sides at the same places; what is computed from them could not be judged",
             false => "on this side, and not the same on the other",
         };
         let _ = writeln!(

@@ -3,7 +3,7 @@
 //! A routing flip that is a near-tie is rounding. What lies behind it (the position in that layer; the position and
 //! those after it in every later layer) was computed by other experts and is not judged.
 
-use super::not_finite::Beginning;
+use super::not_finite::{Beginning, take_as_equal};
 use super::report::{LogitsCheck, RoutingFlip, StageCheck};
 use super::source::{Key, Source, elements};
 
@@ -104,6 +104,7 @@ impl<'a> Free<'a> {
         }
         let mine = tap.tensor.floats();
         let mut theirs = elements(&other).into_owned();
+        take_as_equal(&mine, &mut theirs);
         match (tap.stage, tap.layer) {
             (Stage::MoeLogits, Some(layer)) => {
                 self.router_logits = Some((layer, Rc::new(tap.tensor.to_tensor()), Rc::clone(&other)));

@@ -17,7 +17,8 @@ mod values;
 
 pub use around::{SaveAround, save_around};
 pub use report::{
-    First, LogitsCheck, NotFinite, OpCheck, Report, RoutingFlip, SCHEMA_VERSION, SideInfo, StageCheck, Verdict,
+    First, LogitsCheck, NotFinite, OpCheck, Report, RoutingFlip, SCHEMA_VERSION, SideInfo, StageCheck,
+    Verdict,
 };
 
 use crate::error::BackendError;

@@ -1,6 +1,6 @@
 //! Values that are not finite: where they begin in the free run, and from which weight they come.
 //!
-//! What both sides have alike is no op's fault: the model computes it. It is no proof of anything behind it either, so the
+//! What is not finite on both sides is no op's fault: the model computes it. It is no proof of anything behind it either, so the
 //! report says where it begins. Input: the first stage with such values. Output: [`NotFinite`]. Absent: a look through all
 //! weights, which is `moe-run inspect --check`.
 
@@ -8,6 +8,16 @@ use super::report::NotFinite;
 use crate::executable::WeightSource;
 use moe_run_graph::ir::{Graph, Stage, ValueId, WeightId};
 use std::collections::{BTreeSet, HashSet};
+
+/// Makes `b` what `a` is where neither is finite. Whether such a sum is NaN or an infinity depends on the order of its parts
+/// (infinities of both signs, or times 0), which no definition fixes.
+pub(super) fn take_as_equal(a: &[f32], b: &mut [f32]) {
+    for (b, a) in b.iter_mut().zip(a) {
+        if !b.is_finite() && !a.is_finite() {
+            *b = *a;
+        }
+    }
+}
 
 /// The first stage of a run, in the order of execution, that holds values that are not finite.
 #[derive(Debug, Clone, Copy)]

@@ -173,7 +173,7 @@ pub struct NotFinite {
     pub layer: Option<usize>,
     /// Such values of the judged side, in the step that has the first of them.
     pub values: usize,
-    /// The other side has the same at the same places: the model computes them, and no op is at fault.
+    /// The other side has such values at the same places: the model computes them, and no op is at fault.
     pub on_both_sides: bool,
     /// Weights that are not finite, of those that the stage is computed from; those of later stages are not looked at.
     pub weights: Vec<String>,

@@ -271,8 +271,7 @@ fn a_state_of_another_executable_is_refused() {
     let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
     // On one device, too.
     let backend = Sharing::new(Wgpu::default());
-    let compile =
-        || backend.compile(&case.graph, case.weights.clone(), &CompileOptions::default()).unwrap();
+    let compile = || backend.compile(&case.graph, case.weights.clone(), &CompileOptions::default()).unwrap();
     let (mut one, other) = (compile(), compile());
     let input = StepInput {
         tokens: StepTokens::Host(&[TokenId(0)]),
@@ -305,7 +304,10 @@ fn what_shares_a_device_shares_its_shaders() {
     }
     assert!(held.iter().all(|(device, _)| Arc::ptr_eq(device, &held[0].0)));
     let compiled: Vec<usize> = held.iter().map(|(_, pipelines)| *pipelines).collect();
-    assert!(0 < compiled[0] && compiled[0] < compiled[1] && compiled[1..] == [compiled[1]; 3], "{compiled:?}");
+    assert!(
+        0 < compiled[0] && compiled[0] < compiled[1] && compiled[1..] == [compiled[1]; 3],
+        "{compiled:?}"
+    );
 
     let faults = Faults { lost_at_submission: Some(0), ..Faults::default() };
     let failing = Sharing::new(Wgpu { options: WgpuOptions { faults, ..WgpuOptions::default() } });
