@@ -202,7 +202,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             ..CompileOptions::default()
         },
         saved_relation: relation,
-        model: Some(ModelIdentity::of(&model.file)),
+        model: saved.as_ref().map(|_| ModelIdentity::of(&model.file)),
     };
     let report = compare(&model.graph, &weights, subject(), against, &options)?;
     if let Some(save) = save {
@@ -255,9 +255,10 @@ impl From<ParityError> for CliError {
     }
 }
 
-/// How many there are, and the first of them.
+/// How many there are, and the first of them. They come from files, and may hold anything.
 fn listed(names: &[String]) -> String {
-    let shown = names.iter().take(NAMES_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let shown = names.iter().take(NAMES_LISTED).map(|name| name.escape_debug().to_string());
+    let shown = shown.collect::<Vec<_>>().join(", ");
     match names.len() {
         n if n > NAMES_LISTED => format!("{n}: {shown}, and {} more", n - NAMES_LISTED),
         n => format!("{n}: {shown}"),
@@ -284,7 +285,9 @@ pub fn text(r: &Report) -> String {
         let _ = writeln!(
             t,
             "saved from another model: {} ({} bytes, sample hash {})",
-            m.file, m.size_bytes, m.sample_hash
+            m.file.escape_debug(),
+            m.size_bytes,
+            m.sample_hash.escape_debug()
         );
     }
     let _ = writeln!(
@@ -322,7 +325,7 @@ pub fn text(r: &Report) -> String {
     if let Some(n) = &r.not_finite {
         let from = match &n.weights[..] {
             [] => "every weight that it is computed from is finite".to_owned(),
-            [one] => format!("the weight {one} is not finite"),
+            [one] => format!("the weight {} is not finite", one.escape_debug()),
             many => format!("weights are not finite: {}", listed(many)),
         };
         let sides = match n.on_both_sides {

@@ -213,6 +213,10 @@ fn a_conversation_that_cannot_go_on_is_not_loaded() {
     )
     .unwrap();
     let alternating = ["--chat-template", alternating.to_str().unwrap()];
+    let chat = |args: &[&str], input: &str| {
+        let all = ["chat", "--backend", "cpu", "--temp", "0"].iter().chain(args).copied();
+        run_with_input(PROGRAM, all, input.as_bytes())
+    };
     let message = |role: &str, content: Value| json!({"role": role, "content": content});
     let (user, answer) = (message("user", "Hello".into()), message("assistant", "ok".into()));
     let cases = [

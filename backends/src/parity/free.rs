@@ -104,7 +104,6 @@ impl<'a> Free<'a> {
         }
         let mine = tap.tensor.floats();
         let mut theirs = elements(&other).into_owned();
-        take_as_equal(&mine, &mut theirs);
         match (tap.stage, tap.layer) {
             (Stage::MoeLogits, Some(layer)) => {
                 self.router_logits = Some((layer, Rc::new(tap.tensor.to_tensor()), Rc::clone(&other)));
@@ -131,7 +130,8 @@ impl<'a> Free<'a> {
             (Stage::LmHead, _) => self.compare_logits(&mine, &theirs, tap.tensor.shape.last().copied()),
             _ => {}
         }
-        let (kept_a, kept_b, excluded) = self.judged_rows(tap, &mine, &theirs);
+        let (kept_a, mut kept_b, excluded) = self.judged_rows(tap, &mine, &theirs);
+        take_as_equal(&kept_a, &mut kept_b);
         let comparison = compare(&kept_a, &kept_b, 0);
         self.record(tap, &comparison, excluded);
         Ok(())
