@@ -44,6 +44,8 @@ printf '| step | result | s |\n|---|---|---:|\n' >"$out/steps.md"
 step() {
   local name=$1 limit=$2 from=$SECONDS verdict=passed
   shift 2
+  # In small it runs on any machine, however busy: a limit then only ends what hangs.
+  [ "$dry" = 0 ] || limit=1800
   timeout "$limit" "$@" >"$out/logs/$name" 2>"$out/logs/$name.err" || verdict="FAILED ($?)"
   if [ "$verdict" != passed ]; then
     failed=1

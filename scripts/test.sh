@@ -59,12 +59,6 @@ if [ -x .venv/bin/python ]; then
   export MOE_PYTHON="$PWD/.venv/bin/python"
 fi
 export MOE_FULL=$full
-# Mesa complains on standard error where this is not set.
-if [ -z "${XDG_RUNTIME_DIR:-}" ]; then
-  XDG_RUNTIME_DIR="$(mktemp -d)"
-  export XDG_RUNTIME_DIR
-  trap 'rm -rf "$XDG_RUNTIME_DIR"' EXIT
-fi
 
 say "format"
 cargo fmt --all -- --check

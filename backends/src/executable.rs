@@ -453,6 +453,12 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// The same backend, whose executables share one open device and what has been compiled for it: for many small graphs
+    /// one after another. `None` where opening a device costs nothing.
+    fn sharing(&self) -> Option<Box<dyn Backend>> {
+        None
+    }
+
     /// The activations that it multiplies quantized weights with under these options; its own where they name none.
     fn profile(&self, options: &CompileOptions) -> ActProfile;
 

@@ -64,6 +64,8 @@ pub mod reference;
 pub mod registry;
 pub mod sampler;
 pub mod session;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod sharing;
 pub mod taps;
 mod tensor;
 pub mod tolerance;

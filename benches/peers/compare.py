@@ -110,7 +110,7 @@ class Ours:
     def bench(self, model, threads, prompt, gen, depth):
         result = run_json([
             *self.command, "bench", "-m", model, "--backend", "cpu", "--threads", threads, "-p", prompt, "-n", gen,
-            "--depth", depth, "--repetitions", 1, "--format", "json",
+            "--depth", depth, "--repetitions", 1, "--json",
         ])
         speed = {r["kind"]: r["tokens_per_second"] for r in result["results"]}
         deep = next(r for r in result["results"] if r["kind"] == "generation")
@@ -208,7 +208,7 @@ def main():
     sides = [Ours(args.moe_run, args.prefix), Theirs(build_peer(args.venv, site), args.prefix)]
     ours = subprocess.run([args.moe_run, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     # A bench of one token tells which commit the program was built from.
-    probe = [args.moe_run, "bench", "--backend", "cpu", "-p", 1, "-n", 0, "--repetitions", 1, "--format", "json"]
+    probe = [args.moe_run, "bench", "--backend", "cpu", "-p", 1, "-n", 0, "--repetitions", 1, "--json"]
     commit = run_json(probe)["commit"] or "unknown"
     lines = [
         f"- date: {datetime.date.today().isoformat()}",

@@ -17,10 +17,9 @@ use crate::{
     common::{BackendArgs, ModelArgs},
     engine::Engine,
     generate::{GenerateArgs, StopReason, generate},
-    inputs, output, output_file,
+    inputs, messages, output, output_file,
     prompt::{read_template, template_var},
     sampling::{SamplerArgs, read_back_line},
-    tokenize::read_messages,
 };
 
 const HELP: &str = "\
@@ -120,13 +119,22 @@ impl Conversation {
         partial_file::write(path, &text).map_err(|e| CliError::unwritable(path, &e))
     }
 
-    fn load(&mut self, path: &Path) -> Result<(), CliError> {
-        let ChatInput { messages, tools, extra, .. } = read_messages(path, true)?;
-        let Value::Array(messages) = messages else {
-            return Err(CliError::bad_input(format!("{}: messages are not an array", path.display())));
+    /// Goes on with the messages of a file. What is here stays where they cannot be gone on with.
+    fn load<'a>(
+        &mut self,
+        path: &Path,
+        template: &ChatTemplate,
+        control_texts: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), CliError> {
+        let ChatInput { messages, tools, extra, .. } = messages::read_messages(path, true)?;
+        let messages = match messages {
+            Value::Array(messages) => messages,
+            other => vec![other],
         };
-        (self.messages, self.tools) = (messages, tools);
-        self.extra.extend(extra);
+        let extra = self.extra.clone().into_iter().chain(extra).collect();
+        let loaded = Conversation { system: self.system.clone(), messages, tools, extra };
+        messages::check_conversation(path, template, &loaded.input(), control_texts)?;
+        *self = loaded;
         Ok(())
     }
 }
@@ -312,10 +320,13 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
                 Ok(()) => output::note(&format!("saved to {}", path.display())),
                 Err(error) => output::note(&format!("error: {error}")),
             },
-            Line::Load(path) => match conversation.load(path) {
-                Ok(()) => output::note(&format!("{} messages", conversation.messages.len())),
-                Err(error) => output::note(&format!("error: {error}")),
-            },
+            Line::Load(path) => {
+                let control_texts = engine.tokenizer()?.control_texts();
+                match conversation.load(path, &template, control_texts) {
+                    Ok(()) => output::note(&format!("{} messages", conversation.messages.len())),
+                    Err(error) => output::note(&format!("error: {error}; the conversation is as it was")),
+                }
+            }
             Line::Help => output::note(HELP),
             Line::Exit => break,
             Line::Wrong(why) => output::note(&why),
@@ -422,7 +433,8 @@ mod tests {
         conversation.push("assistant", "ok");
         conversation.save(&path).unwrap();
         let mut loaded = Conversation::new(None, Map::new());
-        loaded.load(&path).unwrap();
+        let template = ChatTemplate::from_source("{{ messages[0].content }}").unwrap();
+        loaded.load(&path, &template, []).unwrap();
         assert_eq!(loaded.input(), conversation.input());
         conversation.reset();
         assert_eq!(conversation.messages, [json!({"role": "system", "content": "Be brief."})]);

@@ -83,7 +83,8 @@ Examples:
   moe-run bench -p 64 -n 16 -r 2
   moe-run bench -m model.gguf --depth 0,1024 --threads 1,2
   moe-run bench -m model.gguf --backend cpu -p 512 -n 0 --profile
-  moe-run bench -m model.gguf --greedy --format csv
+  moe-run bench -m model.gguf --greedy --json
+  moe-run bench -m model.gguf -p 128,512 --csv
 ";
 
 /// Of `perplexity`.

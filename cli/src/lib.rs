@@ -23,6 +23,7 @@ pub mod inputs;
 pub mod inspect;
 pub mod interrupt;
 pub mod mapped;
+pub mod messages;
 pub mod output;
 pub mod output_file;
 pub mod parity;
@@ -39,6 +40,7 @@ pub mod synth;
 pub mod tokenize;
 pub mod trace;
 pub mod trace_report;
+pub mod wayland;
 
 use clap::Parser;
 use moe_run_backends::partial_file;
@@ -48,6 +50,7 @@ pub use exit::ExitCode;
 
 /// Parses the process's arguments, runs the command, reports an error on standard error, and gives the exit code.
 pub fn main() -> std::process::ExitCode {
+    wayland::look_for_no_compositor();
     let cli = args::Cli::parse();
     let done = interrupt::install().and_then(|()| args::dispatch(cli));
     // Whatever came of it, a model's file that was changed meanwhile is the reason or makes it worthless.

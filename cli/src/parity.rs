@@ -29,6 +29,8 @@ use crate::{
 
 /// Stages and ops that the text lists around the first that is wrong.
 const LINES_AROUND: usize = 6;
+/// Names that the text lists of what was not compared.
+const NAMES_LISTED: usize = 6;
 
 /// Arguments of `parity`.
 #[derive(clap::Args, Clone, Debug)]
@@ -200,6 +202,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             ..CompileOptions::default()
         },
         saved_relation: relation,
+        model: saved.as_ref().map(|_| ModelIdentity::of(&model.file)),
     };
     let report = compare(&model.graph, &weights, subject(), against, &options)?;
     if let Some(save) = save {
@@ -252,6 +255,16 @@ impl From<ParityError> for CliError {
     }
 }
 
+/// How many there are, and the first of them. They come from files, and may hold anything.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_LISTED).map(|name| name.escape_debug().to_string());
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match names.len() {
+        n if n > NAMES_LISTED => format!("{n}: {shown}, and {} more", n - NAMES_LISTED),
+        n => format!("{n}: {shown}"),
+    }
+}
+
 /// The report for people.
 pub fn text(r: &Report) -> String {
     let mut t = String::new();
@@ -268,6 +281,15 @@ pub fn text(r: &Report) -> String {
         None => s.name.clone(),
     };
     let _ = writeln!(t, "{}\nagainst {}", side(&r.backend), side(&r.against));
+    if let Some(m) = &r.saved_from {
+        let _ = writeln!(
+            t,
+            "saved from another model: {} ({} bytes, sample hash {})",
+            m.file.escape_debug(),
+            m.size_bytes,
+            m.sample_hash.escape_debug()
+        );
+    }
     let _ = writeln!(
         t,
         "{} tokens, {} of them one by one; free run: tolerance {:.1e} ({})",
@@ -295,7 +317,27 @@ pub fn text(r: &Report) -> String {
     let worst = r.stages.iter().map(|s| s.relative_l2).fold(0.0, f64::max);
     let _ = writeln!(t, "{} stages, the worst {worst:.3e}", r.stages.len());
     if !r.missing_stages.is_empty() {
-        let _ = writeln!(t, "{} stages that the other side does not have", r.missing_stages.len());
+        let _ = writeln!(t, "not compared, as the other side lacks them: {}", listed(&r.missing_stages));
+    }
+    if !r.unknown_tensors.is_empty() {
+        let _ = writeln!(t, "not compared, as this model has no such stages: {}", listed(&r.unknown_tensors));
+    }
+    if let Some(n) = &r.not_finite {
+        let from = match &n.weights[..] {
+            [] => "every weight that it is computed from is finite".to_owned(),
+            [one] => format!("the weight {} is not finite", one.escape_debug()),
+            many => format!("weights are not finite: {}", listed(many)),
+        };
+        let sides = match n.on_both_sides {
+            true => "on both sides at the same places; what is computed from them could not be judged",
+            false => "on this side, and not the same on the other",
+        };
+        let _ = writeln!(
+            t,
+            "warning: {} holds {} values that are not finite {sides}; {from} (`moe-run inspect --check` looks at all weights)",
+            n.stage.path(n.layer),
+            n.values
+        );
     }
     for f in &r.routing_flips {
         let _ = writeln!(
@@ -323,7 +365,12 @@ pub fn text(r: &Report) -> String {
             let _ = writeln!(t, "{:32} {:>11.3e} {:>11.1e}{mark}", o.op, o.local_error, o.tolerance);
         }
     }
-    if let Some(l) = &r.logits {
+    if let Some(l) = &r.logits
+        && l.not_finite > 0
+    {
+        let _ = writeln!(t, "\nlogits: not finite at {} positions on both sides", l.not_finite);
+    }
+    if let Some(l) = r.logits.as_ref().filter(|l| l.positions > 0) {
         let _ = writeln!(
             t,
             "\nlogits: the best token agrees at {:.1} % of {} positions; KL {:.3e} (largest {:.3e}); largest difference {:.3e}",

@@ -154,6 +154,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     };
     let mut reports = Vec::new();
     for backend in backends {
+        // Hundreds of small graphs: one device for all of them.
+        let backend = backend.sharing().unwrap_or(backend);
         let report = test(backend.as_ref(), args.device.as_deref())?;
         if !args.json {
             output::text(&describe(&report))?;

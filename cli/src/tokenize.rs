@@ -5,19 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use moe_run_graph::{
-    chat::{ChatInput, ChatTemplate},
-    gguf::GgufFile,
-    ids::TokenId,
-    tokenizer::Tokenizer,
-};
+use moe_run_graph::{chat::ChatTemplate, gguf::GgufFile, ids::TokenId, tokenizer::Tokenizer};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
     CliError, ExitCode,
     common::ModelArgs,
-    inputs, output,
+    inputs, messages, output,
     prompt::{encode_raw, read_template},
 };
 
@@ -129,7 +124,7 @@ fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
 
 fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     inputs::add(path, "the messages' file")?;
-    let input = read_messages(path, !args.no_generation_prompt)?;
+    let input = messages::read_messages(path, !args.no_generation_prompt)?;
     let given = args.chat_template.as_deref().map(read_template).transpose()?;
     let (template, file): (ChatTemplate, Option<GgufFile>) = match given {
         Some(template) if args.render_only => (template, None),
@@ -142,12 +137,14 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
             (ChatTemplate::from_metadata(file.metadata())?, Some(file))
         }
     };
+    messages::check_roles(path, &template, &input)?;
+    let explain = |error| messages::explain(path, &template, &input, &error);
     let Some(file) = file.filter(|_| !args.render_only) else {
-        output::text(&template.render_text(&input)?)?;
+        output::text(&template.render_text(&input).map_err(explain)?)?;
         return Ok(ExitCode::Ok);
     };
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-    let rendered = template.render(&input, tokenizer.control_texts())?;
+    let rendered = template.render(&input, tokenizer.control_texts()).map_err(explain)?;
     let ids = tokenizer.encode_rendered(&rendered)?;
     if args.json {
         output::json(&Report::new(Some(rendered.text()), &ids, &tokenizer))?;
@@ -174,29 +171,4 @@ fn quoted(bytes: &[u8]) -> String {
         }
     }
     text + "\""
-}
-
-/// Messages and the template's further variables from a JSON file.
-///
-/// Errors: it cannot be read, is not JSON, or holds no messages.
-pub fn read_messages(path: &Path, add_generation_prompt: bool) -> Result<ChatInput, CliError> {
-    let wrong = |what: String| CliError::bad_input(format!("{}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
-    let mut extra = match value {
-        Value::Array(_) => {
-            return Ok(ChatInput { messages: value, tools: None, add_generation_prompt, extra: Map::new() });
-        }
-        Value::Object(fields) => fields,
-        _ => return Err(wrong("wanted an array of messages, or an object with \"messages\"".to_owned())),
-    };
-    let messages =
-        extra.remove("messages").ok_or_else(|| wrong("the object has no \"messages\"".to_owned()))?;
-    let tools = extra.remove("tools").filter(|tools| !tools.is_null());
-    // The option decides; a key of that name in the file only where the option is silent.
-    let add_generation_prompt = match extra.remove("add_generation_prompt") {
-        Some(Value::Bool(from_file)) => add_generation_prompt && from_file,
-        _ => add_generation_prompt,
-    };
-    Ok(ChatInput { messages, tools, add_generation_prompt, extra })
 }

@@ -14,7 +14,7 @@ fn number(value: &Value, key: &str) -> f64 {
 
 #[test]
 fn json_names_what_was_run_and_its_numbers_agree() {
-    let report = bench(&["--format", "json", "--depth", "0,5"]).succeeded().json();
+    let report = bench(&["--json", "--depth", "0,5"]).succeeded().json();
     assert_eq!(report["schema_version"], 1);
     assert_eq!(report["model"]["architecture"], "qwen3moe");
     assert_eq!(report["settings"]["activations"], "f32");
@@ -41,7 +41,7 @@ fn json_names_what_was_run_and_its_numbers_agree() {
 
 #[test]
 fn a_profile_splits_the_time_and_the_bytes() {
-    let report = bench(&["--format", "json", "--profile"]).succeeded().json();
+    let report = bench(&["--json", "--profile"]).succeeded().json();
     let profiles = report["profiles"].as_array().expect("profiles");
     assert_eq!(profiles.len(), 2);
     for (profile, row) in profiles.iter().zip(report["results"].as_array().expect("rows")) {
@@ -59,8 +59,6 @@ fn a_profile_splits_the_time_and_the_bytes() {
         assert_eq!(of("expert_matmul")["launches"], steps * 3 * 4);
         assert!(of("attention")["bytes"].as_u64() > Some(0));
     }
-    let csv = bench(&["--format", "csv", "--profile"]);
-    assert_eq!(csv.code, 2, "{csv:#?}");
 }
 
 /// On the reference, which waits for each step, and on a backend that is given the next one before.
@@ -68,7 +66,7 @@ fn a_profile_splits_the_time_and_the_bytes() {
 fn greedy_generation_is_a_test_of_its_own() {
     let harness = ["--backend", "cuda", "--device", "host-harness"];
     for backend in [&["--backend", "reference"][..], &harness] {
-        let args = ["bench", "-r", "1", "-p", "0", "-n", "3", "--greedy", "--profile", "--format", "json"];
+        let args = ["bench", "-r", "1", "-p", "0", "-n", "3", "--greedy", "--profile", "--json"];
         let report = run(env!("CARGO_BIN_EXE_moe-run-under-test"), args.iter().chain(backend).copied())
             .succeeded()
             .json();
@@ -90,7 +88,7 @@ fn markdown_is_a_header_and_a_table() {
 #[test]
 fn csv_has_a_line_a_row_with_as_many_cells_as_the_header() {
     // Numbers given twice are added to the list; 0 stands for no test.
-    let text = bench(&["--format", "csv", "-n", "0"]).succeeded().stdout;
+    let text = bench(&["--csv", "-n", "0"]).succeeded().stdout;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[0].starts_with("version,commit,model"));
@@ -98,7 +96,7 @@ fn csv_has_a_line_a_row_with_as_many_cells_as_the_header() {
 }
 
 #[test]
-fn nothing_to_time_and_unknown_forms_are_refused() {
+fn nothing_to_time_and_two_forms_are_refused() {
     let program = env!("CARGO_BIN_EXE_moe-run-under-test");
     let nothing = run(program, ["bench", "--backend", "reference", "-p", "0", "-n", "0"]);
     assert_eq!(nothing.code, 2, "{nothing:#?}");
@@ -106,7 +104,9 @@ fn nothing_to_time_and_unknown_forms_are_refused() {
     let device = run(program, ["bench", "--backend", "auto", "--device", "3"]);
     assert_eq!(device.code, 2, "{device:#?}");
     assert!(device.stderr.contains("devices are numbered by backend"), "{device:#?}");
-    let form = bench(&["--format", "yaml"]);
-    assert_eq!(form.code, 2, "{form:#?}");
-    assert!(form.stderr.contains("markdown"), "{form:#?}");
+    for forms in [["--json", "--csv"], ["--csv", "--profile"]] {
+        let both = bench(&forms);
+        assert_eq!((both.code, both.stdout.as_str()), (2, ""), "{both:#?}");
+        assert!(both.stderr.contains("cannot be used with"), "{both:#?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What surrounds the commands: help, exit codes, completions, devices, the self-test.
 
 use moe_run::ExitCode;
-use moe_run_tests::cli::{Finished, run};
+use moe_run_tests::cli::{Finished, finish, run};
 
 fn moe_run(args: &[&str]) -> Finished {
     run(env!("CARGO_BIN_EXE_moe-run-under-test"), args.iter().copied())
@@ -151,4 +151,21 @@ fn the_self_test_passes_on_the_cpu() {
     let demo = &report["backends"][0]["demo"][0];
     assert_eq!((demo["answers"].as_u64(), demo["failures"].as_array().map(Vec::len)), (Some(4), Some(0)));
     assert_eq!(moe_run(&["selftest", "--device", "0"]).code, 2);
+}
+
+/// Mesa asks Wayland for the compositor's GPU, and libwayland complains where it has no directory to look in.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_drivers_lines_do_not_reach_the_user() {
+    for directory in [None, Some(""), Some("relative")] {
+        for args in [&["-p", "hi", "--temp", "0", "-n", "2"][..], &["devices"]] {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moe-run-under-test"));
+            for variable in ["XDG_RUNTIME_DIR", "WAYLAND_DISPLAY", "WAYLAND_SOCKET"] {
+                command.env_remove(variable);
+            }
+            let command = command.args(args).envs(directory.map(|name| ("XDG_RUNTIME_DIR", name)));
+            let finished = finish(command.output().unwrap()).succeeded();
+            assert!(!finished.stderr.contains("XDG_RUNTIME_DIR"), "{directory:?} {args:?}: {finished:#?}");
+        }
+    }
 }

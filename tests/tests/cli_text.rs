@@ -101,6 +101,12 @@ fn wrong_input_of_tokenize_is_refused() {
     let (broken, number, none) =
         (path("b.json", "{"), path("n.json", "3"), path("o.json", "{\"tools\": []}"));
     let no_role = path("r.json", "[{\"content\": \"x\"}]");
+    let no_content = path("c.json", "[{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\"}]");
+    let odd_role = path("w.json", "[{\"role\": \"wizard\", \"content\": \"x\"}]");
+    let parts = path(
+        "p.json",
+        "[{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"x\"}]}]",
+    );
     let raise = path("raise.jinja", "{{ raise_exception('only one system message') }}");
     let fine = path("f.json", "[{\"role\": \"user\", \"content\": \"x\"}]");
     let micro = fixture("micro/zoo-q8_0.gguf");
@@ -109,7 +115,10 @@ fn wrong_input_of_tokenize_is_refused() {
         (&["--messages", &broken], &["b.json", "JSON"]),
         (&["--messages", &number], &["n.json", "array of messages"]),
         (&["--messages", &none], &["o.json", "\"messages\""]),
-        (&["--messages", &no_role], &["message 0", "role"]),
+        (&["--messages", &no_role], &["r.json: message 0: found no \"role\""]),
+        (&["--messages", &no_content], &["c.json: message 1 (assistant): found no \"content\""]),
+        (&["--messages", &odd_role], &["w.json: message 0 (wizard): found a role"]),
+        (&["--messages", &parts], &["p.json: message 1 (user): chat template, line 1"]),
         (&["--messages", &fine, "--chat-template", &raise], &["only one system message"]),
         (&["--messages", &fine, "-m", &micro], &["no chat template", "--chat-template"]),
         (&["-m", &micro, "x"], &["no tokenizer"]),
@@ -189,6 +198,85 @@ fn chat_wants_a_tokenizer_and_a_template() {
         refused.stderr.contains("`run`, `trace` and `parity` take token ids"),
         "chat takes none: {refused:#?}"
     );
+}
+
+/// What `/load` refuses leaves the conversation as it was, and the next line is answered.
+#[test]
+fn a_conversation_that_cannot_go_on_is_not_loaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let alternating = directory.path().join("alternating.jinja");
+    std::fs::write(
+        &alternating,
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must \
+         alternate') }}{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{% if \
+         add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    )
+    .unwrap();
+    let alternating = ["--chat-template", alternating.to_str().unwrap()];
+    let chat = |args: &[&str], input: &str| {
+        let all = ["chat", "--backend", "cpu", "--temp", "0"].iter().chain(args).copied();
+        run_with_input(PROGRAM, all, input.as_bytes())
+    };
+    let message = |role: &str, content: Value| json!({"role": role, "content": content});
+    let (user, answer) = (message("user", "Hello".into()), message("assistant", "ok".into()));
+    let cases = [
+        (json!([{"role": "user"}]), &[][..], "message 0 (user): found no \"content\", wanted a string"),
+        (
+            json!([user, message("assistant", Value::Null)]),
+            &[],
+            "message 1 (assistant): \"content\": found null",
+        ),
+        (
+            json!([message("user", 7.into())]),
+            &[],
+            "message 0 (user): \"content\": found a number, wanted a string",
+        ),
+        (
+            json!([user, answer, message("user", json!([{"text": "x"}]))]),
+            &[],
+            "message 2 (user): chat template, line 1",
+        ),
+        (
+            json!([message("wizard", "x".into())]),
+            &[],
+            "message 0 (wizard): found a role that the chat template does not",
+        ),
+        (json!([user, {"role": 3, "content": "x"}]), &[], "message 1: \"role\": found a number"),
+        (json!([user, {"content": "x"}]), &[], "message 1: found no \"role\""),
+        (json!([user, "x"]), &[], "message 1: found a string, wanted an object"),
+        (json!({"messages": user}), &[], "\"messages\": found an object, wanted an array"),
+        (json!({"messages": []}), &[], "found no messages"),
+        (json!("x"), &[], "wanted an array of messages"),
+        (json!({"messages": [user, answer], "tools": 3}), &[], "a number as tools"),
+        (json!([user, answer, answer]), &alternating, "message 2 (assistant): the chat template refuses"),
+        (
+            json!([user, answer, user]),
+            &alternating,
+            "no question can follow message 2 (user), the last: the chat",
+        ),
+    ];
+    for (number, (conversation, args, said)) in cases.iter().enumerate() {
+        let (file, kept) =
+            (directory.path().join("load.json"), directory.path().join(format!("{number}.json")));
+        std::fs::write(&file, conversation.to_string()).unwrap();
+        let input = format!("Hello\n/load {}\n/save {}\nWhat is 2+2?\n", file.display(), kept.display());
+        let ended = chat(args, &input).succeeded();
+        let wanted = format!("error: {}: {said}", file.display());
+        assert!(ended.stderr.contains(&wanted) || said.contains("tools"), "{wanted}: {ended:#?}");
+        assert!(ended.stderr.contains(said) && ended.stderr.contains("as it was"), "{said}: {ended:#?}");
+        let kept: Value = serde_json::from_str(&std::fs::read_to_string(kept).unwrap()).unwrap();
+        assert_eq!((kept["messages"].as_array().unwrap().len(), &kept["messages"][0]), (2, &user), "{said}");
+        assert!(ended.stdout.ends_with("2 + 2 = 4\n"), "{said}: {ended:#?}");
+    }
+    // What can go on is loaded: an answer that calls tools has no content.
+    let calls = json!([{"type": "function", "function": {"name": "f", "arguments": {}}}]);
+    let tools = json!([user, {"role": "assistant", "content": null, "tool_calls": calls}, message("tool", "4".into())]);
+    let (file, template) =
+        (directory.path().join("tools.json"), fixture("chat/Qwen-Qwen2.5-7B-Instruct.jinja"));
+    std::fs::write(&file, tools.to_string()).unwrap();
+    let args = ["--chat-template", template.as_str()];
+    let ended = chat(&args, &format!("/load {}\n", file.display())).succeeded();
+    assert!(ended.stderr.contains("3 messages") && !ended.stderr.contains("error"), "{ended:#?}");
 }
 
 /// As a prompt of `run` that is no text: wrong input.

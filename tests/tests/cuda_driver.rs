@@ -177,7 +177,7 @@ fn other_commands_use_the_driver_as_it_wants() {
     assert!(found["layers"].is_array(), "{found}");
     assert_eq!(found["layers"], wanted["layers"]);
 
-    let bench = ["bench", "--backend", "cuda", "-p", "4", "-n", "2", "-r", "1", "--format", "json"];
+    let bench = ["bench", "--backend", "cuda", "-p", "4", "-n", "2", "-r", "1", "--json"];
     let found = moe_run(&[("STAND_IN_MEMORY_BYTES", "100000000")], &bench).unwrap();
     assert!(found.count("graph launches") > 0, "{found:#?}");
     assert!(!found.finished.succeeded().json().is_null());

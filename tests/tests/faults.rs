@@ -129,6 +129,7 @@ impl Setting {
             forced: ForcedRun::Always,
             compile: CompileOptions { taps: TapSelection::None, micro_batch: None, ..self.compile_options() },
             saved_relation: Relation::Same,
+            model: None,
         };
         compare(&self.model.graph, &weights, subject, Against::Backend(&Reference, None), &options).unwrap()
     }

@@ -26,6 +26,7 @@ fn parity(
         forced: ForcedRun::Always,
         compile,
         saved_relation: Relation::Different,
+        model: None,
     };
     compare(&model.graph, &weights, subject, against, &options).unwrap()
 }
@@ -325,6 +326,7 @@ fn both_sides_of_a_divergence_are_saved() {
         forced: ForcedRun::OnDivergence,
         compile: CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() },
         saved_relation: Relation::Same,
+        model: None,
     };
     let against = Against::Backend(&Reference, None);
     let report = compare(&model.graph, &weights, subject(), against, &options).unwrap();

@@ -18,6 +18,7 @@ mod upload;
 
 use crate::error::BackendError;
 use crate::executable::{Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use crate::sharing::{Opens, Sharing};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
@@ -73,8 +74,36 @@ impl Backend for Cuda {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
-        let driver = device::open(options.device.as_deref())?;
-        Ok(Box::new(compile::compile(driver, graph, weights.as_ref(), options)?))
+        let open = || self.open(options.device.as_deref());
+        self.compile_on(&open, graph, weights.as_ref(), options)
+    }
+
+    fn sharing(&self) -> Option<Box<dyn Backend>> {
+        Some(Box::new(Sharing::new(*self)))
+    }
+}
+
+impl Opens for Cuda {
+    /// A context with its stream and loaded kernels.
+    type Opened = Arc<dyn driver::Driver>;
+
+    fn open(&self, device: Option<&str>) -> Result<Self::Opened, BackendError> {
+        device::open(device)
+    }
+
+    /// A context that failed fails for the whole process: opening it anew would not help.
+    fn is_sound(_: &Self::Opened) -> bool {
+        true
+    }
+
+    fn compile_on(
+        &self,
+        open: &dyn Fn() -> Result<Self::Opened, BackendError>,
+        graph: &Graph,
+        weights: &dyn WeightSource,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        Ok(Box::new(compile::compile(open()?, graph, weights, options)?))
     }
 }
 

@@ -8,8 +8,10 @@ use super::{Against, Options, ParityError};
 use crate::executable::{Activations, Backend, ExecutableInfo, KvType};
 use crate::registry;
 use crate::taps::tensor_set::TensorSet;
+use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Graph;
 use moe_run_graph::quant::ActBlock;
+use std::collections::HashSet;
 
 /// Whether a weight is in super-blocks; in the other formats there is one block only.
 fn has_super_blocks(graph: &Graph) -> bool {
@@ -52,6 +54,37 @@ pub(super) fn q8_super_block(
         }
         saved => Ok(saved.filter(|_| is_q8)),
     }
+}
+
+/// Refuses saved stages that record other tokens than the run's: every stage would differ, and no op be at fault.
+pub(super) fn check_tokens(set: &TensorSet, tokens: &[TokenId]) -> Result<(), ParityError> {
+    let Some(saved) = set.tokens() else { return Ok(()) };
+    let detail = match saved.iter().zip(tokens).position(|(a, b)| a != b) {
+        Some(at) => format!("token {at} is {} there and {} here", saved[at], tokens[at]),
+        None if saved.len() != tokens.len() => {
+            format!("{} tokens there and {} here", saved.len(), tokens.len())
+        }
+        None => return Ok(()),
+    };
+    Err(ParityError::SavedTokens { path: set.path.clone(), detail })
+}
+
+/// Saved tensors that are no stage of the graph.
+pub(super) fn unknown_tensors(graph: &Graph, set: &TensorSet) -> Vec<String> {
+    let stages: HashSet<String> = graph.taps().map(|(n, s)| s.path(n.layer.map(|l| l.index()))).collect();
+    set.tensors.keys().filter(|name| !stages.contains(*name)).cloned().collect()
+}
+
+/// Whether a run is defined to give the saved stages bit by bit: this version saved them from a backend that computes as
+/// the judged one does, with the same activations, block and KV type.
+pub(super) fn has_bits_of(graph: &Graph, set: &TensorSet, info: &ExecutableInfo) -> bool {
+    let is = |key, value| set.setting(key) == Some(value);
+    let backend = set.setting("backend").and_then(|name| registry::by_name(name).ok());
+    backend.is_some_and(|b| b.has_reference_bits())
+        && is("moe_run_version", env!("CARGO_PKG_VERSION"))
+        && is("activations", info.activations.name())
+        && is("kv_type", info.kv_type.name())
+        && (!has_super_blocks(graph) || set.q8_super_block() == info.q8_super_block)
 }
 
 /// Refuses saved stages that were rounded otherwise than this run rounds. Stages of f32, and those that record nothing, are

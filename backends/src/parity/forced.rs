@@ -5,6 +5,7 @@
 //! by node in the order of execution. Values that never leave a launch are compared where a tap shows them.
 
 use super::local::{LocalError, Operands, RowNorms, local_error};
+use super::not_finite::take_as_equal;
 use super::report::OpCheck;
 use super::source::{Source, elements};
 
@@ -195,7 +196,9 @@ impl Forced<'_> {
         width: usize,
         operands: Option<&Operands<'_>>,
     ) -> Result<LocalError, ParityError> {
-        let found = local_error(self.graph, self.weights, &mut self.norms, node, a, b, width, operands)?;
+        let mut b = b.to_vec();
+        take_as_equal(a, &mut b);
+        let found = local_error(self.graph, self.weights, &mut self.norms, node, a, &b, width, operands)?;
         Ok(found)
     }
 

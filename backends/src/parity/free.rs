@@ -3,6 +3,7 @@
 //! A routing flip that is a near-tie is rounding. What lies behind it (the position in that layer; the position and
 //! those after it in every later layer) was computed by other experts and is not judged.
 
+use super::not_finite::{Beginning, take_as_equal};
 use super::report::{LogitsCheck, RoutingFlip, StageCheck};
 use super::source::{Key, Source, elements};
 
@@ -34,11 +35,14 @@ pub(super) struct Free<'a> {
     pub missing: BTreeSet<String>,
     pub flips: Vec<RoutingFlip>,
     pub first_beyond: Option<(Stage, Option<usize>, u32)>,
+    pub first_not_finite: Option<Beginning>,
 }
 
 #[derive(Default)]
 struct LogitsSums {
+    /// That have numbers on one side at least.
     positions: usize,
+    not_finite: usize,
     agreements: usize,
     kl: f64,
     kl_max: f64,
@@ -59,13 +63,15 @@ impl<'a> Free<'a> {
             missing: BTreeSet::new(),
             flips: Vec::new(),
             first_beyond: None,
+            first_not_finite: None,
         }
     }
 
     pub(super) fn logits(&self) -> Option<LogitsCheck> {
         let l = &self.logits;
-        (l.positions > 0).then(|| LogitsCheck {
+        (l.positions + l.not_finite > 0).then(|| LogitsCheck {
             positions: l.positions,
+            not_finite: l.not_finite,
             argmax_agreement: l.agreements as f64 / l.positions as f64,
             kl: l.kl / l.positions as f64,
             kl_max: l.kl_max,
@@ -124,7 +130,8 @@ impl<'a> Free<'a> {
             (Stage::LmHead, _) => self.compare_logits(&mine, &theirs, tap.tensor.shape.last().copied()),
             _ => {}
         }
-        let (kept_a, kept_b, excluded) = self.judged_rows(tap, &mine, &theirs);
+        let (kept_a, mut kept_b, excluded) = self.judged_rows(tap, &mine, &theirs);
+        take_as_equal(&kept_a, &mut kept_b);
         let comparison = compare(&kept_a, &kept_b, 0);
         self.record(tap, &comparison, excluded);
         Ok(())
@@ -197,6 +204,10 @@ impl<'a> Free<'a> {
         let width = width.unwrap_or(1).max(1);
         let sums = &mut self.logits;
         for (a, b) in mine.chunks_exact(width).zip(theirs.chunks_exact(width)) {
+            if [a, b].iter().all(|row| row.iter().any(|x| !x.is_finite())) {
+                sums.not_finite += 1;
+                continue;
+            }
             sums.positions += 1;
             sums.agreements += usize::from(best(a).is_some() && best(a) == best(b));
             let kl = kl_divergence(b, a);
@@ -208,9 +219,15 @@ impl<'a> Free<'a> {
     }
 
     fn record(&mut self, tap: &TapValue<'_>, c: &Comparison, rows_excluded: usize) {
-        // A comparison needs numbers on both sides: the same NaN twice proves nothing.
-        let finite = c.nan_a + c.nan_b + c.inf_a + c.inf_b == 0;
-        let beyond = !finite || !c.within(self.tolerance.value);
+        let beyond = !c.within(self.tolerance.value);
+        if c.nan_a + c.inf_a > 0 {
+            self.first_not_finite.get_or_insert(Beginning {
+                stage: tap.stage,
+                layer: tap.layer,
+                values: c.nan_a + c.inf_a,
+                on_both_sides: c.non_finite_mismatches == 0,
+            });
+        }
         let stages = &mut self.stages;
         let at = *self.index.entry((tap.stage, tap.layer)).or_insert_with(|| {
             stages.push(StageCheck {

@@ -88,12 +88,9 @@ pub(super) fn local_error(
     let whole = compare(a, b, 0);
     let mut error =
         LocalError { value: whole.relative_l2, relative_l2: whole.relative_l2, worst_channel: None };
-    if whole.nan_a + whole.nan_b + whole.inf_a + whole.inf_b > 0 {
-        // A comparison needs numbers on both sides: the same NaN twice proves nothing.
-        error.value = f64::INFINITY;
-        return Ok(error);
-    }
-    if whole.max.is_none() {
+    // Without a difference there is no error, whatever the values are: what both sides have at the same places (NaN
+    // and Inf too) is the model's. What only one side has is infinitely far.
+    if whole.max.is_none() || whole.non_finite_mismatches > 0 {
         return Ok(error);
     }
     let product = match (&node.op, operands) {
@@ -121,8 +118,15 @@ pub(super) fn local_error(
         let x_norm = scale * x_norms[row * x_norms.len() / rows];
         let row_norms = norms.of(graph, weights, slice, expert)?;
         for channel in 0..width {
-            let delta = (f64::from(a[row * width + channel]) - f64::from(b[row * width + channel])).abs();
-            let share = ratio(delta, row_norms.get(channel).copied().unwrap_or(0.0) * x_norm);
+            let (mine, theirs) = (a[row * width + channel], b[row * width + channel]);
+            if mine == theirs || !mine.is_finite() {
+                continue;
+            }
+            let delta = (f64::from(mine) - f64::from(theirs)).abs();
+            let length = row_norms.get(channel).copied().unwrap_or(0.0) * x_norm;
+            // Lengths are not finite only where the product is not: a number that comes out nevertheless, and another
+            // on the other side, is as far off as can be.
+            let share = if length.is_finite() { ratio(delta, length) } else { f64::INFINITY };
             if share > worst.1 {
                 worst = (channel, share);
             }

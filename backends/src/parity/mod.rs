@@ -10,13 +10,15 @@ mod around;
 mod forced;
 mod free;
 mod local;
+mod not_finite;
 mod report;
 mod source;
 mod values;
 
 pub use around::{SaveAround, save_around};
 pub use report::{
-    First, LogitsCheck, OpCheck, Report, RoutingFlip, SCHEMA_VERSION, SideInfo, StageCheck, Verdict,
+    First, LogitsCheck, NotFinite, OpCheck, Report, RoutingFlip, SCHEMA_VERSION, SideInfo, StageCheck,
+    Verdict,
 };
 
 use crate::error::BackendError;
@@ -25,7 +27,7 @@ use crate::executable::{
     WeightSource,
 };
 use crate::session::{LogitsRows, Session};
-use crate::taps::save::SaveError;
+use crate::taps::save::{ModelIdentity, SaveError};
 use crate::taps::tensor_file::TensorFileError;
 use crate::taps::tensor_set::TensorSet;
 use crate::tolerance::{self, Relation};
@@ -105,6 +107,17 @@ pub enum ParityError {
         found: String,
         /// Backends that have the block.
         able: String,
+    },
+    /// Saved stages of other tokens.
+    #[error(
+        "{}: saved for other tokens: {detail}. Without --tokens, -p and -f the recorded tokens are taken",
+        path.display()
+    )]
+    SavedTokens {
+        /// The saved stages.
+        path: PathBuf,
+        /// The first difference.
+        detail: String,
     },
     /// Saved stages that were rounded otherwise than the run rounds.
     #[error(
@@ -194,6 +207,8 @@ pub struct Options {
     pub compile: CompileOptions,
     /// How the arithmetic of saved stages relates to the subject's.
     pub saved_relation: Relation,
+    /// The judged model: the report names the one that stages were saved from where that is another. `None` asks nothing.
+    pub model: Option<ModelIdentity>,
 }
 
 /// Compares. `graph` and `weights` are the model's own.
@@ -210,6 +225,9 @@ pub fn compare(
     let tokens = options.tokens.len();
     if tokens == 0 {
         return Err(ParityError::NoTokens);
+    }
+    if let Against::Saved(set) = against {
+        agree::check_tokens(set, &options.tokens)?;
     }
     if let Against::Saved(set) = against
         && !graph.taps().any(|(n, s)| set.tensors.contains_key(&s.path(n.layer.map(|l| l.index()))))
@@ -228,7 +246,11 @@ pub fn compare(
         Against::Backend(..) => Relation::Same,
         Against::Saved(_) => options.saved_relation,
     };
-    let same_bits = matches!(against, Against::Backend(other, _) if other.has_reference_bits())
+    let other_has_bits = match against {
+        Against::Backend(other, _) => other.has_reference_bits(),
+        Against::Saved(set) => agree::has_bits_of(graph, set, &info),
+    };
+    let same_bits = other_has_bits
         && subject.backend.has_reference_bits()
         && info.activations == Activations::Q8
         && graph.weights.iter().any(|w| w.format.is_quantized());
@@ -275,7 +297,18 @@ pub fn compare(
         (None, None) => None,
     };
     let unjudged = if wanted { unjudged_ops(graph, &checks) } else { 0 };
-    let conclusion = conclusion(&first, &free, wanted, unjudged);
+    let conclusion = conclusion(&first, &free, wanted, unjudged, free_tolerance);
+    let not_finite = free.first_not_finite.map(|beginning| {
+        let is_compared = |stage, layer| free.stages.iter().any(|c| (c.stage, c.layer) == (stage, layer));
+        beginning.describe(subject.graph, subject.weights.as_ref(), is_compared)
+    });
+    let (unknown_tensors, saved_from) = match against {
+        Against::Backend(..) => (Vec::new(), None),
+        Against::Saved(set) => (
+            agree::unknown_tensors(graph, set),
+            set.model().filter(|saved| options.model.as_ref().is_some_and(|m| !m.is_same_as(saved))),
+        ),
+    };
     let against = match against {
         Against::Backend(backend, _) => SideInfo { name: backend.name().to_owned(), executable: other_info },
         Against::Saved(set) => SideInfo { name: set.path.display().to_string(), executable: None },
@@ -293,6 +326,9 @@ pub fn compare(
         decode_tokens: options.decode_tokens.min(tokens),
         logits: free.logits(),
         missing_stages: free.missing.into_iter().collect(),
+        unknown_tensors,
+        saved_from,
+        not_finite,
         stages: free.stages,
         routing_flips: free.flips,
         ops: checks,
@@ -360,7 +396,13 @@ fn unjudged_ops(graph: &Graph, checks: &[OpCheck]) -> usize {
     production.filter(|(_, n)| !matches!(n.op, Op::GetRows) && !judged(n)).count()
 }
 
-fn conclusion(first: &Option<First>, free: &Free<'_>, forced: bool, unjudged: usize) -> String {
+fn conclusion(
+    first: &Option<First>,
+    free: &Free<'_>,
+    forced: bool,
+    unjudged: usize,
+    limit: tolerance::Tolerance,
+) -> String {
     let near_ties = free.flips.iter().filter(|f| f.flip.near_tie).count();
     let ties = match near_ties {
         0 => String::new(),
@@ -387,6 +429,9 @@ fn conclusion(first: &Option<First>, free: &Free<'_>, forced: bool, unjudged: us
         ),
         None if unjudged > 0 => format!(
             "everything is within tolerance{ties}; {unjudged} ops were judged by the free run alone, as the other side lacks their inputs or outputs"
+        ),
+        None if !forced && limit.value > 0.0 => format!(
+            "everything is within the free run's tolerance{ties}; smaller faults are within it too: --forced judges each op by itself"
         ),
         None => format!("everything is within tolerance{ties}"),
     }

@@ -3,6 +3,7 @@
 use crate::executable::ExecutableInfo;
 use crate::taps::flips::Flip;
 use crate::taps::number;
+use crate::taps::save::ModelIdentity;
 use crate::tolerance::{Relation, Tolerance};
 use moe_run_graph::ir::Stage;
 use serde::Serialize;
@@ -133,9 +134,12 @@ pub struct First {
 /// The logits of the free run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LogitsCheck {
-    /// Positions.
+    /// Positions that are judged.
     pub positions: usize,
-    /// The share of positions with the same best token.
+    /// Positions that are not: on both sides some of their logits are no finite numbers.
+    pub not_finite: usize,
+    /// The share of judged positions with the same best token; NaN where there are none.
+    #[serde(serialize_with = "number::f64")]
     pub argmax_agreement: f64,
     /// The mean KL divergence of this side's distribution from the other's, in nats.
     #[serde(serialize_with = "number::f64")]
@@ -158,6 +162,21 @@ pub struct RoutingFlip {
     /// Which experts, and by how little.
     #[serde(flatten)]
     pub flip: Flip,
+}
+
+/// Where the free run's values stop being finite.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NotFinite {
+    /// The first stage with such values, in the order of execution.
+    pub stage: Stage,
+    /// Its layer.
+    pub layer: Option<usize>,
+    /// Such values of the judged side, in the step that has the first of them.
+    pub values: usize,
+    /// The other side has such values at the same places: the model computes them, and no op is at fault.
+    pub on_both_sides: bool,
+    /// Weights that are not finite, of those that the stage is computed from; those of later stages are not looked at.
+    pub weights: Vec<String>,
 }
 
 /// Everything.
@@ -187,6 +206,12 @@ pub struct Report {
     pub stages: Vec<StageCheck>,
     /// Stages that the other side does not have.
     pub missing_stages: Vec<String>,
+    /// Saved tensors that are no stage of this model, and were not looked at.
+    pub unknown_tensors: Vec<String>,
+    /// The model that stages were saved from, where that is recorded and is another than the judged one.
+    pub saved_from: Option<ModelIdentity>,
+    /// Where values are not finite; `None` where all are.
+    pub not_finite: Option<NotFinite>,
     /// Routing flips of the free run.
     pub routing_flips: Vec<RoutingFlip>,
     /// Ops of the forced run in the order of execution; empty where there was none.

@@ -90,6 +90,13 @@ pub struct ModelIdentity {
 }
 
 impl ModelIdentity {
+    /// Whether both have the same size and hash; names do not count. Models that differ only inside of a tensor's middle
+    /// are the same by this.
+    #[must_use]
+    pub fn is_same_as(&self, other: &ModelIdentity) -> bool {
+        (self.size_bytes, &self.sample_hash) == (other.size_bytes, &other.sample_hash)
+    }
+
     /// Of an open file.
     #[must_use]
     pub fn of(file: &GgufFile) -> ModelIdentity {

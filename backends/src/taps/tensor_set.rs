@@ -1,6 +1,6 @@
 //! Saved stages by name: a directory of tensor files (with or without a manifest), or one safetensors file.
 
-use super::save::MANIFEST;
+use super::save::{MANIFEST, ModelIdentity};
 use super::tensor_file::{self, TensorFile, TensorFileError, TensorRef};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Stage;
@@ -106,6 +106,23 @@ impl TensorSet {
         };
         let ids = list.as_array()?.iter().map(|v| v.as_u64().and_then(|v| u32::try_from(v).ok()));
         ids.map(|id| id.map(TokenId)).collect()
+    }
+
+    /// The model that the tensors were computed from, if that is recorded whole: an object, or texts in a safetensors file.
+    #[must_use]
+    pub fn model(&self) -> Option<ModelIdentity> {
+        let field = |name: &str| match self.info.get("model")? {
+            Value::Object(model) => model.get(name),
+            _ if name == "file" => self.info.get("model"),
+            _ => self.info.get(&format!("model_{name}")),
+        };
+        let text = |name| field(name)?.as_str().map(str::to_owned);
+        let size = field("size_bytes")?;
+        Some(ModelIdentity {
+            file: text("file")?,
+            size_bytes: size.as_u64().or_else(|| size.as_str()?.parse().ok())?,
+            sample_hash: text("sample_hash")?,
+        })
     }
 
     /// The recorded 8-bit block of super-block formats; `None` where activations were not 8-bit, or none is recorded.

@@ -17,7 +17,7 @@ use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The largest T of a prefill step unless asked otherwise.
 const MICRO_BATCH: usize = 256;
@@ -72,9 +72,22 @@ fn logits_of(graph: &Graph) -> Option<Logits> {
     }
 }
 
-/// Compiles a graph for a device.
+/// An open device with the pipelines that have been compiled for it.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    pub(super) device: Arc<Device>,
+    pub(super) pipelines: Arc<Mutex<Pipelines>>,
+}
+
+impl Opened {
+    pub(super) fn new(device: Device) -> Opened {
+        Opened { device: Arc::new(device), pipelines: Arc::default() }
+    }
+}
+
+/// Compiles a graph for the device that `open` gives.
 pub(super) fn compile(
-    backend: &WgpuOptions,
+    open: &dyn Fn() -> Result<Opened, BackendError>,
     graph: &Graph,
     weights: &dyn WeightSource,
     options: &CompileOptions,
@@ -93,7 +106,7 @@ pub(super) fn compile(
             wanted: "32".into(),
         });
     }
-    let device = Arc::new(Device::open(options.device.as_deref(), backend)?);
+    let Opened { device, pipelines } = open()?;
     let progress = options.progress.as_deref();
     let weight_map = WeightMap::new(graph, device.max_tensor_bytes)?;
     let uploaded = upload(&device, graph, &weight_map, weights, progress)?;
@@ -153,9 +166,12 @@ pub(super) fn compile(
         let next_token = map.places.inputs.get(&graph.inputs.tokens).copied();
         sample::dispatches(device.features, l.vocabulary, map.sample_at, next_token)
     });
-    let mut pipelines = Pipelines::default();
     let all = emitted.iter().flatten().flatten().chain(sampling.iter().flatten());
-    pipelines.add(&device, all, progress)?;
+    let pipelines = {
+        let mut compiled = pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.add(&device, all, progress)?;
+        compiled.clone()
+    };
 
     let shared =
         Shared { device: &device, pipelines: &pipelines, weights: &uploaded, arena: &arena, now: &now };
@@ -305,7 +321,7 @@ impl Shared<'_> {
         let stride = self.stride();
         let mut bytes = vec![0u8; stride as usize * dispatches.len()];
         for (slot, dispatch) in bytes.chunks_exact_mut(stride as usize).zip(dispatches) {
-            let text = self.pipelines.get(&dispatch.variant).map_or("", |p| p.text.as_str());
+            let text = self.pipelines.get(&dispatch.variant).map_or("", |p| &*p.text);
             let words =
                 pack(&dispatch.variant, text, &dispatch.params).map_err(|e| self.defect(e.to_string()))?;
             let words: &[u8] = bytemuck::cast_slice(&words);

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 /// A compiled graph on a device.
 pub(super) struct WgpuExecutable {
     pub(super) device: Arc<Device>,
+    /// Its caches hold it, too: another executable on the same device has another.
+    pub(super) identity: Arc<()>,
     pub(super) programs: Vec<Program>,
     pipelines: Pipelines,
     arena: wgpu::Buffer,
@@ -84,6 +86,7 @@ impl WgpuExecutable {
         let timer = if device.timestamps { Some(Timer::new(&device)?) } else { None };
         Ok(WgpuExecutable {
             device,
+            identity: Arc::default(),
             programs,
             pipelines,
             arena,
@@ -478,7 +481,7 @@ impl Executable for WgpuExecutable {
         let max = self.programs[program].plan.max_sizes;
         input.check(max, self.vocab_size)?;
         let state = state.as_any_mut().downcast_mut::<WgpuState>();
-        let Some(state) = state.filter(|s| Arc::ptr_eq(&s.device, &self.device)) else {
+        let Some(state) = state.filter(|s| Arc::ptr_eq(&s.owner, &self.identity)) else {
             return Err(BackendError::Input("the state belongs to another executable".into()));
         };
         self.device.check()?;

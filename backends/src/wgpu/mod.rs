@@ -28,6 +28,7 @@ pub use shader::Features;
 
 use crate::error::BackendError;
 use crate::executable::{Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use crate::sharing::{Opens, Sharing};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
@@ -79,7 +80,34 @@ impl Backend for Wgpu {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
-        Ok(Box::new(compile::compile(&self.options, graph, weights.as_ref(), options)?))
+        let open = || self.open(options.device.as_deref());
+        self.compile_on(&open, graph, weights.as_ref(), options)
+    }
+
+    fn sharing(&self) -> Option<Box<dyn Backend>> {
+        Some(Box::new(Sharing::new(*self)))
+    }
+}
+
+impl Opens for Wgpu {
+    type Opened = compile::Opened;
+
+    fn open(&self, device: Option<&str>) -> Result<compile::Opened, BackendError> {
+        Ok(compile::Opened::new(device::Device::open(device, &self.options)?))
+    }
+
+    fn is_sound(opened: &compile::Opened) -> bool {
+        opened.device.check().is_ok()
+    }
+
+    fn compile_on(
+        &self,
+        open: &dyn Fn() -> Result<compile::Opened, BackendError>,
+        graph: &Graph,
+        weights: &dyn WeightSource,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        Ok(Box::new(compile::compile(open, graph, weights, options)?))
     }
 }
 

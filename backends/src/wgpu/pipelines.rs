@@ -8,15 +8,15 @@ use super::shader::{Variant, compose};
 use crate::error::BackendError;
 use crate::executable::Progress;
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A compiled shader.
+#[derive(Clone)]
 pub(super) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
     /// The WGSL, whose `struct Params` orders the parameters.
-    pub text: String,
+    pub text: Arc<str>,
 }
 
 /// How a shader binds the cache.
@@ -38,8 +38,9 @@ impl From<&StateBinding> for StateLayout {
     }
 }
 
-/// All pipelines of an executable, with the layouts that bind groups are made for.
-#[derive(Default)]
+/// All pipelines of an executable, or of all that share a device, with the layouts that bind groups are made for. A clone has
+/// the same pipelines, by reference.
+#[derive(Default, Clone)]
 pub(super) struct Pipelines {
     by_variant: HashMap<Variant, Pipeline>,
     /// Group 0 by the number of weight bindings: parameters, step, arena, small weights, weights.
@@ -78,6 +79,9 @@ impl Pipelines {
             }
         }
         let mut wanted: Vec<_> = wanted.into_iter().collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
         wanted.sort();
         let cache = DiskCache::open(device);
         let compiled = self.compile_all(device, &wanted, cache.as_ref(), progress)?;
@@ -173,7 +177,7 @@ impl Pipelines {
         let words: Vec<String> = errors.map(|e| describe(&e)).collect();
         device.check()?;
         if words.is_empty() {
-            Ok((variant.clone(), Pipeline { pipeline, text }))
+            Ok((variant.clone(), Pipeline { pipeline, text: text.into() }))
         } else {
             Err(failed(words.join("; ")))
         }
@@ -203,6 +207,12 @@ impl Pipelines {
                 create("states read", &(0..n as u32).map(|i| storage(i, true)).collect::<Vec<_>>())
             }
         });
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.by_variant.len()
     }
 
     /// The pipeline of a dispatch that [`Pipelines::add`] has seen.

@@ -1,7 +1,6 @@
 //! Stage 6, wgpu: the cache on the device, and its view while a step is held.
 
 use super::NAME;
-use super::device::Device;
 use super::emit::StateBinding;
 use super::executable::WgpuExecutable;
 use super::ops::row_words;
@@ -17,7 +16,8 @@ pub(super) type StateGroups = HashMap<StateBinding, wgpu::BindGroup>;
 
 /// Rows of every state, as the KV type stores them.
 pub(super) struct WgpuState {
-    pub device: Arc<Device>,
+    /// [`WgpuExecutable::identity`].
+    pub owner: Arc<()>,
     pub buffers: Vec<wgpu::Buffer>,
     pub groups: Arc<StateGroups>,
     capacity_tokens: usize,
@@ -79,7 +79,8 @@ impl WgpuState {
             groups.insert(ready.state.clone(), device.device.create_bind_group(&descriptor));
         }
         device.check()?;
-        Ok(WgpuState { device, buffers, groups: Arc::new(groups), capacity_tokens, size_bytes: total })
+        let owner = Arc::clone(&run.identity);
+        Ok(WgpuState { owner, buffers, groups: Arc::new(groups), capacity_tokens, size_bytes: total })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! They need an adapter; Mesa's software Vulkan is enough. A machine without any skips them loudly.
 
-use super::{Features, Wgpu, WgpuOptions};
+use super::{Faults, Features, Wgpu, WgpuOptions};
 use crate::cases::{self, OPS};
 use crate::error::BackendError;
 use crate::executable::{
@@ -11,6 +11,7 @@ use crate::executable::{
 };
 use crate::reference::Reference;
 use crate::session::{LogitsRows, Session};
+use crate::sharing::{Opens, Sharing};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, Graph, Op, Shape, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
@@ -268,8 +269,9 @@ fn a_state_of_another_executable_is_refused() {
         return;
     }
     let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
-    let compile =
-        || Wgpu::default().compile(&case.graph, case.weights.clone(), &CompileOptions::default()).unwrap();
+    // On one device, too.
+    let backend = Sharing::new(Wgpu::default());
+    let compile = || backend.compile(&case.graph, case.weights.clone(), &CompileOptions::default()).unwrap();
     let (mut one, other) = (compile(), compile());
     let input = StepInput {
         tokens: StepTokens::Host(&[TokenId(0)]),
@@ -282,6 +284,39 @@ fn a_state_of_another_executable_is_refused() {
     assert!(error.to_string().contains("another executable"), "{error}");
 }
 
+/// The device is opened once and no shader compiled twice; after a failure the next executable has a device of its own.
+#[test]
+fn what_shares_a_device_shares_its_shaders() {
+    if !has_adapter() {
+        return;
+    }
+    let options = options(Activations::F32, KvType::F16);
+    let backend = Sharing::new(Wgpu::default());
+    let mut held = Vec::new();
+    for op in ["rms_norm", "add", "rms_norm", "add"] {
+        let case = cases::case(op, Format::F32, 0).unwrap().unwrap();
+        let found = cases::run(&case, &backend, &options).unwrap();
+        let wanted = cases::run(&case, &Reference, &options).unwrap();
+        let distances = found.iter().zip(&wanted).map(|(f, w)| cases::distance(f, w));
+        assert!(distances.fold(0.0, f64::max) <= TOLERANCE, "{op}");
+        let opened = backend.opened(None).unwrap();
+        held.push((opened.device, opened.pipelines.lock().unwrap().len()));
+    }
+    assert!(held.iter().all(|(device, _)| Arc::ptr_eq(device, &held[0].0)));
+    let compiled: Vec<usize> = held.iter().map(|(_, pipelines)| *pipelines).collect();
+    assert!(
+        0 < compiled[0] && compiled[0] < compiled[1] && compiled[1..] == [compiled[1]; 3],
+        "{compiled:?}"
+    );
+
+    let faults = Faults { lost_at_submission: Some(0), ..Faults::default() };
+    let failing = Sharing::new(Wgpu { options: WgpuOptions { faults, ..WgpuOptions::default() } });
+    let first = failing.opened(None).unwrap();
+    let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
+    let _ = cases::run(&case, &failing, &options).unwrap_err();
+    assert!(!Arc::ptr_eq(&first.device, &failing.opened(None).unwrap().device));
+}
+
 /// Greedy decode: one submission with one compute pass a token, and nothing read back but the token.
 #[test]
 fn a_token_is_one_pass_and_one_submission() {
@@ -292,7 +327,7 @@ fn a_token_is_one_pass_and_one_submission() {
     let model = moe_run_graph::Model::open(std::path::Path::new(path)).unwrap();
     let options = CompileOptions { ctx_size: 64, ..CompileOptions::default() };
     let executable =
-        super::compile::compile(&WgpuOptions::default(), &model.graph, model.file.as_ref(), &options)
+        super::compile::compile(&|| Wgpu::default().open(None), &model.graph, model.file.as_ref(), &options)
             .unwrap();
     let device = executable.device.clone();
     let count = || {
@@ -352,7 +387,7 @@ fn uploading_stays_within_its_staging() {
         let weights = std::collections::HashMap::from([("weight".to_owned(), bytes)]);
         let options = CompileOptions { micro_batch: Some(1), ..CompileOptions::default() };
         let executable =
-            super::compile::compile(&WgpuOptions::default(), &graph, &weights, &options).unwrap();
+            super::compile::compile(&|| Wgpu::default().open(None), &graph, &weights, &options).unwrap();
         let peak = executable.device.peak_staged_bytes.load(std::sync::atomic::Ordering::Relaxed) as usize;
         let bound = super::buffers::STAGED_BYTES + super::buffers::BLOCK_BYTES;
         assert!(peak > bound / 2 && peak <= bound, "{format}: {peak} of {bound}");

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{ValueEnum, builder::PossibleValue};
 use moe_run_backends::{Activations, DeviceKind, KvType, bandwidth, registry, session::Session};
 
 use self::{
@@ -63,10 +62,6 @@ pub struct Args {
     #[arg(long)]
     profile: bool,
 
-    /// Form of the results
-    #[arg(long, value_enum, default_value_t = Format::Markdown)]
-    format: Format,
-
     /// Backend that runs the model; `auto` takes the fastest that can, and says which
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = common::backend_names(), help_heading = "Backend")]
     backend: String,
@@ -82,31 +77,14 @@ pub struct Args {
     /// How the KV cache is stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = common::kv_types(), help_heading = "Backend")]
     kv_type: KvType,
-}
 
-/// `--format`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// A table for people.
-    Markdown,
-    /// One object.
-    Json,
-    /// A line a row.
-    Csv,
-}
+    /// Print one JSON object instead of a table
+    #[arg(long, help_heading = "Output")]
+    json: bool,
 
-impl ValueEnum for Format {
-    fn value_variants<'a>() -> &'a [Format] {
-        &[Format::Markdown, Format::Json, Format::Csv]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(match self {
-            Format::Markdown => "markdown",
-            Format::Json => "json",
-            Format::Csv => "csv",
-        }))
-    }
+    /// Print CSV, a line a test, instead of a table
+    #[arg(long, conflicts_with_all = ["json", "profile"], help_heading = "Output")]
+    csv: bool,
 }
 
 /// Times the tests and prints the results.
@@ -174,10 +152,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         profiles,
         peak_memory_bytes,
     };
-    match args.format {
-        Format::Markdown => output::text(&report.markdown())?,
-        Format::Json => output::json(&report)?,
-        Format::Csv => output::text(&report.csv())?,
+    match (args.json, args.csv) {
+        (true, _) => output::json(&report)?,
+        (_, true) => output::text(&report.csv())?,
+        _ => output::text(&report.markdown())?,
     }
     Ok(ExitCode::Ok)
 }
@@ -213,9 +191,6 @@ impl Args {
             return Err(CliError::bad_input(
                 "nothing to time: -p and -n are both 0; give tokens to one of them",
             ));
-        }
-        if self.profile && self.format == Format::Csv {
-            return Err(CliError::bad_input("--profile has no CSV form; wanted --format markdown or json"));
         }
         Ok(tests)
     }
