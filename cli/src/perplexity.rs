@@ -36,7 +36,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The text, in UTF-8
+    /// The text, in UTF-8, with a byte order mark or without
     #[arg(short, long, value_name = "TEXT")]
     file: PathBuf,
 

@@ -29,7 +29,7 @@ pub struct PromptArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, group = "prompt_source")]
     pub prompt: Option<String>,
 
-    /// File that holds the prompt; as with a pipe, one line end at its end is not part of it
+    /// File that holds the prompt; as with a pipe, one line end at its end is not part of it, nor a byte order mark
     #[arg(short, long, value_name = "FILE", group = "prompt_source")]
     pub file: Option<PathBuf>,
 
