@@ -357,14 +357,15 @@ pub trait Executable: Send {
     /// [`BackendError::Input`] if the last step had no such row.
     fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError>;
 
-    /// The best token of a row, chosen on the device where it can be; the lowest id wins a tie.
+    /// The best token of a row, chosen on the device where it can be; the lowest id wins a tie. Only the first
+    /// [`Graph::choosable`] logits are looked at: the rest belongs to rows without a token.
     ///
     /// # Errors
     /// As [`Executable::logits`]; a NaN among the logits is [`BackendError::Input`].
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
         let mut logits = Vec::new();
         self.logits(row, &mut logits)?;
-        argmax(&logits)
+        argmax(&logits[..self.plan(1).graph.choosable(logits.len())])
     }
 
     /// The token that the last step took by [`StepTokens::Argmax`]. Where [`Executable::queues_steps`], it is read while that
@@ -387,7 +388,8 @@ pub trait Executable: Send {
     }
 
     /// The `count` best logits of a row above minus infinity, best first, the lower id first among equals; all of them where
-    /// there are fewer. `count` is 1 to [`MAX_CANDIDATES`]. Chosen on the device where it can be.
+    /// there are fewer. `count` is 1 to [`MAX_CANDIDATES`]. Chosen on the device where it can be, from the logits that
+    /// [`Executable::argmax`] looks at.
     ///
     /// # Errors
     /// As [`Executable::argmax`].
@@ -399,7 +401,7 @@ pub trait Executable: Send {
     ) -> Result<(), BackendError> {
         let mut logits = Vec::new();
         self.logits(row, &mut logits)?;
-        best_candidates(&logits, count, out)
+        best_candidates(&logits[..self.plan(1).graph.choosable(logits.len())], count, out)
     }
 
     /// Bytes a second that a copy within a device's own memory reads and writes; `None` where the backend has none.

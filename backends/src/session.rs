@@ -247,6 +247,17 @@ impl Session {
         self.executable.logits(self.last_row, out)
     }
 
+    /// The logits of the last token evaluated as a sampler may see them: minus infinity for rows that no token has.
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn choosable_logits(&mut self, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        self.logits(out)?;
+        let choosable = self.executable.plan(1).graph.choosable(out.len());
+        out[choosable..].fill(f32::NEG_INFINITY);
+        Ok(())
+    }
+
     /// The best next token, chosen on the device where it can be.
     ///
     /// # Errors

@@ -8,7 +8,10 @@ use std::{
 };
 
 use moe_run_backends::{BackendError, partial_file, sampler::Sampler};
-use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
+use moe_run_graph::{
+    chat::{ChatError, ChatInput, ChatTemplate},
+    tokenizer::Tokenizer,
+};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +20,8 @@ use crate::{
     common::{BackendArgs, ModelArgs},
     engine::Engine,
     generate::{GenerateArgs, StopReason, generate},
-    inputs, messages, output, output_file,
+    inputs::{self, BYTE_ORDER_MARK},
+    messages, output, output_file,
     prompt::{read_template, template_var},
     sampling::{SamplerArgs, read_back_line},
 };
@@ -182,6 +186,8 @@ struct Input {
     editor: DefaultEditor,
     history: Option<PathBuf>,
     is_terminal: bool,
+    /// No line has been read yet.
+    at_start: bool,
 }
 
 impl Input {
@@ -203,10 +209,11 @@ impl Input {
             // The first conversation has no history yet; one that cannot be read is only a convenience lost.
             let _ = editor.load_history(path);
         }
-        Ok(Input { editor, history, is_terminal })
+        Ok(Input { editor, history, is_terminal, at_start: true })
     }
 
-    /// The next line, with those that a backslash joins to it; `None` at the end.
+    /// The next line, with those that a backslash joins to it; `None` at the end. A byte order mark, with which some shells
+    /// begin what they send through a pipe, is no part of it.
     fn next(&mut self) -> Result<Option<String>, CliError> {
         let mut text = String::new();
         let mut interrupted = false;
@@ -216,7 +223,11 @@ impl Input {
                 (true, true) => "> ",
                 (true, false) => "… ",
             };
-            match self.editor.readline(prompt) {
+            let read = self.editor.readline(prompt);
+            let at_start = std::mem::replace(&mut self.at_start, false);
+            let without_mark =
+                |line: &str| line.strip_prefix(BYTE_ORDER_MARK).filter(|_| at_start).map(str::to_owned);
+            match read.map(|line| without_mark(&line).unwrap_or(line)) {
                 Ok(line) => match line.strip_suffix('\\') {
                     Some(part) => text.push_str(&format!("{part}\n")),
                     None => {
@@ -293,10 +304,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
     let started = Instant::now();
     let model = args.model.open()?;
+    Tokenizer::check_kind(model.metadata())?;
     let mut input = Input::new(args.history)?;
     let (mut sampler, sampling_line) = args.sampler.sampler(model.metadata())?;
     let mut engine = Engine::load(model, &args.backend, started)?;
-    engine.tokenizer()?;
     let template = engine.chat_template(given_template.as_ref())?;
     output::note(&sampling_line);
     if let Some(line) = read_back_line(&sampler, engine.session.executable()) {

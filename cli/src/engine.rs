@@ -15,7 +15,7 @@ use moe_run_graph::{
     tokenizer::{Tokenizer, TokenizerError},
 };
 
-use crate::{CliError, common::BackendArgs, output, progress::LoadBar};
+use crate::{CliError, common::BackendArgs, output, progress::LoadBar, prompt};
 
 /// A compiled model.
 pub struct Engine {
@@ -48,11 +48,11 @@ impl Engine {
         options: CompileOptions,
         started: Instant,
     ) -> Result<Engine, CliError> {
-        let tokenizer = match Tokenizer::from_metadata(model.metadata()) {
+        let tokenizer = match prompt::tokenizer(model.metadata()) {
             Ok(tokenizer) => Some(tokenizer),
             Err(TokenizerError::Absent { .. }) => None,
             // Ids still run, and are what comes out; text is refused with this error.
-            Err(error @ (TokenizerError::Model { .. } | TokenizerError::PreTokenizer { .. })) => {
+            Err(error) if error.leaves_ids() => {
                 output::note(&format!("note: no text, only token ids: {error}"));
                 None
             }

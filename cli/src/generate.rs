@@ -227,7 +227,15 @@ pub fn generate_observed(
         output_tokens.push(token);
         match tokenizer {
             Some(tokenizer) => {
-                let passed = stops.push(&decoder.push(tokenizer, token)?);
+                // The text and tokens until here are the outcome all the same.
+                let piece = match decoder.push(tokenizer, token) {
+                    Ok(piece) => piece,
+                    Err(error) => {
+                        failure = Some(error.into());
+                        break StopReason::Failed;
+                    }
+                };
+                let passed = stops.push(&piece);
                 emit(&passed.text)?;
                 if passed.stopped {
                     break StopReason::StopText;
@@ -285,6 +293,6 @@ fn next_token(
             return Ok(token);
         }
     }
-    session.logits(&mut read_back.logits)?;
+    session.choosable_logits(&mut read_back.logits)?;
     Ok(sampler.sample(&read_back.logits, session.tokens())?)
 }

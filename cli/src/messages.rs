@@ -8,7 +8,7 @@ use std::path::Path;
 use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
 use serde_json::{Map, Value, json};
 
-use crate::CliError;
+use crate::{CliError, inputs};
 
 /// Roles that templates agree on. Others are taken where the template treats them apart.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
@@ -19,7 +19,7 @@ const NO_ROLE: &str = "a-role-that-no-template-knows";
 ///
 /// Errors: it cannot be read, is not JSON, or holds no messages; a message without what every template reads.
 pub fn read_messages(path: &Path, add_generation_prompt: bool) -> Result<ChatInput, CliError> {
-    let text = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
+    let text = inputs::text_of_file(path)?;
     let value: Value =
         serde_json::from_str(&text).map_err(|e| wrong(path, &format!("not valid JSON: {e}")))?;
     let input = match value {

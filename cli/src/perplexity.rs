@@ -1,6 +1,6 @@
 //! `moe-run perplexity`: how well a model foretells a text, in llama.cpp's chunks, and how far it is from another run.
 
-use std::{fs, num::NonZeroUsize, path::PathBuf, time::Instant};
+use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_run_backends::{
@@ -11,13 +11,13 @@ use moe_run_backends::{
     },
     session::Session,
 };
-use moe_run_graph::tokenizer::{ControlTokens, Tokenizer};
+use moe_run_graph::tokenizer::ControlTokens;
 use serde::Serialize;
 
 use crate::{
     CliError, ExitCode,
     common::{self, BackendArgs, ModelArgs},
-    engine, inputs, output, output_file,
+    engine, inputs, output, output_file, prompt,
 };
 
 /// Tokens of a chunk unless `--ctx-size` says otherwise: llama.cpp's.
@@ -36,7 +36,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The text, in UTF-8
+    /// The text, in UTF-8, with a byte order mark or without
     #[arg(short, long, value_name = "TEXT")]
     file: PathBuf,
 
@@ -104,15 +104,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let check_save =
         || args.save_logits.as_deref().map_or(Ok(()), |path| output_file::check_inputs(SAVE_LOGITS, path));
     check_save()?;
-    inputs::add(&args.file, "the text")?;
+    let text = inputs::read_text(&args.file, "the text")?;
     if let Some(path) = &args.against {
         inputs::add(path, "the file of saved logits")?;
     }
-    let text = fs::read(&args.file).map_err(|e| CliError::unreadable(&args.file, &e))?;
-    let text = String::from_utf8(text).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        CliError::bad_input(format!("{}: not UTF-8 at byte {at}; wanted a text", args.file.display()))
-    })?;
     // llama.cpp takes the last line's end off a text that it reads from a file.
     let text = text.strip_suffix('\n').unwrap_or(&text);
 
@@ -120,7 +115,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let model = args.model.open()?;
     check_save()?;
     let chunk_tokens = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
-    let tokenizer = Tokenizer::from_metadata(model.metadata())?;
+    let tokenizer = prompt::tokenizer(model.metadata())?;
     let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();
     tokens.extend(tokenizer.encode(text, ControlTokens::Literal)?);
     let max_chunks = args.chunks.map(NonZeroUsize::get);

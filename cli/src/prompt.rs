@@ -1,13 +1,15 @@
 //! Options that say what the model is asked, shared by the commands that run one.
 
 use std::{
-    io::{IsTerminal, Read},
+    borrow::Borrow,
+    io::IsTerminal,
     path::{Path, PathBuf},
 };
 
 use moe_run_graph::{
     Model,
     chat::{ChatInput, ChatTemplate},
+    gguf::Metadata,
     ids::TokenId,
     tokenizer::{ControlTokens, Tokenizer, TokenizerError},
 };
@@ -16,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::{
     CliError, common,
     engine::{Engine, chat_template},
-    inputs,
+    inputs, output,
 };
 
 /// What the model is asked.
@@ -27,7 +29,7 @@ pub struct PromptArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, group = "prompt_source")]
     pub prompt: Option<String>,
 
-    /// File that holds the prompt; as with a pipe, one line end at its end is not part of it
+    /// File that holds the prompt; as with a pipe, one line end at its end is not part of it, nor a byte order mark
     #[arg(short, long, value_name = "FILE", group = "prompt_source")]
     pub file: Option<PathBuf>,
 
@@ -111,26 +113,36 @@ impl PromptArgs {
 }
 
 impl Prompt {
+    /// Whether a file's tokenizer can read the prompt, as far as that can be told before the model is compiled.
+    ///
+    /// Errors: the prompt is text, and the file has no tokenizer, or one of a kind that is not known.
+    pub fn check_kind(&self, metadata: &Metadata) -> Result<(), CliError> {
+        match self {
+            Prompt::Tokens(_) => Ok(()),
+            Prompt::Raw(_) | Prompt::Chat { .. } => Ok(Tokenizer::check_kind(metadata)?),
+        }
+    }
+
     /// The prompt's ids for a model.
     ///
     /// Errors: an id outside of the vocabulary; the file has no tokenizer or no template; the template fails.
     pub fn encode(&self, engine: &Engine) -> Result<Vec<TokenId>, CliError> {
-        self.encode_with(&engine.model, engine.tokenizer.as_ref())
+        self.encode_with(&engine.model, || engine.tokenizer())
     }
 
     /// The prompt's ids for a model that is not compiled.
     ///
     /// Errors: as [`Prompt::encode`].
     pub fn encode_for(&self, model: &Model) -> Result<Vec<TokenId>, CliError> {
-        let tokenizer = match (self, Tokenizer::from_metadata(model.metadata())) {
-            (Prompt::Tokens(_), _) | (_, Err(TokenizerError::Absent { .. })) => None,
-            (_, tokenizer) => Some(tokenizer?),
-        };
-        self.encode_with(model, tokenizer.as_ref())
+        self.encode_with(model, || Ok(tokenizer(model.metadata())?))
     }
 
-    fn encode_with(&self, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Vec<TokenId>, CliError> {
-        let absent = || TokenizerError::Absent { file: model.metadata().origin().to_owned() };
+    /// The prompt's ids, with a tokenizer that is asked for where the prompt is text.
+    fn encode_with<T: Borrow<Tokenizer>>(
+        &self,
+        model: &Model,
+        tokenizer: impl FnOnce() -> Result<T, CliError>,
+    ) -> Result<Vec<TokenId>, CliError> {
         let ids = match self {
             Prompt::Tokens(ids) => {
                 let vocab_size = model.config.vocab_size;
@@ -141,9 +153,10 @@ impl Prompt {
                 }
                 ids.clone()
             }
-            Prompt::Raw(text) => encode_raw(tokenizer.ok_or_else(absent)?, text)?,
+            Prompt::Raw(text) => encode_raw(tokenizer()?.borrow(), text)?,
             Prompt::Chat { input, template } => {
-                let tokenizer = tokenizer.ok_or_else(absent)?;
+                let tokenizer = tokenizer()?;
+                let tokenizer = tokenizer.borrow();
                 let template = chat_template(model, template.as_ref())?;
                 let rendered = template.render(input, tokenizer.control_texts())?;
                 tokenizer.encode_rendered(&rendered)?
@@ -154,6 +167,17 @@ impl Prompt {
         }
         Ok(ids)
     }
+}
+
+/// The tokenizer of a file; says on standard error what it takes otherwise than the file says it.
+///
+/// Errors: [`Tokenizer::from_metadata`]'s.
+pub fn tokenizer(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
+    let tokenizer = Tokenizer::from_metadata(metadata)?;
+    for warning in tokenizer.warnings() {
+        output::note(&format!("warning: {warning}"));
+    }
+    Ok(tokenizer)
 }
 
 /// The ids of a text as it is: control tokens are read, and it begins with the BOS token if the file asks for one.
@@ -169,8 +193,7 @@ pub fn encode_raw(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>, Cli
 ///
 /// Errors: it cannot be read or is not valid Jinja.
 pub fn read_template(path: &Path) -> Result<ChatTemplate, CliError> {
-    inputs::add(path, "the chat template")?;
-    let source = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
+    let source = inputs::read_text(path, "the chat template")?;
     ChatTemplate::from_source(&source).map_err(|e| CliError::bad_input(format!("{}: {e}", path.display())))
 }
 
@@ -178,21 +201,14 @@ pub fn read_template(path: &Path) -> Result<ChatTemplate, CliError> {
 ///
 /// Errors: it cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, CliError> {
-    inputs::add(path, "the prompt's file")?;
-    let text = std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?;
-    Ok(without_line_end(text))
+    Ok(without_line_end(inputs::read_text(path, "the prompt's file")?))
 }
 
 /// Standard input without the line end at its end.
 ///
 /// Errors: it cannot be read or is not UTF-8.
 pub fn read_stdin() -> Result<String, CliError> {
-    inputs::add_stdin()?;
-    let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|e| CliError::bad_input(format!("standard input: cannot read: {e}")))?;
-    Ok(without_line_end(text))
+    Ok(without_line_end(inputs::read_stdin()?))
 }
 
 /// Editors and `echo` end a text with a line end that nobody means as part of a prompt.

@@ -11,7 +11,7 @@ use moe_run_backends::{
         save::ModelIdentity,
     },
 };
-use moe_run_graph::ids::TokenId;
+use moe_run_graph::{gguf::Metadata, ids::TokenId, tokenizer::Tokenizer};
 use serde::Serialize;
 
 use crate::{
@@ -102,6 +102,16 @@ impl TraceInput {
     /// Whether it is a text in chunks.
     pub fn is_text(&self) -> bool {
         matches!(self, TraceInput::Text(..))
+    }
+
+    /// Whether a file's tokenizer can read the input, as far as that can be told before the model is compiled.
+    ///
+    /// Errors: as [`Prompt::check_kind`].
+    pub fn check_kind(&self, metadata: &Metadata) -> Result<(), CliError> {
+        match self {
+            TraceInput::Prompt(prompt, _) => prompt.check_kind(metadata),
+            TraceInput::Text(..) => Ok(Tokenizer::check_kind(metadata)?),
+        }
     }
 
     /// The tokens, a text's in chunks of `chunk_tokens` and a shorter rest. Where the model begins texts with BOS, BOS

@@ -109,6 +109,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Checked::new(args)?;
     let started = Instant::now();
     let model = model.open()?;
+    prompt.check_kind(model.metadata())?;
     let (mut sampler, sampling_line) = sampler.sampler(model.metadata())?;
     let mut options = backend.compile_options(&model);
     if let Some(save) = &save {

@@ -1,13 +1,16 @@
 //! Options of sampling: given on the command line, else stated by the file, else the defaults; said where each comes from.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::{
+    fmt::Display,
+    hash::{BuildHasher, Hasher, RandomState},
+};
 
 use moe_run_backends::{
     Executable,
     choice::MAX_CANDIDATES,
-    sampler::{Sampler, SamplerOptions},
+    sampler::{Sampler, SamplerError, SamplerOptions},
 };
-use moe_run_graph::gguf::{GgufError, Metadata, keys};
+use moe_run_graph::gguf::{MetaValue, Metadata, keys};
 
 use crate::{CliError, common};
 
@@ -66,11 +69,72 @@ impl Origin {
     }
 }
 
-fn choose<T>(given: Option<T>, file: Option<T>, default: T) -> (T, Origin) {
-    match (given, file) {
-        (Some(value), _) => (value, Origin::Given),
-        (None, Some(value)) => (value, Origin::File),
-        (None, None) => (default, Origin::Default),
+/// A setting: the given one, else the file's, where that can be used, else the default.
+struct Chooser<'a> {
+    metadata: &'a Metadata,
+    /// What is said of values that cannot be used.
+    notes: Vec<String>,
+}
+
+impl Chooser<'_> {
+    /// `read` gives the file's value from a metadata value, or what is wanted instead.
+    fn choose<T: Copy + Display>(
+        &mut self,
+        given: Option<T>,
+        (key, option): (&str, &str),
+        default: T,
+        read: impl FnOnce(&Metadata) -> Result<Option<T>, &'static str>,
+    ) -> (T, Origin) {
+        if let Some(value) = given {
+            return (value, Origin::Given);
+        }
+        match read(self.metadata) {
+            Ok(Some(value)) => (value, Origin::File),
+            Ok(None) => (default, Origin::Default),
+            Err(wanted) => {
+                let found = self.metadata.get(key).map(MetaValue::describe).unwrap_or_default();
+                self.notes.push(format!(
+                    "note: {}: {key}: found {found}, wanted {wanted}; the default {default} is taken, and {option} overrides it",
+                    self.metadata.origin()
+                ));
+                (default, Origin::Default)
+            }
+        }
+    }
+
+    /// A number that belongs into a place of the options, and must be allowed there.
+    fn number(
+        &mut self,
+        given: Option<f32>,
+        names: (&str, &str),
+        default: f32,
+        place: fn(&mut SamplerOptions) -> &mut f32,
+    ) -> (f32, Origin) {
+        self.choose(given, names, default, |metadata| {
+            let Some(value) = metadata.opt_f32(names.0).map_err(|_| "a float")? else { return Ok(None) };
+            let mut options = SamplerOptions::GREEDY;
+            *place(&mut options) = value;
+            match options.check() {
+                Err(SamplerError::Option { wanted, .. }) => Err(wanted),
+                _ => Ok(Some(value)),
+            }
+        })
+    }
+
+    /// The number of tokens to choose among. To other runtimes −1 means all of them, so files say that, too.
+    fn top_k(&mut self, given: Option<usize>) -> (usize, Origin) {
+        let key = keys::SAMPLING_TOP_K;
+        if given.is_none() && matches!(self.metadata.opt_integer(key), Ok(Some(-1))) {
+            let file = self.metadata.origin();
+            self.notes
+                .push(format!("note: {file}: {key} is -1, taken as 0: all tokens; --top-k overrides it"));
+            return (0, Origin::File);
+        }
+        self.choose(given, (key, "--top-k"), DEFAULT_TOP_K, |metadata| {
+            let wanted = "a whole number, 0 for all tokens";
+            let Some(k) = metadata.opt_integer(key).map_err(|_| wanted)? else { return Ok(None) };
+            usize::try_from(k).map(Some).map_err(|_| wanted)
+        })
     }
 }
 
@@ -91,17 +155,20 @@ impl SamplerArgs {
         Ok(())
     }
 
-    /// The sampler for a file, and the line that says what it does and where each setting comes from.
+    /// The sampler for a file, and what is to be said: a note for each value of the file that cannot be used, then the line
+    /// that says what the sampler does and where each setting comes from.
     ///
-    /// Errors: a value of the file is of the wrong type or outside of its range.
+    /// Errors: a value that was given is outside of its range.
     pub fn sampler(&self, metadata: &Metadata) -> Result<(Sampler, String), CliError> {
-        let file_f32 = |key: &str| -> Result<Option<f32>, GgufError> { metadata.opt_f32(key) };
-        let file_top_k = metadata.opt_i32(keys::SAMPLING_TOP_K)?.map(|k| usize::try_from(k).unwrap_or(0));
-        let temperature = choose(self.temp, file_f32(keys::SAMPLING_TEMP)?, DEFAULT_TEMPERATURE);
-        let top_k = choose(self.top_k, file_top_k, DEFAULT_TOP_K);
-        let top_p = choose(self.top_p, file_f32(keys::SAMPLING_TOP_P)?, DEFAULT_TOP_P);
-        let min_p = choose(self.min_p, file_f32(keys::SAMPLING_MIN_P)?, 0.0);
-        let penalty = choose(self.repetition_penalty, file_f32(keys::SAMPLING_PENALTY_REPEAT)?, 1.0);
+        let mut from = Chooser { metadata, notes: Vec::new() };
+        let temperature = from
+            .number(self.temp, (keys::SAMPLING_TEMP, "--temp"), DEFAULT_TEMPERATURE, |o| &mut o.temperature);
+        let top_k = from.top_k(self.top_k);
+        let top_p =
+            from.number(self.top_p, (keys::SAMPLING_TOP_P, "--top-p"), DEFAULT_TOP_P, |o| &mut o.top_p);
+        let min_p = from.number(self.min_p, (keys::SAMPLING_MIN_P, "--min-p"), 0.0, |o| &mut o.min_p);
+        let penalty_names = (keys::SAMPLING_PENALTY_REPEAT, "--repetition-penalty");
+        let penalty = from.number(self.repetition_penalty, penalty_names, 1.0, |o| &mut o.repetition_penalty);
         // A random number of 32 bits: short enough to type, and exact in any JSON reader.
         let seed = self.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
         let options = SamplerOptions {
@@ -114,7 +181,8 @@ impl SamplerArgs {
         };
         let sampler = Sampler::new(options)?;
 
-        let mut line = if options.temperature == 0.0 {
+        let mut line: String = from.notes.iter().flat_map(|note| [note, "\n"]).collect();
+        line.push_str(&if options.temperature == 0.0 {
             format!("sampling: the best token always: temperature 0{}", temperature.1.note())
         } else {
             format!(
@@ -126,7 +194,7 @@ impl SamplerArgs {
                 top_p.0,
                 top_p.1.note()
             )
-        };
+        });
         if options.temperature != 0.0 && options.min_p != 0.0 {
             line.push_str(&format!(", min-p {}{}", min_p.0, min_p.1.note()));
         }
@@ -166,8 +234,6 @@ pub fn read_back_line(sampler: &Sampler, executable: &dyn Executable) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use moe_run_graph::gguf::MetaValue;
-
     use super::*;
 
     #[test]
@@ -190,16 +256,49 @@ mod tests {
                 seed: 3
             }
         );
+        let (note, line) = line.split_once('\n').unwrap();
+        assert_eq!(
+            note,
+            "note: f: general.sampling.top_k is -1, taken as 0: all tokens; --top-k overrides it"
+        );
         assert_eq!(line, "sampling: temperature 0.5, top-k 0 (the file's), top-p 0.8 (default), seed 3");
-        let (_, line) = SamplerArgs::default().sampler(&metadata).unwrap();
-        assert!(line.starts_with("sampling: temperature 0.25 (the file's), "), "{line}");
+        let (_, line) = SamplerArgs { top_k: Some(7), ..SamplerArgs::default() }.sampler(&metadata).unwrap();
+        assert!(line.starts_with("sampling: temperature 0.25 (the file's), top-k 7, "), "{line}");
     }
 
     #[test]
     fn values_outside_of_their_range_are_bad_input() {
         let args = SamplerArgs { top_p: Some(2.0), ..SamplerArgs::default() };
         assert!(matches!(args.check(), Err(CliError::BadInput(_))));
-        let metadata = Metadata::from_pairs("f", [(keys::SAMPLING_TEMP, MetaValue::F32(-1.0))]).unwrap();
-        assert!(matches!(SamplerArgs::default().sampler(&metadata), Err(CliError::BadInput(_))));
+    }
+
+    /// What the file says and cannot mean is said, and the default is taken; what is given needs no note.
+    #[test]
+    fn values_of_the_file_that_cannot_be_used() {
+        use MetaValue::{F32, F64, I32, String, U64};
+        let args = SamplerArgs { seed: Some(3), ..SamplerArgs::default() };
+        let defaults = args.sampler(&Metadata::from_pairs::<&str>("f", []).unwrap()).unwrap();
+        for (key, option, values) in [
+            (keys::SAMPLING_TEMP, "--temp", vec![F32(-0.5), F32(f32::NAN), F32(f32::INFINITY), I32(1)]),
+            (keys::SAMPLING_TOP_K, "--top-k", vec![I32(-2), F32(20.0), String("20".into())]),
+            (keys::SAMPLING_TOP_P, "--top-p", vec![F32(0.0), F32(1.5), F64(-1.0), F32(f32::NAN)]),
+            (keys::SAMPLING_MIN_P, "--min-p", vec![F32(-0.1), F32(2.0), U64(0)]),
+            (keys::SAMPLING_PENALTY_REPEAT, "--repetition-penalty", vec![F32(0.0), F32(-1.0)]),
+        ] {
+            for value in values {
+                let found = value.describe();
+                let metadata = Metadata::from_pairs("f.gguf", [(key, value)]).unwrap();
+                let (sampler, said) = args.sampler(&metadata).unwrap();
+                assert_eq!(sampler.options(), defaults.0.options(), "{key} {found}");
+                let (note, line) = said.split_once('\n').unwrap();
+                assert_eq!(line, defaults.1, "{key} {found}");
+                for word in ["f.gguf: ", key, &format!("found {found},"), &format!("{option} overrides")] {
+                    assert!(note.contains(word), "{word}: {note}");
+                }
+            }
+        }
+        let metadata = Metadata::from_pairs("f", [(keys::SAMPLING_TOP_P, F32(0.0))]).unwrap();
+        let (_, said) = SamplerArgs { top_p: Some(0.5), ..args }.sampler(&metadata).unwrap();
+        assert!(said.starts_with("sampling: "), "{said}");
     }
 }

@@ -1,9 +1,6 @@
 //! `moe-run tokenize`: text → ids and pieces, or messages → the rendered prompt. A vocabulary-only file will do.
 
-use std::{
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use moe_run_graph::{chat::ChatTemplate, gguf::GgufFile, ids::TokenId, tokenizer::Tokenizer};
 use serde::Serialize;
@@ -13,17 +10,17 @@ use crate::{
     CliError, ExitCode,
     common::ModelArgs,
     inputs, messages, output,
-    prompt::{encode_raw, read_template},
+    prompt::{encode_raw, read_template, tokenizer},
 };
 
 /// Arguments of `tokenize`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The text, control tokens in it being read; `-` or a pipe reads standard input, every character of it
+    /// The text, control tokens in it being read; `-` or a pipe reads standard input, every character of it but a byte order mark
     #[arg(value_name = "TEXT", allow_hyphen_values = true, group = "tokenize_source")]
     pub text: Option<String>,
 
-    /// File that holds the text, every character of it
+    /// File that holds the text, every character of it but a byte order mark
     #[arg(short, long, value_name = "FILE", group = "tokenize_source")]
     pub file: Option<PathBuf>,
 
@@ -94,20 +91,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
     let text = match (&args.text, &args.file) {
         (Some(text), _) if text != "-" => text.clone(),
-        (None, Some(path)) => {
-            inputs::add(path, "the text")?;
-            std::fs::read_to_string(path).map_err(|e| CliError::unreadable(path, &e))?
-        }
-        _ => {
-            inputs::add_stdin()?;
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .map_err(|e| CliError::bad_input(format!("standard input: cannot read: {e}")))?;
-            text
-        }
+        (None, Some(path)) => inputs::read_text(path, "the text")?,
+        _ => inputs::read_stdin()?,
     };
-    let tokenizer = Tokenizer::from_metadata(args.model.open_file()?.metadata())?;
+    let tokenizer = tokenizer(args.model.open_file()?.metadata())?;
     let ids = encode_raw(&tokenizer, &text)?;
     if args.json {
         output::json(&Report::new(None, &ids, &tokenizer))?;
@@ -143,7 +130,7 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
         output::text(&template.render_text(&input).map_err(explain)?)?;
         return Ok(ExitCode::Ok);
     };
-    let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+    let tokenizer = tokenizer(file.metadata())?;
     let rendered = template.render(&input, tokenizer.control_texts()).map_err(explain)?;
     let ids = tokenizer.encode_rendered(&rendered)?;
     if args.json {

@@ -120,6 +120,12 @@ impl CpuExecutable {
         if tokens == 1 { &self.one } else { &self.many }
     }
 
+    /// Those logits of a row of the last step that may be chosen from.
+    fn choosable(&self, row: usize) -> Result<&[f32], BackendError> {
+        let logits = self.logits_row(row)?;
+        Ok(&logits[..self.one.plan.graph.choosable(logits.len())])
+    }
+
     /// The logits of a row of the last step, where they lie.
     fn logits_row(&self, row: usize) -> Result<&[f32], BackendError> {
         let rows = self.last.map_or(0, |s| s.logits_rows);
@@ -366,7 +372,7 @@ impl Executable for CpuExecutable {
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
-        argmax(self.logits_row(row)?)
+        argmax(self.choosable(row)?)
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {
@@ -379,7 +385,7 @@ impl Executable for CpuExecutable {
         count: usize,
         out: &mut Vec<(TokenId, f32)>,
     ) -> Result<(), BackendError> {
-        best_candidates(self.logits_row(row)?, count, out)
+        best_candidates(self.choosable(row)?, count, out)
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

@@ -59,9 +59,11 @@ impl Choices {
         };
         let output = graph.outputs.first().map(|id| graph.value(*id));
         let most = match output.map(|value| (value.shape.0.as_slice(), value.dtype)) {
-            Some(([Dim::LogitsRows, Dim::Fixed(0)], DType::F32)) => 0,
-            Some(([Dim::LogitsRows, Dim::Fixed(width)], DType::F32)) if top_parts(*width).is_none() => 1,
-            Some(([Dim::LogitsRows, Dim::Fixed(_)], DType::F32)) => MAX_CANDIDATES,
+            Some(([Dim::LogitsRows, Dim::Fixed(width)], DType::F32)) => match graph.choosable(*width) {
+                0 => 0,
+                width if top_parts(width).is_none() => 1,
+                _ => MAX_CANDIDATES,
+            },
             _ => 0,
         };
         Ok(Choices {
@@ -113,8 +115,9 @@ fn top_parts(width: usize) -> Option<usize> {
 
 impl CudaExecutable {
     /// The kernels that choose from a row of logits, `count` of them; one also becomes the token of the next decode step.
-    /// None where they cannot choose so many.
+    /// None where they cannot choose so many. Rows of a padded vocabulary that no token has are left out.
     pub fn choice_kernels(&self, (logits, width): (Param, usize), count: usize) -> Vec<KernelLaunch> {
+        let width = self.choosable(width);
         let launch = |kernel, blocks: usize, threads, shared: usize, params| KernelLaunch {
             kernel,
             grid: [blocks as u32, 1, 1],
@@ -148,6 +151,11 @@ impl CudaExecutable {
                 vec![best, chosen, int(parts), int(count)],
             ),
         ]
+    }
+
+    /// The first so many of a row's `width` logits may be chosen.
+    fn choosable(&self, width: usize) -> usize {
+        self.plan(1).graph.choosable(width)
     }
 
     /// Queues the copy of what kernels have chosen from a row of the last step.
@@ -211,7 +219,7 @@ impl CudaExecutable {
         if !self.choose(row, count, |made, wanted| made >= wanted)? {
             let mut all = Vec::new();
             self.logits(row, &mut all)?;
-            return best_candidates(&all, count, out);
+            return best_candidates(&all[..self.choosable(all.len())], count, out);
         }
         let read = self.choices.mailbox.read();
         let found = read.map_err(|e| self.failed_last(e))?;

@@ -25,7 +25,7 @@ mod router;
 use crate::error::BackendError;
 use crate::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    Observer, State, StepInput, StepTokens, WeightSource, argmax, check_weights, deliver_taps, not_taken,
+    Observer, State, StepInput, StepTokens, WeightSource, check_weights, deliver_taps, not_taken,
 };
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
@@ -236,12 +236,6 @@ impl Executable for ReferenceExecutable {
         out.clear();
         out.extend_from_slice(found);
         Ok(())
-    }
-
-    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
-        let mut logits = Vec::new();
-        self.logits(row, &mut logits)?;
-        argmax(&logits)
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {

@@ -56,7 +56,10 @@ pub(super) struct ArenaMap {
 #[derive(Clone, Copy)]
 pub(super) struct Logits {
     pub value: ValueId,
+    /// Of a row.
     pub vocabulary: usize,
+    /// The first so many of a row may be chosen.
+    pub choosable: usize,
 }
 
 /// The graph's first output if it is rows of logits.
@@ -66,7 +69,7 @@ fn logits_of(graph: &Graph) -> Option<Logits> {
         [Dim::LogitsRows, Dim::Fixed(vocabulary)]
             if value.dtype == DType::F32 && vocabulary <= sample::MAX_ELEMENTS =>
         {
-            Some(Logits { value: value.id, vocabulary })
+            Some(Logits { value: value.id, vocabulary, choosable: graph.choosable(vocabulary) })
         }
         _ => None,
     }
@@ -164,7 +167,7 @@ pub(super) fn compile(
     let logits = logits_of(graph);
     let sampling = logits.map(|l| {
         let next_token = map.places.inputs.get(&graph.inputs.tokens).copied();
-        sample::dispatches(device.features, l.vocabulary, map.sample_at, next_token)
+        sample::dispatches(device.features, l.choosable, map.sample_at, next_token)
     });
     let all = emitted.iter().flatten().flatten().chain(sampling.iter().flatten());
     let pipelines = {

@@ -219,7 +219,9 @@ impl ChatTemplate {
             ("eos_token", keys::TOKENIZER_EOS),
             ("pad_token", keys::TOKENIZER_PADDING),
         ] {
-            if let Some(text) = metadata.opt_usize(key)?.and_then(|id| texts.get(id)) {
+            // An id that no token has stands for "none"; the tokenizer says so.
+            let id = metadata.opt_integer(key)?.and_then(|id| usize::try_from(id).ok());
+            if let Some(text) = id.and_then(|id| texts.get(id)) {
                 self.token_variables.insert(variable.to_owned(), Value::String(text.clone()));
             }
         }

@@ -160,7 +160,7 @@ impl MetaValue {
     }
 
     /// Type and, for scalars, value, for messages: "i32 -1", "array of 3 u32".
-    pub(super) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         const STRING_CHARS: usize = 40;
         match self {
             MetaValue::F32(v) => format!("f32 {v}"),
@@ -276,6 +276,10 @@ impl Metadata {
         GgufError::KeyType { file: self.origin.to_string(), key: key.to_owned(), found, wanted }
     }
 
+    accessors! {
+        /// An integer of any type, whatever its value.
+        integer, opt_integer, i128, "an integer", |v| v.integer()
+    }
     accessors! {
         /// An integer of any type that fits a u32.
         u32, opt_u32, u32, "an integer of 0 to 4294967295", |v| v.integer().and_then(|i| i.try_into().ok())

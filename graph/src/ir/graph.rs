@@ -173,6 +173,10 @@ pub struct Graph {
     pub outputs: Vec<ValueId>,
     /// Layers in the model.
     pub num_layers: usize,
+    /// How many tokens the vocabulary has, where that is fewer than the rows of the embedding and of lm_head: a table that
+    /// was padded. What lies beyond is computed, and never chosen. `None`: every row is a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_tokens: Option<usize>,
     next_node: u32,
 }
 
@@ -202,6 +206,7 @@ impl Graph {
             boundary: Vec::new(),
             outputs: Vec::new(),
             num_layers: 0,
+            num_tokens: None,
             next_node: 0,
         };
         for dim in [Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::LogitsRows] {
@@ -328,6 +333,12 @@ impl Graph {
             Op::Embed { table } => Some(table.rows.len()),
             _ => None,
         })
+    }
+
+    /// How many of a row's `width` logits may be chosen from: the first so many, those of tokens.
+    #[must_use]
+    pub fn choosable(&self, width: usize) -> usize {
+        self.num_tokens.map_or(width, |tokens| tokens.min(width))
     }
 
     /// The taps of the graph: node, stage, layer.

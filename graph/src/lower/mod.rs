@@ -9,7 +9,7 @@ mod qwen3;
 mod qwen3moe;
 
 use crate::config::{ConfigError, FfnKind, ModelConfig};
-use crate::gguf::{GgufFile, Metadata, keys};
+use crate::gguf::{GgufFile, MetaArray, Metadata, keys};
 use crate::ir::{GateKind, Graph, RopePairing, ValueId, WeightHome, WeightId, WeightSlice};
 use crate::quant::Format;
 use crate::verify::{GraphError, verify};
@@ -79,6 +79,18 @@ pub enum LowerError {
         /// By the metadata.
         wanted: Vec<usize>,
     },
+    /// More tokens than the embedding table has rows.
+    #[error(
+        "tokenizer.ggml.tokens: found {tokens} tokens, wanted at most {rows}, the rows of {}; tokenizer and weights do not \
+         belong together: convert the model again",
+        keys::tensor::TOKEN_EMBD
+    )]
+    TokensBeyondRows {
+        /// In `tokenizer.ggml.tokens`.
+        tokens: usize,
+        /// Of the embedding table.
+        rows: usize,
+    },
     /// A tensor that must be F32.
     #[error("tensor {name}: found {}, wanted F32", found.name())]
     TensorFormat {
@@ -137,6 +149,7 @@ pub fn lower(metadata: &Metadata, tensors: &TensorTable) -> Result<(ModelConfig,
     let mut lowering = Lowering { config: &config, tensors, used: BTreeMap::new(), graph: Graph::new() };
     lowering.graph.num_layers = config.num_hidden_layers;
     (row.lower)(&mut lowering)?;
+    lowering.graph.num_tokens = padded_vocabulary(metadata, config.vocab_size)?;
     let Lowering { used, graph, .. } = lowering;
     let names: Vec<String> =
         tensors.keys().filter(|name| !used.contains_key(*name)).take(4).cloned().collect();
@@ -145,6 +158,18 @@ pub fn lower(metadata: &Metadata, tensors: &TensorTable) -> Result<(ModelConfig,
     }
     verify(&graph, "lower")?;
     Ok((config, graph))
+}
+
+/// How many tokens there are, where they are fewer than the embedding table's `rows`.
+///
+/// # Errors
+/// [`LowerError::TokensBeyondRows`]. A file without tokens has nothing to compare.
+fn padded_vocabulary(metadata: &Metadata, rows: usize) -> Result<Option<usize>, LowerError> {
+    match metadata.opt_array(keys::TOKENIZER_TOKENS).ok().flatten().map(MetaArray::len) {
+        Some(tokens) if tokens > rows => Err(LowerError::TokensBeyondRows { tokens, rows }),
+        Some(tokens) if (1..rows).contains(&tokens) => Ok(Some(tokens)),
+        _ => Ok(None),
+    }
 }
 
 /// A lowering in progress: what the blocks share.

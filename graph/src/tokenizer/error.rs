@@ -19,21 +19,36 @@ pub enum TokenizerError {
     },
     /// A kind of tokenizer that is not known.
     #[error(
-        "tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE), so there is no text; `run`, `trace` and \
-         `parity` take token ids (--tokens)"
+        "{file}: tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE), so there is no text; `run`, \
+         `trace` and `parity` take token ids (--tokens)"
     )]
     Model {
+        /// File concerned.
+        file: String,
         /// What the file states.
         found: String,
     },
     /// A pre-tokenizer that is not known.
     #[error(
-        "tokenizer.ggml.pre: found {found:?}, wanted one of {known}; a wrong one would give wrong ids silently, so there is \
-         no text; `run`, `trace` and `parity` take token ids (--tokens)"
+        "{file}: tokenizer.ggml.pre: found {found:?}, wanted one of {known}; a wrong one would give wrong ids silently, so \
+         there is no text; `run`, `trace` and `parity` take token ids (--tokens)"
     )]
     PreTokenizer {
+        /// File concerned.
+        file: String,
         /// What the file states.
         found: String,
+        /// The names that are known.
+        known: String,
+    },
+    /// A file that does not name its pre-tokenizer.
+    #[error(
+        "{file}: key \"tokenizer.ggml.pre\" is missing, wanted one of {known}; a wrong one would give wrong ids silently, so \
+         there is no text; convert the model again; `run`, `trace` and `parity` take token ids (--tokens)"
+    )]
+    PreTokenizerAbsent {
+        /// File concerned.
+        file: String,
         /// The names that are known.
         known: String,
     },
@@ -63,16 +78,6 @@ pub enum TokenizerError {
         id: usize,
         /// Its type.
         found: i32,
-    },
-    /// A key names a token that does not exist.
-    #[error("{key}: found {id}, wanted an id below the vocabulary's {vocab_size}; convert the model again")]
-    IdOutOfRange {
-        /// The key.
-        key: &'static str,
-        /// The id that it states.
-        id: u32,
-        /// How many tokens there are.
-        vocab_size: usize,
     },
     /// A byte that no token stands for.
     #[error(
@@ -105,4 +110,17 @@ pub enum TokenizerError {
         /// How many tokens there are.
         vocab_size: usize,
     },
+}
+
+impl TokenizerError {
+    /// Whether there is only no text: token ids run all the same.
+    pub fn leaves_ids(&self) -> bool {
+        matches!(
+            self,
+            TokenizerError::Absent { .. }
+                | TokenizerError::Model { .. }
+                | TokenizerError::PreTokenizer { .. }
+                | TokenizerError::PreTokenizerAbsent { .. }
+        )
+    }
 }

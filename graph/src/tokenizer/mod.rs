@@ -8,13 +8,15 @@
 //!
 //! Token types: *control* tokens (`<|im_end|>`) steer the model and are read from text only where the caller says that the
 //! text may hold them ([`ControlTokens::Parse`]); *user-defined* tokens (`<think>`) are text that happens to be one token,
-//! and are always read.
+//! and are always read. Where a file's types are absent or wrong, `kinds` puts them right.
 
 mod bytes;
 mod error;
+mod kinds;
 mod pretokenize;
 mod special;
 mod stream;
+mod warning;
 
 use std::collections::HashMap;
 
@@ -30,7 +32,9 @@ use pretokenize::PreTokenizer;
 use special::{Fragment, SpecialTokens};
 
 pub use error::TokenizerError;
+pub use kinds::Correction;
 pub use stream::{StreamDecoder, Utf8Stream};
+pub use warning::TokenizerWarning;
 
 /// Whether control tokens that are spelled out in a text become control tokens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +45,7 @@ pub enum ControlTokens {
     Literal,
 }
 
-/// What a token is, from `tokenizer.ggml.token_type`.
+/// What a token is: by `tokenizer.ggml.token_type`, where that is not wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TokenKind {
     /// A byte sequence of the byte-level alphabet.
@@ -53,21 +57,6 @@ pub enum TokenKind {
     /// A place in the vocabulary that training never used.
     Unused,
 }
-
-/// Texts of control tokens of known models that end a generation. Files name one or two ids by key; the rest are found by
-/// these texts among the control tokens, so that a model stops at each of its ends.
-const END_OF_GENERATION_TEXTS: [&str; 10] = [
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_turn>",
-    "<｜end▁of▁sentence｜>",
-];
 
 /// Text ↔ ids, as one GGUF file states it.
 #[derive(Debug)]
@@ -82,49 +71,133 @@ pub struct Tokenizer {
     eos: Option<TokenId>,
     end_of_generation: Vec<TokenId>,
     add_bos: bool,
+    warnings: Vec<TokenizerWarning>,
+}
+
+/// The ids that `tokenizer.ggml.*_token_id` state.
+struct SpecialIds {
+    bos: Option<TokenId>,
+    eos: Option<TokenId>,
+    eot: Option<TokenId>,
+    eom: Option<TokenId>,
+    padding: Option<TokenId>,
+    /// Keys whose id no token has, as −1 and 4294967295 mean "none".
+    out_of_range: Vec<(&'static str, i128)>,
+}
+
+impl SpecialIds {
+    /// Errors: a key that is no integer.
+    fn of_file(metadata: &Metadata, vocab_size: usize) -> Result<SpecialIds, TokenizerError> {
+        let mut out_of_range = Vec::new();
+        let mut read = |key: &'static str| -> Result<Option<TokenId>, TokenizerError> {
+            let Some(found) = metadata.opt_integer(key)? else { return Ok(None) };
+            let id = u32::try_from(found).ok().map(TokenId).filter(|id| id.index() < vocab_size);
+            if id.is_none() {
+                out_of_range.push((key, found));
+            }
+            Ok(id)
+        };
+        let (bos, eos) = (read(keys::TOKENIZER_BOS)?, read(keys::TOKENIZER_EOS)?);
+        let (eot, eom) = (read(keys::TOKENIZER_EOT)?, read(keys::TOKENIZER_EOM)?);
+        let padding = read(keys::TOKENIZER_PADDING)?;
+        Ok(SpecialIds { bos, eos, eot, eom, padding, out_of_range })
+    }
+}
+
+/// How the file's text is cut into words.
+///
+/// Errors: the file has no tokenizer, or one of a kind that is not known.
+fn pre_tokenizer(metadata: &Metadata) -> Result<PreTokenizer, TokenizerError> {
+    let file = || metadata.origin().to_owned();
+    let Some(model) = metadata.opt_str(keys::TOKENIZER_MODEL)? else {
+        return Err(TokenizerError::Absent { file: file() });
+    };
+    if model != "gpt2" {
+        return Err(TokenizerError::Model { file: file(), found: model.to_owned() });
+    }
+    let known = PreTokenizer::known_names;
+    let Some(name) = metadata.opt_str(keys::TOKENIZER_PRE)? else {
+        return Err(TokenizerError::PreTokenizerAbsent { file: file(), known: known() });
+    };
+    PreTokenizer::by_name(name).ok_or_else(|| TokenizerError::PreTokenizer {
+        file: file(),
+        found: name.to_owned(),
+        known: known(),
+    })
 }
 
 impl Tokenizer {
-    /// The tokenizer that `tokenizer.ggml.*` describes.
+    /// The tokenizer that `tokenizer.ggml.*` describes. What it takes otherwise than the file says it, it warns of.
     ///
     /// Errors: there is none in the file, it is of a kind that is not known, or its keys contradict each other.
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
-        let Some(model) = metadata.opt_str(keys::TOKENIZER_MODEL)? else {
-            return Err(TokenizerError::Absent { file: metadata.origin().to_owned() });
-        };
-        if model != "gpt2" {
-            return Err(TokenizerError::Model { found: model.to_owned() });
-        }
-        let pre_tokenizer = PreTokenizer::by_name(metadata.str(keys::TOKENIZER_PRE)?)?;
+        let pre_tokenizer = pre_tokenizer(metadata)?;
         let texts = metadata.string_array(keys::TOKENIZER_TOKENS)?.to_vec();
         if texts.is_empty() || u32::try_from(texts.len()).is_err() {
             return Err(TokenizerError::VocabularySize { found: texts.len() });
         }
-        let kinds = token_kinds(metadata, texts.len())?;
+        let kinds = kinds::of_file(metadata, texts.len())?;
         let bpe = byte_pair_encoding(&texts, metadata.string_array(keys::TOKENIZER_MERGES)?)?;
 
-        let id_of_key = |key: &'static str| -> Result<Option<TokenId>, TokenizerError> {
-            match metadata.opt_u32(key)? {
-                Some(id) if (id as usize) < texts.len() => Ok(Some(TokenId(id))),
-                Some(id) => Err(TokenizerError::IdOutOfRange { key, id, vocab_size: texts.len() }),
-                None => Ok(None),
-            }
-        };
-        let bos = id_of_key(keys::TOKENIZER_BOS)?;
-        let eos = id_of_key(keys::TOKENIZER_EOS)?;
-        let mut end_of_generation: Vec<TokenId> =
-            [eos, id_of_key(keys::TOKENIZER_EOT)?, id_of_key(keys::TOKENIZER_EOM)?]
-                .into_iter()
-                .flatten()
-                .collect();
-        let special = SpecialTokens::new(&texts, &kinds);
-        for text in END_OF_GENERATION_TEXTS {
-            end_of_generation.extend(special.control(text));
+        let mut warnings = Vec::new();
+        let ids = SpecialIds::of_file(metadata, texts.len())?;
+        if !ids.out_of_range.is_empty() {
+            warnings.push(TokenizerWarning::Ids {
+                file: metadata.origin().to_owned(),
+                found: ids.out_of_range,
+                vocab_size: texts.len(),
+            });
         }
-        end_of_generation.sort_unstable();
-        end_of_generation.dedup();
-        let add_bos = metadata.opt_bool(keys::TOKENIZER_ADD_BOS)?.unwrap_or(false) && bos.is_some();
-        Ok(Tokenizer { bpe, pre_tokenizer, special, texts, kinds, bos, eos, end_of_generation, add_bos })
+        let SpecialIds { bos, eos, eot, eom, padding, .. } = ids;
+        let mut tokenizer = Tokenizer {
+            bpe,
+            pre_tokenizer,
+            special: SpecialTokens::new(&[], &[]),
+            texts,
+            kinds: Vec::new(),
+            bos,
+            eos,
+            end_of_generation: Vec::new(),
+            add_bos: metadata.opt_bool(keys::TOKENIZER_ADD_BOS)?.unwrap_or(false) && bos.is_some(),
+            warnings,
+        };
+        tokenizer.set_kinds(metadata, kinds, &[bos, eos, eot, eom, padding])?;
+        let named = [eos, eot, eom].into_iter().flatten();
+        tokenizer.end_of_generation = kinds::ends(&tokenizer.texts, &tokenizer.kinds, named);
+        Ok(tokenizer)
+    }
+
+    /// Whether the file has a tokenizer of a kind that is known: what can be said without building it.
+    ///
+    /// Errors: it has none, or one that is not known.
+    pub fn check_kind(metadata: &Metadata) -> Result<(), TokenizerError> {
+        pre_tokenizer(metadata).map(drop)
+    }
+
+    /// Takes the file's types, put right where they are wrong.
+    fn set_kinds(
+        &mut self,
+        metadata: &Metadata,
+        mut kinds: Vec<TokenKind>,
+        named: &[Option<TokenId>],
+    ) -> Result<(), TokenizerError> {
+        let is_word = |text: &str, id: TokenId| {
+            let mut ids = Vec::new();
+            self.encode_plain(text, &mut ids).is_ok() && ids == [id]
+        };
+        let named: Vec<TokenId> = named.iter().copied().flatten().collect();
+        let corrections = kinds::correct(metadata, &self.texts, &mut kinds, &named, is_word)?;
+        if !corrections.is_empty() {
+            self.warnings.push(TokenizerWarning::Types { file: metadata.origin().to_owned(), corrections });
+        }
+        self.special = SpecialTokens::new(&self.texts, &kinds);
+        self.kinds = kinds;
+        Ok(())
+    }
+
+    /// What the file says and this takes otherwise: for the user to know.
+    pub fn warnings(&self) -> &[TokenizerWarning] {
+        &self.warnings
     }
 
     /// The ids of a text. User-defined tokens are always read, control tokens as `control` says. No BOS is added.
@@ -244,29 +317,6 @@ impl Tokenizer {
     pub fn raw_text(&self, id: TokenId) -> Option<&str> {
         self.texts.get(id.index()).map(String::as_str)
     }
-}
-
-/// Types from `tokenizer.ggml.token_type`; all are normal where the key is absent.
-fn token_kinds(metadata: &Metadata, vocab_size: usize) -> Result<Vec<TokenKind>, TokenizerError> {
-    let Some(types) = metadata.opt_i32_array(keys::TOKENIZER_TOKEN_TYPE)? else {
-        return Ok(vec![TokenKind::Normal; vocab_size]);
-    };
-    if types.len() != vocab_size {
-        return Err(TokenizerError::TypeCount { found: types.len(), wanted: vocab_size });
-    }
-    types
-        .iter()
-        .enumerate()
-        .map(|(id, &t)| match t {
-            // 0 is "undefined" and 6 a byte token of SentencePiece: neither is special in a byte-level vocabulary.
-            0 | 1 | 6 => Ok(TokenKind::Normal),
-            // The unknown token (2) is never text, so it is treated like a control token.
-            2 | 3 => Ok(TokenKind::Control),
-            4 => Ok(TokenKind::UserDefined),
-            5 => Ok(TokenKind::Unused),
-            found => Err(TokenizerError::TokenType { id, found }),
-        })
-        .collect()
 }
 
 /// The merging model, after checks that no word can be lost in it.

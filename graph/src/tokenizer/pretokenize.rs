@@ -7,14 +7,22 @@
 
 use regex::Regex;
 
-use super::TokenizerError;
-
 /// Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE, up to the last two alternatives `\s+(?!\S)|\s+`, which are one `\s+` here.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
-/// Names of `tokenizer.ggml.pre` and their patterns.
-const KNOWN: [(&str, &str); 1] = [("qwen2", QWEN2)];
+/// Names of `tokenizer.ggml.pre` and their patterns. Converters name a pre-tokenizer after the model that they first saw it
+/// with, so one rule has several names; these are those that llama.cpp gives the same pattern.
+const KNOWN: [(&str, &str); 8] = [
+    ("qwen2", QWEN2),
+    ("deepseek-r1-qwen", QWEN2),
+    ("kormo", QWEN2),
+    ("f2llmv2", QWEN2),
+    ("megrez", QWEN2),
+    ("stablelm2", QWEN2),
+    ("hunyuan", QWEN2),
+    ("solar-open", QWEN2),
+];
 
 /// Cuts text into words.
 #[derive(Debug)]
@@ -23,20 +31,20 @@ pub struct PreTokenizer {
 }
 
 impl PreTokenizer {
-    /// The pre-tokenizer of that name.
-    ///
-    /// Errors: the name is not listed.
-    pub fn by_name(name: &str) -> Result<PreTokenizer, TokenizerError> {
-        let Some((_, pattern)) = KNOWN.iter().find(|(known, _)| *known == name) else {
-            let known = KNOWN.map(|(known, _)| format!("{known:?}")).join(", ");
-            return Err(TokenizerError::PreTokenizer { found: name.to_owned(), known });
-        };
+    /// The names that are known, in quotes.
+    pub fn known_names() -> String {
+        KNOWN.map(|(name, _)| format!("{name:?}")).join(", ")
+    }
+
+    /// The pre-tokenizer of that name; `None` where it is not listed.
+    pub fn by_name(name: &str) -> Option<PreTokenizer> {
+        let (_, pattern) = KNOWN.iter().find(|(known, _)| *known == name)?;
         #[expect(
             clippy::expect_used,
             reason = "the pattern is a constant; every one of KNOWN is built by a test"
         )]
         let pattern = Regex::new(pattern).expect("a constant pattern");
-        Ok(PreTokenizer { pattern })
+        Some(PreTokenizer { pattern })
     }
 
     /// The words of a text, in order; together they are the text.
@@ -86,9 +94,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unlisted_name_is_refused_by_name() {
-        let error = PreTokenizer::by_name("llama-bpe").unwrap_err().to_string();
-        assert!(error.contains("llama-bpe") && error.contains("qwen2"), "{error}");
+    fn a_name_is_listed_or_not() {
+        assert!(PreTokenizer::by_name("llama-bpe").is_none() && PreTokenizer::by_name("").is_none());
+        let names = PreTokenizer::known_names();
+        assert!(names.starts_with("\"qwen2\", ") && names.contains("\"deepseek-r1-qwen\""), "{names}");
     }
 
     #[test]

@@ -41,11 +41,6 @@ impl SpecialTokens {
         SpecialTokens { tokens, by_first_byte }
     }
 
-    /// The control token of that text.
-    pub fn control(&self, text: &str) -> Option<TokenId> {
-        self.tokens.iter().find(|(t, _, kind)| *kind == TokenKind::Control && t == text).map(|&(_, id, _)| id)
-    }
-
     /// The texts of the control tokens.
     pub fn controls(&self) -> impl Iterator<Item = &str> {
         self.tokens.iter().filter(|(.., kind)| *kind == TokenKind::Control).map(|(text, ..)| text.as_str())
