@@ -11,7 +11,7 @@ use moe_run_backends::{
         save::ModelIdentity,
     },
 };
-use moe_run_graph::ids::TokenId;
+use moe_run_graph::{ids::TokenId, shown::shown_json};
 use serde::Serialize;
 
 use crate::{
@@ -250,5 +250,5 @@ impl RoutingFiles {
 }
 
 fn line(value: &impl Serialize) -> Result<String, CliError> {
-    Ok(serde_json::to_string(value).map_err(CliError::failed)? + "\n")
+    Ok(shown_json(&serde_json::to_string(value).map_err(CliError::failed)?) + "\n")
 }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::gguf::GgufError;
+use crate::{gguf::GgufError, shown::shown};
 
 /// Why a tokenizer could not be built or used.
 #[derive(Debug, Error)]
@@ -10,8 +10,9 @@ use crate::gguf::GgufError;
 pub enum TokenizerError {
     /// The file has no tokenizer.
     #[error(
-        "{file}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
-         take token ids (--tokens)"
+        "{}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
+         take token ids (--tokens)",
+        shown(file)
     )]
     Absent {
         /// File concerned.
@@ -94,7 +95,8 @@ pub enum TokenizerError {
     },
     /// The BPE model refused the vocabulary or a word.
     #[error(
-        "byte-pair encoding: {0}; merges and tokens of the file contradict each other: convert the model again"
+        "byte-pair encoding: {}; merges and tokens of the file contradict each other: convert the model again",
+        shown(.0)
     )]
     Bpe(Box<dyn std::error::Error + Send + Sync>),
     /// An id outside the vocabulary.
