@@ -364,7 +364,8 @@ fn text(report: &Report, file: &GgufFile) -> String {
     };
     line(format!("File: {} ({})", shown(&report.file), human_bytes(report.file_bytes)));
     for part in &report.parts {
-        let of_split = if report.parts.len() > 1 { format!("  {}", shown(&part.file)) } else { "  GGUF".to_owned() };
+        let of_split =
+            if report.parts.len() > 1 { format!("  {}", shown(&part.file)) } else { "  GGUF".to_owned() };
         line(format!("{of_split} version {}, alignment {} bytes", part.version, part.alignment_bytes));
     }
 
@@ -394,8 +395,7 @@ fn text(report: &Report, file: &GgufFile) -> String {
             human_size(f.bytes)
         ));
     }
-    let unsized_tensors: usize =
-        report.formats.iter().filter(|f| f.bytes.is_none()).map(|f| f.tensors).sum();
+    let unsized_tensors: usize = report.formats.iter().filter(|f| f.bytes.is_none()).map(|f| f.tensors).sum();
     if unsized_tensors > 0 {
         line(format!(
             "  {unsized_tensors} of a type whose blocks are not known here: where they end has not been checked"

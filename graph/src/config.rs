@@ -26,7 +26,11 @@ pub enum ConfigError {
         known: Vec<&'static str>,
     },
     /// A value that no model can have, or that is not supported.
-    #[error("{}: found {}, wanted {wanted}; the file may be damaged or need a newer moe-run", shown(key), shown(found))]
+    #[error(
+        "{}: found {}, wanted {wanted}; the file may be damaged or need a newer moe-run",
+        shown(key),
+        shown(found)
+    )]
     Value {
         /// The key.
         key: String,

@@ -90,7 +90,8 @@ struct Escaping<'a, W: ?Sized> {
 impl<W: Write + ?Sized> Write for Escaping<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
-        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_steering(*c) && !self.keep.contains(c)) {
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_steering(*c) && !self.keep.contains(c))
+        {
             self.out.write_str(&rest[..at])?;
             write!(self.out, "{}", c.escape_default())?;
             rest = &rest[at + c.len_utf8()..];
@@ -106,7 +107,8 @@ mod tests {
     #[test]
     fn what_steers_is_escaped_and_the_rest_is_left() {
         let evil = "evil\u{1b}[2J\nok: all is well\r\t\u{7f}\u{9b}\u{202e}\u{2028}é日 👩\u{200d}🔬\\";
-        let wanted = "evil\\u{1b}[2J\\nok: all is well\\r\\t\\u{7f}\\u{9b}\\u{202e}\\u{2028}é日 👩\u{200d}🔬\\";
+        let wanted =
+            "evil\\u{1b}[2J\\nok: all is well\\r\\t\\u{7f}\\u{9b}\\u{202e}\\u{2028}é日 👩\u{200d}🔬\\";
         assert_eq!(shown(evil).to_string(), wanted);
         assert_eq!(format!("[{:4}|{:>4}]", shown("\n"), shown("a")), "[\\n  |   a]");
         assert_eq!(shown_lines("a\u{1b}\nb\r"), "a\\u{1b}\nb\\r");

@@ -28,7 +28,8 @@ pub enum GgufError {
     /// Something wrote to a file that is mapped.
     #[error(
         "{}: the model's file was changed or cut while it was in use: found {found}; leave the file alone while it is \
-         open, and start again", shown(file)
+         open, and start again",
+        shown(file)
     )]
     Changed {
         /// File concerned.
@@ -67,7 +68,8 @@ pub enum GgufError {
     /// The file ends before what it announces.
     #[error(
         "{}: {what} at byte {offset} wants {wanted} bytes, but only {remaining} bytes are left; the file is \
-         incomplete or damaged: fetch it again and compare its size", shown(file)
+         incomplete or damaged: fetch it again and compare its size",
+        shown(file)
     )]
     Truncated {
         /// File concerned.
@@ -97,7 +99,8 @@ pub enum GgufError {
     },
     /// A metadata key or tensor name that occurs twice.
     #[error(
-        "{}: {kind} {name:?} occurs twice, wanted once; the file is damaged or badly converted: convert it again", shown(file)
+        "{}: {kind} {name:?} occurs twice, wanted once; the file is damaged or badly converted: convert it again",
+        shown(file)
     )]
     Duplicate {
         /// File concerned.
@@ -108,7 +111,10 @@ pub enum GgufError {
         name: String,
     },
     /// A tensor in a format that this project does not read.
-    #[error("{}: tensor {tensor:?}: {source}; use a file quantized to one of those (Q4_K_M, for one)", shown(file))]
+    #[error(
+        "{}: tensor {tensor:?}: {source}; use a file quantized to one of those (Q4_K_M, for one)",
+        shown(file)
+    )]
     TensorType {
         /// File concerned.
         file: String,
@@ -120,7 +126,8 @@ pub enum GgufError {
     /// Two tensors claim the same bytes.
     #[error(
         "{}: tensors {first:?} and {second:?} overlap: the second begins at data byte {second_offset}, the first ends \
-         at {first_end}; the file is damaged or badly converted: convert it again", shown(file)
+         at {first_end}; the file is damaged or badly converted: convert it again",
+        shown(file)
     )]
     Overlap {
         /// File concerned.
@@ -136,7 +143,9 @@ pub enum GgufError {
     },
     /// Part of a split model is not there.
     #[error(
-        "{}: part {part} of {count} is missing, wanted {}; put all {count} parts into one directory", shown(file), shown_path(path)
+        "{}: part {part} of {count} is missing, wanted {}; put all {count} parts into one directory",
+        shown(file),
+        shown_path(path)
     )]
     MissingPart {
         /// The part that was given.
@@ -150,7 +159,8 @@ pub enum GgufError {
     },
     /// A metadata key that the model needs is absent.
     #[error(
-        "{}: metadata key {key:?} is missing, wanted {wanted}; use a complete conversion of the model", shown(file)
+        "{}: metadata key {key:?} is missing, wanted {wanted}; use a complete conversion of the model",
+        shown(file)
     )]
     MissingKey {
         /// File concerned.
@@ -170,7 +180,8 @@ pub enum GgufError {
     },
     /// A metadata value of another type, or out of the range, than wanted.
     #[error(
-        "{}: metadata key {key:?}: found {found}, wanted {wanted}; use a correct conversion of the model", shown(file)
+        "{}: metadata key {key:?}: found {found}, wanted {wanted}; use a correct conversion of the model",
+        shown(file)
     )]
     KeyType {
         /// File concerned.

@@ -199,8 +199,7 @@ fn clipped_bytes(bytes: &[u8], max_bytes: usize) -> String {
         start += 1; // not within a character
     }
     let end = (start + max_bytes).min(bytes.len());
-    let (before, behind) =
-        (if start > 0 { "…" } else { "" }, if end < bytes.len() { "…" } else { "" });
+    let (before, behind) = (if start > 0 { "…" } else { "" }, if end < bytes.len() { "…" } else { "" });
     format!("\"{before}{}{behind}\"", shown_bytes(&bytes[start..end]))
 }
 

@@ -62,7 +62,8 @@ pub enum LowerError {
     Config(#[from] ConfigError),
     /// A tensor that the architecture needs.
     #[error(
-        "tensor {} is missing: wanted {wanted:?}; the file is incomplete (is a part of a split file absent?)", shown(name)
+        "tensor {} is missing: wanted {wanted:?}; the file is incomplete (is a part of a split file absent?)",
+        shown(name)
     )]
     MissingTensor {
         /// Its name.
@@ -71,7 +72,10 @@ pub enum LowerError {
         wanted: Vec<usize>,
     },
     /// A tensor of another shape than the metadata says.
-    #[error("tensor {}: found shape {found:?}, wanted {wanted:?} by the metadata (outermost first)", shown(name))]
+    #[error(
+        "tensor {}: found shape {found:?}, wanted {wanted:?} by the metadata (outermost first)",
+        shown(name)
+    )]
     TensorShape {
         /// Its name.
         name: String,
@@ -98,7 +102,9 @@ pub enum LowerError {
     },
     /// The same matrix twice: by itself, and as rows of a tensor that joins several.
     #[error(
-        "tensors {} and {}: found both, and the first holds the rows of the second, too; wanted one or the other: convert the model again", shown(fused), shown(separate)
+        "tensors {} and {}: found both, and the first holds the rows of the second, too; wanted one or the other: convert the model again",
+        shown(fused),
+        shown(separate)
     )]
     FusedTwice {
         /// The tensor that joins several.
@@ -107,7 +113,10 @@ pub enum LowerError {
         separate: String,
     },
     /// A tensor whose meaning is known and that is not computed.
-    #[error("tensor {}: {what} is not supported; use a model without it, a newer moe-run may support it", shown(name))]
+    #[error(
+        "tensor {}: {what} is not supported; use a model without it, a newer moe-run may support it",
+        shown(name)
+    )]
     Unsupported {
         /// Its name.
         name: String,

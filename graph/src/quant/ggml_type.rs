@@ -149,7 +149,10 @@ mod tests {
         }
         for format in Format::ALL {
             let t = GgmlType::from(format);
-            assert_eq!((t.format(), t.block()), (Ok(format), Some((format.block_elems(), format.block_bytes()))));
+            assert_eq!(
+                (t.format(), t.block()),
+                (Ok(format), Some((format.block_elems(), format.block_bytes())))
+            );
             assert!(t == format && t.other().is_none());
         }
         // Bits an element, as ggml's documentation states them.

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::{gguf::GgufError, shown::shown};
+use crate::gguf::GgufError;
 
 /// Why a tokenizer could not be built or used.
 #[derive(Debug, Error)]
@@ -10,9 +10,8 @@ use crate::{gguf::GgufError, shown::shown};
 pub enum TokenizerError {
     /// The file has no tokenizer.
     #[error(
-        "{}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
-         take token ids (--tokens)",
-        shown(file)
+        "{file}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
+         take token ids (--tokens)"
     )]
     Absent {
         /// File concerned.
@@ -96,7 +95,7 @@ pub enum TokenizerError {
     /// The BPE model refused the vocabulary or a word.
     #[error(
         "byte-pair encoding: {}; merges and tokens of the file contradict each other: convert the model again",
-        shown(.0)
+        crate::shown::shown(.0)
     )]
     Bpe(Box<dyn std::error::Error + Send + Sync>),
     /// An id outside the vocabulary.

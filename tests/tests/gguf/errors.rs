@@ -94,7 +94,8 @@ fn metadata_values() {
         assert!(matches!(error, GgufError::Truncated { .. }));
     }
     // A value is judged by what uses it, a key is a name.
-    let opened = GgufFile::from_bytes("the.gguf", patched(&bytes, "Grüße".as_bytes(), b"Gr\xffsse\xff")).unwrap();
+    let opened =
+        GgufFile::from_bytes("the.gguf", patched(&bytes, "Grüße".as_bytes(), b"Gr\xffsse\xff")).unwrap();
     let error = opened.metadata().str("string").unwrap_err();
     assert!(matches!(error, GgufError::KeyType { .. }), "{error:?}");
     assert!(error.to_string().contains("\"string\": found string \"Gr\\xFFsse\\xFF, "), "{error}");
@@ -201,7 +202,10 @@ fn tensor_types() {
         let error = weights.require("w").unwrap_err();
         assert!(matches!(error, GgufError::TensorType { .. }), "{error:?}");
         let (text, name) = (error.to_string(), name.trim_start_matches("type "));
-        assert!(text.starts_with("the.gguf: tensor \"w\": ") && text.contains(name) && text.contains("Q4_K"), "{text}");
+        assert!(
+            text.starts_with("the.gguf: tensor \"w\": ") && text.contains(name) && text.contains("Q4_K"),
+            "{text}"
+        );
     }
     // Where the size of a type's blocks is known, the extents are checked; where it is not, the beginning.
     for (number, parts) in [

@@ -23,8 +23,12 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
         (heads * config.head_dim, kv_heads * config.head_dim, kv_heads * config.value_head_dim);
     l.refuse(&file(tensor::ATTN_QKV_BIAS), "a bias of q, k and v in one tensor")?;
     let parts = [(tensor::ATTN_Q, q_width), (tensor::ATTN_K, k_width), (tensor::ATTN_V, v_width)];
-    let weights =
-        l.matrices(&file(tensor::ATTN_QKV), &parts.map(|(rest, rows)| (file(rest), rows)), None, hidden_size)?;
+    let weights = l.matrices(
+        &file(tensor::ATTN_QKV),
+        &parts.map(|(rest, rows)| (file(rest), rows)),
+        None,
+        hidden_size,
+    )?;
     let mut qkv = [normed; 3];
     for ((out, name), weight) in qkv.iter_mut().zip(["q_proj", "k_proj", "v_proj"]).zip(weights) {
         *out = only(l.graph.push(at, name, Op::MatMul { weight, bias: None, scale: None }, &[normed])?);
