@@ -259,7 +259,11 @@ fn strings_that_are_not_utf8_harm_only_what_uses_them() {
         &["\"general.architecture\"", "caf\\xE9"],
     );
     let odd = Odd::new().set("tokenizer.chat_template", latin1());
-    odd.refused(&["-p", "hi", "-n", "1", "--backend", "cpu"], 2, &["\"tokenizer.chat_template\"", "not UTF-8"]);
+    odd.refused(
+        &["-p", "hi", "-n", "1", "--backend", "cpu"],
+        2,
+        &["\"tokenizer.chat_template\"", "not UTF-8"],
+    );
     let _ = odd.moe_run(&["-p", "hi", "-n", "1", "--raw", "--backend", "cpu"]).succeeded();
     let mut tokens = vec![b"a".to_vec(); 300];
     tokens[17] = b"\xff".to_vec();
