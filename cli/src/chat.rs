@@ -401,7 +401,7 @@ fn answer(
         return Err(TurnError::Refused(format!("error: {error}, or /reset")));
     }
     let Engine { session, tokenizer, .. } = engine;
-    let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, args, output::text)?;
+    let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, args, output::exact)?;
     output::text("\n")?;
     output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
     if outcome.stop_reason == StopReason::Interrupted && outcome.output_tokens.is_empty() {

@@ -9,6 +9,7 @@ use moe_run_backends::taps::{
     tensor_file::TensorRef,
     tensor_set::TensorSet,
 };
+use moe_run_graph::shown::{shown, shown_list};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -117,10 +118,10 @@ fn contents(set: &TensorSet) -> String {
         None => "none".to_owned(),
         Some((name, tensor)) if name.is_empty() => {
             let file = tensor.path.file_stem().unwrap_or(tensor.path.as_os_str());
-            format!("only {}", file.to_string_lossy())
+            format!("only {}", shown(file.to_string_lossy()))
         }
-        Some((name, _)) if set.tensors.len() == 1 => format!("only {name}"),
-        Some((name, _)) => format!("{name} and {} more", set.tensors.len() - 1),
+        Some((name, _)) if set.tensors.len() == 1 => format!("only {}", shown(name)),
+        Some((name, _)) => format!("{} and {} more", shown(name), set.tensors.len() - 1),
     }
 }
 
@@ -251,7 +252,8 @@ fn text(
         };
         let _ = writeln!(
             t,
-            "{name:30} {:>9} {:>11.4e} {:>11.4e} {:>11.4e} {:>10.7} {:>9} {:>9}  {}{}",
+            "{:30} {:>9} {:>11.4e} {:>11.4e} {:>11.4e} {:>10.7} {:>9} {:>9}  {}{}",
+            shown(name),
             c.elems,
             c.max.map_or(0.0, |m| m.abs),
             c.rms,
@@ -280,7 +282,7 @@ fn text(
     }
     for (side, names) in [("A", only_a), ("B", only_b)] {
         if !names.is_empty() {
-            let _ = writeln!(t, "only in {side}: {}", names.join(", "));
+            let _ = writeln!(t, "only in {side}: {}", shown_list(names));
         }
     }
     let _ = match beyond {

@@ -9,7 +9,7 @@ use moe_run_backends::{
     taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError},
 };
 use moe_run_graph::{
-    ModelError, chat::ChatError, config::ConfigError, gguf::GgufError, lower::LowerError,
+    ModelError, chat::ChatError, config::ConfigError, gguf::GgufError, lower::LowerError, shown::shown,
     tokenizer::TokenizerError,
 };
 
@@ -94,7 +94,12 @@ impl From<ModelError> for CliError {
         match error {
             ModelError::Gguf(error) => error.into(),
             ModelError::Lower { ref source, .. }
-                if matches!(**source, LowerError::Config(ConfigError::Architecture { .. })) =>
+                if matches!(
+                    **source,
+                    LowerError::Config(ConfigError::Architecture { .. })
+                        | LowerError::TensorType { .. }
+                        | LowerError::Unsupported { .. }
+                ) =>
             {
                 CliError::unsupported(error)
             }
@@ -166,16 +171,16 @@ impl From<SamplerError> for CliError {
     }
 }
 
-/// Writes an error and its causes to standard error.
+/// Writes an error and its causes to standard error, a line each.
 pub fn report(error: &CliError) {
-    let mut text = format!("error: {error}");
+    let mut text = format!("error: {}", shown(error));
     let mut last = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         // An error that already quotes its cause is not repeated.
         let cause_text = cause.to_string();
         if !last.contains(&cause_text) {
-            text.push_str(&format!("\n  caused by: {cause_text}"));
+            text.push_str(&format!("\n  caused by: {}", shown(&cause_text)));
         }
         last = cause_text;
         source = cause.source();

@@ -10,7 +10,8 @@ use moe_run_backends::KvType;
 use moe_run_graph::{
     gguf::{GgufFile, MetaArray, MetaValue},
     lower::{lower, tensor_table},
-    quant::{Format, NonFinite},
+    quant::{Format, GgmlType, NonFinite},
+    shown::{shown, shown_bytes},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -59,6 +60,7 @@ struct Report {
     tensors: Vec<Tensor>,
     formats: Vec<FormatTotal>,
     total_elems: u64,
+    /// Without tensors whose size is not known.
     total_tensor_bytes: u64,
     /// The dimensions, where the file is a model that can be run.
     config: Option<Value>,
@@ -80,18 +82,20 @@ struct Part {
 struct Tensor {
     name: String,
     shape: Vec<usize>,
-    format: Format,
-    bytes: usize,
+    format: GgmlType,
+    /// `None` where the size of the type's blocks is not known.
+    bytes: Option<usize>,
     part: usize,
     offset_bytes: usize,
 }
 
 #[derive(Serialize)]
 struct FormatTotal {
-    format: Format,
+    format: GgmlType,
     tensors: usize,
     elems: u64,
-    bytes: u64,
+    /// `None` where the size of the type's blocks is not known.
+    bytes: Option<u64>,
 }
 
 /// What a model takes in memory, as far as the file decides it; a backend's working buffers come on top.
@@ -116,6 +120,8 @@ struct Check {
     damaged: Vec<Damaged>,
     /// Tensors whose bytes are all zero, as in a file written by `synth --dry-run`.
     zero_tensors: usize,
+    /// Tensors that were not looked at: nothing here decodes their types.
+    unchecked_tensors: usize,
 }
 
 #[derive(Serialize)]
@@ -155,21 +161,24 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
     let tensors = file.tensors().iter().map(|t| Tensor {
         name: t.name.clone(),
         shape: t.shape.clone(),
-        format: t.format,
+        format: t.ggml_type,
         bytes: t.len_bytes(),
         part: t.part(),
         offset_bytes: t.offset_bytes(),
     });
-    let mut formats: BTreeMap<Format, FormatTotal> = BTreeMap::new();
+    // Formats in their own order, then the types that nothing here decodes.
+    let mut formats: BTreeMap<(bool, Option<Format>, u32), FormatTotal> = BTreeMap::new();
     for t in file.tensors() {
-        let total = FormatTotal { format: t.format, tensors: 0, elems: 0, bytes: 0 };
-        let total = formats.entry(t.format).or_insert(total);
+        let (ggml_type, format) = (t.ggml_type, t.format().ok());
+        let total = FormatTotal { format: ggml_type, tensors: 0, elems: 0, bytes: Some(0) };
+        let total = formats.entry((format.is_none(), format, ggml_type.number())).or_insert(total);
         total.tensors += 1;
-        total.elems += t.elems() as u64;
-        total.bytes += t.len_bytes() as u64;
+        // Elements whose bytes are not known to be in the file can be any number.
+        total.elems = total.elems.saturating_add(t.elems() as u64);
+        total.bytes = total.bytes.zip(t.len_bytes()).map(|(sum, bytes)| sum + bytes as u64);
     }
     let formats: Vec<FormatTotal> = formats.into_values().collect();
-    let total_tensor_bytes = formats.iter().map(|f| f.bytes).sum();
+    let total_tensor_bytes = formats.iter().filter_map(|f| f.bytes).sum();
     let (config, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
         Ok((config, graph)) => {
             let ctx_size = ctx_size.unwrap_or(DEFAULT_CTX_SIZE.min(config.max_position_embeddings));
@@ -185,7 +194,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
             let memory = Memory { ctx_size, weights_bytes: total_tensor_bytes, kv_cache: kv_cache.collect() };
             (serde_json::to_value(config).ok(), Some(memory), None)
         }
-        Err(error) => (None, None, Some(error.to_string())),
+        Err(error) => (None, None, Some(error.without_file())),
     };
     Report {
         schema_version: 1,
@@ -209,7 +218,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
             .map(str::to_owned),
         metadata: file.metadata().iter().map(|(key, value)| metadata_json(key, value)).collect(),
         tensors: tensors.collect(),
-        total_elems: formats.iter().map(|f| f.elems).sum(),
+        total_elems: formats.iter().fold(0, |sum, f| sum.saturating_add(f.elems)),
         total_tensor_bytes,
         formats,
         config,
@@ -219,7 +228,8 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
     }
 }
 
-/// `{"key", "type", "value"}`, or for an array `{"key", "type", "len", "first"}`.
+/// `{"key", "type", "value"}`, or for an array `{"key", "type", "len", "first"}`. Strings that are not UTF-8 are escaped;
+/// `hex` or `first_hex` has their bytes exactly.
 fn metadata_json(key: &str, value: &MetaValue) -> Value {
     let type_name = value.type_name();
     let value = match value {
@@ -235,8 +245,16 @@ fn metadata_json(key: &str, value: &MetaValue) -> Value {
         MetaValue::F64(v) => json!(v),
         MetaValue::Bool(v) => json!(v),
         MetaValue::String(v) => json!(v),
+        MetaValue::Bytes(v) => {
+            return json!({"key": key, "type": type_name, "value": shown_bytes(v), "hex": output::hexadecimal(v)});
+        }
         MetaValue::Array(array) => {
-            return json!({"key": key, "type": type_name, "len": array.len(), "first": first_json(array)});
+            let mut value =
+                json!({"key": key, "type": type_name, "len": array.len(), "first": first_json(array)});
+            if let MetaArray::Bytes(v) = array {
+                value["first_hex"] = v.iter().take(ARRAY_SHOWN).map(|v| output::hexadecimal(v)).collect();
+            }
+            return value;
         }
     };
     json!({"key": key, "type": type_name, "value": value})
@@ -265,21 +283,24 @@ fn first_json(array: &MetaArray) -> Value {
         MetaArray::F64(v) => first(v),
         MetaArray::Bool(v) => first(v),
         MetaArray::String(v) => first(v),
+        MetaArray::Bytes(v) => first(&v.iter().take(ARRAY_SHOWN).map(|v| shown_bytes(v)).collect::<Vec<_>>()),
         MetaArray::Array(v) => json!(v.iter().take(ARRAY_SHOWN).map(first_json).collect::<Vec<_>>()),
     }
 }
 
 /// Looks through all tensors, on all cores, with a progress bar where standard error is a terminal.
 fn check(file: &GgufFile) -> Check {
-    let bytes: u64 = file.tensors().iter().map(|t| t.len_bytes() as u64).sum();
+    let decoded = || file.tensors().iter().filter_map(|t| Some((t, t.format().ok()?)));
+    let bytes: u64 = decoded().map(|(t, _)| file.data(t).len() as u64).sum();
     let bar = ProgressBar::new(bytes);
     if let Ok(style) = ProgressStyle::with_template("checking {wide_bar} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let mut check = Check { tensors: file.tensors().len(), bytes, damaged: Vec::new(), zero_tensors: 0 };
-    for tensor in file.tensors() {
-        let format = tensor.format;
+    let tensors = decoded().count();
+    let unchecked_tensors = file.tensors().len() - tensors;
+    let mut check = Check { tensors, bytes, damaged: Vec::new(), zero_tensors: 0, unchecked_tensors };
+    for (tensor, format) in decoded() {
         let chunk_blocks = (CHECK_CHUNK_BYTES / format.block_bytes()).max(1);
         let data = file.data(tensor);
         let mut found = NonFinite::default();
@@ -341,36 +362,45 @@ fn text(report: &Report, file: &GgufFile) -> String {
         out.push_str(&text);
         out.push('\n');
     };
-    line(format!("File: {} ({})", report.file, human_bytes(report.file_bytes)));
+    line(format!("File: {} ({})", shown(&report.file), human_bytes(report.file_bytes)));
     for part in &report.parts {
-        let of_split = if report.parts.len() > 1 { format!("  {}", part.file) } else { "  GGUF".to_owned() };
+        let of_split =
+            if report.parts.len() > 1 { format!("  {}", shown(&part.file)) } else { "  GGUF".to_owned() };
         line(format!("{of_split} version {}, alignment {} bytes", part.version, part.alignment_bytes));
     }
 
     line(format!("\nMetadata: {} keys", file.metadata().len()));
     for (key, value) in file.metadata().iter() {
-        line(format!("  {} = {}", escaped(key), metadata_text(value)));
+        line(format!("  {} = {}", shown(key), metadata_text(value)));
     }
 
     line(format!("\nTensors: {}", report.tensors.len()));
-    let widest = report.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
+    let widest = report.tensors.iter().map(|t| shown(&t.name).to_string().chars().count()).max().unwrap_or(0);
     for t in &report.tensors {
-        let (shape, bytes) = (format!("{:?}", t.shape), human_bytes(t.bytes as u64));
-        line(format!("  {:widest$}  {:6}  {bytes:>10}  {shape}", escaped(&t.name), t.format));
+        let (shape, bytes) = (format!("{:?}", t.shape), human_size(t.bytes.map(|bytes| bytes as u64)));
+        line(format!("  {:widest$}  {:6}  {bytes:>10}  {shape}", shown(&t.name), t.format));
     }
 
     if !report.formats.is_empty() {
         line(format!("\nFormats: {}", report.formats.len()));
     }
     for f in &report.formats {
-        let (bytes, share) =
-            (human_bytes(f.bytes), 100.0 * f.bytes as f64 / report.total_tensor_bytes as f64);
+        let share = f.bytes.map(|bytes| 100.0 * bytes as f64 / report.total_tensor_bytes as f64);
+        let share = share.map_or_else(String::new, |share| format!("  {share:5.1} %"));
         line(format!(
-            "  {:6}  {:5} tensors  {:>15} elements  {bytes:>10}  {share:5.1} %",
-            f.format, f.tensors, f.elems
+            "  {:6}  {:5} tensors  {:>15} elements  {:>10}{share}",
+            f.format,
+            f.tensors,
+            f.elems,
+            human_size(f.bytes)
         ));
     }
-    if report.total_elems > 0 {
+    let unsized_tensors: usize = report.formats.iter().filter(|f| f.bytes.is_none()).map(|f| f.tensors).sum();
+    if unsized_tensors > 0 {
+        line(format!(
+            "  {unsized_tensors} of a type whose blocks are not known here: where they end has not been checked"
+        ));
+    } else if report.total_elems > 0 {
         let bits = 8.0 * report.total_tensor_bytes as f64 / report.total_elems as f64;
         let (elems, bytes) = (report.total_elems, human_bytes(report.total_tensor_bytes));
         line(format!("  total: {elems} elements in {bytes}, {bits:.2} bits each"));
@@ -385,7 +415,7 @@ fn text(report: &Report, file: &GgufFile) -> String {
         }
     }
     if let Some(reason) = &report.not_runnable {
-        line(format!("\nNot a model that can be run: {reason}"));
+        line(format!("\nNot a model that can be run: {}", shown(reason)));
     }
 
     if let Some(check) = &report.check {
@@ -396,8 +426,14 @@ fn text(report: &Report, file: &GgufFile) -> String {
         ));
         for d in &check.damaged {
             let Damaged { tensor, format, scales, values, first } = d;
-            let tensor = escaped(tensor);
+            let tensor = shown(tensor);
             line(format!("  {tensor} ({format}): {scales} scales, {values} values, the first at {first:?}"));
+        }
+        if check.unchecked_tensors > 0 {
+            line(format!(
+                "  {} tensors were not looked at: nothing here decodes their types",
+                check.unchecked_tensors
+            ));
         }
         if check.zero_tensors > 0 {
             line(format!("  {} tensors are all zero: a file without weights?", check.zero_tensors));
@@ -406,9 +442,14 @@ fn text(report: &Report, file: &GgufFile) -> String {
     out
 }
 
-/// Text from the file without what would steer a terminal.
-fn escaped(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+/// A size for people, where it is known.
+fn human_size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "? B".to_owned(), human_bytes)
+}
+
+/// A string that is not UTF-8, in quotes.
+fn quoted_bytes(bytes: &[u8]) -> String {
+    format!("\"{}\"", shown_bytes(bytes).replace('"', "\\\""))
 }
 
 fn metadata_text(value: &MetaValue) -> String {
@@ -417,11 +458,22 @@ fn metadata_text(value: &MetaValue) -> String {
             Some((end, _)) => format!("{:?}… ({} bytes)", &s[..end], s.len()),
             None => format!("{s:?}"),
         },
+        MetaValue::Bytes(v) => match v.split_at_checked(STRING_SHOWN) {
+            Some((first, rest)) if !rest.is_empty() => {
+                format!("{}… ({} bytes, not UTF-8)", quoted_bytes(first), v.len())
+            }
+            _ => format!("{} (not UTF-8)", quoted_bytes(v)),
+        },
+        MetaValue::Array(MetaArray::Bytes(v)) => {
+            let more = if v.len() > ARRAY_SHOWN { ", …" } else { "" };
+            let first: Vec<String> = v.iter().take(ARRAY_SHOWN).map(|v| quoted_bytes(v)).collect();
+            format!("{} string: [{}{more}] (not all UTF-8)", v.len(), first.join(","))
+        }
         MetaValue::Array(array) => {
             let more = if array.len() > ARRAY_SHOWN { ", …" } else { "" };
             let first = first_json(array).to_string();
             let first = first.strip_suffix(']').unwrap_or(&first);
-            format!("{} {}: {}{more}]", array.len(), array.element_type(), escaped(first))
+            format!("{} {}: {}{more}]", array.len(), array.element_type(), shown(first))
         }
         MetaValue::F32(x) => x.to_string(), // JSON has no NaN
         MetaValue::F64(x) => x.to_string(),

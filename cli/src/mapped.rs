@@ -46,6 +46,7 @@ mod sigbus {
     };
 
     use moe_run_backends::partial_file;
+    use moe_run_graph::shown::shown_path;
 
     use crate::ExitCode;
 
@@ -158,7 +159,7 @@ mod sigbus {
         }
         partial_file::remove_unfinished();
         let file = partial_file::mapped_at(usize::from_ne_bytes(address));
-        let file = file.map_or_else(|| A_MODEL.to_owned(), |path| path.display().to_string());
+        let file = file.map_or_else(|| A_MODEL.to_owned(), |path| shown_path(&path).to_string());
         let line = format!(
             "error: {file}: the model's file was changed or cut while it was in use, or its disk cannot be read any more; \
              leave the file alone while it is open, and start again\n"

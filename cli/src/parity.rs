@@ -278,7 +278,7 @@ pub fn text(r: &Report) -> String {
                 s.name, e.device, e.activations, e.kv_type
             )
         }
-        None => s.name.clone(),
+        None => moe_run_graph::shown::shown(&s.name).to_string(),
     };
     let _ = writeln!(t, "{}\nagainst {}", side(&r.backend), side(&r.against));
     if let Some(m) = &r.saved_from {

@@ -11,7 +11,7 @@ use moe_run_backends::{
         save::ModelIdentity,
     },
 };
-use moe_run_graph::{gguf::Metadata, ids::TokenId, tokenizer::Tokenizer};
+use moe_run_graph::{gguf::Metadata, ids::TokenId, shown::shown_json, tokenizer::Tokenizer};
 use serde::Serialize;
 
 use crate::{
@@ -260,5 +260,5 @@ impl RoutingFiles {
 }
 
 fn line(value: &impl Serialize) -> Result<String, CliError> {
-    Ok(serde_json::to_string(value).map_err(CliError::failed)? + "\n")
+    Ok(shown_json(&serde_json::to_string(value).map_err(CliError::failed)?) + "\n")
 }

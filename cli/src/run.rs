@@ -138,7 +138,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         &generate_args,
         rows,
         sink.as_mut().map(|s| s as &mut dyn Observer),
-        |text| if json { Ok(()) } else { output::text(text) },
+        |text| if json { Ok(()) } else { output::exact(text) },
     )?;
     if json {
         output::json(&report(&engine, &prompt_tokens, &outcome, sampler.options()))?;

@@ -12,7 +12,7 @@ use moe_run_backends::{
         tensor_file::FileFormat,
     },
 };
-use moe_run_graph::{Model, ids::TokenId, passes::TapSelection};
+use moe_run_graph::{Model, ids::TokenId, passes::TapSelection, shown::shown_path};
 
 use crate::{CliError, common::ModelArgs, engine::Engine, output, output_file};
 
@@ -151,6 +151,6 @@ pub fn union(a: TapSelection, b: TapSelection) -> TapSelection {
 /// Errors: they cannot be written.
 pub fn finish(sink: SaveSink) -> Result<(), CliError> {
     let dir = sink.finish()?;
-    output::note(&format!("saved tensors: {}", dir.display()));
+    output::note(&format!("saved tensors: {}", shown_path(&dir)));
     Ok(())
 }

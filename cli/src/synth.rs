@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use moe_run_backends::partial_file::{self, PartialFile};
 use moe_run_graph::{
     gguf::{GgufFile, writer::WriteError},
+    shown::shown_path,
     synth::{PRESETS, Preset, Synth, SynthError, SynthOptions},
 };
 use serde::Serialize;
@@ -122,7 +123,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             seconds,
         })?;
     } else {
-        let (gb, file) = (file_bytes as f64 / 1e9, args.output.display());
+        let (gb, file) = (file_bytes as f64 / 1e9, shown_path(&args.output));
         let kind = if args.dry_run { ", sparse, without weights" } else { "" };
         output::note(&format!("{file}: {tensors} tensors, {gb:.2} GB{kind}, in {seconds:.1} s"));
     }

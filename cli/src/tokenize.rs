@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_run_graph::{chat::ChatTemplate, gguf::GgufFile, ids::TokenId, tokenizer::Tokenizer};
+use moe_run_graph::{chat::ChatTemplate, gguf::GgufFile, ids::TokenId, shown::shown_json, tokenizer::Tokenizer};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -73,7 +73,7 @@ impl<'a> Report<'a> {
             text,
             ids,
             pieces: pieces.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect(),
-            pieces_hex: pieces.iter().map(|bytes| hexadecimal(bytes)).collect(),
+            pieces_hex: pieces.iter().map(|bytes| output::hexadecimal(bytes)).collect(),
         }
     }
 }
@@ -127,7 +127,7 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     messages::check_roles(path, &template, &input)?;
     let explain = |error| messages::explain(path, &template, &input, &error);
     let Some(file) = file.filter(|_| !args.render_only) else {
-        output::text(&template.render_text(&input).map_err(explain)?)?;
+        output::exact(&template.render_text(&input).map_err(explain)?)?;
         return Ok(ExitCode::Ok);
     };
     let tokenizer = tokenizer(file.metadata())?;
@@ -136,14 +136,10 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&Report::new(Some(rendered.text()), &ids, &tokenizer))?;
     } else {
-        output::text(rendered.text())?;
+        output::exact(rendered.text())?;
         output::note(&format!("{} tokens", ids.len()));
     }
     Ok(ExitCode::Ok)
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Bytes in quotes, as in JSON; bytes of incomplete characters as \xNN, so that each token is told from the next.
@@ -151,7 +147,7 @@ fn quoted(bytes: &[u8]) -> String {
     let mut text = String::from("\"");
     for chunk in bytes.utf8_chunks() {
         // A JSON string begins and ends with a quote.
-        let json = Value::from(chunk.valid()).to_string();
+        let json = shown_json(&Value::from(chunk.valid()).to_string());
         text.push_str(&json[1..json.len() - 1]);
         for byte in chunk.invalid() {
             text.push_str(&format!("\\x{byte:02X}"));

@@ -10,6 +10,7 @@ use moe_run_backends::taps::{
 use moe_run_graph::{
     ids::TokenId,
     ir::{Stage, StageScope},
+    shown::shown,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -137,7 +138,7 @@ impl Report {
         let word = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
         let mut t = format!(
             "model {}: {}, {} layers, hidden size {}, vocabulary {}\nbackend {} on {}, activations {}, KV cache {}\n{} tokens: {}\n\n",
-            word(&j["model"]),
+            shown(word(&j["model"])),
             word(&j["architecture"]),
             j["num_layers"],
             j["hidden_size"],

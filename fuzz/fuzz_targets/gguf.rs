@@ -22,10 +22,12 @@ fuzz_target!(|bytes: &[u8]| {
     }
     for entry in file.tensors() {
         let bytes = file.data(entry);
+        assert_eq!(bytes.len(), entry.len_bytes().unwrap_or(0));
+        let Ok(format) = entry.format() else { continue };
         let cols = entry.shape.last().copied().expect("a tensor has a dimension");
-        let row_bytes = entry.format.row_bytes(cols).expect("a row is whole blocks");
+        let row_bytes = format.row_bytes(cols).expect("a row is whole blocks");
         assert_eq!(entry.elems() / cols * row_bytes, bytes.len());
         let mut row = vec![0.0; cols];
-        entry.format.decode_row(&bytes[bytes.len() - row_bytes..], &mut row);
+        format.decode_row(&bytes[bytes.len() - row_bytes..], &mut row);
     }
 });

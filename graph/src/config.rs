@@ -6,7 +6,9 @@
 use crate::gguf::{GgufError, MetaValue, Metadata, keys};
 use crate::ir::{GateKind, RopePairing, RopeScaling};
 use crate::lower::Architecture;
+use crate::shown::shown;
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// Metadata that does not describe a model that can be run.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +18,7 @@ pub enum ConfigError {
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// An architecture without a row in the table.
-    #[error("architecture '{found}' is not supported; supported are {}", known.join(", "))]
+    #[error("architecture '{}' is not supported; supported are {}", shown(found), known.join(", "))]
     Architecture {
         /// `general.architecture`.
         found: String,
@@ -24,7 +26,11 @@ pub enum ConfigError {
         known: Vec<&'static str>,
     },
     /// A value that no model can have, or that is not supported.
-    #[error("{key}: found {found}, wanted {wanted}; the file may be damaged or need a newer moe-run")]
+    #[error(
+        "{}: found {}, wanted {wanted}; the file may be damaged or need a newer moe-run",
+        shown(key),
+        shown(found)
+    )]
     Value {
         /// The key.
         key: String,
@@ -152,7 +158,7 @@ impl ModelConfig {
         }
         Ok(ModelConfig {
             architecture: row.name.to_owned(),
-            name: metadata.opt_str(keys::GENERAL_NAME)?.map(str::to_owned),
+            name: metadata.opt_display(keys::GENERAL_NAME)?.map(Cow::into_owned),
             vocab_size: read.vocab_size()?,
             hidden_size,
             num_hidden_layers,

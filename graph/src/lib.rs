@@ -18,6 +18,7 @@ pub mod lower;
 pub mod model;
 pub mod passes;
 pub mod quant;
+pub mod shown;
 pub mod synth;
 #[cfg(feature = "text")]
 pub mod tokenizer;

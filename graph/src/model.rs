@@ -1,9 +1,10 @@
 //! Stages 1 to 3 in one call: a file → dimensions, lowered graph and the mapped weights.
 
-use crate::config::{ConfigError, ModelConfig};
+use crate::config::ModelConfig;
 use crate::gguf::{GgufError, GgufFile, Metadata};
 use crate::ir::Graph;
 use crate::lower::{LowerError, lower, tensor_table};
+use crate::shown::shown;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,21 +15,13 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// What it describes.
-    #[error("{}", named(file, source))]
+    #[error("{}: {}", shown(file), source.without_file())]
     Lower {
         /// The file.
         file: String,
         /// What is wrong.
         source: Box<LowerError>,
     },
-}
-
-/// An error with its file's name, which those of the metadata give by themselves.
-fn named(file: &str, source: &LowerError) -> String {
-    match source {
-        LowerError::Config(ConfigError::Metadata(error)) => error.to_string(),
-        other => format!("{file}: {other}"),
-    }
 }
 
 /// A model that has been read and lowered. Cheap to clone: the file is shared.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     gguf::{GgufError, GgufFile, TensorEntry},
-    quant::Format,
+    quant::{Format, UnknownFormat},
 };
 
 /// A model's weights. Clones share the mapped file.
@@ -38,28 +38,33 @@ impl Weights {
         &self.file
     }
 
-    /// The weight of this name, `None` where the file lacks it.
+    /// The weight of this name, `None` where the file lacks it or has it in no format that is decoded here.
     pub fn get(&self, name: &str) -> Option<WeightView<'_>> {
-        self.file.tensor(name).map(|entry| self.view(entry))
+        self.file.tensor(name).and_then(|entry| self.view(entry).ok())
     }
 
     /// The weight of this name.
     ///
-    /// Errors: the file lacks it.
+    /// Errors: the file lacks it, or has it in no format that is decoded here.
     pub fn require(&self, name: &str) -> Result<WeightView<'_>, GgufError> {
-        self.get(name).ok_or_else(|| GgufError::MissingTensor {
-            file: self.file.metadata().origin().to_owned(),
+        let file = || self.file.metadata().origin().to_owned();
+        let Some(entry) = self.file.tensor(name) else {
+            return Err(GgufError::MissingTensor { file: file(), tensor: name.to_owned() });
+        };
+        self.view(entry).map_err(|source| GgufError::TensorType {
+            file: file(),
             tensor: name.to_owned(),
+            source,
         })
     }
 
-    /// Names and weights in the file's order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, WeightView<'_>)> {
-        self.file.tensors().iter().map(|entry| (entry.name.as_str(), self.view(entry)))
+    /// Names and weights in the file's order, without those in no format that is decoded here.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, WeightView<'_>)> {
+        self.file.tensors().iter().filter_map(|entry| Some((entry.name.as_str(), self.view(entry).ok()?)))
     }
 
-    fn view<'a>(&'a self, entry: &'a TensorEntry) -> WeightView<'a> {
-        WeightView { shape: &entry.shape, format: entry.format, bytes: self.file.data(entry) }
+    fn view<'a>(&'a self, entry: &'a TensorEntry) -> Result<WeightView<'a>, UnknownFormat> {
+        Ok(WeightView { shape: &entry.shape, format: entry.format()?, bytes: self.file.data(entry) })
     }
 }
 

@@ -187,7 +187,7 @@ fn write_split(dir: &Path) {
     let tensors: Vec<TensorSpec> = file
         .tensors()
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.format })
+        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.format().unwrap() })
         .collect();
     let halves = tensors.split_at(tensors.len() / 2);
     for (no, part) in [halves.0, halves.1].into_iter().enumerate() {
@@ -198,7 +198,7 @@ fn write_split(dir: &Path) {
         ];
         let whole = file.metadata().iter().filter(|_| no == 0).map(|(k, v)| (k.to_owned(), v.clone()));
         let metadata = Metadata::from_pairs("part", whole.chain(split)).unwrap();
-        let zeros = |i: usize| Cow::Owned(vec![0; file.tensor(&part[i].name).unwrap().len_bytes()]);
+        let zeros = |i: usize| Cow::Owned(vec![0; file.tensor(&part[i].name).unwrap().len_bytes().unwrap()]);
         let bytes = writer::to_vec(&metadata, part, zeros).unwrap();
         fs::write(dir.join(format!("m-{:05}-of-00002.gguf", no + 1)), bytes).unwrap();
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use moe_run_graph::{Model, cost::Cost};
+use moe_run_graph::{Model, cost::Cost, shown::shown};
 use serde::Serialize;
 
 use super::{machine::Machine, measure::Test, profile::Profile};
@@ -160,7 +160,7 @@ impl Report {
         let mut text = String::new();
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let (m, s) = (&self.model, &self.settings);
-        let name = m.name.as_ref().map_or(String::new(), |n| format!(" ({n})"));
+        let name = m.name.as_ref().map_or(String::new(), |n| format!(" ({})", shown(n)));
         let commit = self.commit.map_or(String::new(), |c| format!(", commit {c}"));
         let memory = self.machine.memory_bytes.map_or(String::new(), |b| format!(", {:.0} GB", gb(b)));
         let peak = self.peak_memory_bytes.map_or(String::new(), |b| format!(", peak memory {:.2} GB", gb(b)));
@@ -168,7 +168,7 @@ impl Report {
             format!("- moe-run {}{commit}", self.version),
             format!(
                 "- model: {}{name}, {}, {} layers, {:.2} GB of weights",
-                m.file,
+                shown(&m.file),
                 m.architecture,
                 m.num_hidden_layers,
                 gb(m.weight_bytes)
@@ -225,7 +225,7 @@ impl Report {
             let cells = [
                 self.version.to_owned(),
                 self.commit.unwrap_or_default().to_owned(),
-                self.model.file.clone(),
+                shown(&self.model.file).to_string(),
                 self.machine.processor.clone(),
                 self.settings.backend.to_owned(),
                 self.settings.device.clone(),

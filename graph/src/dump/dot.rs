@@ -4,6 +4,7 @@ use super::attributes::line;
 use super::sections::{Section, sections};
 use super::units;
 use super::view::{Dump, NodeView, ValueView, WeightView};
+use crate::shown::shown;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -22,8 +23,8 @@ pub fn dot(dump: &Dump) -> String {
 
     let mut out = String::new();
     let _ = writeln!(out, "digraph {} {{", quoted(&dump.model.architecture));
-    let title = dump.model.name.clone().unwrap_or_else(|| dump.model.architecture.clone());
-    let _ = writeln!(out, "  label={};", quoted(&format!("{title}, level {}", dump.level.name())));
+    let title = dump.model.name.as_ref().unwrap_or(&dump.model.architecture);
+    let _ = writeln!(out, "  label={};", quoted(&format!("{}, level {}", shown(title), dump.level.name())));
     out.push_str("  labelloc=t; fontname=\"Helvetica\"; compound=true;\n");
     out.push_str("  node [shape=box style=\"rounded,filled\" fillcolor=\"#f6f7f9\" color=\"#8a94a6\" fontname=\"Helvetica\" fontsize=10];\n");
     out.push_str("  edge [color=\"#8a94a6\" fontname=\"Helvetica\" fontsize=9];\n");
@@ -142,8 +143,9 @@ fn quoted(text: &str) -> String {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
+            c => {
+                let _ = write!(out, "{}", shown(c));
+            }
         }
     }
     out.push('"');
@@ -156,6 +158,6 @@ mod tests {
 
     #[test]
     fn names_of_files_cannot_break_out_of_a_string() {
-        assert_eq!(quoted("a\"b\\c\nd\te"), "\"a\\\"b\\\\c\\nd e\"");
+        assert_eq!(quoted("a\"b\\c\nd\te"), "\"a\\\"b\\\\c\\nd\\te\"");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::json;
 use super::view::Dump;
+use crate::shown::shown;
 
 /// The page.
 ///
@@ -11,7 +12,8 @@ pub fn html(dump: &Dump) -> Result<String, serde_json::Error> {
     // Inside a script element only `</` and `<!--` could end the data early: a file may name its model anything.
     let data = json(dump)?.replace('<', "\\u003c");
     let name = dump.model.name.as_ref().unwrap_or(&dump.model.architecture);
-    let title: String = name
+    let title: String = shown(name)
+        .to_string()
         .chars()
         .map(|c| match c {
             '<' => "&lt;".to_owned(),

@@ -16,6 +16,8 @@ mod text;
 pub mod units;
 mod view;
 
+use crate::shown::shown_json;
+
 pub use build::{DumpInput, Subject, dump};
 pub use dot::dot;
 pub use html::html;
@@ -27,10 +29,10 @@ pub use view::{
     ValueView, WeightView,
 };
 
-/// The dump as JSON, one line.
+/// The dump as JSON, one line. What a file's names hold to steer a terminal is escaped.
 ///
 /// # Errors
 /// None in practice: a dump holds nothing that JSON cannot.
 pub fn json(dump: &Dump) -> Result<String, serde_json::Error> {
-    serde_json::to_string(dump)
+    Ok(shown_json(&serde_json::to_string(dump)?))
 }

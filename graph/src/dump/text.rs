@@ -6,6 +6,7 @@ use super::table::{Align, Table};
 use super::units;
 use super::view::{Dump, LaunchView, Level, MeasuredView, NodeView, ValueView, WeightView};
 use crate::cost::Cost;
+use crate::shown::shown;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -28,7 +29,7 @@ pub fn text(dump: &Dump) -> String {
 
 fn header(dump: &Dump, out: &mut String) {
     let model = &dump.model;
-    let name = model.name.as_ref().map_or_else(String::new, |n| format!(" ({n})"));
+    let name = model.name.as_ref().map_or_else(String::new, |n| format!(" ({})", shown(n)));
     let _ = writeln!(
         out,
         "{}{name}: {}, hidden_size {}, vocabulary {}, weights {}",

@@ -14,7 +14,7 @@ pub(super) const KEY_MAX_BYTES: u64 = 65535;
 pub(super) const NAME_MAX_BYTES: u64 = 64;
 
 /// What a file says, clipped and escaped for a message.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn clipped(text: &str) -> String {
     const CHARS: usize = 80;
     match text.char_indices().nth(CHARS) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
@@ -126,8 +126,12 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A string: u64 length, then UTF-8.
-    pub(super) fn string(&mut self, max_bytes: u64, what: fmt::Arguments<'_>) -> Result<&'a str, GgufError> {
+    /// A string that may be no UTF-8: u64 length, then bytes.
+    pub(super) fn string_bytes(
+        &mut self,
+        max_bytes: u64,
+        what: fmt::Arguments<'_>,
+    ) -> Result<&'a [u8], GgufError> {
         let count: u64 = self.scalar(what)?;
         if count > max_bytes {
             return Err(self.invalid(
@@ -137,8 +141,13 @@ impl<'a> Cursor<'a> {
                 "the file is damaged: fetch it again",
             ));
         }
-        let start = self.at;
-        let bytes = self.take(count, what)?;
+        self.take(count, what)
+    }
+
+    /// A string: u64 length, then UTF-8.
+    pub(super) fn string(&mut self, max_bytes: u64, what: fmt::Arguments<'_>) -> Result<&'a str, GgufError> {
+        let bytes = self.string_bytes(max_bytes, what)?;
+        let start = self.at - bytes.len();
         std::str::from_utf8(bytes).map_err(|e| {
             self.invalid(
                 what,

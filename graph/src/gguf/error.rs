@@ -4,14 +4,17 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::quant::UnknownFormat;
+use crate::{
+    quant::UnknownFormat,
+    shown::{shown, shown_path},
+};
 
 /// Why a GGUF file could not be opened, read or written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GgufError {
     /// The operating system refused.
-    #[error("{file}: cannot {action}: {source}; {hint}")]
+    #[error("{}: cannot {action}: {source}; {hint}", shown(file))]
     Io {
         /// File concerned.
         file: String,
@@ -24,8 +27,9 @@ pub enum GgufError {
     },
     /// Something wrote to a file that is mapped.
     #[error(
-        "{file}: the model's file was changed or cut while it was in use: found {found}; leave the file alone while it is \
-         open, and start again"
+        "{}: the model's file was changed or cut while it was in use: found {found}; leave the file alone while it is \
+         open, and start again",
+        shown(file)
     )]
     Changed {
         /// File concerned.
@@ -34,7 +38,7 @@ pub enum GgufError {
         found: String,
     },
     /// A directory, a device, a pipe.
-    #[error("{file}: found {found}, wanted a GGUF file; give the path of the .gguf file itself")]
+    #[error("{}: found {found}, wanted a GGUF file; give the path of the .gguf file itself", shown(file))]
     NotAFile {
         /// Path concerned.
         file: String,
@@ -42,7 +46,7 @@ pub enum GgufError {
         found: &'static str,
     },
     /// The first four bytes are not "GGUF".
-    #[error("{file}: found {found}, wanted a GGUF file (first bytes \"GGUF\"); {hint}")]
+    #[error("{}: found {found}, wanted a GGUF file (first bytes \"GGUF\"); {hint}", shown(file))]
     NotGguf {
         /// File concerned.
         file: String,
@@ -52,7 +56,7 @@ pub enum GgufError {
         hint: &'static str,
     },
     /// A GGUF file of a version that this reader does not know, or a big-endian one.
-    #[error("{file}: found GGUF {found}, wanted little-endian version 2 or 3; {hint}")]
+    #[error("{}: found GGUF {found}, wanted little-endian version 2 or 3; {hint}", shown(file))]
     Version {
         /// File concerned.
         file: String,
@@ -63,8 +67,9 @@ pub enum GgufError {
     },
     /// The file ends before what it announces.
     #[error(
-        "{file}: {what} at byte {offset} wants {wanted} bytes, but only {remaining} bytes are left; the file is \
-         incomplete or damaged: fetch it again and compare its size"
+        "{}: {what} at byte {offset} wants {wanted} bytes, but only {remaining} bytes are left; the file is \
+         incomplete or damaged: fetch it again and compare its size",
+        shown(file)
     )]
     Truncated {
         /// File concerned.
@@ -79,7 +84,7 @@ pub enum GgufError {
         remaining: u64,
     },
     /// A value of the header that cannot be right.
-    #[error("{file}: {what}: found {found}, wanted {wanted}; {hint}")]
+    #[error("{}: {what}: found {found}, wanted {wanted}; {hint}", shown(file))]
     Invalid {
         /// File concerned.
         file: String,
@@ -94,7 +99,8 @@ pub enum GgufError {
     },
     /// A metadata key or tensor name that occurs twice.
     #[error(
-        "{file}: {kind} {name:?} occurs twice, wanted once; the file is damaged or badly converted: convert it again"
+        "{}: {kind} {name:?} occurs twice, wanted once; the file is damaged or badly converted: convert it again",
+        shown(file)
     )]
     Duplicate {
         /// File concerned.
@@ -105,7 +111,10 @@ pub enum GgufError {
         name: String,
     },
     /// A tensor in a format that this project does not read.
-    #[error("{file}: tensor {tensor:?}: {source}; use a file quantized to one of those (Q4_K_M, for one)")]
+    #[error(
+        "{}: tensor {tensor:?}: {source}; use a file quantized to one of those (Q4_K_M, for one)",
+        shown(file)
+    )]
     TensorType {
         /// File concerned.
         file: String,
@@ -116,8 +125,9 @@ pub enum GgufError {
     },
     /// Two tensors claim the same bytes.
     #[error(
-        "{file}: tensors {first:?} and {second:?} overlap: the second begins at data byte {second_offset}, the first ends \
-         at {first_end}; the file is damaged or badly converted: convert it again"
+        "{}: tensors {first:?} and {second:?} overlap: the second begins at data byte {second_offset}, the first ends \
+         at {first_end}; the file is damaged or badly converted: convert it again",
+        shown(file)
     )]
     Overlap {
         /// File concerned.
@@ -133,7 +143,9 @@ pub enum GgufError {
     },
     /// Part of a split model is not there.
     #[error(
-        "{file}: part {part} of {count} is missing, wanted {path}; put all {count} parts into one directory"
+        "{}: part {part} of {count} is missing, wanted {}; put all {count} parts into one directory",
+        shown(file),
+        shown_path(path)
     )]
     MissingPart {
         /// The part that was given.
@@ -147,7 +159,8 @@ pub enum GgufError {
     },
     /// A metadata key that the model needs is absent.
     #[error(
-        "{file}: metadata key {key:?} is missing, wanted {wanted}; use a complete conversion of the model"
+        "{}: metadata key {key:?} is missing, wanted {wanted}; use a complete conversion of the model",
+        shown(file)
     )]
     MissingKey {
         /// File concerned.
@@ -158,7 +171,7 @@ pub enum GgufError {
         wanted: &'static str,
     },
     /// A tensor that the model needs is absent.
-    #[error("{file}: tensor {tensor:?} is missing; use a complete conversion of the model")]
+    #[error("{}: tensor {tensor:?} is missing; use a complete conversion of the model", shown(file))]
     MissingTensor {
         /// File concerned.
         file: String,
@@ -167,7 +180,8 @@ pub enum GgufError {
     },
     /// A metadata value of another type, or out of the range, than wanted.
     #[error(
-        "{file}: metadata key {key:?}: found {found}, wanted {wanted}; use a correct conversion of the model"
+        "{}: metadata key {key:?}: found {found}, wanted {wanted}; use a correct conversion of the model",
+        shown(file)
     )]
     KeyType {
         /// File concerned.
@@ -179,4 +193,33 @@ pub enum GgufError {
         /// Type wanted.
         wanted: &'static str,
     },
+}
+
+impl GgufError {
+    /// The file concerned.
+    pub fn file(&self) -> &str {
+        match self {
+            GgufError::Io { file, .. }
+            | GgufError::Changed { file, .. }
+            | GgufError::NotAFile { file, .. }
+            | GgufError::NotGguf { file, .. }
+            | GgufError::Version { file, .. }
+            | GgufError::Truncated { file, .. }
+            | GgufError::Invalid { file, .. }
+            | GgufError::Duplicate { file, .. }
+            | GgufError::TensorType { file, .. }
+            | GgufError::Overlap { file, .. }
+            | GgufError::MissingPart { file, .. }
+            | GgufError::MissingKey { file, .. }
+            | GgufError::MissingTensor { file, .. }
+            | GgufError::KeyType { file, .. } => file,
+        }
+    }
+
+    /// What is wrong, where the file's name stands by it already.
+    pub fn without_file(&self) -> String {
+        let text = self.to_string();
+        let named = format!("{}: ", shown(self.file()));
+        text.strip_prefix(&named).map(str::to_owned).unwrap_or(text)
+    }
 }

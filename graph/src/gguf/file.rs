@@ -17,7 +17,7 @@ use super::{
     header::{self, Header, MIN_ALIGNMENT_BYTES},
     split,
 };
-use crate::quant::Format;
+use crate::quant::{Format, GgmlType, UnknownFormat};
 
 /// One tensor of a file: name, shape, format and where its bytes are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,23 +26,32 @@ pub struct TensorEntry {
     pub name: String,
     /// Outermost-first (GGUF's own order turned round); 1 to 4 dimensions, none 0.
     pub shape: Vec<usize>,
-    /// How the values are stored. A row (the last dimension) is a whole number of blocks.
-    pub format: Format,
+    /// How the values are stored; not necessarily in a format that is decoded here. A row (the last dimension) is a whole
+    /// number of blocks, where their size is known.
+    pub ggml_type: GgmlType,
     /// Part of a split model that holds the bytes.
     pub(super) part: usize,
     /// From the start of that part.
     pub(super) offset_bytes: usize,
-    pub(super) len_bytes: usize,
+    pub(super) len_bytes: Option<usize>,
 }
 
 impl TensorEntry {
     /// How many elements the tensor has.
     pub fn elems(&self) -> usize {
-        self.shape.iter().product() // fits: the bytes of so many elements lie within the file
+        self.shape.iter().product() // fits, as the reader checked
     }
 
-    /// How many bytes the tensor takes in the file.
-    pub fn len_bytes(&self) -> usize {
+    /// The format that the values are stored in.
+    ///
+    /// Errors: it is none that is decoded here.
+    pub fn format(&self) -> Result<Format, UnknownFormat> {
+        self.ggml_type.format()
+    }
+
+    /// How many bytes the tensor takes in the file; `None` where the size of its type's blocks is not known. Then only
+    /// that it begins within the file, and not within another, has been checked.
+    pub fn len_bytes(&self) -> Option<usize> {
         self.len_bytes
     }
 
@@ -320,11 +329,13 @@ impl GgufFile {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// The bytes of one of this file's tensors, as the file holds them. They begin at a multiple of 8.
+    /// The bytes of one of this file's tensors, as the file holds them. They begin at a multiple of 8. None of a tensor
+    /// whose length is not known.
     ///
     /// An entry of another file is a mistake of the caller: it gives other bytes or panics.
     pub fn data(&self, tensor: &TensorEntry) -> &[u8] {
-        &self.parts[tensor.part].storage.bytes()[tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes]
+        let bytes = &self.parts[tensor.part].storage.bytes()[tensor.offset_bytes..];
+        &bytes[..tensor.len_bytes.unwrap_or(0)]
     }
 
     /// The files, in order; one unless the model is split.

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use super::{
     GgufError, MetaArray, MetaValue, Metadata, TensorEntry,
-    cursor::{Cursor, KEY_MAX_BYTES, NAME_MAX_BYTES, shown},
+    cursor::{Cursor, KEY_MAX_BYTES, NAME_MAX_BYTES, clipped},
     keys,
 };
-use crate::quant::Format;
+use crate::quant::GgmlType;
 
 use self::value_type as vt;
 
@@ -38,7 +38,8 @@ pub(super) mod value_type {
     pub const F64: u32 = 12;
 }
 
-/// A parsed header. Every tensor lies within the file, aligned, overlapping no other.
+/// A parsed header. Every tensor lies within the file, aligned, overlapping no other; where the size of a tensor's blocks
+/// is not known, it begins so.
 #[derive(Debug)]
 pub(super) struct Header {
     pub version: u32,
@@ -131,7 +132,7 @@ fn parse_metadata(cursor: &mut Cursor<'_>, pair_count: u64) -> Result<Metadata, 
                 DAMAGED,
             ));
         }
-        let value_type: u32 = cursor.scalar(format_args!("the type of metadata key {}", shown(key)))?;
+        let value_type: u32 = cursor.scalar(format_args!("the type of metadata key {}", clipped(key)))?;
         let value = parse_value(cursor, key, value_type)?;
         metadata.insert(key.to_owned(), value)?;
     }
@@ -139,7 +140,7 @@ fn parse_metadata(cursor: &mut Cursor<'_>, pair_count: u64) -> Result<Metadata, 
 }
 
 fn parse_value(cursor: &mut Cursor<'_>, key: &str, value_type: u32) -> Result<MetaValue, GgufError> {
-    let shown_key = shown(key);
+    let shown_key = clipped(key);
     let what = format_args!("metadata key {shown_key}");
     Ok(match value_type {
         vt::U8 => MetaValue::U8(cursor.scalar(what)?),
@@ -150,7 +151,14 @@ fn parse_value(cursor: &mut Cursor<'_>, key: &str, value_type: u32) -> Result<Me
         vt::I32 => MetaValue::I32(cursor.scalar(what)?),
         vt::F32 => MetaValue::F32(cursor.scalar(what)?),
         vt::BOOL => MetaValue::Bool(cursor.bool(what)?),
-        vt::STRING => MetaValue::String(cursor.string(u64::MAX, what)?.to_owned()),
+        // A string is judged by what uses it: a description in Latin-1 harms nothing.
+        vt::STRING => {
+            let bytes = cursor.string_bytes(u64::MAX, what)?;
+            match std::str::from_utf8(bytes) {
+                Ok(text) => MetaValue::String(text.to_owned()),
+                Err(_) => MetaValue::Bytes(bytes.to_vec()),
+            }
+        }
         vt::ARRAY => MetaValue::Array(parse_array(cursor, &shown_key, 1)?),
         vt::U64 => MetaValue::U64(cursor.scalar(what)?),
         vt::I64 => MetaValue::I64(cursor.scalar(what)?),
@@ -190,8 +198,13 @@ fn parse_array(cursor: &mut Cursor<'_>, shown_key: &str, depth: usize) -> Result
         vt::STRING => {
             const STRING_MIN_BYTES: u128 = 8;
             cursor.want(u128::from(count) * STRING_MIN_BYTES, what)?;
-            let strings = (0..count).map(|_| cursor.string(u64::MAX, what).map(str::to_owned));
-            MetaArray::String(strings.collect::<Result<_, _>>()?)
+            let strings = (0..count).map(|_| cursor.string_bytes(u64::MAX, what));
+            let strings = strings.collect::<Result<Vec<&[u8]>, _>>()?;
+            let texts = strings.iter().map(|bytes| std::str::from_utf8(bytes).map(str::to_owned));
+            match texts.collect() {
+                Ok(texts) => MetaArray::String(texts),
+                Err(_) => MetaArray::Bytes(strings.into_iter().map(<[u8]>::to_vec).collect()),
+            }
         }
         vt::ARRAY => {
             const ARRAY_MIN_BYTES: u128 = 4 + 8;
@@ -267,12 +280,7 @@ fn parse_tensor(cursor: &mut Cursor<'_>, name: &str, part: usize) -> Result<Tens
     // The file has the innermost dimension first; from here on shapes are outermost-first.
     let mut sizes: Vec<u64> = cursor.scalars(dims.into(), what)?;
     sizes.reverse();
-    let type_number: u32 = cursor.scalar(what)?;
-    let format = Format::from_ggml_type(type_number).map_err(|source| GgufError::TensorType {
-        file: cursor.file().to_owned(),
-        tensor: name.to_owned(),
-        source,
-    })?;
+    let ggml_type = GgmlType::from_number(cursor.scalar(what)?);
     let offset: u64 = cursor.scalar(what)?;
 
     let shape: Option<Vec<usize>> =
@@ -287,14 +295,20 @@ fn parse_tensor(cursor: &mut Cursor<'_>, name: &str, part: usize) -> Result<Tens
         ));
     };
     let cols_elems = shape.last().copied().unwrap_or(1);
-    let len_bytes = format.row_bytes(cols_elems).and_then(|row| row.checked_mul(elems / cols_elems));
-    let Some(len_bytes) = len_bytes else {
-        return Err(cursor.invalid(
-            what,
-            format!("shape {shape:?} in {format}"),
-            format!("rows of a multiple of {} elements", format.block_elems()),
-            DAMAGED,
-        ));
+    let len_bytes = match ggml_type.block() {
+        None => None,
+        Some((block_elems, block_bytes)) => {
+            let whole = cols_elems.is_multiple_of(block_elems);
+            let Some(len) = (elems / block_elems).checked_mul(block_bytes).filter(|_| whole) else {
+                return Err(cursor.invalid(
+                    what,
+                    format!("shape {shape:?} in {ggml_type}"),
+                    format!("rows of a multiple of {block_elems} elements"),
+                    DAMAGED,
+                ));
+            };
+            Some(len)
+        }
     };
     let Ok(offset_bytes) = usize::try_from(offset) else {
         return Err(cursor.invalid(
@@ -304,10 +318,11 @@ fn parse_tensor(cursor: &mut Cursor<'_>, name: &str, part: usize) -> Result<Tens
             DAMAGED,
         ));
     };
-    Ok(TensorEntry { name: name.to_owned(), shape, format, part, offset_bytes, len_bytes })
+    Ok(TensorEntry { name: name.to_owned(), shape, ggml_type, part, offset_bytes, len_bytes })
 }
 
-/// Turns data offsets into file offsets and checks alignment, range and overlap.
+/// Turns data offsets into file offsets and checks alignment, range and overlap. Of a tensor whose length is not known
+/// only its beginning is checked: its one element at the least takes a byte.
 fn place_tensors(file: &str, file_bytes: usize, header: &mut Header) -> Result<(), GgufError> {
     let data_start = header.header_bytes.checked_next_multiple_of(header.alignment_bytes);
     for tensor in &mut header.tensors {
@@ -322,7 +337,8 @@ fn place_tensors(file: &str, file_bytes: usize, header: &mut Header) -> Result<(
             });
         }
         let start = data_start.and_then(|s| s.checked_add(relative));
-        let end = start.and_then(|s| s.checked_add(tensor.len_bytes));
+        let least_bytes = tensor.len_bytes.unwrap_or(1);
+        let end = start.and_then(|s| s.checked_add(least_bytes));
         match (start, end) {
             (Some(start), Some(end)) if end <= file_bytes => tensor.offset_bytes = start,
             _ => {
@@ -332,7 +348,7 @@ fn place_tensors(file: &str, file_bytes: usize, header: &mut Header) -> Result<(
                     file: file.to_owned(),
                     what: format!("tensor {:?}", tensor.name),
                     offset,
-                    wanted: tensor.len_bytes as u128,
+                    wanted: least_bytes as u128,
                     remaining: (file_bytes as u64).saturating_sub(offset),
                 });
             }
@@ -341,7 +357,7 @@ fn place_tensors(file: &str, file_bytes: usize, header: &mut Header) -> Result<(
     let mut by_offset: Vec<&TensorEntry> = header.tensors.iter().collect();
     by_offset.sort_by_key(|t| t.offset_bytes);
     for pair in by_offset.windows(2) {
-        let end = pair[0].offset_bytes + pair[0].len_bytes; // within the file, as just checked
+        let end = pair[0].offset_bytes + pair[0].len_bytes.unwrap_or(1); // within the file, as just checked
         if pair[1].offset_bytes < end {
             return Err(GgufError::Overlap {
                 file: file.to_owned(),

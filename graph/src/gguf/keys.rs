@@ -133,6 +133,10 @@ pub mod layer {
     pub const ATTN_K: &str = "attn_k.weight";
     /// v_proj, `[num_key_value_heads · head_dim, hidden_size]`.
     pub const ATTN_V: &str = "attn_v.weight";
+    /// q_proj, k_proj and v_proj in one tensor, their rows in this order.
+    pub const ATTN_QKV: &str = "attn_qkv.weight";
+    /// The bias of that.
+    pub const ATTN_QKV_BIAS: &str = "attn_qkv.bias";
     /// q_proj's bias.
     pub const ATTN_Q_BIAS: &str = "attn_q.bias";
     /// k_proj's bias.
@@ -153,6 +157,9 @@ pub mod layer {
     pub const FFN_GATE_EXPS: &str = "ffn_gate_exps.weight";
     /// Experts' up_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
     pub const FFN_UP_EXPS: &str = "ffn_up_exps.weight";
+    /// Experts' gate_proj and up_proj in one tensor, `[num_experts, 2 · moe_intermediate_size, hidden_size]`: of each expert
+    /// the rows of gate_proj, then those of up_proj.
+    pub const FFN_GATE_UP_EXPS: &str = "ffn_gate_up_exps.weight";
     /// Experts' down_proj, `[num_experts, hidden_size, moe_intermediate_size]`.
     pub const FFN_DOWN_EXPS: &str = "ffn_down_exps.weight";
     /// Dense gate_proj, `[intermediate_size, hidden_size]`.

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use super::GgufError;
+use crate::shown::shown_bytes;
 
 /// A metadata value, of any of GGUF's types.
 #[derive(Clone, PartialEq, Debug)]
@@ -17,6 +18,8 @@ pub enum MetaValue {
     F32(f32),
     Bool(bool),
     String(String),
+    /// A string that is not UTF-8.
+    Bytes(Vec<u8>),
     Array(MetaArray),
     U64(u64),
     I64(i64),
@@ -36,6 +39,8 @@ pub enum MetaArray {
     F32(Vec<f32>),
     Bool(Vec<bool>),
     String(Vec<String>),
+    /// Strings, of which one at the least is not UTF-8.
+    Bytes(Vec<Vec<u8>>),
     Array(Vec<MetaArray>),
     U64(Vec<u64>),
     I64(Vec<i64>),
@@ -55,6 +60,7 @@ macro_rules! any_array {
             MetaArray::F32($v) => $body,
             MetaArray::Bool($v) => $body,
             MetaArray::String($v) => $body,
+            MetaArray::Bytes($v) => $body,
             MetaArray::Array($v) => $body,
             MetaArray::U64($v) => $body,
             MetaArray::I64($v) => $body,
@@ -85,7 +91,7 @@ impl MetaArray {
             MetaArray::I32(_) => "i32",
             MetaArray::F32(_) => "f32",
             MetaArray::Bool(_) => "bool",
-            MetaArray::String(_) => "string",
+            MetaArray::String(_) | MetaArray::Bytes(_) => "string",
             MetaArray::Array(_) => "array",
             MetaArray::U64(_) => "u64",
             MetaArray::I64(_) => "i64",
@@ -115,6 +121,7 @@ impl MetaArray {
             | MetaArray::F64(_)
             | MetaArray::Bool(_)
             | MetaArray::String(_)
+            | MetaArray::Bytes(_)
             | MetaArray::Array(_) => None,
         }
     }
@@ -132,7 +139,7 @@ impl MetaValue {
             MetaValue::I32(_) => "i32",
             MetaValue::F32(_) => "f32",
             MetaValue::Bool(_) => "bool",
-            MetaValue::String(_) => "string",
+            MetaValue::String(_) | MetaValue::Bytes(_) => "string",
             MetaValue::U64(_) => "u64",
             MetaValue::I64(_) => "i64",
             MetaValue::F64(_) => "f64",
@@ -155,6 +162,7 @@ impl MetaValue {
             | MetaValue::F64(_)
             | MetaValue::Bool(_)
             | MetaValue::String(_)
+            | MetaValue::Bytes(_)
             | MetaValue::Array(_) => return None,
         })
     }
@@ -170,10 +178,29 @@ impl MetaValue {
                 format!("string {:?}…", s.chars().take(STRING_CHARS).collect::<String>())
             }
             MetaValue::String(s) => format!("string {s:?}"),
+            MetaValue::Bytes(b) => format!("string {}, which is not UTF-8", clipped_bytes(b, STRING_CHARS)),
+            MetaValue::Array(MetaArray::Bytes(strings)) => {
+                let bad = strings.iter().enumerate().find(|(_, b)| std::str::from_utf8(b).is_err());
+                let (index, bytes) = bad.map_or((0, &[][..]), |(index, bytes)| (index, bytes.as_slice()));
+                let shown = clipped_bytes(bytes, STRING_CHARS);
+                format!("array of {} strings, of which number {index}, {shown}, is not UTF-8", strings.len())
+            }
             MetaValue::Array(a) => format!("array of {} {}", a.len(), a.element_type()),
             integer => format!("{} {}", integer.type_name(), integer.integer().unwrap_or_default()),
         }
     }
+}
+
+/// The first bytes of a string that is not UTF-8, for messages: the first that is none is among them.
+fn clipped_bytes(bytes: &[u8], max_bytes: usize) -> String {
+    let valid = std::str::from_utf8(bytes).map_or_else(|e| e.valid_up_to(), str::len);
+    let mut start = valid.saturating_sub(max_bytes / 2);
+    while start < valid && bytes[start] & 0xC0 == 0x80 {
+        start += 1; // not within a character
+    }
+    let end = (start + max_bytes).min(bytes.len());
+    let (before, behind) = (if start > 0 { "…" } else { "" }, if end < bytes.len() { "…" } else { "" });
+    format!("\"{before}{}{behind}\"", shown_bytes(&bytes[start..end]))
 }
 
 /// The metadata of a file (of a split model's first part), in the file's order.
@@ -264,6 +291,16 @@ impl Metadata {
     /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// A string for people to look at: bytes of it that are not UTF-8 are escaped. `None` when the key is absent.
+    ///
+    /// Errors: the value is of another type.
+    pub fn opt_display(&self, key: &str) -> Result<Option<Cow<'_, str>>, GgufError> {
+        match self.get(key) {
+            Some(MetaValue::Bytes(bytes)) => Ok(Some(shown_bytes(bytes).into())),
+            _ => Ok(self.opt_str(key)?.map(Cow::Borrowed)),
+        }
     }
 
     /// The error for a key that is absent.

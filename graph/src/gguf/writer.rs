@@ -75,7 +75,7 @@ impl GgufLayout {
         put_count(&mut header, tensors.len());
         put_count(&mut header, metadata.len());
         for (key, value) in metadata.iter() {
-            put_string(&mut header, key);
+            put_string(&mut header, key.as_bytes());
             put_value(&mut header, value);
         }
         let mut offset_bytes = 0usize;
@@ -131,9 +131,9 @@ fn put_count(out: &mut Vec<u8>, count: usize) {
     out.extend_from_slice(&(count as u64).to_le_bytes());
 }
 
-fn put_string(out: &mut Vec<u8>, text: &str) {
-    put_count(out, text.len());
-    out.extend_from_slice(text.as_bytes());
+fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_count(out, bytes.len());
+    out.extend_from_slice(bytes);
 }
 
 fn put_tensor(out: &mut Vec<u8>, tensor: &TensorSpec, offset_bytes: usize) -> Result<usize, WriteError> {
@@ -145,7 +145,7 @@ fn put_tensor(out: &mut Vec<u8>, tensor: &TensorSpec, offset_bytes: usize) -> Re
             wanted: format!("1 to {NAME_MAX_BYTES}"),
         });
     }
-    put_string(out, name);
+    put_string(out, name.as_bytes());
     out.extend_from_slice(&(shape.len() as u32).to_le_bytes());
     for &size in shape.iter().rev() {
         put_count(out, size);
@@ -177,6 +177,10 @@ fn put_value(out: &mut Vec<u8>, value: &MetaValue) {
         MetaValue::I64(v) => put(vt::I64, &v.to_le_bytes()),
         MetaValue::F64(v) => put(vt::F64, &v.to_le_bytes()),
         MetaValue::String(v) => {
+            put(vt::STRING, &[]);
+            put_string(out, v.as_bytes());
+        }
+        MetaValue::Bytes(v) => {
             put(vt::STRING, &[]);
             put_string(out, v);
         }
@@ -217,13 +221,22 @@ fn put_array(out: &mut Vec<u8>, array: &MetaArray) {
         }
         MetaArray::String(v) => {
             head(vt::STRING, v.len());
-            v.iter().for_each(|text| put_string(out, text));
+            v.iter().for_each(|text| put_string(out, text.as_bytes()));
+        }
+        MetaArray::Bytes(v) => {
+            head(vt::STRING, v.len());
+            v.iter().for_each(|bytes| put_string(out, bytes));
         }
         MetaArray::Array(v) => {
             head(vt::ARRAY, v.len());
             v.iter().for_each(|inner| put_array(out, inner));
         }
     }
+}
+
+/// Bytes of a tensor that is written: its type is a format, whose blocks are known.
+fn len(tensor: &TensorEntry) -> usize {
+    tensor.len_bytes.unwrap_or(0)
 }
 
 /// Writes a file from front to back.
@@ -253,7 +266,7 @@ impl<W: Write> GgufWriter<W> {
     ///
     /// Errors: more bytes than the tensor has left, or writing fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let left = self.current().map_or(0, |t| t.len_bytes - self.written_bytes);
+        let left = self.current().map_or(0, |t| len(t) - self.written_bytes);
         if bytes.len() > left {
             return Err(WriteError::Invalid {
                 what: self.current().map_or("the file".to_owned(), |t| format!("tensor {:?}", t.name)),
@@ -264,7 +277,7 @@ impl<W: Write> GgufWriter<W> {
         self.out.write_all(bytes)?;
         self.written_bytes += bytes.len();
         if bytes.len() == left && left > 0 {
-            let end = self.current().map_or(0, |t| t.offset_bytes + t.len_bytes);
+            let end = self.current().map_or(0, |t| t.offset_bytes + len(t));
             self.current += 1;
             self.written_bytes = 0;
             let next = self.current().map_or(self.layout.file_bytes, |t| t.offset_bytes);
@@ -281,7 +294,7 @@ impl<W: Write> GgufWriter<W> {
             return Err(WriteError::Invalid {
                 what: format!("tensor {:?}", tensor.name),
                 found: format!("{} bytes", self.written_bytes),
-                wanted: tensor.len_bytes.to_string(),
+                wanted: len(tensor).to_string(),
             });
         }
         self.out.flush()?;

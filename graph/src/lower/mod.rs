@@ -11,7 +11,8 @@ mod qwen3moe;
 use crate::config::{ConfigError, FfnKind, ModelConfig};
 use crate::gguf::{GgufFile, MetaArray, Metadata, keys};
 use crate::ir::{GateKind, Graph, RopePairing, ValueId, WeightHome, WeightId, WeightSlice};
-use crate::quant::Format;
+use crate::quant::{Format, GgmlType, UnknownFormat};
+use crate::shown::{shown, shown_list};
 use crate::verify::{GraphError, verify};
 use std::collections::BTreeMap;
 
@@ -61,7 +62,8 @@ pub enum LowerError {
     Config(#[from] ConfigError),
     /// A tensor that the architecture needs.
     #[error(
-        "tensor {name} is missing: wanted {wanted:?}; the file is incomplete (is a part of a split file absent?)"
+        "tensor {} is missing: wanted {wanted:?}; the file is incomplete (is a part of a split file absent?)",
+        shown(name)
     )]
     MissingTensor {
         /// Its name.
@@ -70,7 +72,10 @@ pub enum LowerError {
         wanted: Vec<usize>,
     },
     /// A tensor of another shape than the metadata says.
-    #[error("tensor {name}: found shape {found:?}, wanted {wanted:?} by the metadata (outermost first)")]
+    #[error(
+        "tensor {}: found shape {found:?}, wanted {wanted:?} by the metadata (outermost first)",
+        shown(name)
+    )]
     TensorShape {
         /// Its name.
         name: String,
@@ -92,15 +97,46 @@ pub enum LowerError {
         rows: usize,
     },
     /// A tensor that must be F32.
-    #[error("tensor {name}: found {}, wanted F32", found.name())]
+    #[error("tensor {}: found {}, wanted F32", shown(name), found.name())]
     TensorFormat {
         /// Its name.
         name: String,
         /// In the file.
         found: Format,
     },
+    /// A tensor of a type that nothing here decodes.
+    #[error("tensor {}: {source}; use a file quantized to one of those (Q4_K_M, for one)", shown(name))]
+    TensorType {
+        /// Its name.
+        name: String,
+        /// The type found.
+        source: UnknownFormat,
+    },
+    /// The same matrix twice: by itself, and as rows of a tensor that joins several.
+    #[error(
+        "tensors {} and {}: found both, and the first holds the rows of the second, too; wanted one or the other: convert the model again",
+        shown(fused),
+        shown(separate)
+    )]
+    FusedTwice {
+        /// The tensor that joins several.
+        fused: String,
+        /// The one by itself.
+        separate: String,
+    },
+    /// A tensor whose meaning is known and that is not computed.
+    #[error(
+        "tensor {}: {what} is not supported; use a model without it, a newer moe-run may support it",
+        shown(name)
+    )]
+    Unsupported {
+        /// Its name.
+        name: String,
+        /// What it is.
+        what: &'static str,
+    },
     /// Tensors that the architecture does not know.
-    #[error("architecture {architecture} has no place for {}: the model would run without {}; wanted only its known tensors, a newer moe-run may support it", names.join(", "), if names.len() == 1 { "it" } else { "them" })]
+    #[error("architecture {architecture} has no place for {}: the model would run without {}; wanted only its known tensors, a newer moe-run may support it", shown_list(names), if names.len() == 1 { "it" } else { "them" })]
     UnusedTensors {
         /// The architecture.
         architecture: String,
@@ -112,13 +148,24 @@ pub enum LowerError {
     Graph(#[from] GraphError),
 }
 
-/// Shape and format of the tensors in a file, by name.
-pub type TensorTable = BTreeMap<String, (Vec<usize>, Format)>;
+impl LowerError {
+    /// What is wrong, where the file's name stands by it already: errors of the metadata give it by themselves.
+    #[must_use]
+    pub fn without_file(&self) -> String {
+        match self {
+            LowerError::Config(ConfigError::Metadata(error)) => error.without_file(),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// Shape and type of the tensors in a file, by name.
+pub type TensorTable = BTreeMap<String, (Vec<usize>, GgmlType)>;
 
 /// The tensor table of a file.
 #[must_use]
 pub fn tensor_table(file: &GgufFile) -> TensorTable {
-    file.tensors().iter().map(|t| (t.name.clone(), (t.shape.clone(), t.format))).collect()
+    file.tensors().iter().map(|t| (t.name.clone(), (t.shape.clone(), t.ggml_type))).collect()
 }
 
 /// The row of the architecture that the metadata names.
@@ -139,12 +186,16 @@ pub fn architecture(metadata: &Metadata) -> Result<&'static Architecture, Config
 /// [`LowerError`] naming the key or tensor, what was found and what was wanted.
 pub fn lower(metadata: &Metadata, tensors: &TensorTable) -> Result<(ModelConfig, Graph), LowerError> {
     let row = architecture(metadata)?;
+    for (name, (_, ggml_type)) in tensors {
+        format_of(name, *ggml_type)?;
+    }
     let mut config = ModelConfig::from_metadata(metadata, row)?;
     // A file without a tokenizer states its vocabulary by the embedding table alone.
     if let Some((shape, _)) = tensors.get(keys::tensor::TOKEN_EMBD)
-        && let [vocab_size, _] = shape[..]
+        && let [outer @ .., vocab_size, _] = shape.as_slice()
+        && without_outer_ones(outer).is_empty()
     {
-        config.vocab_size = vocab_size;
+        config.vocab_size = *vocab_size;
     }
     let mut lowering = Lowering { config: &config, tensors, used: BTreeMap::new(), graph: Graph::new() };
     lowering.graph.num_layers = config.num_hidden_layers;
@@ -172,6 +223,18 @@ fn padded_vocabulary(metadata: &Metadata, rows: usize) -> Result<Option<usize>, 
     }
 }
 
+/// The format of a tensor, which must be one that is decoded here.
+fn format_of(name: &str, ggml_type: GgmlType) -> Result<Format, LowerError> {
+    ggml_type.format().map_err(|source| LowerError::TensorType { name: name.to_owned(), source })
+}
+
+/// A shape without the 1s that it begins with. In a file, which has the innermost dimension first, they are at the end,
+/// where they change nothing: some writers add them, others leave them out.
+fn without_outer_ones(shape: &[usize]) -> &[usize] {
+    let ones = shape.iter().take_while(|n| **n == 1).count();
+    &shape[ones..]
+}
+
 /// A lowering in progress: what the blocks share.
 #[derive(Debug)]
 pub struct Lowering<'a> {
@@ -190,15 +253,15 @@ impl Lowering<'_> {
         self.tensors.contains_key(name)
     }
 
-    /// The weight of a tensor with the wanted shape.
+    /// The weight of a tensor with the wanted shape, to which dimensions of 1 outside of it make no difference.
     ///
     /// # Errors
-    /// [`LowerError::MissingTensor`] or [`LowerError::TensorShape`].
+    /// [`LowerError::MissingTensor`], [`LowerError::TensorShape`] or [`LowerError::TensorType`].
     pub fn weight(&mut self, name: &str, wanted: &[usize]) -> Result<WeightId, LowerError> {
-        let Some((shape, format)) = self.tensors.get(name) else {
+        let Some((shape, ggml_type)) = self.tensors.get(name) else {
             return Err(LowerError::MissingTensor { name: name.to_owned(), wanted: wanted.to_vec() });
         };
-        if shape != wanted {
+        if without_outer_ones(shape) != without_outer_ones(wanted) {
             return Err(LowerError::TensorShape {
                 name: name.to_owned(),
                 found: shape.clone(),
@@ -208,7 +271,8 @@ impl Lowering<'_> {
         if let Some(id) = self.used.get(name) {
             return Ok(*id);
         }
-        let id = self.graph.add_weight(name, shape.clone(), *format);
+        let format = format_of(name, *ggml_type)?;
+        let id = self.graph.add_weight(name, wanted.to_vec(), format);
         self.used.insert(name.to_owned(), id);
         Ok(id)
     }
@@ -248,6 +312,51 @@ impl Lowering<'_> {
     ) -> Result<WeightSlice, LowerError> {
         let tensor = self.weight(name, &[experts, out, inner])?;
         Ok(WeightSlice { tensor, rows: 0..out, experts: Some(0..experts), home: WeightHome::Device })
+    }
+
+    /// Matrices that read the same input: each a tensor by itself or, where the file has the tensor `fused`, its rows in
+    /// this order (of each expert, where there are `experts`). `parts` are names and rows.
+    ///
+    /// # Errors
+    /// As [`Lowering::weight`], and [`LowerError::FusedTwice`].
+    pub fn matrices(
+        &mut self,
+        fused: &str,
+        parts: &[(String, usize)],
+        experts: Option<usize>,
+        inner: usize,
+    ) -> Result<Vec<WeightSlice>, LowerError> {
+        let is_fused = self.has(fused);
+        if let Some((separate, _)) = parts.iter().find(|(name, _)| is_fused && self.has(name)) {
+            return Err(LowerError::FusedTwice { fused: fused.to_owned(), separate: separate.clone() });
+        }
+        let all_rows = parts.iter().map(|(_, rows)| rows).sum();
+        let mut slices = Vec::with_capacity(parts.len());
+        let mut first_row = 0;
+        for (name, rows) in parts {
+            let (name, tensor_rows) = if is_fused { (fused, all_rows) } else { (name.as_str(), *rows) };
+            let mut slice = match experts {
+                Some(experts) => self.expert_matrix(name, experts, tensor_rows, inner)?,
+                None => self.matrix(name, tensor_rows, inner)?,
+            };
+            if is_fused {
+                slice.rows = first_row..first_row + rows;
+                first_row += rows;
+            }
+            slices.push(slice);
+        }
+        Ok(slices)
+    }
+
+    /// Refuses a tensor whose meaning is known and that is not computed.
+    ///
+    /// # Errors
+    /// [`LowerError::Unsupported`] where the file has it.
+    pub fn refuse(&self, name: &str, what: &'static str) -> Result<(), LowerError> {
+        match self.has(name) {
+            true => Err(LowerError::Unsupported { name: name.to_owned(), what }),
+            false => Ok(()),
+        }
     }
 }
 

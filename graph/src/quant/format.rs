@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use super::GgmlType;
+
 /// How a tensor's values are stored. A row is a whole number of blocks; blocks of a row are contiguous.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Format {
@@ -52,35 +54,6 @@ pub struct UnknownFormat {
 
 /// Elements in a super-block of the K and IQ4_XS formats.
 const SUPER_ELEMS: usize = 256;
-
-/// ggml's type numbers that are defined (or were once) and not supported here, for messages.
-const OTHER_GGML_TYPES: [(u32, &str); 25] = [
-    (4, "Q4_2 (withdrawn)"),
-    (5, "Q4_3 (withdrawn)"),
-    (9, "Q8_1"),
-    (15, "Q8_K"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (24, "I8"),
-    (25, "I16"),
-    (26, "I32"),
-    (27, "I64"),
-    (28, "F64"),
-    (29, "IQ1_M"),
-    (31, "Q4_0_4_4 (withdrawn)"),
-    (32, "Q4_0_4_8 (withdrawn)"),
-    (33, "Q4_0_8_8 (withdrawn)"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (36, "IQ4_NL_4_4 (withdrawn)"),
-    (37, "IQ4_NL_4_8 (withdrawn)"),
-    (38, "IQ4_NL_8_8 (withdrawn)"),
-    (40, "NVFP4"),
-];
 
 impl Format {
     /// Every format, in the order of their declaration.
@@ -204,14 +177,10 @@ impl Format {
 
     /// The format with this GGUF type number. Errors name the type where ggml defines it.
     pub fn from_ggml_type(number: u32) -> Result<Format, UnknownFormat> {
-        if let Some(format) = Format::ALL.into_iter().find(|f| f.ggml_type() == number) {
-            return Ok(format);
-        }
-        let found = match OTHER_GGML_TYPES.iter().find(|(n, _)| *n == number) {
-            Some((_, name)) => (*name).to_owned(),
-            None => format!("number {number}"),
-        };
-        Err(UnknownFormat { found })
+        Format::ALL
+            .into_iter()
+            .find(|f| f.ggml_type() == number)
+            .ok_or_else(|| UnknownFormat { found: GgmlType::from_number(number).described() })
     }
 
     /// The format of this name, in any case ("q4_k").
@@ -244,7 +213,6 @@ mod tests {
         for f in Format::ALL {
             assert_eq!(Format::from_ggml_type(f.ggml_type()), Ok(f));
             assert_eq!(Format::parse(&f.name().to_lowercase()), Ok(f));
-            assert!(OTHER_GGML_TYPES.iter().all(|(n, _)| *n != f.ggml_type()));
         }
     }
 

@@ -10,6 +10,7 @@ mod format;
 pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, Activation};
 pub use check::NonFinite;
 pub use format::{Format, UnknownFormat};
+pub use ggml_type::GgmlType;
 pub use integers::Integers;
 
 pub mod activation;
@@ -18,6 +19,7 @@ mod check;
 mod decode;
 mod f16;
 mod f32;
+mod ggml_type;
 mod integers;
 pub mod iq4_nl;
 pub mod iq4_xs;

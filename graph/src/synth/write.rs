@@ -113,10 +113,14 @@ impl Synth {
         &self.layout
     }
 
+    /// Bytes of tensor `tensor`: its type is a format, whose blocks are known.
+    fn len_bytes(&self, tensor: usize) -> usize {
+        self.layout.tensors()[tensor].len_bytes().unwrap_or(0)
+    }
+
     /// How many pieces tensor `tensor` is filled in.
     fn chunks(&self, tensor: usize) -> usize {
-        let blocks =
-            self.layout.tensors()[tensor].len_bytes() / self.tensors[tensor].spec.format.block_bytes();
+        let blocks = self.len_bytes(tensor) / self.tensors[tensor].spec.format.block_bytes();
         blocks.div_ceil(CHUNK_BLOCKS)
     }
 
@@ -124,7 +128,7 @@ impl Synth {
     fn chunk(&self, tensor: usize, chunk: usize) -> Vec<u8> {
         let SynthTensor { spec, values } = &self.tensors[tensor];
         let chunk_bytes = CHUNK_BLOCKS * spec.format.block_bytes();
-        let left = self.layout.tensors()[tensor].len_bytes() - chunk * chunk_bytes;
+        let left = self.len_bytes(tensor) - chunk * chunk_bytes;
         let mut out = vec![0; left.min(chunk_bytes)];
         let mut random = Random::new(&[self.seed, tensor as u64, chunk as u64]);
         match *values {
@@ -229,7 +233,7 @@ mod tests {
         for tensor in one.tensors() {
             assert!(one.data(tensor) != two.data(tensor), "{}", tensor.name);
             assert!(seen.insert(one.data(tensor)), "{}: as another tensor", tensor.name);
-            assert!(tensor.format.non_finite(one.data(tensor)).is_clean(), "{}", tensor.name);
+            assert!(tensor.format().unwrap().non_finite(one.data(tensor)).is_clean(), "{}", tensor.name);
         }
         // Pieces of one tensor differ too.
         let output = one.data(one.tensor("output.weight").unwrap());
@@ -244,8 +248,8 @@ mod tests {
         let mean = |name: &str| {
             let tensor = file.tensor(name).unwrap();
             let mut y = vec![0.0; *tensor.shape.last().unwrap()];
-            let row = tensor.format.row_bytes(y.len()).unwrap();
-            tensor.format.decode_row(&file.data(tensor)[..row], &mut y);
+            let row = tensor.format().unwrap().row_bytes(y.len()).unwrap();
+            tensor.format().unwrap().decode_row(&file.data(tensor)[..row], &mut y);
             y.iter().sum::<f32>() / y.len() as f32
         };
         assert!((mean("blk.0.attn_norm.weight") - 1.0).abs() < 0.03);

@@ -99,7 +99,8 @@ pub enum TokenizerError {
     },
     /// The BPE model refused the vocabulary or a word.
     #[error(
-        "byte-pair encoding: {0}; merges and tokens of the file contradict each other: convert the model again"
+        "byte-pair encoding: {}; merges and tokens of the file contradict each other: convert the model again",
+        crate::shown::shown(.0)
     )]
     Bpe(Box<dyn std::error::Error + Send + Sync>),
     /// An id outside the vocabulary.

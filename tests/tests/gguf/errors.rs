@@ -1,10 +1,11 @@
 //! Each way in which a file can be wrong, and that the error names file, key or tensor, found, wanted, and a way out.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, sync::Arc};
 
 use moe_run_graph::{
     gguf::{GgufError, GgufFile, MetaArray as A, MetaValue as V, Metadata},
     quant::Format,
+    weights::Weights,
 };
 
 use super::common::{file, file_of, metadata, patched, spec};
@@ -92,7 +93,13 @@ fn metadata_values() {
         let error = refused(bad, &["\"string\"", &length.to_string()]);
         assert!(matches!(error, GgufError::Truncated { .. }));
     }
-    refused(patched(&bytes, "Grüße".as_bytes(), b"Gr\xffsse\xff"), &["\"string\"", "not UTF-8"]);
+    // A value is judged by what uses it, a key is a name.
+    let opened =
+        GgufFile::from_bytes("the.gguf", patched(&bytes, "Grüße".as_bytes(), b"Gr\xffsse\xff")).unwrap();
+    let error = opened.metadata().str("string").unwrap_err();
+    assert!(matches!(error, GgufError::KeyType { .. }), "{error:?}");
+    assert!(error.to_string().contains("\"string\": found string \"Gr\\xFFsse\\xFF, "), "{error}");
+    assert!(error.to_string().contains("which is not UTF-8, wanted a string"), "{error}");
     refused(patched(&bytes, b"general.arch", b"general.\xffrch"), &["metadata key 0", "not UTF-8"]);
 
     let typed = |key: &str, number: u32| [string(key), number.to_le_bytes().to_vec()].concat();
@@ -182,12 +189,35 @@ fn tensor_shapes() {
 
 #[test]
 fn tensor_types() {
-    for (number, name) in
-        [(4u32, "Q4_2"), (17, "IQ2_XS"), (26, "I32"), (31, "Q4_0_4_4"), (40, "NVFP4"), (777, "number 777")]
+    // Types that nothing here decodes: the file is opened, the tensor is not read.
+    for (number, name, len_bytes) in
+        [(4u32, "Q4_2", None), (26, "I32", Some(128)), (24, "I8", Some(32)), (777, "type 777", None)]
     {
-        let error = refused(with_entry(20, &number.to_le_bytes()), &["tensor \"w\"", name, "Q4_K"]);
-        assert!(matches!(error, GgufError::TensorType { .. }));
+        let file = GgufFile::from_bytes("the.gguf", with_entry(20, &number.to_le_bytes())).unwrap();
+        let entry = file.tensor("w").unwrap();
+        assert_eq!((entry.ggml_type.name().as_ref(), entry.len_bytes()), (name, len_bytes));
+        assert_eq!(file.data(entry).len(), len_bytes.unwrap_or(0));
+        let weights = Weights::new(Arc::new(file));
+        assert_eq!((weights.get("w"), weights.iter().count()), (None, 0));
+        let error = weights.require("w").unwrap_err();
+        assert!(matches!(error, GgufError::TensorType { .. }), "{error:?}");
+        let (text, name) = (error.to_string(), name.trim_start_matches("type "));
+        assert!(
+            text.starts_with("the.gguf: tensor \"w\": ") && text.contains(name) && text.contains("Q4_K"),
+            "{text}"
+        );
     }
+    // Where the size of a type's blocks is known, the extents are checked; where it is not, the beginning.
+    for (number, parts) in [
+        (28u32, ["wants 256 bytes", "128 bytes are left"]),
+        (17, ["[4, 8] in IQ2_XS", "multiple of 256"]),
+        (40, ["[4, 8] in NVFP4", "multiple of 64"]),
+    ] {
+        refused(with_entry(20, &number.to_le_bytes()), &["tensor \"w\"", parts[0], parts[1]]);
+    }
+    let mut beyond = with_entry(20, &777u32.to_le_bytes());
+    beyond[ENTRY + 24..ENTRY + 32].copy_from_slice(&128u64.to_le_bytes());
+    assert!(matches!(refused(beyond, &["tensor \"w\"", "wants 1 bytes"]), GgufError::Truncated { .. }));
     let error =
         refused(with_entry(20, &12u32.to_le_bytes()), &["tensor \"w\"", "[4, 8] in Q4_K", "multiple of 256"]);
     assert!(matches!(error, GgufError::Invalid { .. }));

@@ -70,7 +70,8 @@ pub fn qwen3moe(name: &str, s: &Sizes) -> Blueprint {
     ];
     let pairs = pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     let mut tensors = TensorTable::new();
-    let mut put = |name: String, shape: &[usize], format| tensors.insert(name, (shape.to_vec(), format));
+    let mut put =
+        |name: String, shape: &[usize], format: Format| tensors.insert(name, (shape.to_vec(), format.into()));
     let (q_width, kv_width) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
     put("token_embd.weight".into(), &[s.vocab, s.hidden], Format::Q4K);
     put("output_norm.weight".into(), &[s.hidden], Format::F32);

@@ -76,7 +76,7 @@ fn a_missing_tensor_is_named_with_its_shape() {
 fn a_tensor_of_another_shape_is_refused() {
     let mut blueprint = one_layer();
     let name = "blk.0.attn_q.weight";
-    blueprint.tensors.insert(name.into(), (vec![256, 512], Format::Q4K));
+    blueprint.tensors.insert(name.into(), (vec![256, 512], Format::Q4K.into()));
     let LowerError::TensorShape { name: named, found, wanted } = refused(&blueprint) else {
         panic!("another error");
     };
@@ -86,7 +86,7 @@ fn a_tensor_of_another_shape_is_refused() {
 #[test]
 fn a_norm_that_is_not_f32_is_refused() {
     let mut blueprint = one_layer();
-    blueprint.tensors.insert("blk.0.attn_norm.weight".into(), (vec![256], Format::F16));
+    blueprint.tensors.insert("blk.0.attn_norm.weight".into(), (vec![256], Format::F16.into()));
     let error = refused(&blueprint);
     assert!(
         matches!(&error, LowerError::TensorFormat { name, found: Format::F16 } if name == "blk.0.attn_norm.weight"),
@@ -97,7 +97,7 @@ fn a_norm_that_is_not_f32_is_refused() {
 #[test]
 fn a_tensor_without_a_place_is_refused() {
     let mut blueprint = one_layer();
-    blueprint.tensors.insert("blk.0.attn_q.bias".into(), (vec![256], Format::F32));
+    blueprint.tensors.insert("blk.0.attn_q.bias".into(), (vec![256], Format::F32.into()));
     let LowerError::UnusedTensors { architecture, names } = refused(&blueprint) else {
         panic!("another error")
     };

@@ -21,14 +21,16 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
 
     let (q_width, k_width, v_width) =
         (heads * config.head_dim, kv_heads * config.head_dim, kv_heads * config.value_head_dim);
-    let projections = [
-        ("q_proj", tensor::ATTN_Q, q_width),
-        ("k_proj", tensor::ATTN_K, k_width),
-        ("v_proj", tensor::ATTN_V, v_width),
-    ];
+    l.refuse(&file(tensor::ATTN_QKV_BIAS), "a bias of q, k and v in one tensor")?;
+    let parts = [(tensor::ATTN_Q, q_width), (tensor::ATTN_K, k_width), (tensor::ATTN_V, v_width)];
+    let weights = l.matrices(
+        &file(tensor::ATTN_QKV),
+        &parts.map(|(rest, rows)| (file(rest), rows)),
+        None,
+        hidden_size,
+    )?;
     let mut qkv = [normed; 3];
-    for (out, (name, weight, width)) in qkv.iter_mut().zip(projections) {
-        let weight = l.matrix(&file(weight), width, hidden_size)?;
+    for ((out, name), weight) in qkv.iter_mut().zip(["q_proj", "k_proj", "v_proj"]).zip(weights) {
         *out = only(l.graph.push(at, name, Op::MatMul { weight, bias: None, scale: None }, &[normed])?);
     }
     l.graph.tap(at, Stage::QkvMatmul, &qkv)?;

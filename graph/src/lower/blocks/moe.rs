@@ -39,12 +39,13 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     l.graph.tap(at, Stage::MoeTopkIds, &[ids])?;
     l.graph.tap(at, Stage::MoeRouter, &[weights])?;
 
-    let mut project = |name, rest: &str, out, inner, x| -> Result<ValueId, LowerError> {
-        let weight = l.expert_matrix(&file(rest), num_experts, out, inner)?;
-        Ok(only(l.graph.push(at, name, Op::ExpertMatMul { weight, bias: None }, &[x, ids])?))
-    };
-    let gate = project("gate_proj", tensor::FFN_GATE_EXPS, moe_intermediate_size, hidden_size, normed)?;
-    let up = project("up_proj", tensor::FFN_UP_EXPS, moe_intermediate_size, hidden_size, normed)?;
+    let parts = [tensor::FFN_GATE_EXPS, tensor::FFN_UP_EXPS].map(|rest| (file(rest), moe_intermediate_size));
+    let matrices = l.matrices(&file(tensor::FFN_GATE_UP_EXPS), &parts, Some(num_experts), hidden_size)?;
+    let mut gate_up = [normed; 2];
+    for ((out, name), weight) in gate_up.iter_mut().zip(["gate_proj", "up_proj"]).zip(matrices) {
+        *out = only(l.graph.push(at, name, Op::ExpertMatMul { weight, bias: None }, &[normed, ids])?);
+    }
+    let [gate, up] = gate_up;
     l.graph.tap(at, Stage::FfnGate, &[gate])?;
     l.graph.tap(at, Stage::FfnUp, &[up])?;
     let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: Activation::Silu }, &[gate, up])?;
