@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, parity,
+    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, output, parity,
     perplexity, run, selftest, synth, tokenize, trace,
 };
 
@@ -22,6 +22,10 @@ pub struct Cli {
     /// What to do; `run` where absent
     #[command(subcommand)]
     pub command: Option<Command>,
+
+    /// Say nothing on standard error but warnings and errors: no notes, no progress
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub quiet: bool,
 
     /// `moe-run …` is `moe-run run …`
     #[command(flatten)]
@@ -79,6 +83,7 @@ pub enum Command {
 ///
 /// Errors: the command's.
 pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+    output::set_quiet(cli.quiet);
     match cli.command {
         None => run::run(cli.run),
         Some(Command::Run(args)) => run::run(args),

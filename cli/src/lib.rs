@@ -5,6 +5,7 @@
 //! Options shared by commands are in [`common`]; every exit code is in [`exit`]. Streamed text and JSON go to standard
 //! output, all else to standard error. Absent on purpose: any arithmetic of the model.
 
+pub mod announce;
 pub mod args;
 pub mod bench;
 pub mod chat;

@@ -1,10 +1,26 @@
 //! Standard output and standard error: writes that neither panic nor hide an error.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use serde::Serialize;
 
 use crate::CliError;
+
+/// Whether notes and progress are left out.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out notes and progress from now on (`--quiet`).
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Whether notes and progress are left out.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Writes text to standard output and flushes it, so that streamed text appears at once.
 ///
@@ -30,7 +46,20 @@ pub fn json(value: &impl Serialize) -> Result<(), CliError> {
     bytes(&line)
 }
 
-/// Writes a line to standard error. Nothing can be said when that fails, so nothing is.
+/// What is good to know, on standard error; `--quiet` leaves it out.
 pub fn note(line: &str) {
+    if !is_quiet() {
+        say(line);
+    }
+}
+
+/// What may be wrong, on standard error, however quiet.
+pub fn warning(line: &str) {
+    say(&format!("warning: {line}"));
+}
+
+/// Writes a line to standard error, however quiet: errors, and answers to what was typed. Nothing can be said when that
+/// fails, so nothing is.
+pub fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

@@ -73,6 +73,7 @@ impl Backend for Cuda {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check(self)?;
         let driver = device::open(options.device.as_deref())?;
         Ok(Box::new(compile::compile(driver, graph, weights.as_ref(), options)?))
     }

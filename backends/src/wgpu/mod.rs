@@ -79,6 +79,7 @@ impl Backend for Wgpu {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check(self)?;
         Ok(Box::new(compile::compile(&self.options, graph, weights.as_ref(), options)?))
     }
 }

@@ -89,7 +89,9 @@ impl Tokenizer {
     ///
     /// Errors: there is none in the file, it is of a kind that is not known, or its keys contradict each other.
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
-        let Some(model) = metadata.opt_str(keys::TOKENIZER_MODEL)? else {
+        let model = metadata.opt_str(keys::TOKENIZER_MODEL)?;
+        let model = model.filter(|model| !keys::TOKENIZER_MODEL_NONE.contains(model));
+        let Some(model) = model else {
             return Err(TokenizerError::Absent { file: metadata.origin().to_owned() });
         };
         if model != "gpt2" {
