@@ -32,20 +32,16 @@ pub fn check_kv_cache(
     graph: &Graph,
     kv_type: KvType,
     ctx_size: usize,
-    advice: &str,
 ) -> Result<(), BackendError> {
     let wanted_bytes = kv_type.cache_bytes(graph, ctx_size);
     match host_memory() {
         Some(memory) if memory.total_bytes < wanted_bytes => {
-            let each = kv_type.cache_bytes(graph, 1).max(1);
+            let all_of_it = memory.total_bytes / kv_type.cache_bytes(graph, 1).max(1);
             Err(BackendError::OutOfMemory {
                 what: format!("backend {backend}: the KV cache of {ctx_size} tokens ({kv_type})"),
                 wanted_bytes,
                 available_bytes: memory.total_bytes,
-                advice: format!(
-                    "--ctx-size {} would be all of the memory{advice}",
-                    memory.total_bytes / each
-                ),
+                advice: format!("lower --ctx-size: {all_of_it} tokens would take all of the memory"),
             })
         }
         _ => Ok(()),

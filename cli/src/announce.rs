@@ -88,10 +88,12 @@ fn memory(opened: &Opened<'_>) -> String {
                 (false, true) => "try a smaller --ctx-size, or --kv-type q8_0",
                 (false, false) => "close other programs, or take a smaller quantization of the model",
             };
-            let available = human_bytes(available);
-            format!(
-                "{wanted} of {available} available: does not fit, so weights are read from the file again and again; {advice}"
-            )
+            // Where the weights stay in the mapped file, what does not fit is read again.
+            let so = match opened.info.weight_bytes {
+                0 => ", so weights are read from the file again and again",
+                _ => "",
+            };
+            format!("{wanted} of {} available: does not fit{so}; {advice}", human_bytes(available))
         }
         (None, _) => format!("{wanted}; the driver does not tell how much the device has"),
     }

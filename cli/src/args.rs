@@ -1,5 +1,7 @@
 //! The whole command line: the subcommands, and what stands before them.
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 
 use crate::{
@@ -24,7 +26,7 @@ pub struct Cli {
     pub command: Option<Command>,
 
     /// Say nothing on standard error but warnings and errors: no notes, no progress
-    #[arg(short, long, global = true, help_heading = "Output")]
+    #[arg(short, long, global = true, overrides_with = "quiet", help_heading = "Output")]
     pub quiet: bool,
 
     /// `moe-run …` is `moe-run run …`
@@ -77,6 +79,21 @@ pub enum Command {
     /// Print a completion script for a shell
     #[command(after_help = examples::COMPLETIONS)]
     Completions(completions::Args),
+}
+
+impl Cli {
+    /// Parses the process's arguments. A flag of every command may stand in front of the command, where clap, told to keep
+    /// the options of `run` away from there, takes none.
+    ///
+    /// Errors: clap's, which also stand for help and version.
+    pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+        let flags = arguments.iter().skip(1).take_while(|a| *a == "-q" || *a == "--quiet").count();
+        if flags > 0 && arguments.get(1 + flags).is_some_and(|a| !a.as_encoded_bytes().starts_with(b"-")) {
+            arguments[1..=1 + flags].rotate_left(flags);
+        }
+        Cli::try_parse_from(arguments)
+    }
 }
 
 /// Runs the command that was asked for.

@@ -41,7 +41,6 @@ pub mod tokenize;
 pub mod trace;
 pub mod trace_report;
 
-use clap::Parser;
 use moe_run_backends::partial_file;
 
 pub use error::CliError;
@@ -49,7 +48,7 @@ pub use exit::ExitCode;
 
 /// Parses the process's arguments, runs the command, reports an error on standard error, and gives the exit code.
 pub fn main() -> std::process::ExitCode {
-    let cli = args::Cli::parse();
+    let cli = args::Cli::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let done = interrupt::install().and_then(|()| args::dispatch(cli));
     // Whatever came of it, a model's file that was changed meanwhile is the reason or makes it worthless.
     let done = match (done, partial_file::check_mapped()) {

@@ -104,7 +104,11 @@ fn quiet_leaves_only_warnings_and_errors() {
         assert_eq!(answered.stdout, "Hello! How can I help you today?\n");
         assert_eq!(answered.stderr, "", "{args:?}");
     }
-    for args in [&["-q", "inspect"][..], &["bench", "-q", "-p", "4", "-n", "0", "-r", "1"]] {
+    for args in [
+        &["-q", "inspect"][..],
+        &["--quiet", "inspect", "-q"],
+        &["bench", "-q", "--backend", "cpu", "-p", "4", "-n", "0", "-r", "1"],
+    ] {
         let shown = moe_run(args).succeeded();
         assert!(shown.stderr.is_empty() && !shown.stdout.is_empty(), "{args:?}: {shown:#?}");
     }
@@ -125,13 +129,12 @@ fn threads_beyond_the_processors_are_noted_and_not_started() {
         let always = ["--tokens", "1,2,3", "--temp", "0", "-n", "4", "--json"];
         moe_run(&[&always[..], args].concat()).succeeded()
     };
-    let (one, many) = (ask(&["--backend", "cpu", "-t", "1"]), ask(&["--backend", "cpu", "-t", "1000"]));
+    let (one, many) = (ask(&["--backend", "cpu", "-t", "1"]), ask(&["--backend", "cpu", "-t", "5000"]));
     let used = many.json()["threads"].as_u64().unwrap();
-    assert!(used <= 1000, "{many:#?}");
     assert_eq!(one.json()["output_tokens"], many.json()["output_tokens"]);
-    let note = format!("note: 1000 threads asked for, the machine has {used}: {used} ");
-    assert_eq!(many.stderr.matches("threads asked for").count(), usize::from(used < 1000), "{many:#?}");
-    assert!(used == 1000 || many.stderr.contains(&note), "{many:#?}");
+    let note = format!("note: 5000 threads asked for, the machine has {used}: {used} ");
+    assert_eq!(many.stderr.matches("threads asked for").count(), usize::from(used < 5000), "{many:#?}");
+    assert!(used == 5000 || many.stderr.contains(&note), "{many:#?}");
     assert!(!one.stderr.contains("asked for"), "{one:#?}");
     let other = ask(&["--backend", "reference", "-t", "1"]);
     assert!(other.stderr.contains("note: --threads 1 is not looked at"), "{other:#?}");

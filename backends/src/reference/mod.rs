@@ -97,7 +97,7 @@ impl Backend for Reference {
         check_weights(graph, weights.as_ref())?;
         options.check_only_device(NAME, DEVICE)?;
         // It keeps the rows as they are read back.
-        check_kv_cache(NAME, graph, KvType::F32, options.ctx_size, "")?;
+        check_kv_cache(NAME, graph, KvType::F32, options.ctx_size)?;
         let profile = self.profile(options);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let max_sizes =
