@@ -398,7 +398,7 @@ fn a_context_that_no_memory_holds_is_refused() {
     for backend in ["auto", "cpu", "reference"] {
         let refused = moe_run(&["-p", "x", "-c", "4294967295", "--backend", backend]);
         assert_eq!(refused.code, 4, "{refused:#?}");
-        for said in ["the KV cache of 4294967295 tokens", "available", "--ctx-size "] {
+        for said in ["the KV cache of 4294967295 tokens", "available", "lower --ctx-size: "] {
             assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
         }
         for wrong in ["cpu is the fastest backend", "runs: "] {
