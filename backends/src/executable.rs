@@ -5,7 +5,7 @@
 
 pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
-pub use crate::options::{Activations, CompileOptions, KvType, Progress};
+pub use crate::options::{Activations, CompileOptions, KvType, MemoryNeed, OnOpened, Opened, Progress};
 pub use crate::tensor::{HostTensor, TensorData, TensorView, ViewData};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
@@ -52,6 +52,12 @@ pub fn check_weights(graph: &Graph, weights: &dyn WeightSource) -> Result<(), Ba
         }
     }
     Ok(())
+}
+
+/// Bytes of a graph's weights as their source holds them.
+#[must_use]
+pub fn mapped_bytes(graph: &Graph, weights: &dyn WeightSource) -> u64 {
+    graph.weights.iter().map(|decl| weights.bytes(&decl.name).map_or(0, <[u8]>::len) as u64).sum()
 }
 
 /// What sort of device it is.

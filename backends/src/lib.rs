@@ -55,6 +55,7 @@ pub mod executable;
 mod exp;
 #[cfg(feature = "fault-injection")]
 pub mod faults;
+pub mod host_memory;
 pub mod options;
 pub mod parity;
 pub mod partial_file;
@@ -75,6 +76,6 @@ pub mod wgpu;
 pub use error::BackendError;
 pub use executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, Observer, Progress, State, StepInput, TapValue, TensorData, TensorView, ValueAccess, ViewData,
-    WeightSource,
+    KvType, MemoryNeed, Observer, OnOpened, Opened, Progress, State, StepInput, TapValue, TensorData,
+    TensorView, ValueAccess, ViewData, WeightSource,
 };

@@ -1,6 +1,8 @@
 //! What an executable is compiled for: precisions, sizes, taps, device.
 
 use crate::error::BackendError;
+use crate::executable::{Backend, ExecutableInfo};
+use moe_run_graph::ir::Graph;
 use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
@@ -84,6 +86,13 @@ impl KvType {
         }
     }
 
+    /// Bytes of every state of a graph for so many tokens; the largest number where they cannot be counted.
+    #[must_use]
+    pub fn cache_bytes(self, graph: &Graph, tokens: usize) -> u64 {
+        let row_bytes: u64 = graph.states.iter().map(|s| self.row_bytes(s.row_elems()) as u64).sum();
+        row_bytes.saturating_mul(tokens as u64)
+    }
+
     /// What a row is read back as after it has been stored. This is the definition for every backend.
     ///
     /// f16: rounded to nearest even. q8_0: blocks of 32; d = f16(amax / 127), q = round-ties-even(x · (127 / amax)),
@@ -117,6 +126,55 @@ pub struct Progress {
     pub what: &'static str,
 }
 
+/// What a backend has opened, once nothing that it can foresee is in the way, and before it loads anything.
+#[derive(Debug, Clone)]
+pub struct Opened<'a> {
+    /// Backend, device, precisions, threads.
+    pub info: &'a ExecutableInfo,
+    /// More of the device, for people: "avx2", "compute capability 9.0".
+    pub details: String,
+    /// Layers of the graph: all of them run there.
+    pub num_layers: usize,
+    /// Tokens that the context holds.
+    pub ctx_size: usize,
+    /// Threads that were asked for; `info` has those that run.
+    pub asked_threads: Option<usize>,
+    /// What it will take of the device's memory.
+    pub memory: MemoryNeed,
+}
+
+/// Memory that a model takes, and the device has, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Weights as the device holds them; on the host, those of the mapped file.
+    pub weight_bytes: u64,
+    /// The KV cache of the whole context.
+    pub kv_cache_bytes: u64,
+    /// How its rows lie there: the reference keeps what an f16 is read back as, in f32.
+    pub kv_stored: KvType,
+    /// Values between launches, scratch, tables.
+    pub working_bytes: u64,
+    /// What is free for all that; `None` where the driver does not tell.
+    pub available_bytes: Option<u64>,
+}
+
+impl MemoryNeed {
+    /// Everything together.
+    #[must_use]
+    pub fn wanted_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.kv_cache_bytes).saturating_add(self.working_bytes)
+    }
+
+    /// Whether it fits; `None` where the driver does not tell what there is.
+    #[must_use]
+    pub fn fits(&self) -> Option<bool> {
+        self.available_bytes.map(|available| self.wanted_bytes() <= available)
+    }
+}
+
+/// What is called with what a backend has opened.
+pub type OnOpened = Arc<dyn Fn(&Opened<'_>) + Send + Sync>;
+
 /// What an executable is compiled for.
 #[derive(Clone)]
 pub struct CompileOptions {
@@ -139,25 +197,55 @@ pub struct CompileOptions {
     pub threads: Option<usize>,
     /// Index or name of the device; `None`: the backend's choice.
     pub device: Option<String>,
+    /// Told what has been opened, before it is loaded.
+    pub opened: Option<OnOpened>,
     /// Told how loading goes.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
 }
 
 impl CompileOptions {
-    /// Whether positions can count so far.
+    /// What any backend refuses before it opens a device: a context whose positions cannot be counted, and a block of
+    /// 8-bit activations that it does not take.
     ///
     /// # Errors
-    /// [`BackendError::Option`] for a context beyond 32 bits.
-    pub fn check_ctx_size(&self, backend: &'static str) -> Result<(), BackendError> {
-        if u32::try_from(self.ctx_size).is_ok() {
-            return Ok(());
+    /// [`BackendError::Option`].
+    pub fn check(&self, backend: &dyn Backend) -> Result<(), BackendError> {
+        let wrong = |option, found: String, wanted: String| {
+            Err(BackendError::Option { backend: backend.name(), option, found, wanted })
+        };
+        if u32::try_from(self.ctx_size).is_err() {
+            let wanted = format!("{} at most, for positions are numbers of 32 bits", u32::MAX);
+            return wrong("--ctx-size", self.ctx_size.to_string(), wanted);
         }
-        Err(BackendError::Option {
-            backend,
-            option: "--ctx-size",
-            found: self.ctx_size.to_string(),
-            wanted: format!("{} at most, for positions are numbers of 32 bits", u32::MAX),
-        })
+        let blocks = backend.q8_super_blocks();
+        if let ActProfile::Q8 { k_block } = backend.profile(self)
+            && !blocks.contains(&k_block)
+        {
+            let known: Vec<String> = blocks.iter().map(|b| b.elems().to_string()).collect();
+            let option = "the 8-bit activation block of super-block formats";
+            return wrong(option, k_block.elems().to_string(), known.join(" or "));
+        }
+        Ok(())
+    }
+
+    /// Says what has been opened, to whoever wants to know.
+    pub fn tell_opened(
+        &self,
+        info: &ExecutableInfo,
+        details: impl Into<String>,
+        graph: &Graph,
+        memory: MemoryNeed,
+    ) {
+        if let Some(opened) = &self.opened {
+            opened(&Opened {
+                info,
+                details: details.into(),
+                num_layers: graph.num_layers,
+                ctx_size: self.ctx_size,
+                asked_threads: self.threads,
+                memory,
+            });
+        }
     }
 
     /// Whether `--device` names the one device, called `name`, of a backend that has no other.
@@ -199,6 +287,7 @@ impl Default for CompileOptions {
             taps: TapSelection::None,
             threads: None,
             device: None,
+            opened: None,
             progress: None,
         }
     }

@@ -1,9 +1,11 @@
 //! The whole command line: the subcommands, and what stands before them.
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, parity,
+    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, output, parity,
     perplexity, run, selftest, synth, tokenize, trace,
 };
 
@@ -22,6 +24,10 @@ pub struct Cli {
     /// What to do; `run` where absent
     #[command(subcommand)]
     pub command: Option<Command>,
+
+    /// Say nothing on standard error but warnings and errors: no notes, no progress
+    #[arg(short, long, global = true, overrides_with = "quiet", help_heading = "Output")]
+    pub quiet: bool,
 
     /// `moe-run …` is `moe-run run …`
     #[command(flatten)]
@@ -75,10 +81,26 @@ pub enum Command {
     Completions(completions::Args),
 }
 
+impl Cli {
+    /// Parses the process's arguments. A flag of every command may stand in front of the command, where clap, told to keep
+    /// the options of `run` away from there, takes none.
+    ///
+    /// Errors: clap's, which also stand for help and version.
+    pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+        let flags = arguments.iter().skip(1).take_while(|a| *a == "-q" || *a == "--quiet").count();
+        if flags > 0 && arguments.get(1 + flags).is_some_and(|a| !a.as_encoded_bytes().starts_with(b"-")) {
+            arguments[1..=1 + flags].rotate_left(flags);
+        }
+        Cli::try_parse_from(arguments)
+    }
+}
+
 /// Runs the command that was asked for.
 ///
 /// Errors: the command's.
 pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+    output::set_quiet(cli.quiet);
     match cli.command {
         None => run::run(cli.run),
         Some(Command::Run(args)) => run::run(args),

@@ -325,22 +325,22 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             }
             Line::Reset => {
                 conversation.reset();
-                output::note("forgotten");
+                output::say("forgotten");
             }
             Line::Save(path) => match conversation.save(path) {
-                Ok(()) => output::note(&format!("saved to {}", path.display())),
-                Err(error) => output::note(&format!("error: {error}")),
+                Ok(()) => output::say(&format!("saved to {}", path.display())),
+                Err(error) => output::say(&format!("error: {error}")),
             },
             Line::Load(path) => {
                 let control_texts = engine.tokenizer()?.control_texts();
                 match conversation.load(path, &template, control_texts) {
-                    Ok(()) => output::note(&format!("{} messages", conversation.messages.len())),
-                    Err(error) => output::note(&format!("error: {error}; the conversation is as it was")),
+                    Ok(()) => output::say(&format!("{} messages", conversation.messages.len())),
+                    Err(error) => output::say(&format!("error: {error}; the conversation is as it was")),
                 }
             }
-            Line::Help => output::note(HELP),
+            Line::Help => output::say(HELP),
             Line::Exit => break,
-            Line::Wrong(why) => output::note(&why),
+            Line::Wrong(why) => output::say(&why),
         }
     }
     Ok(ExitCode::Ok)
@@ -363,7 +363,7 @@ fn turn(
         Ok(()) => Ok(()),
         Err(TurnError::Refused(why)) => {
             conversation.messages.pop();
-            output::note(&why);
+            output::say(&why);
             Ok(())
         }
         Err(TurnError::Fatal(error)) => Err(error),

@@ -6,8 +6,7 @@ use std::{
 };
 
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, DeviceInfo, DeviceKind, Executable, KvType, WeightSource,
-    registry, session::Session,
+    Backend, BackendError, CompileOptions, DeviceKind, Executable, WeightSource, registry, session::Session,
 };
 use moe_run_graph::{
     Model,
@@ -15,7 +14,14 @@ use moe_run_graph::{
     tokenizer::{Tokenizer, TokenizerError},
 };
 
-use crate::{CliError, common::BackendArgs, output, progress::LoadBar, prompt};
+use crate::{
+    CliError,
+    announce::{Chosen, on_opened},
+    common::BackendArgs,
+    output,
+    progress::LoadBars,
+    prompt,
+};
 
 /// A compiled model.
 pub struct Engine {
@@ -60,27 +66,12 @@ impl Engine {
         };
         let trained_for = model.config.max_position_embeddings;
         if options.ctx_size > trained_for {
-            output::note(&format!(
-                "note: a context of {} tokens is more than the {trained_for} that the model was trained for",
+            output::warning(&format!(
+                "a context of {} tokens is more than the {trained_for} that the model was trained for",
                 options.ctx_size
             ));
         }
-        output::note(&format!(
-            "context: {} tokens; KV cache: {} ({})",
-            options.ctx_size,
-            human_bytes(kv_cache_bytes(&model, options.kv_type, options.ctx_size)),
-            options.kv_type
-        ));
-        let executable = compile(&model, &args.backend, &options)?;
-        let session = Session::new(executable)?;
-        let info = session.info();
-        output::note(&format!(
-            "backend: {} on {}; activations: {}{}",
-            info.backend,
-            info.device,
-            info.activations,
-            if info.backend == "cpu" { format!("; threads: {}", info.threads) } else { String::new() }
-        ));
+        let session = Session::new(compile(&model, &args.backend, &options)?)?;
         Ok(Engine { model, session, tokenizer, load_time: started.elapsed() })
     }
 
@@ -115,58 +106,52 @@ pub fn chat_template(model: &Model, given: Option<&ChatTemplate>) -> Result<Chat
     })
 }
 
-/// Memory of the KV cache, from what the graph declares.
-pub fn kv_cache_bytes(model: &Model, kv_type: KvType, ctx_size: usize) -> u64 {
-    let row_bytes: u64 = model.graph.states.iter().map(|s| kv_type.row_bytes(s.row_elems()) as u64).sum();
-    row_bytes.saturating_mul(ctx_size as u64)
-}
-
-/// The named backend; for "auto" the first that can run the model, saying which and why.
+/// The named backend; for "auto" the first that can run the model, and the choice to tell of. Nothing is opened.
 ///
 /// Errors: there is no such backend, or none that can.
-pub fn backend(model: &Model, name: &str) -> Result<Box<dyn Backend>, CliError> {
+pub fn backend(model: &Model, name: &str) -> Result<(Box<dyn Backend>, Option<Chosen>), CliError> {
     if name != "auto" {
-        return Ok(registry::by_name(name)?);
+        return Ok((registry::by_name(name)?, None));
     }
-    let mut reasons = Vec::new();
-    match candidates().find(|b| device_that_can_run(b.as_ref(), model, &mut reasons).is_some()) {
+    let mut not_taken = Vec::new();
+    match candidates().find(|b| can_run(b.as_ref(), model, &mut not_taken)) {
         Some(backend) => {
-            say_chosen(backend.name(), &reasons);
-            Ok(backend)
+            let chosen = Chosen { backend: backend.name(), not_taken };
+            Ok((backend, Some(chosen)))
         }
-        None => Err(none_can(reasons)),
+        None => Err(none_can(not_taken)),
     }
 }
 
-/// Compiles on the named backend; for "auto" on the first that can and has the memory, saying which and why.
+/// Compiles on the named backend; for "auto" on the first that can and has the memory. Says what was opened, whether the
+/// model fits, and what runs where.
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
 pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
-    let compile = |backend: &dyn Backend| {
-        let bar = LoadBar::new();
-        let options = CompileOptions { progress: Some(bar.callback()), ..options.clone() };
+    let compile = |backend: &dyn Backend, chosen: Option<Chosen>| {
+        let bars = LoadBars::new();
+        let opened = Some(on_opened(chosen));
+        let options = CompileOptions { progress: bars.callback(), opened, ..options.clone() };
         let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
         backend.compile(&model.graph, weights, &options)
     };
     if name != "auto" {
-        return Ok(compile(registry::by_name(name)?.as_ref())?);
+        return Ok(compile(registry::by_name(name)?.as_ref(), None)?);
     }
     let mut reasons = Vec::new();
     let mut memory = None;
     for backend in candidates() {
-        let Some(device) = device_that_can_run(backend.as_ref(), model, &mut reasons) else { continue };
-        if let Err(error) = kv_cache_fits(&device, model, options) {
-            reasons.push(format!("backend {}: {error}", backend.name()));
-            memory = Some(error);
+        if !can_run(backend.as_ref(), model, &mut reasons) {
             continue;
         }
-        say_chosen(backend.name(), &reasons);
-        match compile(backend.as_ref()) {
+        let chosen = Chosen { backend: backend.name(), not_taken: reasons.clone() };
+        match compile(backend.as_ref(), Some(chosen)) {
             Ok(executable) => return Ok(executable),
             // A device that is there, and cannot be opened now.
             Err(error @ BackendError::NoDevice { .. }) => reasons.push(error.to_string()),
             Err(error @ BackendError::OutOfMemory { .. }) => {
-                reasons.push(format!("backend {}: {error}", backend.name()));
+                let (text, name) = (error.to_string(), format!("backend {}", backend.name()));
+                reasons.push(if text.starts_with(&name) { text } else { format!("{name}: {text}") });
                 memory = Some(error);
             }
             Err(error) => return Err(error.into()),
@@ -181,57 +166,25 @@ fn candidates() -> impl Iterator<Item = Box<dyn Backend>> {
     registry::all().into_iter().filter(|b| b.name() != "reference")
 }
 
-/// The device that a backend takes unless told otherwise, if it has one and every operation of the model; if not, why.
-fn device_that_can_run(
-    backend: &dyn Backend,
-    model: &Model,
-    reasons: &mut Vec<String>,
-) -> Option<DeviceInfo> {
+/// Whether a backend has a device that it takes by itself, and every operation of the model; if not, why.
+fn can_run(backend: &dyn Backend, model: &Model, reasons: &mut Vec<String>) -> bool {
     let why = match backend.devices() {
         Err(error) => error.to_string(),
-        Ok(devices) => match devices.iter().find(|d| d.kind != DeviceKind::Unsupported) {
-            None => {
-                let unsupported =
-                    devices.iter().flat_map(|d| d.details.last().map(|(_, why)| (&d.name, why)));
-                let each: Vec<String> = unsupported.map(|(name, why)| format!("{name} has {why}")).collect();
-                format!("backend {}: no device that can be used: {}", backend.name(), each.join(", "))
-            }
-            Some(_) if devices.iter().all(|d| d.kind == DeviceKind::Software) => {
-                format!("backend {}: only a software adapter, which is slow", backend.name())
-            }
-            Some(device) => {
-                match model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
-                    Some(error) => error.to_string(),
-                    None => return Some(device.clone()),
-                }
-            }
+        Ok(devices) if devices.iter().all(|d| d.kind == DeviceKind::Unsupported) => {
+            let unsupported = devices.iter().flat_map(|d| d.details.last().map(|(_, why)| (&d.name, why)));
+            let each: Vec<String> = unsupported.map(|(name, why)| format!("{name} has {why}")).collect();
+            format!("backend {}: no device that can be used: {}", backend.name(), each.join(", "))
+        }
+        Ok(devices) if devices.iter().all(|d| d.kind == DeviceKind::Software) => {
+            format!("backend {}: only a software adapter, which is slow", backend.name())
+        }
+        Ok(_) => match model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
+            Some(error) => error.to_string(),
+            None => return true,
         },
     };
     reasons.push(why);
-    None
-}
-
-/// Whether the KV cache alone is no larger than all the memory of a processor. Zeros that nobody touched take no memory
-/// there, so allocating them would not tell; on a GPU it does, and the backend's own arithmetic says more.
-fn kv_cache_fits(device: &DeviceInfo, model: &Model, options: &CompileOptions) -> Result<(), BackendError> {
-    let wanted_bytes = kv_cache_bytes(model, options.kv_type, options.ctx_size);
-    match device.memory_bytes.filter(|_| device.kind == DeviceKind::Cpu) {
-        Some(memory_bytes) if memory_bytes < wanted_bytes => Err(BackendError::OutOfMemory {
-            what: format!("the KV cache of {} tokens on {}", options.ctx_size, device.name),
-            wanted_bytes,
-            available_bytes: memory_bytes,
-            advice: "lower --ctx-size, or take --kv-type q8_0".to_owned(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn say_chosen(name: &str, reasons: &[String]) {
-    let mut chosen = format!("auto: {name} is the fastest backend that can run this model here");
-    for reason in reasons {
-        chosen.push_str(&format!("\n  not taken: {reason}"));
-    }
-    output::note(&chosen);
+    false
 }
 
 fn none_can(mut reasons: Vec<String>) -> CliError {

@@ -185,5 +185,5 @@ pub fn report(error: &CliError) {
         last = cause_text;
         source = cause.source();
     }
-    crate::output::note(&text);
+    crate::output::say(&text);
 }

@@ -74,6 +74,7 @@ pub const INSPECT: &str = "\
 Examples:
   moe-run inspect                                       the built-in demo model
   moe-run inspect -m model.gguf --ctx-size 32768
+  moe-run inspect -m model.gguf --all                   every key and every tensor
   moe-run inspect -m model.gguf --check --json
 ";
 

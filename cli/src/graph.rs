@@ -13,6 +13,7 @@ use moe_run_backends::{
     Backend, DeviceKind, bandwidth,
     options::CompileOptions,
     profile::Profile,
+    registry,
     session::{LogitsRows, Session},
     taps::select::{SelectError, StageList, parse_layers},
 };
@@ -259,7 +260,10 @@ fn dumped(
 
 /// The plan that the backend would run, without opening a device.
 fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, CliError> {
-    let backend = engine::backend(model, &args.backend.backend)?;
+    let (backend, chosen) = engine::backend(model, &args.backend.backend)?;
+    if let Some(chosen) = chosen {
+        output::note(&chosen.text(": the plan is made for it"));
+    }
     let tokens = args.step_tokens.get();
     let max_sizes = StepSizes { tokens, logits_rows: 1, cached: args.backend.ctx_size(model) };
     let options = args.backend.compile_options(model);
@@ -272,10 +276,10 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
 
 /// The plan that the backend does run, with the times of its launches.
 fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Result<Planned, CliError> {
-    let backend = engine::backend(model, &args.backend.backend)?;
     let options = CompileOptions { taps, ..args.backend.compile_options(model) };
-    let mut session = Session::new(engine::compile(model, backend.name(), &options)?)?;
+    let mut session = Session::new(engine::compile(model, &args.backend.backend, &options)?)?;
     let info = session.info().clone();
+    let backend = registry::by_name(info.backend)?;
     let tokens = args.step_tokens.get();
     if tokens > info.micro_batch {
         return Err(CliError::bad_input(format!(

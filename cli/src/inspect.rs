@@ -5,10 +5,10 @@
 
 use std::{collections::BTreeMap, thread};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use moe_run_backends::KvType;
 use moe_run_graph::{
-    gguf::{GgufFile, MetaArray, MetaValue},
+    config::{FfnConfig, ModelConfig},
+    gguf::{GgufFile, MetaArray, MetaValue, keys},
     lower::{lower, tensor_table},
     quant::{Format, GgmlType, NonFinite},
     shown::{shown, shown_bytes},
@@ -20,13 +20,20 @@ use crate::{
     CliError, ExitCode,
     common::{self, DEFAULT_CTX_SIZE, ModelArgs},
     engine::human_bytes,
-    output,
+    output, progress,
 };
 
 /// Elements of a metadata array that are shown.
 const ARRAY_SHOWN: usize = 8;
 /// Characters of a metadata string that are shown as text; JSON has it whole.
 const STRING_SHOWN: usize = 80;
+/// Lines that are shown without `--all`, whatever the model.
+const LINES_SHOWN: usize = 40;
+/// Parts of a split model, formats, kinds of layers and damaged tensors that are listed within them.
+const PARTS_SHOWN: usize = 2;
+const FORMATS_SHOWN: usize = 6;
+const KINDS_SHOWN: usize = 3;
+const DAMAGED_SHOWN: usize = 4;
 /// Bytes that a thread checks at a time.
 const CHECK_CHUNK_BYTES: usize = 4 << 20;
 
@@ -44,7 +51,11 @@ pub struct Args {
     #[arg(long)]
     pub check: bool,
 
-    /// Print one JSON object
+    /// Show everything: every key of the metadata and every tensor, not the 40 lines that tell most
+    #[arg(long)]
+    pub all: bool,
+
+    /// Print one JSON object, which always holds everything
     #[arg(long)]
     pub json: bool,
 }
@@ -63,7 +74,8 @@ struct Report {
     /// Without tensors whose size is not known.
     total_tensor_bytes: u64,
     /// The dimensions, where the file is a model that can be run.
-    config: Option<Value>,
+    #[serde(rename = "config")]
+    dimensions: Option<ModelConfig>,
     memory: Option<Memory>,
     /// Why there is no `config` and no `memory`.
     not_runnable: Option<String>,
@@ -151,7 +163,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&report)?;
     } else {
-        output::text(&text(&report, &file))?;
+        output::text(&text(&report, &file, args.all))?;
     }
     let damaged = report.check.is_some_and(|check| !check.damaged.is_empty());
     Ok(if damaged { ExitCode::Verdict } else { ExitCode::Ok })
@@ -179,12 +191,11 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
     }
     let formats: Vec<FormatTotal> = formats.into_values().collect();
     let total_tensor_bytes = formats.iter().filter_map(|f| f.bytes).sum();
-    let (config, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
+    let (dimensions, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
         Ok((config, graph)) => {
             let ctx_size = ctx_size.unwrap_or(DEFAULT_CTX_SIZE.min(config.max_position_embeddings));
             let kv_cache = KvType::ALL.iter().map(|kv| {
-                let rows = graph.states.iter().map(|s| kv.row_bytes(s.row_elems()) as u64);
-                let kv_bytes = rows.sum::<u64>().saturating_mul(ctx_size as u64);
+                let kv_bytes = kv.cache_bytes(&graph, ctx_size);
                 KvCache {
                     kv_type: kv.name(),
                     kv_bytes,
@@ -192,7 +203,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
                 }
             });
             let memory = Memory { ctx_size, weights_bytes: total_tensor_bytes, kv_cache: kv_cache.collect() };
-            (serde_json::to_value(config).ok(), Some(memory), None)
+            (Some(config), Some(memory), None)
         }
         Err(error) => (None, None, Some(error.without_file())),
     };
@@ -210,18 +221,13 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
                 file_bytes: p.len_bytes(),
             })
             .collect(),
-        architecture: file
-            .metadata()
-            .opt_str(moe_run_graph::gguf::keys::GENERAL_ARCHITECTURE)
-            .ok()
-            .flatten()
-            .map(str::to_owned),
+        architecture: file.metadata().opt_str(keys::GENERAL_ARCHITECTURE).ok().flatten().map(str::to_owned),
         metadata: file.metadata().iter().map(|(key, value)| metadata_json(key, value)).collect(),
         tensors: tensors.collect(),
         total_elems: formats.iter().fold(0, |sum, f| sum.saturating_add(f.elems)),
         total_tensor_bytes,
         formats,
-        config,
+        dimensions,
         memory,
         not_runnable,
         check: None,
@@ -292,10 +298,7 @@ fn first_json(array: &MetaArray) -> Value {
 fn check(file: &GgufFile) -> Check {
     let decoded = || file.tensors().iter().filter_map(|t| Some((t, t.format().ok()?)));
     let bytes: u64 = decoded().map(|(t, _)| file.data(t).len() as u64).sum();
-    let bar = ProgressBar::new(bytes);
-    if let Ok(style) = ProgressStyle::with_template("checking {wide_bar} {bytes}/{total_bytes}") {
-        bar.set_style(style);
-    }
+    let bar = progress::bar(bytes, "checking {wide_bar} {bytes}/{total_bytes}");
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let tensors = decoded().count();
     let unchecked_tensors = file.tensors().len() - tensors;
@@ -356,90 +359,189 @@ fn index_of(mut elem: usize, shape: &[usize]) -> Vec<usize> {
     index
 }
 
-fn text(report: &Report, file: &GgufFile) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| {
-        out.push_str(&text);
-        out.push('\n');
+/// The report for people: memory and formats first. Without `all`, at most [`LINES_SHOWN`] lines.
+fn text(report: &Report, file: &GgufFile, all: bool) -> String {
+    let metadata = metadata_lines(file, report.architecture.as_deref());
+    let tensors = tensor_lines(report);
+    let parts =
+        [part_lines(report, all), memory_lines(report), format_lines(report, all), model_lines(report)];
+    let mut lines = vec![format!("File: {} ({})", shown(&report.file), human_bytes(report.file_bytes))];
+    lines.extend(parts.into_iter().flatten());
+    let check = report.check.as_ref().map_or_else(Vec::new, |check| check_lines(check, all));
+
+    let (keys, count) = (metadata.len(), tensors.len());
+    let metadata_head = format!("Metadata: {keys} keys");
+    let in_full = lines.len() + check.len() + 2 + keys + 2 + count;
+    if all || in_full <= LINES_SHOWN {
+        lines.extend([String::new(), metadata_head]);
+        lines.extend(metadata);
+        lines.extend([String::new(), format!("Tensors: {count}")]);
+        lines.extend(tensors);
+        lines.extend(check);
+    } else {
+        // Two lines above the keys, two for what is left out.
+        let room = LINES_SHOWN.saturating_sub(lines.len() + check.len() + 4).min(keys);
+        lines.extend([String::new(), metadata_head]);
+        lines.extend(metadata.into_iter().take(room));
+        lines.extend(check);
+        let left_out = keys - room;
+        lines.extend([
+            String::new(),
+            format!("--all shows {left_out} more keys of metadata and {count} tensors"),
+        ]);
+    }
+    lines.join("\n") + "\n"
+}
+
+fn part_lines(report: &Report, all: bool) -> Vec<String> {
+    let is_split = report.parts.len() > 1;
+    let line = |part: &Part| {
+        let of_split = if is_split { format!("  {}", shown(&part.file)) } else { "  GGUF".to_owned() };
+        format!("{of_split} version {}, alignment {} bytes", part.version, part.alignment_bytes)
     };
-    line(format!("File: {} ({})", shown(&report.file), human_bytes(report.file_bytes)));
-    for part in &report.parts {
-        let of_split =
-            if report.parts.len() > 1 { format!("  {}", shown(&part.file)) } else { "  GGUF".to_owned() };
-        line(format!("{of_split} version {}, alignment {} bytes", part.version, part.alignment_bytes));
-    }
+    first(report.parts.iter().map(line).collect(), PARTS_SHOWN, "parts", all)
+}
 
-    line(format!("\nMetadata: {} keys", file.metadata().len()));
-    for (key, value) in file.metadata().iter() {
-        line(format!("  {} = {}", shown(key), metadata_text(value)));
+fn memory_lines(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(memory) = &report.memory {
+        let tokens = memory.ctx_size;
+        lines.push(format!("\nMemory for a context of {tokens} tokens (working buffers come on top):"));
+        lines.push(format!("  weights {}", human_bytes(memory.weights_bytes)));
+        for kv in &memory.kv_cache {
+            let (kv_bytes, total) = (human_bytes(kv.kv_bytes), human_bytes(kv.total_bytes));
+            lines.push(format!("  KV cache {:5} {kv_bytes:>10}  together {total:>10}", kv.kv_type));
+        }
     }
+    if let Some(reason) = &report.not_runnable {
+        lines.push(format!("\nNot a model that can be run: {}", shown(reason)));
+    }
+    lines.iter().flat_map(|l| l.split('\n')).map(str::to_owned).collect()
+}
 
-    line(format!("\nTensors: {}", report.tensors.len()));
-    let widest = report.tensors.iter().map(|t| shown(&t.name).to_string().chars().count()).max().unwrap_or(0);
-    for t in &report.tensors {
-        let (shape, bytes) = (format!("{:?}", t.shape), human_size(t.bytes.map(|bytes| bytes as u64)));
-        line(format!("  {:widest$}  {:6}  {bytes:>10}  {shape}", shown(&t.name), t.format));
+fn format_lines(report: &Report, all: bool) -> Vec<String> {
+    if report.formats.is_empty() {
+        return Vec::new();
     }
-
-    if !report.formats.is_empty() {
-        line(format!("\nFormats: {}", report.formats.len()));
-    }
-    for f in &report.formats {
+    // Those that hold most.
+    let mut formats: Vec<&FormatTotal> = report.formats.iter().collect();
+    formats.sort_by_key(|f| (std::cmp::Reverse(f.bytes), f.format.number()));
+    let rows = formats.into_iter().map(|f| {
         let share = f.bytes.map(|bytes| 100.0 * bytes as f64 / report.total_tensor_bytes as f64);
         let share = share.map_or_else(String::new, |share| format!("  {share:5.1} %"));
-        line(format!(
-            "  {:6}  {:5} tensors  {:>15} elements  {:>10}{share}",
-            f.format,
-            f.tensors,
-            f.elems,
-            human_size(f.bytes)
-        ));
-    }
+        let bytes = human_size(f.bytes);
+        format!("  {:6}  {:5} tensors  {:>15} elements  {bytes:>10}{share}", f.format, f.tensors, f.elems)
+    });
+    let mut lines = vec![String::new(), format!("Formats: {}", report.formats.len())];
+    lines.extend(first(rows.collect(), FORMATS_SHOWN, "formats", all));
     let unsized_tensors: usize = report.formats.iter().filter(|f| f.bytes.is_none()).map(|f| f.tensors).sum();
     if unsized_tensors > 0 {
-        line(format!(
+        lines.push(format!(
             "  {unsized_tensors} of a type whose blocks are not known here: where they end has not been checked"
         ));
     } else if report.total_elems > 0 {
         let bits = 8.0 * report.total_tensor_bytes as f64 / report.total_elems as f64;
         let (elems, bytes) = (report.total_elems, human_bytes(report.total_tensor_bytes));
-        line(format!("  total: {elems} elements in {bytes}, {bits:.2} bits each"));
+        lines.push(format!("  total: {elems} elements in {bytes}, {bits:.2} bits each"));
     }
+    lines
+}
 
-    if let Some(memory) = &report.memory {
-        line(format!("\nMemory for a context of {} tokens (working buffers come on top):", memory.ctx_size));
-        line(format!("  weights {}", human_bytes(memory.weights_bytes)));
-        for kv in &memory.kv_cache {
-            let (kv_bytes, total) = (human_bytes(kv.kv_bytes), human_bytes(kv.total_bytes));
-            line(format!("  KV cache {:5} {kv_bytes:>10}  together {total:>10}", kv.kv_type));
+fn model_lines(report: &Report) -> Vec<String> {
+    let Some(model) = &report.dimensions else { return Vec::new() };
+    let mut lines = vec![String::new(), format!("Architecture: {}", shown(&model.architecture))];
+    lines.push(format!(
+        "  {} layers, hidden size {}, vocabulary {}, trained for {} tokens",
+        model.num_hidden_layers, model.hidden_size, model.vocab_size, model.max_position_embeddings
+    ));
+    // Layers may differ: the kinds that there are, in the order of their first layers.
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for layer in &model.layers {
+        let attention = &layer.attention;
+        let ffn = match &layer.ffn {
+            FfnConfig::Dense { intermediate_size } => format!("dense of width {intermediate_size}"),
+            FfnConfig::Moe { num_experts, num_experts_per_tok, moe_intermediate_size, .. } => {
+                format!(
+                    "{num_experts} experts of width {moe_intermediate_size}, {num_experts_per_tok} for a token"
+                )
+            }
+        };
+        let kind = format!(
+            "{} heads over {} of keys and values, each of {}; {ffn}",
+            attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim
+        );
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((kind, 1)),
         }
     }
-    if let Some(reason) = &report.not_runnable {
-        line(format!("\nNot a model that can be run: {}", shown(reason)));
-    }
+    let rows = kinds.into_iter().map(|(kind, count)| format!("  {count} layers: {kind}")).collect();
+    lines.extend(first(rows, KINDS_SHOWN, "kinds of layers", false));
+    lines
+}
 
-    if let Some(check) = &report.check {
-        let bytes = human_bytes(check.bytes);
-        let (tensors, damaged) = (check.tensors, check.damaged.len());
-        line(format!(
-            "\nCheck: {tensors} tensors, {bytes}: {damaged} with scales or values that are not finite"
+/// Every key, those first that tell most.
+fn metadata_lines(file: &GgufFile, architecture: Option<&str>) -> Vec<String> {
+    const FIRST: [&str; 5] = [
+        keys::GENERAL_NAME,
+        keys::GENERAL_BASENAME,
+        keys::GENERAL_SIZE_LABEL,
+        keys::GENERAL_FILE_TYPE,
+        keys::TOKENIZER_MODEL,
+    ];
+    let prefix = architecture.map(|name| format!("{name}."));
+    let rank = |key: &str| match FIRST.iter().position(|first| *first == key) {
+        Some(place) => place,
+        None if prefix.as_ref().is_some_and(|prefix| key.starts_with(prefix.as_str())) => FIRST.len(),
+        None if key.starts_with("general.") => FIRST.len() + 1,
+        None => FIRST.len() + 2,
+    };
+    let mut pairs: Vec<(&str, &MetaValue)> = file.metadata().iter().collect();
+    pairs.sort_by_key(|(key, _)| rank(key));
+    pairs.iter().map(|(key, value)| format!("  {} = {}", shown(key), metadata_text(value))).collect()
+}
+
+fn tensor_lines(report: &Report) -> Vec<String> {
+    let widest = report.tensors.iter().map(|t| shown(&t.name).to_string().chars().count()).max().unwrap_or(0);
+    let line = |t: &Tensor| {
+        let (shape, bytes) = (format!("{:?}", t.shape), human_size(t.bytes.map(|bytes| bytes as u64)));
+        format!("  {:widest$}  {:6}  {bytes:>10}  {shape}", shown(&t.name), t.format)
+    };
+    report.tensors.iter().map(line).collect()
+}
+
+fn check_lines(check: &Check, all: bool) -> Vec<String> {
+    let bytes = human_bytes(check.bytes);
+    let (tensors, damaged) = (check.tensors, check.damaged.len());
+    let mut lines = vec![
+        String::new(),
+        format!("Check: {tensors} tensors, {bytes}: {damaged} with scales or values that are not finite"),
+    ];
+    let line = |d: &Damaged| {
+        let Damaged { tensor, format, scales, values, first } = d;
+        let tensor = shown(tensor);
+        format!("  {tensor} ({format}): {scales} scales, {values} values, the first at {first:?}")
+    };
+    lines.extend(first(check.damaged.iter().map(line).collect(), DAMAGED_SHOWN, "tensors", all));
+    if check.unchecked_tensors > 0 {
+        lines.push(format!(
+            "  {} tensors were not looked at: nothing here decodes their types",
+            check.unchecked_tensors
         ));
-        for d in &check.damaged {
-            let Damaged { tensor, format, scales, values, first } = d;
-            let tensor = shown(tensor);
-            line(format!("  {tensor} ({format}): {scales} scales, {values} values, the first at {first:?}"));
-        }
-        if check.unchecked_tensors > 0 {
-            line(format!(
-                "  {} tensors were not looked at: nothing here decodes their types",
-                check.unchecked_tensors
-            ));
-        }
-        if check.zero_tensors > 0 {
-            line(format!("  {} tensors are all zero: a file without weights?", check.zero_tensors));
-        }
     }
-    out
+    if check.zero_tensors > 0 {
+        lines.push(format!("  {} tensors are all zero: a file without weights?", check.zero_tensors));
+    }
+    lines
+}
+
+/// The first `shown` lines, and how many `things` more there are; all where there is but one more.
+fn first(mut lines: Vec<String>, shown: usize, things: &str, all: bool) -> Vec<String> {
+    if !all && lines.len() > shown + 1 {
+        let more = lines.split_off(shown).len();
+        lines.push(format!("  … and {more} {things} more"));
+    }
+    lines
 }
 
 /// A size for people, where it is known.

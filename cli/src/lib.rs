@@ -5,6 +5,7 @@
 //! Options shared by commands are in [`common`]; every exit code is in [`exit`]. Streamed text and JSON go to standard
 //! output, all else to standard error. Absent on purpose: any arithmetic of the model.
 
+pub mod announce;
 pub mod args;
 pub mod bench;
 pub mod chat;
@@ -42,7 +43,6 @@ pub mod trace;
 pub mod trace_report;
 pub mod wayland;
 
-use clap::Parser;
 use moe_run_backends::partial_file;
 
 pub use error::CliError;
@@ -51,7 +51,7 @@ pub use exit::ExitCode;
 /// Parses the process's arguments, runs the command, reports an error on standard error, and gives the exit code.
 pub fn main() -> std::process::ExitCode {
     wayland::look_for_no_compositor();
-    let cli = args::Cli::parse();
+    let cli = args::Cli::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let done = interrupt::install().and_then(|()| args::dispatch(cli));
     // Whatever came of it, a model's file that was changed meanwhile is the reason or makes it worthless.
     let done = match (done, partial_file::check_mapped()) {

@@ -1,6 +1,9 @@
 //! Standard output and standard error: writes that neither panic nor hide an error.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 #[cfg(doc)]
 use moe_run_graph::shown::shown;
@@ -8,6 +11,19 @@ use moe_run_graph::shown::{shown_json, shown_lines};
 use serde::Serialize;
 
 use crate::CliError;
+
+/// Whether notes and progress are left out.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out notes and progress from now on (`--quiet`).
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Whether notes and progress are left out.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Writes a report to standard output. What would steer a terminal is escaped, but for line ends: names in it are to be
 /// [`shown`] where they are put in.
@@ -46,7 +62,20 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes a line to standard error, escaped as for [`text`]. Nothing can be said when that fails, so nothing is.
+/// What is good to know, on standard error; `--quiet` leaves it out.
 pub fn note(line: &str) {
+    if !is_quiet() {
+        say(line);
+    }
+}
+
+/// What may be wrong, on standard error, however quiet.
+pub fn warning(line: &str) {
+    say(&format!("warning: {line}"));
+}
+
+/// Writes a line to standard error, escaped as for [`text`], however quiet: errors, and answers to what was typed. Nothing can
+/// be said when that fails, so nothing is.
+pub fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", shown_lines(line));
 }

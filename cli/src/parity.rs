@@ -19,6 +19,7 @@ use moe_run_graph::{Model, ids::TokenId};
 
 use crate::{
     CliError, ExitCode,
+    announce::on_opened,
     common::{self, ModelArgs},
     engine, inputs,
     interrupt::Generation,
@@ -172,7 +173,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             (Some(activations), kv_type, if same { Relation::Same } else { Relation::Different })
         }
     };
-    let backend = engine::backend(&model, &args.backend)?;
+    let (backend, chosen) = engine::backend(&model, &args.backend)?;
     let other = if known { Some(registry::by_name(&args.against)?) } else { None };
     let against = match (&other, &saved) {
         (Some(other), _) => Against::Backend(other.as_ref(), args.against_device.as_deref()),
@@ -199,6 +200,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             kv_type,
             device: args.device.clone(),
             threads: args.threads.map(NonZeroUsize::get),
+            opened: Some(on_opened(chosen)),
             ..CompileOptions::default()
         },
         saved_relation: relation,

@@ -2,7 +2,6 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use moe_run_backends::{
     CompileOptions, partial_file,
     perplexity::{
@@ -17,7 +16,7 @@ use serde::Serialize;
 use crate::{
     CliError, ExitCode,
     common::{self, BackendArgs, ModelArgs},
-    engine, inputs, output, output_file, prompt,
+    engine, inputs, output, output_file, progress, prompt,
 };
 
 /// Tokens of a chunk unless `--ctx-size` says otherwise: llama.cpp's.
@@ -140,20 +139,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let executable = engine::compile(&model, &args.backend.backend, &options)?;
     let mut session = Session::new(executable)?;
     let info = session.info().clone();
-    output::note(&format!(
-        "{} tokens in {} chunks of {chunk_tokens}; backend: {} on {}; activations: {}; KV cache: {}",
-        chunks.tokens().len(),
-        chunks.len(),
-        info.backend,
-        info.device,
-        info.activations,
-        info.kv_type
-    ));
+    output::note(&format!("{} tokens in {} chunks of {chunk_tokens}", chunks.tokens().len(), chunks.len()));
 
-    let bar = ProgressBar::new(chunks.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} chunk {pos}/{len}  {msg}  {eta}") {
-        bar.set_style(style);
-    }
+    let bar = progress::bar(chunks.len() as u64, "{wide_bar} chunk {pos}/{len}  {msg}  {eta}");
     let companions = Companions { save: save.as_mut(), against: against.as_mut() };
     let scored = perplexity(&mut session, &chunks, companions, |so_far, divergence| {
         let mut message = format!("perplexity {:.4} ± {:.4}", so_far.perplexity, so_far.stderr);

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use moe_run_backends::{
     partial_file,
     taps::{
@@ -19,6 +19,7 @@ use crate::{
     engine::Engine,
     output,
     output_file::{self, OutputFile},
+    progress,
     prompt::{Prompt, PromptArgs, encode_raw, read_text},
 };
 
@@ -210,10 +211,7 @@ impl RoutingFiles {
                 tokens.chunks.len(),
                 tokens.chunks[0].len()
             ));
-            self.bar = ProgressBar::new(tokens.chunks.len() as u64);
-            if let Ok(style) = ProgressStyle::with_template("{wide_bar} chunk {pos}/{len}  {eta}") {
-                self.bar.set_style(style);
-            }
+            self.bar = progress::bar(tokens.chunks.len() as u64, "{wide_bar} chunk {pos}/{len}  {eta}");
         }
         let Some(file) = &self.lines else { return Ok(()) };
         let head = RoutingHead::new(

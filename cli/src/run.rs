@@ -148,7 +148,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
     if let Some(sink) = sink {
         if outcome.timings.prompt_tokens_evaluated < prompt_tokens.len() {
-            output::note("no tensors were saved: the prompt's evaluation was interrupted");
+            output::warning("no tensors were saved: the prompt's evaluation was interrupted");
             return Err(CliError::Interrupted);
         }
         save_args::finish(sink)?;

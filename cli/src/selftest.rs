@@ -192,7 +192,7 @@ fn test(backend: &dyn Backend, device: Option<&str>) -> Result<BackendReport, Cl
         BackendReport { backend: backend.name(), device: fastest.device, ops: Vec::new(), demo: Vec::new() };
     match test_all(backend, &model, &activations, &base, &mut report) {
         // A GPU on which a kernel failed answers nothing any more: what was found until then is the result.
-        Err(error) if !report.passed() => output::note(&format!("not tested any further: {error}")),
+        Err(error) if !report.passed() => output::warning(&format!("not tested any further: {error}")),
         tested => tested?,
     }
     Ok(report)

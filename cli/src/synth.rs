@@ -11,7 +11,6 @@ use std::{
 };
 
 use clap::builder::PossibleValuesParser;
-use indicatif::{ProgressBar, ProgressStyle};
 use moe_run_backends::partial_file::{self, PartialFile};
 use moe_run_graph::{
     gguf::{GgufFile, writer::WriteError},
@@ -20,7 +19,7 @@ use moe_run_graph::{
 };
 use serde::Serialize;
 
-use crate::{CliError, ExitCode, common, interrupt::Generation, mapped, output, output_file};
+use crate::{CliError, ExitCode, common, interrupt::Generation, mapped, output, output_file, progress};
 
 /// More filling threads than this are of no use: the disk is slower.
 const THREADS_MAX: usize = 8;
@@ -133,10 +132,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 /// Streams the weights, with a progress bar where standard error is a terminal, until done or Ctrl-C.
 fn write(synth: Synth, file: &File, path: &Path, generation: &Generation) -> Result<(), CliError> {
     let file_bytes = synth.layout().file_bytes();
-    let bar = ProgressBar::new(file_bytes as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
-        bar.set_style(style);
-    }
+    let bar = progress::bar(file_bytes as u64, "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
     let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
     let written = synth.write(file, threads, |bytes| {

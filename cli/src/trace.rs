@@ -184,7 +184,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let report =
         trace_report::Report::new(&engine, &tokens.all(), &traced, tokens.last_position(), &usage, &stages);
     if stdout_is_taken {
-        output::note(&report.text());
+        output::say(&report.text());
     } else if args.json {
         output::json(&report.json)?;
     } else {

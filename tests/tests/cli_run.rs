@@ -69,9 +69,8 @@ fn without_a_command_it_runs_the_demo_model_and_says_so() {
     assert_eq!(short.stdout, "2 + 2 = 4\n");
     for said in [
         "built-in demo model",
-        "backend: reference",
-        "activations: f32",
-        "KV cache: 4.0 MiB (f16)",
+        "memory: weights 9.1 MiB + KV cache 8.0 MiB (2048 tokens, f32) + working memory ",
+        "runs: all 4 layers on reference (scalar interpreter), activations f32",
         "prompt: 15 tokens",
         "tokens/s",
         "first token after",
@@ -88,7 +87,57 @@ fn auto_chooses_a_backend_and_says_which_and_why() {
     let auto = moe_run(&["-p", "Hello", "--temp", "0"]).succeeded();
     assert_eq!(auto.stdout, "Hello! How can I help you today?\n");
     assert!(auto.stderr.contains("auto: ") && auto.stderr.contains("is the fastest backend"), "{auto:#?}");
-    assert!(!auto.stderr.contains("backend: reference"), "{auto:#?}");
+    assert!(!auto.stderr.contains("on reference"), "{auto:#?}");
+    // Once something is open, and before it is loaded: what it is, whether the model fits, what runs where.
+    let at = |text: &str| auto.stderr.find(text).unwrap_or_else(|| panic!("no {text:?} in {auto:#?}"));
+    assert!(at("auto: ") < at("\nmemory: weights ") && at("\nmemory: ") < at("\nruns: all 4 layers on "));
+}
+
+/// Notes and progress are left out, wherever the flag stands; warnings and errors are not, nor what was asked for.
+#[test]
+fn quiet_leaves_only_warnings_and_errors() {
+    for args in [
+        &["--quiet", "-p", "Hello", "--temp", "0", "--backend", "cpu"][..],
+        &["run", "-p", "Hello", "--temp", "0", "--backend", "cpu", "-q"],
+    ] {
+        let answered = moe_run(args).succeeded();
+        assert_eq!(answered.stdout, "Hello! How can I help you today?\n");
+        assert_eq!(answered.stderr, "", "{args:?}");
+    }
+    for args in [
+        &["-q", "inspect"][..],
+        &["--quiet", "inspect", "-q"],
+        &["bench", "-q", "--backend", "cpu", "-p", "4", "-n", "0", "-r", "1"],
+    ] {
+        let shown = moe_run(args).succeeded();
+        assert!(shown.stderr.is_empty() && !shown.stdout.is_empty(), "{args:?}: {shown:#?}");
+    }
+    let long = ["-q", "--tokens", "1", "-n", "1", "-c", "4096", "--backend", "cpu"];
+    let warned = moe_run(&long).succeeded().stderr;
+    assert!(
+        warned.starts_with("warning: a context of 4096 tokens") && warned.lines().count() == 1,
+        "{warned}"
+    );
+    let refused = moe_run(&["-q", "--tokens", "99999999"]);
+    assert!(refused.code == 2 && refused.stderr.starts_with("error: "), "{refused:#?}");
+}
+
+/// More threads than processors would only wait for each other.
+#[test]
+fn threads_beyond_the_processors_are_noted_and_not_started() {
+    let ask = |args: &[&str]| {
+        let always = ["--tokens", "1,2,3", "--temp", "0", "-n", "4", "--json"];
+        moe_run(&[&always[..], args].concat()).succeeded()
+    };
+    let (one, many) = (ask(&["--backend", "cpu", "-t", "1"]), ask(&["--backend", "cpu", "-t", "5000"]));
+    let used = many.json()["threads"].as_u64().unwrap();
+    assert_eq!(one.json()["output_tokens"], many.json()["output_tokens"]);
+    let note = format!("note: 5000 threads asked for, the machine has {used}: {used} ");
+    assert_eq!(many.stderr.matches("threads asked for").count(), usize::from(used < 5000), "{many:#?}");
+    assert!(used == 5000 || many.stderr.contains(&note), "{many:#?}");
+    assert!(!one.stderr.contains("asked for"), "{one:#?}");
+    let other = ask(&["--backend", "reference", "-t", "1"]);
+    assert!(other.stderr.contains("note: --threads 1 is not looked at"), "{other:#?}");
 }
 
 #[test]
@@ -338,16 +387,23 @@ fn wrong_input_is_refused_with_its_exit_code_and_says_what_to_try() {
     }
 }
 
-/// `auto` takes no backend whose device could not hold the context, and does not say that it can.
+/// `auto` takes no backend whose device could not hold the context, and does not say that it can; a backend that is named
+/// refuses it with the same words and numbers.
 #[test]
-fn auto_refuses_a_context_that_no_memory_holds() {
-    for ctx_size in ["9000000000", "18446744073709551615"] {
-        let refused = moe_run(&["-p", "x", "-c", ctx_size]);
+fn a_context_that_no_memory_holds_is_refused() {
+    if cfg!(not(target_os = "linux")) {
+        eprintln!("SKIPPED: only Linux says how much memory there is");
+        return;
+    }
+    for backend in ["auto", "cpu", "reference"] {
+        let refused = moe_run(&["-p", "x", "-c", "4294967295", "--backend", backend]);
         assert_eq!(refused.code, 4, "{refused:#?}");
-        for said in ["the KV cache", ctx_size, "available", "--ctx-size"] {
+        for said in ["the KV cache of 4294967295 tokens", "available", "lower --ctx-size: "] {
             assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
         }
-        assert!(!refused.stderr.contains("cpu is the fastest backend"), "{refused:#?}");
+        for wrong in ["cpu is the fastest backend", "runs: "] {
+            assert!(!refused.stderr.contains(wrong), "{wrong}: {refused:#?}");
+        }
     }
 }
 

@@ -255,7 +255,9 @@ fn what_cannot_run_is_refused_and_auto_goes_on() {
 
         let auto = hello(&[(name, value)], "auto", &[]).unwrap().finished.succeeded();
         assert_eq!(auto.stdout.trim(), "Hello! How can I help");
-        for text in [texts, &["auto: cpu is the fastest backend", "not taken:", "backend: cpu"]].concat() {
+        for text in
+            [texts, &["auto: cpu is the fastest backend", "not taken:", "runs: all 4 layers on cpu"]].concat()
+        {
             assert!(auto.stderr.contains(text), "{text}: {auto:#?}");
         }
     }

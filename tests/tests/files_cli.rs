@@ -74,7 +74,7 @@ impl Folder {
     fn is_refused(&self, refused: &Finished, line: &str, words: &str) {
         assert_eq!(refused.code, 2, "{line}: {refused:#?}");
         assert!(refused.stderr.contains(words), "{line}: no {words:?} in {refused:#?}");
-        assert!(!refused.stderr.contains("backend:") && refused.stdout.is_empty(), "{line}: {refused:#?}");
+        assert!(!refused.stderr.contains("runs:") && refused.stdout.is_empty(), "{line}: {refused:#?}");
         for (path, bytes) in &self.before {
             assert!(fs::read(path).unwrap() == *bytes, "{line}: {} was changed", path.display());
         }

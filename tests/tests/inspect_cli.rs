@@ -67,7 +67,7 @@ fn the_json_holds_what_the_file_holds() {
 
 #[test]
 fn the_text_shows_the_same_and_the_context_is_as_asked() {
-    let text = inspect(&fixtures::tiny_q4_k_m(), &["--ctx-size", "1000"]).succeeded().stdout;
+    let text = inspect(&fixtures::tiny_q4_k_m(), &["--ctx-size", "1000", "--all"]).succeeded().stdout;
     for part in [
         "GGUF version 3",
         "qwen3moe.block_count = 4",
@@ -83,6 +83,52 @@ fn the_text_shows_the_same_and_the_context_is_as_asked() {
     }
     let ended = inspect(&fixtures::tiny_q4_k_m(), &["--ctx-size", "0"]);
     assert_eq!(ended.code, 2, "{ended:?}");
+}
+
+/// What tells most comes first, in 40 lines at most, and the last of them says what is left out.
+#[test]
+fn forty_lines_tell_most() {
+    let tiny = fixtures::tiny_q4_k_m();
+    let text = inspect(&tiny, &[]).succeeded().stdout;
+    let places: Vec<usize> = [
+        "File: ",
+        "Memory for a context of 2048 tokens",
+        "Formats: 3",
+        "Architecture: qwen3moe",
+        "4 layers, hidden size 256, vocabulary 3072, trained for 2048 tokens",
+        "16 experts of width 256, 4 for a token",
+        "general.name = ",
+        "qwen3moe.block_count = 4",
+        "--all shows ",
+    ]
+    .iter()
+    .map(|part| text.find(part).unwrap_or_else(|| panic!("no {part:?} in {text}")))
+    .collect();
+    assert!(places.is_sorted(), "{text}");
+    assert!(text.lines().count() <= 40 && !text.contains("blk.0."), "{text}");
+    let all = inspect(&tiny, &["--all"]).succeeded().stdout;
+    let file = GgufFile::open(&tiny).unwrap();
+    let shown = text.lines().filter(|line| line.contains(" = ")).count();
+    let more = format!("--all shows {} more keys of metadata and 51 tensors", file.metadata().len() - shown);
+    assert!(text.ends_with(&format!("\n{more}\n")), "{more:?} in {text}");
+    assert!(file.metadata().iter().all(|(key, _)| all.contains(&format!("  {key} = "))), "{all}");
+    assert!(file.tensors().iter().all(|t| all.contains(&t.name)) && !all.contains("--all"), "{all}");
+
+    // However many keys, formats and damaged tensors a file has; and a file that fits is shown whole.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file.gguf");
+    let infinite =
+        [Format::Q4K, Format::Q5K, Format::Q8_0, Format::F32, Format::F16, Format::Bf16, Format::Q6K];
+    let damage: Vec<(Format, usize, u8)> =
+        infinite.iter().flat_map(|f| (0..f.row_bytes(512).unwrap()).map(|at| (*f, at, 0xff))).collect();
+    fs::write(&path, file_with(&damage)).unwrap();
+    let ended = inspect(&path, &["--check"]);
+    assert_eq!((ended.code, ended.stdout.lines().count() <= 40), (1, true), "{ended:#?}");
+    assert!(ended.stdout.contains(" tensors more") && ended.stdout.contains(" formats more"), "{ended:#?}");
+    let metadata = Metadata::from_pairs("m", [("general.name", V::String("small".into()))]).unwrap();
+    fs::write(&path, writer::to_vec(&metadata, &[], |_| Cow::Borrowed(&[])).unwrap()).unwrap();
+    let small = inspect(&path, &[]).succeeded().stdout;
+    assert!(small.contains("general.name = \"small\"") && !small.contains("--all"), "{small}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Folder {
         let file = GgufFile::open(&intact).unwrap();
         let tensor = file.tensor(tensor).unwrap();
         let mut bytes = std::fs::read(&intact).unwrap();
-        change(&mut bytes[tensor.offset_bytes()..][..tensor.len_bytes()]);
+        change(&mut bytes[tensor.offset_bytes()..][..tensor.len_bytes().unwrap()]);
         let path = self.path(name);
         std::fs::write(&path, bytes).unwrap();
         path
@@ -176,7 +176,7 @@ fn what_only_one_side_has_is_listed() {
 /// quantized block.
 fn damaged(folder: &Folder, tensor: &str, value: f32) -> PathBuf {
     let file = GgufFile::open(fixtures::tiny_q4_k_m()).unwrap();
-    let format = file.tensor(tensor).unwrap().format.name().to_owned();
+    let format = file.tensor(tensor).unwrap().format().unwrap().name().to_owned();
     let parts = if tensor.contains("_exps") { 16 } else { 1 };
     let half: u16 = if value.is_nan() { 0x7e00 } else { 0x7c00 };
     folder.model(&format!("{tensor}-{value}.gguf"), tensor, |bytes| {

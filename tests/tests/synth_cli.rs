@@ -113,6 +113,22 @@ fn a_vocabulary_is_copied_whole() {
     assert_eq!(Model::open(&path).unwrap().config.vocab_size, 151_936);
 }
 
+/// A file without a vocabulary says so, as other runtimes want it; text is refused as where the key is absent.
+#[test]
+fn without_a_vocabulary_the_file_says_that_it_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let _ = synth(&[CODER, "--dry-run", "--layers", "1"], &path).succeeded();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.metadata().opt_str("tokenizer.ggml.model").unwrap(), Some("none"));
+    let file = path.to_str().unwrap();
+    let refused = run(BINARY, ["tokenize", "-m", file, "text"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("has no tokenizer"), "{refused:?}");
+    let none = synth(&[CODER, "--dry-run", "--vocab-from", file], &dir.path().join("x.gguf"));
+    assert!(none.code == 2 && none.stderr.contains("model.gguf"), "{none:?}");
+}
+
 #[test]
 fn a_dry_run_has_the_real_size_and_no_weights() {
     let dir = tempfile::tempdir().unwrap();

@@ -17,9 +17,10 @@ mod topology;
 
 use crate::error::BackendError;
 use crate::executable::{
-    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, WeightSource,
-    check_weights,
+    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, MemoryNeed,
+    WeightSource, check_weights, mapped_bytes,
 };
+use crate::host_memory::{check_kv_cache, host_memory};
 use kernels::Kernels;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{PlanOptions, none_alone, plan};
@@ -105,10 +106,11 @@ fn check(
     weights: &dyn WeightSource,
     options: &CompileOptions,
 ) -> Result<DeviceInfo, BackendError> {
-    options.check_ctx_size(NAME)?;
+    options.check(&Cpu)?;
     check_weights(graph, weights)?;
     let device = device();
     options.check_only_device(NAME, &device.name)?;
+    check_kv_cache(NAME, graph, options.kv_type, options.ctx_size)?;
     Ok(device)
 }
 
@@ -142,26 +144,34 @@ fn compiled(
         micro_batch,
         weight_bytes: 0,
     };
-    Ok(Box::new(executable::CpuExecutable::new(one, many, info, Kernels::detect(), pool, weights)?))
+    let kernels = Kernels::detect();
+    let rope_elems: usize = graph.rope_tables.iter().map(|t| t.dims).sum();
+    let memory = MemoryNeed {
+        weight_bytes: mapped_bytes(graph, weights.as_ref()),
+        kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
+        kv_stored: options.kv_type,
+        working_bytes: 4 * (one.arena_words.max(many.arena_words) as u64)
+            + 4 * (rope_elems as u64).saturating_mul(options.ctx_size as u64),
+        available_bytes: host_memory().map(|m| m.available_bytes),
+    };
+    options.tell_opened(&info, kernels.isa().name(), graph, memory);
+    Ok(Box::new(executable::CpuExecutable::new(one, many, info, kernels, pool, weights)?))
 }
 
 /// The number of threads: what was asked for, at most one for each processor that the process may use, else the physical
 /// cores. More would take turns on the processors and wait for each other at every barrier.
 fn threads(wanted: Option<usize>) -> Result<NonZeroUsize, BackendError> {
     match wanted.map(NonZeroUsize::new) {
-        Some(Some(n)) if n.get() <= MAX_THREADS => Ok(n.min(topology::processors())),
-        Some(_) => Err(BackendError::Option {
+        Some(Some(n)) => Ok(n.min(topology::processors())),
+        Some(None) => Err(BackendError::Option {
             backend: NAME,
             option: "--threads",
-            found: wanted.unwrap_or(0).to_string(),
-            wanted: format!("1 to {MAX_THREADS}"),
+            found: "0".into(),
+            wanted: "1 or more".into(),
         }),
         None => Ok(topology::physical_cores()),
     }
 }
-
-/// No machine has more processors than this asks for.
-const MAX_THREADS: usize = 1024;
 
 fn device() -> DeviceInfo {
     let isa = Kernels::detect().isa();
@@ -174,6 +184,6 @@ fn device() -> DeviceInfo {
             ("instruction set".into(), isa.name().into()),
             ("physical cores".into(), topology::physical_cores().to_string()),
         ],
-        memory_bytes: topology::memory_bytes(),
+        memory_bytes: host_memory().map(|m| m.total_bytes),
     }
 }

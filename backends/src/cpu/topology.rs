@@ -1,4 +1,4 @@
-//! What machine this is: the processor's name, its physical cores, its memory. Linux says so under /proc and /sys;
+//! What machine this is: the processor's name, its physical cores. Linux says so under /proc and /sys;
 //! elsewhere the portable answers of the standard library serve.
 
 use std::collections::BTreeSet;
@@ -30,11 +30,4 @@ pub fn processor_name() -> String {
     let name =
         info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim()));
     name.map_or_else(|| format!("{} processor", std::env::consts::ARCH), str::to_owned)
-}
-
-/// Memory of the machine, where the system says.
-pub fn memory_bytes() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))?;
-    kib.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -4,7 +4,7 @@ use super::device;
 use super::driver::{DeviceBuffer, Driver, Param};
 use super::{planes, upload};
 use crate::error::BackendError;
-use crate::executable::{KvType, Progress, State, WeightSource};
+use crate::executable::{CompileOptions, KvType, MemoryNeed, Progress, State, WeightSource};
 use moe_run_graph::ir::{Graph, Op, StateId, WeightId, WeightSlice};
 use moe_run_graph::quant::{ActQ8x32, Format, activation};
 use std::any::Any;
@@ -14,8 +14,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// All weights on the device: matrices in their format (planes.rs), vectors as f32.
 pub(super) struct Weights {
     buffers: Vec<DeviceBuffer>,
-    /// In all.
-    pub bytes: u64,
 }
 
 /// A slice of a matrix as kernels take it.
@@ -85,7 +83,7 @@ impl Weights {
         progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
     ) -> Result<Weights, BackendError> {
         let buffers = upload::upload(driver, graph, source, &|decl| is_matrix(graph, decl.id), progress)?;
-        Ok(Weights { buffers, bytes: Weights::wanted_bytes(graph) })
+        Ok(Weights { buffers })
     }
 
     /// A vector [n] of f32.
@@ -119,20 +117,29 @@ impl Weights {
     }
 }
 
-/// Refuses before anything is uploaded what cannot fit. `cache` is all that grows with the context: RoPE's angles are in it.
+/// Refuses before anything is uploaded what cannot fit; else what it will take. `cache` is all that grows with the
+/// context: RoPE's angles are in it.
 pub(super) fn check_memory(
     driver: &dyn Driver,
     weights: u64,
     working: u64,
     cache: u64,
-    ctx_size: usize,
-) -> Result<(), BackendError> {
+    options: &CompileOptions,
+) -> Result<MemoryNeed, BackendError> {
     let (free, all) = driver.memory().map_err(|e| device::error(&driver.info().name, e))?;
-    let wanted = weights + working + cache;
+    let need = MemoryNeed {
+        weight_bytes: weights,
+        kv_cache_bytes: cache,
+        kv_stored: options.kv_type,
+        working_bytes: working,
+        available_bytes: Some(free),
+    };
+    let wanted = need.wanted_bytes();
     if wanted <= free {
-        return Ok(());
+        return Ok(need);
     }
-    let rest = free.saturating_sub(weights + working);
+    let rest = free.saturating_sub(weights.saturating_add(working));
+    let ctx_size = options.ctx_size;
     let each = (cache / ctx_size.max(1) as u64).max(1);
     let mut advice = if rest >= each {
         format!("--ctx-size {} would fit, or try --kv-type q8_0", rest / each)
@@ -173,7 +180,7 @@ pub(super) struct CudaState {
 impl CudaState {
     /// Bytes of the states of a graph for a number of positions.
     pub fn wanted_bytes(graph: &Graph, kv_type: KvType, capacity_tokens: usize) -> u64 {
-        graph.states.iter().map(|s| (capacity_tokens * kv_type.row_bytes(s.row_elems())) as u64).sum()
+        kv_type.cache_bytes(graph, capacity_tokens)
     }
 
     pub fn new(

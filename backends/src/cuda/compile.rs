@@ -17,7 +17,7 @@ use access::Access;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
-use moe_run_graph::quant::{ActBlock, ActProfile};
+use moe_run_graph::quant::ActProfile;
 use std::sync::Arc;
 
 mod access;
@@ -111,17 +111,8 @@ pub(super) fn compile(
     source: &dyn WeightSource,
     options: &CompileOptions,
 ) -> Result<CudaExecutable, BackendError> {
-    options.check_ctx_size(NAME)?;
     let profile = super::profile(options);
     check_weights(graph, source)?;
-    if profile == (ActProfile::Q8 { k_block: ActBlock::X256 }) {
-        return Err(BackendError::Option {
-            backend: NAME,
-            option: "the 8-bit activation block",
-            found: "256".into(),
-            wanted: "32: GPUs take one scale for 32 elements".into(),
-        });
-    }
     for node in &graph.nodes {
         ops::supports(graph, node)?;
     }
@@ -172,13 +163,24 @@ pub(super) fn compile(
     let arena_bytes = decode.plan.memory.arena_bytes.max(prefill.plan.memory.arena_bytes) as u64;
     let rope_bytes: u64 = graph.rope_tables.iter().map(|t| (4 * options.ctx_size * t.dims) as u64).sum();
     let weight_bytes = Weights::wanted_bytes(graph);
-    check_memory(
+    let memory = check_memory(
         &*driver,
         weight_bytes,
         arena_bytes + scratch_sizes.bytes(),
-        CudaState::wanted_bytes(graph, options.kv_type, options.ctx_size) + rope_bytes,
-        options.ctx_size,
+        CudaState::wanted_bytes(graph, options.kv_type, options.ctx_size).saturating_add(rope_bytes),
+        options,
     )?;
+    let info = ExecutableInfo {
+        backend: NAME,
+        device: driver.info().name.clone(),
+        activations: profile.into(),
+        q8_super_block: profile.super_block(),
+        kv_type: options.kv_type,
+        threads: 1,
+        micro_batch,
+        weight_bytes,
+    };
+    options.tell_opened(&info, "", graph, memory);
 
     let failed = |e: DriverError| device::error(&driver.info().name, e);
     let arena = DeviceBuffer::new(&driver, arena_bytes).map_err(failed)?;
@@ -195,22 +197,13 @@ pub(super) fn compile(
         .collect::<Result<_, _>>()
         .map_err(failed)?;
     let scratch = Scratch::new(&driver, scratch_sizes)?;
+    let progress = options.progress.as_deref();
     let weights = std::thread::scope(|scope| {
-        scope.spawn(|| driver.load_kernels());
-        Weights::upload(&driver, graph, source, options.progress.as_deref())
+        scope.spawn(|| driver.load_kernels(progress));
+        Weights::upload(&driver, graph, source, progress)
     })?;
     driver.synchronize().map_err(failed)?;
 
-    let info = ExecutableInfo {
-        backend: NAME,
-        device: driver.info().name.clone(),
-        activations: profile.into(),
-        q8_super_block: profile.super_block(),
-        kv_type: options.kv_type,
-        threads: 1,
-        micro_batch,
-        weight_bytes: weights.bytes,
-    };
     let choices = Choices::new(&driver, graph)?;
     let vocab_size = graph.vocab_size();
     Ok(CudaExecutable {

@@ -103,6 +103,7 @@ impl Opens for Cuda {
         weights: &dyn WeightSource,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check(self)?;
         Ok(Box::new(compile::compile(open()?, graph, weights, options)?))
     }
 }

@@ -25,11 +25,13 @@ mod router;
 use crate::error::BackendError;
 use crate::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    Observer, State, StepInput, StepTokens, WeightSource, check_weights, deliver_taps, not_taken,
+    KvType, MemoryNeed, Observer, State, StepInput, StepTokens, WeightSource, check_weights,
+    deliver_taps, mapped_bytes, not_taken,
 };
+use crate::host_memory::{check_kv_cache, host_memory};
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, StateDecl, StepSizes};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::any::Any;
@@ -91,9 +93,11 @@ impl Backend for Reference {
         weights: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
-        options.check_ctx_size(NAME)?;
+        options.check(self)?;
         check_weights(graph, weights.as_ref())?;
         options.check_only_device(NAME, DEVICE)?;
+        // It keeps the rows as they are read back.
+        check_kv_cache(NAME, graph, KvType::F32, options.ctx_size)?;
         let profile = self.profile(options);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         let max_sizes =
@@ -110,6 +114,14 @@ impl Backend for Reference {
             micro_batch,
             weight_bytes: 0,
         };
+        let memory = MemoryNeed {
+            weight_bytes: mapped_bytes(graph, weights.as_ref()),
+            kv_cache_bytes: KvType::F32.cache_bytes(graph, options.ctx_size),
+            kv_stored: KvType::F32,
+            working_bytes: plan.memory.naive_bytes as u64,
+            available_bytes: host_memory().map(|m| m.available_bytes),
+        };
+        options.tell_opened(&info, "", graph, memory);
         let vocab_size = plan.graph.vocab_size();
         let values = vec![None; plan.graph.values.len()];
         Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values, taken: None }))
@@ -165,9 +177,7 @@ impl Executable for ReferenceExecutable {
 
     fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
         let capacity_tokens = self.plan.max_sizes.cached;
-        let row_elems = |s: &StateDecl| s.row_elems() as u64;
-        let all_elems: u64 = self.plan.graph.states.iter().map(row_elems).sum();
-        let size_bytes = all_elems.saturating_mul(4).saturating_mul(capacity_tokens as u64);
+        let size_bytes = KvType::F32.cache_bytes(&self.plan.graph, capacity_tokens);
         let rows = self.plan.graph.states.iter().map(|s| {
             let elems = capacity_tokens.checked_mul(s.row_elems());
             elems.and_then(|elems| bytemuck::allocation::try_zeroed_slice_box(elems).ok())

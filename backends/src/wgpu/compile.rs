@@ -11,11 +11,11 @@ use super::pipelines::Pipelines;
 use super::shader::{Features, compose};
 use super::{NAME, launches};
 use crate::error::BackendError;
-use crate::executable::{CompileOptions, ExecutableInfo, KvType, WeightSource, check_weights};
+use crate::executable::{CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightSource, check_weights};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
-use moe_run_graph::quant::{ActBlock, ActProfile};
+use moe_run_graph::quant::ActProfile;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -98,21 +98,11 @@ pub(super) fn compile(
     for node in &graph.nodes {
         super::supports(graph, node)?;
     }
-    options.check_ctx_size(NAME)?;
     let profile = super::profile(options);
     check_weights(graph, weights)?;
-    if let ActProfile::Q8 { k_block: ActBlock::X256 } = profile {
-        return Err(BackendError::Option {
-            backend: NAME,
-            option: "8-bit activation block of super-block formats",
-            found: "256".into(),
-            wanted: "32".into(),
-        });
-    }
     let Opened { device, pipelines } = open()?;
     let progress = options.progress.as_deref();
     let weight_map = WeightMap::new(graph, device.max_tensor_bytes)?;
-    let uploaded = upload(&device, graph, &weight_map, weights, progress)?;
 
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
     if micro_batch > MAX_GROUPS as usize {
@@ -155,6 +145,25 @@ pub(super) fn compile(
         emitted.push(launches);
     }
 
+    let info = ExecutableInfo {
+        backend: NAME,
+        device: device.name(),
+        activations: profile.into(),
+        q8_super_block: profile.super_block(),
+        kv_type: options.kv_type,
+        threads: 1,
+        micro_batch,
+        weight_bytes: weight_map.size_bytes(),
+    };
+    let memory = MemoryNeed {
+        weight_bytes: weight_map.size_bytes(),
+        kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
+        kv_stored: options.kv_type,
+        working_bytes: u64::from(arena_words) * 4,
+        available_bytes: device.available_bytes(),
+    };
+    options.tell_opened(&info, format!("{:?}", device.info.backend), graph, memory);
+    let uploaded = upload(&device, graph, &weight_map, weights, progress)?;
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let arena = device.buffer("activations", u64::from(arena_words) * 4, usage, ARENA_ADVICE)?;
     let now = device.buffer(
@@ -189,16 +198,6 @@ pub(super) fn compile(
             Some(Chooser::new(&device, logits, shared.sampling(dispatches)?, map.sample_at)?)
         }
         _ => None,
-    };
-    let info = ExecutableInfo {
-        backend: NAME,
-        device: device.name(),
-        activations: profile.into(),
-        q8_super_block: profile.super_block(),
-        kv_type: options.kv_type,
-        threads: 1,
-        micro_batch,
-        weight_bytes: weight_map.size_bytes(),
     };
     let vocab_size = graph.vocab_size();
     WgpuExecutable::new(device, programs, pipelines, arena, now, map, chooser, info, vocab_size)

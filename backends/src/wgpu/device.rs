@@ -3,6 +3,7 @@
 use super::{Features, NAME};
 use crate::error::BackendError;
 use crate::executable::{DeviceInfo, DeviceKind};
+use crate::host_memory::host_memory;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -440,6 +441,12 @@ impl Device {
             available_bytes,
             advice: advice.to_owned(),
         }
+    }
+
+    /// What is free, where that is known: of the host's memory, if the processor runs the shaders.
+    pub fn available_bytes(&self) -> Option<u64> {
+        let software = || host_memory().filter(|_| kind(&self.info) == DeviceKind::Software);
+        self.faults.memory_bytes.or_else(|| software().map(|m| m.available_bytes))
     }
 
     /// Whether shaders can be given a buffer of this size.

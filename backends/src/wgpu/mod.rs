@@ -107,6 +107,7 @@ impl Opens for Wgpu {
         weights: &dyn WeightSource,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check(self)?;
         Ok(Box::new(compile::compile(open, graph, weights, options)?))
     }
 }

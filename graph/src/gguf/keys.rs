@@ -29,6 +29,8 @@ pub const SPLIT_TENSORS_COUNT: &str = "split.tensors.count";
 
 /// `tokenizer.ggml.model`: string, the kind of tokenizer ("gpt2" is byte-level BPE).
 pub const TOKENIZER_MODEL: &str = "tokenizer.ggml.model";
+/// What [`TOKENIZER_MODEL`] says in a file without a tokenizer, and what it said in older ones.
+pub const TOKENIZER_MODEL_NONE: [&str; 2] = ["none", "no_vocab"];
 /// `tokenizer.ggml.pre`: string, the pre-tokenizer ("qwen2").
 pub const TOKENIZER_PRE: &str = "tokenizer.ggml.pre";
 /// `tokenizer.ggml.tokens`: strings, one per id.

@@ -102,7 +102,7 @@ impl Preset {
     }
 
     /// The metadata of a file with the first `num_hidden_layers` layers. The tokenizer's keys come from `vocabulary`,
-    /// where given.
+    /// where given; else the file says that it has none.
     pub(super) fn metadata(
         &self,
         num_hidden_layers: usize,
@@ -142,7 +142,11 @@ impl Preset {
                 let tokenizer = from.iter().filter(|(key, _)| key.starts_with(keys::TOKENIZER_PREFIX));
                 pairs.extend(tokenizer.map(|(key, value)| (key.to_owned(), value.clone())));
             }
-            None => pairs.push((arch_key(self.architecture, arch::VOCAB_SIZE), count(self.vocab_size))),
+            // Without the key, other runtimes refuse the file.
+            None => pairs.extend([
+                (arch_key(self.architecture, arch::VOCAB_SIZE), count(self.vocab_size)),
+                (keys::TOKENIZER_MODEL.to_owned(), string(keys::TOKENIZER_MODEL_NONE[0])),
+            ]),
         }
         pairs.push((keys::GENERAL_QUANTIZATION_VERSION.to_owned(), MetaValue::U32(2)));
         pairs.push((keys::GENERAL_FILE_TYPE.to_owned(), MetaValue::U32(Q4_K_M)));

@@ -109,7 +109,8 @@ impl SpecialIds {
 /// Errors: the file has no tokenizer, or one of a kind that is not known.
 fn pre_tokenizer(metadata: &Metadata) -> Result<PreTokenizer, TokenizerError> {
     let file = || metadata.origin().to_owned();
-    let Some(model) = metadata.opt_str(keys::TOKENIZER_MODEL)? else {
+    let model = metadata.opt_str(keys::TOKENIZER_MODEL)?;
+    let Some(model) = model.filter(|model| !keys::TOKENIZER_MODEL_NONE.contains(model)) else {
         return Err(TokenizerError::Absent { file: file() });
     };
     if model != "gpt2" {

@@ -9,6 +9,7 @@ pub mod nvidia;
 #[cfg(all(test, moe_host_harness))]
 mod tests;
 
+use crate::executable::Progress;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,7 +150,9 @@ pub trait Driver: Send + Sync {
     fn info(&self) -> &DriverInfo;
 
     /// Gets every kernel ready, so that no later launch waits for that; optional, and what fails is reported by the launch.
-    fn load_kernels(&self) {}
+    fn load_kernels(&self, progress: Option<&(dyn Fn(Progress) + Send + Sync)>) {
+        let _ = progress;
+    }
 
     /// Bytes free and in all.
     ///

@@ -9,12 +9,13 @@ use super::code::{self, Code};
 use super::{
     CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging, switched_off,
 };
+use crate::executable::Progress;
 use cudarc::driver::{result, sys};
 use modules::Modules;
 use pinned::{Letter, Pinned};
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 mod modules;
@@ -338,10 +339,11 @@ impl Driver for Nvidia {
         &self.0.info
     }
 
-    fn load_kernels(&self) {
+    fn load_kernels(&self, progress: Option<&(dyn Fn(Progress) + Send + Sync)>) {
         // The driver's compiler works on several modules at a time.
         const THREADS: usize = 8;
-        let (names, next) = (self.0.modules.names(), AtomicUsize::new(0));
+        let names = self.0.modules.names();
+        let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
             for _ in 0..THREADS.min(names.len()) {
                 scope.spawn(|| {
@@ -350,6 +352,11 @@ impl Driver for Nvidia {
                     }
                     while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
                         self.0.modules.load(name);
+                        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                        if let Some(progress) = progress {
+                            let total = names.len() as u64;
+                            progress(Progress { done, total, what: "compiling kernels" });
+                        }
                     }
                 });
             }
