@@ -194,7 +194,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
             let memory = Memory { ctx_size, weights_bytes: total_tensor_bytes, kv_cache: kv_cache.collect() };
             (serde_json::to_value(config).ok(), Some(memory), None)
         }
-        Err(error) => (None, None, Some(error.without_file())),
+        Err(error) => (None, None, Some(error.to_string())),
     };
     Report {
         schema_version: 1,
@@ -415,6 +415,9 @@ fn text(report: &Report, file: &GgufFile) -> String {
         }
     }
     if let Some(reason) = &report.not_runnable {
+        // The report begins with the file's name.
+        let named = format!("{}: ", shown(&report.file));
+        let reason = reason.strip_prefix(&named).unwrap_or(reason);
         line(format!("\nNot a model that can be run: {}", shown(reason)));
     }
 
