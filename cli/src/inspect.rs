@@ -205,7 +205,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
             let memory = Memory { ctx_size, weights_bytes: total_tensor_bytes, kv_cache: kv_cache.collect() };
             (Some(config), Some(memory), None)
         }
-        Err(error) => (None, None, Some(error.without_file())),
+        Err(error) => (None, None, Some(error.to_string())),
     };
     Report {
         schema_version: 1,
@@ -414,6 +414,9 @@ fn memory_lines(report: &Report) -> Vec<String> {
         }
     }
     if let Some(reason) = &report.not_runnable {
+        // The report begins with the file's name.
+        let named = format!("{}: ", shown(&report.file));
+        let reason = reason.strip_prefix(&named).unwrap_or(reason);
         lines.push(format!("\nNot a model that can be run: {}", shown(reason)));
     }
     lines.iter().flat_map(|l| l.split('\n')).map(str::to_owned).collect()

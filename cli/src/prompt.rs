@@ -175,7 +175,7 @@ impl Prompt {
 pub fn tokenizer(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
     let tokenizer = Tokenizer::from_metadata(metadata)?;
     for warning in tokenizer.warnings() {
-        output::note(&format!("warning: {warning}"));
+        output::warning(&warning.to_string());
     }
     Ok(tokenizer)
 }

@@ -1,6 +1,6 @@
 //! One file's header: magic, version, metadata, tensor table, each checked against what the file can hold.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt::Arguments};
 
 use super::{
     GgufError, MetaArray, MetaValue, Metadata, TensorEntry,
@@ -198,13 +198,7 @@ fn parse_array(cursor: &mut Cursor<'_>, shown_key: &str, depth: usize) -> Result
         vt::STRING => {
             const STRING_MIN_BYTES: u128 = 8;
             cursor.want(u128::from(count) * STRING_MIN_BYTES, what)?;
-            let strings = (0..count).map(|_| cursor.string_bytes(u64::MAX, what));
-            let strings = strings.collect::<Result<Vec<&[u8]>, _>>()?;
-            let texts = strings.iter().map(|bytes| std::str::from_utf8(bytes).map(str::to_owned));
-            match texts.collect() {
-                Ok(texts) => MetaArray::String(texts),
-                Err(_) => MetaArray::Bytes(strings.into_iter().map(<[u8]>::to_vec).collect()),
-            }
+            parse_strings(cursor, count, what)?
         }
         vt::ARRAY => {
             const ARRAY_MIN_BYTES: u128 = 4 + 8;
@@ -222,6 +216,24 @@ fn parse_array(cursor: &mut Cursor<'_>, shown_key: &str, depth: usize) -> Result
         }
         other => return Err(unknown_type(cursor, shown_key, other)),
     })
+}
+
+/// The strings of an array: as text, unless one of them is not UTF-8.
+fn parse_strings(cursor: &mut Cursor<'_>, count: u64, what: Arguments<'_>) -> Result<MetaArray, GgufError> {
+    let mut texts: Vec<String> = Vec::new();
+    for i in 0..count {
+        let bytes = cursor.string_bytes(u64::MAX, what)?;
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            let mut strings: Vec<Vec<u8>> = texts.into_iter().map(String::into_bytes).collect();
+            strings.push(bytes.to_vec());
+            for _ in i + 1..count {
+                strings.push(cursor.string_bytes(u64::MAX, what)?.to_vec());
+            }
+            return Ok(MetaArray::Bytes(strings));
+        };
+        texts.push(text.to_owned());
+    }
+    Ok(MetaArray::String(texts))
 }
 
 /// Alignment of tensor data, as the metadata states it.
