@@ -433,7 +433,7 @@ fn format_lines(report: &Report, all: bool) -> Vec<String> {
         let share = f.bytes.map(|bytes| 100.0 * bytes as f64 / report.total_tensor_bytes as f64);
         let share = share.map_or_else(String::new, |share| format!("  {share:5.1} %"));
         let bytes = human_size(f.bytes);
-        format!("  {:6}  {:5} tensors  {:>15} elements  {bytes:>10}{share}", f.format, f.tensors, f.elems)
+        format!("  {:7}  {:5} tensors  {:>15} elements  {bytes:>10}{share}", f.format, f.tensors, f.elems)
     });
     let mut lines = vec![String::new(), format!("Formats: {}", report.formats.len())];
     lines.extend(first(rows.collect(), FORMATS_SHOWN, "formats", all));

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_run_graph::{chat::ChatTemplate, gguf::GgufFile, ids::TokenId, shown::shown_json, tokenizer::Tokenizer};
+use moe_run_graph::{
+    chat::ChatTemplate, gguf::GgufFile, ids::TokenId, shown::shown_json, tokenizer::Tokenizer,
+};
 use serde::Serialize;
 use serde_json::Value;
 

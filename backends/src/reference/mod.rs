@@ -25,8 +25,8 @@ mod router;
 use crate::error::BackendError;
 use crate::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, Observer, State, StepInput, StepTokens, WeightSource, check_weights,
-    deliver_taps, mapped_bytes, not_taken,
+    KvType, MemoryNeed, Observer, State, StepInput, StepTokens, WeightSource, check_weights, deliver_taps,
+    mapped_bytes, not_taken,
 };
 use crate::host_memory::{check_kv_cache, host_memory};
 use interpret::Interpreter;

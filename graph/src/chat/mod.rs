@@ -22,7 +22,10 @@ use std::{error::Error as _, sync::Arc, time::SystemTime};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::gguf::{GgufError, Metadata, keys};
+use crate::{
+    gguf::{GgufError, Metadata, keys},
+    shown::shown,
+};
 
 use environment::TemplateRaised;
 use limits::Budget;
@@ -34,8 +37,9 @@ pub use provenance::Rendered;
 pub enum ChatError {
     /// The file carries no template.
     #[error(
-        "{file}: no chat template (key \"tokenizer.chat_template\"); give one with --chat-template FILE, or the prompt as \
-         it is with --raw"
+        "{}: no chat template (key \"tokenizer.chat_template\"); give one with --chat-template FILE, or the prompt as it is \
+         with --raw",
+        shown(file)
     )]
     Absent {
         /// File concerned.
@@ -45,7 +49,10 @@ pub enum ChatError {
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// The template is not valid Jinja.
-    #[error("chat template, line {line}: {detail}; give another with --chat-template FILE, or use --raw")]
+    #[error(
+        "chat template, line {line}: {}; give another with --chat-template FILE, or use --raw",
+        shown(detail)
+    )]
     Syntax {
         /// Line in the template, 0 where unknown.
         line: usize,
@@ -53,14 +60,15 @@ pub enum ChatError {
         detail: String,
     },
     /// The template itself refused the messages (`raise_exception`).
-    #[error("the chat template refuses these messages: {message}")]
+    #[error("the chat template refuses these messages: {}", shown(message))]
     Refused {
         /// What it says.
         message: String,
     },
     /// The template failed on these messages.
     #[error(
-        "chat template, line {line}: {detail}; check the messages, or give another template with --chat-template FILE"
+        "chat template, line {line}: {}; check the messages, or give another template with --chat-template FILE",
+        shown(detail)
     )]
     Render {
         /// Line in the template, 0 where unknown.

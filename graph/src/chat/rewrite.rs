@@ -231,10 +231,7 @@ fn expression<'a>(node: &Expr<'a>) -> Expr<'a> {
             filter(SLICE, Some(expression(&n.expr)), args, n.span())
         }
         Expr::UnaryOp(n) => {
-            let op = match n.op {
-                UnaryOpKind::Not => UnaryOpKind::Not,
-                UnaryOpKind::Neg => UnaryOpKind::Neg,
-            };
+            let op = if matches!(n.op, UnaryOpKind::Not) { UnaryOpKind::Not } else { UnaryOpKind::Neg };
             Expr::UnaryOp(Spanned::new(UnaryOp { op, expr: expression(&n.expr) }, n.span()))
         }
         Expr::BinOp(n) => binary(n),

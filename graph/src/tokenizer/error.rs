@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::gguf::GgufError;
+use crate::{gguf::GgufError, shown::shown};
 
 /// Why a tokenizer could not be built or used.
 #[derive(Debug, Error)]
@@ -10,8 +10,9 @@ use crate::gguf::GgufError;
 pub enum TokenizerError {
     /// The file has no tokenizer.
     #[error(
-        "{file}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
-         take token ids (--tokens)"
+        "{}: the file has no tokenizer (key \"tokenizer.ggml.model\"), so it takes no text; `run`, `trace` and `parity` \
+         take token ids (--tokens)",
+        shown(file)
     )]
     Absent {
         /// File concerned.
@@ -19,8 +20,9 @@ pub enum TokenizerError {
     },
     /// A kind of tokenizer that is not known.
     #[error(
-        "{file}: tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE), so there is no text; `run`, \
-         `trace` and `parity` take token ids (--tokens)"
+        "{}: tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE), so there is no text; `run`, \
+         `trace` and `parity` take token ids (--tokens)",
+        shown(file)
     )]
     Model {
         /// File concerned.
@@ -30,8 +32,9 @@ pub enum TokenizerError {
     },
     /// A pre-tokenizer that is not known.
     #[error(
-        "{file}: tokenizer.ggml.pre: found {found:?}, wanted one of {known}; a wrong one would give wrong ids silently, so \
-         there is no text; `run`, `trace` and `parity` take token ids (--tokens)"
+        "{}: tokenizer.ggml.pre: found {found:?}, wanted one of {known}; a wrong one would give wrong ids silently, so \
+         there is no text; `run`, `trace` and `parity` take token ids (--tokens)",
+        shown(file)
     )]
     PreTokenizer {
         /// File concerned.
@@ -43,8 +46,9 @@ pub enum TokenizerError {
     },
     /// A file that does not name its pre-tokenizer.
     #[error(
-        "{file}: key \"tokenizer.ggml.pre\" is missing, wanted one of {known}; a wrong one would give wrong ids silently, so \
-         there is no text; convert the model again; `run`, `trace` and `parity` take token ids (--tokens)"
+        "{}: key \"tokenizer.ggml.pre\" is missing, wanted one of {known}; a wrong one would give wrong ids silently, so \
+         there is no text; convert the model again; `run`, `trace` and `parity` take token ids (--tokens)",
+        shown(file)
     )]
     PreTokenizerAbsent {
         /// File concerned.
@@ -100,7 +104,7 @@ pub enum TokenizerError {
     /// The BPE model refused the vocabulary or a word.
     #[error(
         "byte-pair encoding: {}; merges and tokens of the file contradict each other: convert the model again",
-        crate::shown::shown(.0)
+        shown(.0)
     )]
     Bpe(Box<dyn std::error::Error + Send + Sync>),
     /// An id outside the vocabulary.

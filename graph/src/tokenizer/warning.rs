@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Correction, TokenKind};
+use crate::shown::shown;
 
 /// How many tokens a warning names; the rest it counts.
 const NAMED: usize = 4;
@@ -40,7 +41,8 @@ impl fmt::Display for TokenizerWarning {
                     if each.len() == 1 { ("an id", "it counts") } else { ("ids", "they count") };
                 write!(
                     f,
-                    "{file}: {}, wanted {ids} below the vocabulary's {vocab_size}; {they} as absent",
+                    "{}: {}, wanted {ids} below the vocabulary's {vocab_size}; {they} as absent",
+                    shown(file),
                     each.join(", ")
                 )
             }
@@ -48,7 +50,12 @@ impl fmt::Display for TokenizerWarning {
                 let has_types = corrections.iter().all(|c| c.found.is_some());
                 let key = if has_types { "is wrong for" } else { "is absent, which is wrong for" };
                 let tokens = if corrections.len() == 1 { "token" } else { "tokens" };
-                write!(f, "{file}: tokenizer.ggml.token_type {key} {} {tokens}: ", corrections.len())?;
+                write!(
+                    f,
+                    "{}: tokenizer.ggml.token_type {key} {} {tokens}: ",
+                    shown(file),
+                    corrections.len()
+                )?;
                 for (i, correction) in corrections.iter().take(NAMED).enumerate() {
                     let text: String = correction.text.chars().take(TEXT_CHARS).collect();
                     let more = if text.len() < correction.text.len() { "…" } else { "" };
