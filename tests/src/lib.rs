@@ -71,7 +71,8 @@ impl Backend for CudaHarness {
     }
 }
 
-/// Every backend of this build that has a device here; CUDA's on the host harness, which every machine has.
+/// Every backend of this build that has a device here, opened once for all that is compiled; CUDA's on the host harness, which
+/// every machine has.
 #[must_use]
 pub fn backends() -> Vec<Box<dyn Backend>> {
     let harness = |backend: Box<dyn Backend>| -> Box<dyn Backend> {
@@ -84,7 +85,8 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
         }
         found
     };
-    registry::all().into_iter().map(harness).filter(|b| with_device(b.as_ref())).collect()
+    let sharing = |backend: Box<dyn Backend>| backend.sharing().unwrap_or(backend);
+    registry::all().into_iter().map(harness).filter(|b| with_device(b.as_ref())).map(sharing).collect()
 }
 
 /// A backend, and the device that tests run it on.

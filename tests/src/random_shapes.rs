@@ -13,7 +13,7 @@ use std::time::Instant;
 pub const ALL: usize = 300;
 
 /// A backend as it is to run a shape, and what to call it in a failure.
-pub type Variant = (String, Box<dyn Backend>);
+pub type Variant<'a> = (String, &'a dyn Backend);
 
 /// What shape `i` of an op runs under.
 fn options(op: &str, i: usize) -> CompileOptions {
@@ -60,7 +60,7 @@ fn distance(found: &HostTensor, wanted: &HostTensor, typical: f64) -> f64 {
 }
 
 /// Runs shape `i` of an op on every variant: the shape's name, and the worst distance.
-fn check(op: &str, i: usize, variants: Vec<Variant>) -> (String, f64) {
+fn check(op: &str, i: usize, variants: Vec<Variant<'_>>) -> (String, f64) {
     let format = if cases::takes_formats(op) { Format::ALL[i % Format::ALL.len()] } else { Format::F32 };
     let case = cases::case(op, format, 10_000 + i as u64).expect("a known op").expect("a case");
     let options = options(op, i);
@@ -69,7 +69,7 @@ fn check(op: &str, i: usize, variants: Vec<Variant>) -> (String, f64) {
     let mut worst: f64 = 0.0;
     for (variant, backend) in variants {
         let failed = |e| -> ! { panic!("{} on {variant}: {e}", case.name) };
-        let mut executable = cases::compile(&case, backend.as_ref(), &options).unwrap_or_else(|e| failed(e));
+        let mut executable = cases::compile(&case, backend, &options).unwrap_or_else(|e| failed(e));
         let found = cases::run_steps(&case, executable.as_mut()).unwrap_or_else(|e| failed(e));
         let same = cases::same_definition(executable.info());
         let wanted =
@@ -94,7 +94,7 @@ fn check(op: &str, i: usize, variants: Vec<Variant>) -> (String, f64) {
 ///
 /// # Panics
 /// Where a result is further from the reference than the tolerance; and where [`ALL`] shapes miss an edge.
-pub fn every_op(shapes: usize, variants: &(dyn Fn(usize) -> Vec<Variant> + Sync)) {
+pub fn every_op<'a>(shapes: usize, variants: &(dyn Fn(usize) -> Vec<Variant<'a>> + Sync)) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
     let one = std::env::var("MOE_OP").ok();
     for op in OPS.iter().filter(|op| one.as_deref().is_none_or(|one| one == **op)) {

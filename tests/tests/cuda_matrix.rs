@@ -6,7 +6,7 @@ use std::process::Command;
 
 #[test]
 fn random_shapes_of_every_op() {
-    random_shapes::every_op(random_shapes::ALL, &|_| vec![("cuda".into(), Box::new(CudaHarness))]);
+    random_shapes::every_op(random_shapes::ALL, &|_| vec![("cuda".into(), &CudaHarness)]);
 }
 
 /// The kernels of chips before compute capability 8.0, for the ops that have others: the test above in a process of its own,

@@ -25,10 +25,12 @@ fn random_shapes_of_every_op() {
         eprintln!("SKIPPED: no wgpu adapter; install mesa-vulkan-drivers");
         return;
     }
-    let variant = |options: WgpuOptions| -> Variant {
-        (format!("wgpu with {}", options.allowed), Box::new(Wgpu { options }))
-    };
-    let sets = feature_sets();
+    // One device for each set, and each pipeline compiled once.
+    let sets = feature_sets().map(|options| {
+        let backend = Wgpu { options }.sharing().expect("wgpu shares its device");
+        (format!("wgpu with {}", options.allowed), backend)
+    });
+    let variant = |i: usize| -> Variant<'_> { (sets[i].0.clone(), sets[i].1.as_ref()) };
     let shapes = if fixtures::full() { random_shapes::ALL } else { 15 };
-    random_shapes::every_op(shapes, &|i| [sets[0], sets[1 + i % 4]].map(variant).into());
+    random_shapes::every_op(shapes, &|i| [0, 1 + i % 4].map(variant).into());
 }

@@ -34,8 +34,20 @@ fn has_adapter() -> bool {
     found
 }
 
-/// Runs a case on the backend and the reference; gives what was used.
-fn check(backend: &Wgpu, op: &str, format: Format, seed: u64, options: &CompileOptions) {
+/// A backend whose cases share a device.
+fn shared(options: WgpuOptions) -> Box<dyn Backend> {
+    Wgpu { options }.sharing().expect("wgpu shares its device")
+}
+
+/// Runs a case on the backend and the reference; `with` says what is used.
+fn check(
+    backend: &dyn Backend,
+    with: &WgpuOptions,
+    op: &str,
+    format: Format,
+    seed: u64,
+    options: &CompileOptions,
+) {
     let case = cases::case(op, format, seed).unwrap().unwrap();
     let found = cases::run(&case, backend, options).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let wanted = cases::run(&case, &Reference, options).unwrap();
@@ -46,7 +58,7 @@ fn check(backend: &Wgpu, op: &str, format: Format, seed: u64, options: &CompileO
             distance <= TOLERANCE,
             "{} with {:?}, kv {}: result {i}: relative L2 {distance:.3e}",
             case.name,
-            backend.options,
+            with,
             options.kv_type
         );
     }
@@ -69,14 +81,15 @@ fn every_op_is_right_under_every_feature() {
         Features { dot4: true, ..Features::default() },
     ];
     for allowed in sets {
-        let backend = Wgpu { options: WgpuOptions { allowed, ..plain() } };
+        let with = WgpuOptions { allowed, ..plain() };
+        let backend = shared(with);
         for op in OPS {
             for seed in 0..3 {
                 let format = Format::ALL[(seed as usize * 7 + op.len()) % 16];
                 let format = if cases::takes_formats(op) { format } else { Format::F32 };
                 let kv_type = KvType::ALL[seed as usize % KvType::ALL.len()];
                 let kv_type = if op.starts_with("attention") { kv_type } else { KvType::F32 };
-                check(&backend, op, format, seed, &options(Activations::Q8, kv_type));
+                check(backend.as_ref(), &with, op, format, seed, &options(Activations::Q8, kv_type));
             }
         }
     }
@@ -88,10 +101,11 @@ fn split_tensors_give_the_same() {
     if !has_adapter() {
         return;
     }
-    let backend = Wgpu { options: WgpuOptions { max_tensor_bytes: Some(16384), ..WgpuOptions::default() } };
+    let with = WgpuOptions { max_tensor_bytes: Some(16384), ..WgpuOptions::default() };
+    let backend = shared(with);
     for (i, format) in Format::ALL.into_iter().enumerate() {
         for op in ["embed", "matmul", "expert_matmul"] {
-            check(&backend, op, format, 10 + i as u64, &options(Activations::Q8, KvType::F32));
+            check(backend.as_ref(), &with, op, format, 10 + i as u64, &options(Activations::Q8, KvType::F32));
         }
     }
 }
