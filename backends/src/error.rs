@@ -110,3 +110,15 @@ pub enum BackendError {
     #[error("{0}")]
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
+
+impl BackendError {
+    /// A group whose nodes are not those that its pattern accepts: a defect of the plan or of the pattern. A launch that
+    /// computed nothing instead would give numbers of before.
+    pub(crate) fn mismatch(pattern: &str) -> BackendError {
+        BackendError::Value {
+            value: pattern.to_owned(),
+            detail: "a defect: the group's nodes are not those of its pattern; please report the model"
+                .into(),
+        }
+    }
+}

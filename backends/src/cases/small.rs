@@ -3,7 +3,7 @@
 use super::{Builder, CaseStep};
 use crate::error::BackendError;
 use moe_run_graph::ir::{
-    Activation, DType, Dim, GateKind, Op, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape,
+    ActivationFn, DType, Dim, GateKind, Op, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape,
 };
 
 type Steps = (Vec<CaseStep>, usize);
@@ -89,7 +89,7 @@ pub(super) fn gated_act(b: &mut Builder) -> Result<Steps, BackendError> {
     let gate = b.boundary(shape.clone(), DType::F32);
     let up = b.boundary(shape, DType::F32);
     b.graph.outputs =
-        b.graph.push(None, "swiglu", Op::GatedAct { activation: Activation::Silu }, &[gate, up])?;
+        b.graph.push(None, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
     let t = b.tokens();
     b.note("T", t);
     b.note("K", per_tok);

@@ -16,7 +16,7 @@ use super::ops::weights::{Matrix, WeightBytes};
 use super::patterns;
 use crate::error::BackendError;
 use crate::executable::WeightSource;
-use moe_run_graph::ir::{Node, Op, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{ActivationFn, Node, Op, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 
@@ -424,7 +424,8 @@ impl Compiler<'_> {
                 self.needs.per_tok = self.needs.per_tok.max(attrs.num_experts_per_tok);
                 Box::new(self.route(node)?)
             }
-            Op::GatedAct { .. } => Box::new(GatedAct {
+            // The kernel knows one activation: another one in the enum does not compile here.
+            Op::GatedAct { activation: ActivationFn::Silu } => Box::new(GatedAct {
                 gate: self.input(node, 0)?,
                 up: self.input(node, 1)?,
                 activated: self.maybe(node.outputs[0]),

@@ -1,7 +1,7 @@
 //! The groups of nodes that the CPU runs as one launch.
 
 use moe_run_graph::ir::pattern::{PatternStep, maybe, op};
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op};
+use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op};
 
 /// RMSNorm and the three products that read it.
 pub const NORM_QKV: &str = "norm_qkv";
@@ -107,6 +107,7 @@ fn gated_pair(graph: &Graph, nodes: &[&Node]) -> bool {
         && gate.inputs == up.inputs
         && shape(gate) == shape(up)
         && act.inputs == [gate.outputs[0], up.outputs[0]]
+        && matches!(act.op, Op::GatedAct { activation: ActivationFn::Silu })
 }
 
 /// Norms and rotations lead from q and k to `kv_write`: the second rotation feeds it, each norm its rotation.

@@ -11,7 +11,7 @@ use super::driver::Param;
 use super::ops::{self, Emit, attention, int, matmul, router};
 use crate::error::BackendError;
 use moe_run_graph::ir::pattern::{PatternStep, maybe, named, op};
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, RopePairing, ValueId};
+use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op, RopePairing, ValueId};
 use moe_run_graph::quant::{ActProfile, Format};
 
 const NORM_QKV: &str = "norm_qkv";
@@ -191,6 +191,7 @@ fn route_gate_up_fits(graph: &Graph, nodes: &[&Node]) -> bool {
         && width(graph, gate.inputs[0]) <= MAX_STAGED_ELEMS
         && width(graph, gate.outputs[0]) == width(graph, up.outputs[0])
         && act.inputs[..] == [gate.outputs[0], up.outputs[0]]
+        && matches!(act.op, Op::GatedAct { activation: ActivationFn::Silu })
 }
 
 fn down_combine_fits(graph: &Graph, nodes: &[&Node]) -> bool {
@@ -225,14 +226,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, pattern: &str, nodes: &[&Node]) -> Resul
         (MATMUL_RESIDUAL, [product, add]) => matmul_residual(emit, product, add),
         (ROUTE_GATE_UP, [router, gate, up, act]) => route_gate_up(emit, router, gate, up, act),
         (DOWN_COMBINE, [down, combine, add]) => down_combine(emit, down, combine, add),
-        _ => Err(mismatch(pattern)),
-    }
-}
-
-fn mismatch(pattern: &str) -> BackendError {
-    BackendError::Value {
-        value: pattern.to_owned(),
-        detail: "the group's nodes are not those of its pattern".into(),
+        _ => Err(BackendError::mismatch(pattern)),
     }
 }
 
@@ -263,13 +257,13 @@ fn norm_matmul(
     norm: &Node,
     matmuls: &[&Node],
 ) -> Result<(), BackendError> {
-    let Op::RmsNorm { weight, eps, .. } = norm.op else { return Err(mismatch(norm.name)) };
+    let Op::RmsNorm { weight, eps, .. } = norm.op else { return Err(BackendError::mismatch(norm.name)) };
     let n = width(emit.graph, norm.inputs[0]);
     let mut forms = 0;
     let mut all_rows = 0;
     let mut matrices = Vec::with_capacity(15);
     for node in matmuls {
-        let Op::MatMul { weight, .. } = &node.op else { return Err(mismatch(node.name)) };
+        let Op::MatMul { weight, .. } = &node.op else { return Err(BackendError::mismatch(node.name)) };
         let matrix = emit.weights.matrix(emit.graph, weight);
         forms |= stage(emit, matrix.format);
         all_rows += matrix.rows;
@@ -309,9 +303,9 @@ fn norm_matmul(
 }
 
 fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
-    let s = AttentionStep::of(nodes).ok_or_else(|| mismatch(ATTENTION_STEP))?;
+    let s = AttentionStep::of(nodes).ok_or_else(|| BackendError::mismatch(ATTENTION_STEP))?;
     let (Op::Attention(a), Op::Rope { table, pairing, .. }) = (&s.attention.op, &s.q_rope.op) else {
-        return Err(mismatch(ATTENTION_STEP));
+        return Err(BackendError::mismatch(ATTENTION_STEP));
     };
     let norm = |node: Option<&Node>| match node.map(|n| &n.op) {
         Some(Op::RmsNorm { weight, eps, .. }) => (emit.weights.vector(*weight), *eps),
@@ -368,7 +362,7 @@ fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendErr
 
 fn matmul_residual(emit: &mut Emit<'_>, product: &Node, add: &Node) -> Result<(), BackendError> {
     let (Op::MatMul { weight, .. }, Some(other)) = (&product.op, residual(add, product.outputs[0])) else {
-        return Err(mismatch(MATMUL_RESIDUAL));
+        return Err(BackendError::mismatch(MATMUL_RESIDUAL));
     };
     let matrix = emit.weights.matrix(emit.graph, weight);
     let forms = stage(emit, matrix.format);
@@ -414,7 +408,7 @@ fn route_gate_up(
         Op::ExpertMatMul { weight: up_weight, .. },
     ) = (&router.op, &gate.op, &up.op)
     else {
-        return Err(mismatch(ROUTE_GATE_UP));
+        return Err(BackendError::mismatch(ROUTE_GATE_UP));
     };
     let gate_matrix = emit.weights.matrix(emit.graph, gate_weight);
     let up_matrix = emit.weights.matrix(emit.graph, up_weight);
@@ -456,7 +450,7 @@ fn route_gate_up(
 
 fn down_combine(emit: &mut Emit<'_>, down: &Node, combine: &Node, add: &Node) -> Result<(), BackendError> {
     let (Op::ExpertMatMul { weight, .. }, Some(other)) = (&down.op, residual(add, combine.outputs[0])) else {
-        return Err(mismatch(DOWN_COMBINE));
+        return Err(BackendError::mismatch(DOWN_COMBINE));
     };
     let matrix = emit.weights.matrix(emit.graph, weight);
     let per_tok = emit.elems(down.inputs[1]);

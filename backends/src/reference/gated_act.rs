@@ -1,19 +1,19 @@
 //! act(gate), and act(gate) · up.
 
 use crate::exp::silu;
-use moe_run_graph::ir::Activation;
+use moe_run_graph::ir::ActivationFn;
 
 /// `gate`, `up` → `activated`, `gated`; all of one length.
 pub(super) fn gated_act(
     gate: &[f32],
     up: &[f32],
-    activation: Activation,
+    activation: ActivationFn,
     activated: &mut [f32],
     gated: &mut [f32],
 ) {
     for i in 0..gate.len() {
         activated[i] = match activation {
-            Activation::Silu => silu(gate[i]),
+            ActivationFn::Silu => silu(gate[i]),
         };
         gated[i] = activated[i] * up[i];
     }

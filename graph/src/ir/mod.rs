@@ -16,7 +16,7 @@ pub use graph::{
     WeightDecl, WeightId,
 };
 pub use op::{
-    Activation, AttentionAttrs, DType, Dim, GateKind, Op, RouterAttrs, Shape, StepSizes, WeightHome,
+    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Op, RouterAttrs, Shape, StepSizes, WeightHome,
     WeightSlice,
 };
 pub use pattern::LaunchPattern;

@@ -230,7 +230,7 @@ pub struct RouterAttrs {
 /// The function of the gate half.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Activation {
+pub enum ActivationFn {
     /// x · sigmoid(x).
     Silu,
 }
@@ -298,10 +298,10 @@ pub enum Op {
         /// [E, out], F32.
         bias: Option<WeightId>,
     },
-    /// gate, up (same shape) → two outputs: act(gate), and act(gate) · up. SwiGLU with [`Activation::Silu`].
+    /// gate, up (same shape) → two outputs: act(gate), and act(gate) · up. SwiGLU with [`ActivationFn::Silu`].
     GatedAct {
         /// act.
-        activation: Activation,
+        activation: ActivationFn,
     },
     /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D].
     ExpertCombine,

@@ -1,7 +1,7 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
 use moe_run_graph::ir::{
-    Activation, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Op, RopePairing, RopeScaling,
+    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Op, RopePairing, RopeScaling,
     RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
@@ -251,7 +251,7 @@ fn small_ops() {
     let mut b = Bench::new();
     let (x, y) = (b.f32(&[Tokens, Fixed(32)]), b.f32(&[Tokens, Fixed(16)]));
     let ids = b.u32(&[Tokens, Fixed(32)]);
-    let gated = Op::GatedAct { activation: Activation::Silu };
+    let gated = Op::GatedAct { activation: ActivationFn::Silu };
     b.accepts(gated.clone(), &[x, x], &[&[Tokens, Fixed(32)], &[Tokens, Fixed(32)]]);
     for op in [gated, Op::Add, Op::Mul] {
         b.refuses(op.clone(), &[x, y], "two values of one shape");

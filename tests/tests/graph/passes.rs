@@ -3,7 +3,7 @@
 use crate::common::{one_layer, plan_of};
 use moe_run_graph::ir::pattern::{PatternStep, maybe, named, op};
 use moe_run_graph::ir::{
-    Activation, DType, Dim, Graph, LaunchPattern, LayerIdx, Op, Shape, Stage, StepSizes, ValueId,
+    ActivationFn, DType, Dim, Graph, LaunchPattern, LayerIdx, Op, Shape, Stage, StepSizes, ValueId,
 };
 use moe_run_graph::ir::{WeightHome, WeightSlice};
 use moe_run_graph::passes::{
@@ -214,7 +214,7 @@ fn random_graph(random: &mut Random) -> Graph {
         let (node, inputs): (Op, Vec<ValueId>) = match below(random, 5) {
             0 => (Op::Mul, vec![a, b]),
             1 => (Op::MatMul { weight, bias: None, scale: None }, vec![a]),
-            2 => (Op::GatedAct { activation: Activation::Silu }, vec![a, b]),
+            2 => (Op::GatedAct { activation: ActivationFn::Silu }, vec![a, b]),
             _ => (Op::Add, vec![a, b]),
         };
         let made = graph.push(layer, "node", node, &inputs).unwrap();

@@ -2,11 +2,11 @@
 
 use super::{Emit, int, threads_for};
 use crate::error::BackendError;
-use moe_run_graph::ir::{Activation, Node};
+use moe_run_graph::ir::{ActivationFn, Node};
 
-pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: Activation) -> Result<(), BackendError> {
+pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
     // The kernel is SiLU's; another activation would be another kernel.
-    let Activation::Silu = activation;
+    let ActivationFn::Silu = activation;
     let n = emit.elems(node.inputs[0]);
     let threads = threads_for(n);
     let params = vec![

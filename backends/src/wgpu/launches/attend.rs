@@ -69,11 +69,12 @@ impl<'n> Parts<'n> {
 
 pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
     let plan = e.plan;
-    let Some(parts) = Parts::of(&plan.graph, nodes) else { return Ok(()) };
+    let defect = || BackendError::mismatch(PATTERN.name);
+    let Some(parts) = Parts::of(&plan.graph, nodes) else { return Err(defect()) };
     let (Op::Attention(attrs), Op::Rope { table, pairing, .. }, Op::KvWrite { key, value }) =
         (&parts.attention.op, &parts.q_rope.op, &parts.write.op)
     else {
-        return Ok(());
+        return Err(defect());
     };
     let norm = |e: &Emitter<'_>, node: Option<&Node>| match node.map(|n| &n.op) {
         Some(Op::RmsNorm { weight, eps, .. }) => (e.small(Some(*weight)), *eps),

@@ -39,11 +39,12 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
 }
 
 pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
-    let [down, combine, add] = nodes else { return Ok(()) };
+    let defect = || BackendError::mismatch(PATTERN.name);
+    let [down, combine, add] = nodes else { return Err(defect()) };
     let layout = e.matrix_of(down)?.layout;
     let chosen = e.width(combine, combine.inputs[1])?;
     let elems = chosen as usize * layout.cols();
-    let (Some(residual), Some(lanes)) = (residual(combine, add), lanes(elems)) else { return Ok(()) };
+    let (Some(residual), Some(lanes)) = (residual(combine, add), lanes(elems)) else { return Err(defect()) };
     let experts = slice(down).map_or(0, |s| e.plan.graph.weight(s.tensor).shape[0]);
     let rows = e.width(down, down.outputs[0])?;
     let sizes = [

@@ -48,8 +48,9 @@ fn residual(matmul: &Node, add: &Node) -> Option<ValueId> {
 }
 
 pub(super) fn emit_norm_router(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
-    let [norm, matmul] = nodes else { return Ok(()) };
-    let Op::RmsNorm { weight, eps, .. } = norm.op else { return Ok(()) };
+    let defect = || BackendError::mismatch(NORM_ROUTER.name);
+    let [norm, matmul] = nodes else { return Err(defect()) };
+    let Op::RmsNorm { weight, eps, heads: 1 } = norm.op else { return Err(defect()) };
     let row = Row {
         x: e.at(norm.inputs[0])?,
         norm: e.small(Some(weight)),
@@ -63,8 +64,9 @@ pub(super) fn emit_norm_router(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(
 }
 
 pub(super) fn emit_matmul_add(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
-    let [matmul, add] = nodes else { return Ok(()) };
-    let Some(residual) = residual(matmul, add) else { return Ok(()) };
+    let defect = || BackendError::mismatch(MATMUL_ADD.name);
+    let [matmul, add] = nodes else { return Err(defect()) };
+    let Some(residual) = residual(matmul, add) else { return Err(defect()) };
     let row = Row {
         x: e.at(matmul.inputs[0])?,
         norm: NONE,

@@ -5,7 +5,7 @@ use crate::error::BackendError;
 use crate::wgpu::emit::{Emitter, Extent, Grid, NONE, Rows};
 use crate::wgpu::ops::gate_code;
 use moe_run_graph::ir::pattern::{named, op};
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op};
+use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op};
 
 const LANES: usize = 128;
 const ROWS: usize = 16;
@@ -31,6 +31,7 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
     graph.value(gate.inputs[0]).shape.0.len() == 2
         && [gate, up].iter().all(|n| n.inputs[1] == ids && n.inputs[0] == gate.inputs[0])
         && act.inputs == [gate.outputs[0], up.outputs[0]]
+        && matches!(act.op, Op::GatedAct { activation: ActivationFn::Silu })
         && (g.rows, g.cols) == (u.rows, u.cols)
         && g.rows % ROWS == 0
         && g.format.is_quantized() == u.format.is_quantized()
@@ -38,8 +39,9 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
 }
 
 pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
-    let [router, gate, up, act] = nodes else { return Ok(()) };
-    let Op::Router(attrs) = &router.op else { return Ok(()) };
+    let defect = || BackendError::mismatch(PATTERN.name);
+    let [router, gate, up, act] = nodes else { return Err(defect()) };
+    let Op::Router(attrs) = &router.op else { return Err(defect()) };
     let (g, u) = (e.matrix_of(gate)?.layout, e.matrix_of(up)?.layout);
     let cols = g.cols() as u32;
     let rows = e.width(gate, gate.outputs[0])?;

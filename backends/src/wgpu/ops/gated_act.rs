@@ -2,14 +2,14 @@
 
 use crate::error::BackendError;
 use crate::wgpu::emit::{Emitter, Grid, NONE, Rows};
-use moe_run_graph::ir::{Activation, Node};
+use moe_run_graph::ir::{ActivationFn, Node};
 
 const LANES: u32 = 256;
 
-pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: Activation) -> Result<(), BackendError> {
+pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
     // The shader knows one activation; another one in the enum must not compile silently.
     match activation {
-        Activation::Silu => {}
+        ActivationFn::Silu => {}
     }
     let value = node.outputs[1];
     let rows = Rows::of(e.shape(value));

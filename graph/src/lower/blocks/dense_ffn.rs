@@ -3,7 +3,7 @@
 use super::norm;
 use crate::config::FfnConfig;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{Activation, LayerIdx, Op, Stage, ValueId};
+use crate::ir::{ActivationFn, LayerIdx, Op, Stage, ValueId};
 use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a dense feed-forward layer to the residual stream `x` [T, D]; experts where the configuration says so.
@@ -28,7 +28,7 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     let up = project("up_proj", tensor::FFN_UP, intermediate_size, hidden_size, normed)?;
     l.graph.tap(at, Stage::FfnGate, &[gate])?;
     l.graph.tap(at, Stage::FfnUp, &[up])?;
-    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: Activation::Silu }, &[gate, up])?;
+    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
     l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
     l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
     let weight = l.matrix(&file(tensor::FFN_DOWN), hidden_size, intermediate_size)?;

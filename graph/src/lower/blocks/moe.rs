@@ -3,7 +3,7 @@
 use super::{dense_ffn, norm};
 use crate::config::FfnConfig;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{Activation, LayerIdx, Op, RouterAttrs, Stage, ValueId};
+use crate::ir::{ActivationFn, LayerIdx, Op, RouterAttrs, Stage, ValueId};
 use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a layer of experts to the residual stream `x` [T, D]; a dense layer where the configuration says so.
@@ -48,7 +48,7 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     let [gate, up] = gate_up;
     l.graph.tap(at, Stage::FfnGate, &[gate])?;
     l.graph.tap(at, Stage::FfnUp, &[up])?;
-    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: Activation::Silu }, &[gate, up])?;
+    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
     l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
     l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
     let weight =
