@@ -3,7 +3,10 @@
 //!
 //! Input: a file, a chat template. Output: a [`ChatInput`] that the template renders. Absent: the rendering itself.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
 use serde_json::{Map, Value, json};
@@ -12,6 +15,8 @@ use crate::{CliError, inputs};
 
 /// Roles that templates agree on. Others are taken where the template treats them apart.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+/// How long is looked for the message that a template fails on.
+const PROBING: Duration = Duration::from_millis(300);
 /// A role that no template knows.
 const NO_ROLE: &str = "a-role-that-no-template-knows";
 
@@ -61,6 +66,8 @@ pub fn check_roles(path: &Path, template: &ChatTemplate, input: &ChatInput) -> R
         let mut other = input.clone();
         other.messages[index]["role"] = NO_ROLE.into();
         let as_any_word = match (template.render_text(input), template.render_text(&other)) {
+            // The rendering that counts will say so.
+            (Err(ChatError::Cost { .. }), _) => return Ok(()),
             (Ok(text), Ok(other)) => text == other.replace(NO_ROLE, role),
             (Ok(_), Err(_)) => false,
             (Err(_), _) => true,
@@ -78,8 +85,16 @@ pub fn check_roles(path: &Path, template: &ChatTemplate, input: &ChatInput) -> R
 
 /// The template's error about messages, told of the first one that it fails on.
 pub fn explain(path: &Path, template: &ChatTemplate, input: &ChatInput, error: &ChatError) -> CliError {
+    // Looking for the message takes a rendering for each: not where that costs too much, nor for long.
+    if matches!(error, ChatError::Cost { .. }) {
+        return wrong(path, &error.to_string());
+    }
+    let until = Instant::now() + PROBING;
     let renders = |messages: &[Value]| {
-        template.render_text(&ChatInput { messages: messages.to_vec().into(), ..input.clone() }).is_ok()
+        Instant::now() < until
+            && template
+                .render_text(&ChatInput { messages: messages.to_vec().into(), ..input.clone() })
+                .is_ok()
     };
     let messages = input.messages.as_array().map(Vec::as_slice).unwrap_or_default();
     // Some templates want a question somewhere: that a beginning is refused means nothing where a longer one is not.

@@ -367,7 +367,7 @@ fn errors_say_what_and_where() {
         "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
         json!({}),
     );
-    assert!(matches!(endless, Err(ChatError::Render { .. })));
+    assert!(matches!(endless, Err(ChatError::Cost { .. })));
     let template = ChatTemplate::from_source("x").unwrap();
     for messages in [json!("x"), json!(["x"]), json!([{"content": "x"}]), json!([{"role": 1}])] {
         let input = ChatInput { messages, ..ChatInput::conversation([]) };

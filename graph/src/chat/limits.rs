@@ -9,6 +9,7 @@
 //! One [`Budget`] covers all renderings of one prompt.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -54,15 +55,28 @@ const ELEMENT: u64 = 48;
 const MAX_OUTPUT: usize = 2 << 20;
 const MAX_GROWTH: usize = 8;
 
-/// Time for all renderings of one prompt; a long prompt takes hundredths of it.
-const MAX_TIME: Duration = Duration::from_millis(1200);
+/// Time for all renderings of one prompt; a long prompt takes hundredths of it. Where it fails, it may be rendered once more to
+/// find the message that it fails on.
+const MAX_TIME: Duration = Duration::from_millis(800);
 
 /// The stack of the thread that templates are parsed and run on. The bounds above need less than a quarter of it.
 const STACK: usize = 64 << 20;
 
+/// The source of an error that a bound is the cause of.
+#[derive(Debug)]
+pub(super) struct Beyond;
+
+impl fmt::Display for Beyond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a bound of templates")
+    }
+}
+
+impl std::error::Error for Beyond {}
+
 /// An error that says which bound a template would break.
 pub(super) fn beyond(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail.into())
+    Error::new(ErrorKind::InvalidOperation, detail.into()).with_source(Beyond)
 }
 
 /// What is left for the renderings of one prompt.

@@ -28,7 +28,8 @@ use crate::{
 };
 
 use environment::TemplateRaised;
-use limits::Budget;
+use limits::{Beyond, Budget};
+use minijinja::ErrorKind;
 pub use provenance::Rendered;
 
 /// Why a chat could not be rendered.
@@ -74,6 +75,18 @@ pub enum ChatError {
         /// Line in the template, 0 where unknown.
         line: usize,
         /// What is wrong.
+        detail: String,
+    },
+    /// The template costs more than a template may.
+    #[error(
+        "chat template, line {line}: {}; no template needs that for these messages: give another with --chat-template FILE, or \
+         use --raw",
+        shown(detail)
+    )]
+    Cost {
+        /// Line in the template, 0 where unknown.
+        line: usize,
+        /// Which bound it breaks.
         detail: String,
     },
     /// The messages are not what a template expects.
@@ -294,18 +307,23 @@ fn on_template_stack<T: Send>(work: impl FnOnce() -> Result<T, ChatError> + Send
 }
 
 fn render_error(error: minijinja::Error) -> ChatError {
-    match raised(&error) {
-        Some(message) => ChatError::Refused { message },
-        None => ChatError::Render { line: error.line().unwrap_or(0), detail: detail(&error) },
+    let (line, detail) = (error.line().unwrap_or(0), detail(&error));
+    match cause::<TemplateRaised>(&error) {
+        Some(TemplateRaised(message)) => ChatError::Refused { message: message.clone() },
+        None if error.kind() == ErrorKind::OutOfFuel => {
+            ChatError::Cost { line, detail: "the template takes too many steps".to_owned() }
+        }
+        None if cause::<Beyond>(&error).is_some() => ChatError::Cost { line, detail },
+        None => ChatError::Render { line, detail },
     }
 }
 
-/// What `raise_exception` said, if that is what ended the rendering.
-fn raised(error: &minijinja::Error) -> Option<String> {
+/// The cause of this type, if there is one.
+fn cause<T: std::error::Error + 'static>(error: &minijinja::Error) -> Option<&T> {
     let mut cause = error.source();
     while let Some(c) = cause {
-        if let Some(TemplateRaised(message)) = c.downcast_ref::<TemplateRaised>() {
-            return Some(message.clone());
+        if let Some(found) = c.downcast_ref::<T>() {
+            return Some(found);
         }
         cause = c.source();
     }

@@ -1,7 +1,7 @@
 //! Operators, slices and checks of values, as the filters that `rewrite` puts in their places: Python's meaning, within the
 //! template's bounds.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, sync::Arc};
 
 use minijinja::{
     Environment, Error, ErrorKind, Value,
@@ -117,6 +117,10 @@ fn is_list(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
 }
 
+fn wrong(detail: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, detail)
+}
+
 fn unsupported(operator: &str, left: &Value, right: &Value) -> Error {
     Error::new(
         ErrorKind::InvalidOperation,
@@ -197,12 +201,12 @@ fn remainder(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Erro
         return python::percent(format, right, budget).map(Value::from);
     }
     match numbers(left, right) {
-        Some(Numbers::Integers(_, 0)) => Err(beyond("remainder of a division by zero")),
+        Some(Numbers::Integers(_, 0)) => Err(wrong("remainder of a division by zero")),
         Some(Numbers::Integers(a, b)) => {
             let rest = a.checked_rem(b).unwrap_or(0);
             integer(Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }))
         }
-        Some(Numbers::Floats(_, 0.0)) => Err(beyond("remainder of a division by zero")),
+        Some(Numbers::Floats(_, 0.0)) => Err(wrong("remainder of a division by zero")),
         Some(Numbers::Floats(a, b)) => {
             let rest = a % b;
             Ok(Value::from(if rest == 0.0 {
@@ -256,13 +260,13 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Result<Value, E
             ValueKind::Number | ValueKind::Bool if as_float(bound).is_none() => {
                 i128::try_from(bound.clone()).map(Some)
             }
-            _ => Err(beyond(format!("a slice's bound is a {}, wanted an integer", type_name(bound)))),
+            _ => Err(wrong(format!("a slice's bound is a {}, wanted an integer", type_name(bound)))),
         }
     };
     let [start, stop, step] = [bound(bounds[0])?, bound(bounds[1])?, bound(bounds[2])?];
     let step = step.unwrap_or(1);
     if step == 0 {
-        return Err(beyond("a slice's step cannot be zero"));
+        return Err(wrong("a slice's step cannot be zero"));
     }
     match value.kind() {
         ValueKind::String => {
@@ -279,7 +283,7 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Result<Value, E
         }
         // As minijinja has it: templates slice messages that are not there.
         ValueKind::Undefined | ValueKind::None => Ok(Value::from(Vec::<Value>::new())),
-        _ => Err(beyond(format!("a {} cannot be sliced", type_name(value)))),
+        _ => Err(wrong(format!("a {} cannot be sliced", type_name(value)))),
     }
 }
 
