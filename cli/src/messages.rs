@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
+use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate, kind};
 use serde_json::{Map, Value, json};
 
 use crate::{CliError, inputs};
@@ -166,16 +166,5 @@ fn check_message(message: &Value) -> Result<(), String> {
             Err("found no \"content\", wanted a string (an answer that calls tools needs none)".to_owned())
         }
         Some(other) => Err(format!("\"content\": found {}, wanted a string", kind(other))),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a bool",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }

@@ -14,9 +14,9 @@ use minijinja::{
 use super::{
     environment::as_float,
     limits::{Budget, beyond},
-    methods::{centered, replaced},
     operators::{elements, type_name},
     python,
+    strings::{centered, replaced},
 };
 
 /// The largest number of columns, places or widths that a filter is asked for.

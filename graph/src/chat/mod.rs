@@ -16,6 +16,7 @@ mod operators;
 mod provenance;
 mod python;
 mod rewrite;
+mod strings;
 
 use std::{error::Error as _, sync::Arc, time::SystemTime};
 
@@ -186,8 +187,8 @@ impl ChatInput {
     }
 }
 
-/// What a JSON value is, for messages.
-fn kind(value: &Value) -> &'static str {
+/// What a JSON value is, for messages: "a string".
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a bool",
