@@ -194,7 +194,10 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
     let (dimensions, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
         Ok((config, graph)) => {
             let ctx_size = ctx_size.unwrap_or(DEFAULT_CTX_SIZE.min(config.max_position_embeddings));
-            let kv_cache = KvType::ALL.iter().map(|kv| {
+            // Rows that are not whole blocks cannot be kept in them.
+            let whole = graph.states.iter().all(|state| state.row_elems().is_multiple_of(32));
+            let possible = KvType::ALL.iter().filter(|kv| whole || **kv != KvType::Q8_0);
+            let kv_cache = possible.map(|kv| {
                 let kv_bytes = kv.cache_bytes(&graph, ctx_size);
                 KvCache {
                     kv_type: kv.name(),

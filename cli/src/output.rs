@@ -1,7 +1,7 @@
 //! Standard output and standard error: writes that neither panic nor hide an error.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -39,6 +39,14 @@ pub fn text(text: &str) -> Result<(), CliError> {
 /// Errors: as for [`text`].
 pub fn exact(text: &str) -> Result<(), CliError> {
     bytes(text.as_bytes())
+}
+
+/// Writes text that a file's template made: exactly as it is to a file or a pipe, and escaped as [`text`] does where standard
+/// output is a terminal, which it could steer.
+///
+/// Errors: as for [`text`].
+pub fn rendered(rendered: &str) -> Result<(), CliError> {
+    if io::stdout().is_terminal() { text(rendered) } else { exact(rendered) }
 }
 
 /// Writes bytes to standard output and flushes them.

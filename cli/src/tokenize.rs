@@ -129,7 +129,7 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     messages::check_roles(path, &template, &input)?;
     let explain = |error| messages::explain(path, &template, &input, &error);
     let Some(file) = file.filter(|_| !args.render_only) else {
-        output::exact(&template.render_text(&input).map_err(explain)?)?;
+        output::rendered(&template.render_text(&input).map_err(explain)?)?;
         return Ok(ExitCode::Ok);
     };
     let tokenizer = tokenizer(file.metadata())?;
@@ -138,7 +138,7 @@ fn render_messages(args: &Args, path: &Path) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&Report::new(Some(rendered.text()), &ids, &tokenizer))?;
     } else {
-        output::exact(rendered.text())?;
+        output::rendered(rendered.text())?;
         output::note(&format!("{} tokens", ids.len()));
     }
     Ok(ExitCode::Ok)

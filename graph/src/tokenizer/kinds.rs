@@ -7,6 +7,8 @@
 //! correction: it is a word. What ends a generation counts as a control token even where it is called user-defined.
 //! Types that are right are left alone; what is put right is said by [`TokenizerWarning`](super::TokenizerWarning).
 
+use std::collections::HashSet;
+
 use crate::gguf::{GgufError, MetaValue, Metadata, keys};
 use crate::ids::TokenId;
 
@@ -126,6 +128,7 @@ pub fn correct(
             |(_, value)| if let MetaValue::String(source) = value { Some(source.as_str()) } else { None },
         )
         .collect();
+    let written = written(&templates);
     let mut corrections = Vec::new();
     for ((id, text), kind) in (0u32..).map(TokenId).zip(texts).zip(kinds) {
         let taken_as = match kind {
@@ -133,7 +136,7 @@ pub fn correct(
             TokenKind::UserDefined if ENDS.contains(&text.as_str()) => TokenKind::Control,
             TokenKind::UserDefined => continue,
             TokenKind::Normal | TokenKind::Unused => {
-                let is_written = || templates.iter().any(|source| source.contains(text.as_str()));
+                let is_written = written.contains(text.as_str());
                 match looks_like(text, named.contains(&id), is_written) {
                     Some(taken_as) if !is_word(text, id) => taken_as,
                     _ => continue,
@@ -147,12 +150,30 @@ pub fn correct(
 }
 
 /// What a token that is called text is by its text, by a key that names it, and by a template that writes it.
-fn looks_like(text: &str, is_named: bool, is_written: impl Fn() -> bool) -> Option<TokenKind> {
+fn looks_like(text: &str, is_named: bool, is_written: bool) -> Option<TokenKind> {
     if ENDS.contains(&text) || CONTROLS.contains(&text) {
         return Some(TokenKind::Control);
     }
     let kind = if CONTROLS_IF_USED.contains(&text) { Some(TokenKind::Control) } else { marker(text) };
-    if is_named { kind.map(|_| TokenKind::Control) } else { kind.filter(|_| is_written()) }
+    if is_named { kind.map(|_| TokenKind::Control) } else { kind.filter(|_| is_written) }
+}
+
+/// Every text of a marker's shape, `<…>` or `[…]`, that the templates write. One pass over them, whatever they hold and however
+/// many tokens there are.
+fn written<'a>(templates: &[&'a str]) -> HashSet<&'a str> {
+    let mut written = HashSet::new();
+    for source in templates {
+        for (at, open) in source.match_indices(['<', '[']) {
+            let close = if open == "<" { '>' } else { ']' };
+            let rest = &source[at..];
+            // The next bracket closes this one, or it is none.
+            let end = rest[1..].find(['<', '>', '[', ']']).map(|end| end + 1);
+            if let Some(end) = end.filter(|&end| rest[end..].starts_with(close)) {
+                written.insert(&rest[..=end]);
+            }
+        }
+    }
+    written
 }
 
 /// What a text of the shape of a marker is: `<|this|>`, `<｜this｜>` and `[THIS]` steer; a `<tag>` is text that is one token.
