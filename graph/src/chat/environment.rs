@@ -90,11 +90,17 @@ fn environment(now: SystemTime, budget: &Arc<Budget>) -> Environment<'static> {
         };
         out.write_str(&text).map_err(Error::from)
     });
-    env.add_filter("tojson", tojson);
+    let b = Arc::clone(budget);
+    env.add_filter("tojson", move |value: &Value, positional: &[Value], kwargs: Kwargs| {
+        tojson(value, positional, kwargs, &b)
+    });
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(TemplateRaised(message)))
     });
+    let b = Arc::clone(budget);
     env.add_function("strftime_now", move |format: String| {
+        // A directive of two characters writes 40 at most.
+        b.build(format.len().saturating_mul(20))?;
         let now = chrono::DateTime::<chrono::Local>::from(now);
         let mut text = String::new();
         write!(text, "{}", now.format(&format)).map_err(|_| {
@@ -114,7 +120,7 @@ pub(super) fn as_float(value: &Value) -> Option<f64> {
 }
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, as `json.dumps` writes.
-fn tojson(value: &Value, positional: &[Value], kwargs: Kwargs) -> Result<Value, Error> {
+fn tojson(value: &Value, positional: &[Value], kwargs: Kwargs, budget: &Budget) -> Result<Value, Error> {
     const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
     if positional.len() > NAMES.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));
@@ -155,7 +161,7 @@ fn tojson(value: &Value, positional: &[Value], kwargs: Kwargs) -> Result<Value, 
     let sort_keys = argument(3)?.is_some_and(|v| v.is_true());
     kwargs.assert_all_used()?;
     let style = Style { ensure_ascii, indent, item_separator, key_separator, sort_keys };
-    json::dumps(value, &style).map(Value::from)
+    json::dumps(value, &style, budget).map(Value::from)
 }
 
 /// `{% generation %}` and `{% endgeneration %}` mark the assistant's part for training and write nothing: they are replaced

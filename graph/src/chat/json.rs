@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
-use super::environment::as_float;
+use super::{environment::as_float, limits::Budget};
 
 /// JSON → template value, keys in their order.
 pub fn to_template(value: &serde_json::Value) -> Value {
@@ -44,14 +44,20 @@ const MAX_DEPTH: usize = 128;
 
 /// Value → JSON.
 ///
-/// Errors: an undefined value, or one that JSON cannot hold; too deep nesting.
-pub fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
+/// Errors: an undefined value, or one that JSON cannot hold; too deep nesting; more text than `budget` allows.
+pub(super) fn dumps(value: &Value, style: &Style, budget: &Budget) -> Result<String, Error> {
     let mut out = String::new();
-    write_value(&mut out, value, style, 0)?;
+    write_value(&mut out, value, style, budget, 0)?;
     Ok(out)
 }
 
-fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+fn write_value(
+    out: &mut String,
+    value: &Value,
+    style: &Style,
+    budget: &Budget,
+    depth: usize,
+) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(Error::new(ErrorKind::InvalidOperation, "tojson: the value is nested too deeply"));
     }
@@ -59,11 +65,15 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => out.push_str(&number(value)),
-        ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), style),
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            budget.build(text.len())?;
+            write_string(out, text, style);
+        }
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
-            write_items(out, ('[', ']'), items.len(), style, depth, |out, i| {
-                write_value(out, &items[i], style, depth + 1)
+            write_items(out, ('[', ']'), items.len(), style, budget, depth, |out, i| {
+                write_value(out, &items[i], style, budget, depth + 1)
             })?;
         }
         ValueKind::Map => {
@@ -75,10 +85,10 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
                 // UTF-8 sorts like its characters, as Python's strings do.
                 entries.sort_by(|a, b| a.0.cmp(&b.0));
             }
-            write_items(out, ('{', '}'), entries.len(), style, depth, |out, i| {
+            write_items(out, ('{', '}'), entries.len(), style, budget, depth, |out, i| {
                 write_string(out, &entries[i].0, style);
                 out.push_str(&style.key_separator);
-                write_value(out, &entries[i].1, style, depth + 1)
+                write_value(out, &entries[i].1, style, budget, depth + 1)
             })?;
         }
         kind => {
@@ -93,6 +103,7 @@ fn write_items(
     (open, close): (char, char),
     len: usize,
     style: &Style,
+    budget: &Budget,
     depth: usize,
     mut write_item: impl FnMut(&mut String, usize) -> Result<(), Error>,
 ) -> Result<(), Error> {
@@ -104,8 +115,12 @@ fn write_items(
             }
         }
     };
+    // What stands between the items can be long, as the template chooses it.
+    let indent = style.indent.as_ref().map_or(0, |indent| indent.len() * (depth + 1));
+    let between = indent + style.item_separator.len() + style.key_separator.len() + 1;
     out.push(open);
     for i in 0..len {
+        budget.build(between)?;
         if i > 0 {
             out.push_str(&style.item_separator);
         }

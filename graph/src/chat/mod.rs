@@ -310,7 +310,7 @@ fn on_template_stack<T: Send>(work: impl FnOnce() -> Result<T, ChatError> + Send
 fn render_error(error: minijinja::Error) -> ChatError {
     let (line, detail) = (error.line().unwrap_or(0), detail(&error));
     match cause::<TemplateRaised>(&error) {
-        Some(TemplateRaised(message)) => ChatError::Refused { message: message.clone() },
+        Some(TemplateRaised(message)) => ChatError::Refused { message: cut(message) },
         None if error.kind() == ErrorKind::OutOfFuel => {
             ChatError::Cost { line, detail: "the template takes too many steps".to_owned() }
         }
@@ -334,7 +334,16 @@ fn cause<T: std::error::Error + 'static>(error: &minijinja::Error) -> Option<&T>
 /// What went wrong, without the name and line that minijinja adds.
 fn detail(error: &minijinja::Error) -> String {
     match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
+        Some(detail) => format!("{}: {}", error.kind(), cut(detail)),
         None => error.kind().to_string(),
+    }
+}
+
+/// The beginning of what an error says: it may hold texts that the template made.
+fn cut(text: &str) -> String {
+    const SHOWN: usize = 500;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
     }
 }

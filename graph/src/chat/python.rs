@@ -87,8 +87,9 @@ fn write(out: &mut String, value: &Value, quoted: bool, budget: &Budget, depth: 
         // Macros, loops and the like: their names, which hold nothing of a template's making.
         _ => out.push_str(&value.to_string()),
     }
-    // What is inside was counted there; here one element at least, so that nothing is free.
-    budget.build(if depth == 0 { out.len() - before } else { 2 })
+    // What a list or a mapping holds was counted there, each with what stands around it.
+    let is_leaf = !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map);
+    budget.build(if is_leaf { out.len() - before + 4 } else { 4 })
 }
 
 /// A string literal with the quotes that need the fewest escapes, as Python chooses them.
