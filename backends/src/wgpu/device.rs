@@ -274,6 +274,9 @@ fn lacking_limits(wanted: &wgpu::Limits, adapter: &wgpu::Limits) -> Vec<String> 
     lacking
 }
 
+/// How long the result of a mapping may be on its way once its submission is done.
+const READ_BACK: std::time::Duration = std::time::Duration::from_secs(10);
+
 impl Device {
     /// Opens the device that `wanted` names, or the best.
     pub fn open(wanted: Option<&str>, options: &WgpuOptions) -> Result<Device, BackendError> {
@@ -411,7 +414,8 @@ impl Device {
             sender.send(result).unwrap_or_default();
         });
         self.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
-        let mapped = receiver.try_recv().map_err(|e| failed(e.to_string()))?;
+        // Where threads share a device, another one's poll may be about to send it.
+        let mapped = receiver.recv_timeout(READ_BACK).map_err(|e| failed(e.to_string()))?;
         mapped.map_err(|e| failed(e.to_string()))?;
         let result = {
             let view = buffer.get_mapped_range(0..words as u64 * 4).map_err(|e| failed(e.to_string()))?;
