@@ -363,6 +363,11 @@ pub trait Executable: Send {
     /// [`BackendError::Input`] if the last step had no such row.
     fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError>;
 
+    /// The first so many of a row's `width` logits may be chosen: [`Graph::choosable`].
+    fn choosable(&self, width: usize) -> usize {
+        self.plan(1).graph.choosable(width)
+    }
+
     /// The best token of a row, chosen on the device where it can be; the lowest id wins a tie. Only the first
     /// [`Graph::choosable`] logits are looked at: the rest belongs to rows without a token.
     ///
@@ -371,7 +376,7 @@ pub trait Executable: Send {
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
         let mut logits = Vec::new();
         self.logits(row, &mut logits)?;
-        argmax(&logits[..self.plan(1).graph.choosable(logits.len())])
+        argmax(&logits[..self.choosable(logits.len())])
     }
 
     /// The token that the last step took by [`StepTokens::Argmax`]. Where [`Executable::queues_steps`], it is read while that
@@ -407,7 +412,7 @@ pub trait Executable: Send {
     ) -> Result<(), BackendError> {
         let mut logits = Vec::new();
         self.logits(row, &mut logits)?;
-        best_candidates(&logits[..self.plan(1).graph.choosable(logits.len())], count, out)
+        best_candidates(&logits[..self.choosable(logits.len())], count, out)
     }
 
     /// Bytes a second that a copy within a device's own memory reads and writes; `None` where the backend has none.

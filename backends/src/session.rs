@@ -253,7 +253,7 @@ impl Session {
     /// As [`Session::logits`].
     pub fn choosable_logits(&mut self, out: &mut Vec<f32>) -> Result<(), BackendError> {
         self.logits(out)?;
-        let choosable = self.executable.plan(1).graph.choosable(out.len());
+        let choosable = self.executable.choosable(out.len());
         out[choosable..].fill(f32::NEG_INFINITY);
         Ok(())
     }

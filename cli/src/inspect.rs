@@ -409,7 +409,8 @@ fn memory_lines(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(memory) = &report.memory {
         let tokens = memory.ctx_size;
-        lines.push(format!("\nMemory for a context of {tokens} tokens (working buffers come on top):"));
+        lines.push(String::new());
+        lines.push(format!("Memory for a context of {tokens} tokens (working buffers come on top):"));
         lines.push(format!("  weights {}", human_bytes(memory.weights_bytes)));
         for kv in &memory.kv_cache {
             let (kv_bytes, total) = (human_bytes(kv.kv_bytes), human_bytes(kv.total_bytes));
@@ -420,9 +421,10 @@ fn memory_lines(report: &Report) -> Vec<String> {
         // The report begins with the file's name.
         let named = format!("{}: ", shown(&report.file));
         let reason = reason.strip_prefix(&named).unwrap_or(reason);
-        lines.push(format!("\nNot a model that can be run: {}", shown(reason)));
+        lines.push(String::new());
+        lines.push(format!("Not a model that can be run: {}", shown(reason)));
     }
-    lines.iter().flat_map(|l| l.split('\n')).map(str::to_owned).collect()
+    lines
 }
 
 fn format_lines(report: &Report, all: bool) -> Vec<String> {

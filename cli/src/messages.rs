@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate, kind};
+use moe_run_graph::{
+    chat::{ChatError, ChatInput, ChatTemplate, kind},
+    shown::shown,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{CliError, inputs};
@@ -58,17 +61,20 @@ pub fn read_messages(path: &Path, add_generation_prompt: bool) -> Result<ChatInp
 
 /// Errors: a role that the template treats as it treats any word, which is to drop or to repeat it.
 pub fn check_roles(path: &Path, template: &ChatTemplate, input: &ChatInput) -> Result<(), CliError> {
+    let mut rendered = None;
     for (index, message) in input.messages.as_array().into_iter().flatten().enumerate() {
         let role = message["role"].as_str().unwrap_or_default();
         if ROLES.contains(&role) {
             continue;
         }
+        let rendered = rendered.get_or_insert_with(|| template.render_text(input));
+        if matches!(rendered, Err(ChatError::Cost { .. })) {
+            return Ok(()); // the rendering that counts will say so
+        }
         let mut other = input.clone();
         other.messages[index]["role"] = NO_ROLE.into();
-        let as_any_word = match (template.render_text(input), template.render_text(&other)) {
-            // The rendering that counts will say so.
-            (Err(ChatError::Cost { .. }), _) => return Ok(()),
-            (Ok(text), Ok(other)) => text == other.replace(NO_ROLE, role),
+        let as_any_word = match (rendered, template.render_text(&other)) {
+            (Ok(text), Ok(other)) => *text == other.replace(NO_ROLE, role),
             (Ok(_), Err(_)) => false,
             (Err(_), _) => true,
         };
@@ -85,8 +91,8 @@ pub fn check_roles(path: &Path, template: &ChatTemplate, input: &ChatInput) -> R
 
 /// The template's error about messages, told of the first one that it fails on.
 pub fn explain(path: &Path, template: &ChatTemplate, input: &ChatInput, error: &ChatError) -> CliError {
-    // Looking for the message takes a rendering for each: not where that costs too much, nor for long.
-    if matches!(error, ChatError::Cost { .. }) {
+    // Looking for the message takes a rendering for each: only where one can be at fault, and not for long.
+    if !matches!(error, ChatError::Refused { .. } | ChatError::Render { .. }) {
         return wrong(path, &error.to_string());
     }
     let until = Instant::now() + PROBING;
@@ -101,12 +107,12 @@ pub fn explain(path: &Path, template: &ChatTemplate, input: &ChatInput, error: &
     let rendered = (1..messages.len()).rev().find(|&count| renders(&messages[..count]));
     let question = [json!({"role": "user", "content": "?"})];
     match rendered.or_else(|| renders(&question).then_some(0)) {
-        Some(index) if matches!(error, ChatError::Refused { .. } | ChatError::Render { .. }) => {
+        Some(index) => {
             let named = messages.get(index).map(|message| name(index, message)).unwrap_or_default();
             wrong(path, &format!("{named}: {error}"))
         }
         // No message is at fault: the template, the tools, or another variable.
-        _ => wrong(path, &error.to_string()),
+        None => wrong(path, &error.to_string()),
     }
 }
 
@@ -138,7 +144,7 @@ fn wrong(path: &Path, what: &str) -> CliError {
 /// `message 3 (user)`.
 fn name(index: usize, message: &Value) -> String {
     match message.get("role").and_then(Value::as_str) {
-        Some(role) => format!("message {index} ({})", role.escape_debug()),
+        Some(role) => format!("message {index} ({})", shown(role)),
         None => format!("message {index}"),
     }
 }

@@ -15,7 +15,11 @@ use moe_run_backends::{
     },
     tolerance::Relation,
 };
-use moe_run_graph::{Model, ids::TokenId};
+use moe_run_graph::{
+    Model,
+    ids::TokenId,
+    shown::{shown, shown_list},
+};
 
 use crate::{
     CliError, ExitCode,
@@ -259,11 +263,10 @@ impl From<ParityError> for CliError {
 
 /// How many there are, and the first of them. They come from files, and may hold anything.
 fn listed(names: &[String]) -> String {
-    let shown = names.iter().take(NAMES_LISTED).map(|name| name.escape_debug().to_string());
-    let shown = shown.collect::<Vec<_>>().join(", ");
+    let first = shown_list(names.iter().take(NAMES_LISTED));
     match names.len() {
-        n if n > NAMES_LISTED => format!("{n}: {shown}, and {} more", n - NAMES_LISTED),
-        n => format!("{n}: {shown}"),
+        n if n > NAMES_LISTED => format!("{n}: {first}, and {} more", n - NAMES_LISTED),
+        n => format!("{n}: {first}"),
     }
 }
 
@@ -280,16 +283,16 @@ pub fn text(r: &Report) -> String {
                 s.name, e.device, e.activations, e.kv_type
             )
         }
-        None => moe_run_graph::shown::shown(&s.name).to_string(),
+        None => shown(&s.name).to_string(),
     };
     let _ = writeln!(t, "{}\nagainst {}", side(&r.backend), side(&r.against));
     if let Some(m) = &r.saved_from {
         let _ = writeln!(
             t,
             "saved from another model: {} ({} bytes, sample hash {})",
-            m.file.escape_debug(),
+            shown(&m.file),
             m.size_bytes,
-            m.sample_hash.escape_debug()
+            shown(&m.sample_hash)
         );
     }
     let _ = writeln!(
@@ -299,9 +302,9 @@ pub fn text(r: &Report) -> String {
     );
     let _ = writeln!(t, "\n{:32} {:>11} {:>11} {:>11}", "free run: stage", "rel. L2", "cosine", "max |a-b|");
     let first = r.stages.iter().position(|s| s.beyond).unwrap_or(r.stages.len());
-    let shown =
+    let around =
         if first == r.stages.len() { 0..0 } else { first.saturating_sub(LINES_AROUND)..first + LINES_AROUND };
-    for s in r.stages.iter().take(shown.end).skip(shown.start) {
+    for s in r.stages.iter().take(around.end).skip(around.start) {
         let mark = match (s.beyond, s.production) {
             (true, true) => "  BEYOND",
             (true, false) => "  beyond (recomputed)",
@@ -327,7 +330,7 @@ pub fn text(r: &Report) -> String {
     if let Some(n) = &r.not_finite {
         let from = match &n.weights[..] {
             [] => "every weight that it is computed from is finite".to_owned(),
-            [one] => format!("the weight {} is not finite", one.escape_debug()),
+            [one] => format!("the weight {} is not finite", shown(one)),
             many => format!("weights are not finite: {}", listed(many)),
         };
         let sides = match n.on_both_sides {

@@ -3,6 +3,7 @@
 //! Fixtures live in `tests/fixtures` and `tests/models`. Those too large to be carried lie in the folder that the
 //! environment variable `MOE_FIXTURES` names; a test that wants one which is not there says so loudly and is skipped.
 
+pub mod chat_case;
 pub mod cli;
 pub mod collect;
 pub mod fixtures;

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, process::Command};
 
 use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
 
-use moe_run_tests::fixtures;
+use moe_run_tests::{chat_case::ChatCase, fixtures};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -57,27 +57,13 @@ fn expressions_give_what_hugging_face_gives() {
     assert!(different.is_empty(), "{different}");
 }
 
-#[derive(Clone, Deserialize)]
-struct Case {
-    template: String,
-    case: String,
-    messages: Value,
-    tools: Option<Value>,
-    add_generation_prompt: bool,
-    extra: Map<String, Value>,
-    expected: Option<String>,
-    #[serde(default)]
-    dated: bool,
-    note: Option<String>,
-}
-
 /// `chat/` of `MOE_FIXTURES`: the templates of two dozen models as they ship, the exact texts, conversations that they refuse,
 /// and arguments of calls as clients send them.
 #[test]
 fn templates_of_models_render_as_hugging_face_renders_them() {
     let Some(path) = fixtures::find("chat/GLM-4.7-Flash.jinja") else { return };
     let dir = path.parent().unwrap();
-    let read = |name: &str| -> Vec<Case> {
+    let read = |name: &str| -> Vec<ChatCase> {
         serde_json::from_str(&std::fs::read_to_string(dir.join(name)).unwrap()).unwrap()
     };
     let cases = [read("cases.json"), read("errors.json"), read("wire.json")].concat();
@@ -86,15 +72,7 @@ fn templates_of_models_render_as_hugging_face_renders_them() {
         // Where Hugging Face's own renderer forbids what the template does (`list.append`), so do we.
         let forbidden = case.note.is_some();
         let source = std::fs::read_to_string(dir.join(&case.template)).unwrap();
-        let mut extra = case.extra.clone();
-        extra.insert("bos_token".to_owned(), "<bos>".into());
-        extra.insert("eos_token".to_owned(), "<eos>".into());
-        let input = ChatInput {
-            messages: case.messages,
-            tools: case.tools,
-            add_generation_prompt: case.add_generation_prompt,
-            extra,
-        };
+        let input = case.input([("bos_token", "<bos>"), ("eos_token", "<eos>")]);
         let found = ChatTemplate::from_source(&source).and_then(|template| template.render_text(&input));
         let agrees = match (&found, &case.expected) {
             (Ok(text), Some(expected)) => text == expected || case.dated,

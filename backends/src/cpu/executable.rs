@@ -121,9 +121,9 @@ impl CpuExecutable {
     }
 
     /// Those logits of a row of the last step that may be chosen from.
-    fn choosable(&self, row: usize) -> Result<&[f32], BackendError> {
+    fn choosable_row(&self, row: usize) -> Result<&[f32], BackendError> {
         let logits = self.logits_row(row)?;
-        Ok(&logits[..self.one.plan.graph.choosable(logits.len())])
+        Ok(&logits[..self.choosable(logits.len())])
     }
 
     /// The logits of a row of the last step, where they lie.
@@ -372,7 +372,7 @@ impl Executable for CpuExecutable {
     }
 
     fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
-        argmax(self.choosable(row)?)
+        argmax(self.choosable_row(row)?)
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {
@@ -385,7 +385,7 @@ impl Executable for CpuExecutable {
         count: usize,
         out: &mut Vec<(TokenId, f32)>,
     ) -> Result<(), BackendError> {
-        best_candidates(self.choosable(row)?, count, out)
+        best_candidates(self.choosable_row(row)?, count, out)
     }
 
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {

@@ -178,18 +178,13 @@ pub(super) struct CudaState {
 }
 
 impl CudaState {
-    /// Bytes of the states of a graph for a number of positions.
-    pub fn wanted_bytes(graph: &Graph, kv_type: KvType, capacity_tokens: usize) -> u64 {
-        kv_type.cache_bytes(graph, capacity_tokens)
-    }
-
     pub fn new(
         driver: &Arc<dyn Driver>,
         graph: &Graph,
         kv_type: KvType,
         capacity_tokens: usize,
     ) -> Result<CudaState, BackendError> {
-        let wanted_bytes = CudaState::wanted_bytes(graph, kv_type, capacity_tokens);
+        let wanted_bytes = kv_type.cache_bytes(graph, capacity_tokens);
         let failed = |e| device::error(&driver.info().name, e);
         let (free, _) = driver.memory().map_err(failed)?;
         if wanted_bytes > free {

@@ -153,11 +153,6 @@ impl CudaExecutable {
         ]
     }
 
-    /// The first so many of a row's `width` logits may be chosen.
-    fn choosable(&self, width: usize) -> usize {
-        self.plan(1).graph.choosable(width)
-    }
-
     /// Queues the copy of what kernels have chosen from a row of the last step.
     pub fn post_choice(&mut self, row: usize, count: usize) -> Result<(), BackendError> {
         let parts = [(self.scratch.top.address(), PAIR_BYTES * count)];

@@ -167,7 +167,7 @@ pub(super) fn compile(
         &*driver,
         weight_bytes,
         arena_bytes + scratch_sizes.bytes(),
-        CudaState::wanted_bytes(graph, options.kv_type, options.ctx_size).saturating_add(rope_bytes),
+        options.kv_type.cache_bytes(graph, options.ctx_size).saturating_add(rope_bytes),
         options,
     )?;
     let info = ExecutableInfo {

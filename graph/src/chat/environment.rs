@@ -3,11 +3,11 @@
 //! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`), nothing is escaped, loop controls are on, values have Python's
 //! methods and Python's spelling, and there are `tojson`, `raise_exception`, `strftime_now` and the tag `generation`.
 
-use std::{fmt, fmt::Write as _, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, fmt, fmt::Write as _, sync::Arc, time::SystemTime};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Value,
-    machinery::{self, CodeGenerator},
+    machinery::{self, CodeGenerator, Instructions},
     syntax::SyntaxConfig,
     value::{Kwargs, ValueKind},
 };
@@ -37,16 +37,20 @@ pub(super) fn syntax() -> SyntaxConfig {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("delimiters")
 }
 
-/// Errors: `source` is not valid Jinja. To be called on a thread with a known stack, after `limits::check_syntax`.
-pub(super) fn parse(source: &str) -> Result<(), Error> {
+/// A template's instructions, and those of its blocks.
+pub(super) type Compiled<'a> = (Instructions<'a>, BTreeMap<&'a str, Instructions<'a>>);
+
+/// A template, parsed, rewritten and compiled. To be called on a thread with a known stack, after `limits::check_syntax`.
+///
+/// Errors: `source` is not valid Jinja.
+pub(super) fn compile(source: &str) -> Result<Compiled<'_>, Error> {
     let root = machinery::parse(source, "<string>", syntax())?;
     let mut generator = CodeGenerator::new("<string>", source);
-    generator.compile_stmt(&rewrite::template(&root));
-    generator.finish();
-    Ok(())
+    generator.compile_stmt(&rewrite::statement(&root));
+    Ok(generator.finish())
 }
 
-/// What a template writes for `variables`, where it is `now`. To be called as [`parse`].
+/// What a template writes for `variables`, where it is `now`. To be called as [`compile`].
 ///
 /// Errors: the template fails, refuses, or breaks a bound of `budget`.
 pub(super) fn render(
@@ -56,11 +60,7 @@ pub(super) fn render(
     budget: &Arc<Budget>,
 ) -> Result<String, Error> {
     let env = environment(now, budget);
-    let root = machinery::parse(source, "<string>", syntax())?;
-    let mut generator = CodeGenerator::new("<string>", source);
-    generator.compile_stmt(&rewrite::template(&root));
-    drop(root);
-    let (instructions, blocks) = generator.finish();
+    let (instructions, blocks) = compile(source)?;
     let mut text = String::new();
     let mut output = machinery::make_string_output(&mut text);
     machinery::eval(&env, &instructions, variables, &blocks, &mut output, AutoEscape::None)?;

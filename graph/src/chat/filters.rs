@@ -13,7 +13,7 @@ use minijinja::{
 
 use super::{
     environment::as_float,
-    limits::{Budget, beyond},
+    limits::{Budget, beyond, wrong},
     operators::{elements, type_name},
     python,
     strings::{centered, replaced},
@@ -28,10 +28,6 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     add_list_filters(env, budget);
     add_tests(env);
     add_globals(env, budget);
-}
-
-fn wrong(detail: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail)
 }
 
 fn bounded(what: &str, number: Option<i64>, default: usize) -> Result<usize, Error> {

@@ -9,6 +9,7 @@
 //! One [`Budget`] covers all renderings of one prompt.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -37,7 +38,7 @@ const MAX_TAG_TOKENS: usize = 4096;
 const MAX_BRANCHES: usize = 2048;
 
 /// How deeply lists and mappings may be nested; messages come from JSON, where 128 is the limit.
-pub(super) const MAX_DEPTH: usize = 160;
+const MAX_DEPTH: usize = 160;
 
 /// Bytes that all renderings of one prompt may build, counted whether or not they are kept.
 const MAX_BUILT: u64 = 192 << 20;
@@ -62,6 +63,11 @@ const MAX_TIME: Duration = Duration::from_millis(800);
 /// The stack of the thread that templates are parsed and run on. The bounds above need less than a quarter of it.
 const STACK: usize = 64 << 20;
 
+/// An error about values: what Python would raise.
+pub(super) fn wrong(detail: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, detail)
+}
+
 /// The source of an error that a bound is the cause of.
 #[derive(Debug)]
 pub(super) struct Beyond;
@@ -76,7 +82,15 @@ impl std::error::Error for Beyond {}
 
 /// An error that says which bound a template would break.
 pub(super) fn beyond(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail.into()).with_source(Beyond)
+    wrong(detail.into()).with_source(Beyond)
+}
+
+/// Errors: a value is nested more deeply than what recurses over it may go.
+pub(super) fn check_depth(depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(beyond(format!("a value is nested too deeply: more than {MAX_DEPTH} levels")));
+    }
+    Ok(())
 }
 
 /// What is left for the renderings of one prompt.
@@ -154,9 +168,7 @@ impl Budget {
 
     fn check_at(&self, value: &Value, depth: usize) -> Result<(), Error> {
         self.visit()?;
-        if depth > MAX_DEPTH {
-            return Err(beyond(format!("a value is nested too deeply: more than {MAX_DEPTH} levels")));
-        }
+        check_depth(depth)?;
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => {
                 for item in value.try_iter()? {

@@ -10,8 +10,8 @@ use minijinja::{
 };
 
 use super::{
-    limits::{Budget, beyond},
-    operators::{elements, type_name},
+    limits::{Budget, beyond, wrong},
+    operators::{elements, settled, type_name},
     python, rewrite,
     strings::{
         capitalized, centered, expanded_tabs, is_decimal, is_digit_sign, is_space, is_title, lines, part,
@@ -47,10 +47,7 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
                 })?,
             };
             budget.check(&result)?;
-            Ok::<Value, Error>(match result.kind() {
-                ValueKind::Iterable => Value::from(elements(&budget, &result)?),
-                _ => result,
-            })
+            settled(&budget, &result)
         },
     );
 }
@@ -92,10 +89,7 @@ impl<'a> Arguments<'a> {
     }
 
     fn wrong(&self, place: usize, value: &Value, wanted: &str) -> Error {
-        Error::new(
-            ErrorKind::InvalidOperation,
-            format!("{}: {} is a {}, wanted {wanted}", self.method, self.names[place], type_name(value)),
-        )
+        wrong(format!("{}: {} is a {}, wanted {wanted}", self.method, self.names[place], type_name(value)))
     }
 
     fn optional_text(&self, place: usize) -> Result<Option<String>, Error> {
@@ -250,9 +244,7 @@ fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Res
             match found {
                 Some(at) => Ok(at.into()),
                 None if name.ends_with("find") => Ok(Value::from(-1)),
-                None => {
-                    Err(Error::new(ErrorKind::InvalidOperation, format!("{name}: {wanted:?} is not found")))
-                }
+                None => Err(wrong(format!("{name}: {wanted:?} is not found"))),
             }
         }
         "count" => {
@@ -278,7 +270,7 @@ fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Res
             let (separator, most) = (args.optional_text(0)?, args.integer(1)?);
             args.end()?;
             if separator.as_deref() == Some("") {
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("{name}: an empty separator")));
+                return Err(wrong(format!("{name}: an empty separator")));
             }
             let parts = split(text, separator.as_deref(), most, name == "rsplit");
             budget.build_elements(parts.len())?;
@@ -297,7 +289,7 @@ fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Res
             let separator = args.text(0)?;
             args.end()?;
             if separator.is_empty() {
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("{name}: an empty separator")));
+                return Err(wrong(format!("{name}: an empty separator")));
             }
             let parts = match (name, text.split_once(&separator), text.rsplit_once(&separator)) {
                 ("partition", Some((before, after)), _) | ("rpartition", _, Some((before, after))) => {
@@ -321,10 +313,7 @@ fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Res
             let fill = fill.as_deref().unwrap_or(" ");
             let mut chars = fill.chars();
             let (Some(fill), None) = (chars.next(), chars.next()) else {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("{name}: fillchar is not one character"),
-                ));
+                return Err(wrong(format!("{name}: fillchar is not one character")));
             };
             budget.build(width.saturating_mul(fill.len_utf8()))?;
             let missing = fill.to_string().repeat(width.saturating_sub(text.chars().count()));
@@ -370,7 +359,7 @@ fn string_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Res
 ///
 /// Errors: a field that is not given, a specification that the value does not have; the result is too large.
 fn formatted(budget: &Budget, text: &str, args: &[Value]) -> Result<String, Error> {
-    let wrong = |detail: String| Error::new(ErrorKind::InvalidOperation, format!("format: {detail}"));
+    let wrong = |detail: String| wrong(format!("format: {detail}"));
     let (positional, named): (&[Value], Kwargs) = from_args(args)?;
     let mut out = String::new();
     let mut next = 0;
@@ -442,10 +431,7 @@ fn joined(budget: &Budget, separator: &str, items: &Value) -> Result<String, Err
     let mut out = String::new();
     for (index, item) in items.iter().enumerate() {
         let Some(text) = item.as_str() else {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("join: item {index} is a {}, wanted a string", type_name(item)),
-            ));
+            return Err(wrong(format!("join: item {index} is a {}, wanted a string", type_name(item))));
         };
         budget.build(text.len() + separator.len())?;
         if index > 0 {
@@ -530,7 +516,7 @@ fn sequence_method(
                 .map(|(_, at)| Value::from(at));
             match found {
                 Some(at) => Ok(Some(at)),
-                None => Err(Error::new(ErrorKind::InvalidOperation, "index: the value is not in the list")),
+                None => Err(wrong("index: the value is not in the list")),
             }
         }
         "copy" if !value.is_tuple() => {
@@ -540,12 +526,9 @@ fn sequence_method(
         "append" | "extend" | "insert" | "pop" | "remove" | "reverse" | "sort" | "clear"
             if !value.is_tuple() =>
         {
-            Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!(
-                    "{name}: templates may not change lists (neither may they in Hugging Face's renderer)"
-                ),
-            ))
+            Err(wrong(format!(
+                "{name}: templates may not change lists (neither may they in Hugging Face's renderer)"
+            )))
         }
         _ => Ok(None),
     }

@@ -225,7 +225,7 @@ impl ChatTemplate {
         let source = environment::replace_generation_tags(source);
         limits::check_syntax(&source, &environment::syntax())
             .map_err(|too_much| ChatError::Syntax { line: too_much.line, detail: too_much.detail })?;
-        limits::on_known_stack(|| environment::parse(&source))
+        limits::on_known_stack(|| environment::compile(&source).map(drop))
             .flatten()
             .map_err(|e| ChatError::Syntax { line: e.line().unwrap_or(0), detail: detail(&e) })?;
         Ok(ChatTemplate { source, token_variables: Map::new() })

@@ -1,17 +1,19 @@
 //! Operators, slices and checks of values, as the filters that `rewrite` puts in their places: Python's meaning, within the
 //! template's bounds.
 
-use std::{borrow::Cow, cmp::Ordering, sync::Arc};
+use std::{cmp::Ordering, sync::Arc};
 
 use minijinja::{
-    Environment, Error, ErrorKind, Value,
+    Environment, Error, Value,
+    machinery::ast::CompareOpKind,
     value::{Tuple, ValueKind},
 };
 
 use super::{
     environment::as_float,
-    limits::{Budget, beyond},
-    python, rewrite,
+    limits::{Budget, beyond, wrong},
+    python,
+    rewrite::{self, comparison},
 };
 
 /// Adds the filters to an environment.
@@ -26,18 +28,20 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     env.add_filter(rewrite::CONCATENATE, with(concatenate));
     let bounds = Arc::clone(budget);
     env.add_filter(rewrite::ITERATED, move |value: &Value| iterated(&bounds, value));
-    env.add_filter("==", |left: &Value, right: &Value| left == right);
-    env.add_filter("!=", |left: &Value, right: &Value| left != right);
-    env.add_filter("<", |left: &Value, right: &Value| Ok::<bool, Error>(ordered("<", left, right)?.is_lt()));
-    env.add_filter("<=", |left: &Value, right: &Value| {
-        Ok::<bool, Error>(ordered("<=", left, right)?.is_le())
+    env.add_filter(comparison(CompareOpKind::Eq), |left: &Value, right: &Value| left == right);
+    env.add_filter(comparison(CompareOpKind::Ne), |left: &Value, right: &Value| left != right);
+    let ordering = |operator: CompareOpKind, holds: fn(Ordering) -> bool| {
+        let name = comparison(operator);
+        move |left: &Value, right: &Value| ordered(name, left, right).map(holds)
+    };
+    env.add_filter(comparison(CompareOpKind::Lt), ordering(CompareOpKind::Lt, Ordering::is_lt));
+    env.add_filter(comparison(CompareOpKind::Lte), ordering(CompareOpKind::Lte, Ordering::is_le));
+    env.add_filter(comparison(CompareOpKind::Gt), ordering(CompareOpKind::Gt, Ordering::is_gt));
+    env.add_filter(comparison(CompareOpKind::Gte), ordering(CompareOpKind::Gte, Ordering::is_ge));
+    env.add_filter(comparison(CompareOpKind::In), |item: &Value, container: &Value| {
+        contains(container, item)
     });
-    env.add_filter(">", |left: &Value, right: &Value| Ok::<bool, Error>(ordered(">", left, right)?.is_gt()));
-    env.add_filter(">=", |left: &Value, right: &Value| {
-        Ok::<bool, Error>(ordered(">=", left, right)?.is_ge())
-    });
-    env.add_filter("@in", |item: &Value, container: &Value| contains(container, item));
-    env.add_filter("@not-in", |item: &Value, container: &Value| {
+    env.add_filter(comparison(CompareOpKind::NotIn), |item: &Value, container: &Value| {
         contains(container, item).map(|found| !found)
     });
     let bounds = Arc::clone(budget);
@@ -63,13 +67,13 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Arc<Budget>) {
 fn iterated(budget: &Budget, value: &Value) -> Result<Value, Error> {
     budget.tick()?;
     if value.is_none() {
-        return Err(Error::new(ErrorKind::InvalidOperation, "a loop over None (not iterable)"));
+        return Err(wrong("a loop over None (not iterable)"));
     }
     settled(budget, value)
 }
 
 /// The value, a list in place of what is computed anew at each use.
-fn settled(budget: &Budget, value: &Value) -> Result<Value, Error> {
+pub(super) fn settled(budget: &Budget, value: &Value) -> Result<Value, Error> {
     if value.kind() != ValueKind::Iterable {
         return Ok(value.clone());
     }
@@ -117,15 +121,8 @@ fn is_list(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
 }
 
-fn wrong(detail: impl Into<Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail)
-}
-
 fn unsupported(operator: &str, left: &Value, right: &Value) -> Error {
-    Error::new(
-        ErrorKind::InvalidOperation,
-        format!("{operator} of {} and {} (unsupported)", type_name(left), type_name(right)),
-    )
+    wrong(format!("{operator} of {} and {} (unsupported)", type_name(left), type_name(right)))
 }
 
 /// Two numbers as floats where one is, else as integers.

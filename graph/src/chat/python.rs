@@ -1,14 +1,14 @@
 //! Values as Python spells them: `str(value)`, `repr(value)` and `format % arguments`.
 
 use minijinja::{
-    Error, ErrorKind, Value,
+    Error, Value,
     value::{Tuple, ValueKind},
 };
 
 use super::{
     environment::as_float,
     json::python_float,
-    limits::{Budget, MAX_DEPTH, beyond},
+    limits::{Budget, beyond, check_depth, wrong},
 };
 
 /// The largest width and precision of a formatting directive.
@@ -33,9 +33,7 @@ pub(super) fn repr(value: &Value, budget: &Budget) -> Result<String, Error> {
 }
 
 fn write(out: &mut String, value: &Value, quoted: bool, budget: &Budget, depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        return Err(beyond(format!("a value is nested too deeply: more than {MAX_DEPTH} levels")));
-    }
+    check_depth(depth)?;
     let before = out.len();
     let items = |out: &mut String| -> Result<usize, Error> {
         let mut count = 0;
@@ -145,7 +143,6 @@ struct Directive {
 ///
 /// Errors: too few or too many arguments, one of the wrong type, an unknown directive; a bound of `budget` is broken.
 pub(super) fn percent(format: &str, arguments: &Value, budget: &Budget) -> Result<String, Error> {
-    let wrong = |detail: String| Error::new(ErrorKind::InvalidOperation, detail);
     let several: Vec<Value> = match arguments.downcast_object_ref::<Tuple>() {
         Some(tuple) => tuple.to_vec(),
         None => vec![arguments.clone()],
@@ -190,19 +187,12 @@ pub(super) fn percent(format: &str, arguments: &Value, budget: &Budget) -> Resul
                         .get_item(&Value::from(name.as_str()))
                         .ok()
                         .filter(|v| !v.is_undefined())
-                        .ok_or_else(|| {
-                            Error::new(
-                                ErrorKind::InvalidOperation,
-                                format!("the format wants {name:?}, which is not given"),
-                            )
-                        })
+                        .ok_or_else(|| wrong(format!("the format wants {name:?}, which is not given")))
                 }
                 None => {
                     let value = several.get(next).cloned();
                     next += 1;
-                    value.ok_or_else(|| {
-                        Error::new(ErrorKind::InvalidOperation, "not enough arguments for format string")
-                    })
+                    value.ok_or_else(|| wrong("not enough arguments for format string"))
                 }
             }
         };
@@ -252,12 +242,7 @@ pub(super) fn percent(format: &str, arguments: &Value, budget: &Budget) -> Resul
 }
 
 fn converted(kind: char, value: &Value, directive: &Directive, budget: &Budget) -> Result<String, Error> {
-    let wanted = |what: &str| {
-        Error::new(
-            ErrorKind::InvalidOperation,
-            format!("%{kind} format: found a {}, wanted {what}", value.kind()),
-        )
-    };
+    let wanted = |what: &str| wrong(format!("%{kind} format: found a {}, wanted {what}", value.kind()));
     let is_number = matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
     let integer = || -> Result<i128, Error> {
         match as_float(value) {
@@ -322,10 +307,7 @@ fn converted(kind: char, value: &Value, directive: &Directive, budget: &Budget) 
             (value.is_sign_negative(), if kind == 'G' { text.to_uppercase() } else { text })
         }
         other => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("unsupported format character {other:?}"),
-            ));
+            return Err(wrong(format!("unsupported format character {other:?}")));
         }
     };
     let digits = match (kind, directive.precision) {

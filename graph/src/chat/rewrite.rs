@@ -87,16 +87,12 @@ const DEEP_TESTS: &[&str] = &[
     "sameas",
 ];
 
-/// The tree with its guards.
-pub(super) fn template<'a>(root: &Stmt<'a>) -> Stmt<'a> {
-    statement(root)
-}
-
 fn statements<'a>(nodes: &[Stmt<'a>]) -> Vec<Stmt<'a>> {
     nodes.iter().map(statement).collect()
 }
 
-fn statement<'a>(node: &Stmt<'a>) -> Stmt<'a> {
+/// A statement, such as the whole template, with its guards.
+pub(super) fn statement<'a>(node: &Stmt<'a>) -> Stmt<'a> {
     match node {
         Stmt::Template(n) => {
             Stmt::Template(Spanned::new(Template { children: statements(&n.children) }, n.span()))
@@ -300,7 +296,7 @@ fn expression<'a>(node: &Expr<'a>) -> Expr<'a> {
 }
 
 /// The filter that compares.
-fn comparison(op: CompareOpKind) -> &'static str {
+pub(super) fn comparison(op: CompareOpKind) -> &'static str {
     match op {
         CompareOpKind::Eq => "==",
         CompareOpKind::Ne => "!=",
