@@ -69,7 +69,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 if rustc --print target-libdir --target wasm32-unknown-unknown >/dev/null 2>&1 \
   && [ -d "$(rustc --print target-libdir --target wasm32-unknown-unknown)" ]; then
   say "the graph crate for wasm32"
-  cargo check --quiet -p moe-run-graph --no-default-features --target wasm32-unknown-unknown
+  cargo check --quiet -p moe-run-graph --target wasm32-unknown-unknown
 else
   say "SKIPPED: wasm32 (rustup target add wasm32-unknown-unknown)"
 fi
@@ -81,7 +81,7 @@ if [ "$full" = 1 ]; then
     say "the CPU's kernels for aarch64, emulated"
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
       CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu" \
-      cargo test -p moe-run-backends --lib --target aarch64-unknown-linux-gnu cpu::
+      cargo test -p moe-run-cpu --lib --target aarch64-unknown-linux-gnu
   else
     say "SKIPPED: aarch64 (rustup target add aarch64-unknown-linux-gnu; gcc-aarch64-linux-gnu, qemu-user)"
   fi

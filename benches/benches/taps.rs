@@ -6,9 +6,6 @@
 //! that a machine's moods meet all of them; each is compared with the plain pass of its own turn.
 
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::taps::Fanout;
-use moe_run_backends::taps::routing::RoutingSink;
-use moe_run_backends::taps::stats::{Positions, StatsSink};
 use moe_run_backends::{CompileOptions, Observer};
 use moe_run_benches::{Arguments, Outcome, median};
 use moe_run_graph::Model;
@@ -17,6 +14,9 @@ use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Stage;
 use moe_run_graph::passes::TapSelection;
 use moe_run_graph::synth::{Preset, Random, Synth, SynthOptions};
+use moe_run_inspect::taps::Fanout;
+use moe_run_inspect::taps::routing::RoutingSink;
+use moe_run_inspect::taps::stats::{Positions, StatsSink};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::time::Instant;

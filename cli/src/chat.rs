@@ -8,7 +8,7 @@ use std::{
 };
 
 use moe_run_backends::{BackendError, partial_file, sampler::Sampler};
-use moe_run_graph::{
+use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::Tokenizer,
 };

@@ -2,14 +2,14 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use moe_run_backends::taps::{
+use moe_run_graph::shown::{shown, shown_list};
+use moe_run_inspect::taps::{
     compare::{Comparison, Difference, compare},
     flips::{Flip, Logits, align, flips},
     number::Num,
     tensor_file::TensorRef,
     tensor_set::TensorSet,
 };
-use moe_run_graph::shown::{shown, shown_list};
 use serde::Serialize;
 use serde_json::{Value, json};
 

@@ -8,8 +8,8 @@ use std::{
 use moe_run_backends::{
     Backend, BackendError, CompileOptions, DeviceKind, Executable, WeightSource, registry, session::Session,
 };
-use moe_run_graph::{
-    Model,
+use moe_run_graph::Model;
+use moe_run_text::{
     chat::ChatTemplate,
     tokenizer::{Tokenizer, TokenizerError},
 };

@@ -7,10 +7,8 @@ use moe_run_backends::{
     sampler::Sampler,
     session::{LogitsRows, Session},
 };
-use moe_run_graph::{
-    ids::TokenId,
-    tokenizer::{StreamDecoder, Tokenizer},
-};
+use moe_run_graph::ids::TokenId;
+use moe_run_text::tokenizer::{StreamDecoder, Tokenizer};
 use serde::Serialize;
 
 use crate::{

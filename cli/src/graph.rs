@@ -12,10 +12,8 @@ use clap::ValueEnum;
 use moe_run_backends::{
     Backend, DeviceKind, bandwidth,
     options::CompileOptions,
-    profile::Profile,
     registry,
     session::{LogitsRows, Session},
-    taps::select::{SelectError, StageList, parse_layers},
 };
 use moe_run_graph::{
     Model,
@@ -25,6 +23,10 @@ use moe_run_graph::{
     passes::{Launch, Plan, PlanOptions, TapSelection, none_alone, plan},
     quant::ActBlock,
     synth::Random,
+};
+use moe_run_inspect::{
+    profile::Profile,
+    taps::select::{SelectError, StageList, parse_layers},
 };
 
 use crate::{

@@ -8,10 +8,8 @@ use std::{
     path::Path,
 };
 
-use moe_run_backends::{
-    partial_file,
-    taps::{save::MANIFEST, tensor_set::TensorSet},
-};
+use moe_run_backends::partial_file;
+use moe_run_inspect::taps::{save::MANIFEST, tensor_set::TensorSet};
 
 use crate::CliError;
 

@@ -8,10 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moe_run_graph::{
-    chat::{ChatError, ChatInput, ChatTemplate, kind},
-    shown::shown,
-};
+use moe_run_graph::shown::shown;
+use moe_run_text::chat::{ChatError, ChatInput, ChatTemplate, kind};
 use serde_json::{Map, Value, json};
 
 use crate::{CliError, inputs};

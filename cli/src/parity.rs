@@ -2,23 +2,22 @@
 
 use std::{fmt::Write as _, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
-use moe_run_backends::{
-    Activations, BackendError, CompileOptions, KvType, WeightSource,
+use moe_run_backends::{Activations, BackendError, CompileOptions, KvType, WeightSource, registry};
+use moe_run_graph::{
+    Model,
+    ids::TokenId,
+    shown::{shown, shown_list},
+};
+use moe_run_inspect::{
     parity::{
         Against, ForcedRun, Options, ParityError, Report, SaveAround, Subject, Verdict, compare, save_around,
     },
-    registry,
     taps::{
         save::{ModelIdentity, SaveOptions, check_dir},
         tensor_file::FileFormat,
         tensor_set::TensorSet,
     },
     tolerance::Relation,
-};
-use moe_run_graph::{
-    Model,
-    ids::TokenId,
-    shown::{shown, shown_list},
 };
 
 use crate::{
@@ -179,9 +178,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     };
     let (backend, chosen) = engine::backend(&model, &args.backend)?;
     let other = if known { Some(registry::by_name(&args.against)?) } else { None };
+    let backends = registry::all();
     let against = match (&other, &saved) {
         (Some(other), _) => Against::Backend(other.as_ref(), args.against_device.as_deref()),
-        (None, Some(set)) => Against::Saved(set),
+        (None, Some(set)) => Against::Saved(set, &backends),
         (None, None) => return Err(CliError::bad_input("--against: nothing to compare with")),
     };
     let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
@@ -273,7 +273,7 @@ fn listed(names: &[String]) -> String {
 /// The report for people.
 pub fn text(r: &Report) -> String {
     let mut t = String::new();
-    let side = |s: &moe_run_backends::parity::SideInfo| match &s.executable {
+    let side = |s: &moe_run_inspect::parity::SideInfo| match &s.executable {
         Some(e) => {
             let block = e
                 .q8_super_block

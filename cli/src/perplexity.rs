@@ -2,15 +2,12 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 
-use moe_run_backends::{
-    CompileOptions, partial_file,
-    perplexity::{
-        Chunks, Companions, Divergence, LogitsFileError, LogitsReader, LogitsWriter, Perplexity,
-        PerplexityError, perplexity,
-    },
-    session::Session,
+use moe_run_backends::{CompileOptions, partial_file, session::Session};
+use moe_run_inspect::perplexity::{
+    Chunks, Companions, Divergence, LogitsFileError, LogitsReader, LogitsWriter, Perplexity, PerplexityError,
+    perplexity,
 };
-use moe_run_graph::tokenizer::ControlTokens;
+use moe_run_text::tokenizer::ControlTokens;
 use serde::Serialize;
 
 use crate::{

@@ -6,11 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use moe_run_graph::{
-    Model,
+use moe_run_graph::{Model, gguf::Metadata, ids::TokenId};
+use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
-    gguf::Metadata,
-    ids::TokenId,
     tokenizer::{ControlTokens, Tokenizer, TokenizerError},
 };
 use serde_json::{Map, Value};

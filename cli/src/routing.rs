@@ -4,14 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
-use moe_run_backends::{
-    partial_file,
-    taps::{
-        routing::{LayerUse, RoutingHead, RoutingSink, TokenSource, heat_map_svg},
-        save::ModelIdentity,
-    },
+use moe_run_backends::partial_file;
+use moe_run_graph::{gguf::Metadata, ids::TokenId, shown::shown_json};
+use moe_run_inspect::taps::{
+    routing::{LayerUse, RoutingHead, RoutingSink, TokenSource, heat_map_svg},
+    save::ModelIdentity,
 };
-use moe_run_graph::{gguf::Metadata, ids::TokenId, shown::shown_json, tokenizer::Tokenizer};
+use moe_run_text::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::{

@@ -3,16 +3,13 @@
 use std::{ops::Range, path::PathBuf};
 
 use clap::ValueEnum;
-use moe_run_backends::{
-    CompileOptions,
-    session::LogitsRows,
-    taps::{
-        save::{Capture, ModelIdentity, SaveOptions, SaveSink, check_dir},
-        select::{StageList, parse_layers},
-        tensor_file::FileFormat,
-    },
-};
+use moe_run_backends::{CompileOptions, session::LogitsRows};
 use moe_run_graph::{Model, ids::TokenId, passes::TapSelection, shown::shown_path};
+use moe_run_inspect::taps::{
+    save::{Capture, ModelIdentity, SaveOptions, SaveSink, check_dir},
+    select::{StageList, parse_layers},
+    tensor_file::FileFormat,
+};
 
 use crate::{CliError, common::ModelArgs, engine::Engine, output, output_file};
 

@@ -4,17 +4,16 @@
 use std::{sync::Arc, time::Instant};
 
 use moe_run_backends::{
-    Activations, Backend, BackendError, CompileOptions, DeviceKind, WeightSource, cases,
+    Activations, Backend, BackendError, CompileOptions, DeviceKind, WeightSource,
     reference::Reference,
     registry,
     sampler::{Sampler, SamplerOptions},
     session::{LogitsRows, Session},
 };
-use moe_run_graph::{
-    Model,
+use moe_run_graph::{Model, ids::TokenId, quant::Format};
+use moe_run_inspect::cases;
+use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
-    ids::TokenId,
-    quant::Format,
     tokenizer::Tokenizer,
 };
 use serde::Serialize;

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_run_graph::{
-    chat::ChatTemplate, gguf::GgufFile, ids::TokenId, shown::shown_json, tokenizer::Tokenizer,
-};
+use moe_run_graph::{gguf::GgufFile, ids::TokenId, shown::shown_json};
+use moe_run_text::{chat::ChatTemplate, tokenizer::Tokenizer};
 use serde::Serialize;
 use serde_json::Value;
 

@@ -3,21 +3,18 @@
 use std::{collections::BTreeSet, num::NonZeroUsize, time::Instant};
 
 use clap::ValueEnum;
-use moe_run_backends::{
-    BackendError, Observer, ValueAccess,
-    session::LogitsRows,
-    taps::{
-        Fanout,
-        routing::RoutingSink,
-        select::StageList,
-        stats::{Positions, StatsSink},
-    },
-};
+use moe_run_backends::{BackendError, Observer, ValueAccess, session::LogitsRows};
 use moe_run_graph::{
     Model,
     config::FfnConfig,
     ir::Stage,
     passes::{Launch, Plan, TapSelection},
+};
+use moe_run_inspect::taps::{
+    Fanout,
+    routing::RoutingSink,
+    select::StageList,
+    stats::{Positions, StatsSink},
 };
 
 use crate::{

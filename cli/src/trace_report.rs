@@ -2,15 +2,15 @@
 
 use std::fmt::Write as _;
 
-use moe_run_backends::taps::{
-    number::Num,
-    routing::LayerUse,
-    stats::{Accumulator, StageStats, Stats},
-};
 use moe_run_graph::{
     ids::TokenId,
     ir::{Stage, StageScope},
     shown::shown,
+};
+use moe_run_inspect::taps::{
+    number::Num,
+    routing::LayerUse,
+    stats::{Accumulator, StageStats, Stats},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};

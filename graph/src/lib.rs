@@ -6,8 +6,6 @@
 //! ```
 #![deny(missing_docs)]
 
-#[cfg(feature = "text")]
-pub mod chat;
 pub mod config;
 pub mod cost;
 pub mod dump;
@@ -20,8 +18,6 @@ pub mod passes;
 pub mod quant;
 pub mod shown;
 pub mod synth;
-#[cfg(feature = "text")]
-pub mod tokenizer;
 pub mod verify;
 pub mod weights;
 

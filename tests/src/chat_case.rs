@@ -1,6 +1,6 @@
 //! Cases of chat templates: a conversation, and what Hugging Face's renderer gives for it.
 
-use moe_run_graph::chat::ChatInput;
+use moe_run_text::chat::ChatInput;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

@@ -6,6 +6,7 @@
 pub mod chat_case;
 pub mod cli;
 pub mod collect;
+pub mod faults;
 pub mod fixtures;
 pub mod random_shapes;
 pub mod stages;

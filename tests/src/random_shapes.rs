@@ -1,10 +1,10 @@
 //! Random shapes of every op on a backend against the reference: so many an op, spread over the formats, the kinds of
 //! activations and the types of cache. `MOE_OP=matmul` runs one op alone.
 
-use moe_run_backends::cases::{self, OPS, TOLERANCE};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::{Activations, Backend, CompileOptions, HostTensor, KvType};
 use moe_run_graph::quant::Format;
+use moe_run_inspect::cases::{self, OPS, TOLERANCE};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;

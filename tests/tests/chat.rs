@@ -4,12 +4,14 @@
 use std::sync::LazyLock;
 
 use moe_run_graph::{
-    chat::{ChatError, ChatInput, ChatTemplate},
     gguf::{GgufFile, MetaArray, MetaValue, Metadata},
     ids::TokenId,
-    tokenizer::{ControlTokens, Tokenizer},
 };
 use moe_run_tests::chat_case::ChatCase;
+use moe_run_text::{
+    chat::{ChatError, ChatInput, ChatTemplate},
+    tokenizer::{ControlTokens, Tokenizer},
+};
 use serde_json::{Map, Value, json};
 
 const TEMPLATES: [&str; 3] = ["Qwen-Qwen2.5-7B-Instruct.jinja", "Qwen-Qwen3-0.6B.jinja", "Qwen3-Coder.jinja"];

@@ -140,7 +140,7 @@ fn the_self_test_passes_on_the_cpu() {
     let report = moe_run(&["selftest", "--backend", "cpu", "--json"]).succeeded().json();
     assert_eq!(report["verdict"], "pass");
     let ops = report["backends"][0]["ops"].as_array().unwrap();
-    for op in moe_run_backends::cases::OPS {
+    for op in moe_run_inspect::cases::OPS {
         let of_op: Vec<_> = ops.iter().filter(|o| o["op"] == *op).collect();
         assert!(!of_op.is_empty(), "{op}");
         assert!(

@@ -6,13 +6,12 @@ use moe_run_backends::cpu::{Cpu, compile_on};
 use moe_run_backends::executable::{Executable, WeightSource};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{
-    Activations, Backend, BackendError, CompileOptions, KvType, Observer, TapValue, cases,
-};
+use moe_run_backends::{Activations, Backend, BackendError, CompileOptions, KvType, Observer, TapValue};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::Format;
+use moe_run_inspect::cases;
 use moe_run_tests::{fixtures, relative_l2};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;

@@ -1,11 +1,7 @@
 //! Every fault is named: op and layer exactly, at the first, a middle and the last layer, in prefill and in decode; and
 //! what a comparison of free runs alone would have named.
 
-use moe_run_backends::faults::{Fault, Injected};
-use moe_run_backends::parity::{Against, ForcedRun, Options, Report, Subject, compare};
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::taps::Fanout;
-use moe_run_backends::tolerance::Relation;
 use moe_run_backends::{
     Activations, BackendError, CompileOptions, HostTensor, KvType, Observer, ValueAccess, WeightSource,
     reference::Reference,
@@ -14,7 +10,11 @@ use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Node};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
+use moe_run_inspect::parity::{Against, ForcedRun, Options, Report, Subject, compare};
+use moe_run_inspect::taps::Fanout;
+use moe_run_inspect::tolerance::Relation;
 use moe_run_tests::collect::Collect;
+use moe_run_tests::faults::{Fault, Injected};
 use moe_run_tests::fixtures;
 use moe_run_tests::stages::StageFile;
 use std::path::Path;

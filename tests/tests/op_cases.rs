@@ -1,10 +1,10 @@
 //! Random cases of every op on every backend against the reference, under the same definition of activations and KV.
 
-use moe_run_backends::cases::{self, OPS, TOLERANCE};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::{Activations, Backend, CompileOptions, KvType};
 use moe_run_graph::ir::{DType, Dim, Graph, Op, RopePairing, RopeScaling, RopeSpec, Shape};
 use moe_run_graph::quant::Format;
+use moe_run_inspect::cases::{self, OPS, TOLERANCE};
 use moe_run_tests::backends;
 use std::collections::HashMap;
 use std::sync::Arc;

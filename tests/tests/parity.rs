@@ -1,11 +1,13 @@
 //! Parity of intact sides: backends with each other, and with saved stages. No false alarms.
 
-use moe_run_backends::parity::{Against, ForcedRun, Options, Report, Subject, compare};
-use moe_run_backends::taps::tensor_set::TensorSet;
-use moe_run_backends::tolerance::Relation;
-use moe_run_backends::{Activations, Backend, CompileOptions, KvType, WeightSource, reference::Reference};
+use moe_run_backends::{
+    Activations, Backend, CompileOptions, KvType, WeightSource, reference::Reference, registry,
+};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
+use moe_run_inspect::parity::{Against, ForcedRun, Options, Report, Subject, compare};
+use moe_run_inspect::taps::tensor_set::TensorSet;
+use moe_run_inspect::tolerance::Relation;
 use moe_run_tests::{fixtures, subjects};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ fn parity(
 
 /// The largest share of its tolerance that an op used, and which.
 fn closest(report: &Report) -> (f64, String) {
-    let share = |c: &&moe_run_backends::parity::OpCheck| c.local_error / c.tolerance;
+    let share = |c: &&moe_run_inspect::parity::OpCheck| c.local_error / c.tolerance;
     let worst = report.ops.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
     worst.map_or((0.0, String::new()), |c| (share(&c), format!("{} {:.2e}", c.op, c.local_error)))
 }
@@ -51,8 +53,14 @@ fn against_stages(stem: &str, model: &Path, stages: &Path) {
                 device: subject.device.clone(),
                 ..CompileOptions::default()
             };
-            let report =
-                parity(&model, backend, Against::Saved(&set), tokens.clone(), decode_tokens, compile);
+            let report = parity(
+                &model,
+                backend,
+                Against::Saved(&set, &registry::all()),
+                tokens.clone(),
+                decode_tokens,
+                compile,
+            );
             println!("{:10} {stem:20} decode {decode_tokens}: {:?}", backend.name(), closest(&report));
             assert!(report.passed(), "{} {stem}: {:?}", backend.name(), report.first);
             let full = set.tensors.len() > 2;
@@ -306,10 +314,10 @@ fn a_divergence_is_saved_with_the_layer_before_and_nothing_else() {
 
 #[test]
 fn both_sides_of_a_divergence_are_saved() {
-    use moe_run_backends::faults::Fault;
-    use moe_run_backends::parity::{SaveAround, save_around};
-    use moe_run_backends::taps::save::{ModelIdentity, SaveOptions};
-    use moe_run_backends::taps::tensor_file::FileFormat;
+    use moe_run_inspect::parity::{SaveAround, save_around};
+    use moe_run_inspect::taps::save::{ModelIdentity, SaveOptions};
+    use moe_run_inspect::taps::tensor_file::FileFormat;
+    use moe_run_tests::faults::Fault;
     let model = Model::open(&fixtures::tiny_q4_k_m()).unwrap();
     let weights: Arc<dyn WeightSource> = model.file.clone();
     let cpu = moe_run_backends::registry::by_name("cpu").unwrap();

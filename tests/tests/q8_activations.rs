@@ -6,13 +6,12 @@
 
 use moe_run_backends::reference::Reference;
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{
-    Backend, BackendError, CompileOptions, HostTensor, Observer, TapValue, ValueAccess, cases,
-};
+use moe_run_backends::{Backend, BackendError, CompileOptions, HostTensor, Observer, TapValue, ValueAccess};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Op, RouterAttrs};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
+use moe_run_inspect::cases;
 use moe_run_tests::stages::StageFile;
 use moe_run_tests::{backends, fixtures, relative_l2};
 use std::collections::BTreeMap;

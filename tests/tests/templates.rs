@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, process::Command};
 
-use moe_run_graph::chat::{ChatError, ChatInput, ChatTemplate};
+use moe_run_text::chat::{ChatError, ChatInput, ChatTemplate};
 
 use moe_run_tests::{chat_case::ChatCase, fixtures};
 use serde::Deserialize;

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf, sync::LazyLock};
 use moe_run_graph::{
     gguf::{GgufFile, MetaArray, MetaValue, Metadata, keys},
     ids::TokenId,
-    tokenizer::{ControlTokens, StreamDecoder, TokenKind, Tokenizer, TokenizerError},
 };
+use moe_run_text::tokenizer::{ControlTokens, StreamDecoder, TokenKind, Tokenizer, TokenizerError};
 use serde::Deserialize;
 
 fn path(name: &str) -> PathBuf {

@@ -10,9 +10,9 @@ use moe_run_backends::wgpu::{Faults, Features, Wgpu, WgpuOptions};
 use moe_run_backends::{Backend, BackendError, CompileOptions, Executable};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::tokenizer::Tokenizer;
 use moe_run_tests::cli::finish;
 use moe_run_tests::fixtures;
+use moe_run_text::tokenizer::Tokenizer;
 use std::process::Command;
 
 const PROMPT: [u32; 15] = [3070, 303, 198, 354, 294, 220, 17, 10, 17, 30, 3071, 198, 3070, 304, 198];

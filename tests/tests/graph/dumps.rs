@@ -1,7 +1,6 @@
 //! Dumps of the 48-layer target: they fold onto a screen, they are fast, their numbers add up, their schema is documented.
 
 use crate::common::{DECODE, Dumped, one_layer, plan_of, target};
-use moe_run_backends::profile::Profile;
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{CompileOptions, registry};
 use moe_run_graph::Model;
@@ -10,6 +9,7 @@ use moe_run_graph::dump::{self, KernelInfo, MeasuredTimes, Subject};
 use moe_run_graph::gguf::{MetaArray, MetaValue as V};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::passes::TapSelection;
+use moe_run_inspect::profile::Profile;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

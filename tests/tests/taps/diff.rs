@@ -1,7 +1,7 @@
 //! `moe-run diff`: numbers by hand, near-ties, exit codes.
 
 use super::BINARY;
-use moe_run_backends::taps::tensor_file::{aprt_header, npy_header, safetensors_header};
+use moe_run_inspect::taps::tensor_file::{aprt_header, npy_header, safetensors_header};
 use moe_run_tests::cli::{Finished, run};
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! `--save-tensor`: what is written, its formats, and that a failure leaves nothing behind.
 
 use super::{BINARY, TOKENS};
-use moe_run_backends::taps::tensor_set::TensorSet;
+use moe_run_inspect::taps::tensor_set::TensorSet;
 use moe_run_tests::cli::{Finished, run};
 use moe_run_tests::stages::StageFile;
 use moe_run_tests::{fixtures, relative_l2};

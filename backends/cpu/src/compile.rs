@@ -1,0 +1,453 @@
+//! Stage 5: Plan → launches with their buffers resolved.
+
+use super::memory::Val;
+use super::ops::Launch as Work;
+use super::ops::activations::Kinds;
+use super::ops::attention::{Attention, Largest};
+use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
+use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows};
+use super::ops::embed::Embed;
+use super::ops::kv_write::{Cache, Heads, KvWrite};
+use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
+use super::ops::rms_norm::RmsNorm;
+use super::ops::rope::Rope;
+use super::ops::router::Route;
+use super::ops::weights::{Matrix, WeightBytes};
+use super::patterns;
+use moe_run_graph::ir::{ActivationFn, Node, Op, ValueId, WeightId, WeightSlice};
+use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::{ActProfile, Activation, Format};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::WeightSource;
+
+/// The sizes that scratch memory must have for a program.
+#[derive(Clone, Copy, Default)]
+pub struct Needs {
+    /// Roundings of activations.
+    pub kinds: Kinds,
+    /// Elements of the largest prepared input: slots × inner.
+    pub activation_elems: usize,
+    /// The longest row of anything.
+    pub row_elems: usize,
+    /// Slots of the largest product.
+    pub slots: usize,
+    /// Groups of the largest product.
+    pub groups: usize,
+    /// K.
+    pub per_tok: usize,
+    /// Attention.
+    pub attention: Largest,
+}
+
+impl Needs {
+    /// What serves both.
+    pub fn max(self, other: Needs) -> Needs {
+        let (a, b) = (self.attention, other.attention);
+        Needs {
+            kinds: self.kinds.union(other.kinds),
+            activation_elems: self.activation_elems.max(other.activation_elems),
+            row_elems: self.row_elems.max(other.row_elems),
+            slots: self.slots.max(other.slots),
+            groups: self.groups.max(other.groups),
+            per_tok: self.per_tok.max(other.per_tok),
+            attention: Largest {
+                group: a.group.max(b.group),
+                head_dim: a.head_dim.max(b.head_dim),
+                value_head_dim: a.value_head_dim.max(b.value_head_dim),
+                kv_heads: a.kv_heads.max(b.kv_heads),
+            },
+        }
+    }
+}
+
+/// A plan with its launches.
+pub struct Program {
+    /// The plan.
+    pub plan: Plan,
+    /// One for each launch of the plan.
+    pub work: Vec<Box<dyn Work>>,
+    /// Where each value lives; `None` for values inside launches, and states.
+    pub places: Vec<Option<Val>>,
+    /// Words that the arena must have.
+    pub arena_words: usize,
+    /// Scratch that it needs.
+    pub needs: Needs,
+}
+
+/// Compiles a plan.
+///
+/// # Errors
+/// [`BackendError::Unsupported`] for operands that no launch takes, [`BackendError::Weight`] for bytes that are missing.
+pub fn compile(plan: Plan, weights: &dyn WeightSource, profile: ActProfile) -> Result<Program, BackendError> {
+    let (places, arena_words) = place(&plan);
+    let mut compiler = Compiler { plan: &plan, weights, profile, places: &places, needs: Needs::default() };
+    let mut work = Vec::with_capacity(plan.launches.len());
+    for launch in &plan.launches {
+        work.push(compiler.launch(launch)?);
+    }
+    let mut needs = compiler.needs;
+    for value in &plan.graph.values {
+        needs.row_elems = needs.row_elems.max(value.shape.fixed_elems());
+    }
+    Ok(Program { plan, work, places, arena_words, needs })
+}
+
+/// The plan's slots, and behind them the boundary inputs.
+fn place(plan: &Plan) -> (Vec<Option<Val>>, usize) {
+    let graph = &plan.graph;
+    let mut places = vec![None; graph.values.len()];
+    for slot in &plan.memory.slots {
+        let shape = &graph.value(slot.value).shape;
+        places[slot.value.index()] = Some(Val::new(slot.offset_bytes / size_of::<f32>(), shape));
+    }
+    let mut end = (plan.memory.arena_bytes / size_of::<f32>()).next_multiple_of(ALIGN_WORDS);
+    let inputs = graph.inputs;
+    let inputs = [inputs.tokens, inputs.positions, inputs.sequence, inputs.kv_slots, inputs.logits_rows];
+    for value in inputs.into_iter().chain(graph.boundary.iter().copied()) {
+        let shape = &graph.value(value).shape;
+        places[value.index()] = Some(Val::new(end, shape));
+        end += shape.elems(plan.max_sizes).next_multiple_of(ALIGN_WORDS);
+    }
+    (places, end)
+}
+
+/// Values begin on cache lines of their own.
+const ALIGN_WORDS: usize = 64;
+
+struct Compiler<'a> {
+    plan: &'a Plan,
+    weights: &'a dyn WeightSource,
+    profile: ActProfile,
+    places: &'a [Option<Val>],
+    needs: Needs,
+}
+
+fn unsupported(node: &Node, detail: impl Into<String>) -> BackendError {
+    BackendError::Unsupported {
+        backend: super::NAME,
+        node: node.path(),
+        op: node.op.stem(),
+        detail: detail.into(),
+    }
+}
+
+impl Compiler<'_> {
+    fn maybe(&self, value: ValueId) -> Option<Val> {
+        self.places[value.index()]
+    }
+
+    fn val(&self, node: &Node, value: ValueId) -> Result<Val, BackendError> {
+        self.maybe(value).ok_or_else(|| unsupported(node, format!("{value} has no buffer in this plan")))
+    }
+
+    fn input(&self, node: &Node, i: usize) -> Result<Val, BackendError> {
+        self.val(node, node.inputs[i])
+    }
+
+    fn output(&self, node: &Node) -> Result<Val, BackendError> {
+        self.val(node, node.outputs[0])
+    }
+
+    fn bytes(&self, id: WeightId) -> Result<&[u8], BackendError> {
+        let decl = self.plan.graph.weight(id);
+        let missing = || BackendError::Weight { name: decl.name.clone(), wanted_bytes: 1, found_bytes: 0 };
+        self.weights.bytes(&decl.name).ok_or_else(missing)
+    }
+
+    fn vector(&self, id: WeightId) -> Result<Box<[f32]>, BackendError> {
+        let decl = self.plan.graph.weight(id);
+        let mut out = vec![0.0; decl.shape.iter().product()];
+        decl.format.decode_row(self.bytes(id)?, &mut out);
+        Ok(out.into())
+    }
+
+    fn opt_vector(&self, id: Option<WeightId>) -> Result<Option<Box<[f32]>>, BackendError> {
+        id.map(|id| self.vector(id)).transpose()
+    }
+
+    fn matrix(&self, slice: &WeightSlice) -> Result<Matrix, BackendError> {
+        let decl = self.plan.graph.weight(slice.tensor);
+        let [.., tensor_rows, inner] = decl.shape[..] else {
+            return Err(BackendError::Weight { name: decl.name.clone(), wanted_bytes: 1, found_bytes: 0 });
+        };
+        let first_expert = slice.experts.as_ref().map_or(0, |e| e.start);
+        let activation = self.profile.for_weights(decl.format);
+        // SAFETY: the executable holds the weight source for as long as it holds the launches.
+        let bytes = unsafe { WeightBytes::new(self.bytes(slice.tensor)?) };
+        let rows = slice.rows.clone();
+        let mut matrix = Matrix::new(decl.format, activation, bytes, inner, tensor_rows, rows, first_expert);
+        // What is kept in f32 matters to small differences: a router. And where 8-bit steps follow, equal bits keep a last
+        // bit from moving one; a model without quantized weights has none, and needs the speed of f32.
+        let steps_follow = matches!(self.profile, ActProfile::Q8 { .. })
+            && self.plan.graph.weights.iter().any(|w| w.format.is_quantized());
+        let floats = activation == Activation::F32 && !decl.format.is_quantized();
+        matrix.wide = floats && (decl.format == Format::F32 || steps_follow);
+        Ok(matrix)
+    }
+
+    fn state(&self, node: &Node, value: ValueId) -> Result<usize, BackendError> {
+        let state = self.plan.graph.value(value).state;
+        state.map(|s| s.index()).ok_or_else(|| unsupported(node, format!("{value} is no state of the graph")))
+    }
+
+    fn projection(&self, node: &Node) -> Result<Projection, BackendError> {
+        let (weight, bias, scale) = match &node.op {
+            Op::MatMul { weight, bias, scale } => (weight, *bias, *scale),
+            Op::ExpertMatMul { weight, bias } => (weight, *bias, None),
+            _ => return Err(unsupported(node, "no product")),
+        };
+        let out = self.maybe(node.outputs[0]);
+        Ok(Projection { matrix: self.matrix(weight)?, scale, bias: self.opt_vector(bias)?, out })
+    }
+
+    fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
+        let Op::RmsNorm { weight, eps, .. } = node.op else { return Err(unsupported(node, "no norm")) };
+        Ok(Norm { weight: self.vector(weight)?, eps, out: self.maybe(node.outputs[0]) })
+    }
+
+    fn route(&self, node: &Node) -> Result<Route, BackendError> {
+        let Op::Router(attrs) = &node.op else { return Err(unsupported(node, "no router")) };
+        Ok(Route {
+            logits: self.input(node, 0)?,
+            attrs: attrs.clone(),
+            bias: self.opt_vector(attrs.selection_bias)?,
+            ids: self.maybe(node.outputs[0]),
+            weights: self.maybe(node.outputs[1]),
+        })
+    }
+
+    /// A product launch over the nodes `products`, whose input is `x`.
+    fn products(
+        &mut self,
+        x: Val,
+        pick: Option<(Val, Option<Val>)>,
+        norm: Option<Norm>,
+        route: Option<Route>,
+        products: &[&Node],
+        then: Then,
+    ) -> Result<Box<dyn Work>, BackendError> {
+        let first = products[0];
+        let projections = products.iter().map(|n| self.projection(n)).collect::<Result<Vec<_>, _>>()?;
+        let inner = projections[0].matrix.inner;
+        if inner == 0 || projections.iter().any(|p| p.matrix.inner != inner) {
+            return Err(unsupported(first, format!("rows of {inner} elements")));
+        }
+        let mut row_per_expert = false;
+        let mut experts = None;
+        if let Op::ExpertMatMul { weight, .. } = &first.op {
+            let shape = &self.plan.graph.weight(weight.tensor).shape;
+            let count = weight.experts.as_ref().map_or(shape[0], |e| e.len());
+            let per_tok = self.plan.graph.value(first.inputs[1]).shape.fixed_elems();
+            row_per_expert = self.plan.graph.value(first.inputs[0]).shape.0.len() == 3;
+            let choice = match route {
+                Some(route) => Experts::Route(route),
+                None => Experts::Chosen { ids: self.input(first, 1)? },
+            };
+            self.needs.groups = self.needs.groups.max(count);
+            self.needs.per_tok = self.needs.per_tok.max(per_tok);
+            experts = Some((per_tok, count, choice));
+        }
+        let kinds = projections.iter().fold(Kinds::default(), |k, p| k.with(p.matrix.activation));
+        let launch = MatMuls { x, pick, norm, experts, row_per_expert, projections, kinds, then };
+        let slots = launch.max_slots(self.plan.max_sizes);
+        self.needs.kinds = self.needs.kinds.union(kinds);
+        self.needs.slots = self.needs.slots.max(slots);
+        self.needs.activation_elems = self.needs.activation_elems.max(slots * inner);
+        Ok(Box::new(launch))
+    }
+
+    fn add_to(&self, product: &Node, add: &Node) -> Result<(Val, Val), BackendError> {
+        let other = usize::from(add.inputs[0] == product.outputs[0]);
+        Ok((self.input(add, other)?, self.output(add)?))
+    }
+
+    fn gated(&self, act: &Node) -> Then {
+        Then::Gated { activated: self.maybe(act.outputs[0]), out: self.maybe(act.outputs[1]) }
+    }
+
+    fn heads(&self, norm: Option<&Node>, rope: &Node) -> Result<Heads, BackendError> {
+        let Op::Rope { table, pairing, heads } = rope.op else {
+            return Err(unsupported(rope, "no rotation"));
+        };
+        let width = self.plan.graph.value(rope.outputs[0]).shape.fixed_elems();
+        let norm = match norm {
+            Some(node) => {
+                let norm = self.norm(node)?;
+                Some((norm.weight, norm.eps, norm.out))
+            }
+            None => None,
+        };
+        let out = self.maybe(rope.outputs[0]);
+        Ok(Heads { head_dim: width / heads, norm, rope: Some((table.index(), pairing)), out })
+    }
+
+    fn attention(
+        &mut self,
+        node: &Node,
+        q: Val,
+        fresh: Option<(Heads, Cache)>,
+    ) -> Result<Box<dyn Work>, BackendError> {
+        let Op::Attention(attrs) = &node.op else { return Err(unsupported(node, "no attention")) };
+        self.needs.attention = self.needs.attention.with(attrs);
+        Ok(Box::new(Attention {
+            attrs: attrs.clone(),
+            sinks: self.opt_vector(attrs.sinks)?,
+            q,
+            out: self.output(node)?,
+            key: self.state(node, node.inputs[1])?,
+            value: self.state(node, node.inputs[2])?,
+            fresh,
+        }))
+    }
+
+    /// The nodes of ROPE_KV and ROPE_ATTENTION: q and what happens to it, and the cache.
+    fn turned(&self, nodes: &[&Node]) -> Result<(Val, Heads, Cache), BackendError> {
+        let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.stem() == "rope").collect();
+        let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.stem() == "rms_norm").collect();
+        let write = nodes.iter().copied().find(|n| n.op.stem() == "kv_write");
+        let ([q_rope, k_rope], Some(write)) = (ropes.as_slice(), write) else {
+            return Err(unsupported(nodes[0], "no pair of rotations"));
+        };
+        let Op::KvWrite { key, value } = write.op else { return Err(unsupported(write, "no cache")) };
+        let q = self.input(norms.first().unwrap_or(q_rope), 0)?;
+        let k = self.input(norms.get(1).unwrap_or(k_rope), 0)?;
+        let heads = self.heads(norms.get(1).copied(), k_rope)?;
+        let v = self.input(write, 1)?;
+        let cache = Cache { k, v, heads, key: key.index(), value: value.index() };
+        Ok((q, self.heads(norms.first().copied(), q_rope)?, cache))
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<Box<dyn Work>, BackendError> {
+        let plan = self.plan;
+        let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
+        match (launch.pattern, nodes.as_slice()) {
+            (patterns::NORM_QKV, [norm, products @ ..]) => {
+                let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
+                self.products(x, None, Some(norm), None, products, Then::Nothing)
+            }
+            (patterns::NORM_GATE_UP, [norm, gate, up, act]) => {
+                let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
+                self.products(x, None, Some(norm), None, &[gate, up], self.gated(act))
+            }
+            (patterns::NORM_MATMUL, [norm, product]) => {
+                let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
+                self.products(x, None, Some(norm), None, &[product], Then::Nothing)
+            }
+            (patterns::MATMUL_ADD, [product, add]) => {
+                let (residual, out) = self.add_to(product, add)?;
+                self.products(
+                    self.input(product, 0)?,
+                    None,
+                    None,
+                    None,
+                    &[product],
+                    Then::Add { residual, out },
+                )
+            }
+            (patterns::LM_HEAD, [pick, norm, product]) => {
+                let ids = (self.input(pick, 1)?, self.maybe(pick.outputs[0]));
+                let (x, norm) = (self.input(pick, 0)?, self.norm(norm)?);
+                self.products(x, Some(ids), Some(norm), None, &[product], Then::Nothing)
+            }
+            (patterns::ROUTE_GATE_UP, [router, gate, up, act]) => {
+                let route = self.route(router)?;
+                self.products(self.input(gate, 0)?, None, None, Some(route), &[gate, up], self.gated(act))
+            }
+            (patterns::EXPERTS_GATE_UP, [gate, up, act]) => {
+                self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act))
+            }
+            (patterns::EXPERTS_DOWN, [down, combine, add]) => {
+                let then = Then::Combine {
+                    weights: self.input(combine, 1)?,
+                    combined: self.maybe(combine.outputs[0]),
+                    add: Some(self.add_to(combine, add)?),
+                };
+                self.products(self.input(down, 0)?, None, None, None, &[down], then)
+            }
+            (patterns::ROPE_KV, nodes) => {
+                let (q, heads, cache) = self.turned(nodes)?;
+                Ok(Box::new(KvWrite { q: Some((q, heads)), cache }))
+            }
+            (patterns::ROPE_ATTENTION, [turn @ .., attention]) => {
+                let (q, heads, cache) = self.turned(turn)?;
+                self.attention(attention, q, Some((heads, cache)))
+            }
+            (_, [node]) => self.single(node),
+            (pattern, _) => {
+                let detail = format!("{} nodes in a launch {pattern}", nodes.len());
+                Err(unsupported(nodes[0], detail))
+            }
+        }
+    }
+
+    /// An op as a launch of its own.
+    fn single(&mut self, node: &Node) -> Result<Box<dyn Work>, BackendError> {
+        Ok(match &node.op {
+            Op::MatMul { .. } | Op::ExpertMatMul { .. } => {
+                let x = self.input(node, 0)?;
+                return self.products(x, None, None, None, &[node], Then::Nothing);
+            }
+            Op::Embed { table } => Box::new(Embed {
+                table: self.matrix(table)?,
+                ids: self.input(node, 0)?,
+                out: self.output(node)?,
+            }),
+            Op::RmsNorm { .. } => {
+                let norm = self.norm(node)?;
+                let (x, out) = (self.input(node, 0)?, self.output(node)?);
+                Box::new(RmsNorm { x, out, weight: norm.weight, eps: norm.eps })
+            }
+            Op::Rope { table, pairing, heads } => {
+                let (x, out) = (self.input(node, 0)?, self.output(node)?);
+                Box::new(Rope { x, out, table: table.index(), pairing: *pairing, head_dim: x.width / heads })
+            }
+            Op::KvWrite { key, value } => {
+                let heads = Heads { head_dim: 1, norm: None, rope: None, out: None };
+                let (k, v) = (self.input(node, 0)?, self.input(node, 1)?);
+                let cache = Cache { k, v, heads, key: key.index(), value: value.index() };
+                Box::new(KvWrite { q: None, cache })
+            }
+            Op::Attention(_) => return self.attention(node, self.input(node, 0)?, None),
+            Op::AttentionScores(attrs) => Box::new(AttentionScores {
+                attrs: attrs.clone(),
+                q: self.input(node, 0)?,
+                key: self.state(node, node.inputs[1])?,
+                out: self.output(node)?,
+            }),
+            Op::AttentionSoftmax(attrs) => Box::new(AttentionSoftmax {
+                attrs: attrs.clone(),
+                sinks: self.opt_vector(attrs.sinks)?,
+                scores: self.input(node, 0)?,
+                out: self.output(node)?,
+            }),
+            Op::Router(attrs) => {
+                self.needs.per_tok = self.needs.per_tok.max(attrs.num_experts_per_tok);
+                Box::new(self.route(node)?)
+            }
+            // The kernel knows one activation: another one in the enum does not compile here.
+            Op::GatedAct { activation: ActivationFn::Silu } => Box::new(GatedAct {
+                gate: self.input(node, 0)?,
+                up: self.input(node, 1)?,
+                activated: self.maybe(node.outputs[0]),
+                out: self.maybe(node.outputs[1]),
+            }),
+            Op::ExpertCombine => Box::new(ExpertCombine {
+                y: self.input(node, 0)?,
+                weights: self.input(node, 1)?,
+                out: self.output(node)?,
+            }),
+            Op::Add | Op::Mul => Box::new(Elementwise {
+                op: if matches!(node.op, Op::Add) { Binary::Add } else { Binary::Mul },
+                a: self.input(node, 0)?,
+                b: self.input(node, 1)?,
+                out: self.output(node)?,
+            }),
+            Op::GetRows => Box::new(GetRows {
+                x: self.input(node, 0)?,
+                ids: self.input(node, 1)?,
+                out: self.output(node)?,
+            }),
+            Op::Tap { .. } => return Err(unsupported(node, "a tap is no launch")),
+        })
+    }
+}

@@ -1,0 +1,443 @@
+//! Attention with softmax on the run (FlashAttention): tiles of 64 cached positions, up to 64 query rows of one KV head.
+//!
+//! q [T, H·d], the cache → softmax(scale · q·kᵀ)·v: [T, H·dv]. Query heads that share a KV head are rows of one tile,
+//! so the cache is decoded once for all of them. In place of the maximum, softmax takes off an integer power of two
+//! (`moe_run_runtime::exp`), so tiles add up to the bits of the reference's one pass over all positions. Parts of 512 positions are
+//! summed for themselves before they are added up, and a one-token step is split between them: any thread count gives the
+//! same bits. Positions behind a query in its last tile count with probability 0; a NaN among their values shows in that
+//! query too.
+
+use super::kv_write::{Cache, Heads};
+use super::{Launch, Scratch, Step};
+use crate::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, TILE_TOKENS};
+use crate::memory::{Shared, Val};
+use crate::pool::Worker;
+use moe_run_graph::ir::AttentionAttrs;
+use moe_run_reference::attention::PART_POSITIONS;
+use moe_run_runtime::exp::{NO_SHIFT, power_of_two, shift_of, softmax_factor};
+use std::ops::Range;
+
+/// Cached positions in a tile.
+const TILE_KEYS: usize = 64;
+/// Query rows (tokens × heads of the group) in a task, about.
+const TASK_ROWS: usize = 64;
+
+/// A worker's tiles.
+pub struct Tiles {
+    /// Queries `[row / 8][k][row % 8]`, scaled.
+    q: Vec<f32>,
+    /// Keys as panels of 16 positions; a long head takes several.
+    keys: Vec<Box<PanelF32>>,
+    /// Values `[key][dv]`.
+    values: Vec<f32>,
+    /// Scores, then probabilities, of 8 rows: `[row][key]`.
+    scores: Vec<f32>,
+    /// `[row][dv]`.
+    out: Vec<f32>,
+    /// The power of two that each row's exponentials are taken under, and their sum.
+    shift: Vec<f32>,
+    sum: Vec<f64>,
+    /// The same of the parts before, where a task has several: `[row][dv]`, shifts and sums.
+    before: (Vec<f32>, Vec<f32>, Vec<f64>),
+    /// The current token's turned heads.
+    heads: Vec<f32>,
+}
+
+/// The largest sizes of any attention in the graph.
+#[derive(Clone, Copy, Default)]
+pub struct Largest {
+    /// Query heads of a KV head.
+    pub group: usize,
+    /// Elements of a key head.
+    pub head_dim: usize,
+    /// Elements of a value head.
+    pub value_head_dim: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+}
+
+impl Largest {
+    /// These and those of one more.
+    pub fn with(self, attrs: &AttentionAttrs) -> Largest {
+        Largest {
+            group: self.group.max(attrs.group_size()),
+            head_dim: self.head_dim.max(attrs.head_dim),
+            value_head_dim: self.value_head_dim.max(attrs.value_head_dim),
+            kv_heads: self.kv_heads.max(attrs.num_key_value_heads),
+        }
+    }
+}
+
+/// Query tokens in a task.
+fn task_tokens(group: usize) -> usize {
+    (TASK_ROWS / group).max(1)
+}
+
+impl Tiles {
+    /// Room for the largest attention.
+    pub fn new(largest: Largest) -> Tiles {
+        let Largest { group, head_dim, value_head_dim, .. } = largest;
+        let rows = (task_tokens(group.max(1)) * group).next_multiple_of(TILE_TOKENS);
+        let panels = TILE_KEYS / PANEL_ROWS * head_dim.div_ceil(STEP_ELEMS);
+        Tiles {
+            q: vec![0.0; rows * head_dim],
+            keys: (0..panels).map(|_| PanelF32::zeroed()).collect(),
+            values: vec![0.0; TILE_KEYS * value_head_dim],
+            scores: vec![0.0; TILE_TOKENS * TILE_KEYS],
+            out: vec![0.0; rows * value_head_dim],
+            shift: vec![0.0; rows],
+            sum: vec![0.0; rows],
+            before: (vec![0.0; rows * value_head_dim], vec![0.0; rows], vec![0.0; rows]),
+            heads: vec![0.0; (group + 1) * head_dim],
+        }
+    }
+}
+
+/// What the parts of a split step came to, for each KV head, part and query head.
+pub struct Partials {
+    /// Sums of values, [dv].
+    values: Shared<f32>,
+    /// Shift and denominator.
+    sums: Shared<[f64; 2]>,
+}
+
+impl Partials {
+    fn rows(largest: Largest, cached: usize) -> usize {
+        largest.kv_heads * largest.group * cached.div_ceil(PART_POSITIONS)
+    }
+
+    /// What it takes.
+    pub fn bytes(largest: Largest, cached: usize) -> usize {
+        Self::rows(largest, cached) * (4 * largest.value_head_dim + size_of::<[f64; 2]>())
+    }
+
+    /// Room for the largest attention over `cached` positions; `None` where the memory cannot be had.
+    pub fn try_new(largest: Largest, cached: usize) -> Option<Partials> {
+        let rows = Self::rows(largest, cached);
+        let values = Shared::try_zeroed(rows * largest.value_head_dim)?;
+        Some(Partials { values, sums: Shared::try_zeroed(rows)? })
+    }
+}
+
+/// The launch.
+pub struct Attention {
+    /// Sizes, scale, window, cap.
+    pub attrs: AttentionAttrs,
+    /// [H].
+    pub sinks: Option<Box<[f32]>>,
+    /// Queries.
+    pub q: Val,
+    /// The result.
+    pub out: Val,
+    /// The keys' state.
+    pub key: usize,
+    /// The values' state.
+    pub value: usize,
+    /// Set for one-token steps whose q, k and v come straight from their products: what happens to them first.
+    pub fresh: Option<(Heads, Cache)>,
+}
+
+/// Query rows of a task: `tokens` × the heads of KV head `kv_head`.
+#[derive(Clone)]
+struct Task {
+    kv_head: usize,
+    tokens: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Attention {
+    /// The cached positions that a token sees.
+    fn visible(&self, step: &Step<'_>, token: usize) -> Range<usize> {
+        let end = step.first_position + token + 1;
+        self.attrs.window.map_or(0, |w| end.saturating_sub(w))..end
+    }
+
+    /// Lays out the task's queries; for a one-token step from raw products, turns them first, and k if it is in the
+    /// task's part of the cache.
+    fn load_queries(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles) {
+        let AttentionAttrs { head_dim: d, value_head_dim: dv, scale, .. } = self.attrs;
+        let group = self.attrs.group_size();
+        let first = task.kv_head * group * d;
+        for token in task.tokens.clone() {
+            // SAFETY: q, k and v were written before the last barrier. The parts of one KV head turn the same heads;
+            // only the first stores them, and only the last, which holds the token's own position, writes the cache.
+            let x = unsafe { &step.arena.rows(self.q, token..token + 1)[first..first + group * d] };
+            let x = match &self.fresh {
+                None => x,
+                Some((q_heads, cache)) => {
+                    let visible = self.visible(step, token);
+                    let (q, k) = tiles.heads.split_at_mut(group * d);
+                    let at = task.kv_head * d;
+                    // SAFETY: as above.
+                    unsafe {
+                        q_heads.turn(step, token, first, x, q, task.keys.start == visible.start);
+                        if task.keys.end == visible.end {
+                            let x = &step.arena.rows(cache.k, token..token + 1)[at..at + d];
+                            cache.heads.turn(step, token, at, x, &mut k[..d], true);
+                            let slot = visible.end - 1;
+                            step.state.encode(step.kernels, cache.key, task.kv_head, slot, &k[..d]);
+                            let at = task.kv_head * dv;
+                            let x = &step.arena.rows(cache.v, token..token + 1)[at..at + dv];
+                            step.state.encode(step.kernels, cache.value, task.kv_head, slot, x);
+                        }
+                    }
+                    &*q
+                }
+            };
+            for (head, x) in x.chunks_exact(d).enumerate() {
+                let row = (token - task.tokens.start) * group + head;
+                let rows = task.tokens.len() * group;
+                let width = TILE_TOKENS.min(rows - row / TILE_TOKENS * TILE_TOKENS);
+                let tile = &mut tiles.q[row / TILE_TOKENS * TILE_TOKENS * d..][..width * d];
+                for (x, to) in x.iter().zip(tile.chunks_exact_mut(width)) {
+                    to[row % TILE_TOKENS] = x * scale;
+                }
+            }
+        }
+    }
+
+    /// Runs over the task's keys; leaves sums, shifts and denominators in `tiles`.
+    fn run_task(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
+        self.load_queries(step, task, tiles);
+        let dv = self.attrs.value_head_dim;
+        let rows = task.tokens.len() * self.attrs.group_size();
+        let parts = task.keys.start / PART_POSITIONS..task.keys.end.div_ceil(PART_POSITIONS);
+        if parts.len() == 1 {
+            return self.run_part(step, task, tiles, panel);
+        }
+        tiles.before.0[..rows * dv].fill(0.0);
+        tiles.before.1[..rows].fill(NO_SHIFT);
+        tiles.before.2[..rows].fill(0.0);
+        for part in parts {
+            let start = task.keys.start.max(part * PART_POSITIONS);
+            let end = task.keys.end.min((part + 1) * PART_POSITIONS);
+            self.run_part(step, &Task { keys: start..end, ..task.clone() }, tiles, panel);
+            let (out, shifts, sums) = &mut tiles.before;
+            for row in 0..rows {
+                let columns = row * dv..(row + 1) * dv;
+                let part = (tiles.shift[row], tiles.sum[row], &tiles.out[columns.clone()]);
+                add_part(step.kernels, part, &mut shifts[row], &mut sums[row], &mut out[columns]);
+            }
+        }
+        std::mem::swap(&mut tiles.out, &mut tiles.before.0);
+        std::mem::swap(&mut tiles.shift, &mut tiles.before.1);
+        std::mem::swap(&mut tiles.sum, &mut tiles.before.2);
+    }
+
+    /// [`Attention::run_task`] for keys of one part, with the queries in place.
+    fn run_part(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
+        let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
+        let group = self.attrs.group_size();
+        let rows = task.tokens.len() * group;
+        tiles.out[..rows * dv].fill(0.0);
+        tiles.shift[..rows].fill(NO_SHIFT);
+        tiles.sum[..rows].fill(0.0);
+        let steps = d.div_ceil(STEP_ELEMS);
+        let mut key = task.keys.start / PANEL_ROWS * PANEL_ROWS;
+        while key < task.keys.end {
+            let keys = TILE_KEYS.min(task.keys.end - key);
+            let panels = keys.div_ceil(PANEL_ROWS);
+            for p in 0..panels {
+                let slot = key + p * PANEL_ROWS;
+                // SAFETY: the slots are older than the last barrier or written by this worker; those beyond the step's
+                // last are read but masked, and nobody writes them now.
+                let bytes = unsafe { step.state.bytes(self.key, task.kv_head, slot..slot + PANEL_ROWS) };
+                for s in 0..steps {
+                    let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
+                    let bytes = &bytes[step.state.bytes_of(s * STEP_ELEMS)..];
+                    let (format, stride) = (step.state.format(), step.state.row_bytes(self.key));
+                    let to = &mut tiles.keys[p * steps + s];
+                    step.kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, elems, panel, to);
+                }
+            }
+            // SAFETY: as above.
+            let bytes = unsafe { step.state.bytes(self.value, task.kv_head, key..key + keys) };
+            step.state.decode_rows(step.kernels, bytes, &mut tiles.values[..keys * dv]);
+            for first in (0..rows).step_by(TILE_TOKENS) {
+                let width = TILE_TOKENS.min(rows - first);
+                let q = &tiles.q[first * d..][..width * d];
+                for p in (0..panels).step_by(2) {
+                    let mut sums = [[Lanes([0.0; PANEL_ROWS]); TILE_TOKENS]; 2];
+                    let [first_sums, second_sums] = &mut sums;
+                    let (first_sums, second_sums) = (&mut first_sums[..width], &mut second_sums[..width]);
+                    for s in 0..steps {
+                        let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
+                        let q = &q[s * STEP_ELEMS * width..][..elems * width];
+                        let keys = |p: usize| &tiles.keys[p * steps + s].w[..elems];
+                        if p + 1 < panels {
+                            let (w, out) = ([keys(p), keys(p + 1)], [&mut *first_sums, &mut *second_sums]);
+                            step.kernels.mul_f32_pair(w, q, out);
+                        } else {
+                            step.kernels.mul_f32(keys(p), q, first_sums);
+                        }
+                    }
+                    for (p, sums) in (p..panels).zip(&sums) {
+                        for r in 0..width {
+                            tiles.scores[r * TILE_KEYS + p * PANEL_ROWS..][..PANEL_ROWS]
+                                .copy_from_slice(&sums[r].0);
+                        }
+                    }
+                }
+                for r in 0..width {
+                    let seen = self.visible(step, task.tokens.start + (first + r) / group);
+                    let seen = seen.start.max(task.keys.start)..seen.end.min(task.keys.end);
+                    let seen = seen.start.clamp(key, key + keys) - key..seen.end.clamp(key, key + keys) - key;
+                    let scores = &mut tiles.scores[r * TILE_KEYS..][..keys];
+                    let row = first + r;
+                    let out = &mut tiles.out[row * dv..][..dv];
+                    soften(
+                        step.kernels,
+                        scores,
+                        seen,
+                        soft_cap,
+                        &mut tiles.shift[row],
+                        &mut tiles.sum[row],
+                        out,
+                    );
+                }
+                let out = &mut tiles.out[first * dv..][..width * dv];
+                step.kernels.weigh(&tiles.scores, TILE_KEYS, width, &tiles.values[..keys * dv], dv, out);
+            }
+            key += TILE_KEYS;
+        }
+    }
+
+    /// Divides a row by its denominator, the sink's share included.
+    fn finish(&self, kernels: Kernels, head: usize, shift: f32, sum: f64, out: &mut [f32]) {
+        let sink = self.sinks.as_ref().map(|sinks| sinks[head]);
+        kernels.scale(softmax_factor(sum, shift, sink), out);
+    }
+
+    fn run_one(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
+        let visible = self.visible(step, 0);
+        let first_part = visible.start / PART_POSITIONS;
+        let parts = visible.end.div_ceil(PART_POSITIONS) - first_part;
+        let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group;
+        let tiles = &mut scratch.attention;
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * parts) {
+            let (kv_head, part) = (chunk / parts, chunk % parts);
+            let start = visible.start.max((first_part + part) * PART_POSITIONS);
+            let end = visible.end.min((first_part + part + 1) * PART_POSITIONS);
+            let task = Task { kv_head, tokens: 0..1, keys: start..end };
+            self.run_task(step, &task, tiles, &mut scratch.panel);
+            for h in 0..group {
+                let head = kv_head * group + h;
+                let out = &mut tiles.out[h * dv..][..dv];
+                // SAFETY: this head's columns, or this part's partials, are this chunk's.
+                unsafe {
+                    if parts == 1 {
+                        self.finish(step.kernels, head, tiles.shift[h], tiles.sum[h], out);
+                        step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv).copy_from_slice(out);
+                    } else {
+                        let at = at(kv_head, part) + h;
+                        step.partials.values.write(at * dv..(at + 1) * dv).copy_from_slice(out);
+                        step.partials.sums.write(at..at + 1)[0] = [f64::from(tiles.shift[h]), tiles.sum[h]];
+                    }
+                }
+            }
+        }
+        if parts == 1 {
+            return;
+        }
+        worker.barrier();
+        for head in worker.chunks(self.attrs.num_attention_heads) {
+            let (kv_head, h) = (head / group, head % group);
+            let at = |part: usize| at(kv_head, part) + h;
+            // SAFETY: the partials are older than the barrier; the head's columns are this chunk's.
+            let (sums, out) = unsafe {
+                let sums = |part: usize| step.partials.sums.read(at(part)..at(part) + 1)[0];
+                (sums, step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv))
+            };
+            let (mut shift, mut sum) = (NO_SHIFT, 0.0);
+            out.fill(0.0);
+            for part in 0..parts {
+                let [part_shift, part_sum] = sums(part);
+                // SAFETY: as above.
+                let values = unsafe { step.partials.values.read(at(part) * dv..(at(part) + 1) * dv) };
+                add_part(step.kernels, (part_shift as f32, part_sum, values), &mut shift, &mut sum, out);
+            }
+            self.finish(step.kernels, head, shift, sum, out);
+        }
+    }
+}
+
+/// Adds a part's shift, denominator and sums to those of the parts before.
+fn add_part(
+    kernels: Kernels,
+    (part_shift, part_sum, part): (f32, f64, &[f32]),
+    shift: &mut f32,
+    sum: &mut f64,
+    out: &mut [f32],
+) {
+    raise(kernels, part_shift, shift, sum, out);
+    let shrink = power_of_two(part_shift - *shift);
+    *sum += part_sum * f64::from(shrink);
+    kernels.add_scaled(shrink, part, out);
+}
+
+/// Takes sums under another shift if that is the larger: an exact factor.
+fn raise(kernels: Kernels, wanted: f32, shift: &mut f32, sum: &mut f64, out: &mut [f32]) {
+    if wanted > *shift {
+        let shrink = power_of_two(*shift - wanted);
+        *sum *= f64::from(shrink);
+        kernels.scale(shrink, out);
+        *shift = wanted;
+    }
+}
+
+/// One row's scores of a tile into exponentials under a running shift: `seen` counts, the rest becomes 0.
+fn soften(
+    kernels: Kernels,
+    scores: &mut [f32],
+    seen: Range<usize>,
+    soft_cap: Option<f32>,
+    shift: &mut f32,
+    sum: &mut f64,
+    out: &mut [f32],
+) {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    if seen.is_empty() {
+        return;
+    }
+    let scores = &mut scores[seen];
+    if let Some(cap) = soft_cap {
+        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+    }
+    raise(kernels, shift_of(kernels.max(scores)), shift, sum, out);
+    *sum += kernels.exp_sum(scores, *shift);
+}
+
+impl Launch for Attention {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let tokens = step.sizes.tokens;
+        if tokens == 1 {
+            return self.run_one(step, worker, scratch);
+        }
+        let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
+        let per_task = task_tokens(group);
+        let blocks = tokens.div_ceil(per_task);
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * blocks) {
+            // The longest first: what is left at the end is short.
+            let (kv_head, block) =
+                (chunk % self.attrs.num_key_value_heads, blocks - 1 - chunk / self.attrs.num_key_value_heads);
+            let range = block * per_task..((block + 1) * per_task).min(tokens);
+            let keys = self.visible(step, range.start).start..self.visible(step, range.end - 1).end;
+            let task = Task { kv_head, tokens: range.clone(), keys };
+            let tiles = &mut scratch.attention;
+            self.run_task(step, &task, tiles, &mut scratch.panel);
+            for row in 0..range.len() * group {
+                let head = kv_head * group + row % group;
+                let out = &mut tiles.out[row * dv..][..dv];
+                self.finish(step.kernels, head, tiles.shift[row], tiles.sum[row], out);
+                // SAFETY: this head's columns of this token are this chunk's.
+                unsafe {
+                    let to =
+                        step.arena.part_mut(self.out, range.start + row / group, head * dv..(head + 1) * dv);
+                    to.copy_from_slice(out);
+                }
+            }
+        }
+    }
+}

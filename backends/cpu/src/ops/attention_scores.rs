@@ -1,0 +1,136 @@
+//! The scores and probabilities inside attention, for looking at: recomputed beside the kernel that never holds them.
+
+use super::{Launch, Scratch, Step};
+use crate::kernels::{Lanes, PANEL_ROWS, STEP_ELEMS, TILE_TOKENS};
+use crate::memory::Val;
+use crate::pool::Worker;
+use moe_run_graph::ir::AttentionAttrs;
+use moe_run_runtime::exp::{shift_of, softmax_factor};
+
+/// Query rows that share the decoding of a panel of keys.
+const TASK_ROWS: usize = 64;
+
+/// Positions that a query sees: causal, and no further back than the window.
+fn visible(position: usize, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
+    attrs.window.map_or(0, |w| (position + 1).saturating_sub(w))..position + 1
+}
+
+/// scale · q·k, softly capped: [H, T, S], 0 where the query does not see.
+pub struct AttentionScores {
+    /// Sizes, scale, window, cap.
+    pub attrs: AttentionAttrs,
+    /// [T, H · d].
+    pub q: Val,
+    /// The keys' state.
+    pub key: usize,
+    /// [H, T, S], from its first word on.
+    pub out: Val,
+}
+
+impl Launch for AttentionScores {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let group = self.attrs.group_size();
+        let per_task = (TASK_ROWS / group).max(1);
+        let blocks = step.sizes.tokens.div_ceil(per_task);
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * blocks) {
+            let (kv_head, block) = (chunk / blocks, chunk % blocks);
+            let tokens = block * per_task..((block + 1) * per_task).min(step.sizes.tokens);
+            self.task(step, kv_head, tokens, scratch);
+        }
+    }
+}
+
+impl AttentionScores {
+    /// The rows of the heads that read `kv_head`, for some tokens: the products of the kernel that computes attention,
+    /// panels of 16 keys against tiles of 8 query rows.
+    fn task(&self, step: &Step<'_>, kv_head: usize, tokens: std::ops::Range<usize>, scratch: &mut Scratch) {
+        let AttentionAttrs { head_dim: d, scale, soft_cap, .. } = self.attrs;
+        let (group, cached) = (self.attrs.group_size(), step.sizes.cached);
+        let rows = tokens.len() * group;
+        // Queries as [row / 8][k][row % 8].
+        let mut queries = vec![0.0; rows * d];
+        for row in 0..rows {
+            let (token, head) = (tokens.start + row / group, kv_head * group + row % group);
+            // SAFETY: q is older than the last barrier.
+            let q = unsafe { &step.arena.rows(self.q, token..token + 1)[head * d..(head + 1) * d] };
+            let width = TILE_TOKENS.min(rows - row / TILE_TOKENS * TILE_TOKENS);
+            let tile = &mut queries[row / TILE_TOKENS * TILE_TOKENS * d..][..width * d];
+            for (x, to) in q.iter().zip(tile.chunks_exact_mut(width)) {
+                to[row % TILE_TOKENS] = x * scale;
+            }
+        }
+        let out_row =
+            |row: usize| (kv_head * group + row % group) * step.sizes.tokens + tokens.start + row / group;
+        let out = Val { width: cached, ..self.out };
+        for row in 0..rows {
+            // SAFETY: the rows of these heads and tokens are this chunk's.
+            unsafe { step.arena.rows_mut(out, out_row(row)..out_row(row) + 1) }.fill(0.0);
+        }
+        let first = visible(step.first_position + tokens.start, &self.attrs).start / PANEL_ROWS * PANEL_ROWS;
+        let end = step.first_position + tokens.end;
+        let mut sums = vec![Lanes([0.0; PANEL_ROWS]); rows];
+        for slot in (first..end).step_by(PANEL_ROWS) {
+            sums.fill(Lanes([0.0; PANEL_ROWS]));
+            for k in (0..d).step_by(STEP_ELEMS) {
+                let elems = STEP_ELEMS.min(d - k);
+                // SAFETY: the slots are older than the last barrier; those beyond the step's last are read but not used.
+                let bytes = unsafe { step.state.bytes(self.key, kv_head, slot..slot + PANEL_ROWS) };
+                let bytes = &bytes[step.state.bytes_of(k)..];
+                let (format, stride) = (step.state.format(), step.state.row_bytes(self.key));
+                let (panel, wide) = (&mut scratch.panel, &mut scratch.wide);
+                step.kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, elems, panel, wide);
+                for (tile, sums) in sums.chunks_mut(TILE_TOKENS).enumerate() {
+                    let q = &queries[tile * TILE_TOKENS * d..][k * sums.len()..][..elems * sums.len()];
+                    step.kernels.mul_f32(&scratch.wide.w[..elems], q, sums);
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                let seen = visible(step.first_position + tokens.start + row / group, &self.attrs);
+                let seen = seen.start.max(slot)..seen.end.min(slot + PANEL_ROWS);
+                if seen.is_empty() {
+                    continue;
+                }
+                // SAFETY: as above.
+                let to = unsafe { step.arena.rows_mut(out, out_row(row)..out_row(row) + 1) };
+                let to = &mut to[seen.clone()];
+                to.copy_from_slice(&sums.0[seen.start - slot..seen.end - slot]);
+                if let Some(cap) = soft_cap {
+                    to.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+                }
+            }
+        }
+    }
+}
+
+/// scores [H, T, S] → softmax over the visible positions, 0 elsewhere.
+pub struct AttentionSoftmax {
+    /// Heads and window.
+    pub attrs: AttentionAttrs,
+    /// [H].
+    pub sinks: Option<Box<[f32]>>,
+    /// [H, T, S].
+    pub scores: Val,
+    /// [H, T, S].
+    pub out: Val,
+}
+
+impl Launch for AttentionSoftmax {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
+        let (tokens, cached) = (step.sizes.tokens, step.sizes.cached);
+        for row in worker.chunks(self.attrs.num_attention_heads * tokens) {
+            let seen = visible(step.first_position + row % tokens, &self.attrs);
+            let sink = self.sinks.as_ref().map(|s| s[row / tokens]);
+            // SAFETY: the row is this chunk's; the scores are older than the last barrier.
+            unsafe {
+                let scores = step.arena.rows(Val { width: cached, ..self.scores }, row..row + 1);
+                let out = step.arena.rows_mut(Val { width: cached, ..self.out }, row..row + 1);
+                out.fill(0.0);
+                let out = &mut out[seen.clone()];
+                out.copy_from_slice(&scores[seen]);
+                let shift = shift_of(step.kernels.max(out));
+                let sum = step.kernels.exp_sum(out, shift);
+                step.kernels.scale(softmax_factor(sum, shift, sink), out);
+            }
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! Products of one input with one or more matrices, and what is fused around them: row choice and RMSNorm before;
+//! bias, residual, SwiGLU, or the experts' weighted sum behind. MatMul and ExpertMatMul are the same launch: a dense
+//! product has one group that holds every row.
+//!
+//! x [rows, inner] (or [rows, K, inner]) · Wᵀ → [rows, out] (or [rows, K, out]).
+//! Chunks are runs of 16-row panels. A panel is unpacked once for all tiles of its group.
+
+use super::activations::{Activations, Kinds, Tile};
+use super::router::Route;
+use super::weights::Matrix;
+use super::{Launch, Scratch, Step};
+use crate::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, WideLanes, flat_mut, wide_flat};
+use crate::memory::Val;
+use crate::pool::Worker;
+use moe_run_graph::ir::StepSizes;
+use moe_run_graph::quant::Activation;
+
+/// Panels that a chunk of a fused down-projection takes: its sums over experts stay in the second-level cache.
+pub const COMBINE_PANELS: usize = 4;
+/// Columns of weighted sums that are stored at once, at most.
+const MAX_COMBINED: usize = {
+    let panels = if super::RUN_PANELS > COMBINE_PANELS { super::RUN_PANELS } else { COMBINE_PANELS };
+    panels * PANEL_ROWS
+};
+/// Panels in a chunk of a prompt's product: the group's activations are read from the cache for all but the first.
+const PROMPT_PANELS: usize = 4;
+
+/// RMSNorm in front of the product.
+pub struct Norm {
+    /// w [inner].
+    pub weight: Box<[f32]>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Where the normed rows go, if anybody wants them.
+    pub out: Option<Val>,
+}
+
+/// One matrix of the launch.
+pub struct Projection {
+    /// W.
+    pub matrix: Matrix,
+    /// Multiplies the product.
+    pub scale: Option<f32>,
+    /// [groups, out], added at the end.
+    pub bias: Option<Box<[f32]>>,
+    /// Where the product goes, if anybody wants it.
+    pub out: Option<Val>,
+}
+
+/// Which expert each row meets.
+pub enum Experts {
+    /// The choice is stored.
+    Chosen {
+        /// [T, K].
+        ids: Val,
+    },
+    /// The launch chooses.
+    Route(Route),
+}
+
+/// What becomes of the products.
+pub enum Then {
+    /// They are the result.
+    Nothing,
+    /// residual + product.
+    Add {
+        /// [rows, out].
+        residual: Val,
+        /// [rows, out].
+        out: Val,
+    },
+    /// silu(first) · second.
+    Gated {
+        /// silu(first), if anybody wants it.
+        activated: Option<Val>,
+        /// The result, if anybody wants it.
+        out: Option<Val>,
+    },
+    /// Σ_k weight_k · product_k, and a residual.
+    Combine {
+        /// [T, K].
+        weights: Val,
+        /// The sum alone, if anybody wants it.
+        combined: Option<Val>,
+        /// residual and result.
+        add: Option<(Val, Val)>,
+    },
+}
+
+/// The launch.
+pub struct MatMuls {
+    /// The input.
+    pub x: Val,
+    /// Rows of `x` to take first: ids [R] and where the chosen rows go, if anybody wants them.
+    pub pick: Option<(Val, Option<Val>)>,
+    /// Before the product.
+    pub norm: Option<Norm>,
+    /// K and the choice; `None` for a dense product.
+    pub experts: Option<(usize, usize, Experts)>,
+    /// The input has a row for each expert: [T, K, inner].
+    pub row_per_expert: bool,
+    /// Matrices with equal `inner`; with [`Then::Gated`] exactly two of equal shape, else at least one.
+    pub projections: Vec<Projection>,
+    /// Roundings that they read.
+    pub kinds: Kinds,
+    /// Behind them.
+    pub then: Then,
+}
+
+impl MatMuls {
+    /// Slots in a step of the given number of rows.
+    fn slots(&self, rows: usize) -> usize {
+        rows * self.experts.as_ref().map_or(1, |(per_tok, ..)| *per_tok)
+    }
+
+    /// Slots in the largest step.
+    pub fn max_slots(&self, max: StepSizes) -> usize {
+        let lead = self.pick.as_ref().map_or(self.x.lead, |(ids, _)| ids.lead).of(max);
+        match &self.experts {
+            Some((per_tok, ..)) => lead * per_tok,
+            None => lead * (self.x.width / self.inner()),
+        }
+    }
+
+    fn inner(&self) -> usize {
+        self.projections[0].matrix.inner
+    }
+
+    fn rows(&self, step: &Step<'_>) -> usize {
+        self.pick.as_ref().map_or(self.x.lead, |(ids, _)| ids.lead).of(step.sizes)
+            * if self.experts.is_some() { 1 } else { self.x.width / self.inner() }
+    }
+
+    /// Row `row` of the input, picked and normed.
+    fn input<'a>(&self, step: &Step<'a>, row: usize, normed: &'a mut [f32], write: bool) -> &'a [f32] {
+        let inner = self.inner();
+        let x = Val { width: inner, ..self.x };
+        // SAFETY: inputs were written before the last barrier; `write` is set for one worker, whose
+        // rows nobody else writes.
+        unsafe {
+            let mut source = row;
+            if let Some((ids, out)) = &self.pick {
+                source = step.arena.ids(*ids, row..row + 1)[0] as usize;
+                if let (Some(out), true) = (out, write) {
+                    step.arena
+                        .rows_mut(*out, row..row + 1)
+                        .copy_from_slice(step.arena.rows(x, source..source + 1));
+                }
+            }
+            let x = step.arena.rows(x, source..source + 1);
+            let Some(norm) = &self.norm else { return x };
+            step.kernels.rms_norm(x, &norm.weight, norm.eps, normed);
+            if let (Some(out), true) = (norm.out, write) {
+                step.arena.rows_mut(out, row..row + 1).copy_from_slice(normed);
+            }
+            normed
+        }
+    }
+
+    /// Panels of all matrices (of the pair, with a gate) that a group has.
+    pub(super) fn panels_per_group(&self) -> usize {
+        match &self.then {
+            Then::Gated { .. } => self.projections[0].matrix.panels(),
+            _ => self.projections.iter().map(|p| p.matrix.panels()).sum(),
+        }
+    }
+
+    /// The group, matrix and panel of number `at` when all stand in one row: for each group, each matrix's panels.
+    pub(super) fn locate(&self, at: usize) -> (usize, usize, usize) {
+        let per_group = self.panels_per_group();
+        let (group, mut panel, mut which) = (at / per_group, at % per_group, 0);
+        while panel >= self.projections[which].matrix.panels() {
+            panel -= self.projections[which].matrix.panels();
+            which += 1;
+        }
+        (group, which, panel)
+    }
+
+    /// Fills a tile.
+    fn prepare(
+        &self,
+        step: &Step<'_>,
+        to: &Activations,
+        tile: Tile,
+        pairs: &[u32],
+        scratch: RowScratch<'_>,
+        write: bool,
+    ) {
+        let per_row = match &self.experts {
+            Some((per_tok, ..)) if !self.row_per_expert => *per_tok,
+            _ => 1,
+        };
+        let RowScratch { normed, row } = scratch;
+        for lane in 0..tile.tokens {
+            let at = pairs[tile.first + lane] as usize / per_row;
+            let x = self.input(step, at, &mut normed[..self.inner()], write);
+            // SAFETY: the tile is this worker's: its chunk, or its own buffer.
+            unsafe { to.put(step.kernels, self.kinds, tile, lane, x, row) };
+        }
+    }
+
+    /// `sums[to][local slot] = panel of W · slots of the group`, the slots' activations being those of `tiles`.
+    pub(super) fn product(
+        &self,
+        step: &Step<'_>,
+        work: &mut Work<'_>,
+        to: usize,
+        which: usize,
+        panel: usize,
+        tiles: &[Tile],
+    ) {
+        let matrix = &self.projections[which].matrix;
+        let inner = matrix.inner;
+        let sums = &mut work.sums[to];
+        let slots = slots_of(tiles).len();
+        let (bytes, rows) = matrix.panel(tiles[0].group, panel);
+        sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
+        if let ([tile], Activation::Q8(block)) = (tiles, matrix.activation)
+            && tile.tokens == 1
+        {
+            // SAFETY: prepared before the last barrier, or by this worker.
+            let x = unsafe { work.activations.q8(block, *tile, inner, 0) };
+            if step.kernels.dot_rows(matrix.format, bytes, inner, x, &[], &mut sums[0].0[..rows]) {
+                return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
+            }
+        }
+        if matrix.wide {
+            work.wide_sums[..slots].fill(WideLanes([0.0; PANEL_ROWS]));
+        }
+        let behind = matrix.behind(tiles[0].group, panel);
+        let per_step = STEP_ELEMS / matrix.format.block_elems() * matrix.format.block_bytes();
+        for i in 0..inner.div_ceil(STEP_ELEMS) {
+            let elems = STEP_ELEMS.min(inner - i * STEP_ELEMS);
+            let bytes = &bytes[i * per_step..];
+            let stride = matrix.row_bytes();
+            let part = PANEL_ROWS * per_step;
+            step.kernels.prefetch(&behind[(i * part).min(behind.len())..((i + 1) * part).min(behind.len())]);
+            // SAFETY (activations below): prepared before the last barrier, or by this worker.
+            match (matrix.layout, matrix.activation) {
+                (Some(layout), Activation::Q8(block)) => {
+                    step.kernels.unpack(matrix.format, bytes, stride, rows, elems, work.panel);
+                    let mut done = 0;
+                    for tile in tiles {
+                        let out = &mut sums[done..done + tile.tokens];
+                        // SAFETY: see above.
+                        let x = unsafe { work.activations.q8(block, *tile, inner, i) };
+                        step.kernels.mul_q8(layout, work.panel, elems / layout.sub_elems, x, out);
+                        done += tile.tokens;
+                    }
+                }
+                (_, activation) => {
+                    step.kernels.unpack_f32(matrix.format, bytes, stride, rows, elems, work.panel, work.wide);
+                    let mut done = 0;
+                    for tile in tiles {
+                        let out = &mut sums[done..done + tile.tokens];
+                        // SAFETY: see above.
+                        let x = unsafe {
+                            work.activations.floats(activation == Activation::F16, *tile, inner, i)
+                        };
+                        let (w, x) = (&work.wide.w[..elems], &x[..elems * tile.tokens]);
+                        if matrix.wide {
+                            step.kernels.mul_wide(w, x, &mut work.wide_sums[done..done + tile.tokens]);
+                        } else {
+                            step.kernels.mul_f32(w, x, out);
+                        }
+                        done += tile.tokens;
+                    }
+                }
+            }
+        }
+        if matrix.wide {
+            step.kernels.narrow(wide_flat(&work.wide_sums[..slots]), flat_mut(&mut sums[..slots]));
+        }
+        for sum in &mut sums[..slots] {
+            self.finish_sums(which, tiles[0].group, panel * PANEL_ROWS, &mut sum.0);
+        }
+    }
+
+    /// Scale and bias of rows from `first` on.
+    pub(super) fn finish_sums(&self, which: usize, group: usize, first: usize, sums: &mut [f32]) {
+        let projection = &self.projections[which];
+        if let Some(scale) = projection.scale {
+            sums.iter_mut().for_each(|x| *x *= scale);
+        }
+        if let Some(bias) = &projection.bias {
+            let rows = projection.matrix.rows;
+            let bias = &bias[group * rows..][first..rows];
+            sums.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
+    }
+
+    /// Copies a group's sums of a panel to rows of `to`, where anybody wants them.
+    fn store(
+        &self,
+        step: &Step<'_>,
+        work: &Work<'_>,
+        to: Option<Val>,
+        from: usize,
+        which: usize,
+        panel: usize,
+        tiles: &[Tile],
+    ) {
+        let Some(to) = to else { return };
+        let rows = self.projections[which].matrix.rows;
+        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(rows);
+        let to = Val { width: rows, ..to };
+        for (pair, sum) in work.pairs[slots_of(tiles)].iter().zip(&work.sums[from]) {
+            // SAFETY: these columns of this row belong to this chunk.
+            let to = unsafe { step.arena.part_mut(to, *pair as usize, columns.clone()) };
+            copy_lanes(sum, to);
+        }
+    }
+
+    /// One panel of a group through every matrix that goes with it, and what is fused behind.
+    fn panel(&self, step: &Step<'_>, work: &mut Work<'_>, which: usize, panel: usize, group: usize) {
+        let tiles = work.tiles_of(group);
+        let slots = slots_of(tiles);
+        self.product(step, work, 0, which, panel, tiles);
+        self.store(step, work, self.projections[which].out, 0, which, panel, tiles);
+        match &self.then {
+            Then::Nothing | Then::Combine { .. } => {}
+            Then::Add { residual, out } => {
+                let rows = self.projections[which].matrix.rows;
+                let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(rows);
+                let residual = Val { width: rows, ..*residual };
+                for (pair, sum) in work.pairs[slots].iter().zip(&mut work.sums[0]) {
+                    let pair = *pair as usize;
+                    // SAFETY: the residual is older than the last barrier.
+                    let residual = unsafe { &step.arena.rows(residual, pair..pair + 1)[columns.clone()] };
+                    sum.0.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
+                }
+                self.store(step, work, Some(*out), 0, which, panel, tiles);
+            }
+            Then::Gated { activated, out } => {
+                self.product(step, work, 1, 1, panel, tiles);
+                self.store(step, work, self.projections[1].out, 1, 1, panel, tiles);
+                let [gate, up] = &mut *work.sums;
+                let (gate, up) = (flat_mut(&mut gate[..slots.len()]), flat_mut(&mut up[..slots.len()]));
+                step.kernels.swiglu_in_place(gate, up);
+                self.store(step, work, *out, 1, 1, panel, tiles);
+                if activated.is_some() {
+                    step.kernels.silu_in_place(flat_mut(&mut work.sums[0][..slots.len()]));
+                    self.store(step, work, *activated, 0, 0, panel, tiles);
+                }
+            }
+        }
+    }
+
+    /// Panels `panels` of the down-projection of every group, summed with the router's weights.
+    fn combine(&self, step: &Step<'_>, work: &mut Work<'_>, panels: std::ops::Range<usize>) {
+        let (Then::Combine { weights, .. }, Some((per_tok, ..))) = (&self.then, &self.experts) else {
+            return;
+        };
+        let tokens = step.sizes.tokens;
+        let width = panels.len();
+        work.combined[..tokens * width].fill(WideLanes([0.0; PANEL_ROWS]));
+        // SAFETY: the router's weights were written before the last barrier, and nothing writes them in this phase.
+        let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
+        for group in 0..work.groups() {
+            let tiles = work.tiles_of(group);
+            for panel in panels.clone() {
+                self.product(step, work, 0, 0, panel, tiles);
+                self.store(step, work, self.projections[0].out, 0, 0, panel, tiles);
+                let pairs = &work.pairs[slots_of(tiles)];
+                let to = &mut work.combined[panel - panels.start..tokens * width];
+                step.kernels.combine(&work.sums[0][..pairs.len()], pairs, weights, *per_tok, width, to);
+            }
+        }
+        self.store_combined(step, work, panels);
+    }
+
+    /// Copies the weighted sums of some panels to where they are wanted, residual added.
+    pub(super) fn store_combined(&self, step: &Step<'_>, work: &Work<'_>, panels: std::ops::Range<usize>) {
+        let Then::Combine { combined, add, .. } = &self.then else { return };
+        let width = panels.len();
+        let columns =
+            panels.start * PANEL_ROWS..(panels.end * PANEL_ROWS).min(self.projections[0].matrix.rows);
+        for token in 0..step.sizes.tokens {
+            let wide = wide_flat(&work.combined[token * width..(token + 1) * width]);
+            let mut sums = [0.0; MAX_COMBINED];
+            let sums = &mut sums[..columns.len()];
+            step.kernels.narrow(wide, sums);
+            // SAFETY: the columns of this row belong to this chunk; the residual is older than the last barrier.
+            unsafe {
+                if let Some(out) = combined {
+                    step.arena.part_mut(*out, token, columns.clone()).copy_from_slice(sums);
+                }
+                if let Some((residual, out)) = add {
+                    let residual = &step.arena.rows(*residual, token..token + 1)[columns.clone()];
+                    step.kernels.add(residual, sums, step.arena.part_mut(*out, token, columns.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// The slots of a group.
+fn slots_of(tiles: &[Tile]) -> std::ops::Range<usize> {
+    match (tiles.first(), tiles.last()) {
+        (Some(first), Some(last)) => first.first..last.first + last.tokens,
+        _ => 0..0,
+    }
+}
+
+/// Copies a panel's row of results; short where the matrix ends.
+fn copy_lanes(from: &Lanes, to: &mut [f32]) {
+    match to.first_chunk_mut::<PANEL_ROWS>() {
+        Some(to) => *to = from.0,
+        None => to.copy_from_slice(&from.0[..to.len()]),
+    }
+}
+
+/// Buffers for one row.
+struct RowScratch<'a> {
+    normed: &'a mut [f32],
+    row: &'a mut super::activations::RowBuffers,
+}
+
+/// A worker's view while it multiplies.
+pub(super) struct Work<'a> {
+    panel: &'a mut Panel,
+    wide: &'a mut PanelF32,
+    pub(super) sums: &'a mut [Vec<Lanes>; 2],
+    wide_sums: &'a mut Vec<WideLanes>,
+    pub(super) combined: &'a mut Vec<WideLanes>,
+    pub(super) activations: &'a Activations,
+    pub(super) pairs: &'a [u32],
+    tiles: &'a [Tile],
+    first_tile: &'a [u32],
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn tiles_of(&self, group: usize) -> &'a [Tile] {
+        &self.tiles[self.first_tile[group] as usize..self.first_tile[group + 1] as usize]
+    }
+
+    pub(super) fn groups(&self) -> usize {
+        self.first_tile.len() - 1
+    }
+}
+
+impl Launch for MatMuls {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let rows = self.rows(step);
+        if rows == 0 {
+            return;
+        }
+        let one = step.sizes.tokens == 1 && rows == 1;
+        let writer = worker.index() == 0;
+        let Scratch {
+            panel, wide, sums, wide_sums, combined, row, normed, activations, slots, chosen, ..
+        } = scratch;
+        // SAFETY (ids): written before the last barrier.
+        match &self.experts {
+            None => slots.dense(rows),
+            Some((per_tok, experts, choice)) => {
+                let ids = match choice {
+                    // SAFETY: see above.
+                    Experts::Chosen { ids } => unsafe { step.arena.ids(*ids, 0..rows) },
+                    Experts::Route(route) => {
+                        route.token(step, 0, &mut chosen.0[..*per_tok], &mut chosen.1[..*per_tok], writer);
+                        &chosen.0[..*per_tok]
+                    }
+                };
+                if one { slots.one_token(ids) } else { slots.by_expert(ids, *experts) }
+            }
+        }
+        // One row for all of a token's experts: a single tile serves them.
+        let shared_row = one && !self.row_per_expert;
+        let mut rows_scratch = |tile, to: &Activations, write| {
+            let scratch = RowScratch { normed: &mut normed[..], row: &mut *row };
+            self.prepare(step, to, tile, &slots.pairs, scratch, write);
+        };
+        let activations = if one {
+            let wanted = if shared_row { 1 } else { self.slots(1) };
+            for tile in &slots.tiles[..wanted] {
+                rows_scratch(*tile, activations, writer);
+            }
+            &*activations
+        } else {
+            for i in worker.chunks(slots.tiles.len()) {
+                rows_scratch(slots.tiles[i], step.activations, true);
+            }
+            worker.barrier();
+            step.activations
+        };
+        let mut work = Work {
+            panel,
+            wide,
+            sums,
+            wide_sums,
+            combined,
+            activations,
+            pairs: &slots.pairs,
+            tiles: &slots.tiles,
+            first_tile: &slots.first_tile,
+        };
+        if one {
+            return self.one_token(step, worker, &mut work, shared_row);
+        }
+        if matches!(self.then, Then::Combine { .. }) {
+            let panels = self.projections[0].matrix.panels();
+            for chunk in worker.chunks(panels.div_ceil(COMBINE_PANELS)) {
+                let first = chunk * COMBINE_PANELS;
+                self.combine(step, &mut work, first..(first + COMBINE_PANELS).min(panels));
+            }
+            return;
+        }
+        let total = self.panels_per_group() * work.groups();
+        for chunk in worker.chunks(total.div_ceil(PROMPT_PANELS)) {
+            for at in chunk * PROMPT_PANELS..(chunk * PROMPT_PANELS + PROMPT_PANELS).min(total) {
+                let (group, which, panel) = self.locate(at);
+                self.panel(step, &mut work, which, panel, group);
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Router logits → the chosen experts, best first, and their weights as applied. Ties go to the lower id, NaN ranks
+//! last.
+
+use super::{Launch, Scratch, Step};
+use crate::memory::Val;
+use crate::pool::Worker;
+use moe_run_graph::ir::{GateKind, RouterAttrs};
+
+/// Tokens in a chunk.
+const CHUNK_TOKENS: usize = 16;
+
+/// The choice for the tokens of a step.
+pub struct Route {
+    /// [T, E].
+    pub logits: Val,
+    /// Gate, K, scale.
+    pub attrs: RouterAttrs,
+    /// [E], added for the choice only.
+    pub bias: Option<Box<[f32]>>,
+    /// [T, K], if anybody wants them.
+    pub ids: Option<Val>,
+    /// [T, K], if anybody wants them.
+    pub weights: Option<Val>,
+}
+
+impl Route {
+    /// Chooses for one token. With `write`, stores the choice too.
+    pub fn token(&self, step: &Step<'_>, token: usize, ids: &mut [u32], weights: &mut [f32], write: bool) {
+        // SAFETY: the logits were written before the last barrier; `write` is set for one worker.
+        unsafe {
+            choose(
+                &self.attrs,
+                step.arena.rows(self.logits, token..token + 1),
+                self.bias.as_deref(),
+                ids,
+                weights,
+            );
+            if let (Some(to), true) = (self.ids, write) {
+                step.arena.ids_mut(to, token..token + 1).copy_from_slice(ids);
+            }
+            if let (Some(to), true) = (self.weights, write) {
+                step.arena.rows_mut(to, token..token + 1).copy_from_slice(weights);
+            }
+        }
+    }
+}
+
+/// Whether `a` stands before `b`, which is later in the list.
+fn better(a: f32, b: f32) -> bool {
+    a > b || (b.is_nan() && !a.is_nan())
+}
+
+fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [u32], weights: &mut [f32]) {
+    let logit = |e: usize| f64::from(logits[e]);
+    let gate = |e: usize| match attrs.gate {
+        GateKind::Sigmoid => 1.0 / (1.0 + (-logit(e)).exp()),
+        // Softmax keeps the logits' order, and its denominator comes later.
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK => logit(e),
+    };
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }));
+    let total = match attrs.gate {
+        GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => 1.0,
+    };
+    // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
+    let rank = |e: usize| match (bias, attrs.gate) {
+        (None, _) => logits[e],
+        (Some(bias), GateKind::Softmax) => ((logit(e) - max).exp() / total + f64::from(bias[e])) as f32,
+        (Some(bias), _) => (gate(e) + f64::from(bias[e])) as f32,
+    };
+    // Insertion into the list of the best so far; `weights` holds their ranks meanwhile.
+    let mut found = 0;
+    for e in 0..logits.len() {
+        let value = rank(e);
+        if found == ids.len() && !better(value, weights[found - 1]) {
+            continue;
+        }
+        let mut at = if found < ids.len() { found } else { found - 1 };
+        while at > 0 && better(value, weights[at - 1]) {
+            (ids[at], weights[at]) = (ids[at - 1], weights[at - 1]);
+            at -= 1;
+        }
+        (ids[at], weights[at]) = (e as u32, value);
+        found = (found + 1).min(ids.len());
+    }
+    let chosen = |id: u32| match attrs.gate {
+        GateKind::Sigmoid => gate(id as usize),
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK => (logit(id as usize) - max).exp(),
+    };
+    // e^(l − max) / Σ over all, then over the chosen: the first sum cancels where both are asked for, unless it is a NaN, by
+    // which a NaN among the logits that were not chosen makes itself known.
+    let divisor = match attrs.gate {
+        GateKind::Softmax if !attrs.norm_topk_prob || total.is_nan() => total,
+        GateKind::Sigmoid if !attrs.norm_topk_prob => 1.0,
+        _ => ids.iter().map(|id| chosen(*id)).sum(),
+    };
+    for (id, weight) in ids.iter().zip(weights.iter_mut()) {
+        *weight = (chosen(*id) / divisor * f64::from(attrs.scale)) as f32;
+    }
+}
+
+impl Launch for Route {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let (tokens, per_tok) = (step.sizes.tokens, self.attrs.num_experts_per_tok);
+        for chunk in worker.chunks(tokens.div_ceil(CHUNK_TOKENS)) {
+            for token in chunk * CHUNK_TOKENS..((chunk + 1) * CHUNK_TOKENS).min(tokens) {
+                let (ids, weights) = (&mut scratch.chosen.0[..per_tok], &mut scratch.chosen.1[..per_tok]);
+                self.token(step, token, ids, weights, true);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attrs(k: usize) -> RouterAttrs {
+        RouterAttrs {
+            num_experts: 6,
+            num_experts_per_tok: k,
+            gate: GateKind::Softmax,
+            norm_topk_prob: true,
+            scale: 1.0,
+            selection_bias: None,
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_id_and_nan_ranks_last() {
+        let (mut ids, mut weights) = ([0; 4], [0.0; 4]);
+        choose(&attrs(4), &[1.0, 3.0, f32::NAN, 3.0, 1.0, 1.0], None, &mut ids, &mut weights);
+        assert_eq!(ids, [1, 3, 0, 4]);
+        assert!(weights.iter().all(|w| w.is_nan()), "{weights:?}");
+        let (mut ids, mut weights) = ([0; 6], [0.0; 6]);
+        choose(&attrs(6), &[1.0, f32::NAN, f32::NAN, 3.0, 2.0, 1.0], None, &mut ids, &mut weights);
+        assert_eq!(ids, [3, 4, 0, 5, 1, 2]);
+        assert!(weights[0].is_nan());
+    }
+
+    #[test]
+    fn weights_are_the_renormalised_softmax() {
+        let (mut ids, mut weights) = ([0; 2], [0.0; 2]);
+        choose(&attrs(2), &[0.0, 2.0, 1.0, -1.0, 0.5, 0.0], None, &mut ids, &mut weights);
+        let first = 1.0 / (1.0 + (-1.0f32).exp());
+        assert_eq!(ids, [1, 2]);
+        assert!((weights[0] - first).abs() < 1e-6 && (weights[0] + weights[1] - 1.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,93 @@
+//! kernels/attention.cu, and kernels/attention_tiles.cu for many tokens on matrix units.
+
+use super::{Emit, int};
+use crate::driver::Param;
+use moe_run_graph::ir::{AttentionAttrs, Node};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::KvType;
+
+/// Query heads of one KV head that a block takes: ATTEND_HEADS in kernels/common/attend.cuh.
+pub(crate) const HEADS_PER_BLOCK: usize = 8;
+/// Threads, and positions of a tile: ATTEND_TILE there.
+pub(crate) const TILE: usize = 128;
+/// The most splits of a query's cached positions.
+pub(crate) const MAX_SPLITS: usize = 64;
+
+/// Blocks for one token and split, and the most splits: enough to keep the device busy with one token, one in prefill.
+pub(crate) fn split_geometry(attrs: &AttentionAttrs, tokens: usize, multiprocessors: u32) -> (usize, usize) {
+    let blocks = attrs.num_key_value_heads * attrs.group_size().div_ceil(HEADS_PER_BLOCK);
+    let splits = if tokens == 1 { (multiprocessors as usize).div_ceil(blocks) } else { 1 };
+    (blocks, splits.clamp(1, MAX_SPLITS))
+}
+
+/// Dynamic shared memory of the attention kernels: queries, scores and three numbers a head.
+pub(crate) fn shared_bytes(attrs: &AttentionAttrs) -> usize {
+    4 * HEADS_PER_BLOCK * (attrs.head_dim + TILE + 3)
+}
+
+/// Tokens of a block: TOKENS_PER_BLOCK in kernels/attention_tiles.cu.
+const TILE_TOKENS: usize = 4;
+
+/// Whether the kernels of the matrix units take these heads and this cache.
+pub(crate) fn fits_tiles(emit: &Emit<'_>, attrs: &AttentionAttrs) -> bool {
+    emit.matrix_units
+        && emit.kv_type == KvType::F16
+        && attrs.head_dim == attrs.value_head_dim
+        && matches!(attrs.head_dim, 64 | 128)
+}
+
+/// A window or cap that may be absent, as kernels take them.
+pub(crate) fn window(attrs: &AttentionAttrs) -> Param {
+    int(attrs.window.unwrap_or(0))
+}
+
+pub(crate) fn soft_cap(attrs: &AttentionAttrs) -> Param {
+    Param::F32(attrs.soft_cap.unwrap_or(0.0))
+}
+
+pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {
+    let tokens = emit.sizes.tokens;
+    if tokens > 1 && fits_tiles(emit, attrs) {
+        let (blocks, _) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
+        let params = vec![
+            emit.value(node.inputs[0])?,
+            emit.value(node.inputs[3])?,
+            emit.cache(node.inputs[1])?,
+            emit.cache(node.inputs[2])?,
+            emit.weights.opt_vector(attrs.sinks),
+            emit.value(node.outputs[0])?,
+            int(attrs.num_attention_heads),
+            int(attrs.num_key_value_heads),
+            int(attrs.head_dim),
+            Param::F32(attrs.scale),
+            window(attrs),
+            soft_cap(attrs),
+            int(tokens),
+        ];
+        emit.push("attention_tiles", [blocks, tokens.div_ceil(TILE_TOKENS), 1], TILE as u32, 0, params);
+        return Ok(());
+    }
+    let (blocks, splits) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
+    let params = vec![
+        emit.value(node.inputs[0])?,
+        emit.value(node.inputs[3])?,
+        emit.cache(node.inputs[1])?,
+        emit.cache(node.inputs[2])?,
+        emit.weights.opt_vector(attrs.sinks),
+        emit.scratch.partial.param(),
+        emit.scratch.partial_state.param(),
+        emit.scratch.arrived.param(),
+        emit.value(node.outputs[0])?,
+        emit.kv_code(),
+        int(attrs.num_attention_heads),
+        int(attrs.num_key_value_heads),
+        int(attrs.head_dim),
+        int(attrs.value_head_dim),
+        Param::F32(attrs.scale),
+        window(attrs),
+        soft_cap(attrs),
+        int(splits),
+    ];
+    emit.push("attention", [blocks, splits, tokens], TILE as u32, shared_bytes(attrs), params);
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Nodes to kernel launches: one file an op, and the tables and scratch that they share.
+
+mod add;
+pub(super) mod attention;
+mod attention_scores;
+mod attention_softmax;
+mod embed;
+mod expert_combine;
+mod expert_matmul;
+mod gated_act;
+mod get_rows;
+mod kv_write;
+pub(super) mod matmul;
+mod mul;
+mod rms_norm;
+mod rope;
+pub(super) mod router;
+mod scratch;
+
+pub(super) use attention::split_geometry;
+pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
+
+use super::NAME;
+use super::buffers::{CudaState, Weights};
+use super::compile::Values;
+use super::driver::{DeviceBuffer, KernelLaunch, Param};
+use moe_run_graph::ir::{Graph, Node, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::quant::{ActProfile, Activation};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::KvType;
+
+/// The most experts, and experts a token, that kernels/common/top_k.cuh holds.
+const MAX_EXPERTS: usize = 1024;
+const MAX_EXPERTS_PER_TOKEN: usize = 32;
+/// The widest value head: kernels/common/attend.cuh.
+const MAX_VALUE_HEAD_DIM: usize = 512;
+/// The widest key head: 8 queries of it and the scores fit in 48 KiB of shared memory.
+const MAX_HEAD_DIM: usize = 1024;
+
+/// What launches before left in the scratch for those behind them: activations in 8 bits, pairs sorted by expert. Good for one
+/// step, as long as nobody replaces values between its launches.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Prepared {
+    pub quantized: Option<ValueId>,
+    pub sorted: Option<ValueId>,
+}
+
+/// Everything that launches of a step refer to.
+pub(super) struct Emit<'a> {
+    pub graph: &'a Graph,
+    pub values: Values<'a>,
+    pub sizes: StepSizes,
+    pub weights: &'a Weights,
+    pub state: &'a CudaState,
+    /// cos and sin of every RoPE table, [positions, dims/2, 2].
+    pub rope_tables: &'a [DeviceBuffer],
+    pub scratch: &'a Scratch,
+    pub profile: ActProfile,
+    pub kv_type: KvType,
+    pub positions_capacity: usize,
+    /// Kernels that multiply tiles run on the device.
+    pub matrix_units: bool,
+    /// What the scratch holds.
+    pub prepared: Prepared,
+    /// What has been emitted.
+    pub launches: Vec<KernelLaunch>,
+}
+
+impl Emit<'_> {
+    /// A value's memory.
+    pub fn value(&self, id: ValueId) -> Result<Param, BackendError> {
+        let found = self.values.place(id, self.sizes).map(|(param, _)| param);
+        found.ok_or_else(|| BackendError::Value {
+            value: id.to_string(),
+            detail: "the plan gives it no memory".into(),
+        })
+    }
+
+    /// A value's memory, or null if nothing outside the launch needs it.
+    pub fn opt_value(&self, id: ValueId) -> Param {
+        self.values.place(id, self.sizes).map_or(Param::NULL, |(param, _)| param)
+    }
+
+    /// The cache of a state value.
+    pub fn cache(&self, id: ValueId) -> Result<Param, BackendError> {
+        let state: Option<StateId> = self.graph.value(id).state;
+        state
+            .map(|s| self.state.param(s))
+            .ok_or_else(|| BackendError::Value { value: id.to_string(), detail: "is no state".into() })
+    }
+
+    /// Elements of a value in this step.
+    pub fn elems(&self, id: ValueId) -> usize {
+        self.graph.value(id).shape.elems(self.sizes)
+    }
+
+    /// Rows of a value in this step, counting all axes but the last.
+    pub fn rows(&self, id: ValueId) -> usize {
+        self.elems(id) / self.graph.value(id).shape.width().unwrap_or(1).max(1)
+    }
+
+    /// The KV type's number in kernels/common/kv.cuh.
+    pub fn kv_code(&self) -> Param {
+        Param::I32(match self.kv_type {
+            KvType::F16 => 0,
+            KvType::F32 => 1,
+            KvType::Q8_0 => 2,
+        })
+    }
+
+    /// Appends a launch, unless a step without rows leaves its grid empty.
+    pub fn push(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared: usize,
+        params: Vec<Param>,
+    ) {
+        if grid.contains(&0) {
+            return;
+        }
+        self.launches.push(KernelLaunch {
+            kernel,
+            grid: grid.map(|n| n as u32),
+            threads,
+            shared_bytes: shared as u32,
+            params,
+        });
+    }
+
+    /// Appends the launches of one node.
+    pub fn node(&mut self, node: &Node) -> Result<(), BackendError> {
+        match &node.op {
+            Op::Embed { table } => embed::emit(self, node, table),
+            Op::RmsNorm { weight, eps, heads } => rms_norm::emit(self, node, *weight, *eps, *heads),
+            Op::MatMul { weight, bias, scale } => matmul::emit(self, node, weight, *bias, *scale),
+            Op::Rope { table, pairing, heads } => rope::emit(self, node, *table, *pairing, *heads),
+            Op::KvWrite { key, value } => kv_write::emit(self, node, *key, *value),
+            Op::Attention(attrs) => attention::emit(self, node, attrs),
+            Op::AttentionScores(attrs) => attention_scores::emit(self, node, attrs),
+            Op::AttentionSoftmax(attrs) => attention_softmax::emit(self, node, attrs),
+            Op::Router(attrs) => router::emit(self, node, attrs),
+            Op::ExpertMatMul { weight, bias } => expert_matmul::emit(self, node, weight, *bias),
+            Op::GatedAct { activation } => gated_act::emit(self, node, *activation),
+            Op::ExpertCombine => expert_combine::emit(self, node),
+            Op::Add => add::emit(self, node),
+            Op::Mul => mul::emit(self, node),
+            Op::GetRows => get_rows::emit(self, node),
+            Op::Tap { .. } => Ok(()),
+        }
+    }
+}
+
+/// A size as kernels take it. Every buffer is far below 2³¹ elements by the checks in `supports` and `compile`.
+pub(super) fn int(n: usize) -> Param {
+    Param::I32(n as i32)
+}
+
+/// Threads for a loop over `n` elements by one block: whole warps, at most 256.
+pub(super) fn threads_for(n: usize) -> u32 {
+    (n.clamp(1, 256).next_multiple_of(32)) as u32
+}
+
+/// The kernel that runs a node by itself, at the default activations, with the format that it decodes.
+pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: ActProfile) -> String {
+    let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
+    let format = graph.weight(slice.tensor).format;
+    let is_product = matches!(node.op, Op::MatMul { .. } | Op::ExpertMatMul { .. });
+    let activation = profile.for_weights(format);
+    let is_q8 = matches!(activation, Activation::Q8(_));
+    let act = if is_q8 { "q8" } else { "f32" };
+    let tiles = is_q8 && tokens >= matmul::TILES_FROM_TOKENS;
+    let rounds = if is_product && activation == Activation::F16 { "round_f16 + " } else { "" };
+    match (&node.op, tokens > 1) {
+        (Op::MatMul { .. } | Op::ExpertMatMul { .. }, true) if tiles => {
+            format!("matmul_tiles ({})", format.name())
+        }
+        (Op::MatMul { .. }, false) => format!("{rounds}matmul_{act}_t1 ({})", format.name()),
+        (Op::MatMul { .. }, true) => format!("{rounds}matmul_{act}_t8 ({})", format.name()),
+        (Op::ExpertMatMul { .. }, false) => format!("{rounds}expert_matmul_{act} ({})", format.name()),
+        (Op::ExpertMatMul { .. }, true) => format!("{rounds}expert_matmul_grouped_{act} ({})", format.name()),
+        _ => format!("{} ({})", node.op.stem(), format.name()),
+    }
+}
+
+/// Whether the kernels can run a node.
+pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
+    let refuse = |detail: String| {
+        Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
+    };
+    match &node.op {
+        Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a)
+            if a.head_dim % 4 != 0
+                || a.value_head_dim % 4 != 0
+                || a.head_dim > MAX_HEAD_DIM
+                || a.value_head_dim > MAX_VALUE_HEAD_DIM =>
+        {
+            return refuse(format!(
+                "key heads of {} and value heads of {}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \
+                 {MAX_VALUE_HEAD_DIM}",
+                a.head_dim, a.value_head_dim
+            ));
+        }
+        Op::Router(r) if r.num_experts > MAX_EXPERTS || r.num_experts_per_tok > MAX_EXPERTS_PER_TOKEN => {
+            return refuse(format!(
+                "{} of {} experts; wanted at most {MAX_EXPERTS_PER_TOKEN} of {MAX_EXPERTS}",
+                r.num_experts_per_tok, r.num_experts
+            ));
+        }
+        Op::ExpertMatMul { weight, .. } => {
+            let experts = graph.weight(weight.tensor).shape.first().copied().unwrap_or(0);
+            if experts > MAX_EXPERTS {
+                return refuse(format!("{experts} experts; wanted at most {MAX_EXPERTS}"));
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! kernels/router.cu.
+
+use super::{Emit, int};
+use crate::driver::Param;
+use moe_run_graph::ir::{GateKind, Node, RouterAttrs};
+use moe_run_runtime::error::BackendError;
+
+/// Warps of a block, a token each.
+const TOKENS_PER_BLOCK: usize = 4;
+
+/// The gate's number in kernels/common/top_k.cuh.
+pub(crate) fn gate_code(gate: GateKind) -> Param {
+    Param::I32(match gate {
+        GateKind::Softmax => 0,
+        GateKind::Sigmoid => 1,
+        GateKind::SoftmaxAfterTopK => 2,
+    })
+}
+
+pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
+    let tokens = emit.rows(node.inputs[0]);
+    let params = vec![
+        emit.value(node.inputs[0])?,
+        emit.weights.opt_vector(attrs.selection_bias),
+        emit.value(node.outputs[0])?,
+        emit.value(node.outputs[1])?,
+        int(tokens),
+        int(attrs.num_experts),
+        int(attrs.num_experts_per_tok),
+        gate_code(attrs.gate),
+        int(usize::from(attrs.norm_topk_prob)),
+        Param::F32(attrs.scale),
+    ];
+    emit.push("router", [tokens.div_ceil(TOKENS_PER_BLOCK), 1, 1], 32 * TOKENS_PER_BLOCK as u32, 0, params);
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! softmax(scale · q·kᵀ)·v over the cached positions that a query may see.
+
+use moe_run_graph::ir::AttentionAttrs;
+use moe_run_runtime::exp::{exp_shifted, shift_of, softmax_factor};
+
+/// Positions whose values are summed before they join those in front of them, so that long sums can be made side by side.
+pub const PART_POSITIONS: usize = 512;
+
+/// Which cached positions a query at `position` sees: causal, and no further back than the window.
+pub(super) fn visible(position: u32, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
+    let end = position as usize + 1;
+    attrs.window.map_or(0, |w| end.saturating_sub(w))..end
+}
+
+/// (scale · q)·k by fused multiply-adds, first to last, softly capped.
+pub(super) fn score(q: &[f32], k: &[f32], attrs: &AttentionAttrs) -> f32 {
+    let score = q.iter().zip(k).fold(0.0f32, |sum, (q, k)| (q * attrs.scale).mul_add(*k, sum));
+    attrs.soft_cap.map_or(score, |cap| cap * (score / cap).tanh())
+}
+
+/// Turns scores into e^s · 2^−n, n being an integer near the largest in octaves; gives the factor that makes them
+/// probabilities: 1 / Σ, the sink's logit counting in the denominator only.
+pub(super) fn softmax(scores: &mut [f32], sink: Option<f32>) -> f32 {
+    let shift = shift_of(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    scores.iter_mut().for_each(|s| *s = exp_shifted(*s, shift));
+    softmax_factor(scores.iter().map(|p| f64::from(*p)).sum(), shift, sink)
+}
+
+/// `q` [T, H·d], `keys` [S, G·d], `values` [S, G·dv], `positions` [T] → `out` [T, H·dv].
+pub(super) fn attention(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    positions: &[u32],
+    attrs: &AttentionAttrs,
+    sinks: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (d, dv) = (attrs.head_dim, attrs.value_head_dim);
+    let (k_row, v_row) = (attrs.num_key_value_heads * d, attrs.num_key_value_heads * dv);
+    for (t, position) in positions.iter().enumerate() {
+        let seen = visible(*position, attrs);
+        for head in 0..attrs.num_attention_heads {
+            let kv_head = head / attrs.group_size();
+            let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
+            let mut weights: Vec<f32> =
+                seen.clone().map(|s| score(q, &keys[s * k_row + kv_head * d..][..d], attrs)).collect();
+            let factor = softmax(&mut weights, sinks.map(|s| s[head]));
+            let out = &mut out[(t * attrs.num_attention_heads + head) * dv..][..dv];
+            for (i, out) in out.iter_mut().enumerate() {
+                let (mut total, mut part) = (0.0f32, 0.0f32);
+                for (w, s) in weights.iter().zip(seen.clone()) {
+                    if s % PART_POSITIONS == 0 {
+                        total += std::mem::take(&mut part);
+                    }
+                    part = w.mul_add(values[s * v_row + kv_head * dv + i], part);
+                }
+                *out = (total + part) * factor;
+            }
+        }
+    }
+}

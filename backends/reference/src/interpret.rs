@@ -1,0 +1,293 @@
+//! One step: evaluates node after node on host tensors.
+
+use super::{ReferenceExecutable, ReferenceState};
+use super::{add, attention, attention_scores, attention_softmax, embed, expert_combine, expert_matmul};
+use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
+use matmul::{Matrix, Rounded};
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice};
+use moe_run_graph::quant::ActProfile;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{
+    HostTensor, KvType, StepInput, TensorData, TensorView, ValueAccess, WeightSource,
+};
+use std::ops::Range;
+
+/// A step in progress.
+pub(super) struct Interpreter<'a> {
+    graph: &'a Graph,
+    weights: &'a dyn WeightSource,
+    profile: ActProfile,
+    kv_type: KvType,
+    sizes: StepSizes,
+    state: &'a mut ReferenceState,
+    values: Vec<Option<HostTensor>>,
+}
+
+impl<'a> Interpreter<'a> {
+    /// Starts a step: the inputs become values, everything else of an earlier step is forgotten.
+    pub(super) fn new(
+        executable: &'a ReferenceExecutable,
+        state: &'a mut ReferenceState,
+        input: &StepInput<'_>,
+        tokens: &[TokenId],
+        mut values: Vec<Option<HostTensor>>,
+    ) -> Interpreter<'a> {
+        let graph = &executable.plan.graph;
+        values.clear();
+        values.resize(graph.values.len(), None);
+        let tokens: Vec<u32> = tokens.iter().map(|t| t.0).collect();
+        for (value, ids) in [
+            (graph.inputs.tokens, tokens.as_slice()),
+            (graph.inputs.positions, input.positions),
+            (graph.inputs.sequence, input.sequence),
+            (graph.inputs.kv_slots, input.kv_slots),
+            (graph.inputs.logits_rows, input.logits_rows),
+        ] {
+            values[value.index()] = Some(HostTensor::u32(vec![ids.len()], ids.to_vec()));
+        }
+        Interpreter {
+            graph,
+            weights: executable.weights.as_ref(),
+            profile: executable.profile,
+            kv_type: executable.info.kv_type,
+            sizes: input.sizes(),
+            state,
+            values,
+        }
+    }
+
+    /// The values, kept for reading outputs.
+    pub(super) fn into_values(self) -> Vec<Option<HostTensor>> {
+        self.values
+    }
+
+    fn tensor(&self, value: ValueId) -> Result<&HostTensor, BackendError> {
+        self.values[value.index()].as_ref().ok_or_else(|| BackendError::Value {
+            value: value.to_string(),
+            detail: "not computed yet, or a boundary input that was not given".into(),
+        })
+    }
+
+    fn f32(&self, value: ValueId) -> Result<&[f32], BackendError> {
+        match &self.tensor(value)?.data {
+            TensorData::F32(data) => Ok(data),
+            TensorData::U32(_) => Err(wrong_type(value, "F32")),
+        }
+    }
+
+    fn u32(&self, value: ValueId) -> Result<&[u32], BackendError> {
+        match &self.tensor(value)?.data {
+            TensorData::U32(data) => Ok(data),
+            TensorData::F32(_) => Err(wrong_type(value, "U32")),
+        }
+    }
+
+    fn bytes(&self, id: WeightId) -> Result<&'a [u8], BackendError> {
+        let decl = self.graph.weight(id);
+        self.weights.bytes(&decl.name).ok_or_else(|| BackendError::Weight {
+            name: decl.name.clone(),
+            wanted_bytes: 1,
+            found_bytes: 0,
+        })
+    }
+
+    fn vector(&self, id: WeightId) -> Result<Vec<f32>, BackendError> {
+        let decl = self.graph.weight(id);
+        let mut out = vec![0.0; decl.shape.iter().product()];
+        decl.format.decode_row(self.bytes(id)?, &mut out);
+        Ok(out)
+    }
+
+    fn opt_vector(&self, id: Option<WeightId>) -> Result<Option<Vec<f32>>, BackendError> {
+        id.map(|id| self.vector(id)).transpose()
+    }
+
+    fn matrix(&self, slice: &WeightSlice) -> Result<Matrix<'a>, BackendError> {
+        let decl = self.graph.weight(slice.tensor);
+        let inner = decl.shape.last().copied().unwrap_or(0);
+        Ok(Matrix { format: decl.format, bytes: self.bytes(slice.tensor)?, inner })
+    }
+
+    /// Evaluates one node.
+    pub(super) fn node(&mut self, node: &Node) -> Result<(), BackendError> {
+        let input = |i: usize| node.inputs[i];
+        let mut outputs: Vec<TensorData> = node
+            .outputs
+            .iter()
+            .map(|id| {
+                let value = self.graph.value(*id);
+                match value.dtype {
+                    DType::F32 => TensorData::F32(vec![0.0; value.shape.elems(self.sizes)]),
+                    DType::U32 => TensorData::U32(vec![0; value.shape.elems(self.sizes)]),
+                    DType::State => TensorData::F32(Vec::new()),
+                }
+            })
+            .collect();
+        match (&node.op, outputs.as_mut_slice()) {
+            (Op::Embed { table }, [TensorData::F32(out)]) => {
+                let mut matrix = self.matrix(table)?;
+                let row_bytes = matrix.inner / matrix.format.block_elems() * matrix.format.block_bytes();
+                matrix.bytes = &matrix.bytes[table.rows.start * row_bytes..];
+                embed::embed(self.u32(input(0))?, matrix, out);
+            }
+            (Op::RmsNorm { weight, eps, .. }, [TensorData::F32(out)]) => {
+                rms_norm::rms_norm(self.f32(input(0))?, &self.vector(*weight)?, *eps, out);
+            }
+            (Op::MatMul { weight, bias, scale }, [TensorData::F32(out)]) => {
+                let matrix = self.matrix(weight)?;
+                let x = Rounded::new(self.f32(input(0))?, self.profile.for_weights(matrix.format));
+                let bias = self.opt_vector(*bias)?;
+                matmul::matmul(&x, matrix, weight.rows.clone(), bias.as_deref(), *scale, out);
+            }
+            (Op::Rope { table, pairing, heads }, [TensorData::F32(out)]) => {
+                out.copy_from_slice(self.f32(input(0))?);
+                let spec = self.graph.rope_tables[table.index()];
+                rope::rope(out, self.u32(input(1))?, *heads, &spec, *pairing);
+            }
+            (Op::KvWrite { key, value }, _) => {
+                for (i, state) in [(0, *key), (1, *value)] {
+                    let width = self.graph.state(state).row_elems();
+                    let rows = self.f32(input(i))?.to_vec();
+                    let slots = self.u32(input(2))?.to_vec();
+                    kv_write::kv_write(
+                        &rows,
+                        &slots,
+                        width,
+                        self.kv_type,
+                        &mut self.state.rows[state.index()],
+                    );
+                }
+            }
+            (Op::Attention(attrs), [TensorData::F32(out)]) => {
+                let (keys, values) = (self.state_rows(input(1))?, self.state_rows(input(2))?);
+                let sinks = self.opt_vector(attrs.sinks)?;
+                let positions = self.u32(input(3))?;
+                attention::attention(
+                    self.f32(input(0))?,
+                    keys,
+                    values,
+                    positions,
+                    attrs,
+                    sinks.as_deref(),
+                    out,
+                );
+            }
+            (Op::AttentionScores(attrs), [TensorData::F32(out)]) => {
+                let keys = self.state_rows(input(1))?;
+                let (q, positions) = (self.f32(input(0))?, self.u32(input(2))?);
+                attention_scores::attention_scores(q, keys, positions, attrs, self.sizes.cached, out);
+            }
+            (Op::AttentionSoftmax(attrs), [TensorData::F32(out)]) => {
+                let (scores, positions) = (self.f32(input(0))?, self.u32(input(1))?);
+                let sinks = self.opt_vector(attrs.sinks)?;
+                let cached = self.sizes.cached;
+                attention_softmax::attention_softmax(scores, positions, attrs, sinks.as_deref(), cached, out);
+            }
+            (Op::Router(attrs), [TensorData::U32(ids), TensorData::F32(weights)]) => {
+                let bias = self.opt_vector(attrs.selection_bias)?;
+                router::router(self.f32(input(0))?, attrs, bias.as_deref(), ids, weights);
+            }
+            (Op::ExpertMatMul { weight, bias }, [TensorData::F32(out)]) => {
+                let matrix = self.matrix(weight)?;
+                let shape = &self.graph.weight(weight.tensor).shape;
+                let experts = weight.experts.clone().unwrap_or(0..shape[0]);
+                let x = Rounded::new(self.f32(input(0))?, self.profile.for_weights(matrix.format));
+                let bias = self.opt_vector(*bias)?;
+                let ids = self.u32(input(1))?;
+                let rows = weight.rows.clone();
+                expert_matmul::expert_matmul(&x, ids, matrix, experts, shape[1], rows, bias.as_deref(), out);
+            }
+            (Op::GatedAct { activation }, [TensorData::F32(activated), TensorData::F32(gated)]) => {
+                gated_act::gated_act(self.f32(input(0))?, self.f32(input(1))?, *activation, activated, gated);
+            }
+            (Op::ExpertCombine, [TensorData::F32(out)]) => {
+                let per_tok = self.graph.value(input(1)).shape.width().unwrap_or(1);
+                expert_combine::expert_combine(self.f32(input(0))?, self.f32(input(1))?, per_tok, out);
+            }
+            (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
+            (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),
+            (Op::GetRows, [TensorData::F32(out)]) => {
+                let width = self.graph.value(input(0)).shape.width().unwrap_or(1);
+                get_rows::get_rows(self.f32(input(0))?, self.u32(input(1))?, width, out);
+            }
+            (op, _) => {
+                return Err(BackendError::Unsupported {
+                    backend: super::NAME,
+                    node: node.path(),
+                    op: op.stem(),
+                    detail: "results of unexpected types".into(),
+                });
+            }
+        }
+        for (id, data) in node.outputs.iter().zip(outputs) {
+            let shape = self.graph.value(*id).shape.resolve(self.sizes);
+            self.values[id.index()] = Some(HostTensor { shape, data });
+        }
+        Ok(())
+    }
+
+    fn state_rows(&self, value: ValueId) -> Result<&[f32], BackendError> {
+        let state = self.graph.value(value).state.ok_or_else(|| wrong_type(value, "State"))?;
+        Ok(&self.state.rows[state.index()])
+    }
+
+    fn slots(&self, state: StateId, slots: &Range<usize>) -> Result<Range<usize>, BackendError> {
+        let width = self.graph.state(state).row_elems();
+        if slots.start > slots.end || slots.end > self.state.capacity_tokens {
+            return Err(BackendError::Value {
+                value: state.to_string(),
+                detail: format!("slots {slots:?} of {}", self.state.capacity_tokens),
+            });
+        }
+        Ok(slots.start * width..slots.end * width)
+    }
+}
+
+fn wrong_type(value: ValueId, wanted: &str) -> BackendError {
+    BackendError::Value { value: value.to_string(), detail: format!("is not of type {wanted}") }
+}
+
+impl ValueAccess for Interpreter<'_> {
+    fn sizes(&self) -> StepSizes {
+        self.sizes
+    }
+
+    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
+        self.tensor(value).cloned()
+    }
+
+    fn show(
+        &mut self,
+        value: ValueId,
+        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        look(self.tensor(value)?.view())
+    }
+
+    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
+        let wanted = self.graph.value(value).shape.resolve(self.sizes);
+        if tensor.shape != wanted {
+            return Err(BackendError::Value {
+                value: value.to_string(),
+                detail: format!("shape {:?}, wanted {wanted:?}", tensor.shape),
+            });
+        }
+        self.values[value.index()] = Some(tensor.clone());
+        Ok(())
+    }
+
+    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        let range = self.slots(state, &slots)?;
+        Ok(self.state.rows[state.index()][range].to_vec())
+    }
+
+    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
+        let width = self.graph.state(state).row_elems();
+        let range = self.slots(state, &(first_slot..first_slot + rows.len() / width))?;
+        let stored = &mut self.state.rows[state.index()][range];
+        stored.copy_from_slice(rows);
+        stored.chunks_exact_mut(width).for_each(|row| self.kv_type.round_row(row));
+        Ok(())
+    }
+}

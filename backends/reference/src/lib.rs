@@ -1,0 +1,263 @@
+//! The living definition: a scalar interpreter of the IR, one short function an op, slow and obviously right.
+//!
+//! Values are f32. Norms, products of floats, the router and the experts' sum are summed in f64; products of 8-bit
+//! activations, attention and SiLU are defined to the bit (`matmul`, `attention`, `moe_run_runtime::exp`), which the CPU backend
+//! meets. Every node is a launch of its own. It implements each rounding that a backend may use
+//! (activation profiles, KV types), so that any backend can be compared with the same definition.
+
+mod add;
+pub mod attention;
+mod attention_scores;
+mod attention_softmax;
+mod embed;
+mod expert_combine;
+mod expert_matmul;
+mod gated_act;
+mod get_rows;
+mod interpret;
+mod kv_write;
+pub mod matmul;
+mod mul;
+mod rms_norm;
+mod rope;
+mod router;
+
+use interpret::Interpreter;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
+use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
+use moe_run_graph::quant::{ActBlock, ActProfile};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{
+    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
+    KvType, MemoryNeed, Observer, State, StepInput, StepTokens, WeightSource, check_weights, deliver_taps,
+    mapped_bytes, not_taken,
+};
+use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The reference backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reference;
+
+/// Its name.
+pub const NAME: &str = "reference";
+
+/// The largest T of a step unless asked otherwise.
+const MICRO_BATCH: usize = 512;
+
+/// Its one device.
+const DEVICE: &str = "scalar interpreter";
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        Ok(vec![DeviceInfo {
+            backend: NAME,
+            index: 0,
+            name: DEVICE.into(),
+            kind: DeviceKind::Cpu,
+            details: Vec::new(),
+            memory_bytes: None,
+        }])
+    }
+
+    fn patterns(&self, _tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
+        Vec::new()
+    }
+
+    fn q8_super_blocks(&self) -> &'static [ActBlock] {
+        &[ActBlock::X32, ActBlock::X256]
+    }
+
+    fn has_reference_bits(&self) -> bool {
+        true
+    }
+
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        options.profile(Activations::F32, ActBlock::X32)
+    }
+
+    fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check(self)?;
+        check_weights(graph, weights.as_ref())?;
+        options.check_only_device(NAME, DEVICE)?;
+        // It keeps the rows as they are read back.
+        check_kv_cache(NAME, graph, KvType::F32, options.ctx_size)?;
+        let profile = self.profile(options);
+        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+        let max_sizes =
+            StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+        let plan =
+            plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], alone: &none_alone, max_sizes })?;
+        let info = ExecutableInfo {
+            backend: NAME,
+            device: DEVICE.into(),
+            activations: profile.into(),
+            q8_super_block: profile.super_block(),
+            kv_type: options.kv_type,
+            threads: 1,
+            micro_batch,
+            weight_bytes: 0,
+        };
+        let memory = MemoryNeed {
+            weight_bytes: mapped_bytes(graph, weights.as_ref()),
+            kv_cache_bytes: KvType::F32.cache_bytes(graph, options.ctx_size),
+            kv_stored: KvType::F32,
+            working_bytes: plan.memory.naive_bytes as u64,
+            available_bytes: host_memory().map(|m| m.available_bytes),
+        };
+        options.tell_opened(&info, "", graph, memory);
+        let vocab_size = plan.graph.vocab_size();
+        let values = vec![None; plan.graph.values.len()];
+        Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values, taken: None }))
+    }
+}
+
+struct ReferenceExecutable {
+    plan: Plan,
+    weights: Arc<dyn WeightSource>,
+    profile: ActProfile,
+    info: ExecutableInfo,
+    vocab_size: Option<usize>,
+    /// Every value of the last step, by id.
+    values: Vec<Option<HostTensor>>,
+    /// The token that the last step chose itself.
+    taken: Option<TokenId>,
+}
+
+/// Rows of every state as the KV type reads them back.
+struct ReferenceState {
+    rows: Vec<Box<[f32]>>,
+    capacity_tokens: usize,
+    size_bytes: u64,
+}
+
+impl State for ReferenceState {
+    fn capacity_tokens(&self) -> usize {
+        self.capacity_tokens
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
+        // Causal attention never reads a slot beyond the query's position: rows past the end need no clearing.
+        Ok(())
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl Executable for ReferenceExecutable {
+    fn info(&self) -> &ExecutableInfo {
+        &self.info
+    }
+
+    fn plan(&self, _tokens: usize) -> &Plan {
+        &self.plan
+    }
+
+    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
+        let capacity_tokens = self.plan.max_sizes.cached;
+        let size_bytes = KvType::F32.cache_bytes(&self.plan.graph, capacity_tokens);
+        let rows = self.plan.graph.states.iter().map(|s| {
+            let elems = capacity_tokens.checked_mul(s.row_elems());
+            elems.and_then(|elems| bytemuck::allocation::try_zeroed_slice_box(elems).ok())
+        });
+        let rows = rows.collect::<Option<Vec<_>>>().ok_or_else(|| BackendError::OutOfMemory {
+            what: format!("the KV cache of {capacity_tokens} tokens, as f32"),
+            wanted_bytes: size_bytes,
+            available_bytes: 0,
+            advice: "lower --ctx-size".into(),
+        })?;
+        Ok(Box::new(ReferenceState { rows, capacity_tokens, size_bytes }))
+    }
+
+    fn step(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        input.check(self.plan.max_sizes, self.vocab_size)?;
+        let Some(state) = state.as_any_mut().downcast_mut::<ReferenceState>() else {
+            return Err(BackendError::Input("the state belongs to another backend".into()));
+        };
+        let chosen;
+        let tokens: &[TokenId] = match input.tokens {
+            StepTokens::Host(tokens) => {
+                self.taken = None;
+                tokens
+            }
+            StepTokens::Argmax { row } => {
+                chosen = [self.argmax(row)?];
+                self.taken = Some(chosen[0]);
+                &chosen
+            }
+        };
+        let values = std::mem::take(&mut self.values);
+        let mut run = Interpreter::new(self, state, input, tokens, values);
+        let result = (|| {
+            for launch in &self.plan.launches {
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.before_launch(&self.plan, launch, &mut run)?;
+                }
+                let start = Instant::now();
+                for node in self.plan.launch_nodes(launch) {
+                    run.node(node)?;
+                }
+                let elapsed = start.elapsed();
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.after_launch(&self.plan, launch, elapsed, &mut run)?;
+                    deliver_taps(&self.plan, launch, input, &mut run, observer)?;
+                }
+            }
+            Ok(())
+        })();
+        self.values = run.into_values();
+        result
+    }
+
+    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let logits = self.output(0)?;
+        let width = logits.shape.last().copied().unwrap_or(0);
+        let data = logits.data.to_f32();
+        let Some(found) = data.get(row * width..(row + 1) * width) else {
+            return Err(BackendError::Input(format!("row {row} of {} rows of logits", logits.shape[0])));
+        };
+        out.clear();
+        out.extend_from_slice(found);
+        Ok(())
+    }
+
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        self.taken.ok_or_else(not_taken)
+    }
+
+    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
+        let value = self.plan.graph.outputs.get(index);
+        let tensor = value.and_then(|v| self.values.get(v.index())?.clone());
+        tensor.ok_or_else(|| BackendError::Value {
+            value: format!("output {index}"),
+            detail: "no step has computed it".into(),
+        })
+    }
+}

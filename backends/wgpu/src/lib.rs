@@ -1,0 +1,130 @@
+//! Stage 5 on wgpu: Vulkan, Metal and DX12.
+//!
+//! Input: a graph, its weights and options. Output: an executable whose launches are WGSL compute shaders from
+//! `shaders/`. All activations lie in one arena buffer at places known when the graph is compiled; a step is one compute
+//! pass and one submission. Deliberately absent: any computation of an op on the host.
+
+mod buffers;
+mod choose;
+mod compile;
+mod device;
+mod disk_cache;
+mod emit;
+mod executable;
+mod held;
+mod launches;
+mod layout;
+mod ops;
+mod params;
+mod pipelines;
+pub mod shader;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use device::{Faults, WgpuOptions};
+pub use shader::Features;
+
+use moe_run_graph::dump::KernelInfo;
+use moe_run_graph::ir::{Graph, LaunchPattern, Node};
+use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::{ActBlock, ActProfile};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{
+    Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource,
+};
+use moe_run_runtime::sharing::{Opens, Sharing};
+use std::sync::Arc;
+
+/// The backend's name.
+pub const NAME: &str = "wgpu";
+
+/// The wgpu backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wgpu {
+    /// What it may use.
+    pub options: WgpuOptions,
+}
+
+impl Backend for Wgpu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        device::list(&self.options)
+    }
+
+    fn patterns(&self, tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
+        launches::for_tokens(tokens)
+    }
+
+    fn profile(&self, options: &CompileOptions) -> ActProfile {
+        profile(options)
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
+        supports(graph, node)
+    }
+
+    fn q8_super_blocks(&self) -> &'static [ActBlock] {
+        &[ActBlock::X32]
+    }
+
+    fn kernel(&self, plan: &Plan, launch: &Launch, options: &CompileOptions) -> Option<KernelInfo> {
+        compile::kernel(plan, launch, profile(options), options.kv_type)
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        weights: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        let open = || self.open(options.device.as_deref());
+        self.compile_on(&open, graph, weights.as_ref(), options)
+    }
+
+    fn sharing(&self) -> Option<Box<dyn Backend>> {
+        Some(Box::new(Sharing::new(*self)))
+    }
+}
+
+impl Opens for Wgpu {
+    type Opened = compile::Opened;
+
+    fn open(&self, device: Option<&str>) -> Result<compile::Opened, BackendError> {
+        Ok(compile::Opened::new(device::Device::open(device, &self.options)?))
+    }
+
+    fn is_sound(opened: &compile::Opened) -> bool {
+        opened.device.check().is_ok()
+    }
+
+    fn compile_on(
+        &self,
+        open: &dyn Fn() -> Result<compile::Opened, BackendError>,
+        graph: &Graph,
+        weights: &dyn WeightSource,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        options.check(self)?;
+        Ok(Box::new(compile::compile(open, graph, weights, options)?))
+    }
+}
+
+/// Whether the shaders can run a node, whatever the device.
+fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
+    match ops::lacking(graph, node) {
+        None => Ok(()),
+        Some(detail) => {
+            Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
+        }
+    }
+}
+
+/// The activations of these options; 8-bit ones in blocks of 32 where they name none.
+fn profile(options: &CompileOptions) -> ActProfile {
+    options.profile(Activations::Q8, ActBlock::X32)
+}

@@ -1,0 +1,32 @@
+//! GatedAct: act(gate) and act(gate) · up.
+
+use crate::emit::{Emitter, Grid, NONE, Rows};
+use moe_run_graph::ir::{ActivationFn, Node};
+use moe_run_runtime::error::BackendError;
+
+const LANES: u32 = 256;
+
+pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
+    // The shader knows one activation; another one in the enum must not compile silently.
+    match activation {
+        ActivationFn::Silu => {}
+    }
+    let value = node.outputs[1];
+    let rows = Rows::of(e.shape(value));
+    let width = e.width(node, value)? * rows.each;
+    let rows = Rows { each: 1, ..rows };
+    let (gate, up) = (e.at(node.inputs[0])?, e.at(node.inputs[1])?);
+    let activated = e.stored(node.outputs[0]).unwrap_or(NONE);
+    let y = e.output(value);
+    let variant = e.variant("gated_act", &[("LANES", LANES)]);
+    let params = [
+        ("gate", gate.into()),
+        ("up", up.into()),
+        ("activated", activated.into()),
+        ("y", y.into()),
+        ("width", width.into()),
+        ("axis", rows.code().into()),
+    ];
+    e.push(variant, Grid::elements(rows, width, LANES), &params);
+    Ok(())
+}

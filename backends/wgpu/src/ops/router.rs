@@ -1,0 +1,45 @@
+//! Router: the best K of E logits and their weights, one workgroup a token.
+
+use crate::emit::{Emitter, Extent, Grid, Rows};
+use moe_run_graph::ir::{GateKind, Node, RouterAttrs};
+use moe_run_runtime::error::BackendError;
+
+const LANES: u32 = 64;
+
+/// What workgroup memory holds of keys, gates and choices.
+pub(super) const MAX_EXPERTS: usize = 1024;
+
+/// The gate as `common/route.wgsl` numbers it.
+pub(crate) fn gate_code(gate: GateKind) -> u32 {
+    match gate {
+        GateKind::Softmax => 0,
+        GateKind::Sigmoid => 1,
+        GateKind::SoftmaxAfterTopK => 2,
+    }
+}
+
+pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
+    let x = e.at(node.inputs[0])?;
+    let (ids, weights) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
+    let num_experts = attrs.num_experts as u32;
+    let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts)]);
+    let params = [
+        ("x", x.into()),
+        ("ids", ids.into()),
+        ("weights", weights.into()),
+        ("num_experts", num_experts.into()),
+        ("experts_per_token", (attrs.num_experts_per_tok as u32).into()),
+        ("gate", gate_code(attrs.gate).into()),
+        ("normalise", u32::from(attrs.norm_topk_prob).into()),
+        ("scale", attrs.scale.into()),
+        ("selection_bias", e.small(attrs.selection_bias).into()),
+    ];
+    let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
+    e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
+    Ok(())
+}
+
+pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
+    let experts = attrs.num_experts;
+    (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
+}

@@ -1,0 +1,125 @@
+//! Stage 6, wgpu: the cache on the device, and its view while a step is held.
+
+use super::NAME;
+use super::emit::StateBinding;
+use super::executable::WgpuExecutable;
+use super::ops::row_words;
+use super::pipelines::Pipelines;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::State;
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A bind group for each way in which a dispatch binds the cache.
+pub(super) type StateGroups = HashMap<StateBinding, wgpu::BindGroup>;
+
+/// Rows of every state, as the KV type stores them.
+pub(super) struct WgpuState {
+    /// [`WgpuExecutable::identity`].
+    pub owner: Arc<()>,
+    pub buffers: Vec<wgpu::Buffer>,
+    pub groups: Arc<StateGroups>,
+    capacity_tokens: usize,
+    size_bytes: u64,
+}
+
+impl WgpuState {
+    pub fn new(run: &WgpuExecutable, pipelines: &Pipelines) -> Result<WgpuState, BackendError> {
+        let device = run.device.clone();
+        let Some(program) = run.programs.last() else {
+            return Err(BackendError::Input("no program".into()));
+        };
+        let (graph, capacity_tokens) = (&program.plan.graph, program.plan.max_sizes.cached);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let sizes: Vec<u64> = graph
+            .states
+            .iter()
+            .map(|s| (row_words(run.kv_type(), s.row_elems()) * capacity_tokens * 4) as u64)
+            .collect();
+        let total: u64 = sizes.iter().sum();
+        let mut buffers = Vec::with_capacity(sizes.len());
+        for (decl, size_bytes) in graph.states.iter().zip(sizes) {
+            let what = format!("KV cache of {}", decl.layer);
+            let a_row = (size_bytes / capacity_tokens.max(1) as u64).max(1);
+            let fits = device.max_binding_bytes / a_row;
+            let advice =
+                format!("a binding holds {fits} positions: lower --ctx-size, or take --kv-type q8_0");
+            let buffer = device.buffer(&what, size_bytes, usage, &advice).map_err(|error| {
+                let had_bytes: u64 = buffers.iter().map(wgpu::Buffer::size).sum();
+                let is_too_large = size_bytes > device.max_binding_bytes;
+                if is_too_large { error } else { does_not_fit(error, capacity_tokens, had_bytes, total) }
+            })?;
+            buffers.push(buffer);
+        }
+        let mut groups = StateGroups::new();
+        for ready in run.programs.iter().flat_map(|p| p.launches.iter().flatten()) {
+            if ready.state == StateBinding::None || groups.contains_key(&ready.state) {
+                continue;
+            }
+            let states = match &ready.state {
+                StateBinding::None => Vec::new(),
+                StateBinding::Write(state) => vec![*state],
+                StateBinding::Read(states) | StateBinding::Update(states) => states.clone(),
+            };
+            let entries: Vec<wgpu::BindGroupEntry<'_>> = states
+                .iter()
+                .enumerate()
+                .map(|(i, s)| wgpu::BindGroupEntry {
+                    binding: i as u32,
+                    resource: buffers[s.index()].as_entire_binding(),
+                })
+                .collect();
+            let layout = pipelines.state_layout(&ready.state).ok_or_else(|| BackendError::Device {
+                backend: NAME,
+                device: device.info.name.clone(),
+                detail: "no layout for a binding of the cache".into(),
+            })?;
+            let descriptor = wgpu::BindGroupDescriptor { label: Some("cache"), layout, entries: &entries };
+            groups.insert(ready.state.clone(), device.device.create_bind_group(&descriptor));
+        }
+        device.check()?;
+        let owner = Arc::clone(&run.identity);
+        Ok(WgpuState { owner, buffers, groups: Arc::new(groups), capacity_tokens, size_bytes: total })
+    }
+}
+
+/// Out of memory at one layer's cache, told of all of them: how many positions fit.
+fn does_not_fit(
+    error: BackendError,
+    capacity_tokens: usize,
+    available_bytes: u64,
+    wanted_bytes: u64,
+) -> BackendError {
+    let BackendError::OutOfMemory { what, .. } = error else { return error };
+    let fits = u128::from(available_bytes) * capacity_tokens as u128 / u128::from(wanted_bytes.max(1));
+    let advice = match fits {
+        0 => "the weights leave no room for it: take a smaller quantization of the model".to_owned(),
+        _ => format!("about {fits} positions fit: --ctx-size {fits}, or --kv-type q8_0"),
+    };
+    BackendError::OutOfMemory {
+        what: format!("{what}, with those of all layers, for {capacity_tokens} positions"),
+        wanted_bytes,
+        available_bytes,
+        advice,
+    }
+}
+
+impl State for WgpuState {
+    fn capacity_tokens(&self) -> usize {
+        self.capacity_tokens
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
+        // Attention never reads a slot behind the query's position: rows past the end need no clearing.
+        Ok(())
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}

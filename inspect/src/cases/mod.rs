@@ -1,0 +1,310 @@
+//! Op cases: small graphs of one op (with what it needs around it), random sizes and weights, run on any backend and
+//! compared with the reference under the same definition of activations and KV cache.
+//!
+//! The same cases serve the test suite and `moe-run selftest` on a user's own machine. A case is a function of its op,
+//! format and seed.
+
+mod attention;
+mod matmul;
+mod small;
+
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{DType, Graph, Shape, ValueId, WeightId};
+use moe_run_graph::passes::{Launch, LaunchId, Plan};
+use moe_run_graph::quant::Format;
+use moe_run_graph::synth::{Random, fill};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{
+    Backend, CompileOptions, Executable, HostTensor, Observer, StepInput, StepTokens, TensorData, ValueAccess,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How far a result may be from the reference's under the same definition: both compute from the same rounded activations
+/// and cache, and what is left is the order of f32 sums and the last bits of exp, which a softmax over hundreds of
+/// positions adds up.
+pub const TOLERANCE: f64 = 2e-5;
+
+/// The ops that have cases, by stem.
+pub const OPS: &[&str] = &[
+    "embed",
+    "rms_norm",
+    "matmul",
+    "rope",
+    "attention",
+    "attention_scores",
+    "attention_softmax",
+    "router",
+    "expert_matmul",
+    "gated_act",
+    "expert_combine",
+    "add",
+    "mul",
+    "get_rows",
+];
+
+/// Whether an op reads weights of any format: its cases run over all sixteen.
+#[must_use]
+pub fn takes_formats(op: &str) -> bool {
+    matches!(op, "embed" | "matmul" | "expert_matmul")
+}
+
+/// A graph with weights and the steps to run.
+pub struct OpCase {
+    /// Op, format, sizes and seed.
+    pub name: String,
+    /// The graph.
+    pub graph: Graph,
+    /// Its weights.
+    pub weights: Arc<HashMap<String, Vec<u8>>>,
+    /// Steps in order; the outputs of every one are compared.
+    pub steps: Vec<CaseStep>,
+    /// Context size that the steps need.
+    pub ctx_size: usize,
+}
+
+/// One step of a case.
+pub struct CaseStep {
+    /// The first position.
+    pub first_position: u32,
+    /// Token ids: T of them.
+    pub tokens: Vec<TokenId>,
+    /// Rows of logits: R of them.
+    pub logits_rows: Vec<u32>,
+    /// Boundary inputs.
+    pub boundary: Vec<(ValueId, HostTensor)>,
+}
+
+/// Gives the boundary inputs before the first launch.
+struct Feed<'a>(&'a [(ValueId, HostTensor)]);
+
+impl Observer for Feed<'_> {
+    fn before_launch(
+        &mut self,
+        _plan: &Plan,
+        launch: &Launch,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        if launch.id == LaunchId(0) {
+            for (value, tensor) in self.0 {
+                values.write(*value, tensor)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The case of an op, a format (for ops that take one) and a seed; `None` for an op without cases.
+///
+/// # Errors
+/// [`BackendError::Graph`] if the case itself is unsound.
+pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, BackendError> {
+    let number = OPS.iter().position(|o| *o == op).unwrap_or(OPS.len()) as u64;
+    let mut b = Builder {
+        graph: Graph::new(),
+        weights: HashMap::new(),
+        random: Random::new(&[0x6d6f_652d_7275_6e00, number, format.ggml_type().into(), seed]),
+        format,
+        boundary: Vec::new(),
+        parameters: String::new(),
+    };
+    let (steps, ctx_size) = match op {
+        "embed" => matmul::embed(&mut b)?,
+        "matmul" => matmul::matmul(&mut b)?,
+        "expert_matmul" => matmul::expert_matmul(&mut b)?,
+        "attention" => attention::attention(&mut b)?,
+        "attention_scores" => attention::attention_scores(&mut b)?,
+        "attention_softmax" => attention::attention_softmax(&mut b)?,
+        "rms_norm" => small::rms_norm(&mut b)?,
+        "rope" => small::rope(&mut b)?,
+        "router" => small::router(&mut b)?,
+        "gated_act" => small::gated_act(&mut b)?,
+        "expert_combine" => small::expert_combine(&mut b)?,
+        "add" => small::elementwise(&mut b, moe_run_graph::ir::Op::Add)?,
+        "mul" => small::elementwise(&mut b, moe_run_graph::ir::Op::Mul)?,
+        "get_rows" => small::get_rows(&mut b)?,
+        _ => return Ok(None),
+    };
+    let format = if takes_formats(op) { format!(" {}", format.name()) } else { String::new() };
+    Ok(Some(OpCase {
+        name: format!("{op}{format}{} seed {seed}", b.parameters),
+        graph: b.graph,
+        weights: Arc::new(b.weights),
+        steps,
+        ctx_size,
+    }))
+}
+
+/// A backend's executable for a case: sized for its steps.
+///
+/// # Errors
+/// What compiling reports.
+pub fn compile(
+    case: &OpCase,
+    backend: &dyn Backend,
+    options: &CompileOptions,
+) -> Result<Box<dyn Executable>, BackendError> {
+    let max = |f: fn(&CaseStep) -> usize| case.steps.iter().map(f).max().unwrap_or(1).max(1);
+    let options = CompileOptions {
+        ctx_size: case.ctx_size,
+        micro_batch: Some(max(|s| s.tokens.len())),
+        max_logits_rows: max(|s| s.logits_rows.len()),
+        ..options.clone()
+    };
+    backend.compile(&case.graph, case.weights.clone(), &options)
+}
+
+/// Runs a case and returns the graph's outputs of every step.
+///
+/// # Errors
+/// What the backend reports.
+pub fn run(
+    case: &OpCase,
+    backend: &dyn Backend,
+    options: &CompileOptions,
+) -> Result<Vec<HostTensor>, BackendError> {
+    run_steps(case, compile(case, backend, options)?.as_mut())
+}
+
+/// Runs the steps of a case on its executable.
+///
+/// # Errors
+/// What the steps report.
+pub fn run_steps(case: &OpCase, executable: &mut dyn Executable) -> Result<Vec<HostTensor>, BackendError> {
+    let mut state = executable.new_state()?;
+    let mut outputs = Vec::new();
+    for step in &case.steps {
+        let positions: Vec<u32> = (step.first_position..).take(step.tokens.len()).collect();
+        let input = StepInput {
+            tokens: StepTokens::Host(&step.tokens),
+            positions: &positions,
+            sequence: &vec![0; step.tokens.len()],
+            kv_slots: &positions,
+            logits_rows: &step.logits_rows,
+        };
+        executable.step(state.as_mut(), &input, Some(&mut Feed(&step.boundary)))?;
+        for i in 0..case.graph.outputs.len() {
+            outputs.push(executable.output(i)?);
+        }
+    }
+    Ok(outputs)
+}
+
+/// The options under which the reference computes what an executable of `info` computes.
+#[must_use]
+pub fn same_definition(info: &moe_run_runtime::ExecutableInfo) -> CompileOptions {
+    CompileOptions {
+        activations: Some(info.activations),
+        q8_super_block: info.q8_super_block,
+        kv_type: info.kv_type,
+        ..CompileOptions::default()
+    }
+}
+
+/// The distance of two results: relative L2 of floats (infinite where either is not finite), 0 or infinity for ids.
+#[must_use]
+pub fn distance(found: &HostTensor, wanted: &HostTensor) -> f64 {
+    if found.shape != wanted.shape {
+        return f64::INFINITY;
+    }
+    match (&found.data, &wanted.data) {
+        (TensorData::U32(a), TensorData::U32(b)) if a == b => 0.0,
+        (TensorData::F32(a), TensorData::F32(b)) => {
+            if a.iter().chain(b).any(|x| !x.is_finite()) {
+                return f64::INFINITY;
+            }
+            let square = |x: f64| x * x;
+            let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+            let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+            if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
+        }
+        _ => f64::INFINITY,
+    }
+}
+
+/// What the cases build with.
+struct Builder {
+    graph: Graph,
+    weights: HashMap<String, Vec<u8>>,
+    random: Random,
+    format: Format,
+    boundary: Vec<ValueId>,
+    parameters: String,
+}
+
+impl Builder {
+    /// One of the choices, at random.
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[(self.random.next_u64() % choices.len() as u64) as usize]
+    }
+
+    /// A number in the range, at random.
+    fn between(&mut self, low: usize, high: usize) -> usize {
+        low + (self.random.next_u64() % (high - low + 1) as u64) as usize
+    }
+
+    /// Token counts that meet tile edges: one token, a few, around 8, 32 and 256.
+    fn tokens(&mut self) -> usize {
+        self.pick(&[1, 1, 2, 3, 7, 8, 9, 16, 31, 33, 64, 257])
+    }
+
+    /// Remembers a size for the case's name.
+    fn note(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.parameters.push_str(&format!(" {name}={value}"));
+    }
+
+    /// Random floats in −`bound`..`bound`.
+    fn floats(&mut self, n: usize, bound: f32) -> Vec<f32> {
+        (0..n).map(|_| self.random.signed_unit() * bound).collect()
+    }
+
+    /// A boundary input.
+    fn boundary(&mut self, shape: Shape, dtype: DType) -> ValueId {
+        let id = self.graph.add_boundary(shape, dtype);
+        self.boundary.push(id);
+        id
+    }
+
+    /// An F32 weight of random values around `centre`.
+    fn vector(&mut self, name: &str, shape: &[usize], centre: f32) -> WeightId {
+        let values = self.floats(shape.iter().product(), 0.5);
+        let bytes = values.iter().flat_map(|v| (centre + v).to_le_bytes()).collect();
+        self.weights.insert(name.to_owned(), bytes);
+        self.graph.add_weight(name, shape.to_vec(), Format::F32)
+    }
+
+    /// A random matrix of the case's format. Sub-block scales and minima are random and unequal, so that a kernel that
+    /// mistakes one for the other is seen.
+    fn matrix(&mut self, name: &str, shape: &[usize]) -> WeightId {
+        let format = self.format;
+        let blocks = shape.iter().product::<usize>() / format.block_elems();
+        let mut bytes = vec![0; blocks * format.block_bytes()];
+        fill(format, 0.05, &mut self.random, &mut bytes);
+        let packed_scales = match format {
+            Format::Q4K | Format::Q5K => 4..16,
+            Format::Q2K => 0..16,
+            _ => 0..0,
+        };
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            self.random.bytes(&mut block[packed_scales.clone()]);
+        }
+        self.weights.insert(name.to_owned(), bytes);
+        self.graph.add_weight(name, shape.to_vec(), format)
+    }
+
+    /// A step of `tokens` tokens from `first_position` on, with random values of every boundary input.
+    fn step(&mut self, first_position: u32, tokens: usize, rows: &[u32], bound: f32) -> CaseStep {
+        let sizes = moe_run_graph::ir::StepSizes {
+            tokens,
+            logits_rows: rows.len(),
+            cached: first_position as usize + tokens,
+        };
+        let mut boundary = Vec::new();
+        for id in self.boundary.clone() {
+            let shape = self.graph.value(id).shape.resolve(sizes);
+            let data = self.floats(shape.iter().product(), bound);
+            boundary.push((id, HostTensor::f32(shape, data)));
+        }
+        CaseStep { first_position, tokens: vec![TokenId(0); tokens], logits_rows: rows.to_vec(), boundary }
+    }
+}

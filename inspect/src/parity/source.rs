@@ -1,0 +1,150 @@
+//! The other side of a comparison: a backend that runs beside the first, or stages that were saved.
+//!
+//! A live side runs on a thread of its own and hands over every tap through a bounded channel, so that nothing but the
+//! stages in flight is ever held. A saved side reads each stage when it is asked for.
+
+use super::ParityError;
+use crate::taps::tensor_set::TensorSet;
+use crate::taps::{RowAxis, floats};
+use moe_run_graph::ir::Stage;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{HostTensor, Observer, TapValue};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+/// A stage, and the first position of the step that it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub stage: Stage,
+    pub layer: Option<usize>,
+    pub first_position: u32,
+}
+
+/// What a live side sends.
+pub(super) type Message = (Key, HostTensor);
+
+/// Sends every tap.
+pub(super) struct Sender(pub SyncSender<Message>);
+
+/// The receiving side ended first: it has its own error to report.
+#[derive(Debug, thiserror::Error)]
+#[error("the other side of the comparison ended")]
+pub(super) struct Gone;
+
+impl Observer for Sender {
+    fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
+        let first_position = tap.positions.first().copied().unwrap_or(0);
+        let key = Key { stage: tap.stage, layer: tap.layer, first_position };
+        let sent = self.0.send((key, tap.tensor.to_tensor()));
+        sent.map_err(|_| BackendError::Observer(Box::new(Gone)))
+    }
+}
+
+/// Where stages come from.
+pub(super) enum Origin<'a> {
+    Live(Receiver<Message>),
+    /// Nothing more is wanted: a live side finds its channel closed.
+    Closed,
+    Saved {
+        set: &'a TensorSet,
+        total_tokens: usize,
+    },
+}
+
+/// The other side's stages, each read once a step.
+pub(super) struct Source<'a> {
+    origin: Origin<'a>,
+    held: HashMap<Key, Rc<HostTensor>>,
+    /// Where the reader is: what lies two layers or a step behind is dropped.
+    front: (u32, usize),
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(origin: Origin<'a>) -> Source<'a> {
+        Source { origin, held: HashMap::new(), front: (0, 0) }
+    }
+
+    pub(super) fn close(&mut self) {
+        self.origin = Origin::Closed;
+    }
+
+    /// A stage of the step of `tokens` tokens from `key.first_position` on; `None` where the other side has none.
+    pub(super) fn get(&mut self, key: Key, tokens: usize) -> Result<Option<Rc<HostTensor>>, ParityError> {
+        if let Some(found) = self.held.get(&key) {
+            return Ok(Some(Rc::clone(found)));
+        }
+        let front = (key.first_position, key.layer.unwrap_or(0));
+        if front > self.front {
+            self.front = front;
+            self.held.retain(|k, _| k.first_position == front.0 && k.layer.is_none_or(|l| l + 1 >= front.1));
+        }
+        match &self.origin {
+            Origin::Closed => Ok(None),
+            Origin::Live(receiver) => loop {
+                let Ok((sent, tensor)) = receiver.recv() else { return Ok(None) };
+                let tensor = Rc::new(tensor);
+                self.held.insert(sent, Rc::clone(&tensor));
+                if sent == key {
+                    return Ok(Some(tensor));
+                }
+            },
+            Origin::Saved { set, total_tokens } => {
+                let Some(tensor) = saved(set, key, tokens, *total_tokens)? else { return Ok(None) };
+                let tensor = Rc::new(tensor);
+                self.held.insert(key, Rc::clone(&tensor));
+                Ok(Some(tensor))
+            }
+        }
+    }
+}
+
+/// Cuts a step's rows out of a stage that was saved for all tokens.
+fn saved(set: &TensorSet, key: Key, tokens: usize, total: usize) -> Result<Option<HostTensor>, ParityError> {
+    let name = key.stage.path(key.layer);
+    let Some(tensor) = set.tensors.get(&name) else { return Ok(None) };
+    let elems = tensor.elems();
+    let mismatch = |wanted: String| ParityError::SavedShape {
+        stage: name.clone(),
+        path: tensor.path.clone(),
+        found: tensor.shape.clone(),
+        wanted,
+    };
+    let first = key.first_position as usize;
+    let data = tensor.read()?;
+    if RowAxis::of(key.stage) == RowAxis::HeadsTokensCached {
+        let square = total * total;
+        if elems == 0 || !elems.is_multiple_of(square) {
+            return Err(mismatch(format!("[heads, {total}, {total}]")));
+        }
+        let (heads, cached) = (elems / square, first + tokens);
+        let mut out = Vec::with_capacity(heads * tokens * cached);
+        for head in 0..heads {
+            for token in first..first + tokens {
+                let row = (head * total + token) * total;
+                out.extend_from_slice(&data[row..row + cached]);
+            }
+        }
+        return Ok(Some(HostTensor::f32(vec![heads, tokens, cached], out)));
+    }
+    let rows = if tensor.shaped { tensor.shape.first().copied().unwrap_or(0) } else { total };
+    if rows != total || elems == 0 || !elems.is_multiple_of(total) {
+        return Err(mismatch(format!("{total} rows, one a token")));
+    }
+    let width = elems / total;
+    let mut shape = vec![tokens, width];
+    if tensor.shaped {
+        shape = tensor.shape.clone();
+        shape[0] = tokens;
+    }
+    let data = data[first * width..(first + tokens) * width].to_vec();
+    if key.stage == Stage::MoeTopkIds {
+        return Ok(Some(HostTensor::u32(shape, data.iter().map(|id| *id as u32).collect())));
+    }
+    Ok(Some(HostTensor::f32(shape, data)))
+}
+
+/// The elements of a stage as floats.
+pub(super) fn elements(tensor: &HostTensor) -> std::borrow::Cow<'_, [f32]> {
+    floats(&tensor.data)
+}

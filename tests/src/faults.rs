@@ -1,0 +1,339 @@
+//! Faults on purpose: exactly one operation of one layer is made wrong, so that tests can require that parity names it.
+//!
+//! Most faults are compiled in: the lowered graph or a weight's bytes are altered, and the backend's own kernels, groups
+//! included, compute with that. The four that no attribute and no weight can express (a dropped expert, uniform router
+//! weights, a residual added twice, the causal mask) are put in place by a hook between launches: the op's output becomes
+//! what the broken op would have given, and what later nodes of the same launch made of it is made again. A hook that
+//! cannot do that refuses, so that no fault stays without its consequences. It runs behind the replacing of inputs by a
+//! forced run. It lives in the tests: production code has no hook of its own.
+
+use moe_run_backends::error::BackendError;
+use moe_run_backends::executable::{HostTensor, Observer, TensorData, ValueAccess, WeightSource};
+use moe_run_graph::ir::{AttentionAttrs, Graph, Node, Op, RopePairing, RopeSpec, ValueId, WeightDecl};
+use moe_run_graph::passes::{Launch, Plan};
+use moe_run_graph::quant::Format;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The best expert's output is left out of the weighted sum.
+    DroppedExpert,
+    /// down_proj takes the next expert where the router chose a certain one.
+    WrongExpert,
+    /// Every chosen expert gets the weight 1/K.
+    UniformRouterWeights,
+    /// The chosen weights are not divided by their sum.
+    NoRenormalising,
+    /// The per-head norm of q is skipped.
+    SkippedQNorm,
+    /// The per-head norm of k is skipped.
+    SkippedKNorm,
+    /// RoPE's base is 100 more than the model's, for q.
+    RopeBase,
+    /// The other pairing, for q.
+    RopePairing,
+    /// Two nibbles of a scale are swapped in one block of o_proj.
+    SwappedScaleNibble,
+    /// The residual stream is added twice behind the experts.
+    ResidualTwice,
+    /// A query does not see its own position.
+    CausalOffByOne,
+    /// One lane of the norm before attention is NaN.
+    NanLane,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: &'static [Fault] = &[
+        Fault::DroppedExpert,
+        Fault::WrongExpert,
+        Fault::UniformRouterWeights,
+        Fault::NoRenormalising,
+        Fault::SkippedQNorm,
+        Fault::SkippedKNorm,
+        Fault::RopeBase,
+        Fault::RopePairing,
+        Fault::SwappedScaleNibble,
+        Fault::ResidualTwice,
+        Fault::CausalOffByOne,
+        Fault::NanLane,
+    ];
+
+    /// The node that is made wrong.
+    #[must_use]
+    pub fn node_name(self) -> &'static str {
+        match self {
+            Fault::DroppedExpert => "combine",
+            Fault::WrongExpert => "down_proj",
+            Fault::UniformRouterWeights | Fault::NoRenormalising => "router_topk",
+            Fault::SkippedQNorm => "q_norm",
+            Fault::SkippedKNorm => "k_norm",
+            Fault::RopeBase | Fault::RopePairing => "q_rope",
+            Fault::SwappedScaleNibble => "o_proj",
+            Fault::ResidualTwice => "ffn_residual",
+            Fault::CausalOffByOne => "attention",
+            Fault::NanLane => "attn_norm",
+        }
+    }
+
+    /// Breaks this in one layer of a graph; `None` where the model has no such op there. `routed` is an expert that the
+    /// input is routed to in that layer.
+    #[must_use]
+    pub fn inject(
+        self,
+        graph: &Graph,
+        weights: &Arc<dyn WeightSource>,
+        layer: usize,
+        routed: usize,
+    ) -> Option<Injected> {
+        let mut graph = graph.clone();
+        let mut weights = Arc::clone(weights);
+        let at = graph
+            .nodes
+            .iter()
+            .position(|n| n.name == self.node_name() && n.layer.is_some_and(|l| l.index() == layer))?;
+        // Alters the bytes of the weight that the op reads.
+        let mut alter =
+            |graph: &Graph, change: &dyn Fn(&WeightDecl, &mut [u8]) -> Option<()>| -> Option<()> {
+                let decl = graph.weight(*graph.nodes[at].op.weights().first()?);
+                let mut bytes = weights.bytes(&decl.name)?.to_vec();
+                change(decl, &mut bytes)?;
+                weights = Arc::new(Overlay { base: Arc::clone(&weights), name: decl.name.clone(), bytes });
+                Some(())
+            };
+        let hook = Hook { fault: self, layer };
+        match self {
+            Fault::NoRenormalising => {
+                let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
+                attrs.norm_topk_prob = false;
+            }
+            Fault::RopePairing => {
+                let Op::Rope { pairing, .. } = &mut graph.nodes[at].op else { return None };
+                *pairing = match pairing {
+                    RopePairing::Half => RopePairing::Interleaved,
+                    RopePairing::Interleaved => RopePairing::Half,
+                };
+            }
+            Fault::RopeBase => {
+                let Op::Rope { table, .. } = graph.nodes[at].op else { return None };
+                let spec = graph.rope_tables[table.index()];
+                let moved = graph.add_rope_table(RopeSpec { theta: spec.theta + 100.0, ..spec });
+                let Op::Rope { table, .. } = &mut graph.nodes[at].op else { return None };
+                *table = moved;
+            }
+            Fault::SkippedQNorm | Fault::SkippedKNorm => {
+                // Beside 2^60 no mean of squares counts: x / √2^60 · 2^30 is x, each step exact.
+                let Op::RmsNorm { eps, .. } = &mut graph.nodes[at].op else { return None };
+                *eps = (1u64 << 60) as f32;
+                alter(&graph, &|_, bytes| fill_f32(bytes, (1u32 << 30) as f32))?;
+            }
+            Fault::NanLane => alter(&graph, &|_, bytes| fill_f32(bytes.last_chunk_mut::<4>()?, f32::NAN))?,
+            Fault::SwappedScaleNibble => alter(&graph, &|decl, bytes| swap_scale_nibble(decl.format, bytes))?,
+            Fault::WrongExpert => alter(&graph, &|decl, bytes| {
+                let experts = *decl.shape.first()?;
+                let each = bytes.len() / experts;
+                let next = (routed + 1) % experts * each;
+                bytes.copy_within(next..next + each, routed * each);
+                Some(())
+            })?,
+            Fault::DroppedExpert
+            | Fault::UniformRouterWeights
+            | Fault::ResidualTwice
+            | Fault::CausalOffByOne => {
+                return Some(Injected { graph, weights, hook: Some(hook) });
+            }
+        }
+        Some(Injected { graph, weights, hook: None })
+    }
+}
+
+/// One side of a comparison, broken.
+pub struct Injected {
+    /// The graph to compile.
+    pub graph: Graph,
+    /// The weights to compile it with.
+    pub weights: Arc<dyn WeightSource>,
+    /// Goes between replacing and comparing, where the fault is not compiled in.
+    pub hook: Option<Hook>,
+}
+
+/// Weights with one tensor altered.
+struct Overlay {
+    base: Arc<dyn WeightSource>,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl WeightSource for Overlay {
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        if name == self.name { Some(&self.bytes) } else { self.base.bytes(name) }
+    }
+}
+
+/// Makes every element of an F32 weight the same.
+fn fill_f32(bytes: &mut [u8], value: f32) -> Option<()> {
+    bytes.chunks_exact_mut(size_of::<f32>()).for_each(|x| x.copy_from_slice(&value.to_le_bytes()));
+    Some(())
+}
+
+/// Swaps the nibbles of the first scale byte whose nibbles differ, in the first block that has one.
+fn swap_scale_nibble(format: Format, bytes: &mut [u8]) -> Option<()> {
+    // Where a block keeps bytes that decide its scales.
+    let scales = match format {
+        Format::Q4K | Format::Q5K => 4..16,
+        Format::Q6K => 192..208,
+        Format::Q3K => 96..108,
+        Format::Q2K => 0..16,
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Q4_1 | Format::Q5_1 | Format::Iq4Nl => 0..1,
+        Format::Iq4Xs => 4..8,
+        _ => return None,
+    };
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        for byte in &mut block[scales.clone()] {
+            if *byte >> 4 != *byte & 15 {
+                *byte = byte.rotate_left(4);
+                return Some(());
+            }
+        }
+    }
+    None
+}
+
+/// Puts wrong outputs in place.
+#[derive(Debug, Clone, Copy)]
+pub struct Hook {
+    fault: Fault,
+    layer: usize,
+}
+
+impl Observer for Hook {
+    fn after_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        _elapsed: Duration,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        let broken = |node: &&Node| {
+            node.layer.is_some_and(|l| l.index() == self.layer) && node.name == self.fault.node_name()
+        };
+        let Some(broken) = plan.launch_nodes(launch).find(broken) else { return Ok(()) };
+        let mut wrong = HashSet::from([self.corrupt(plan, broken, values)?]);
+        for node in plan.launch_nodes(launch).skip_while(|n| n.id != broken.id).skip(1) {
+            if node.inputs.iter().any(|v| wrong.contains(v)) {
+                wrong.insert(self.again(node, values)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Hook {
+    /// Puts a wrong output in place, and says which.
+    fn corrupt(
+        &self,
+        plan: &Plan,
+        node: &Node,
+        values: &mut dyn ValueAccess,
+    ) -> Result<ValueId, BackendError> {
+        let input = |values: &mut dyn ValueAccess, i: usize| values.read(node.inputs[i]);
+        match (self.fault, &node.op) {
+            (Fault::DroppedExpert, Op::ExpertCombine) => {
+                let (y, w) = (input(values, 0)?, input(values, 1)?);
+                let &[tokens, per_tok, width] = y.shape.as_slice() else { return Err(self.refuse(node)) };
+                let (y, w) = (y.data.to_f32(), w.data.to_f32());
+                edit(values, node, 0, |out| {
+                    for t in 0..tokens {
+                        let weight = w[t * per_tok];
+                        for c in 0..width {
+                            out[t * width + c] -= weight * y[t * per_tok * width + c];
+                        }
+                    }
+                })
+            }
+            (Fault::UniformRouterWeights, Op::Router(attrs)) => {
+                let weight = 1.0 / attrs.num_experts_per_tok as f32;
+                edit(values, node, 1, |out| out.fill(weight))
+            }
+            (Fault::ResidualTwice, Op::Add) => {
+                let x = input(values, 0)?.data.to_f32();
+                edit(values, node, 0, |out| out.iter_mut().zip(&x).for_each(|(o, x)| *o += x))
+            }
+            (Fault::CausalOffByOne, Op::Attention(attrs)) => {
+                let q = input(values, 0)?.data.to_f32();
+                let sizes = values.sizes();
+                let mut rows = [Vec::new(), Vec::new()];
+                for (i, rows) in rows.iter_mut().enumerate() {
+                    if let Some(state) = plan.graph.value(node.inputs[1 + i]).state {
+                        *rows = values.read_state(state, 0..sizes.cached)?;
+                    }
+                }
+                let first = sizes.cached - sizes.tokens;
+                edit(values, node, 0, |out| {
+                    let width = attrs.num_attention_heads * attrs.value_head_dim;
+                    for (t, out) in out.chunks_exact_mut(width).enumerate() {
+                        // The first position has nothing else to see.
+                        let seen = (first + t).max(1);
+                        attend(attrs, &q[t * attrs.num_attention_heads * attrs.head_dim..], &rows, seen, out);
+                    }
+                })
+            }
+            _ => Err(self.refuse(node)),
+        }
+    }
+
+    /// Evaluates a node of the same launch again, with its wrong input.
+    fn again(&self, node: &Node, values: &mut dyn ValueAccess) -> Result<ValueId, BackendError> {
+        let Op::Add = node.op else { return Err(self.refuse(node)) };
+        let (a, b) = (values.read(node.inputs[0])?.data.to_f32(), values.read(node.inputs[1])?.data.to_f32());
+        edit(values, node, 0, |out| {
+            for ((out, a), b) in out.iter_mut().zip(&a).zip(&b) {
+                *out = a + b;
+            }
+        })
+    }
+
+    fn refuse(&self, node: &Node) -> BackendError {
+        BackendError::Input(format!("{:?} cannot be carried through {}", self.fault, node.path()))
+    }
+}
+
+/// Reads an output, lets it be altered, and writes it back; which value that is.
+fn edit(
+    values: &mut dyn ValueAccess,
+    node: &Node,
+    output: usize,
+    alter: impl FnOnce(&mut [f32]),
+) -> Result<ValueId, BackendError> {
+    let value = node.outputs[output];
+    let tensor = values.read(value)?;
+    let mut data = tensor.data.to_f32();
+    alter(&mut data);
+    values.write(value, &HostTensor { shape: tensor.shape, data: TensorData::F32(data) })?;
+    Ok(value)
+}
+
+/// One query over the first `seen` cached positions.
+fn attend(attrs: &AttentionAttrs, q: &[f32], [keys, cached]: &[Vec<f32>; 2], seen: usize, out: &mut [f32]) {
+    let (d, dv, groups) = (attrs.head_dim, attrs.value_head_dim, attrs.num_key_value_heads);
+    for head in 0..attrs.num_attention_heads {
+        let (group, q) = (head / attrs.group_size(), &q[head * d..(head + 1) * d]);
+        let score = |s: usize| -> f64 {
+            let k = &keys[(s * groups + group) * d..(s * groups + group + 1) * d];
+            let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+            dot * f64::from(attrs.scale)
+        };
+        let scores: Vec<f64> = (0..seen).map(score).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        for lane in 0..dv {
+            let weighted = |(s, x): (usize, &f64)| {
+                (x - max).exp() / sum * f64::from(cached[(s * groups + group) * dv + lane])
+            };
+            out[head * dv + lane] = scores.iter().enumerate().map(weighted).sum::<f64>() as f32;
+        }
+    }
+}
