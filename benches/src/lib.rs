@@ -5,13 +5,15 @@
 //! tokens are random; nothing is timed on zeros, and the outputs of every timed size are checked to be finite.
 
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, Observer, StepInput, ValueAccess, executable::StepTokens, registry,
+    Backend, BackendError, CompileOptions, Observer, StepInput, ValueAccess,
+    executable::{StepSequence, StepTokens, blocks_in_order},
+    registry,
 };
 use moe_run_graph::cost::{Cost, step_cost};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
-    AttentionAttrs, GateKind, Graph, LayerIdx, Op, RouterAttrs, StateRole, StepSizes, ValueId, WeightHome,
-    WeightId, WeightSlice,
+    AttentionAttrs, GateKind, Graph, LayerIdx, Lifetime, Op, RouterAttrs, StateRole, StepSizes, ValueId,
+    WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
@@ -205,7 +207,10 @@ impl OpBench {
         let each = depth * 2 * kv_row_bytes(kv_width);
         for i in 0..copies(beyond_bytes, each) {
             let layer = LayerIdx(i as u32);
-            let state = |graph: &mut Graph, role| graph.add_state(role, layer, kv_heads, head_dim, None);
+            let state = |graph: &mut Graph, role| {
+                let rows = Lifetime::PerToken { window: None };
+                graph.add_state(role, layer, kv_heads, head_dim, rows)
+            };
             let key = state(&mut bench.graph, StateRole::Key);
             let value = state(&mut bench.graph, StateRole::Value);
             let write = Op::KvWrite { key, value };
@@ -259,6 +264,7 @@ impl OpBench {
                 positions: &positions,
                 sequence: &vec![0; tokens],
                 kv_slots: &positions,
+                sequences: &[StepSequence { blocks: &blocks_in_order(depth + tokens), place: 0 }],
                 logits_rows: &[tokens as u32 - 1],
             };
             if run == 0 {

@@ -16,8 +16,9 @@ use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepTokens, TensorData, TensorView,
-    ValueAccess, ViewData, WeightSource, argmax, best_candidates, deliver_taps, not_taken,
+    Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepLimits, StepRun, StepTokens,
+    TensorData, TensorView, ValueAccess, ViewData, WeightSource, argmax, best_candidates, deliver_taps,
+    not_taken,
 };
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,8 @@ pub struct CpuExecutable {
     /// One for each worker, locked once a job.
     scratch: Vec<Mutex<Scratch>>,
     vocab_size: Option<usize>,
+    /// The step's rows by sequence.
+    runs: Vec<StepRun>,
     /// Sizes of the last step; `None` before the first.
     last: Option<StepSizes>,
     /// The token that the last step chose itself.
@@ -106,6 +109,7 @@ impl CpuExecutable {
             rope: rope.collect::<Result<_, _>>()?,
             scratch: (0..pool.threads()).map(|_| Mutex::new(scratch(needs, one.needs, max.tokens))).collect(),
             vocab_size,
+            runs: Vec::with_capacity(max.tokens),
             last: None,
             taken: None,
             _weights: weights,
@@ -182,7 +186,7 @@ fn read(
 
 impl Held<'_> {
     fn slots(&self, state: StateId, slots: &Range<usize>) -> Result<(), BackendError> {
-        let capacity = self.state.capacity_tokens();
+        let capacity = self.state.slots(state.index());
         if slots.start <= slots.end && slots.end <= capacity {
             return Ok(());
         }
@@ -273,8 +277,11 @@ impl Executable for CpuExecutable {
     }
 
     fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
-        let plan = &self.many.plan;
-        Ok(Box::new(CpuState::new(&plan.graph.states, self.info.kv_type, plan.max_sizes.cached)?))
+        self.new_pool(self.many.plan.max_sizes.cached, 1)
+    }
+
+    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Box<dyn State>, BackendError> {
+        Ok(Box::new(CpuState::new(&self.many.plan.graph.states, self.info.kv_type, tokens, sequences)?))
     }
 
     fn step(
@@ -283,10 +290,15 @@ impl Executable for CpuExecutable {
         input: &StepInput<'_>,
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        input.check(self.many.plan.max_sizes, self.vocab_size)?;
         let Some(state) = state.as_any_mut().downcast_mut::<CpuState>() else {
             return Err(BackendError::Input("the state belongs to another backend".into()));
         };
+        input.check(&StepLimits {
+            sizes: self.many.plan.max_sizes,
+            vocab_size: self.vocab_size,
+            slots: state.capacity_tokens(),
+            places: state.max_sequences(),
+        })?;
         let chosen;
         let tokens: &[TokenId] = match input.tokens {
             StepTokens::Host(tokens) => {
@@ -317,13 +329,17 @@ impl Executable for CpuExecutable {
                 unsafe { self.arena.ids_mut(val, 0..ids.len()) }.copy_from_slice(ids);
             }
         }
-        let first_position = input.positions[0] as usize;
+        self.runs.clear();
+        self.runs.extend(input.runs());
         macro_rules! step {
             ($state:expr) => {
                 Step {
                     kernels: self.kernels,
                     sizes,
-                    first_position,
+                    positions: input.positions,
+                    slots: input.kv_slots,
+                    sequences: input.sequences,
+                    runs: &self.runs,
                     arena: &self.arena,
                     state: $state,
                     activations: &self.activations,

@@ -1,34 +1,48 @@
-//! Stage 6: the KV cache of the CPU: for each declared state, rows of one token, stored as the KV type says.
+//! Stage 6: the states of the CPU: for each that is declared, rows of tokens in blocks, stored as the KV type says, or one row
+//! of floats for each sequence.
 
-use super::kernels::{Kernels, PANEL_ROWS};
+use super::kernels::Kernels;
 use super::memory::Shared;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use moe_run_graph::ir::StateDecl;
+use moe_run_graph::ir::{Lifetime, StateDecl};
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{KvType, State};
+use moe_run_runtime::executable::{BLOCK_TOKENS, KvType, State};
 use std::any::Any;
 use std::ops::Range;
 
-/// One declared state: `[heads][slots][width]`, so that a head's rows follow each other.
+/// One declared state.
 struct StateRows {
     heads: usize,
     width: usize,
+    kv_type: KvType,
+    /// Rows of a block: `[blocks][heads][block_rows][width]`, so that a head's rows of a block follow each other.
+    block_rows: usize,
+    /// All rows of a head.
     slots: usize,
     row_bytes: usize,
     bytes: Shared<u32>,
 }
 
-/// All of a session's states.
+impl StateRows {
+    /// Where a head's row is.
+    fn at(&self, head: usize, slot: usize) -> usize {
+        let (block, row) = (slot / self.block_rows, slot % self.block_rows);
+        ((block * self.heads + head) * self.block_rows + row) * self.row_bytes
+    }
+}
+
+/// The states of all sequences of a pool.
 pub struct CpuState {
     kv_type: KvType,
     capacity_tokens: usize,
+    max_sequences: usize,
     states: Vec<StateRows>,
 }
 
 impl CpuState {
-    /// Room for `capacity_tokens` tokens.
+    /// Room for `capacity_tokens` tokens of up to `max_sequences` sequences.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`], and [`BackendError::Option`] where a head does not fit the KV type's blocks.
@@ -36,11 +50,17 @@ impl CpuState {
         decls: &[StateDecl],
         kv_type: KvType,
         capacity_tokens: usize,
+        max_sequences: usize,
     ) -> Result<CpuState, BackendError> {
-        // Whole panels, so that keys are always read 16 rows at a time.
-        let rows = capacity_tokens.next_multiple_of(PANEL_ROWS);
         let mut states = Vec::with_capacity(decls.len());
         for decl in decls {
+            let (kv_type, slots, block_rows) = match decl.lifetime {
+                // Whole blocks, which are whole panels: keys are always read 16 rows at a time.
+                Lifetime::PerToken { .. } => {
+                    (kv_type, capacity_tokens.next_multiple_of(BLOCK_TOKENS), BLOCK_TOKENS)
+                }
+                Lifetime::PerSequence => (KvType::F32, max_sequences, 1),
+            };
             if kv_type == KvType::Q8_0 && !decl.width.is_multiple_of(32) {
                 return Err(BackendError::Option {
                     backend: super::NAME,
@@ -53,23 +73,24 @@ impl CpuState {
                 });
             }
             let row_bytes = kv_type.row_bytes(decl.width);
-            let total = rows.checked_mul(row_bytes).and_then(|n| n.checked_mul(decl.heads));
+            let total = slots.checked_mul(row_bytes).and_then(|n| n.checked_mul(decl.heads));
             let words = total.map(|n| n.div_ceil(size_of::<u32>()));
             let bytes = words.and_then(Shared::try_zeroed).ok_or_else(|| BackendError::OutOfMemory {
                 what: format!(
-                    "the KV cache: {rows} slots of {} bytes in each of {} states",
+                    "the KV cache: {slots} slots of {} bytes in each of {} states",
                     row_bytes * decl.heads,
                     decls.len()
                 ),
-                wanted_bytes: (rows as u64)
+                wanted_bytes: (slots as u64)
                     .saturating_mul((row_bytes * decl.heads) as u64)
                     .saturating_mul(decls.len() as u64),
                 available_bytes: 0,
                 advice: "lower --ctx-size, or take --kv-type q8_0".into(),
             })?;
-            states.push(StateRows { heads: decl.heads, width: decl.width, slots: rows, row_bytes, bytes });
+            let (heads, width) = (decl.heads, decl.width);
+            states.push(StateRows { heads, width, kv_type, block_rows, slots, row_bytes, bytes });
         }
-        Ok(CpuState { kv_type, capacity_tokens, states })
+        Ok(CpuState { kv_type, capacity_tokens, max_sequences, states })
     }
 
     /// How rows are stored.
@@ -91,14 +112,24 @@ impl CpuState {
         self.states[state].row_bytes
     }
 
-    /// The bytes of slots `slots` of a head; they may reach past the capacity, to a multiple of 16.
+    /// Rows of a head that the state has.
+    pub fn slots(&self, state: usize) -> usize {
+        self.states[state].slots
+    }
+
+    /// The bytes of slots `slots` of a head, which are of one block.
     ///
     /// # Safety
     /// Nobody writes to them until the next barrier.
     pub unsafe fn bytes(&self, state: usize, head: usize, slots: Range<usize>) -> &[u8] {
         let rows = &self.states[state];
-        assert!(head < rows.heads && slots.end <= rows.slots, "slots {slots:?} of {}", rows.slots);
-        let at = (head * rows.slots + slots.start) * rows.row_bytes;
+        let in_one_block = slots.start % rows.block_rows + slots.len() <= rows.block_rows;
+        assert!(
+            head < rows.heads && slots.end <= rows.slots && in_one_block,
+            "slots {slots:?} of {}",
+            rows.slots
+        );
+        let at = rows.at(head, slots.start);
         // SAFETY: the caller's promise.
         unsafe { rows.bytes.read_bytes(at, slots.len() * rows.row_bytes) }
     }
@@ -109,12 +140,13 @@ impl CpuState {
     /// As [`CpuState::bytes`].
     pub unsafe fn decode(&self, kernels: Kernels, state: usize, head: usize, slot: usize, out: &mut [f32]) {
         // SAFETY: the caller's promise.
-        self.decode_rows(kernels, unsafe { self.bytes(state, head, slot..slot + 1) }, out);
+        let bytes = unsafe { self.bytes(state, head, slot..slot + 1) };
+        self.decode_rows(kernels, state, bytes, out);
     }
 
-    /// Decodes whole rows.
-    pub fn decode_rows(&self, kernels: Kernels, bytes: &[u8], out: &mut [f32]) {
-        match self.kv_type {
+    /// Decodes whole rows of a state.
+    pub fn decode_rows(&self, kernels: Kernels, state: usize, bytes: &[u8], out: &mut [f32]) {
+        match self.states[state].kv_type {
             KvType::F32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
             KvType::F16 => kernels.widen_halves(bytemuck::cast_slice(bytes), out),
             KvType::Q8_0 => Format::Q8_0.decode_row(bytes, out),
@@ -130,10 +162,10 @@ impl CpuState {
         let rows = &self.states[state];
         for (i, x) in x.chunks_exact(rows.width).enumerate() {
             assert!(first_head + i < rows.heads && slot < rows.slots, "slot {slot} of {}", rows.slots);
-            let at = ((first_head + i) * rows.slots + slot) * rows.row_bytes;
+            let at = rows.at(first_head + i, slot);
             // SAFETY: the caller excludes everybody else from the row.
             let bytes = unsafe { rows.bytes.write_bytes(at, rows.row_bytes) };
-            match self.kv_type {
+            match rows.kv_type {
                 KvType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(x)),
                 KvType::F16 => bytemuck::cast_slice_mut::<u8, f16>(bytes).convert_from_f32_slice(x),
                 KvType::Q8_0 => {
@@ -180,9 +212,8 @@ impl State for CpuState {
         self.states.iter().map(|s| (s.bytes.len() * size_of::<u32>()) as u64).sum()
     }
 
-    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
-        // Attention never reads a slot beyond the query's position: rows past the end need no clearing.
-        Ok(())
+    fn max_sequences(&self) -> usize {
+        self.max_sequences
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {

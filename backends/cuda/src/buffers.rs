@@ -282,11 +282,6 @@ impl State for CudaState {
         self.buffers.iter().map(DeviceBuffer::bytes).sum()
     }
 
-    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
-        // Causal attention never reads a slot beyond the query's position: rows past the end need no clearing.
-        Ok(())
-    }
-
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }

@@ -15,8 +15,8 @@ use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepTokens,
-    TensorData, WeightSource, check_weights, deliver_taps,
+    CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepLimits,
+    StepTokens, TensorData, WeightSource, check_weights, deliver_taps,
 };
 use std::sync::Arc;
 
@@ -488,7 +488,9 @@ impl Executable for CudaExecutable {
         input: &StepInput<'_>,
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        input.check(self.prefill.plan.max_sizes, self.vocab_size)?;
+        let max = self.prefill.plan.max_sizes;
+        input.check(&StepLimits { sizes: max, vocab_size: self.vocab_size, slots: max.cached, places: 1 })?;
+        input.check_one_sequence()?;
         let Some(state) = state.as_any_mut().downcast_mut::<CudaState>() else {
             return Err(BackendError::Input("the state belongs to another backend".into()));
         };

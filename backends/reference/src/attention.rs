@@ -1,10 +1,26 @@
 //! softmax(scale · q·kᵀ)·v over the cached positions that a query may see.
 
 use moe_run_graph::ir::AttentionAttrs;
+use moe_run_runtime::executable::StepSequence;
 use moe_run_runtime::exp::{exp_shifted, shift_of, softmax_factor};
 
 /// Positions whose values are summed before they join those in front of them, so that long sums can be made side by side.
 pub const PART_POSITIONS: usize = 512;
+
+/// Where the rows of a step stand: position and sequence of each, and the sequences' places in the states.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub positions: &'a [u32],
+    pub sequence: &'a [u32],
+    pub sequences: &'a [StepSequence<'a>],
+}
+
+impl<'a> Rows<'a> {
+    /// The sequence of a row.
+    pub fn sequence(&self, row: usize) -> &'a StepSequence<'a> {
+        &self.sequences[self.sequence[row] as usize]
+    }
+}
 
 /// Which cached positions a query at `position` sees: causal, and no further back than the window.
 pub(super) fn visible(position: u32, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
@@ -26,34 +42,35 @@ pub(super) fn softmax(scores: &mut [f32], sink: Option<f32>) -> f32 {
     softmax_factor(scores.iter().map(|p| f64::from(*p)).sum(), shift, sink)
 }
 
-/// `q` [T, H·d], `keys` [S, G·d], `values` [S, G·dv], `positions` [T] → `out` [T, H·dv].
+/// `q` [T, H·d], `keys` [S, G·d], `values` [S, G·dv], `rows` [T] → `out` [T, H·dv]. Position p of a sequence is in the slot
+/// that its blocks give.
 pub(super) fn attention(
     q: &[f32],
     keys: &[f32],
     values: &[f32],
-    positions: &[u32],
+    rows: Rows<'_>,
     attrs: &AttentionAttrs,
     sinks: Option<&[f32]>,
     out: &mut [f32],
 ) {
     let (d, dv) = (attrs.head_dim, attrs.value_head_dim);
     let (k_row, v_row) = (attrs.num_key_value_heads * d, attrs.num_key_value_heads * dv);
-    for (t, position) in positions.iter().enumerate() {
-        let seen = visible(*position, attrs);
+    for (t, position) in rows.positions.iter().enumerate() {
+        let (seen, sequence) = (visible(*position, attrs), rows.sequence(t));
         for head in 0..attrs.num_attention_heads {
             let kv_head = head / attrs.group_size();
             let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
-            let mut weights: Vec<f32> =
-                seen.clone().map(|s| score(q, &keys[s * k_row + kv_head * d..][..d], attrs)).collect();
+            let key = |p: usize| &keys[sequence.slot(p) * k_row + kv_head * d..][..d];
+            let mut weights: Vec<f32> = seen.clone().map(|p| score(q, key(p), attrs)).collect();
             let factor = softmax(&mut weights, sinks.map(|s| s[head]));
             let out = &mut out[(t * attrs.num_attention_heads + head) * dv..][..dv];
             for (i, out) in out.iter_mut().enumerate() {
                 let (mut total, mut part) = (0.0f32, 0.0f32);
-                for (w, s) in weights.iter().zip(seen.clone()) {
-                    if s % PART_POSITIONS == 0 {
+                for (w, p) in weights.iter().zip(seen.clone()) {
+                    if p % PART_POSITIONS == 0 {
                         total += std::mem::take(&mut part);
                     }
-                    part = w.mul_add(values[s * v_row + kv_head * dv + i], part);
+                    part = w.mul_add(values[sequence.slot(p) * v_row + kv_head * dv + i], part);
                 }
                 *out = (total + part) * factor;
             }

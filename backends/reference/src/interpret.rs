@@ -3,6 +3,7 @@
 use super::{ReferenceExecutable, ReferenceState};
 use super::{add, attention, attention_scores, attention_softmax, embed, expert_combine, expert_matmul};
 use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
+use attention::Rows;
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice};
@@ -20,6 +21,7 @@ pub(super) struct Interpreter<'a> {
     profile: ActProfile,
     kv_type: KvType,
     sizes: StepSizes,
+    input: StepInput<'a>,
     state: &'a mut ReferenceState,
     values: Vec<Option<HostTensor>>,
 }
@@ -29,7 +31,7 @@ impl<'a> Interpreter<'a> {
     pub(super) fn new(
         executable: &'a ReferenceExecutable,
         state: &'a mut ReferenceState,
-        input: &StepInput<'_>,
+        input: &StepInput<'a>,
         tokens: &[TokenId],
         mut values: Vec<Option<HostTensor>>,
     ) -> Interpreter<'a> {
@@ -52,6 +54,7 @@ impl<'a> Interpreter<'a> {
             profile: executable.profile,
             kv_type: executable.info.kv_type,
             sizes: input.sizes(),
+            input: *input,
             state,
             values,
         }
@@ -162,21 +165,13 @@ impl<'a> Interpreter<'a> {
             (Op::Attention(attrs), [TensorData::F32(out)]) => {
                 let (keys, values) = (self.state_rows(input(1))?, self.state_rows(input(2))?);
                 let sinks = self.opt_vector(attrs.sinks)?;
-                let positions = self.u32(input(3))?;
-                attention::attention(
-                    self.f32(input(0))?,
-                    keys,
-                    values,
-                    positions,
-                    attrs,
-                    sinks.as_deref(),
-                    out,
-                );
+                let rows = self.rows(input(3), input(4))?;
+                attention::attention(self.f32(input(0))?, keys, values, rows, attrs, sinks.as_deref(), out);
             }
             (Op::AttentionScores(attrs), [TensorData::F32(out)]) => {
                 let keys = self.state_rows(input(1))?;
-                let (q, positions) = (self.f32(input(0))?, self.u32(input(2))?);
-                attention_scores::attention_scores(q, keys, positions, attrs, self.sizes.cached, out);
+                let (q, rows) = (self.f32(input(0))?, self.rows(input(2), input(3))?);
+                attention_scores::attention_scores(q, keys, rows, attrs, self.sizes.cached, out);
             }
             (Op::AttentionSoftmax(attrs), [TensorData::F32(out)]) => {
                 let (scores, positions) = (self.f32(input(0))?, self.u32(input(1))?);
@@ -232,12 +227,18 @@ impl<'a> Interpreter<'a> {
         Ok(&self.state.rows[state.index()])
     }
 
+    /// Where the step's rows stand.
+    fn rows(&self, positions: ValueId, sequence: ValueId) -> Result<Rows<'_>, BackendError> {
+        let (positions, sequence) = (self.u32(positions)?, self.u32(sequence)?);
+        Ok(Rows { positions, sequence, sequences: self.input.sequences })
+    }
+
     fn slots(&self, state: StateId, slots: &Range<usize>) -> Result<Range<usize>, BackendError> {
         let width = self.graph.state(state).row_elems();
-        if slots.start > slots.end || slots.end > self.state.capacity_tokens {
+        if slots.start > slots.end || slots.end * width > self.state.rows[state.index()].len() {
             return Err(BackendError::Value {
                 value: state.to_string(),
-                detail: format!("slots {slots:?} of {}", self.state.capacity_tokens),
+                detail: format!("slots {slots:?} of {}", self.state.rows[state.index()].len() / width),
             });
         }
         Ok(slots.start * width..slots.end * width)

@@ -24,14 +24,14 @@ mod router;
 
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
+use moe_run_graph::ir::{Graph, LaunchPattern, Lifetime, Node, StepSizes};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, Observer, State, StepInput, StepTokens, WeightSource, check_weights, deliver_taps,
-    mapped_bytes, not_taken,
+    KvType, MemoryNeed, Observer, State, StepInput, StepLimits, StepTokens, WeightSource, check_weights,
+    deliver_taps, mapped_bytes, not_taken,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use std::any::Any;
@@ -144,6 +144,7 @@ struct ReferenceExecutable {
 struct ReferenceState {
     rows: Vec<Box<[f32]>>,
     capacity_tokens: usize,
+    max_sequences: usize,
     size_bytes: u64,
 }
 
@@ -156,9 +157,8 @@ impl State for ReferenceState {
         self.size_bytes
     }
 
-    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
-        // Causal attention never reads a slot beyond the query's position: rows past the end need no clearing.
-        Ok(())
+    fn max_sequences(&self) -> usize {
+        self.max_sequences
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -176,19 +176,27 @@ impl Executable for ReferenceExecutable {
     }
 
     fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
-        let capacity_tokens = self.plan.max_sizes.cached;
-        let size_bytes = KvType::F32.cache_bytes(&self.plan.graph, capacity_tokens);
-        let rows = self.plan.graph.states.iter().map(|s| {
-            let elems = capacity_tokens.checked_mul(s.row_elems());
+        self.new_pool(self.plan.max_sizes.cached, 1)
+    }
+
+    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Box<dyn State>, BackendError> {
+        let graph = &self.plan.graph;
+        let size_bytes = KvType::F32.pool_bytes(graph, tokens, sequences);
+        let rows = graph.states.iter().map(|s| {
+            let rows = match s.lifetime {
+                Lifetime::PerToken { .. } => tokens,
+                Lifetime::PerSequence => sequences,
+            };
+            let elems = rows.checked_mul(s.row_elems());
             elems.and_then(|elems| bytemuck::allocation::try_zeroed_slice_box(elems).ok())
         });
         let rows = rows.collect::<Option<Vec<_>>>().ok_or_else(|| BackendError::OutOfMemory {
-            what: format!("the KV cache of {capacity_tokens} tokens, as f32"),
+            what: format!("the KV cache of {tokens} tokens, as f32"),
             wanted_bytes: size_bytes,
             available_bytes: 0,
             advice: "lower --ctx-size".into(),
         })?;
-        Ok(Box::new(ReferenceState { rows, capacity_tokens, size_bytes }))
+        Ok(Box::new(ReferenceState { rows, capacity_tokens: tokens, max_sequences: sequences, size_bytes }))
     }
 
     fn step(
@@ -197,10 +205,15 @@ impl Executable for ReferenceExecutable {
         input: &StepInput<'_>,
         mut observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        input.check(self.plan.max_sizes, self.vocab_size)?;
         let Some(state) = state.as_any_mut().downcast_mut::<ReferenceState>() else {
             return Err(BackendError::Input("the state belongs to another backend".into()));
         };
+        input.check(&StepLimits {
+            sizes: self.plan.max_sizes,
+            vocab_size: self.vocab_size,
+            slots: state.capacity_tokens,
+            places: state.max_sequences,
+        })?;
         let chosen;
         let tokens: &[TokenId] = match input.tokens {
             StepTokens::Host(tokens) => {

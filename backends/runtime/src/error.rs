@@ -82,6 +82,28 @@ pub enum BackendError {
         /// The state's capacity.
         capacity_tokens: usize,
     },
+    /// No blocks are left for what sequences were to hold.
+    #[error(
+        "the pool of all sequences is full: {wanted_tokens} tokens more were wanted, {free_tokens} are free; close a sequence, or \
+         make the pool larger"
+    )]
+    PoolFull {
+        /// In whole blocks.
+        wanted_tokens: usize,
+        /// In whole blocks.
+        free_tokens: usize,
+    },
+    /// A sequence that cannot go back to a shorter one.
+    #[error(
+        "a state of this model cannot go back from {held_tokens} tokens to {wanted_tokens}: it changes with every token, and was \
+         not kept there; evaluate the tokens anew from the first"
+    )]
+    Rewind {
+        /// Tokens that the sequence holds.
+        held_tokens: usize,
+        /// Tokens that it was to hold.
+        wanted_tokens: usize,
+    },
     /// A step whose input is not sound.
     #[error("step input: {0}")]
     Input(String),

@@ -8,8 +8,11 @@
 //! the device is about to choose, and [`Session::argmax`] then reads that token while the step runs.
 
 use crate::error::BackendError;
-use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepTokens};
+use crate::executable::{
+    Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens, blocks_in_order,
+};
 use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::Rewind;
 use std::ops::Range;
 
 /// Which rows of logits a prompt's evaluation computes.
@@ -22,10 +25,26 @@ pub enum LogitsRows {
     All,
 }
 
+/// Refuses to go back where a state cannot: to anywhere but the beginning, where every state begins anew.
+pub(crate) fn check_rewind(
+    rewind: Rewind,
+    held_tokens: usize,
+    wanted_tokens: usize,
+) -> Result<(), BackendError> {
+    match rewind {
+        Rewind::Checkpoint if (1..held_tokens).contains(&wanted_tokens) => {
+            Err(BackendError::Rewind { held_tokens, wanted_tokens })
+        }
+        Rewind::Checkpoint | Rewind::Free => Ok(()),
+    }
+}
+
 /// A conversation with one executable.
 pub struct Session {
     executable: Box<dyn Executable>,
     state: Box<dyn State>,
+    /// All blocks of the state, in order: its slots are positions.
+    blocks: Box<[u32]>,
     tokens: Vec<TokenId>,
     last_row: usize,
     ready: Ready,
@@ -54,7 +73,8 @@ impl Session {
     /// [`BackendError::OutOfMemory`].
     pub fn new(executable: Box<dyn Executable>) -> Result<Session, BackendError> {
         let state = executable.new_state()?;
-        Ok(Session { executable, state, tokens: Vec::new(), last_row: 0, ready: Ready::Nothing })
+        let blocks = blocks_in_order(state.capacity_tokens());
+        Ok(Session { executable, state, blocks, tokens: Vec::new(), last_row: 0, ready: Ready::Nothing })
     }
 
     /// What runs it.
@@ -86,27 +106,39 @@ impl Session {
         self.state.size_bytes()
     }
 
-    /// Forgets everything from position `len_tokens` on.
+    /// How this model's state goes back, by its graph's declaration.
+    fn rewind(&self) -> Rewind {
+        self.executable.plan(1).graph.rewind()
+    }
+
+    /// Forgets everything from position `len_tokens` on. Every state begins anew at position 0, so that to forget everything
+    /// is always possible.
     ///
     /// # Errors
-    /// [`BackendError::Value`] where a state cannot go back.
+    /// [`BackendError::Rewind`] where a state cannot go back to that length.
     pub fn truncate(&mut self, len_tokens: usize) -> Result<(), BackendError> {
-        if len_tokens < self.tokens.len() {
-            self.state.truncate(len_tokens)?;
-            self.tokens.truncate(len_tokens);
-            self.ready = Ready::Nothing;
+        let held_tokens = self.tokens.len();
+        if len_tokens >= held_tokens {
+            return Ok(());
         }
+        check_rewind(self.rewind(), held_tokens, len_tokens)?;
+        self.tokens.truncate(len_tokens);
+        self.ready = Ready::Nothing;
         Ok(())
     }
 
     /// Keeps what the state and `prompt` have in common and returns its length: the tokens that need no evaluation.
-    /// At least one token of the prompt is left, so that there are logits to sample from.
+    /// At least one token of the prompt is left, so that there are logits to sample from. A state that cannot go back keeps
+    /// all that it holds, where the prompt goes on from there, or nothing.
     ///
     /// # Errors
     /// As [`Session::truncate`].
     pub fn reuse_prefix(&mut self, prompt: &[TokenId]) -> Result<usize, BackendError> {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let keep = common.min(prompt.len().saturating_sub(1));
+        let mut keep = common.min(prompt.len().saturating_sub(1));
+        if keep < self.tokens.len() && self.rewind() == Rewind::Checkpoint {
+            keep = 0;
+        }
         self.truncate(keep)?;
         Ok(keep)
     }
@@ -116,7 +148,7 @@ impl Session {
     ///
     /// # Errors
     /// [`BackendError::ContextFull`] before anything is run if the tokens do not fit; what a step or `each` reports.
-    /// After an error the state holds the micro-batches that were complete.
+    /// After an error the state holds the micro-batches that were complete; nothing, where it cannot go back.
     pub fn feed(
         &mut self,
         tokens: &[TokenId],
@@ -145,13 +177,17 @@ impl Session {
                 positions: &positions,
                 sequence: &vec![0; chunk.len()],
                 kv_slots: &positions,
+                sequences: &[StepSequence { blocks: &self.blocks, place: 0 }],
                 logits_rows: &logits_rows,
             };
             let observer: Option<&mut dyn Observer> = match observer.as_mut() {
                 Some(observer) => Some(&mut **observer),
                 None => None,
             };
-            self.executable.step(self.state.as_mut(), &input, observer)?;
+            if let Err(error) = self.executable.step(self.state.as_mut(), &input, observer) {
+                self.forget_what_failed();
+                return Err(error);
+            }
             self.tokens.extend_from_slice(chunk);
             self.last_row = logits_rows.len().saturating_sub(1);
             self.ready = if logits_rows.is_empty() { Ready::Nothing } else { Ready::Logits };
@@ -197,10 +233,22 @@ impl Session {
             positions: &[position],
             sequence: &[0],
             kv_slots: &[position],
+            sequences: &[StepSequence { blocks: &self.blocks, place: 0 }],
             logits_rows: &[0],
         };
         self.ready = Ready::Nothing;
-        self.executable.step(self.state.as_mut(), &input, observer)
+        let done = self.executable.step(self.state.as_mut(), &input, observer);
+        if done.is_err() {
+            self.forget_what_failed();
+        }
+        done
+    }
+
+    /// A step that failed has changed the state from its first position on: what cannot go back is lost whole.
+    fn forget_what_failed(&mut self) {
+        if self.rewind() == Rewind::Checkpoint {
+            self.tokens.clear();
+        }
     }
 
     /// Queues the step of the best next token before that token is known here, where the executable queues its steps and
@@ -214,7 +262,9 @@ impl Session {
             return Ok(true);
         }
         self.check_logits()?;
-        if !self.executable.queues_steps() || self.tokens.len() >= self.capacity_tokens() {
+        // A queued step whose token is then not taken must be undone: only where every state goes back freely.
+        let is_undone = self.rewind() == Rewind::Free;
+        if !is_undone || !self.executable.queues_steps() || self.tokens.len() >= self.capacity_tokens() {
             return Ok(false);
         }
         self.step(StepTokens::Argmax { row: self.last_row }, None)?;

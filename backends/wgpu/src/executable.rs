@@ -17,8 +17,8 @@ use moe_run_graph::ir::{DType, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Executable, ExecutableInfo, HostTensor, KvType, MAX_CANDIDATES, Observer, State, StepInput, StepTokens,
-    TensorData, deliver_taps, not_taken,
+    Executable, ExecutableInfo, HostTensor, KvType, MAX_CANDIDATES, Observer, State, StepInput, StepLimits,
+    StepTokens, TensorData, deliver_taps, not_taken,
 };
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -479,7 +479,8 @@ impl Executable for WgpuExecutable {
     ) -> Result<(), BackendError> {
         let program = self.program(input.len());
         let max = self.programs[program].plan.max_sizes;
-        input.check(max, self.vocab_size)?;
+        input.check(&StepLimits { sizes: max, vocab_size: self.vocab_size, slots: max.cached, places: 1 })?;
+        input.check_one_sequence()?;
         let state = state.as_any_mut().downcast_mut::<WgpuState>();
         let Some(state) = state.filter(|s| Arc::ptr_eq(&s.owner, &self.identity)) else {
             return Err(BackendError::Input("the state belongs to another executable".into()));

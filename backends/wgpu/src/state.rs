@@ -114,11 +114,6 @@ impl State for WgpuState {
         self.size_bytes
     }
 
-    fn truncate(&mut self, _len_tokens: usize) -> Result<(), BackendError> {
-        // Attention never reads a slot behind the query's position: rows past the end need no clearing.
-        Ok(())
-    }
-
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }

@@ -12,7 +12,7 @@ use moe_run_reference::Reference;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, HostTensor, KvType, MAX_CANDIDATES, Observer, StepInput,
-    StepTokens, ValueAccess, argmax, best_candidates,
+    StepSequence, StepTokens, ValueAccess, argmax, best_candidates,
 };
 use moe_run_runtime::session::{LogitsRows, Session};
 use moe_run_runtime::sharing::{Opens, Sharing};
@@ -253,6 +253,7 @@ fn the_choice_on_the_device_is_that_of_the_host() {
             positions: &[i as u32],
             sequence: &[0],
             kv_slots: &[i as u32],
+            sequences: &[StepSequence { blocks: &[0], place: 0 }],
             logits_rows: &[0],
         };
         let mut feed = Feed(x, HostTensor::f32(vec![1, WIDTH], logits.clone()));
@@ -292,6 +293,7 @@ fn a_state_of_another_executable_is_refused() {
         positions: &[0],
         sequence: &[0],
         kv_slots: &[0],
+        sequences: &[StepSequence { blocks: &[0], place: 0 }],
         logits_rows: &[],
     };
     let error = one.step(other.new_state().unwrap().as_mut(), &input, None).unwrap_err();

@@ -159,7 +159,7 @@ pub fn dump(input: &DumpInput<'_>) -> Dump {
                 layer: s.layer.index(),
                 heads: s.heads,
                 width: s.width,
-                window: s.window,
+                window: s.window(),
             })
             .collect(),
         memory: plan.filter(|_| is_plan).map(|p| MemoryView {

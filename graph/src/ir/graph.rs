@@ -112,6 +112,29 @@ pub enum StateRole {
     Value,
 }
 
+/// How long a state lives, and what its rows are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifetime {
+    /// A row for every token, stored as the session's KV type says.
+    PerToken {
+        /// Only the last so many tokens are ever read.
+        window: Option<usize>,
+    },
+    /// One row for a whole sequence, f32, which every token changes.
+    PerSequence,
+}
+
+/// How a sequence goes back to a shorter one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rewind {
+    /// To any length: rows behind it are never read.
+    Free,
+    /// Only to a length at which the state was kept, which the beginning always is.
+    Checkpoint,
+}
+
 /// Something that outlives a step: declared by the graph, allocated by the session.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StateDecl {
@@ -125,15 +148,33 @@ pub struct StateDecl {
     pub heads: usize,
     /// Elements of a head; a row holds heads · width elements for one token.
     pub width: usize,
-    /// Only the last so many tokens are ever read.
-    pub window: Option<usize>,
+    /// How long it lives.
+    pub lifetime: Lifetime,
 }
 
 impl StateDecl {
-    /// Elements that one token adds.
+    /// Elements of a row: what one token adds, or all that one sequence has.
     #[must_use]
     pub fn row_elems(&self) -> usize {
         self.heads * self.width
+    }
+
+    /// How a sequence goes back.
+    #[must_use]
+    pub fn rewind(&self) -> Rewind {
+        match self.lifetime {
+            Lifetime::PerToken { .. } => Rewind::Free,
+            Lifetime::PerSequence => Rewind::Checkpoint,
+        }
+    }
+
+    /// Only the last so many tokens are ever read; `None` where all are, or a sequence has one row.
+    #[must_use]
+    pub fn window(&self) -> Option<usize> {
+        match self.lifetime {
+            Lifetime::PerToken { window } => window,
+            Lifetime::PerSequence => None,
+        }
     }
 }
 
@@ -248,10 +289,10 @@ impl Graph {
         layer: LayerIdx,
         heads: usize,
         width: usize,
-        window: Option<usize>,
+        lifetime: Lifetime,
     ) -> StateId {
         let id = StateId(self.states.len() as u32);
-        self.states.push(StateDecl { id, role, layer, heads, width, window });
+        self.states.push(StateDecl { id, role, layer, heads, width, lifetime });
         id
     }
 
@@ -320,6 +361,12 @@ impl Graph {
     #[must_use]
     pub fn state(&self, id: StateId) -> &StateDecl {
         &self.states[id.index()]
+    }
+
+    /// How a sequence that this graph computes goes back: as the least willing of its states.
+    #[must_use]
+    pub fn rewind(&self) -> Rewind {
+        self.states.iter().map(StateDecl::rewind).max().unwrap_or(Rewind::Free)
     }
 
     /// The nodes that read a value, in execution order.

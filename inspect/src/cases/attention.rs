@@ -1,7 +1,7 @@
 //! Cases of attention with its KV cache, and of the two ops that show its inside.
 
 use super::{Builder, CaseStep};
-use moe_run_graph::ir::{AttentionAttrs, DType, Dim, LayerIdx, Op, Shape, StateRole, ValueId};
+use moe_run_graph::ir::{AttentionAttrs, DType, Dim, LayerIdx, Lifetime, Op, Shape, StateRole, ValueId};
 use moe_run_runtime::error::BackendError;
 
 type Steps = (Vec<CaseStep>, usize);
@@ -34,8 +34,9 @@ fn cached(b: &mut Builder, attrs: &AttentionAttrs) -> Result<(ValueId, Vec<Value
     let v = b.boundary(row(g * attrs.value_head_dim), DType::F32);
     let layer = LayerIdx(0);
     b.graph.num_layers = 1;
-    let key = b.graph.add_state(StateRole::Key, layer, g, attrs.head_dim, None);
-    let value = b.graph.add_state(StateRole::Value, layer, g, attrs.value_head_dim, None);
+    let rows = Lifetime::PerToken { window: None };
+    let key = b.graph.add_state(StateRole::Key, layer, g, attrs.head_dim, rows);
+    let value = b.graph.add_state(StateRole::Value, layer, g, attrs.value_head_dim, rows);
     let slots = b.graph.inputs.kv_slots;
     let cache = b.graph.push(Some(layer), "kv_write", Op::KvWrite { key, value }, &[k, v, slots])?;
     Ok((q, cache))

@@ -15,7 +15,8 @@ use moe_run_graph::quant::Format;
 use moe_run_graph::synth::{Random, fill};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Backend, CompileOptions, Executable, HostTensor, Observer, StepInput, StepTokens, TensorData, ValueAccess,
+    Backend, CompileOptions, Executable, HostTensor, Observer, StepInput, StepSequence, StepTokens,
+    TensorData, ValueAccess, blocks_in_order,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -172,6 +173,7 @@ pub fn run(
 /// What the steps report.
 pub fn run_steps(case: &OpCase, executable: &mut dyn Executable) -> Result<Vec<HostTensor>, BackendError> {
     let mut state = executable.new_state()?;
+    let blocks = blocks_in_order(state.capacity_tokens());
     let mut outputs = Vec::new();
     for step in &case.steps {
         let positions: Vec<u32> = (step.first_position..).take(step.tokens.len()).collect();
@@ -180,6 +182,7 @@ pub fn run_steps(case: &OpCase, executable: &mut dyn Executable) -> Result<Vec<H
             positions: &positions,
             sequence: &vec![0; step.tokens.len()],
             kv_slots: &positions,
+            sequences: &[StepSequence { blocks: &blocks, place: 0 }],
             logits_rows: &step.logits_rows,
         };
         executable.step(state.as_mut(), &input, Some(&mut Feed(&step.boundary)))?;

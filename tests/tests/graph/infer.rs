@@ -1,8 +1,9 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Op, RopePairing, RopeScaling,
-    RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
+    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Lifetime, Op, RopePairing,
+    RopeScaling, RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId,
+    WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -39,8 +40,8 @@ impl Bench {
 
     fn states(&mut self) -> (StateId, StateId) {
         let layer = LayerIdx(0);
-        let key = self.graph.add_state(StateRole::Key, layer, 2, 8, None);
-        (key, self.graph.add_state(StateRole::Value, layer, 2, 16, None))
+        let key = self.graph.add_state(StateRole::Key, layer, 2, 8, Lifetime::PerToken { window: None });
+        (key, self.graph.add_state(StateRole::Value, layer, 2, 16, Lifetime::PerToken { window: None }))
     }
 
     fn push(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<Shape>, GraphError> {

@@ -14,11 +14,12 @@ use crate::memory::{Shared, Val};
 use crate::pool::Worker;
 use moe_run_graph::ir::AttentionAttrs;
 use moe_run_reference::attention::PART_POSITIONS;
+use moe_run_runtime::executable::{BLOCK_TOKENS, StepSequence};
 use moe_run_runtime::exp::{NO_SHIFT, power_of_two, shift_of, softmax_factor};
 use std::ops::Range;
 
-/// Cached positions in a tile.
-const TILE_KEYS: usize = 64;
+/// Cached positions in a tile: a block's.
+const TILE_KEYS: usize = BLOCK_TOKENS;
 /// Query rows (tokens × heads of the group) in a task, about.
 const TASK_ROWS: usize = 64;
 
@@ -139,8 +140,9 @@ pub struct Attention {
 
 /// Query rows of a task: `tokens` × the heads of KV head `kv_head`.
 #[derive(Clone)]
-struct Task {
+struct Task<'a> {
     kv_head: usize,
+    sequence: &'a StepSequence<'a>,
     tokens: Range<usize>,
     keys: Range<usize>,
 }
@@ -148,13 +150,13 @@ struct Task {
 impl Attention {
     /// The cached positions that a token sees.
     fn visible(&self, step: &Step<'_>, token: usize) -> Range<usize> {
-        let end = step.first_position + token + 1;
+        let end = step.position(token) + 1;
         self.attrs.window.map_or(0, |w| end.saturating_sub(w))..end
     }
 
     /// Lays out the task's queries; for a one-token step from raw products, turns them first, and k if it is in the
     /// task's part of the cache.
-    fn load_queries(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles) {
+    fn load_queries(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, scale, .. } = self.attrs;
         let group = self.attrs.group_size();
         let first = task.kv_head * group * d;
@@ -174,7 +176,7 @@ impl Attention {
                         if task.keys.end == visible.end {
                             let x = &step.arena.rows(cache.k, token..token + 1)[at..at + d];
                             cache.heads.turn(step, token, at, x, &mut k[..d], true);
-                            let slot = visible.end - 1;
+                            let slot = step.slot(token);
                             step.state.encode(step.kernels, cache.key, task.kv_head, slot, &k[..d]);
                             let at = task.kv_head * dv;
                             let x = &step.arena.rows(cache.v, token..token + 1)[at..at + dv];
@@ -197,7 +199,7 @@ impl Attention {
     }
 
     /// Runs over the task's keys; leaves sums, shifts and denominators in `tiles`.
-    fn run_task(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
+    fn run_task(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles, panel: &mut Panel) {
         self.load_queries(step, task, tiles);
         let dv = self.attrs.value_head_dim;
         let rows = task.tokens.len() * self.attrs.group_size();
@@ -225,7 +227,7 @@ impl Attention {
     }
 
     /// [`Attention::run_task`] for keys of one part, with the queries in place.
-    fn run_part(&self, step: &Step<'_>, task: &Task, tiles: &mut Tiles, panel: &mut Panel) {
+    fn run_part(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles, panel: &mut Panel) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
         let group = self.attrs.group_size();
         let rows = task.tokens.len() * group;
@@ -233,12 +235,13 @@ impl Attention {
         tiles.shift[..rows].fill(NO_SHIFT);
         tiles.sum[..rows].fill(0.0);
         let steps = d.div_ceil(STEP_ELEMS);
-        let mut key = task.keys.start / PANEL_ROWS * PANEL_ROWS;
+        let mut key = task.keys.start / TILE_KEYS * TILE_KEYS;
         while key < task.keys.end {
             let keys = TILE_KEYS.min(task.keys.end - key);
+            let first_slot = task.sequence.slot(key);
             let panels = keys.div_ceil(PANEL_ROWS);
             for p in 0..panels {
-                let slot = key + p * PANEL_ROWS;
+                let slot = first_slot + p * PANEL_ROWS;
                 // SAFETY: the slots are older than the last barrier or written by this worker; those beyond the step's
                 // last are read but masked, and nobody writes them now.
                 let bytes = unsafe { step.state.bytes(self.key, task.kv_head, slot..slot + PANEL_ROWS) };
@@ -251,8 +254,8 @@ impl Attention {
                 }
             }
             // SAFETY: as above.
-            let bytes = unsafe { step.state.bytes(self.value, task.kv_head, key..key + keys) };
-            step.state.decode_rows(step.kernels, bytes, &mut tiles.values[..keys * dv]);
+            let bytes = unsafe { step.state.bytes(self.value, task.kv_head, first_slot..first_slot + keys) };
+            step.state.decode_rows(step.kernels, self.value, bytes, &mut tiles.values[..keys * dv]);
             for first in (0..rows).step_by(TILE_TOKENS) {
                 let width = TILE_TOKENS.min(rows - first);
                 let q = &tiles.q[first * d..][..width * d];
@@ -310,7 +313,7 @@ impl Attention {
 
     fn run_one(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
         let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
-        let visible = self.visible(step, 0);
+        let (visible, sequence) = (self.visible(step, 0), &step.sequences[step.runs[0].sequence]);
         let first_part = visible.start / PART_POSITIONS;
         let parts = visible.end.div_ceil(PART_POSITIONS) - first_part;
         let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group;
@@ -319,7 +322,7 @@ impl Attention {
             let (kv_head, part) = (chunk / parts, chunk % parts);
             let start = visible.start.max((first_part + part) * PART_POSITIONS);
             let end = visible.end.min((first_part + part + 1) * PART_POSITIONS);
-            let task = Task { kv_head, tokens: 0..1, keys: start..end };
+            let task = Task { kv_head, sequence, tokens: 0..1, keys: start..end };
             self.run_task(step, &task, tiles, &mut scratch.panel);
             for h in 0..group {
                 let head = kv_head * group + h;
@@ -417,14 +420,13 @@ impl Launch for Attention {
         }
         let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
         let per_task = task_tokens(group);
-        let blocks = tokens.div_ceil(per_task);
-        for chunk in worker.chunks(self.attrs.num_key_value_heads * blocks) {
-            // The longest first: what is left at the end is short.
-            let (kv_head, block) =
-                (chunk % self.attrs.num_key_value_heads, blocks - 1 - chunk / self.attrs.num_key_value_heads);
-            let range = block * per_task..((block + 1) * per_task).min(tokens);
+        let (kv_heads, stretches) = (self.attrs.num_key_value_heads, step.stretches(per_task));
+        for chunk in worker.chunks(kv_heads * stretches) {
+            // A sequence's longest first: what is left at the end is short.
+            let kv_head = chunk % kv_heads;
+            let (sequence, range) = step.stretch(per_task, stretches - 1 - chunk / kv_heads);
             let keys = self.visible(step, range.start).start..self.visible(step, range.end - 1).end;
-            let task = Task { kv_head, tokens: range.clone(), keys };
+            let task = Task { kv_head, sequence, tokens: range.clone(), keys };
             let tiles = &mut scratch.attention;
             self.run_task(step, &task, tiles, &mut scratch.panel);
             for row in 0..range.len() * group {

@@ -5,13 +5,15 @@ use crate::kernels::{Lanes, PANEL_ROWS, STEP_ELEMS, TILE_TOKENS};
 use crate::memory::Val;
 use crate::pool::Worker;
 use moe_run_graph::ir::AttentionAttrs;
+use moe_run_runtime::executable::StepSequence;
 use moe_run_runtime::exp::{shift_of, softmax_factor};
+use std::ops::Range;
 
 /// Query rows that share the decoding of a panel of keys.
 const TASK_ROWS: usize = 64;
 
 /// Positions that a query sees: causal, and no further back than the window.
-fn visible(position: usize, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
+fn visible(position: usize, attrs: &AttentionAttrs) -> Range<usize> {
     attrs.window.map_or(0, |w| (position + 1).saturating_sub(w))..position + 1
 }
 
@@ -31,11 +33,10 @@ impl Launch for AttentionScores {
     fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
         let group = self.attrs.group_size();
         let per_task = (TASK_ROWS / group).max(1);
-        let blocks = step.sizes.tokens.div_ceil(per_task);
-        for chunk in worker.chunks(self.attrs.num_key_value_heads * blocks) {
-            let (kv_head, block) = (chunk / blocks, chunk % blocks);
-            let tokens = block * per_task..((block + 1) * per_task).min(step.sizes.tokens);
-            self.task(step, kv_head, tokens, scratch);
+        let stretches = step.stretches(per_task);
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * stretches) {
+            let (sequence, tokens) = step.stretch(per_task, chunk % stretches);
+            self.task(step, chunk / stretches, sequence, tokens, scratch);
         }
     }
 }
@@ -43,7 +44,14 @@ impl Launch for AttentionScores {
 impl AttentionScores {
     /// The rows of the heads that read `kv_head`, for some tokens: the products of the kernel that computes attention,
     /// panels of 16 keys against tiles of 8 query rows.
-    fn task(&self, step: &Step<'_>, kv_head: usize, tokens: std::ops::Range<usize>, scratch: &mut Scratch) {
+    fn task(
+        &self,
+        step: &Step<'_>,
+        kv_head: usize,
+        sequence: &StepSequence<'_>,
+        tokens: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
         let AttentionAttrs { head_dim: d, scale, soft_cap, .. } = self.attrs;
         let (group, cached) = (self.attrs.group_size(), step.sizes.cached);
         let rows = tokens.len() * group;
@@ -66,10 +74,11 @@ impl AttentionScores {
             // SAFETY: the rows of these heads and tokens are this chunk's.
             unsafe { step.arena.rows_mut(out, out_row(row)..out_row(row) + 1) }.fill(0.0);
         }
-        let first = visible(step.first_position + tokens.start, &self.attrs).start / PANEL_ROWS * PANEL_ROWS;
-        let end = step.first_position + tokens.end;
+        let first = visible(step.position(tokens.start), &self.attrs).start / PANEL_ROWS * PANEL_ROWS;
+        let end = step.position(tokens.end - 1) + 1;
         let mut sums = vec![Lanes([0.0; PANEL_ROWS]); rows];
-        for slot in (first..end).step_by(PANEL_ROWS) {
+        for key in (first..end).step_by(PANEL_ROWS) {
+            let slot = sequence.slot(key);
             sums.fill(Lanes([0.0; PANEL_ROWS]));
             for k in (0..d).step_by(STEP_ELEMS) {
                 let elems = STEP_ELEMS.min(d - k);
@@ -85,15 +94,15 @@ impl AttentionScores {
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
-                let seen = visible(step.first_position + tokens.start + row / group, &self.attrs);
-                let seen = seen.start.max(slot)..seen.end.min(slot + PANEL_ROWS);
+                let seen = visible(step.position(tokens.start + row / group), &self.attrs);
+                let seen = seen.start.max(key)..seen.end.min(key + PANEL_ROWS);
                 if seen.is_empty() {
                     continue;
                 }
                 // SAFETY: as above.
                 let to = unsafe { step.arena.rows_mut(out, out_row(row)..out_row(row) + 1) };
                 let to = &mut to[seen.clone()];
-                to.copy_from_slice(&sums.0[seen.start - slot..seen.end - slot]);
+                to.copy_from_slice(&sums.0[seen.start - key..seen.end - key]);
                 if let Some(cap) = soft_cap {
                     to.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
                 }
@@ -118,7 +127,7 @@ impl Launch for AttentionSoftmax {
     fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
         let (tokens, cached) = (step.sizes.tokens, step.sizes.cached);
         for row in worker.chunks(self.attrs.num_attention_heads * tokens) {
-            let seen = visible(step.first_position + row % tokens, &self.attrs);
+            let seen = visible(step.position(row % tokens), &self.attrs);
             let sink = self.sinks.as_ref().map(|s| s[row / tokens]);
             // SAFETY: the row is this chunk's; the scores are older than the last barrier.
             unsafe {

@@ -47,7 +47,7 @@ impl Heads {
             None => out.copy_from_slice(x),
         }
         if let Some((table, pairing)) = self.rope {
-            step.kernels.rope(pairing, self.head_dim, step.rope[table].row(step.first_position + token), out);
+            step.kernels.rope(pairing, self.head_dim, step.rope[table].row(step.position(token)), out);
         }
         if let (Some(to), true) = (self.out, write) {
             // SAFETY: the caller's promise.
@@ -84,7 +84,7 @@ impl Launch for KvWrite {
         let Cache { k, v, heads, key, value } = &self.cache;
         for chunk in worker.chunks(tokens.div_ceil(CHUNK_TOKENS)) {
             for token in chunk * CHUNK_TOKENS..((chunk + 1) * CHUNK_TOKENS).min(tokens) {
-                let slot = step.first_position + token;
+                let slot = step.slot(token);
                 // SAFETY: the token's rows and slot are this chunk's; inputs are older than the last barrier.
                 unsafe {
                     if let Some((q, q_heads)) = &self.q {

@@ -22,6 +22,8 @@ use activations::{Activations, RowBuffers};
 use expert_matmul::Slots;
 pub use matmul_one_token::RUN_PANELS;
 use moe_run_graph::ir::StepSizes;
+use moe_run_runtime::executable::{StepRun, StepSequence};
+use std::ops::Range;
 
 /// What a launch sees of the step.
 #[derive(Clone, Copy)]
@@ -30,8 +32,14 @@ pub struct Step<'a> {
     pub kernels: Kernels,
     /// T, R and S.
     pub sizes: StepSizes,
-    /// The position of the step's first token; the others follow.
-    pub first_position: usize,
+    /// Where each token stands in its sequence.
+    pub positions: &'a [u32],
+    /// Where each token's keys and values go.
+    pub slots: &'a [u32],
+    /// The sequences that take part.
+    pub sequences: &'a [StepSequence<'a>],
+    /// The rows of each, in order.
+    pub runs: &'a [StepRun],
     /// Stored values.
     pub arena: &'a Arena,
     /// The KV cache.
@@ -42,6 +50,37 @@ pub struct Step<'a> {
     pub rope: &'a [rope::RopeTable],
     /// Partial results of split attention.
     pub partials: &'a attention::Partials,
+}
+
+impl Step<'_> {
+    /// The position of a token.
+    pub fn position(&self, token: usize) -> usize {
+        self.positions[token] as usize
+    }
+
+    /// The slot of a token's keys and values.
+    pub fn slot(&self, token: usize) -> usize {
+        self.slots[token] as usize
+    }
+
+    /// Stretches of up to `most` tokens of one sequence: how many there are, for sharing them out.
+    pub fn stretches(&self, most: usize) -> usize {
+        self.runs.iter().map(|run| run.rows.len().div_ceil(most)).sum()
+    }
+
+    /// The stretch of a number below [`Step::stretches`]: its sequence and its tokens.
+    pub fn stretch(&self, most: usize, mut number: usize) -> (&StepSequence<'_>, Range<usize>) {
+        let mut runs = self.runs.iter();
+        loop {
+            let Some(run) = runs.next() else { unreachable!("stretch {number} behind the last") };
+            let stretches = run.rows.len().div_ceil(most);
+            if number < stretches {
+                let start = run.rows.start + number * most;
+                return (&self.sequences[run.sequence], start..(start + most).min(run.rows.end));
+            }
+            number -= stretches;
+        }
+    }
 }
 
 /// A worker's own memory: nothing is allocated while steps run.

@@ -67,7 +67,7 @@ impl Launch for Rope {
             unsafe {
                 let out = step.arena.rows_mut(self.out, token..token + 1);
                 out.copy_from_slice(step.arena.rows(self.x, token..token + 1));
-                let cos_sin = step.rope[self.table].row(step.first_position + token);
+                let cos_sin = step.rope[self.table].row(step.position(token));
                 step.kernels.rope(self.pairing, self.head_dim, cos_sin, out);
             }
         }

@@ -8,7 +8,9 @@ use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Op, WeightHome, WeightSlice};
 use moe_run_graph::quant::Format;
 use moe_run_runtime::choice::{MAX_CANDIDATES, argmax, best_candidates};
-use moe_run_runtime::executable::{CompileOptions, Executable, State, StepInput, StepTokens};
+use moe_run_runtime::executable::{
+    CompileOptions, Executable, State, StepInput, StepSequence, StepTokens, blocks_in_order,
+};
 use moe_run_runtime::session::{LogitsRows, Session};
 use std::collections::HashMap;
 use std::path::Path;
@@ -68,6 +70,7 @@ fn step(executable: &mut CudaExecutable, state: &mut dyn State, tokens: StepToke
         positions: &positions,
         sequence: &vec![0; positions.len()],
         kv_slots: &positions,
+        sequences: &[StepSequence { blocks: &blocks_in_order(4096), place: 0 }],
         logits_rows: &[count - 1],
     };
     executable.step(state, &input, None).unwrap();

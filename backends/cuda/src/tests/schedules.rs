@@ -11,7 +11,8 @@ use moe_run_graph::quant::Format;
 use moe_run_inspect::cases::{self, OPS};
 use moe_run_runtime::TensorData;
 use moe_run_runtime::executable::{
-    Activations, CompileOptions, Executable, KvType, State, StepInput, StepTokens,
+    Activations, CompileOptions, Executable, KvType, State, StepInput, StepSequence, StepTokens,
+    blocks_in_order,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -87,6 +88,7 @@ fn generated(model: &Model, driver: Changed, options: &CompileOptions, depth: u3
             positions: &positions,
             sequence: &vec![0; tokens.len()],
             kv_slots: &positions,
+            sequences: &[StepSequence { blocks: &blocks_in_order(4096), place: 0 }],
             logits_rows: &[tokens.len() as u32 - 1],
         };
         executable.step(state, &input, None).unwrap();

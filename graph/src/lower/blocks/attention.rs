@@ -2,7 +2,7 @@
 
 use super::{norm, rope};
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{AttentionAttrs, LayerIdx, Op, Stage, StateRole, ValueId};
+use crate::ir::{AttentionAttrs, LayerIdx, Lifetime, Op, Stage, StateRole, ValueId};
 use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a layer's attention to the residual stream `x` [T, D].
@@ -47,8 +47,9 @@ pub fn lower(l: &mut Lowering<'_>, layer: LayerIdx, x: ValueId) -> Result<ValueI
     l.graph.tap(at, Stage::QPostRope, &[q])?;
     l.graph.tap(at, Stage::KPostRope, &[k])?;
 
-    let key = l.graph.add_state(StateRole::Key, layer, kv_heads, config.head_dim, None);
-    let value = l.graph.add_state(StateRole::Value, layer, kv_heads, config.value_head_dim, None);
+    let rows = Lifetime::PerToken { window: None };
+    let key = l.graph.add_state(StateRole::Key, layer, kv_heads, config.head_dim, rows);
+    let value = l.graph.add_state(StateRole::Value, layer, kv_heads, config.value_head_dim, rows);
     let inputs = l.graph.inputs;
     let cache = l.graph.push(at, "kv_write", Op::KvWrite { key, value }, &[k, v, inputs.kv_slots])?;
     let attrs = AttentionAttrs {

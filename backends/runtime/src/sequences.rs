@@ -1,0 +1,255 @@
+//! Several sequences on one executable: which blocks of the state's pool each has, and steps that mix their rows.
+//!
+//! Input: tokens by sequence. Output: rows of logits. What a row holds does not depend on which others share its step. The
+//! pool is handed out in blocks of [`BLOCK_TOKENS`] as sequences grow; a step that does not fit changes nothing.
+//! Deliberately absent: when which sequence runs, which is a scheduler's.
+
+use crate::error::BackendError;
+use crate::executable::{
+    BLOCK_TOKENS, Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens,
+};
+use crate::session::check_rewind;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::Rewind;
+
+/// A sequence of [`Sequences`], until it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(usize);
+
+/// What a sequence is given in a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Feed<'a> {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// Its next tokens.
+    pub tokens: &'a [TokenId],
+    /// Whether the last token's logits are wanted.
+    pub wants_logits: bool,
+}
+
+#[derive(Default)]
+struct Sequence {
+    tokens: Vec<TokenId>,
+    blocks: Vec<u32>,
+}
+
+/// Sequences that share an executable and a pool of state.
+pub struct Sequences {
+    executable: Box<dyn Executable>,
+    state: Box<dyn State>,
+    /// By place; `None` where nobody is.
+    sequences: Vec<Option<Sequence>>,
+    /// Blocks that nobody has, the next one last.
+    free: Vec<u32>,
+    /// Rows of logits of the last step.
+    logits_rows: usize,
+}
+
+impl std::fmt::Debug for Sequences {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let open = self.sequences.iter().flatten().count();
+        f.debug_struct("Sequences").field("info", self.info()).field("open", &open).finish()
+    }
+}
+
+impl Sequences {
+    /// A pool for `tokens` tokens of up to `max_sequences` sequences; each holds at most the compiled context size.
+    ///
+    /// # Errors
+    /// As [`Executable::new_pool`].
+    pub fn new(
+        executable: Box<dyn Executable>,
+        tokens: usize,
+        max_sequences: usize,
+    ) -> Result<Sequences, BackendError> {
+        let state = executable.new_pool(tokens, max_sequences)?;
+        // Whole blocks only, for any of them may be anybody's.
+        let free = (0..(state.capacity_tokens() / BLOCK_TOKENS) as u32).rev().collect();
+        let sequences = (0..max_sequences).map(|_| None).collect();
+        Ok(Sequences { executable, state, sequences, free, logits_rows: 0 })
+    }
+
+    /// What runs them.
+    #[must_use]
+    pub fn info(&self) -> &ExecutableInfo {
+        self.executable.info()
+    }
+
+    /// What runs them.
+    pub fn executable(&mut self) -> &mut dyn Executable {
+        self.executable.as_mut()
+    }
+
+    /// Memory of the states.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.state.size_bytes()
+    }
+
+    /// Tokens that fit in the blocks that nobody has.
+    #[must_use]
+    pub fn free_tokens(&self) -> usize {
+        self.free.len() * BLOCK_TOKENS
+    }
+
+    /// A new sequence without tokens.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] where every place is taken.
+    pub fn open(&mut self) -> Result<SequenceId, BackendError> {
+        let places = self.sequences.len();
+        match self.sequences.iter().position(Option::is_none) {
+            Some(place) => {
+                self.sequences[place] = Some(Sequence::default());
+                Ok(SequenceId(place))
+            }
+            None => Err(BackendError::Input(format!("a sequence more than {places}: close one first"))),
+        }
+    }
+
+    /// Ends a sequence; its blocks are free.
+    pub fn close(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(id.0).and_then(Option::take) {
+            self.free.extend(sequence.blocks.into_iter().rev());
+        }
+    }
+
+    /// The tokens that a sequence holds; none where it is closed.
+    #[must_use]
+    pub fn tokens(&self, id: SequenceId) -> &[TokenId] {
+        self.sequences.get(id.0).and_then(Option::as_ref).map_or(&[], |s| &s.tokens)
+    }
+
+    /// Forgets a sequence's tokens from position `len_tokens` on.
+    ///
+    /// # Errors
+    /// [`BackendError::Rewind`] where a state cannot go back to that length.
+    pub fn truncate(&mut self, id: SequenceId, len_tokens: usize) -> Result<(), BackendError> {
+        let rewind = self.rewind();
+        let Some(Some(sequence)) = self.sequences.get_mut(id.0) else { return Ok(()) };
+        check_rewind(rewind, sequence.tokens.len(), len_tokens)?;
+        sequence.tokens.truncate(len_tokens);
+        let blocks = sequence.tokens.len().div_ceil(BLOCK_TOKENS);
+        self.free.extend(sequence.blocks.drain(blocks..).rev());
+        Ok(())
+    }
+
+    fn rewind(&self) -> Rewind {
+        self.executable.plan(1).graph.rewind()
+    }
+
+    /// Evaluates the next tokens of some sequences in one step; their rows of logits come in the order of `feeds`.
+    ///
+    /// # Errors
+    /// [`BackendError::ContextFull`], [`BackendError::PoolFull`] or [`BackendError::Input`] before anything is changed. What
+    /// the step reports: then no sequence holds its new tokens, and none of `feeds` holds any where a state cannot go back.
+    pub fn step(
+        &mut self,
+        feeds: &[Feed<'_>],
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        self.reserve(feeds)?;
+        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        let (mut of_sequence, mut kv_slots) = (Vec::new(), Vec::new());
+        let (mut sequences, mut logits_rows) = (Vec::with_capacity(feeds.len()), Vec::new());
+        for (i, feed) in feeds.iter().enumerate() {
+            let Some(Some(held)) = self.sequences.get(feed.sequence.0) else { continue };
+            let sequence = StepSequence { blocks: &held.blocks, place: feed.sequence.0 as u32 };
+            for (position, token) in (held.tokens.len()..).zip(feed.tokens) {
+                tokens.push(*token);
+                positions.push(position as u32);
+                of_sequence.push(i as u32);
+                kv_slots.push(sequence.slot(position) as u32);
+            }
+            sequences.push(sequence);
+            if feed.wants_logits {
+                logits_rows.push(tokens.len() as u32 - 1);
+            }
+        }
+        let input = StepInput {
+            tokens: StepTokens::Host(&tokens),
+            positions: &positions,
+            sequence: &of_sequence,
+            kv_slots: &kv_slots,
+            sequences: &sequences,
+            logits_rows: &logits_rows,
+        };
+        self.logits_rows = 0;
+        let done = self.executable.step(self.state.as_mut(), &input, observer);
+        let wanted = logits_rows.len();
+        let rewind = self.rewind();
+        for feed in feeds {
+            let Some(Some(held)) = self.sequences.get_mut(feed.sequence.0) else { continue };
+            match done {
+                Ok(()) => held.tokens.extend_from_slice(feed.tokens),
+                // The state has changed from the step's first position on.
+                Err(_) if rewind == Rewind::Checkpoint => held.tokens.clear(),
+                Err(_) => {}
+            }
+        }
+        done?;
+        self.logits_rows = wanted;
+        Ok(())
+    }
+
+    /// Gives each sequence the blocks that its next tokens need; all or none.
+    fn reserve(&mut self, feeds: &[Feed<'_>]) -> Result<(), BackendError> {
+        let capacity_tokens = self.executable.plan(1).max_sizes.cached;
+        let mut missing = 0;
+        for (i, feed) in feeds.iter().enumerate() {
+            let Some(Some(held)) = self.sequences.get(feed.sequence.0) else {
+                return Err(BackendError::Input(format!("sequence {} is not open", feed.sequence.0)));
+            };
+            if feed.tokens.is_empty() || feeds[..i].iter().any(|f| f.sequence == feed.sequence) {
+                return Err(BackendError::Input(format!(
+                    "sequence {}: wanted some tokens, and once in a step",
+                    feed.sequence.0
+                )));
+            }
+            let wanted_tokens = held.tokens.len() + feed.tokens.len();
+            if wanted_tokens > capacity_tokens {
+                return Err(BackendError::ContextFull { wanted_tokens, capacity_tokens });
+            }
+            missing += wanted_tokens.div_ceil(BLOCK_TOKENS).saturating_sub(held.blocks.len());
+        }
+        if missing > self.free.len() {
+            return Err(BackendError::PoolFull {
+                wanted_tokens: missing * BLOCK_TOKENS,
+                free_tokens: self.free.len() * BLOCK_TOKENS,
+            });
+        }
+        for feed in feeds {
+            let Some(Some(held)) = self.sequences.get_mut(feed.sequence.0) else { continue };
+            let blocks = (held.tokens.len() + feed.tokens.len()).div_ceil(BLOCK_TOKENS);
+            let taken = blocks.saturating_sub(held.blocks.len());
+            let rest = self.free.len() - taken;
+            held.blocks.extend(self.free.drain(rest..).rev());
+        }
+        Ok(())
+    }
+
+    /// A row of the last step's logits: rows count the feeds that wanted some.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] where there is no such row.
+    pub fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        self.check_row(row)?;
+        self.executable.logits(row, out)
+    }
+
+    /// The best next token of a row.
+    ///
+    /// # Errors
+    /// As [`Sequences::logits`]; a NaN among the logits.
+    pub fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+        self.check_row(row)?;
+        self.executable.argmax(row)
+    }
+
+    fn check_row(&self, row: usize) -> Result<(), BackendError> {
+        if row >= self.logits_rows {
+            return Err(BackendError::Input(format!("row {row} of {} rows of logits", self.logits_rows)));
+        }
+        Ok(())
+    }
+}
