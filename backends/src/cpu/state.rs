@@ -28,10 +28,10 @@ pub struct CpuState {
 }
 
 impl CpuState {
-    /// Room for `capacity_tokens` tokens.
+    /// Room for `capacity_tokens` tokens of heads that are whole blocks of the KV type.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`], and [`BackendError::Option`] where a head does not fit the KV type's blocks.
+    /// [`BackendError::OutOfMemory`].
     pub fn new(
         decls: &[StateDecl],
         kv_type: KvType,
@@ -41,17 +41,6 @@ impl CpuState {
         let rows = capacity_tokens.next_multiple_of(PANEL_ROWS);
         let mut states = Vec::with_capacity(decls.len());
         for decl in decls {
-            if kv_type == KvType::Q8_0 && !decl.width.is_multiple_of(32) {
-                return Err(BackendError::Option {
-                    backend: super::NAME,
-                    option: "--kv-type",
-                    found: "q8_0".into(),
-                    wanted: format!(
-                        "f16 or f32, for heads of {} elements are no whole blocks of 32",
-                        decl.width
-                    ),
-                });
-            }
             let row_bytes = kv_type.row_bytes(decl.width);
             let total = rows.checked_mul(row_bytes).and_then(|n| n.checked_mul(decl.heads));
             let words = total.map(|n| n.div_ceil(size_of::<u32>()));

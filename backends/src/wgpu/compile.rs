@@ -11,7 +11,9 @@ use super::pipelines::Pipelines;
 use super::shader::{Features, compose};
 use super::{NAME, launches};
 use crate::error::BackendError;
-use crate::executable::{CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightSource, check_weights};
+use crate::executable::{
+    CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightSource, check_kv_rows, check_weights,
+};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
@@ -99,6 +101,7 @@ pub(super) fn compile(
         super::supports(graph, node)?;
     }
     let profile = super::profile(options);
+    check_kv_rows(NAME, graph, options.kv_type)?;
     check_weights(graph, weights)?;
     let Opened { device, pipelines } = open()?;
     let progress = options.progress.as_deref();

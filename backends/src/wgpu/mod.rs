@@ -27,7 +27,9 @@ pub use device::{Faults, WgpuOptions};
 pub use shader::Features;
 
 use crate::error::BackendError;
-use crate::executable::{Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use crate::executable::{
+    Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource, check_step_operands,
+};
 use crate::sharing::{Opens, Sharing};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
@@ -114,6 +116,7 @@ impl Opens for Wgpu {
 
 /// Whether the shaders can run a node, whatever the device.
 fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
+    check_step_operands(NAME, graph, node)?;
     match ops::lacking(graph, node) {
         None => Ok(()),
         Some(detail) => {
