@@ -183,7 +183,6 @@ impl Forced<'_> {
                 self.error(node, &a, &b, width, None)?
             }
             Op::Embed { .. }
-            | Op::KvWrite { .. }
             | Op::Attention(_)
             | Op::GatedAct { .. }
             | Op::ExpertCombine
