@@ -1,30 +1,25 @@
 //! `moe-run selftest`: does this build compute rightly on this machine? Every op on random cases, and the demo model, against
 //! the reference backend under the same definition of activations and KV cache.
 
-use std::{sync::Arc, time::Instant};
-
+use crate::common::{backend_names, check_device};
+use crate::generate::{GenerateArgs, StopReason, generate};
+use crate::{CliError, ExitCode, demo, output};
+use moe_run_backends::reference::Reference;
+use moe_run_backends::sampler::{Sampler, SamplerOptions};
+use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{
-    Activations, Backend, BackendError, CompileOptions, DeviceKind, WeightSource,
-    reference::Reference,
-    registry,
-    sampler::{Sampler, SamplerOptions},
-    session::{LogitsRows, Session},
+    Activations, Backend, BackendError, CompileOptions, DeviceKind, ExecutableInfo, WeightSource, registry,
 };
-use moe_run_graph::{Model, ids::TokenId, quant::Format};
-use moe_run_inspect::cases;
-use moe_run_text::{
-    chat::{ChatInput, ChatTemplate},
-    tokenizer::Tokenizer,
-};
+use moe_run_graph::Model;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::quant::Format;
+use moe_run_inspect::cases::groups::{self, GroupCase};
+use moe_run_inspect::cases::{self, OpCase};
+use moe_run_text::chat::{ChatInput, ChatTemplate};
+use moe_run_text::tokenizer::Tokenizer;
 use serde::Serialize;
-
-use crate::{
-    CliError, ExitCode,
-    common::{backend_names, check_device},
-    demo,
-    generate::{GenerateArgs, StopReason, generate},
-    output,
-};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Cases of an op, each with its own random sizes and values: of ops that read weights, so many for each format.
 const SEEDS_OF_FORMATS: u64 = 2;
@@ -207,11 +202,12 @@ fn test_all(
     for &activations in activations {
         let options = CompileOptions { activations: Some(activations), ..base.clone() };
         if backend.name() != Reference.name() {
-            for op in cases::OPS {
-                let (worst, tolerance) = (0.0, cases::TOLERANCE);
+            let ops = cases::OPS.iter().map(|op| Subject::Op(op));
+            for subject in ops.chain(GroupCase::ALL.iter().map(|group| Subject::Group(*group))) {
+                let (op, worst, tolerance) = (subject.name(), 0.0, cases::TOLERANCE);
                 let mut found =
                     OpReport { op, activations, cases: 0, worst, tolerance, failures: Vec::new() };
-                let tested = test_op(backend, &mut found, &options);
+                let tested = test_op(backend, subject, &mut found, &options);
                 // What it found counts, also where it could not go on.
                 report.ops.push(found);
                 tested?;
@@ -222,28 +218,75 @@ fn test_all(
     Ok(())
 }
 
-fn test_op(backend: &dyn Backend, report: &mut OpReport, options: &CompileOptions) -> Result<(), CliError> {
-    let (formats, seeds) = match cases::takes_formats(report.op) {
-        true => (&Format::ALL[..], SEEDS_OF_FORMATS),
-        false => (&[Format::F32][..], SEEDS_OF_OTHERS),
-    };
-    for &format in formats {
-        for seed in 0..seeds {
-            let Some(case) = cases::case(report.op, format, seed)? else { continue };
-            let mut executable = cases::compile(&case, backend, options)?;
-            let wanted = cases::run(&case, &Reference, &cases::same_definition(executable.info()))?;
-            report.cases += 1;
-            match cases::run_steps(&case, executable.as_mut()) {
-                Ok(found) => {
-                    let distances = found.iter().zip(&wanted).map(|(f, w)| cases::distance(f, w));
-                    let worst = distances.fold(0.0, f64::max);
-                    report.worst = report.worst.max(worst);
-                    if worst > cases::TOLERANCE || found.len() != wanted.len() {
-                        report.failures.push(format!("{}: relative L2 {worst:.1e}", case.name));
-                    }
-                }
-                Err(error) => report.failures.push(format!("{}: {error}", case.name)),
+/// What cases are of.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// An op by itself, by its stem.
+    Op(&'static str),
+    /// Nodes that backends run as one launch.
+    Group(GroupCase),
+}
+
+impl Subject {
+    fn name(self) -> &'static str {
+        match self {
+            Subject::Op(op) => op,
+            Subject::Group(group) => group.name(),
+        }
+    }
+
+    /// The cases, of all formats where the op reads weights.
+    fn cases(self) -> Result<Vec<OpCase>, BackendError> {
+        match self {
+            Subject::Op(op) => {
+                let (formats, seeds) = match cases::takes_formats(op) {
+                    true => (&Format::ALL[..], SEEDS_OF_FORMATS),
+                    false => (&[Format::F32][..], SEEDS_OF_OTHERS),
+                };
+                let all = formats.iter().flat_map(|format| (0..seeds).map(move |seed| (*format, seed)));
+                all.filter_map(|(format, seed)| cases::case(op, format, seed).transpose()).collect()
             }
+            Subject::Group(group) => (0..SEEDS_OF_OTHERS).map(|seed| groups::case(group, seed)).collect(),
+        }
+    }
+
+    /// How far a case's results may be from the reference's.
+    fn tolerance(self, case: &OpCase, info: &ExecutableInfo) -> f64 {
+        match self {
+            Subject::Op(_) => cases::TOLERANCE,
+            Subject::Group(_) => groups::tolerance(case, info),
+        }
+    }
+}
+
+/// Runs the cases that the backend does not refuse.
+fn test_op(
+    backend: &dyn Backend,
+    subject: Subject,
+    report: &mut OpReport,
+    options: &CompileOptions,
+) -> Result<(), CliError> {
+    for case in subject.cases()? {
+        let mut executable = match cases::compile(&case, backend, options) {
+            Err(error) if cases::is_refusal(&error) => continue,
+            compiled => compiled?,
+        };
+        let wanted = cases::run(&case, &Reference, &cases::same_definition(executable.info()))?;
+        let tolerance = subject.tolerance(&case, executable.info());
+        report.tolerance = report.tolerance.max(tolerance);
+        report.cases += 1;
+        match cases::run_steps(&case, executable.as_mut()) {
+            Ok(found) => {
+                let distances = found.iter().zip(&wanted).map(|(f, w)| cases::distance(f, w));
+                let worst = distances.fold(0.0, f64::max);
+                report.worst = report.worst.max(worst);
+                if worst > tolerance || found.len() != wanted.len() {
+                    report
+                        .failures
+                        .push(format!("{}: relative L2 {worst:.1e} of {tolerance:.0e}", case.name));
+                }
+            }
+            Err(error) => report.failures.push(format!("{}: {error}", case.name)),
         }
     }
     Ok(())

@@ -152,7 +152,16 @@ pub fn node_cost(
             let state_bytes = visible_rows(a, sizes) * state_row_bytes(row) as u64;
             Cost { state_bytes, ..Cost::default() }
         }
-        op => Cost { weight_bytes: vectors_bytes(&op.weights()), ..Cost::default() },
+        Op::RmsNorm { .. }
+        | Op::Rope { .. }
+        | Op::AttentionSoftmax(_)
+        | Op::Router(_)
+        | Op::GatedAct { .. }
+        | Op::ExpertCombine
+        | Op::Add
+        | Op::Mul
+        | Op::GetRows
+        | Op::Tap { .. } => Cost { weight_bytes: vectors_bytes(&node.op.weights()), ..Cost::default() },
     }
 }
 

@@ -14,7 +14,7 @@ use super::ops::rope::Rope;
 use super::ops::router::Route;
 use super::ops::weights::{Matrix, WeightBytes};
 use super::patterns;
-use moe_run_graph::ir::{ActivationFn, Node, Op, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{ActivationFn, Node, Op, OpKind, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 use moe_run_runtime::error::BackendError;
@@ -194,19 +194,34 @@ impl Compiler<'_> {
         let (weight, bias, scale) = match &node.op {
             Op::MatMul { weight, bias, scale } => (weight, *bias, *scale),
             Op::ExpertMatMul { weight, bias } => (weight, *bias, None),
-            _ => return Err(unsupported(node, "no product")),
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::Rope { .. }
+            | Op::KvWrite { .. }
+            | Op::Attention(_)
+            | Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::Router(_)
+            | Op::GatedAct { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
         };
         let out = self.maybe(node.outputs[0]);
         Ok(Projection { matrix: self.matrix(weight)?, scale, bias: self.opt_vector(bias)?, out })
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
-        let Op::RmsNorm { weight, eps, .. } = node.op else { return Err(unsupported(node, "no norm")) };
+        let Op::RmsNorm { weight, eps, heads: _ } = node.op else {
+            return Err(BackendError::mismatch(node.op.stem()));
+        };
         Ok(Norm { weight: self.vector(weight)?, eps, out: self.maybe(node.outputs[0]) })
     }
 
     fn route(&self, node: &Node) -> Result<Route, BackendError> {
-        let Op::Router(attrs) = &node.op else { return Err(unsupported(node, "no router")) };
+        let Op::Router(attrs) = &node.op else { return Err(BackendError::mismatch(node.op.stem())) };
         Ok(Route {
             logits: self.input(node, 0)?,
             attrs: attrs.clone(),
@@ -261,13 +276,16 @@ impl Compiler<'_> {
         Ok((self.input(add, other)?, self.output(add)?))
     }
 
-    fn gated(&self, act: &Node) -> Then {
-        Then::Gated { activated: self.maybe(act.outputs[0]), out: self.maybe(act.outputs[1]) }
+    fn gated(&self, act: &Node) -> Result<Then, BackendError> {
+        let Op::GatedAct { activation: ActivationFn::Silu } = act.op else {
+            return Err(BackendError::mismatch(act.op.stem()));
+        };
+        Ok(Then::Gated { activated: self.maybe(act.outputs[0]), out: self.maybe(act.outputs[1]) })
     }
 
     fn heads(&self, norm: Option<&Node>, rope: &Node) -> Result<Heads, BackendError> {
         let Op::Rope { table, pairing, heads } = rope.op else {
-            return Err(unsupported(rope, "no rotation"));
+            return Err(BackendError::mismatch(rope.op.stem()));
         };
         let width = self.plan.graph.value(rope.outputs[0]).shape.fixed_elems();
         let norm = match norm {
@@ -287,7 +305,7 @@ impl Compiler<'_> {
         q: Val,
         fresh: Option<(Heads, Cache)>,
     ) -> Result<Box<dyn Work>, BackendError> {
-        let Op::Attention(attrs) = &node.op else { return Err(unsupported(node, "no attention")) };
+        let Op::Attention(attrs) = &node.op else { return Err(BackendError::mismatch(node.op.stem())) };
         self.needs.attention = self.needs.attention.with(attrs);
         Ok(Box::new(Attention {
             attrs: attrs.clone(),
@@ -302,13 +320,15 @@ impl Compiler<'_> {
 
     /// The nodes of ROPE_KV and ROPE_ATTENTION: q and what happens to it, and the cache.
     fn turned(&self, nodes: &[&Node]) -> Result<(Val, Heads, Cache), BackendError> {
-        let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.stem() == "rope").collect();
-        let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.stem() == "rms_norm").collect();
-        let write = nodes.iter().copied().find(|n| n.op.stem() == "kv_write");
+        let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::Rope).collect();
+        let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::RmsNorm).collect();
+        let write = nodes.iter().copied().find(|n| n.op.kind() == OpKind::KvWrite);
         let ([q_rope, k_rope], Some(write)) = (ropes.as_slice(), write) else {
-            return Err(unsupported(nodes[0], "no pair of rotations"));
+            return Err(BackendError::mismatch("rotations into the cache"));
         };
-        let Op::KvWrite { key, value } = write.op else { return Err(unsupported(write, "no cache")) };
+        let Op::KvWrite { key, value } = write.op else {
+            return Err(BackendError::mismatch(write.op.stem()));
+        };
         let q = self.input(norms.first().unwrap_or(q_rope), 0)?;
         let k = self.input(norms.get(1).unwrap_or(k_rope), 0)?;
         let heads = self.heads(norms.get(1).copied(), k_rope)?;
@@ -327,7 +347,7 @@ impl Compiler<'_> {
             }
             (patterns::NORM_GATE_UP, [norm, gate, up, act]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
-                self.products(x, None, Some(norm), None, &[gate, up], self.gated(act))
+                self.products(x, None, Some(norm), None, &[gate, up], self.gated(act)?)
             }
             (patterns::NORM_MATMUL, [norm, product]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
@@ -351,10 +371,10 @@ impl Compiler<'_> {
             }
             (patterns::ROUTE_GATE_UP, [router, gate, up, act]) => {
                 let route = self.route(router)?;
-                self.products(self.input(gate, 0)?, None, None, Some(route), &[gate, up], self.gated(act))
+                self.products(self.input(gate, 0)?, None, None, Some(route), &[gate, up], self.gated(act)?)
             }
             (patterns::EXPERTS_GATE_UP, [gate, up, act]) => {
-                self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act))
+                self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act)?)
             }
             (patterns::EXPERTS_DOWN, [down, combine, add]) => {
                 let then = Then::Combine {
@@ -373,10 +393,7 @@ impl Compiler<'_> {
                 self.attention(attention, q, Some((heads, cache)))
             }
             (_, [node]) => self.single(node),
-            (pattern, _) => {
-                let detail = format!("{} nodes in a launch {pattern}", nodes.len());
-                Err(unsupported(nodes[0], detail))
-            }
+            (pattern, _) => Err(BackendError::mismatch(pattern)),
         }
     }
 
@@ -392,7 +409,7 @@ impl Compiler<'_> {
                 ids: self.input(node, 0)?,
                 out: self.output(node)?,
             }),
-            Op::RmsNorm { .. } => {
+            Op::RmsNorm { weight: _, eps: _, heads: _ } => {
                 let norm = self.norm(node)?;
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
                 Box::new(RmsNorm { x, out, weight: norm.weight, eps: norm.eps })
@@ -447,7 +464,7 @@ impl Compiler<'_> {
                 ids: self.input(node, 1)?,
                 out: self.output(node)?,
             }),
-            Op::Tap { .. } => return Err(unsupported(node, "a tap is no launch")),
+            Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
         })
     }
 }

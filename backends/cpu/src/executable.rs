@@ -200,10 +200,8 @@ impl Held<'_> {
     fn id_limit(&self, value: ValueId) -> Option<usize> {
         let graph = &self.program.plan.graph;
         let producer = graph.value(value).producer.and_then(|n| graph.node(n))?;
-        match &producer.op {
-            Op::Router(attrs) => Some(attrs.num_experts),
-            _ => None,
-        }
+        let Op::Router(attrs) = &producer.op else { return None };
+        Some(attrs.num_experts)
     }
 }
 

@@ -13,6 +13,7 @@ mod ops;
 mod patterns;
 pub mod pool;
 mod state;
+mod supports;
 mod topology;
 
 use kernels::Kernels;
@@ -64,8 +65,8 @@ impl Backend for Cpu {
         options.profile(Activations::Q8, ActBlock::X256)
     }
 
-    fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
-        Ok(())
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
+        supports::supports(graph, node)
     }
 
     fn compile(
@@ -107,6 +108,8 @@ fn check(
     options: &CompileOptions,
 ) -> Result<DeviceInfo, BackendError> {
     options.check(&Cpu)?;
+    graph.nodes.iter().try_for_each(|node| supports::supports(graph, node))?;
+    supports::check_kv_heads(graph, options.kv_type)?;
     check_weights(graph, weights)?;
     let device = device();
     options.check_only_device(NAME, &device.name)?;

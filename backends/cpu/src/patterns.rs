@@ -1,7 +1,7 @@
 //! The groups of nodes that the CPU runs as one launch.
 
 use moe_run_graph::ir::pattern::{PatternStep, maybe, op};
-use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op};
+use moe_run_graph::ir::{ActivationFn, AttentionAttrs, Graph, LaunchPattern, Node, Op, OpKind};
 
 /// RMSNorm and the three products that read it.
 pub const NORM_QKV: &str = "norm_qkv";
@@ -75,17 +75,25 @@ pub fn patterns(tokens: usize) -> Vec<LaunchPattern> {
     one.iter().chain(ANY_COUNT).copied().collect()
 }
 
-/// Every product reads the norm in front, which is over whole rows.
-fn share_norm(_: &Graph, nodes: &[&Node]) -> bool {
-    let whole = matches!(nodes[0].op, Op::RmsNorm { heads: 1, .. });
-    whole
-        && nodes[1..].iter().all(|n| !matches!(n.op, Op::MatMul { .. }) || n.inputs[0] == nodes[0].outputs[0])
+/// A norm of whole rows, one for each token or row of logits: its weight and eps go with the launch.
+fn whole_norm(graph: &Graph, norm: &Node) -> bool {
+    matches!(norm.op, Op::RmsNorm { weight: _, eps: _, heads: 1 })
+        && graph.value(norm.inputs[0]).shape.0.len() == 2
+}
+
+/// Every product, of any slice with any bias and scale, reads the norm in front.
+fn share_norm(graph: &Graph, nodes: &[&Node]) -> bool {
+    let [norm, products @ ..] = nodes else { return false };
+    let reads_norm = |n: &&Node| {
+        matches!(n.op, Op::MatMul { weight: _, bias: _, scale: _ }) && n.inputs[0] == norm.outputs[0]
+    };
+    whole_norm(graph, norm) && products.iter().all(reads_norm)
 }
 
 /// Each node reads the one before it.
-fn chained(_: &Graph, nodes: &[&Node]) -> bool {
-    nodes.windows(2).all(|w| w[1].inputs[0] == w[0].outputs[0])
-        && nodes.iter().all(|n| !matches!(n.op, Op::RmsNorm { heads, .. } if heads != 1))
+fn chained(graph: &Graph, nodes: &[&Node]) -> bool {
+    let [pick, rest @ ..] = nodes else { return false };
+    share_norm(graph, rest) && rest.first().is_some_and(|norm| norm.inputs[0] == pick.outputs[0])
 }
 
 /// The last node adds the product of the one before it, on either side, to something else of the same shape.
@@ -112,8 +120,8 @@ fn gated_pair(graph: &Graph, nodes: &[&Node]) -> bool {
 
 /// Norms and rotations lead from q and k to `kv_write`: the second rotation feeds it, each norm its rotation.
 fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
-    let of = |stem: &str| nodes.iter().copied().filter(|n| n.op.stem() == stem).collect::<Vec<_>>();
-    let (norms, ropes, writes) = (of("rms_norm"), of("rope"), of("kv_write"));
+    let of = |kind: OpKind| nodes.iter().copied().filter(|n| n.op.kind() == kind).collect::<Vec<_>>();
+    let (norms, ropes, writes) = (of(OpKind::RmsNorm), of(OpKind::Rope), of(OpKind::KvWrite));
     let ([q, k], [write]) = (ropes.as_slice(), writes.as_slice()) else { return false };
     let normed = match norms.as_slice() {
         [] => true,
@@ -126,9 +134,31 @@ fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
 /// As [`turned_into_cache`], and attention reads the turned q and what was written.
 fn chained_attention(graph: &Graph, nodes: &[&Node]) -> bool {
     let [head @ .., attention] = nodes else { return false };
-    let q = head.iter().find(|n| n.op.stem() == "rope");
+    let Op::Attention(attrs) = &attention.op else { return false };
+    let AttentionAttrs {
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim: _,
+        value_head_dim: _,
+        scale: _,
+        window: _,
+        soft_cap: _,
+        sinks: _,
+    } = *attrs;
+    let mut turns = head.iter().filter(|n| n.op.kind() == OpKind::Rope);
+    let (q, k) = (turns.next(), turns.next());
     let write = head.last();
+    // A worker norms and turns the heads of one KV head: each by itself.
+    let by_head = |rope: Option<&&Node>, wanted: usize| {
+        let Some(rope) = rope else { return false };
+        let norm = head.iter().find(|n| n.outputs[0] == rope.inputs[0]);
+        let normed =
+            norm.is_none_or(|n| matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted));
+        normed && matches!(rope.op, Op::Rope { table: _, pairing: _, heads } if heads == wanted)
+    };
     turned_into_cache(graph, head)
+        && by_head(q, num_attention_heads)
+        && by_head(k, num_key_value_heads)
         && q.is_some_and(|q| attention.inputs[0] == q.outputs[0])
         && write.is_some_and(|w| attention.inputs[1..3] == w.outputs[..])
 }

@@ -42,10 +42,10 @@ pub struct CpuState {
 }
 
 impl CpuState {
-    /// Room for `capacity_tokens` tokens of up to `max_sequences` sequences.
+    /// Room for `capacity_tokens` tokens of up to `max_sequences` sequences; heads are whole blocks of the KV type.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`], and [`BackendError::Option`] where a head does not fit the KV type's blocks.
+    /// [`BackendError::OutOfMemory`].
     pub fn new(
         decls: &[StateDecl],
         kv_type: KvType,
@@ -61,17 +61,6 @@ impl CpuState {
                 }
                 Lifetime::PerSequence => (KvType::F32, max_sequences, 1),
             };
-            if kv_type == KvType::Q8_0 && !decl.width.is_multiple_of(32) {
-                return Err(BackendError::Option {
-                    backend: super::NAME,
-                    option: "--kv-type",
-                    found: "q8_0".into(),
-                    wanted: format!(
-                        "f16 or f32, for heads of {} elements are no whole blocks of 32",
-                        decl.width
-                    ),
-                });
-            }
             let row_bytes = kv_type.row_bytes(decl.width);
             let total = slots.checked_mul(row_bytes).and_then(|n| n.checked_mul(decl.heads));
             let words = total.map(|n| n.div_ceil(size_of::<u32>()));

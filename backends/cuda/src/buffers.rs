@@ -1,9 +1,8 @@
 //! Memory on the device: weights, the state, and a step's values.
 
-use super::device;
 use super::driver::{DeviceBuffer, Driver, Param};
-use super::{planes, upload};
-use moe_run_graph::ir::{Graph, Op, StateId, WeightId, WeightSlice};
+use super::{device, planes, upload};
+use moe_run_graph::ir::{Graph, StateId, WeightId, WeightSlice};
 use moe_run_graph::quant::{ActQ8x32, Format, activation};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{CompileOptions, KvType, MemoryNeed, Progress, State, WeightSource};
@@ -62,11 +61,7 @@ pub(super) fn format_code(format: Format) -> i32 {
 
 /// Whether a weight is read as a matrix (in its format) by some op; others are vectors, kept as f32.
 fn is_matrix(graph: &Graph, id: WeightId) -> bool {
-    graph.nodes.iter().any(|n| match &n.op {
-        Op::Embed { table } => table.tensor == id,
-        Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } => weight.tensor == id,
-        _ => false,
-    })
+    graph.nodes.iter().any(|n| n.op.weight_slice().is_some_and(|slice| slice.tensor == id))
 }
 
 impl Weights {

@@ -2,12 +2,11 @@
 
 use super::buffers::{CudaState, Weights, check_memory};
 use super::choose::{Choices, choice_name};
-use super::device;
 use super::driver::{
     CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param, SWITCHED_OFF, switched_off,
 };
 use super::ops::{self, Emit, Prepared, Scratch};
-use super::{NAME, fused};
+use super::{NAME, device, fused};
 use access::Access;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, StepSizes, ValueId};
@@ -15,8 +14,8 @@ use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    CompileOptions, Executable, ExecutableInfo, HostTensor, KvType, Observer, State, StepInput, StepLimits,
-    StepTokens, TensorData, WeightSource, check_weights, deliver_taps,
+    CompileOptions, Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepLimits,
+    StepTokens, TensorData, WeightSource, check_kv_rows, check_weights, deliver_taps,
 };
 use std::sync::Arc;
 
@@ -116,16 +115,7 @@ pub(super) fn compile(
     for node in &graph.nodes {
         ops::supports(graph, node)?;
     }
-    for state in &graph.states {
-        if options.kv_type == KvType::Q8_0 && state.row_elems() % 32 != 0 {
-            return Err(BackendError::Option {
-                backend: NAME,
-                option: "--kv-type",
-                found: "q8_0".into(),
-                wanted: format!("rows of a multiple of 32 elements; this model's have {}", state.row_elems()),
-            });
-        }
-    }
+    check_kv_rows(NAME, graph, options.kv_type)?;
 
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
     let sizes = |tokens| StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };

@@ -10,7 +10,9 @@
 use super::driver::Param;
 use super::ops::{self, Emit, attention, int, matmul, router};
 use moe_run_graph::ir::pattern::{PatternStep, maybe, named, op};
-use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op, RopePairing, ValueId};
+use moe_run_graph::ir::{
+    ActivationFn, AttentionAttrs, Dim, Graph, LaunchPattern, Node, Op, RopePairing, RouterAttrs, ValueId,
+};
 use moe_run_graph::quant::{ActProfile, Format};
 use moe_run_runtime::error::BackendError;
 
@@ -25,6 +27,8 @@ const FINAL_NORM_LM_HEAD: &str = "final_norm_lm_head";
 
 /// The widest row that `norm_matmul` keeps in shared memory as f32 and in 8 bits: 5.125 bytes an element of 48 KiB.
 const MAX_NORM_ELEMS: usize = 8192;
+/// The matrices that `norm_matmul` takes.
+const MAX_MATRICES: usize = 3;
 /// The most elements that the others keep in 8 bits.
 const MAX_STAGED_ELEMS: usize = 32768;
 /// The widest head that `attention_step` has shared memory for.
@@ -83,9 +87,24 @@ pub(super) fn patterns(tokens: usize, profile: ActProfile) -> Vec<LaunchPattern>
     if tokens == 1 && profile != ActProfile::F16 { GROUPS.to_vec() } else { Vec::new() }
 }
 
-/// A matmul without bias and scale, of the value `x`.
+/// A matmul without bias and scale, of any rows, of the value `x`.
 fn plain_matmul(node: &Node, x: ValueId) -> bool {
-    matches!(node.op, Op::MatMul { bias: None, scale: None, .. }) && node.inputs[0] == x
+    matches!(node.op, Op::MatMul { weight: _, bias: None, scale: None }) && node.inputs[0] == x
+}
+
+/// A norm of whole rows: the weight and eps go with the launch.
+fn whole_norm(node: &Node) -> bool {
+    matches!(node.op, Op::RmsNorm { weight: _, eps: _, heads: 1 })
+}
+
+/// Experts' matmul without bias, of any rows of any experts.
+fn plain_experts(node: &Node) -> bool {
+    matches!(node.op, Op::ExpertMatMul { weight: _, bias: None })
+}
+
+/// One row for a token: what a launch without a grid over rows computes.
+fn one_row(graph: &Graph, value: ValueId) -> bool {
+    matches!(graph.value(value).shape.0[..], [Dim::Tokens, Dim::Fixed(_)])
 }
 
 fn width(graph: &Graph, value: ValueId) -> usize {
@@ -94,7 +113,7 @@ fn width(graph: &Graph, value: ValueId) -> usize {
 
 fn norm_and_matmuls(graph: &Graph, nodes: &[&Node]) -> bool {
     let [norm, matmuls @ ..] = nodes else { return false };
-    matches!(norm.op, Op::RmsNorm { heads: 1, .. })
+    whole_norm(norm)
         && width(graph, norm.inputs[0]) <= MAX_NORM_ELEMS
         && width(graph, norm.inputs[0]).is_multiple_of(4)
         && matmuls.iter().all(|m| plain_matmul(m, norm.outputs[0]))
@@ -108,6 +127,7 @@ fn final_norm_fits(graph: &Graph, nodes: &[&Node]) -> bool {
 fn matmul_and_add(graph: &Graph, nodes: &[&Node]) -> bool {
     let [product, add] = nodes else { return false };
     plain_matmul(product, product.inputs[0])
+        && one_row(graph, product.inputs[0])
         && width(graph, product.inputs[0]) <= MAX_STAGED_ELEMS
         && residual(add, product.outputs[0]).is_some()
 }
@@ -153,38 +173,67 @@ impl<'a> AttentionStep<'a> {
 fn attention_step_fits(graph: &Graph, nodes: &[&Node]) -> bool {
     let Some(s) = AttentionStep::of(nodes) else { return false };
     let Op::Attention(a) = &s.attention.op else { return false };
-    let eps = |node: Option<&Node>| match node.map(|n| &n.op) {
-        Some(Op::RmsNorm { eps, .. }) => Some(*eps),
-        _ => None,
+    let AttentionAttrs {
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        value_head_dim,
+        scale: _,
+        window: _,
+        soft_cap: _,
+        sinks: _,
+    } = *a;
+    let eps = |node: Option<&Node>| {
+        let Op::RmsNorm { weight: _, eps, heads: _ } = node?.op else { return None };
+        Some(eps)
     };
+    // Norms of each head by itself.
     let norm_fits = |norm: Option<&Node>, rope: &Node, wanted: usize| {
         norm.is_none_or(|n| {
-            rope.inputs[0] == n.outputs[0] && matches!(n.op, Op::RmsNorm { heads, .. } if heads == wanted)
+            rope.inputs[0] == n.outputs[0]
+                && matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted)
         })
     };
-    let (Op::Rope { table: q_table, pairing: q_pairing, .. }, Op::Rope { table, pairing, .. }) =
-        (&s.q_rope.op, &s.k_rope.op)
+    let (
+        Op::Rope { table: q_table, pairing: q_pairing, heads: q_heads },
+        Op::Rope { table, pairing, heads: k_heads },
+    ) = (&s.q_rope.op, &s.k_rope.op)
     else {
         return false;
     };
     eps(s.q_norm) == eps(s.k_norm)
-        && norm_fits(s.q_norm, s.q_rope, a.num_attention_heads)
-        && norm_fits(s.k_norm, s.k_rope, a.num_key_value_heads)
+        && norm_fits(s.q_norm, s.q_rope, num_attention_heads)
+        && norm_fits(s.k_norm, s.k_rope, num_key_value_heads)
         && (q_table, q_pairing) == (table, pairing)
+        && (*q_heads, *k_heads) == (num_attention_heads, num_key_value_heads)
+        // One position for both rotations and the mask.
+        && [s.q_rope, s.k_rope].iter().all(|rope| rope.inputs[1] == s.attention.inputs[3])
         && s.write.inputs[0] == s.k_rope.outputs[0]
         && s.attention.inputs[0] == s.q_rope.outputs[0]
         && s.attention.inputs[1..3] == s.write.outputs[..]
-        && a.head_dim % 32 == 0
-        && a.head_dim <= MAX_HEAD_DIM
-        && a.value_head_dim % 32 == 0
+        && head_dim % 32 == 0
+        && head_dim <= MAX_HEAD_DIM
+        && value_head_dim % 32 == 0
         && ops::supports(graph, s.attention).is_ok()
 }
 
 fn route_gate_up_fits(graph: &Graph, nodes: &[&Node]) -> bool {
     let [router, gate, up, act] = nodes else { return false };
-    let plain =
-        |n: &Node| matches!(n.op, Op::ExpertMatMul { bias: None, .. }) && n.inputs[1] == router.outputs[0];
-    plain(gate)
+    let plain = |n: &Node| plain_experts(n) && n.inputs[1] == router.outputs[0];
+    // Every attribute of the choice goes with the launch.
+    let Op::Router(RouterAttrs {
+        num_experts: _,
+        num_experts_per_tok: _,
+        gate: _,
+        norm_topk_prob: _,
+        scale: _,
+        selection_bias: _,
+    }) = &router.op
+    else {
+        return false;
+    };
+    ops::supports(graph, router).is_ok()
+        && plain(gate)
         && plain(up)
         && gate.inputs[0] == up.inputs[0]
         && graph.value(gate.inputs[0]).shape.0.len() == 2
@@ -196,7 +245,7 @@ fn route_gate_up_fits(graph: &Graph, nodes: &[&Node]) -> bool {
 
 fn down_combine_fits(graph: &Graph, nodes: &[&Node]) -> bool {
     let [down, combine, add] = nodes else { return false };
-    matches!(down.op, Op::ExpertMatMul { bias: None, .. })
+    plain_experts(down)
         && graph.value(down.inputs[0]).shape.0.len() == 3
         && graph.value(down.inputs[0]).shape.fixed_elems() <= MAX_STAGED_ELEMS
         && combine.inputs[0] == down.outputs[0]
@@ -257,13 +306,20 @@ fn norm_matmul(
     norm: &Node,
     matmuls: &[&Node],
 ) -> Result<(), BackendError> {
-    let Op::RmsNorm { weight, eps, .. } = norm.op else { return Err(BackendError::mismatch(norm.name)) };
-    let n = width(emit.graph, norm.inputs[0]);
+    let Op::RmsNorm { weight, eps, heads: 1 } = norm.op else {
+        return Err(BackendError::mismatch(norm.name));
+    };
+    if matmuls.len() > MAX_MATRICES {
+        return Err(BackendError::mismatch(norm.name));
+    }
+    let n = emit.width(norm.inputs[0])?;
     let mut forms = 0;
     let mut all_rows = 0;
-    let mut matrices = Vec::with_capacity(15);
+    let mut matrices = Vec::with_capacity(5 * MAX_MATRICES);
     for node in matmuls {
-        let Op::MatMul { weight, .. } = &node.op else { return Err(BackendError::mismatch(node.name)) };
+        let Op::MatMul { weight, bias: None, scale: None } = &node.op else {
+            return Err(BackendError::mismatch(node.name));
+        };
         let matrix = emit.weights.matrix(emit.graph, weight);
         forms |= stage(emit, matrix.format);
         all_rows += matrix.rows;
@@ -275,7 +331,7 @@ fn norm_matmul(
             int(matrix.rows),
         ]);
     }
-    while matrices.len() < 15 {
+    while matrices.len() < 5 * MAX_MATRICES {
         matrices.extend([int(0), Param::NULL, Param::U64(0), Param::NULL, int(0)]);
     }
     let (x, row_index) = match rows {
@@ -308,10 +364,11 @@ fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendErr
         return Err(BackendError::mismatch(ATTENTION_STEP));
     };
     let norm = |node: Option<&Node>| match node.map(|n| &n.op) {
-        Some(Op::RmsNorm { weight, eps, .. }) => (emit.weights.vector(*weight), *eps),
-        _ => (Param::NULL, 0.0),
+        None => Ok((Param::NULL, 0.0)),
+        Some(Op::RmsNorm { weight, eps, heads: _ }) => Ok((emit.weights.vector(*weight), *eps)),
+        Some(_) => Err(BackendError::mismatch(ATTENTION_STEP)),
     };
-    let ((q_norm, eps), (k_norm, _)) = (norm(s.q_norm), norm(s.k_norm));
+    let ((q_norm, eps), (k_norm, _)) = (norm(s.q_norm)?, norm(s.k_norm)?);
     let tap = |node: Option<&Node>| node.map_or(Param::NULL, |n| emit.opt_value(n.outputs[0]));
     let (q, k) = s.raw();
     let (blocks, splits) = ops::split_geometry(a, 1, emit.scratch.multiprocessors);
@@ -361,7 +418,9 @@ fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendErr
 }
 
 fn matmul_residual(emit: &mut Emit<'_>, product: &Node, add: &Node) -> Result<(), BackendError> {
-    let (Op::MatMul { weight, .. }, Some(other)) = (&product.op, residual(add, product.outputs[0])) else {
+    let (Op::MatMul { weight, bias: None, scale: None }, Some(other)) =
+        (&product.op, residual(add, product.outputs[0]))
+    else {
         return Err(BackendError::mismatch(MATMUL_RESIDUAL));
     };
     let matrix = emit.weights.matrix(emit.graph, weight);
@@ -385,9 +444,9 @@ fn matmul_residual(emit: &mut Emit<'_>, product: &Node, add: &Node) -> Result<()
 
 /// The expert matrix that reads a value next, and the bytes of one of its experts: its weights are fetched ahead.
 fn next_experts(emit: &Emit<'_>, value: ValueId) -> (Param, u64) {
-    let next = emit.graph.nodes.iter().find_map(|n| match &n.op {
-        Op::ExpertMatMul { weight, .. } if n.inputs[0] == value => Some(weight),
-        _ => None,
+    let next = emit.graph.nodes.iter().find_map(|n| {
+        let Op::ExpertMatMul { weight, bias: _ } = &n.op else { return None };
+        (n.inputs[0] == value).then_some(weight)
     });
     next.map_or((Param::NULL, 0), |weight| {
         let matrix = emit.weights.matrix(emit.graph, weight);
@@ -404,9 +463,10 @@ fn route_gate_up(
 ) -> Result<(), BackendError> {
     let (
         Op::Router(r),
-        Op::ExpertMatMul { weight: gate_weight, .. },
-        Op::ExpertMatMul { weight: up_weight, .. },
-    ) = (&router.op, &gate.op, &up.op)
+        Op::ExpertMatMul { weight: gate_weight, bias: None },
+        Op::ExpertMatMul { weight: up_weight, bias: None },
+        Op::GatedAct { activation: ActivationFn::Silu },
+    ) = (&router.op, &gate.op, &up.op, &act.op)
     else {
         return Err(BackendError::mismatch(ROUTE_GATE_UP));
     };
@@ -449,7 +509,9 @@ fn route_gate_up(
 }
 
 fn down_combine(emit: &mut Emit<'_>, down: &Node, combine: &Node, add: &Node) -> Result<(), BackendError> {
-    let (Op::ExpertMatMul { weight, .. }, Some(other)) = (&down.op, residual(add, combine.outputs[0])) else {
+    let (Op::ExpertMatMul { weight, bias: None }, Some(other)) =
+        (&down.op, residual(add, combine.outputs[0]))
+    else {
         return Err(BackendError::mismatch(DOWN_COMBINE));
     };
     let matrix = emit.weights.matrix(emit.graph, weight);

@@ -206,7 +206,24 @@ impl<'a> Interpreter<'a> {
                 let width = self.graph.value(input(0)).shape.width().unwrap_or(1);
                 get_rows::get_rows(self.f32(input(0))?, self.u32(input(1))?, width, out);
             }
-            (op, _) => {
+            (
+                op @ (Op::Embed { .. }
+                | Op::RmsNorm { .. }
+                | Op::MatMul { .. }
+                | Op::Rope { .. }
+                | Op::Attention(_)
+                | Op::AttentionScores(_)
+                | Op::AttentionSoftmax(_)
+                | Op::Router(_)
+                | Op::ExpertMatMul { .. }
+                | Op::GatedAct { .. }
+                | Op::ExpertCombine
+                | Op::Add
+                | Op::Mul
+                | Op::GetRows
+                | Op::Tap { .. }),
+                _,
+            ) => {
                 return Err(BackendError::Unsupported {
                     backend: super::NAME,
                     node: node.path(),

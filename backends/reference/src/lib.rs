@@ -24,14 +24,17 @@ mod router;
 
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, LaunchPattern, Lifetime, Node, StepSizes};
+use moe_run_graph::ir::{
+    ActivationFn, AttentionAttrs, GateKind, Graph, LaunchPattern, Lifetime, Node, Op, RopePairing,
+    RouterAttrs, StepSizes, WeightHome, WeightSlice,
+};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, Observer, State, StepInput, StepLimits, StepTokens, WeightSource, check_weights,
-    deliver_taps, mapped_bytes, not_taken,
+    KvType, MemoryNeed, Observer, State, StepInput, StepLimits, StepTokens, WeightSource, check_kv_rows,
+    check_step_operands, check_weights, deliver_taps, mapped_bytes, not_taken,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use std::any::Any;
@@ -83,8 +86,43 @@ impl Backend for Reference {
         options.profile(Activations::F32, ActBlock::X32)
     }
 
-    fn supports(&self, _graph: &Graph, _node: &Node) -> Result<(), BackendError> {
-        Ok(())
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
+        // Every attribute, told one by one: an op or an attribute that is added does not compile until it is defined here.
+        match &node.op {
+            Op::Embed { table: WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } } => {
+            }
+            Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => {
+                let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = weight;
+            }
+            Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
+            Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => {}
+            Op::KvWrite { key: _, value: _ } => {}
+            Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
+                let AttentionAttrs {
+                    num_attention_heads: _,
+                    num_key_value_heads: _,
+                    head_dim: _,
+                    value_head_dim: _,
+                    scale: _,
+                    window: _,
+                    soft_cap: _,
+                    sinks: _,
+                } = attrs;
+            }
+            Op::Router(attrs) => {
+                let RouterAttrs {
+                    num_experts: _,
+                    num_experts_per_tok: _,
+                    gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+                    norm_topk_prob: _,
+                    scale: _,
+                    selection_bias: _,
+                } = attrs;
+            }
+            Op::GatedAct { activation: ActivationFn::Silu } => {}
+            Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows | Op::Tap { stage: _ } => {}
+        }
+        check_step_operands(NAME, graph, node)
     }
 
     fn compile(
@@ -94,6 +132,8 @@ impl Backend for Reference {
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
         options.check(self)?;
+        graph.nodes.iter().try_for_each(|node| self.supports(graph, node))?;
+        check_kv_rows(NAME, graph, options.kv_type)?;
         check_weights(graph, weights.as_ref())?;
         options.check_only_device(NAME, DEVICE)?;
         // It keeps the rows as they are read back.

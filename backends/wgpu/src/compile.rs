@@ -16,7 +16,7 @@ use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightSource, check_weights,
+    CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightSource, check_kv_rows, check_weights,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -101,6 +101,7 @@ pub(super) fn compile(
         super::supports(graph, node)?;
     }
     let profile = super::profile(options);
+    check_kv_rows(NAME, graph, options.kv_type)?;
     check_weights(graph, weights)?;
     let Opened { device, pipelines } = open()?;
     let progress = options.progress.as_deref();

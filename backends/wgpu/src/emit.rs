@@ -279,15 +279,28 @@ impl<'a> Emitter<'a> {
             .ok_or_else(|| self.unsupported(node, format!("{} has no fixed last axis", self.shape(value))))
     }
 
-    /// A vector's place among the small weights, or NONE.
-    pub fn small(&self, id: Option<WeightId>) -> u32 {
-        id.and_then(|id| self.tensors.small_at.get(&id)).copied().unwrap_or(NONE)
+    /// A vector's place among the small weights; NONE where there is no vector.
+    pub fn small(&self, id: Option<WeightId>) -> Result<u32, BackendError> {
+        let Some(id) = id else { return Ok(NONE) };
+        self.tensors.small_at.get(&id).copied().ok_or_else(|| BackendError::Value {
+            value: self.plan.graph.weight(id).name.clone(),
+            detail: "is read as a vector, and not laid out as one".into(),
+        })
     }
 
     /// The state behind a value.
     pub fn state(&self, node: &Node, value: ValueId) -> Result<StateId, BackendError> {
         let state = self.plan.graph.value(value).state;
         state.ok_or_else(|| self.unsupported(node, format!("{value} is no state")))
+    }
+
+    /// How many pairs a RoPE table turns, and where the step's angles lie.
+    pub fn angles(&self, node: &Node, table: RopeTableId) -> Result<(u32, u32), BackendError> {
+        let spec = self.plan.graph.rope_tables.get(table.index());
+        match (spec, self.places.rope.get(&table)) {
+            (Some(spec), Some(at)) => Ok((spec.dims as u32 / 2, *at)),
+            _ => Err(self.unsupported(node, format!("no RoPE table {table}"))),
+        }
     }
 
     /// Why a node cannot be run.
@@ -339,10 +352,10 @@ impl<'a> Emitter<'a> {
     }
 
     /// Binds the one part of a matmul's matrix to the last dispatch.
-    pub fn bind_whole(&mut self, node: &Node) {
-        if let Some(slice) = node.op.weight_slice() {
-            self.bind_part(slice, 0);
-        }
+    pub fn bind_whole(&mut self, node: &Node) -> Result<(), BackendError> {
+        let slice = node.op.weight_slice();
+        self.bind_part(slice.ok_or_else(|| self.unsupported(node, "it reads no matrix".into()))?, 0);
+        Ok(())
     }
 
     /// Binds a part of a matrix to the last dispatch.
@@ -359,7 +372,11 @@ impl<'a> Emitter<'a> {
             return Ok(x);
         }
         let shape = self.shape(value);
-        let (rows, cols) = (Rows::of(shape), shape.width().unwrap_or(0) as u32);
+        let cols = shape.width().ok_or_else(|| BackendError::Value {
+            value: value.to_string(),
+            detail: format!("{shape} has no fixed last axis"),
+        })? as u32;
+        let rows = Rows::of(shape);
         let row_words = cols / 4 + cols / 32;
         let y = self.scratch(rows.count(self.plan.max_sizes) * row_words as usize);
         let variant = self.variant("quantize_q8", &[("LANES", 64)]);

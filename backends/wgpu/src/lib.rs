@@ -32,7 +32,7 @@ use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource,
+    Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource, check_step_operands,
 };
 use moe_run_runtime::sharing::{Opens, Sharing};
 use std::sync::Arc;
@@ -116,6 +116,7 @@ impl Opens for Wgpu {
 
 /// Whether the shaders can run a node, whatever the device.
 fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
+    check_step_operands(NAME, graph, node)?;
     match ops::lacking(graph, node) {
         None => Ok(()),
         Some(detail) => {

@@ -1,6 +1,6 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
-use crate::ir::{AttentionAttrs, Graph, Op, RopeScaling, WeightSlice};
+use crate::ir::{AttentionAttrs, Graph, Op, RopeScaling, RopeSpec, RouterAttrs, WeightSlice};
 use serde_json::{Map, Value, json};
 
 /// The attributes of an op; those that stand at "none" are left out.
@@ -12,46 +12,49 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         }
     };
     match op {
-        Op::RmsNorm { eps, heads, .. } => {
+        Op::RmsNorm { weight: _, eps, heads } => {
             if *heads != 1 {
                 put("heads", json!(heads));
             }
             put("eps", float(*eps));
         }
-        Op::MatMul { scale, bias, .. } => {
+        Op::MatMul { weight: _, scale, bias } => {
             put("scale", scale.map_or(Value::Null, float));
             put("bias", bias.map_or(Value::Null, |_| true.into()));
         }
         Op::Rope { table, pairing, heads } => {
-            let spec = graph.rope_tables[table.index()];
+            let RopeSpec { theta, dims, scaling } = graph.rope_tables[table.index()];
             put("heads", json!(heads));
-            put("dims", json!(spec.dims));
+            put("dims", json!(dims));
             put("pairing", json!(pairing));
-            put("theta", json!(spec.theta));
-            if let RopeScaling::Linear { factor } = spec.scaling {
-                put("linear_scaling", json!(factor));
+            put("theta", json!(theta));
+            match scaling {
+                RopeScaling::None => {}
+                RopeScaling::Linear { factor } => put("linear_scaling", json!(factor)),
             }
         }
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),
         Op::Router(r) => {
-            put("num_experts", json!(r.num_experts));
-            put("num_experts_per_tok", json!(r.num_experts_per_tok));
-            put("gate", json!(r.gate));
-            put("norm_topk_prob", json!(r.norm_topk_prob));
-            if r.scale != 1.0 {
-                put("scale", float(r.scale));
+            let RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias } =
+                r;
+            put("num_experts", json!(num_experts));
+            put("num_experts_per_tok", json!(num_experts_per_tok));
+            put("gate", json!(gate));
+            put("norm_topk_prob", json!(norm_topk_prob));
+            if *scale != 1.0 {
+                put("scale", float(*scale));
             }
-            put("selection_bias", r.selection_bias.map_or(Value::Null, |_| true.into()));
+            put("selection_bias", selection_bias.map_or(Value::Null, |_| true.into()));
         }
-        Op::ExpertMatMul { bias, .. } => put("bias", bias.map_or(Value::Null, |_| true.into())),
+        Op::ExpertMatMul { weight: _, bias } => put("bias", bias.map_or(Value::Null, |_| true.into())),
         Op::GatedAct { activation } => put("activation", json!(activation)),
-        Op::Embed { .. }
-        | Op::KvWrite { .. }
+        Op::Embed { table: _ }
+        | Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
         | Op::Add
         | Op::Mul
         | Op::GetRows
-        | Op::Tap { .. } => {}
+        | Op::Tap { stage: _ } => {}
     }
     if let Some(slice) = op.weight_slice() {
         part(graph, slice, &mut put);
@@ -60,16 +63,26 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
 }
 
 fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
-    put("num_attention_heads", json!(a.num_attention_heads));
-    put("num_key_value_heads", json!(a.num_key_value_heads));
-    put("head_dim", json!(a.head_dim));
-    if a.value_head_dim != a.head_dim {
-        put("value_head_dim", json!(a.value_head_dim));
+    let AttentionAttrs {
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        value_head_dim,
+        scale,
+        window,
+        soft_cap,
+        sinks,
+    } = a;
+    put("num_attention_heads", json!(num_attention_heads));
+    put("num_key_value_heads", json!(num_key_value_heads));
+    put("head_dim", json!(head_dim));
+    if value_head_dim != head_dim {
+        put("value_head_dim", json!(value_head_dim));
     }
-    put("scale", float(a.scale));
-    put("window", json!(a.window));
-    put("soft_cap", a.soft_cap.map_or(Value::Null, float));
-    put("sinks", a.sinks.map_or(Value::Null, |_| true.into()));
+    put("scale", float(*scale));
+    put("window", json!(window));
+    put("soft_cap", soft_cap.map_or(Value::Null, float));
+    put("sinks", sinks.map_or(Value::Null, |_| true.into()));
 }
 
 /// Rows and experts, where the op reads less than the whole tensor.

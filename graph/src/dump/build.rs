@@ -229,10 +229,8 @@ fn taps(input: &DumpInput<'_>, graph: &Graph, plan: Option<&Plan>) -> Vec<TapVie
         plan.iter().flat_map(|p| &p.launches).flat_map(|l| l.taps.iter().map(|t| (*t, l.id.0))).collect();
     let nodes = input.lowered.nodes.iter().zip(&feeds_outputs);
     nodes
-        .filter_map(|(node, production)| match node.op {
-            Op::Tap { stage } if input.shows(node.layer) => Some((node, stage, *production)),
-            _ => None,
-        })
+        .filter(|(node, _)| input.shows(node.layer))
+        .filter_map(|(node, production)| Some((node, node.op.tapped()?, *production)))
         .map(|(node, stage, production)| {
             let producers = node.inputs.iter().filter_map(|v| input.lowered.value(*v).producer);
             TapView {
@@ -357,7 +355,19 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             Op::Router(_) => &["ids", "weights"],
             Op::GatedAct { .. } => &["act", "product"],
             Op::KvWrite { .. } => &["keys", "values"],
-            _ => &[],
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::MatMul { .. }
+            | Op::Rope { .. }
+            | Op::Attention(_)
+            | Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::ExpertMatMul { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { .. } => &[],
         };
         let at = node.outputs.iter().position(|v| *v == id).unwrap_or_default();
         return match results.get(at) {

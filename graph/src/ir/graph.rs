@@ -159,6 +159,12 @@ impl StateDecl {
         self.heads * self.width
     }
 
+    /// Whether it has a row for every token, stored as the KV type says.
+    #[must_use]
+    pub fn is_per_token(&self) -> bool {
+        matches!(self.lifetime, Lifetime::PerToken { .. })
+    }
+
     /// How a sequence goes back.
     #[must_use]
     pub fn rewind(&self) -> Rewind {
@@ -376,9 +382,9 @@ impl Graph {
 
     /// Rows of the embedding: token ids lie below it. `None` for a graph without one, such as a single operation's.
     pub fn vocab_size(&self) -> Option<usize> {
-        self.nodes.iter().find_map(|node| match &node.op {
-            Op::Embed { table } => Some(table.rows.len()),
-            _ => None,
+        self.nodes.iter().find_map(|node| {
+            let Op::Embed { table } = &node.op else { return None };
+            Some(table.rows.len())
         })
     }
 
@@ -390,10 +396,7 @@ impl Graph {
 
     /// The taps of the graph: node, stage, layer.
     pub fn taps(&self) -> impl Iterator<Item = (&Node, Stage)> {
-        self.nodes.iter().filter_map(|n| match n.op {
-            Op::Tap { stage } => Some((n, stage)),
-            _ => None,
-        })
+        self.nodes.iter().filter_map(|n| n.op.tapped().map(|s| (n, s)))
     }
 
     /// Whether each node (in the order of `nodes`) leads to an output: production, or only to a tap: recomputed.

@@ -229,7 +229,21 @@ impl Rule<'_> {
         let (graph, node) = (self.graph, self.node);
         let states = match &node.op {
             Op::KvWrite { key, value } => vec![*key, *value],
-            _ => Vec::new(),
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::MatMul { .. }
+            | Op::Rope { .. }
+            | Op::Attention(_)
+            | Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::Router(_)
+            | Op::ExpertMatMul { .. }
+            | Op::GatedAct { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { .. } => Vec::new(),
         };
         if let Some(id) = node.inputs.iter().find(|v| v.index() >= graph.values.len()) {
             return Err(self.wrong("values of this graph".into(), id.to_string()));
@@ -300,14 +314,32 @@ impl Rule<'_> {
     }
 
     fn attention(&self, attrs: &AttentionAttrs) -> Result<(), GraphError> {
-        let (heads, kv_heads) = (attrs.num_attention_heads, attrs.num_key_value_heads);
+        let AttentionAttrs {
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            value_head_dim,
+            scale: _,
+            window,
+            soft_cap,
+            sinks,
+        } = *attrs;
         if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
             return Err(self.wrong(
                 "num_attention_heads a multiple of num_key_value_heads".into(),
                 format!("{heads} and {kv_heads}"),
             ));
         }
-        if let Some(sinks) = attrs.sinks {
+        if head_dim == 0 || value_head_dim == 0 {
+            return Err(self.wrong("heads of at least 1".into(), format!("{head_dim} and {value_head_dim}")));
+        }
+        if window == Some(0) {
+            return Err(self.wrong("a window of at least 1, or none".into(), "0".into()));
+        }
+        if let Some(cap) = soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(self.wrong("a finite soft_cap above 0, or none".into(), cap.to_string()));
+        }
+        if let Some(sinks) = sinks {
             self.vector(sinks, heads)?;
         }
         Ok(())

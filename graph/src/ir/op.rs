@@ -64,7 +64,7 @@ impl Serialize for Dim {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Dim::Fixed(n) => serializer.serialize_u64(*n as u64),
-            _ => serializer.collect_str(self),
+            Dim::Tokens | Dim::LogitsRows | Dim::Cached => serializer.collect_str(self),
         }
     }
 }
@@ -235,111 +235,133 @@ pub enum ActivationFn {
     Silu,
 }
 
-/// An operation. The stem of each variant ([`Op::stem`]) names its file in every backend.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Op {
+/// Makes [`Op`], [`OpKind`] and the stems of one list: an op that is added there is in all of them.
+macro_rules! ops {
+    ($($(#[$doc:meta])* $variant:ident = $stem:literal $({ $($fields:tt)* })? $(($attrs:ty))?;)*) => {
+        /// An operation. The stem of each variant ([`Op::stem`]) names its file in every backend.
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Op { $($(#[$doc])* $variant $({ $($fields)* })? $(($attrs))?,)* }
+
+        /// Which operation, without its attributes: what lists, cases and tables go by.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum OpKind { $(#[doc = concat!("[`Op::", stringify!($variant), "`].")] $variant,)* }
+
+        impl OpKind {
+            /// All of them.
+            pub const ALL: &'static [OpKind] = &[$(OpKind::$variant,)*];
+
+            /// The stems of all of them, in the same order.
+            pub const STEMS: &'static [&'static str] = &[$($stem,)*];
+
+            /// The op's one stem across the tree: IR, reference, CPU, kernel, shader and test files.
+            #[must_use]
+            pub fn stem(self) -> &'static str {
+                match self { $(OpKind::$variant => $stem,)* }
+            }
+
+            /// The op of a stem.
+            #[must_use]
+            pub fn parse(stem: &str) -> Option<OpKind> {
+                match stem { $($stem => Some(OpKind::$variant),)* _ => None }
+            }
+        }
+
+        impl Op {
+            /// Which op it is.
+            #[must_use]
+            pub fn kind(&self) -> OpKind {
+                match self { $(Op::$variant { .. } => OpKind::$variant,)* }
+            }
+        }
+    };
+}
+
+ops! {
     /// ids `[T]` U32 → rows of the table `[vocab, D]` → `[T, D]`.
-    Embed {
+    Embed = "embed" {
         /// The table.
         table: WeightSlice,
-    },
+    };
     /// x / sqrt(mean(x²) + eps) · w over the last axis. With `heads = n` the last axis holds n heads, each normed by
     /// itself with the same w `[d]`: the per-head Q/K norm.
-    RmsNorm {
+    RmsNorm = "rms_norm" {
         /// w, `[width]` or `[d]`; F32.
         weight: WeightId,
         /// Added to the mean square.
         eps: f32,
         /// Heads in the last axis; 1 norms the whole axis.
         heads: usize,
-    },
+    };
     /// x [.., in] · Wᵀ (· scale) (+ bias), W [out, in] of any format → [.., out].
-    MatMul {
+    MatMul = "matmul" {
         /// W.
         weight: WeightSlice,
         /// `[out]`, F32.
         bias: Option<WeightId>,
         /// Multiplies the product, before the bias.
         scale: Option<f32>,
-    },
+    };
     /// Turns pairs of each head by the angle of its position: x `[T, heads·d]`, positions `[T]` → the same shape.
     /// (a, b) → (a·cos − b·sin, b·cos + a·sin).
-    Rope {
+    Rope = "rope" {
         /// cos and sin.
         table: RopeTableId,
         /// Which two elements are a pair.
         pairing: RopePairing,
         /// Heads in the last axis.
         heads: usize,
-    },
+    };
     /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots, rounded to the KV type.
-    KvWrite {
+    KvWrite = "kv_write" {
         /// The keys' state.
         key: StateId,
         /// The values' state.
         value: StateId,
-    },
+    };
     /// q `[T, H·d]`, key state, value state, positions `[T]`, sequence `[T]` → softmax(scale · q·kᵀ)·v, causal: `[T, H·dv]`.
     /// The current token's k and v are read back as the state rounded them.
-    Attention(AttentionAttrs),
+    Attention = "attention" (AttentionAttrs);
     /// The scores inside Attention, for looking at: q, key state, positions, sequence → [H, T, S]; entries after the
     /// query's position are 0. Always recomputed: it feeds taps and [`Op::AttentionSoftmax`] only.
-    AttentionScores(AttentionAttrs),
+    AttentionScores = "attention_scores" (AttentionAttrs);
     /// scores `[H, T, S]`, positions `[T]`, sequence `[T]` → softmax over the visible positions `[H, T, S]`; 0 elsewhere.
-    AttentionSoftmax(AttentionAttrs),
+    AttentionSoftmax = "attention_softmax" (AttentionAttrs);
     /// logits [T, E] → ids [T, K] U32 best first, weights [T, K] as applied. Ties go to the lower id, NaN ranks last;
     /// ids are distinct and below E.
-    Router(RouterAttrs),
+    Router = "router" (RouterAttrs);
     /// x [T, in] or [T, K, in], ids [T, K] → [T, K, out] with W [E, out, in].
-    ExpertMatMul {
+    ExpertMatMul = "expert_matmul" {
         /// W.
         weight: WeightSlice,
         /// [E, out], F32.
         bias: Option<WeightId>,
-    },
+    };
     /// gate, up (same shape) → two outputs: act(gate), and act(gate) · up. SwiGLU with [`ActivationFn::Silu`].
-    GatedAct {
+    GatedAct = "gated_act" {
         /// act.
         activation: ActivationFn,
-    },
+    };
     /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D].
-    ExpertCombine,
+    ExpertCombine = "expert_combine";
     /// a + b.
-    Add,
+    Add = "add";
     /// a · b, element by element.
-    Mul,
+    Mul = "mul";
     /// x `[T, D]`, rows `[R]` → `[R, D]`.
-    GetRows,
+    GetRows = "get_rows";
     /// Identity with a name: hands its inputs, side by side along the last axis, to whoever asked.
-    Tap {
+    Tap = "tap" {
         /// The stage's name.
         stage: Stage,
-    },
+    };
 }
 
 impl Op {
-    /// The op's one stem across the tree: IR, reference, CPU, kernel, shader and test files.
+    /// The op's stem: [`OpKind::stem`].
     #[must_use]
     pub fn stem(&self) -> &'static str {
-        match self {
-            Op::Embed { .. } => "embed",
-            Op::RmsNorm { .. } => "rms_norm",
-            Op::MatMul { .. } => "matmul",
-            Op::Rope { .. } => "rope",
-            Op::KvWrite { .. } => "kv_write",
-            Op::Attention(_) => "attention",
-            Op::AttentionScores(_) => "attention_scores",
-            Op::AttentionSoftmax(_) => "attention_softmax",
-            Op::Router(_) => "router",
-            Op::ExpertMatMul { .. } => "expert_matmul",
-            Op::GatedAct { .. } => "gated_act",
-            Op::ExpertCombine => "expert_combine",
-            Op::Add => "add",
-            Op::Mul => "mul",
-            Op::GetRows => "get_rows",
-            Op::Tap { .. } => "tap",
-        }
+        self.kind().stem()
     }
 
     /// The weight slice that the op streams, if it has one.
@@ -347,9 +369,28 @@ impl Op {
     pub fn weight_slice(&self) -> Option<&WeightSlice> {
         match self {
             Op::Embed { table } => Some(table),
-            Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } => Some(weight),
-            _ => None,
+            Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => Some(weight),
+            Op::RmsNorm { .. }
+            | Op::Rope { .. }
+            | Op::KvWrite { .. }
+            | Op::Attention(_)
+            | Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::Router(_)
+            | Op::GatedAct { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { .. } => None,
         }
+    }
+
+    /// The stage that a tap shows; `None` for any other op.
+    #[must_use]
+    pub fn tapped(&self) -> Option<Stage> {
+        let Op::Tap { stage } = self else { return None };
+        Some(*stage)
     }
 
     /// Every weight that the op reads.
@@ -357,13 +398,22 @@ impl Op {
     pub fn weights(&self) -> Vec<WeightId> {
         match self {
             Op::Embed { table } => vec![table.tensor],
-            Op::RmsNorm { weight, .. } => vec![*weight],
-            Op::MatMul { weight, bias, .. } | Op::ExpertMatMul { weight, bias } => {
+            Op::RmsNorm { weight, eps: _, heads: _ } => vec![*weight],
+            Op::MatMul { weight, bias, scale: _ } | Op::ExpertMatMul { weight, bias } => {
                 std::iter::once(weight.tensor).chain(*bias).collect()
             }
+            // The scores come before the sinks do.
             Op::Attention(a) | Op::AttentionSoftmax(a) => a.sinks.into_iter().collect(),
             Op::Router(r) => r.selection_bias.into_iter().collect(),
-            _ => Vec::new(),
+            Op::Rope { table: _, pairing: _, heads: _ }
+            | Op::KvWrite { key: _, value: _ }
+            | Op::AttentionScores(_)
+            | Op::GatedAct { activation: _ }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { stage: _ } => Vec::new(),
         }
     }
 }

@@ -56,7 +56,20 @@ pub fn drop_unrequested_taps(graph: &Graph, selection: &TapSelection) -> Graph {
             Op::Tap { stage } => selection.contains(*stage, node.layer.map(|l| l.index())),
             // State written in this step is read in later ones.
             Op::KvWrite { .. } => true,
-            _ => node.outputs.iter().any(|v| live[v.index()]),
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::MatMul { .. }
+            | Op::Rope { .. }
+            | Op::Attention(_)
+            | Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::Router(_)
+            | Op::ExpertMatMul { .. }
+            | Op::GatedAct { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows => node.outputs.iter().any(|v| live[v.index()]),
         };
         if needed {
             for input in &node.inputs {

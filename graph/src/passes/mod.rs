@@ -13,7 +13,7 @@ pub use group_launches::{Launch, LaunchId, group_launches};
 pub use plan_memory::{BufferSlot, MemoryPlan, plan_memory};
 pub use verify_plan::verify_plan;
 
-use crate::ir::{Graph, LaunchPattern, Node, Op, Stage, StepSizes, ValueId};
+use crate::ir::{Graph, LaunchPattern, Node, Stage, StepSizes, ValueId};
 use crate::verify::{GraphError, verify};
 use serde::Serialize;
 
@@ -87,10 +87,7 @@ impl Plan {
 
     /// The taps that are delivered after a launch: node and stage.
     pub fn launch_taps<'a>(&'a self, launch: &'a Launch) -> impl Iterator<Item = (&'a Node, Stage)> {
-        launch.taps.iter().filter_map(|id| self.graph.node(*id)).filter_map(|n| match n.op {
-            Op::Tap { stage } => Some((n, stage)),
-            _ => None,
-        })
+        launch.taps.iter().filter_map(|id| self.graph.node(*id)).filter_map(|n| n.op.tapped().map(|s| (n, s)))
     }
 
     /// Whether a value has a buffer: it crosses a launch or a phase, is tapped, or is an output.

@@ -1,50 +1,79 @@
-//! Cases of attention with its KV cache, and of the two ops that show its inside.
+//! Cases of attention with its KV cache, and of the ops that show its inside.
 
 use super::{Builder, CaseStep};
 use moe_run_graph::ir::{AttentionAttrs, DType, Dim, LayerIdx, Lifetime, Op, Shape, StateRole, ValueId};
 use moe_run_runtime::error::BackendError;
 
-type Steps = (Vec<CaseStep>, usize);
+pub(super) type Steps = (Vec<CaseStep>, usize);
 
-fn attrs(b: &mut Builder) -> AttentionAttrs {
-    let kv_heads = b.pick(&[1, 2, 4]);
-    let num_attention_heads = kv_heads * b.pick(&[1, 2, 4, 8]);
-    let head_dim = b.pick(&[32, 64, 128]);
+/// Multiplications in a case's scores, about: the reference makes them one by one.
+const MOST_WORK: usize = 40_000_000;
+
+/// Any heads, and anything that bends their scores.
+pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
+    let num_key_value_heads = b.pick(&[1, 1, 2, 3, 4]);
+    let num_attention_heads = num_key_value_heads * b.pick(&[1, 2, 3, 4, 7, 8, 9, 16]);
+    let head_dim = b.pick(&[64, 64, 64, 128, 128, 32, 96, 192, 256, 80, 48, 36, 40, 33]);
+    let value_head_dim = if b.one_in(3) { b.pick(&[32, 64, 128, 192, 256, 512, 40, 6]) } else { head_dim };
+    let scale = if b.one_in(4) { 0.05 } else { 1.0 / (head_dim as f32).sqrt() };
+    let window = if b.one_in(3) { Some(b.pick(&[1, 2, 5, 16, 31, 64, 100, 1000])) } else { None };
+    let soft_cap = if b.one_in(4) { Some(b.pick(&[0.5, 5.0, 50.0])) } else { None };
+    let sinks = b.one_in(4).then(|| b.vector("sinks", &[num_attention_heads], 0.5));
     b.note("H", num_attention_heads);
-    b.note("G", kv_heads);
+    b.note("G", num_key_value_heads);
     b.note("d", head_dim);
+    b.note("dv", value_head_dim);
+    b.note("window", format!("{window:?}"));
+    b.note("cap", format!("{soft_cap:?}"));
+    b.note("sinks", sinks.is_some());
     AttentionAttrs {
         num_attention_heads,
-        num_key_value_heads: kv_heads,
+        num_key_value_heads,
         head_dim,
-        value_head_dim: head_dim,
-        scale: 1.0 / (head_dim as f32).sqrt(),
-        window: None,
-        soft_cap: None,
-        sinks: None,
+        value_head_dim,
+        scale,
+        window,
+        soft_cap,
+        sinks,
     }
+}
+
+/// What holds k and v for these heads.
+pub(super) fn cache(
+    b: &mut Builder,
+    attrs: &AttentionAttrs,
+    k: ValueId,
+    v: ValueId,
+) -> Result<Vec<ValueId>, BackendError> {
+    let layer = LayerIdx(0);
+    b.graph.num_layers = 1;
+    let heads = attrs.num_key_value_heads;
+    let rows = Lifetime::PerToken { window: None };
+    let key = b.graph.add_state(StateRole::Key, layer, heads, attrs.head_dim, rows);
+    let value = b.graph.add_state(StateRole::Value, layer, heads, attrs.value_head_dim, rows);
+    let slots = b.graph.inputs.kv_slots;
+    Ok(b.graph.push(Some(layer), "kv_write", Op::KvWrite { key, value }, &[k, v, slots])?)
+}
+
+/// q, k and v from outside.
+pub(super) fn operands(b: &mut Builder, attrs: &AttentionAttrs) -> [ValueId; 3] {
+    let (h, g) = (attrs.num_attention_heads, attrs.num_key_value_heads);
+    [h * attrs.head_dim, g * attrs.head_dim, g * attrs.value_head_dim]
+        .map(|width| b.boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(width)]), DType::F32))
 }
 
 /// q, and k and v written to the cache.
 fn cached(b: &mut Builder, attrs: &AttentionAttrs) -> Result<(ValueId, Vec<ValueId>), BackendError> {
-    let row = |n: usize| Shape::new(&[Dim::Tokens, Dim::Fixed(n)]);
-    let (h, g) = (attrs.num_attention_heads, attrs.num_key_value_heads);
-    let q = b.boundary(row(h * attrs.head_dim), DType::F32);
-    let k = b.boundary(row(g * attrs.head_dim), DType::F32);
-    let v = b.boundary(row(g * attrs.value_head_dim), DType::F32);
-    let layer = LayerIdx(0);
-    b.graph.num_layers = 1;
-    let rows = Lifetime::PerToken { window: None };
-    let key = b.graph.add_state(StateRole::Key, layer, g, attrs.head_dim, rows);
-    let value = b.graph.add_state(StateRole::Value, layer, g, attrs.value_head_dim, rows);
-    let slots = b.graph.inputs.kv_slots;
-    let cache = b.graph.push(Some(layer), "kv_write", Op::KvWrite { key, value }, &[k, v, slots])?;
-    Ok((q, cache))
+    let [q, k, v] = operands(b, attrs);
+    Ok((q, cache(b, attrs, k, v)?))
 }
 
 /// A prompt, then a part that is not a whole tile, then single tokens: cache lengths across tile edges.
-fn conversation(b: &mut Builder) -> Steps {
-    let prompt = b.pick(&[1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 257]);
+pub(super) fn conversation(b: &mut Builder, attrs: &AttentionAttrs) -> Steps {
+    let each = attrs.num_attention_heads * (attrs.head_dim + attrs.value_head_dim);
+    let prompts = [1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 257, 520];
+    let fitting = prompts.iter().filter(|n| **n * **n * each / 2 <= MOST_WORK).count();
+    let prompt = b.pick(&prompts[..fitting.max(1)]);
     let more = b.pick(&[1, 3, 20]);
     b.note("T", format!("{prompt}+{more}+1+1"));
     let mut steps = Vec::new();
@@ -56,22 +85,49 @@ fn conversation(b: &mut Builder) -> Steps {
     (steps, at)
 }
 
+/// Attention over what is cached.
+pub(super) fn attend(
+    b: &mut Builder,
+    attrs: &AttentionAttrs,
+    q: ValueId,
+    cache: &[ValueId],
+) -> Result<Vec<ValueId>, BackendError> {
+    let inputs = [q, cache[0], cache[1], b.graph.inputs.positions, b.graph.inputs.sequence];
+    Ok(b.graph.push(Some(LayerIdx(0)), "attention", Op::Attention(attrs.clone()), &inputs)?)
+}
+
+fn scores(
+    b: &mut Builder,
+    attrs: &AttentionAttrs,
+    q: ValueId,
+    cache: &[ValueId],
+) -> Result<Vec<ValueId>, BackendError> {
+    let inputs = [q, cache[0], b.graph.inputs.positions, b.graph.inputs.sequence];
+    Ok(b.graph.push(Some(LayerIdx(0)), "attn_scores", Op::AttentionScores(attrs.clone()), &inputs)?)
+}
+
 pub(super) fn attention(b: &mut Builder) -> Result<Steps, BackendError> {
     let attrs = attrs(b);
     let (q, cache) = cached(b, &attrs)?;
-    let (positions, sequence) = (b.graph.inputs.positions, b.graph.inputs.sequence);
-    let inputs = [q, cache[0], cache[1], positions, sequence];
-    b.graph.outputs = b.graph.push(Some(LayerIdx(0)), "attention", Op::Attention(attrs), &inputs)?;
-    Ok(conversation(b))
+    b.graph.outputs = attend(b, &attrs, q, &cache)?;
+    Ok(conversation(b, &attrs))
+}
+
+/// What was written, read back: the keys by their scores, the values by attention that sees the token's own alone.
+pub(super) fn kv_write(b: &mut Builder) -> Result<Steps, BackendError> {
+    let attrs = AttentionAttrs { window: Some(1), soft_cap: None, sinks: None, ..attrs(b) };
+    let (q, cache) = cached(b, &attrs)?;
+    let values = attend(b, &attrs, q, &cache)?;
+    let keys = scores(b, &AttentionAttrs { window: None, ..attrs.clone() }, q, &cache)?;
+    b.graph.outputs = [values, keys].concat();
+    Ok(conversation(b, &attrs))
 }
 
 pub(super) fn attention_scores(b: &mut Builder) -> Result<Steps, BackendError> {
     let attrs = attrs(b);
     let (q, cache) = cached(b, &attrs)?;
-    let (positions, sequence) = (b.graph.inputs.positions, b.graph.inputs.sequence);
-    let inputs = [q, cache[0], positions, sequence];
-    b.graph.outputs = b.graph.push(Some(LayerIdx(0)), "attn_scores", Op::AttentionScores(attrs), &inputs)?;
-    Ok(conversation(b))
+    b.graph.outputs = scores(b, &attrs, q, &cache)?;
+    Ok(conversation(b, &attrs))
 }
 
 pub(super) fn attention_softmax(b: &mut Builder) -> Result<Steps, BackendError> {
@@ -79,9 +135,8 @@ pub(super) fn attention_softmax(b: &mut Builder) -> Result<Steps, BackendError> 
     let shape = Shape::new(&[Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached]);
     let scores = b.boundary(shape, DType::F32);
     b.graph.num_layers = 1;
-    let (positions, sequence) = (b.graph.inputs.positions, b.graph.inputs.sequence);
-    let inputs = [scores, positions, sequence];
-    b.graph.outputs =
-        b.graph.push(Some(LayerIdx(0)), "attn_softmax", Op::AttentionSoftmax(attrs), &inputs)?;
-    Ok(conversation(b))
+    let inputs = [scores, b.graph.inputs.positions, b.graph.inputs.sequence];
+    let op = Op::AttentionSoftmax(attrs.clone());
+    b.graph.outputs = b.graph.push(Some(LayerIdx(0)), "attn_softmax", op, &inputs)?;
+    Ok(conversation(b, &attrs))
 }

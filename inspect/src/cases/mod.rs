@@ -2,23 +2,26 @@
 //! compared with the reference under the same definition of activations and KV cache.
 //!
 //! The same cases serve the test suite and `moe-run selftest` on a user's own machine. A case is a function of its op,
-//! format and seed.
+//! format and seed: sizes and every attribute are drawn over all that an op may have, so that some backends refuse some
+//! cases ([`is_refusal`]). `groups` has the cases of nodes that backends run as one launch.
 
 mod attention;
+pub mod groups;
 mod matmul;
 mod small;
 
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Graph, Shape, ValueId, WeightId};
-use moe_run_graph::passes::{Launch, LaunchId, Plan};
+use moe_run_graph::ir::{DType, Graph, Op, OpKind, Shape, ValueId, WeightId};
+use moe_run_graph::passes::{Launch, LaunchId, Plan, TapSelection};
 use moe_run_graph::quant::Format;
 use moe_run_graph::synth::{Random, fill};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Backend, CompileOptions, Executable, HostTensor, Observer, StepInput, StepSequence, StepTokens,
+    Backend, CompileOptions, Executable, HostTensor, Observer, StepInput, StepSequence, StepTokens, TapValue,
     TensorData, ValueAccess, blocks_in_order,
 };
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How far a result may be from the reference's under the same definition: both compute from the same rounded activations
@@ -26,23 +29,8 @@ use std::sync::Arc;
 /// positions adds up.
 pub const TOLERANCE: f64 = 2e-5;
 
-/// The ops that have cases, by stem.
-pub const OPS: &[&str] = &[
-    "embed",
-    "rms_norm",
-    "matmul",
-    "rope",
-    "attention",
-    "attention_scores",
-    "attention_softmax",
-    "router",
-    "expert_matmul",
-    "gated_act",
-    "expert_combine",
-    "add",
-    "mul",
-    "get_rows",
-];
+/// The ops that have cases, by stem: all.
+pub const OPS: &[&str] = OpKind::STEMS;
 
 /// Whether an op reads weights of any format: its cases run over all sixteen.
 #[must_use]
@@ -76,10 +64,18 @@ pub struct CaseStep {
     pub boundary: Vec<(ValueId, HostTensor)>,
 }
 
-/// Gives the boundary inputs before the first launch.
-struct Feed<'a>(&'a [(ValueId, HostTensor)]);
+/// Gives the boundary inputs before the first launch, and keeps what taps show.
+struct Feed<'a> {
+    boundary: &'a [(ValueId, HostTensor)],
+    taps: &'a mut Vec<HostTensor>,
+}
 
 impl Observer for Feed<'_> {
+    fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
+        self.taps.push(tap.tensor.to_tensor());
+        Ok(())
+    }
+
     fn before_launch(
         &mut self,
         _plan: &Plan,
@@ -87,7 +83,7 @@ impl Observer for Feed<'_> {
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
         if launch.id == LaunchId(0) {
-            for (value, tensor) in self.0 {
+            for (value, tensor) in self.boundary {
                 values.write(*value, tensor)?;
             }
         }
@@ -100,40 +96,36 @@ impl Observer for Feed<'_> {
 /// # Errors
 /// [`BackendError::Graph`] if the case itself is unsound.
 pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, BackendError> {
-    let number = OPS.iter().position(|o| *o == op).unwrap_or(OPS.len()) as u64;
-    let mut b = Builder {
-        graph: Graph::new(),
-        weights: HashMap::new(),
-        random: Random::new(&[0x6d6f_652d_7275_6e00, number, format.ggml_type().into(), seed]),
-        format,
-        boundary: Vec::new(),
-        parameters: String::new(),
-    };
-    let (steps, ctx_size) = match op {
-        "embed" => matmul::embed(&mut b)?,
-        "matmul" => matmul::matmul(&mut b)?,
-        "expert_matmul" => matmul::expert_matmul(&mut b)?,
-        "attention" => attention::attention(&mut b)?,
-        "attention_scores" => attention::attention_scores(&mut b)?,
-        "attention_softmax" => attention::attention_softmax(&mut b)?,
-        "rms_norm" => small::rms_norm(&mut b)?,
-        "rope" => small::rope(&mut b)?,
-        "router" => small::router(&mut b)?,
-        "gated_act" => small::gated_act(&mut b)?,
-        "expert_combine" => small::expert_combine(&mut b)?,
-        "add" => small::elementwise(&mut b, moe_run_graph::ir::Op::Add)?,
-        "mul" => small::elementwise(&mut b, moe_run_graph::ir::Op::Mul)?,
-        "get_rows" => small::get_rows(&mut b)?,
-        _ => return Ok(None),
+    let Some(kind) = OpKind::parse(op) else { return Ok(None) };
+    let mut b = Builder::new(format, &[kind as u64, format.ggml_type().into(), seed]);
+    // No op without a case: this match is what an added one does not compile at.
+    let (steps, ctx_size) = match kind {
+        OpKind::Embed => matmul::embed(&mut b)?,
+        OpKind::MatMul => matmul::matmul(&mut b)?,
+        OpKind::ExpertMatMul => matmul::expert_matmul(&mut b)?,
+        OpKind::KvWrite => attention::kv_write(&mut b)?,
+        OpKind::Attention => attention::attention(&mut b)?,
+        OpKind::AttentionScores => attention::attention_scores(&mut b)?,
+        OpKind::AttentionSoftmax => attention::attention_softmax(&mut b)?,
+        OpKind::RmsNorm => small::rms_norm(&mut b)?,
+        OpKind::Rope => small::rope(&mut b)?,
+        OpKind::Router => small::router(&mut b)?,
+        OpKind::GatedAct => small::gated_act(&mut b)?,
+        OpKind::ExpertCombine => small::expert_combine(&mut b)?,
+        OpKind::Add => small::elementwise(&mut b, Op::Add)?,
+        OpKind::Mul => small::elementwise(&mut b, Op::Mul)?,
+        OpKind::GetRows => small::get_rows(&mut b)?,
+        OpKind::Tap => small::tap(&mut b)?,
     };
     let format = if takes_formats(op) { format!(" {}", format.name()) } else { String::new() };
-    Ok(Some(OpCase {
-        name: format!("{op}{format}{} seed {seed}", b.parameters),
-        graph: b.graph,
-        weights: Arc::new(b.weights),
-        steps,
-        ctx_size,
-    }))
+    Ok(Some(b.case(&format!("{op}{format}"), seed, steps, ctx_size)))
+}
+
+/// Whether an error of compiling a case says that the backend does not run it, by op, attribute or option: what a case that
+/// was drawn at random may meet.
+#[must_use]
+pub fn is_refusal(error: &BackendError) -> bool {
+    matches!(error, BackendError::Unsupported { .. } | BackendError::Option { .. })
 }
 
 /// A backend's executable for a case: sized for its steps.
@@ -150,12 +142,13 @@ pub fn compile(
         ctx_size: case.ctx_size,
         micro_batch: Some(max(|s| s.tokens.len())),
         max_logits_rows: max(|s| s.logits_rows.len()),
+        taps: TapSelection::All,
         ..options.clone()
     };
     backend.compile(&case.graph, case.weights.clone(), &options)
 }
 
-/// Runs a case and returns the graph's outputs of every step.
+/// Runs a case and returns the graph's outputs, and what its taps show, of every step.
 ///
 /// # Errors
 /// What the backend reports.
@@ -185,7 +178,10 @@ pub fn run_steps(case: &OpCase, executable: &mut dyn Executable) -> Result<Vec<H
             sequences: &[StepSequence { blocks: &blocks, place: 0 }],
             logits_rows: &step.logits_rows,
         };
-        executable.step(state.as_mut(), &input, Some(&mut Feed(&step.boundary)))?;
+        let mut taps = Vec::new();
+        let mut feed = Feed { boundary: &step.boundary, taps: &mut taps };
+        executable.step(state.as_mut(), &input, Some(&mut feed))?;
+        outputs.append(&mut taps);
         for i in 0..case.graph.outputs.len() {
             outputs.push(executable.output(i)?);
         }
@@ -236,6 +232,36 @@ struct Builder {
 }
 
 impl Builder {
+    /// An empty graph, and random numbers of its own.
+    fn new(format: Format, seeds: &[u64]) -> Builder {
+        let mut all = vec![0x6d6f_652d_7275_6e00];
+        all.extend_from_slice(seeds);
+        Builder {
+            graph: Graph::new(),
+            weights: HashMap::new(),
+            random: Random::new(&all),
+            format,
+            boundary: Vec::new(),
+            parameters: String::new(),
+        }
+    }
+
+    /// The finished case.
+    fn case(self, what: &str, seed: u64, steps: Vec<CaseStep>, ctx_size: usize) -> OpCase {
+        OpCase {
+            name: format!("{what}{} seed {seed}", self.parameters),
+            graph: self.graph,
+            weights: Arc::new(self.weights),
+            steps,
+            ctx_size,
+        }
+    }
+
+    /// Once in so many times.
+    fn one_in(&mut self, times: usize) -> bool {
+        self.between(1, times) == 1
+    }
+
     /// One of the choices, at random.
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[(self.random.next_u64() % choices.len() as u64) as usize]
@@ -249,6 +275,43 @@ impl Builder {
     /// Token counts that meet tile edges: one token, a few, around 8, 32 and 256.
     fn tokens(&mut self) -> usize {
         self.pick(&[1, 1, 2, 3, 7, 8, 9, 16, 31, 33, 64, 257])
+    }
+
+    /// Rows of elements that the case's format can hold: of plain floats any number, else whole blocks.
+    fn inner(&mut self) -> usize {
+        match self.format.block_elems() {
+            32 => self.pick(&[32, 96, 160, 256, 512, 768, 1024]),
+            256 => self.pick(&[256, 512, 768, 1024]),
+            _ => self.pick(&[1, 7, 36, 50, 72, 100, 256, 512, 768]),
+        }
+    }
+
+    /// A part of `0..all`, now and then; else all of it.
+    fn part(&mut self, all: usize) -> Range<usize> {
+        if all > 3 && self.one_in(4) {
+            let start = self.between(1, all / 2);
+            return start..self.between(start + 1, all - 1);
+        }
+        0..all
+    }
+
+    /// Ids [tokens, count] below `all`, distinct for each token.
+    fn chosen(&mut self, tokens: usize, count: usize, all: usize) -> HostTensor {
+        let mut chosen = Vec::with_capacity(tokens * count);
+        for _ in 0..tokens {
+            let mut ids: Vec<u32> = (0..all as u32).collect();
+            for i in 0..count {
+                let j = self.between(i, all - 1);
+                ids.swap(i, j);
+            }
+            chosen.extend_from_slice(&ids[..count]);
+        }
+        HostTensor::u32(vec![tokens, count], chosen)
+    }
+
+    /// A vector, now and then.
+    fn sometimes(&mut self, name: &str, shape: &[usize]) -> Option<WeightId> {
+        self.one_in(3).then(|| self.vector(name, shape, 0.0))
     }
 
     /// Remembers a size for the case's name.

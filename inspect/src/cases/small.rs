@@ -1,23 +1,27 @@
 //! Cases of the ops without big weights.
 
-use super::{Builder, CaseStep};
+use super::Builder;
+use super::attention::Steps;
 use moe_run_graph::ir::{
-    ActivationFn, DType, Dim, GateKind, Op, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape,
+    ActivationFn, DType, Dim, GateKind, Op, RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs,
+    Shape, Stage,
 };
 use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::HostTensor;
 
-type Steps = (Vec<CaseStep>, usize);
-
-fn row(n: usize) -> Shape {
+/// [T, n].
+pub(super) fn row(n: usize) -> Shape {
     Shape::new(&[Dim::Tokens, Dim::Fixed(n)])
 }
 
 pub(super) fn rms_norm(b: &mut Builder) -> Result<Steps, BackendError> {
-    let heads = b.pick(&[1, 1, 2, 8, 32]);
-    let width = if heads == 1 { b.pick(&[32, 256, 768, 2048]) } else { b.pick(&[32, 64, 128]) };
+    let heads = b.pick(&[1, 1, 2, 3, 8, 32]);
+    let width =
+        if heads == 1 { b.pick(&[1, 33, 32, 100, 256, 768, 2048]) } else { b.pick(&[32, 64, 128, 80, 33]) };
     let weight = b.vector("norm", &[width], 1.0);
     let x = b.boundary(row(heads * width), DType::F32);
-    b.graph.outputs = b.graph.push(None, "norm", Op::RmsNorm { weight, eps: 1e-6, heads }, &[x])?;
+    let eps = b.pick(&[1e-6, 1e-5, 1e-2]);
+    b.graph.outputs = b.graph.push(None, "norm", Op::RmsNorm { weight, eps, heads }, &[x])?;
     let (t, bound) = (b.tokens(), b.pick(&[1e-3, 1.0, 100.0]));
     b.note("T", t);
     b.note("heads", heads);
@@ -25,13 +29,21 @@ pub(super) fn rms_norm(b: &mut Builder) -> Result<Steps, BackendError> {
     Ok((vec![b.step(0, t, &[], bound)], t))
 }
 
-pub(super) fn rope(b: &mut Builder) -> Result<Steps, BackendError> {
-    let (heads, d) = (b.pick(&[1, 2, 8]), b.pick(&[32, 64, 128]));
-    let dims = if b.between(0, 3) == 0 { d / 2 } else { d };
-    let pairing = b.pick(&[RopePairing::Half, RopePairing::Half, RopePairing::Interleaved]);
+/// A table for heads of `d` elements, of which it turns all or some, and how they are paired.
+pub(super) fn turn(b: &mut Builder, d: usize) -> (RopeTableId, RopePairing) {
+    let even = d / 2 * 2;
+    let dims = if b.one_in(3) { b.pick(&[2, even / 4 * 2, even - 2]).max(2) } else { even };
+    let pairing = b.pick(&[RopePairing::Half, RopePairing::Interleaved]);
     let scaling = b.pick(&[RopeScaling::None, RopeScaling::None, RopeScaling::Linear { factor: 4.0 }]);
     let theta = b.pick(&[1e4, 1e6, 1e7]);
-    let table = b.graph.add_rope_table(RopeSpec { theta, dims, scaling });
+    b.note("dims", format!("{dims}/{d}"));
+    b.note("pairing", format!("{pairing:?}"));
+    (b.graph.add_rope_table(RopeSpec { theta, dims, scaling }), pairing)
+}
+
+pub(super) fn rope(b: &mut Builder) -> Result<Steps, BackendError> {
+    let (heads, d) = (b.pick(&[1, 2, 3, 8]), b.pick(&[32, 64, 128, 80, 96, 36, 33, 256]));
+    let (table, pairing) = turn(b, d);
     let x = b.boundary(row(heads * d), DType::F32);
     let positions = b.graph.inputs.positions;
     b.graph.outputs = b.graph.push(None, "rope", Op::Rope { table, pairing, heads }, &[x, positions])?;
@@ -39,48 +51,80 @@ pub(super) fn rope(b: &mut Builder) -> Result<Steps, BackendError> {
     let first = b.pick(&[0, 0, 1, 4095, 32767]);
     b.note("T", t);
     b.note("position", first);
-    b.note("dims", format!("{dims}/{d}"));
-    b.note("pairing", format!("{pairing:?}"));
+    b.note("heads", heads);
     Ok((vec![b.step(first, t, &[], 1.0)], first as usize + t))
 }
 
-pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
-    let num_experts = b.pick(&[1, 4, 16, 33, 64, 128, 256]);
-    let num_experts_per_tok = b.pick(&[1, 2, 4, 8]).min(num_experts);
-    let gate = b.pick(&[GateKind::Softmax, GateKind::Softmax, GateKind::Sigmoid, GateKind::SoftmaxAfterTopK]);
-    let biased = gate == GateKind::Sigmoid && b.between(0, 1) == 0;
-    let selection_bias = if biased { Some(b.vector("bias", &[num_experts], 0.0)) } else { None };
-    let attrs = RouterAttrs {
-        num_experts,
-        num_experts_per_tok,
-        gate,
-        norm_topk_prob: b.between(0, 2) > 0,
-        scale: b.pick(&[1.0, 2.5]),
-        selection_bias,
-    };
-    let x = b.boundary(row(num_experts), DType::F32);
-    b.graph.outputs = b.graph.push(None, "router_topk", Op::Router(attrs), &[x])?;
-    let t = b.tokens();
-    let mut step = b.step(0, t, &[], 3.0);
-    // Without a bias the choice hangs on the logits themselves: some tokens get exact ties, which go to the lower id.
-    if !biased {
-        for (_, tensor) in &mut step.boundary {
-            if let moe_run_runtime::TensorData::F32(data) = &mut tensor.data {
-                for row in data.chunks_exact_mut(num_experts).step_by(3) {
-                    row.iter_mut().for_each(|v| *v = v.round());
-                }
-            }
-        }
-    }
-    b.note("T", t);
+/// Any choice of up to `most_experts`.
+pub(super) fn choice(b: &mut Builder, most_experts: usize) -> RouterAttrs {
+    let counts = [1, 4, 16, 33, 40, 60, 64, 96, 128, 160, 256, 384, 512, 1024];
+    let fitting = counts.iter().filter(|n| **n <= most_experts).count();
+    let num_experts = b.pick(&counts[..fitting]);
+    let most = if b.one_in(8) { 32 } else { 8 };
+    let num_experts_per_tok = b.between(1, most).min(num_experts);
+    let gate = b.pick(&[GateKind::Softmax, GateKind::Sigmoid, GateKind::SoftmaxAfterTopK]);
+    let selection_bias = b.sometimes("bias", &[num_experts]);
+    let norm_topk_prob = b.one_in(2);
+    let scale = b.pick(&[1.0, 2.5, 0.5]);
     b.note("E", num_experts);
     b.note("K", num_experts_per_tok);
     b.note("gate", format!("{gate:?}"));
+    b.note("bias", selection_bias.is_some());
+    b.note("norm", norm_topk_prob);
+    b.note("scale", scale);
+    RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias }
+}
+
+/// Logits [tokens, E] whose choice does not hang on rounding: without a bias some tokens have exact ties, which go to the
+/// lower id; with one, values that are chosen by lie a millionth apart and more.
+pub(super) fn logits(b: &mut Builder, attrs: &RouterAttrs, tokens: usize) -> HostTensor {
+    let bias: Option<Vec<f32>> = attrs.selection_bias.map(|_| {
+        let bytes = b.weights.get("bias").map_or(&[][..], Vec::as_slice);
+        bytes.chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
+    });
+    let mut all = Vec::with_capacity(tokens * attrs.num_experts);
+    for token in 0..tokens {
+        let row = loop {
+            let mut row = b.floats(attrs.num_experts, 3.0);
+            match &bias {
+                None if token % 3 == 0 => row.iter_mut().for_each(|v| *v = v.round()),
+                Some(bias) if !is_clear(attrs, &row, bias) => continue,
+                _ => {}
+            }
+            break row;
+        };
+        all.extend(row);
+    }
+    HostTensor::f32(vec![tokens, attrs.num_experts], all)
+}
+
+/// Whether gate + bias of the chosen, and of the first that is not, lie apart.
+fn is_clear(attrs: &RouterAttrs, logits: &[f32], bias: &[f32]) -> bool {
+    let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+    let gate = |l: f64| match attrs.gate {
+        GateKind::Softmax => l.exp() / total,
+        GateKind::Sigmoid => 1.0 / (1.0 + (-l).exp()),
+        GateKind::SoftmaxAfterTopK => l,
+    };
+    let values = logits.iter().zip(bias).map(|(l, b)| gate(f64::from(*l)) + f64::from(*b));
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(|a, b| b.total_cmp(a));
+    values.windows(2).take(attrs.num_experts_per_tok).all(|w| w[0] - w[1] > 1e-6)
+}
+
+pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
+    let attrs = choice(b, 1024);
+    let x = b.graph.add_boundary(row(attrs.num_experts), DType::F32);
+    b.graph.outputs = b.graph.push(None, "router_topk", Op::Router(attrs.clone()), &[x])?;
+    let t = b.tokens();
+    let mut step = b.step(0, t, &[], 1.0);
+    step.boundary.push((x, logits(b, &attrs, t)));
+    b.note("T", t);
     Ok((vec![step], t))
 }
 
 pub(super) fn gated_act(b: &mut Builder) -> Result<Steps, BackendError> {
-    let (per_tok, width) = (b.pick(&[0, 1, 4, 8]), b.pick(&[32, 256, 768]));
+    let (per_tok, width) = (b.pick(&[0, 1, 4, 8]), b.pick(&[1, 33, 32, 256, 768]));
     let shape = if per_tok == 0 {
         row(width)
     } else {
@@ -98,7 +142,7 @@ pub(super) fn gated_act(b: &mut Builder) -> Result<Steps, BackendError> {
 }
 
 pub(super) fn expert_combine(b: &mut Builder) -> Result<Steps, BackendError> {
-    let (per_tok, width) = (b.pick(&[1, 2, 4, 8]), b.pick(&[32, 256, 2048]));
+    let (per_tok, width) = (b.pick(&[1, 2, 3, 4, 7, 8, 32]), b.pick(&[1, 33, 32, 256, 2048]));
     let y = b.boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(per_tok), Dim::Fixed(width)]), DType::F32);
     let weights = b.boundary(row(per_tok), DType::F32);
     b.graph.outputs = b.graph.push(None, "combine", Op::ExpertCombine, &[y, weights])?;
@@ -121,7 +165,7 @@ pub(super) fn elementwise(b: &mut Builder, op: Op) -> Result<Steps, BackendError
 }
 
 pub(super) fn get_rows(b: &mut Builder) -> Result<Steps, BackendError> {
-    let width = b.pick(&[32, 256, 2048]);
+    let width = b.pick(&[1, 33, 32, 256, 2048]);
     let x = b.boundary(row(width), DType::F32);
     let rows = b.graph.inputs.logits_rows;
     b.graph.outputs = b.graph.push(None, "logits_rows", Op::GetRows, &[x, rows])?;
@@ -132,4 +176,19 @@ pub(super) fn get_rows(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("R", r);
     b.note("width", width);
     Ok((vec![b.step(0, t, &chosen, 1.0)], t))
+}
+
+/// What a tap shows of two values side by side, one of them computed, and what is computed behind it.
+pub(super) fn tap(b: &mut Builder) -> Result<Steps, BackendError> {
+    let (width, other) = (b.pick(&[1, 33, 32, 256]), b.pick(&[1, 32, 100]));
+    let x = b.boundary(row(width), DType::F32);
+    let y = b.boundary(row(width), DType::F32);
+    let beside = b.boundary(row(other), DType::F32);
+    let sum = b.graph.push(None, "elementwise", Op::Add, &[x, y])?[0];
+    b.graph.tap(None, Stage::Embedding, &[sum, beside])?;
+    b.graph.outputs = b.graph.push(None, "elementwise", Op::Mul, &[sum, y])?;
+    let t = b.tokens();
+    b.note("T", t);
+    b.note("width", format!("{width}+{other}"));
+    Ok((vec![b.step(0, t, &[], 1.0)], t))
 }

@@ -182,7 +182,14 @@ impl Forced<'_> {
                 width /= heads.max(&1);
                 self.error(node, &a, &b, width, None)?
             }
-            _ => self.error(node, &a, &b, width, None)?,
+            Op::Embed { .. }
+            | Op::Attention(_)
+            | Op::GatedAct { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { .. } => self.error(node, &a, &b, width, None)?,
         };
         self.record(plan, launch, node, output, mine.shape.clone(), &error, step.first_position);
         Ok(())

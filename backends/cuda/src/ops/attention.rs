@@ -10,6 +10,10 @@ use moe_run_runtime::executable::KvType;
 pub(crate) const HEADS_PER_BLOCK: usize = 8;
 /// Threads, and positions of a tile: ATTEND_TILE there.
 pub(crate) const TILE: usize = 128;
+/// The widest value head: kernels/common/attend.cuh.
+const MAX_VALUE_HEAD_DIM: usize = 512;
+/// The widest key head: 8 queries of it and the scores fit in 48 KiB of shared memory.
+const MAX_HEAD_DIM: usize = 1024;
 /// The most splits of a query's cached positions.
 pub(crate) const MAX_SPLITS: usize = 64;
 
@@ -43,6 +47,29 @@ pub(crate) fn window(attrs: &AttentionAttrs) -> Param {
 
 pub(crate) fn soft_cap(attrs: &AttentionAttrs) -> Param {
     Param::F32(attrs.soft_cap.unwrap_or(0.0))
+}
+
+/// What heads ask for that the kernels lack.
+pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
+    let AttentionAttrs {
+        num_attention_heads: _,
+        num_key_value_heads: _,
+        head_dim: d,
+        value_head_dim: dv,
+        scale: _,
+        window,
+        soft_cap: _,
+        sinks: _,
+    } = *attrs;
+    if d % 4 != 0 || dv % 4 != 0 || d > MAX_HEAD_DIM || dv > MAX_VALUE_HEAD_DIM {
+        return Some(format!(
+            "key heads of {d} and value heads of {dv}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \
+             {MAX_VALUE_HEAD_DIM}"
+        ));
+    }
+    window
+        .filter(|w| i32::try_from(*w).is_err())
+        .map(|w| format!("a window of {w}; wanted at most {}", i32::MAX))
 }
 
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {

@@ -3,10 +3,16 @@
 
 use super::matmul::{Activations, ROWS_PER_BLOCK, THREADS, TILE_ROWS, TILES_FROM_TOKENS, activations};
 use super::scratch::EXPERT_TILE;
-use super::{Emit, int};
+use super::{Emit, MAX_EXPERTS, int};
 use crate::driver::Param;
-use moe_run_graph::ir::{Node, WeightId, WeightSlice};
+use moe_run_graph::ir::{Graph, Node, WeightId, WeightSlice};
 use moe_run_runtime::error::BackendError;
+
+/// What experts ask for that the kernels lack: a block that sorts has a thread for each.
+pub(super) fn lacking(graph: &Graph, weight: &WeightSlice) -> Option<String> {
+    let experts = graph.weight(weight.tensor).shape.first().copied().unwrap_or(0);
+    (experts > MAX_EXPERTS).then(|| format!("{experts} experts; wanted at most {MAX_EXPERTS}"))
+}
 
 pub(super) fn emit(
     emit: &mut Emit<'_>,

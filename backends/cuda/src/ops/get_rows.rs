@@ -5,7 +5,7 @@ use moe_run_graph::ir::Node;
 use moe_run_runtime::error::BackendError;
 
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node) -> Result<(), BackendError> {
-    let n = emit.graph.value(node.inputs[0]).shape.width().unwrap_or(0);
+    let n = emit.width(node.inputs[0])?;
     let threads = threads_for(n);
     let params = vec![
         emit.value(node.inputs[0])?,

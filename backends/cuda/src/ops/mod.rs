@@ -24,18 +24,15 @@ use super::NAME;
 use super::buffers::{CudaState, Weights};
 use super::compile::Values;
 use super::driver::{DeviceBuffer, KernelLaunch, Param};
-use moe_run_graph::ir::{Graph, Node, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{
+    ActivationFn, Graph, Node, Op, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+};
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::KvType;
+use moe_run_runtime::executable::{KvType, check_step_operands};
 
-/// The most experts, and experts a token, that kernels/common/top_k.cuh holds.
+/// The most experts that kernels/common/top_k.cuh holds.
 const MAX_EXPERTS: usize = 1024;
-const MAX_EXPERTS_PER_TOKEN: usize = 32;
-/// The widest value head: kernels/common/attend.cuh.
-const MAX_VALUE_HEAD_DIM: usize = 512;
-/// The widest key head: 8 queries of it and the scores fit in 48 KiB of shared memory.
-const MAX_HEAD_DIM: usize = 1024;
 
 /// What launches before left in the scratch for those behind them: activations in 8 bits, pairs sorted by expert. Good for one
 /// step, as long as nobody replaces values between its launches.
@@ -87,6 +84,15 @@ impl Emit<'_> {
         state
             .map(|s| self.state.param(s))
             .ok_or_else(|| BackendError::Value { value: id.to_string(), detail: "is no state".into() })
+    }
+
+    /// The last axis of a value.
+    pub fn width(&self, id: ValueId) -> Result<usize, BackendError> {
+        let shape = &self.graph.value(id).shape;
+        shape.width().ok_or_else(|| BackendError::Value {
+            value: id.to_string(),
+            detail: format!("{shape} has no fixed last axis"),
+        })
     }
 
     /// Elements of a value in this step.
@@ -147,7 +153,8 @@ impl Emit<'_> {
             Op::Add => add::emit(self, node),
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
-            Op::Tap { .. } => Ok(()),
+            // What a tap hands on lies in its inputs' memory: it is no launch.
+            Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
     }
 }
@@ -180,41 +187,40 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: Ac
         (Op::MatMul { .. }, true) => format!("{rounds}matmul_{act}_t8 ({})", format.name()),
         (Op::ExpertMatMul { .. }, false) => format!("{rounds}expert_matmul_{act} ({})", format.name()),
         (Op::ExpertMatMul { .. }, true) => format!("{rounds}expert_matmul_grouped_{act} ({})", format.name()),
-        _ => format!("{} ({})", node.op.stem(), format.name()),
+        (op, _) => format!("{} ({})", op.stem(), format.name()),
     }
 }
 
-/// Whether the kernels can run a node.
+/// Whether the kernels can run a node: each op with every attribute that they read, so that one more does not compile here.
 pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
-    let refuse = |detail: String| {
-        Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
+    check_step_operands(NAME, graph, node)?;
+    let lacking = match &node.op {
+        Op::Embed { table } => any_rows(table),
+        Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
+        Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
+        Op::ExpertMatMul { weight, bias: _ } => {
+            any_rows(weight).or_else(|| expert_matmul::lacking(graph, weight))
+        }
+        Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => None,
+        Op::KvWrite { key: _, value: _ } => None,
+        Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
+            attention::lacking(attrs)
+        }
+        Op::Router(attrs) => router::lacking(attrs),
+        Op::GatedAct { activation: ActivationFn::Silu } => None,
+        Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
+        Op::Tap { stage: _ } => None,
     };
-    match &node.op {
-        Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a)
-            if a.head_dim % 4 != 0
-                || a.value_head_dim % 4 != 0
-                || a.head_dim > MAX_HEAD_DIM
-                || a.value_head_dim > MAX_VALUE_HEAD_DIM =>
-        {
-            return refuse(format!(
-                "key heads of {} and value heads of {}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \
-                 {MAX_VALUE_HEAD_DIM}",
-                a.head_dim, a.value_head_dim
-            ));
+    match lacking {
+        None => Ok(()),
+        Some(detail) => {
+            Err(BackendError::Unsupported { backend: NAME, node: node.path(), op: node.op.stem(), detail })
         }
-        Op::Router(r) if r.num_experts > MAX_EXPERTS || r.num_experts_per_tok > MAX_EXPERTS_PER_TOKEN => {
-            return refuse(format!(
-                "{} of {} experts; wanted at most {MAX_EXPERTS_PER_TOKEN} of {MAX_EXPERTS}",
-                r.num_experts_per_tok, r.num_experts
-            ));
-        }
-        Op::ExpertMatMul { weight, .. } => {
-            let experts = graph.weight(weight.tensor).shape.first().copied().unwrap_or(0);
-            if experts > MAX_EXPERTS {
-                return refuse(format!("{experts} experts; wanted at most {MAX_EXPERTS}"));
-            }
-        }
-        _ => {}
     }
-    Ok(())
+}
+
+/// What a slice asks for that the kernels lack: nothing, any rows of any experts are read.
+fn any_rows(slice: &WeightSlice) -> Option<String> {
+    let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = slice;
+    None
 }

@@ -13,7 +13,7 @@ pub(super) fn emit(
     heads: usize,
 ) -> Result<(), BackendError> {
     let rows = emit.rows(node.inputs[0]) * heads;
-    let n = emit.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads.max(1);
+    let n = emit.width(node.inputs[0])? / heads.max(1);
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.weights.vector(weight),

@@ -12,7 +12,7 @@ pub(super) fn emit(
     heads: usize,
 ) -> Result<(), BackendError> {
     let tokens = emit.rows(node.inputs[0]);
-    let d = emit.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads.max(1);
+    let d = emit.width(node.inputs[0])? / heads.max(1);
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.value(node.inputs[1])?,

@@ -1,12 +1,32 @@
 //! kernels/router.cu.
 
-use super::{Emit, int};
+use super::{Emit, MAX_EXPERTS, int};
 use crate::driver::Param;
 use moe_run_graph::ir::{GateKind, Node, RouterAttrs};
 use moe_run_runtime::error::BackendError;
 
 /// Warps of a block, a token each.
 const TOKENS_PER_BLOCK: usize = 4;
+
+/// The most experts a token, one a lane: kernels/common/top_k.cuh.
+const MAX_EXPERTS_PER_TOKEN: usize = 32;
+
+/// What a choice asks for that the kernels lack.
+pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
+    let RouterAttrs {
+        num_experts,
+        num_experts_per_tok,
+        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        norm_topk_prob: _,
+        scale: _,
+        selection_bias: _,
+    } = *attrs;
+    (num_experts > MAX_EXPERTS || num_experts_per_tok > MAX_EXPERTS_PER_TOKEN).then(|| {
+        format!(
+            "{num_experts_per_tok} of {num_experts} experts; wanted at most {MAX_EXPERTS_PER_TOKEN} of {MAX_EXPERTS}"
+        )
+    })
+}
 
 /// The gate's number in kernels/common/top_k.cuh.
 pub(crate) fn gate_code(gate: GateKind) -> Param {

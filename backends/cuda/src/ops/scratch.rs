@@ -50,7 +50,19 @@ impl ScratchSizes {
                     s.partial_elems = s.partial_elems.max(rows * a.value_head_dim);
                     s.counters = s.counters.max(blocks * max.tokens);
                 }
-                _ => {}
+                Op::Embed { .. }
+                | Op::RmsNorm { .. }
+                | Op::Rope { .. }
+                | Op::KvWrite { .. }
+                | Op::AttentionScores(_)
+                | Op::AttentionSoftmax(_)
+                | Op::Router(_)
+                | Op::GatedAct { .. }
+                | Op::ExpertCombine
+                | Op::Add
+                | Op::Mul
+                | Op::GetRows
+                | Op::Tap { .. } => {}
             }
         }
         s

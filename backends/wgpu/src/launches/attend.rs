@@ -3,7 +3,7 @@
 use crate::emit::{Emitter, NONE, StateBinding};
 use crate::ops::{Fused, emit_attention, max_query_rows};
 use moe_run_graph::ir::pattern::{maybe, named, op};
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, RopePairing};
+use moe_run_graph::ir::{AttentionAttrs, Graph, LaunchPattern, Node, Op, RopePairing};
 use moe_run_runtime::error::BackendError;
 
 pub(super) const PATTERN: LaunchPattern = LaunchPattern {
@@ -39,14 +39,26 @@ impl<'n> Parts<'n> {
         };
         let [q_rope, k_rope, write, attention] = *rest else { return None };
         let Op::Attention(attrs) = &attention.op else { return None };
-        let (Op::Rope { table: a, pairing: pa, .. }, Op::Rope { table: b, pairing: pb, .. }) =
-            (&q_rope.op, &k_rope.op)
+        let AttentionAttrs {
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            value_head_dim,
+            scale: _,
+            window: _,
+            soft_cap: _,
+            sinks: _,
+        } = *attrs;
+        let (
+            Op::Rope { table: a, pairing: pa, heads: q_heads },
+            Op::Rope { table: b, pairing: pb, heads: k_heads },
+        ) = (&q_rope.op, &k_rope.op)
         else {
             return None;
         };
-        let heads = |norm: Option<&Node>, wanted: usize| match norm.map(|n| &n.op) {
-            Some(Op::RmsNorm { heads, .. }) => *heads == wanted,
-            _ => norm.is_none(),
+        // Norms of each head by itself.
+        let heads = |norm: Option<&Node>, wanted: usize| {
+            norm.is_none_or(|n| matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted))
         };
         let follows = |norm: Option<&Node>, rope: &Node| norm.is_none_or(|n| rope.inputs[0] == n.outputs[0]);
         let connected = follows(q_norm, q_rope)
@@ -55,13 +67,15 @@ impl<'n> Parts<'n> {
             && attention.inputs[0] == q_rope.outputs[0]
             && attention.inputs[1..3] == write.outputs[..]
             && (a, pa) == (b, pb)
-            && q_rope.inputs[1] == k_rope.inputs[1];
-        let fits = heads(q_norm, attrs.num_attention_heads)
-            && heads(k_norm, attrs.num_key_value_heads)
+            // One position for both rotations and the mask.
+            && [q_rope, k_rope].iter().all(|rope| rope.inputs[1] == attention.inputs[3]);
+        let fits = heads(q_norm, num_attention_heads)
+            && heads(k_norm, num_key_value_heads)
+            && (*q_heads, *k_heads) == (num_attention_heads, num_key_value_heads)
             && attrs.group_size() <= max_query_rows(attrs)
             // A head of the cache is whole units of two Q8_0 blocks.
-            && attrs.head_dim % 64 == 0
-            && attrs.value_head_dim % 64 == 0
+            && head_dim % 64 == 0
+            && value_head_dim % 64 == 0
             && graph.value(q_rope.inputs[1]).shape.0.len() == 1;
         (connected && fits).then_some(Parts { q_norm, k_norm, q_rope, k_rope, write, attention })
     }
@@ -77,15 +91,14 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
         return Err(defect());
     };
     let norm = |e: &Emitter<'_>, node: Option<&Node>| match node.map(|n| &n.op) {
-        Some(Op::RmsNorm { weight, eps, .. }) => (e.small(Some(*weight)), *eps),
-        _ => (NONE, 0.0),
+        None => Ok((NONE, 0.0)),
+        Some(Op::RmsNorm { weight, eps, heads: _ }) => Ok((e.small(Some(*weight))?, *eps)),
+        Some(_) => Err(defect()),
     };
-    let ((q_norm, q_eps), (k_norm, k_eps)) = (norm(e, parts.q_norm), norm(e, parts.k_norm));
+    let ((q_norm, q_eps), (k_norm, k_eps)) = (norm(e, parts.q_norm)?, norm(e, parts.k_norm)?);
     let normed =
         |e: &Emitter<'_>, node: Option<&Node>| node.and_then(|n| e.stored(n.outputs[0])).unwrap_or(NONE);
-    let pairs = plan.graph.rope_tables.get(table.index()).map_or(0, |spec| spec.dims as u32 / 2);
-    let angles = e.places.rope.get(table).copied();
-    let angles = angles.ok_or_else(|| e.unsupported(parts.q_rope, format!("no RoPE table {table}")))?;
+    let (pairs, angles) = e.angles(parts.q_rope, *table)?;
     let q = e.at(parts.q_norm.unwrap_or(parts.q_rope).inputs[0])?;
     let k = e.at(parts.k_norm.unwrap_or(parts.k_rope).inputs[0])?;
     let params = vec![

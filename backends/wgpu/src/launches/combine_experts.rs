@@ -1,6 +1,6 @@
 //! The down matmul of the chosen experts, their weighted sum, and the addition to the residual stream.
 
-use super::{WORKGROUP_BYTES, plain_experts, slice, staged_bytes};
+use super::{WORKGROUP_BYTES, plain_experts, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use moe_run_graph::ir::pattern::op;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, ValueId};
@@ -45,7 +45,8 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let chosen = e.width(combine, combine.inputs[1])?;
     let elems = chosen as usize * layout.cols();
     let (Some(residual), Some(lanes)) = (residual(combine, add), lanes(elems)) else { return Err(defect()) };
-    let experts = slice(down).map_or(0, |s| e.plan.graph.weight(s.tensor).shape[0]);
+    let slice = down.op.weight_slice().ok_or_else(defect)?;
+    let experts = e.plan.graph.weight(slice.tensor).shape[0];
     let rows = e.width(down, down.outputs[0])?;
     let sizes = [
         ("LANES", lanes as u32),
@@ -73,6 +74,6 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     ];
     let tokens = Extent::Rows { rows: Rows::of(e.shape(add.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(Extent::Fixed(rows / ROWS as u32), tokens, Extent::Fixed(1)), &params);
-    e.bind_whole(down);
+    e.bind_whole(down)?;
     Ok(())
 }

@@ -12,7 +12,7 @@ mod route_experts;
 
 use super::emit::{Emitter, FEW_ROWS};
 use super::ops;
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, WeightSlice};
+use moe_run_graph::ir::{Dim, Graph, LaunchPattern, Node, Op, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::passes::Launch;
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
@@ -50,7 +50,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, launch: &Launch) -> Result<(), BackendEr
         name if name == route_experts::PATTERN.name => route_experts::emit(e, &nodes),
         name if name == combine_experts::PATTERN.name => combine_experts::emit(e, &nodes),
         name if name == attend::PATTERN.name => attend::emit(e, &nodes),
-        _ => nodes.into_iter().try_for_each(|node| ops::emit(e, node)),
+        name => match nodes.as_slice() {
+            [node] => ops::emit(e, node),
+            _ => Err(BackendError::mismatch(name)),
+        },
     }
 }
 
@@ -63,37 +66,39 @@ struct Matrix {
 
 /// The whole matrix of a slice; `None` for a part of one, which only the single ops read.
 fn whole(graph: &Graph, slice: &WeightSlice) -> Option<Matrix> {
-    let decl = graph.weight(slice.tensor);
+    let WeightSlice { tensor, rows: sliced, experts: chosen, home: WeightHome::Device } = slice;
+    let decl = graph.weight(*tensor);
     let (cols, rows) = match decl.shape[..] {
         [rows, cols] => (cols, rows),
-        [experts, rows, cols] if slice.experts.as_ref().is_none_or(|e| *e == (0..experts)) => (cols, rows),
+        [experts, rows, cols] if chosen.as_ref().is_none_or(|e| *e == (0..experts)) => (cols, rows),
         _ => return None,
     };
-    (slice.rows == (0..rows)).then_some(Matrix { format: decl.format, cols, rows })
+    (*sliced == (0..rows)).then_some(Matrix { format: decl.format, cols, rows })
 }
 
 /// The matrix of a plain MatMul: whole, without bias or scale.
 fn plain_matmul(graph: &Graph, node: &Node) -> Option<Matrix> {
-    match &node.op {
-        Op::MatMul { weight, bias: None, scale: None } => whole(graph, weight),
-        _ => None,
-    }
+    let Op::MatMul { weight, bias: None, scale: None } = &node.op else { return None };
+    whole(graph, weight)
 }
 
 /// The matrix of an ExpertMatMul over all experts, without bias.
 fn plain_experts(graph: &Graph, node: &Node) -> Option<Matrix> {
-    match &node.op {
-        Op::ExpertMatMul { weight, bias: None } => whole(graph, weight),
-        _ => None,
-    }
+    let Op::ExpertMatMul { weight, bias: None } = &node.op else { return None };
+    whole(graph, weight)
+}
+
+/// A norm of whole rows: its weight and eps go with the launch.
+fn whole_norm(node: &Node) -> bool {
+    matches!(node.op, Op::RmsNorm { weight: _, eps: _, heads: 1 })
+}
+
+/// One row for a token: what a launch with tokens along y computes.
+fn row_per_token(graph: &Graph, value: ValueId) -> bool {
+    matches!(graph.value(value).shape.0[..], [Dim::Tokens, Dim::Fixed(_)])
 }
 
 /// Workgroup memory for `elems` activations made 8-bit: a byte each and a scale for 32.
 fn staged_bytes(elems: usize) -> usize {
     elems + elems / 8
-}
-
-/// The tensor behind a matmul.
-fn slice(node: &Node) -> Option<&WeightSlice> {
-    node.op.weight_slice()
 }

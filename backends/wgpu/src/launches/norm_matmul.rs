@@ -1,7 +1,7 @@
 //! RmsNorm and the router's matmul; a matmul and the addition to the residual stream.
 
-use super::{WORKGROUP_BYTES, plain_matmul, staged_bytes};
-use crate::emit::{Axis, Emitter, Extent, Grid, NONE, Rows};
+use super::{WORKGROUP_BYTES, plain_matmul, row_per_token, staged_bytes, whole_norm};
+use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use moe_run_graph::ir::pattern::{named, op};
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, ValueId};
 use moe_run_runtime::error::BackendError;
@@ -16,9 +16,7 @@ pub(super) const NORM_ROUTER: LaunchPattern = LaunchPattern {
     phases: &[&[op("rms_norm"), named("matmul", "router")]],
     accepts: |graph, nodes| {
         let [norm, matmul] = nodes else { return false };
-        matches!(norm.op, Op::RmsNorm { heads: 1, .. })
-            && matmul.inputs[0] == norm.outputs[0]
-            && fits(graph, matmul, ROUTER_ROWS)
+        whole_norm(norm) && matmul.inputs[0] == norm.outputs[0] && fits(graph, matmul, ROUTER_ROWS)
     },
 };
 
@@ -32,11 +30,10 @@ pub(super) const MATMUL_ADD: LaunchPattern = LaunchPattern {
 };
 
 fn fits(graph: &Graph, matmul: &Node, rows: usize) -> bool {
-    let tokens = Rows { axis: Axis::Tokens, each: 1 };
     plain_matmul(graph, matmul).is_some_and(|m| {
         m.rows % rows == 0
             && staged_bytes(m.cols) + LANES * 16 <= WORKGROUP_BYTES
-            && Rows::of(&graph.value(matmul.inputs[0]).shape) == tokens
+            && row_per_token(graph, matmul.inputs[0])
     })
 }
 
@@ -53,7 +50,7 @@ pub(super) fn emit_norm_router(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(
     let Op::RmsNorm { weight, eps, heads: 1 } = norm.op else { return Err(defect()) };
     let row = Row {
         x: e.at(norm.inputs[0])?,
-        norm: e.small(Some(weight)),
+        norm: e.small(Some(weight))?,
         eps,
         normed: e.stored(norm.outputs[0]).unwrap_or(NONE),
         product: NONE,
@@ -112,6 +109,6 @@ fn emit(e: &mut Emitter<'_>, matmul: &Node, row: &Row, rows_each: usize) -> Resu
     ];
     let tokens = Extent::Rows { rows: Rows::of(e.shape(matmul.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(Extent::Fixed(rows / rows_each as u32), tokens, Extent::Fixed(1)), &params);
-    e.bind_whole(matmul);
+    e.bind_whole(matmul)?;
     Ok(())
 }

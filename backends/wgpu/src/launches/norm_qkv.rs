@@ -1,6 +1,6 @@
 //! RmsNorm and the matmuls of q, k and v.
 
-use super::{Matrix, WORKGROUP_BYTES, plain_matmul, staged_bytes};
+use super::{Matrix, WORKGROUP_BYTES, plain_matmul, row_per_token, staged_bytes, whole_norm};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use moe_run_graph::ir::pattern::{named, op};
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op};
@@ -25,7 +25,8 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
     let matrices: Option<Vec<Matrix>> = projections.iter().map(|n| plain_matmul(graph, n)).collect();
     let Some(matrices) = matrices else { return false };
     let one_kind = |m: &Matrix| m.format.is_quantized() == matrices[0].format.is_quantized();
-    matches!(norm.op, Op::RmsNorm { heads: 1, .. })
+    whole_norm(norm)
+        && row_per_token(graph, norm.inputs[0])
         && projections.iter().all(|n| n.inputs[0] == norm.outputs[0])
         && matrices.iter().all(|m| m.rows % ROWS == 0 && one_kind(m))
         && staged_bytes(matrices[0].cols) + LANES * 16 <= WORKGROUP_BYTES
@@ -49,7 +50,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let x = e.at(norm.inputs[0])?;
     let params = [
         ("x", x.into()),
-        ("norm", e.small(Some(weight)).into()),
+        ("norm", e.small(Some(weight))?.into()),
         ("eps", eps.into()),
         ("cols", cols.into()),
         ("normed", e.stored(norm.outputs[0]).unwrap_or(NONE).into()),
@@ -70,7 +71,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let groups = Extent::Fixed(rows.iter().sum::<u32>() / ROWS as u32);
     e.push(variant, Grid::new(groups, tokens, Extent::Fixed(1)), &params);
     for node in [q, k, v] {
-        e.bind_whole(node);
+        e.bind_whole(node)?;
     }
     Ok(())
 }

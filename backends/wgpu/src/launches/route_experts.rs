@@ -4,7 +4,7 @@ use super::{WORKGROUP_BYTES, plain_experts, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use crate::ops::gate_code;
 use moe_run_graph::ir::pattern::{named, op};
-use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op};
+use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op, RouterAttrs};
 use moe_run_runtime::error::BackendError;
 
 const LANES: usize = 128;
@@ -24,10 +24,19 @@ pub(super) const PATTERN: LaunchPattern = LaunchPattern {
 fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
     let [router, gate, up, act] = nodes else { return false };
     let Op::Router(attrs) = &router.op else { return false };
+    // Every other attribute of the choice goes with the launch.
+    let RouterAttrs {
+        num_experts,
+        num_experts_per_tok: _,
+        gate: _,
+        norm_topk_prob: _,
+        scale: _,
+        selection_bias: _,
+    } = *attrs;
     let (Some(g), Some(u)) = (plain_experts(graph, gate), plain_experts(graph, up)) else { return false };
     let ids = router.outputs[0];
     // Keys, gates, ids and weights of every expert; sums and maxima of every lane.
-    let memory = staged_bytes(g.cols) + attrs.num_experts * 16 + LANES * 20;
+    let memory = staged_bytes(g.cols) + num_experts * 16 + LANES * 20;
     graph.value(gate.inputs[0]).shape.0.len() == 2
         && [gate, up].iter().all(|n| n.inputs[1] == ids && n.inputs[0] == gate.inputs[0])
         && act.inputs == [gate.outputs[0], up.outputs[0]]
@@ -41,7 +50,9 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
 pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
     let defect = || BackendError::mismatch(PATTERN.name);
     let [router, gate, up, act] = nodes else { return Err(defect()) };
-    let Op::Router(attrs) = &router.op else { return Err(defect()) };
+    let (Op::Router(attrs), Op::GatedAct { activation: ActivationFn::Silu }) = (&router.op, &act.op) else {
+        return Err(defect());
+    };
     let (g, u) = (e.matrix_of(gate)?.layout, e.matrix_of(up)?.layout);
     let cols = g.cols() as u32;
     let rows = e.width(gate, gate.outputs[0])?;
@@ -62,7 +73,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
         ("gate", gate_code(attrs.gate).into()),
         ("normalise", u32::from(attrs.norm_topk_prob).into()),
         ("scale", attrs.scale.into()),
-        ("selection_bias", e.small(attrs.selection_bias).into()),
+        ("selection_bias", e.small(attrs.selection_bias)?.into()),
         ("x", e.at(gate.inputs[0])?.into()),
         ("cols", cols.into()),
         ("rows", rows.into()),
@@ -78,7 +89,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let tokens = Extent::Rows { rows: Rows::of(e.shape(router.outputs[0])), times: 1, over: 1 };
     let choices = Extent::Fixed(attrs.num_experts_per_tok as u32);
     e.push(variant, Grid::new(Extent::Fixed(rows / ROWS as u32), choices, tokens), &params);
-    e.bind_whole(gate);
-    e.bind_whole(up);
+    e.bind_whole(gate)?;
+    e.bind_whole(up)?;
     Ok(())
 }

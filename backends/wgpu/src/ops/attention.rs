@@ -62,7 +62,7 @@ pub(crate) fn emit_attention(
         ("window", (attrs.window.unwrap_or(0) as u32).into()),
         ("soft_cap", attrs.soft_cap.unwrap_or(0.0).into()),
         ("scale", attrs.scale.into()),
-        ("sinks", e.small(attrs.sinks).into()),
+        ("sinks", e.small(attrs.sinks)?.into()),
     ];
     let states = match fused {
         Some(fused) => {
@@ -88,7 +88,7 @@ pub(crate) fn emit_attention(
             ("y", y.into()),
             ("heads", (attrs.num_attention_heads as u32).into()),
             ("value_dim", (attrs.value_head_dim as u32).into()),
-            ("sinks", e.small(attrs.sinks).into()),
+            ("sinks", e.small(attrs.sinks)?.into()),
         ];
         let tokens = Extent::Rows { rows: tokens, times: 1, over: 1 };
         let grid = Grid::new(Extent::Fixed(attrs.num_attention_heads as u32), tokens, Extent::Fixed(1));
@@ -106,7 +106,19 @@ pub(crate) fn max_splits(max_tokens: usize) -> usize {
 }
 
 pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
-    let (d, dv) = (attrs.head_dim, attrs.value_head_dim);
+    let AttentionAttrs {
+        num_attention_heads: _,
+        num_key_value_heads: _,
+        head_dim: d,
+        value_head_dim: dv,
+        scale: _,
+        window,
+        soft_cap: _,
+        sinks: _,
+    } = *attrs;
+    if let Some(window) = window.filter(|w| u32::try_from(*w).is_err()) {
+        return Some(format!("a window of {window}, wanted at most {}", u32::MAX));
+    }
     if d % 2 != 0 || dv % 2 != 0 || d == 0 || dv == 0 {
         return Some(format!("head sizes {d} and {dv}, wanted even numbers"));
     }

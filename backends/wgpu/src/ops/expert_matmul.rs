@@ -61,7 +61,7 @@ pub(super) fn emit(
             ("row_end", (part.end as u32).into()),
             ("row_words", (tensor.layout.row_words as u32).into()),
             ("weight_blocks", (tensor.layout.blocks as u32).into()),
-            ("bias", e.small(bias).into()),
+            ("bias", e.small(bias)?.into()),
         ];
         if few {
             params.extend([("ids", ids.into()), ("num_experts", (experts.len() as u32).into())]);

@@ -25,11 +25,6 @@ pub(super) fn emit(
     let slots = e.at(node.inputs[2])?;
     for (i, state) in [(0, key), (1, value)] {
         let width = e.plan.graph.state(state).row_elems();
-        if e.kv_type == KvType::Q8_0 && !width.is_multiple_of(32) {
-            return Err(
-                e.unsupported(node, format!("--kv-type q8_0 with rows of {width}, wanted a multiple of 32"))
-            );
-        }
         let x = e.at(node.inputs[i])?;
         let variant = e.variant("kv_write", &[("LANES", LANES)]).kv(e.kv_type);
         let params = [

@@ -43,7 +43,7 @@ pub(super) fn emit(
             ("axis", rows.code().into()),
             ("rows_each", rows.each.into()),
             ("first_row", ((begin - part.start) as u32).into()),
-            ("bias", e.small(bias).into()),
+            ("bias", e.small(bias)?.into()),
             ("scale", scale.unwrap_or(1.0).into()),
             ("residual", NONE.into()),
         ];

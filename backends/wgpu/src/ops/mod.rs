@@ -22,7 +22,7 @@ pub(super) use kv_write::row_words;
 pub(super) use router::gate_code;
 
 use super::emit::Emitter;
-use moe_run_graph::ir::{Graph, Node, Op};
+use moe_run_graph::ir::{ActivationFn, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};
 use moe_run_runtime::error::BackendError;
 
 /// Adds the dispatches of one node.
@@ -43,19 +43,37 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Add => add::emit(e, node),
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
-        // A tap hands on what its inputs' buffers hold.
-        Op::Tap { .. } => Ok(()),
+        // A tap hands on what its inputs' buffers hold: it is no launch.
+        Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
 }
 
-/// What a node asks for that the shaders lack.
+/// What a node asks for that the shaders lack: each op with every attribute that they read, so that one more does not compile
+/// here.
 pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
     match &node.op {
-        Op::Attention(attrs) | Op::AttentionScores(attrs) => attention::lacking(attrs),
-        Op::Router(attrs) => router::lacking(attrs),
-        Op::ExpertMatMul { weight, .. } => expert_matmul::lacking(graph, weight),
+        Op::Embed { table } => any_rows(table),
+        Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
+        Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
+        Op::ExpertMatMul { weight, bias: _ } => {
+            any_rows(weight).or_else(|| expert_matmul::lacking(graph, weight))
+        }
+        Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads } => {
+            rope::lacking(graph, node, *heads)
+        }
         Op::KvWrite { key, value } => kv_write::lacking(graph, *key, *value),
-        Op::Rope { heads, .. } => rope::lacking(graph, node, *heads),
-        _ => None,
+        Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
+            attention::lacking(attrs)
+        }
+        Op::Router(attrs) => router::lacking(attrs),
+        Op::GatedAct { activation: ActivationFn::Silu } => None,
+        Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
+        Op::Tap { stage: _ } => None,
     }
+}
+
+/// What a slice asks for that the shaders lack: nothing, any rows of any experts are read.
+fn any_rows(slice: &WeightSlice) -> Option<String> {
+    let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = slice;
+    None
 }

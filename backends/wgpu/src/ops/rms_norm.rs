@@ -20,7 +20,7 @@ pub(super) fn emit(
     let params = [
         ("x", x.into()),
         ("y", y.into()),
-        ("weight", e.small(Some(weight)).into()),
+        ("weight", e.small(Some(weight))?.into()),
         ("width", width.into()),
         ("axis", rows.code().into()),
         ("rows_each", rows.each.into()),

@@ -15,9 +15,7 @@ pub(super) fn emit(
 ) -> Result<(), BackendError> {
     let value = node.outputs[0];
     let width = e.width(node, value)?;
-    let pairs = e.plan.graph.rope_tables.get(table.index()).map_or(0, |spec| spec.dims as u32 / 2);
-    let angles = e.places.rope.get(&table).copied();
-    let angles = angles.ok_or_else(|| e.unsupported(node, format!("no RoPE table {table}")))?;
+    let (pairs, angles) = e.angles(node, table)?;
     let (x, y) = (e.at(node.inputs[0])?, e.output(value));
     let variant = e.variant("rope", &[("LANES", LANES)]);
     let params = [

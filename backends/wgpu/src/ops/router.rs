@@ -32,7 +32,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Res
         ("gate", gate_code(attrs.gate).into()),
         ("normalise", u32::from(attrs.norm_topk_prob).into()),
         ("scale", attrs.scale.into()),
-        ("selection_bias", e.small(attrs.selection_bias).into()),
+        ("selection_bias", e.small(attrs.selection_bias)?.into()),
     ];
     let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
@@ -40,6 +40,13 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Res
 }
 
 pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
-    let experts = attrs.num_experts;
+    let RouterAttrs {
+        num_experts: experts,
+        num_experts_per_tok: _,
+        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        norm_topk_prob: _,
+        scale: _,
+        selection_bias: _,
+    } = *attrs;
     (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
 }

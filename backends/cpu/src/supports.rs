@@ -1,0 +1,105 @@
+//! What the CPU's launches can run: each op with every attribute that they read, so that one more does not compile here.
+
+use super::NAME;
+use moe_run_graph::ir::{
+    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Graph, Node, Op, RopePairing, RouterAttrs, Shape,
+    StateDecl, ValueId, WeightHome, WeightSlice,
+};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{KvType, check_step_operands};
+
+/// Whether the launches can run a node.
+///
+/// # Errors
+/// [`BackendError::Unsupported`] naming what they lack.
+pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
+    check_step_operands(NAME, graph, node)?;
+    match &node.op {
+        Op::Embed { table } => on_device(table),
+        Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
+        Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => on_device(weight),
+        Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => {}
+        Op::KvWrite { key: _, value: _ } => {}
+        Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => any_heads(attrs),
+        Op::Router(attrs) => any_choice(attrs),
+        Op::GatedAct { activation: ActivationFn::Silu } => {}
+        Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
+        Op::Tap { stage: _ } => {}
+    }
+    let per_head = matches!(node.op, Op::AttentionScores(_) | Op::AttentionSoftmax(_));
+    let laid_out = |value: &&ValueId| {
+        let value = graph.value(**value);
+        value.dtype == DType::State || has_rows(&value.shape) || (per_head && is_per_head(&value.shape))
+    };
+    match node.inputs.iter().chain(&node.outputs).find(|v| !laid_out(v)) {
+        None => Ok(()),
+        Some(value) => Err(BackendError::Unsupported {
+            backend: NAME,
+            node: node.path(),
+            op: node.op.stem(),
+            detail: format!(
+                "{value} is {}; wanted rows of a fixed width, one for each token or row of logits",
+                graph.value(*value).shape
+            ),
+        }),
+    }
+}
+
+/// Refuses a cache whose heads are no whole blocks of the KV type: they are stored head by head.
+///
+/// # Errors
+/// [`BackendError::Option`].
+pub fn check_kv_heads(graph: &Graph, kv_type: KvType) -> Result<(), BackendError> {
+    let is_odd = |s: &&StateDecl| s.is_per_token() && !s.width.is_multiple_of(32);
+    match graph.states.iter().find(|s| kv_type == KvType::Q8_0 && is_odd(s)) {
+        None => Ok(()),
+        Some(state) => Err(BackendError::Option {
+            backend: NAME,
+            option: "--kv-type",
+            found: "q8_0".into(),
+            wanted: format!("f16 or f32, for heads of {} elements are no whole blocks of 32", state.width),
+        }),
+    }
+}
+
+/// Any rows of any experts.
+fn on_device(slice: &WeightSlice) {
+    let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = slice;
+}
+
+/// Heads of any number and size, and everything that bends their scores.
+fn any_heads(attrs: &AttentionAttrs) {
+    let AttentionAttrs {
+        num_attention_heads: _,
+        num_key_value_heads: _,
+        head_dim: _,
+        value_head_dim: _,
+        scale: _,
+        window: _,
+        soft_cap: _,
+        sinks: _,
+    } = attrs;
+}
+
+/// Any choice of any experts.
+fn any_choice(attrs: &RouterAttrs) {
+    let RouterAttrs {
+        num_experts: _,
+        num_experts_per_tok: _,
+        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        norm_topk_prob: _,
+        scale: _,
+        selection_bias: _,
+    } = attrs;
+}
+
+/// What `memory::Val` describes: a leading T or R, fixed sizes behind it.
+fn has_rows(shape: &Shape) -> bool {
+    matches!(shape.0[..], [Dim::Tokens | Dim::LogitsRows, ref rest @ ..]
+        if rest.iter().all(|d| matches!(d, Dim::Fixed(_))))
+}
+
+/// [H, T, S].
+fn is_per_head(shape: &Shape) -> bool {
+    matches!(shape.0[..], [Dim::Fixed(_), Dim::Tokens, Dim::Cached])
+}

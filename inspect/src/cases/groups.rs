@@ -1,0 +1,378 @@
+//! Cases of the groups: nodes that some backend runs as one launch, with sizes, formats and attributes at random, some of
+//! which no launch takes as a group. What a group computes is what its nodes compute one by one, within their tolerances.
+
+use super::attention::{self, Steps};
+use super::small::{choice, logits, row, turn};
+use super::{Builder, OpCase, TOLERANCE};
+use crate::tolerance::{Relation, moved};
+use moe_run_graph::ir::{
+    ActivationFn, DType, Dim, LayerIdx, Op, Shape, ValueId, WeightHome, WeightId, WeightSlice,
+};
+use moe_run_graph::quant::Format;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::ExecutableInfo;
+
+/// The layer that the nodes belong to.
+const LAYER: Option<LayerIdx> = Some(LayerIdx(0));
+
+/// The nodes of a group, under whatever names the backends have for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupCase {
+    /// RmsNorm and the matmuls of q, k and v.
+    NormQkv,
+    /// RmsNorm, gate and up of a dense layer, GatedAct.
+    NormGateUp,
+    /// RmsNorm and the router's matmul.
+    NormRouter,
+    /// A matmul and the residual.
+    MatMulAdd,
+    /// Q/K norm, Rope, KvWrite, Attention.
+    RopeAttention,
+    /// Router, gate and up of the chosen experts, GatedAct.
+    RouteGateUp,
+    /// Down of the chosen experts, their sum, the residual.
+    DownCombine,
+    /// GetRows, RmsNorm, lm_head.
+    FinalNormLmHead,
+}
+
+impl GroupCase {
+    /// All of them.
+    pub const ALL: &'static [GroupCase] = &[
+        GroupCase::NormQkv,
+        GroupCase::NormGateUp,
+        GroupCase::NormRouter,
+        GroupCase::MatMulAdd,
+        GroupCase::RopeAttention,
+        GroupCase::RouteGateUp,
+        GroupCase::DownCombine,
+        GroupCase::FinalNormLmHead,
+    ];
+
+    /// What reports call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            GroupCase::NormQkv => "norm + qkv",
+            GroupCase::NormGateUp => "norm + gate, up",
+            GroupCase::NormRouter => "norm + router",
+            GroupCase::MatMulAdd => "matmul + add",
+            GroupCase::RopeAttention => "rope + attention",
+            GroupCase::RouteGateUp => "route + gate, up",
+            GroupCase::DownCombine => "down + combine",
+            GroupCase::FinalNormLmHead => "norm + lm_head",
+        }
+    }
+}
+
+/// The case of a group and a seed.
+///
+/// # Errors
+/// [`BackendError::Graph`] if the case itself is unsound.
+pub fn case(group: GroupCase, seed: u64) -> Result<OpCase, BackendError> {
+    let mut b = Builder::new(Format::F32, &[0x6772_6f75_7000 + group as u64, seed]);
+    b.graph.num_layers = 1;
+    let (steps, ctx_size) = match group {
+        GroupCase::NormQkv => norm_qkv(&mut b)?,
+        GroupCase::NormGateUp => norm_gate_up(&mut b)?,
+        GroupCase::NormRouter => norm_router(&mut b)?,
+        GroupCase::MatMulAdd => matmul_add(&mut b)?,
+        GroupCase::RopeAttention => rope_attention(&mut b)?,
+        GroupCase::RouteGateUp => route_gate_up(&mut b)?,
+        GroupCase::DownCombine => down_combine(&mut b)?,
+        GroupCase::FinalNormLmHead => final_norm_lm_head(&mut b)?,
+    };
+    Ok(b.case(group.name(), seed, steps, ctx_size))
+}
+
+/// How far a case's results may be from the reference's under the same definition: its nodes' own limits, one behind the
+/// other, those wider that round what another node made.
+#[must_use]
+pub fn tolerance(case: &OpCase, info: &ExecutableInfo) -> f64 {
+    let graph = &case.graph;
+    let limits = graph.nodes.iter().map(|node| {
+        let reads_made = node.inputs.iter().any(|v| graph.value(*v).producer.is_some());
+        let limit = if reads_made { moved } else { crate::tolerance::local };
+        limit(node.op.stem(), info, Relation::Same).value
+    });
+    limits.sum::<f64>().max(TOLERANCE)
+}
+
+/// A model's width and the formats of what reads it: one, or several of which each tensor takes one.
+struct Widths {
+    formats: Vec<Format>,
+    hidden_size: usize,
+}
+
+impl Widths {
+    fn of(b: &mut Builder, sizes: &[usize]) -> Widths {
+        let mut formats = vec![b.pick(&Format::ALL)];
+        if b.one_in(3) {
+            formats.push(b.pick(&Format::ALL));
+        }
+        let unit = formats.iter().map(|f| f.block_elems()).max().unwrap_or(1);
+        let fitting: Vec<usize> = sizes.iter().copied().filter(|n| n % unit == 0).collect();
+        let hidden_size = b.pick(&fitting);
+        let names: Vec<&str> = formats.iter().map(|f| f.name()).collect();
+        b.note("formats", names.join("|"));
+        b.note("in", hidden_size);
+        Widths { formats, hidden_size }
+    }
+
+    /// A matrix [.., out, hidden_size], or a part of one now and then.
+    fn slice(&self, b: &mut Builder, name: &str, experts: Option<usize>, out: usize) -> WeightSlice {
+        b.format = b.pick(&self.formats);
+        let cut = if b.one_in(6) { b.between(1, 9) } else { 0 };
+        let shape: Vec<usize> = experts.into_iter().chain([out + cut, self.hidden_size]).collect();
+        let tensor = b.matrix(name, &shape);
+        let experts = experts.map(|all| 0..all);
+        WeightSlice { tensor, rows: cut..out + cut, experts, home: WeightHome::Device }
+    }
+}
+
+/// A matmul of `out` rows, now and then with a bias or a scale.
+fn project(
+    b: &mut Builder,
+    widths: &Widths,
+    name: &'static str,
+    x: ValueId,
+    out: usize,
+) -> Result<ValueId, BackendError> {
+    let weight = widths.slice(b, name, None, out);
+    let bias = b.one_in(6).then(|| b.vector(&format!("{name} bias"), &[out], 0.0));
+    let scale = b.one_in(8).then_some(0.75);
+    if bias.is_some() || scale.is_some() {
+        b.note(name, "biased or scaled");
+    }
+    Ok(b.graph.push(LAYER, name, Op::MatMul { weight, bias, scale }, &[x])?[0])
+}
+
+/// A norm of `heads` heads of `width` elements.
+fn norm(
+    b: &mut Builder,
+    name: &'static str,
+    x: ValueId,
+    width: usize,
+    heads: usize,
+    eps: f32,
+) -> Result<ValueId, BackendError> {
+    let weight: WeightId = b.vector(name, &[width], 1.0);
+    Ok(b.graph.push(LAYER, name, Op::RmsNorm { weight, eps, heads }, &[x])?[0])
+}
+
+/// A step of several tokens and two of one: no group, some, and all of them.
+fn steps(b: &mut Builder) -> Vec<usize> {
+    let first = b.pick(&[1, 2, 3, 7, 8, 9, 17, 33]);
+    b.note("T", format!("{first}+1+1"));
+    vec![first, 1, 1]
+}
+
+/// Steps with random values of every boundary input.
+fn plain_steps(b: &mut Builder) -> Steps {
+    let mut at = 0;
+    let mut all = Vec::new();
+    for tokens in steps(b) {
+        all.push(b.step(at as u32, tokens, &[], 1.0));
+        at += tokens;
+    }
+    (all, at)
+}
+
+/// All that the nodes make, now and then; else the last alone: what is wanted on the way is stored from within a group.
+fn outputs(b: &mut Builder, inner: &[ValueId], last: &[ValueId]) {
+    let inner = if b.one_in(3) { inner } else { &[] };
+    b.graph.outputs = [last, inner].concat();
+}
+
+const HIDDEN_SIZES: &[usize] = &[64, 96, 128, 160, 256, 512, 768, 1024, 1280, 2048];
+
+fn norm_qkv(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let x = b.boundary(row(widths.hidden_size), DType::F32);
+    let normed = norm(b, "attn_norm", x, widths.hidden_size, 1, 1e-6)?;
+    let (kv_heads, group, d) = (b.pick(&[1, 2, 3]), b.pick(&[1, 2, 4]), b.pick(&[32, 64, 20]));
+    let q = project(b, &widths, "q_proj", normed, kv_heads * group * d)?;
+    let k = project(b, &widths, "k_proj", normed, kv_heads * d)?;
+    let dv = b.pick(&[d, d, 16]);
+    let v = project(b, &widths, "v_proj", normed, kv_heads * dv)?;
+    b.note("q", kv_heads * group * d);
+    b.note("kv", kv_heads * d);
+    outputs(b, &[normed], &[q, k, v]);
+    Ok(plain_steps(b))
+}
+
+fn norm_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let x = b.boundary(row(widths.hidden_size), DType::F32);
+    let normed = norm(b, "ffn_norm", x, widths.hidden_size, 1, 1e-5)?;
+    let out = b.pick(&[16, 33, 64, 100, 256, 300]);
+    b.note("out", out);
+    let gate = project(b, &widths, "gate_proj", normed, out)?;
+    let up = project(b, &widths, "up_proj", normed, out)?;
+    let op = Op::GatedAct { activation: ActivationFn::Silu };
+    let acted = b.graph.push(LAYER, "swiglu", op, &[gate, up])?;
+    outputs(b, &[normed, gate, up, acted[0]], &acted[1..]);
+    Ok(plain_steps(b))
+}
+
+fn norm_router(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let x = b.boundary(row(widths.hidden_size), DType::F32);
+    let normed = norm(b, "ffn_norm", x, widths.hidden_size, 1, 1e-6)?;
+    let experts = b.pick(&[4, 8, 33, 60, 64, 128, 160]);
+    b.note("E", experts);
+    let logits = project(b, &widths, "router", normed, experts)?;
+    outputs(b, &[normed], &[logits]);
+    Ok(plain_steps(b))
+}
+
+fn matmul_add(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let each = b.one_in(6).then_some(Dim::Fixed(3));
+    let shape =
+        |width| Shape([Some(Dim::Tokens), each, Some(Dim::Fixed(width))].into_iter().flatten().collect());
+    let out = b.pick(&[8, 33, 64, 100, 256, 300]);
+    b.note("out", out);
+    b.note("each", format!("{each:?}"));
+    let x = b.boundary(shape(widths.hidden_size), DType::F32);
+    let residual = b.boundary(shape(out), DType::F32);
+    let product = project(b, &widths, "o_proj", x, out)?;
+    let operands = if b.one_in(2) { [residual, product] } else { [product, residual] };
+    let sum = b.graph.push(LAYER, "attn_residual", Op::Add, &operands)?;
+    outputs(b, &[product], &sum);
+    Ok(plain_steps(b))
+}
+
+fn rope_attention(b: &mut Builder) -> Result<Steps, BackendError> {
+    let attrs = attention::attrs(b);
+    let [mut q, mut k, v] = attention::operands(b, &attrs);
+    let (heads, kv_heads, d) = (attrs.num_attention_heads, attrs.num_key_value_heads, attrs.head_dim);
+    let mut inner = Vec::new();
+    // Of each head, of whole rows, or none.
+    let norms = b.pick(&["heads", "heads", "rows", "none"]);
+    b.note("norms", norms);
+    if norms != "none" {
+        let eps = b.pick(&[1e-6, 1e-5]);
+        let k_eps = if b.one_in(6) { 1e-3 } else { eps };
+        let whole = norms == "rows";
+        let of = |heads: usize| if whole { (heads * d, 1) } else { (d, heads) };
+        let (width, count) = of(heads);
+        q = norm(b, "q_norm", q, width, count, eps)?;
+        let (width, count) = of(kv_heads);
+        k = norm(b, "k_norm", k, width, count, k_eps)?;
+        inner.extend([q, k]);
+    }
+    let q_turn = turn(b, d);
+    let k_turn = if b.one_in(8) { turn(b, d) } else { q_turn };
+    let positions = b.graph.inputs.positions;
+    let mut rope = |b: &mut Builder, name, x, (table, pairing), heads| {
+        let out = b.graph.push(LAYER, name, Op::Rope { table, pairing, heads }, &[x, positions])?[0];
+        inner.push(out);
+        Ok::<ValueId, BackendError>(out)
+    };
+    let q = rope(b, "q_rope", q, q_turn, heads)?;
+    let k = rope(b, "k_rope", k, k_turn, kv_heads)?;
+    let cache = attention::cache(b, &attrs, k, v)?;
+    let attended = attention::attend(b, &attrs, q, &cache)?;
+    outputs(b, &inner, &attended);
+    Ok(attention::conversation(b, &attrs))
+}
+
+/// Experts, how many a token takes, and rows of each.
+fn experts(b: &mut Builder) -> (usize, usize) {
+    let all = b.pick(&[1, 4, 8, 33, 60, 64]);
+    let per_tok = b.between(1, 8).min(all);
+    (all, per_tok)
+}
+
+/// An experts' matmul, now and then with a bias.
+fn project_experts(
+    b: &mut Builder,
+    widths: &Widths,
+    name: &'static str,
+    inputs: [ValueId; 2],
+    experts: usize,
+    out: usize,
+) -> Result<ValueId, BackendError> {
+    let weight = widths.slice(b, name, Some(experts), out);
+    let bias = b.one_in(6).then(|| b.vector(&format!("{name} bias"), &[experts, out], 0.0));
+    if bias.is_some() {
+        b.note(name, "biased");
+    }
+    Ok(b.graph.push(LAYER, name, Op::ExpertMatMul { weight, bias }, &inputs)?[0])
+}
+
+fn route_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, &[64, 96, 128, 256, 512, 768]);
+    let attrs = choice(b, 160);
+    let out = b.pick(&[16, 20, 32, 48]);
+    b.note("out", out);
+    let scores = b.graph.add_boundary(row(attrs.num_experts), DType::F32);
+    let x = b.boundary(row(widths.hidden_size), DType::F32);
+    let routed = b.graph.push(LAYER, "router_topk", Op::Router(attrs.clone()), &[scores])?;
+    let gate = project_experts(b, &widths, "gate_proj", [x, routed[0]], attrs.num_experts, out)?;
+    let up = project_experts(b, &widths, "up_proj", [x, routed[0]], attrs.num_experts, out)?;
+    let op = Op::GatedAct { activation: ActivationFn::Silu };
+    let acted = b.graph.push(LAYER, "swiglu", op, &[gate, up])?;
+    outputs(b, &[gate, up, acted[0]], &[routed[0], routed[1], acted[1]]);
+    let mut at = 0;
+    let mut all = Vec::new();
+    for tokens in steps(b) {
+        let mut step = b.step(at as u32, tokens, &[], 1.0);
+        step.boundary.push((scores, logits(b, &attrs, tokens)));
+        all.push(step);
+        at += tokens;
+    }
+    Ok((all, at))
+}
+
+fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, &[32, 64, 96, 128, 256, 512, 768]);
+    let (count, per_tok) = experts(b);
+    let out = b.pick(&[8, 20, 33, 64, 96]);
+    b.note("E", count);
+    b.note("K", per_tok);
+    b.note("out", out);
+    let shape = Shape::new(&[Dim::Tokens, Dim::Fixed(per_tok), Dim::Fixed(widths.hidden_size)]);
+    // Now and then all experts of a token read one row.
+    let x = if b.one_in(6) { row(widths.hidden_size) } else { shape };
+    let x = b.boundary(x, DType::F32);
+    let weights = b.boundary(row(per_tok), DType::F32);
+    let residual = b.boundary(row(out), DType::F32);
+    let ids = b.graph.add_boundary(row(per_tok), DType::U32);
+    let down = project_experts(b, &widths, "down_proj", [x, ids], count, out)?;
+    let combined = b.graph.push(LAYER, "combine", Op::ExpertCombine, &[down, weights])?[0];
+    let operands = if b.one_in(2) { [residual, combined] } else { [combined, residual] };
+    let sum = b.graph.push(LAYER, "ffn_residual", Op::Add, &operands)?;
+    outputs(b, &[down, combined], &sum);
+    let mut at = 0;
+    let mut all = Vec::new();
+    for tokens in steps(b) {
+        let mut step = b.step(at as u32, tokens, &[], 1.0);
+        step.boundary.push((ids, b.chosen(tokens, per_tok, count)));
+        all.push(step);
+        at += tokens;
+    }
+    Ok((all, at))
+}
+
+fn final_norm_lm_head(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let x = b.boundary(row(widths.hidden_size), DType::F32);
+    let rows = b.graph.inputs.logits_rows;
+    let picked = b.graph.push(LAYER, "logits_rows", Op::GetRows, &[x, rows])?[0];
+    let normed = norm(b, "output_norm", picked, widths.hidden_size, 1, 1e-6)?;
+    let vocab = b.pick(&[17, 64, 100, 300]);
+    b.note("vocab", vocab);
+    let logits = project(b, &widths, "lm_head", normed, vocab)?;
+    outputs(b, &[normed], &[logits]);
+    let mut at = 0;
+    let mut all = Vec::new();
+    for tokens in steps(b) {
+        let rows: Vec<u32> =
+            (0..b.between(1, tokens.min(5))).map(|_| b.between(0, tokens - 1) as u32).collect();
+        all.push(b.step(at as u32, tokens, &rows, 1.0));
+        at += tokens;
+    }
+    Ok((all, at))
+}
