@@ -9,8 +9,8 @@ use moe_run_backends::{
     taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError},
 };
 use moe_run_graph::{
-    ModelError, chat::ChatError, config::ConfigError, gguf::GgufError, lower::LowerError, shown::shown,
-    tokenizer::TokenizerError,
+    ModelError, architectures::LowerError, chat::ChatError, config::ConfigError, gguf::GgufError,
+    shown::shown, tokenizer::TokenizerError,
 };
 
 use crate::exit::ExitCode;

@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, thread};
 
 use moe_run_backends::KvType;
 use moe_run_graph::{
+    architectures::{lower, tensor_table},
     config::{FfnConfig, ModelConfig},
     gguf::{GgufFile, MetaArray, MetaValue, keys},
-    lower::{lower, tensor_table},
     quant::{Format, GgmlType, NonFinite},
     shown::{shown, shown_bytes},
 };

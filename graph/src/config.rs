@@ -1,11 +1,11 @@
 //! Stage 2: metadata → [`ModelConfig`]: typed dimensions, per layer.
 //!
-//! Input: a file's metadata and the architecture's row in the table ([`crate::lower::ARCHITECTURES`]), which gives the
+//! Input: a file's metadata and the architecture's row in the table ([`crate::architectures::ARCHITECTURES`]), which gives the
 //! default where a key is missing. Names are Hugging Face's. Nothing is guessed from a file's or a model's name.
 
+use crate::architectures::Architecture;
 use crate::gguf::{GgufError, MetaValue, Metadata, keys};
 use crate::ir::{GateKind, RopePairing, RopeScaling};
-use crate::lower::Architecture;
 use crate::shown::shown;
 use serde::Serialize;
 use std::borrow::Cow;

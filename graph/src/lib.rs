@@ -6,6 +6,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod architectures;
 #[cfg(feature = "text")]
 pub mod chat;
 pub mod config;
@@ -14,7 +15,6 @@ pub mod dump;
 pub mod gguf;
 pub mod ids;
 pub mod ir;
-pub mod lower;
 pub mod model;
 pub mod passes;
 pub mod quant;

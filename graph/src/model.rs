@@ -1,9 +1,9 @@
 //! Stages 1 to 3 in one call: a file → dimensions, lowered graph and the mapped weights.
 
+use crate::architectures::{LowerError, lower, tensor_table};
 use crate::config::ModelConfig;
 use crate::gguf::{GgufError, GgufFile, Metadata};
 use crate::ir::Graph;
-use crate::lower::{LowerError, lower, tensor_table};
 use crate::shown::shown;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! What a token of the real target costs: the numbers are the sums of its tensors' sizes, taken by hand.
 
 use moe_run_graph::{
+    architectures::{lower, tensor_table},
     cost::{Cost, step_cost},
     gguf::GgufFile,
     ir::StepSizes,
-    lower::{lower, tensor_table},
     passes::{PlanOptions, TapSelection, none_alone, plan},
     synth::{Preset, Synth, SynthOptions},
 };

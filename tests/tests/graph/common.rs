@@ -1,10 +1,10 @@
 //! Models that exist as metadata and a tensor table alone: what lowering needs, and no weights.
 
+use moe_run_graph::architectures::{TensorTable, lower};
 use moe_run_graph::config::ModelConfig;
 use moe_run_graph::dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject};
 use moe_run_graph::gguf::{MetaValue as V, Metadata};
 use moe_run_graph::ir::{Graph, LaunchPattern, StepSizes};
-use moe_run_graph::lower::{TensorTable, lower};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, TapSelection, none_alone, plan};
 use moe_run_graph::quant::Format;
 use std::ops::Range;

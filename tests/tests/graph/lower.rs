@@ -1,10 +1,10 @@
 //! Metadata and tensors → configuration and graph: what lowers, and each file that is refused.
 
 use crate::common::{Blueprint, one_layer};
+use moe_run_graph::architectures::{LowerError, architecture, lower};
 use moe_run_graph::config::{ConfigError, FfnConfig, ModelConfig};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V};
 use moe_run_graph::ir::{GateKind, Op, RopeScaling, Stage};
-use moe_run_graph::lower::{LowerError, architecture, lower};
 use moe_run_graph::quant::Format;
 use moe_run_graph::{Model, ModelError};
 use moe_run_tests::fixtures;

@@ -1,10 +1,10 @@
 //! Norm, one SwiGLU, residual.
 
 use super::norm;
+use crate::architectures::{LowerError, Lowering, only};
 use crate::config::FfnConfig;
 use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{ActivationFn, LayerIdx, Op, Stage, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a dense feed-forward layer to the residual stream `x` [T, D]; experts where the configuration says so.
 ///

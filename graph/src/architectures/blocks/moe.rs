@@ -1,10 +1,10 @@
 //! Norm, router, the chosen experts' SwiGLU, weighted sum, residual.
 
 use super::{dense_ffn, norm};
+use crate::architectures::{LowerError, Lowering, only};
 use crate::config::FfnConfig;
 use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{ActivationFn, LayerIdx, Op, RouterAttrs, Stage, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a layer of experts to the residual stream `x` [T, D]; a dense layer where the configuration says so.
 ///

@@ -1,9 +1,9 @@
 //! Norm, q/k/v, per-head Q/K norm, RoPE, KV cache, causal attention with grouped queries, o_proj, residual.
 
 use super::{norm, rope};
+use crate::architectures::{LowerError, Lowering, only};
 use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{AttentionAttrs, LayerIdx, Op, Stage, StateRole, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a layer's attention to the residual stream `x` [T, D].
 ///

@@ -1,9 +1,9 @@
 //! The residual stream → logits [R, vocab] of the rows that the step asks for.
 
 use super::norm;
+use crate::architectures::{LowerError, Lowering, only};
 use crate::gguf::keys;
 use crate::ir::{Op, Stage, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends row choice, final norm and lm_head, and makes the logits the graph's output. Where the file has no lm_head,
 /// the embedding table serves (tied weights).

@@ -1,8 +1,8 @@
 //! Token ids → rows of the embedding table [T, D].
 
+use crate::architectures::{LowerError, Lowering, only};
 use crate::gguf::keys;
 use crate::ir::{Op, Stage, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends the embedding.
 ///

@@ -1,7 +1,7 @@
 //! RMSNorm of a whole row or of each head.
 
+use crate::architectures::{LowerError, Lowering, only};
 use crate::ir::{LayerIdx, Op, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends a norm over the last axis, split into `heads`.
 ///

@@ -1,7 +1,7 @@
 //! Rotary position embedding of every head.
 
+use crate::architectures::{LowerError, Lowering, only};
 use crate::ir::{LayerIdx, Op, RopeSpec, ValueId};
-use crate::lower::{LowerError, Lowering, only};
 
 /// Appends RoPE over `heads` heads, as the layer's configuration says.
 ///
