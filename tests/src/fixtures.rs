@@ -79,6 +79,20 @@ pub fn tiny_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
     ["q4_k_m", "q8_0"].iter().filter_map(pair).collect()
 }
 
+/// Files of one architecture each with stages from float64, by stem below `arch/`: one small case of each is carried.
+const ARCHITECTURES: &[&str] = &["glm4moe/air", "glm4moe/air-q8_0", "glm4moe/big"];
+
+/// The models of further architectures that have stage files, by stem, with those present.
+#[must_use]
+pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
+    let pair = |stem: &&'static str| {
+        let model = find(&format!("arch/{stem}.gguf"))?;
+        let stages = find(&format!("arch/{stem}.stages.safetensors"))?;
+        Some((*stem, model, stages))
+    };
+    ARCHITECTURES.iter().filter_map(pair).collect()
+}
+
 /// Whether the longest matrices are asked for (`scripts/test.sh --full`).
 #[must_use]
 pub fn full() -> bool {

@@ -83,7 +83,7 @@ impl<'a> Interpreter<'a> {
 
     fn bytes(&self, id: WeightId) -> Result<&'a [u8], BackendError> {
         let decl = self.graph.weight(id);
-        self.weights.bytes(&decl.name).ok_or_else(|| BackendError::Weight {
+        self.weights.weight(decl).ok_or_else(|| BackendError::Weight {
             name: decl.name.clone(),
             wanted_bytes: 1,
             found_bytes: 0,

@@ -2,16 +2,23 @@
 //!
 //! Definition: Hugging Face transformers, `models/qwen3/modeling_qwen3.py`.
 
-use super::blocks::{attention, dense_ffn, embedding, lm_head};
-use super::{LowerError, Lowering};
-use crate::ir::LayerIdx;
+use super::Architecture;
+use super::blocks::attention::AttentionSpec;
+use super::blocks::decoder::{self, DecoderSpec};
+use super::lowering::Presence;
+use crate::config::{AttentionDefaults, ConfigError, ModelConfig, Reader};
 
-pub(super) fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
-    let mut x = embedding::lower(l)?;
-    for i in 0..l.config.num_hidden_layers {
-        let layer = LayerIdx(i as u32);
-        x = attention::lower(l, layer, x)?;
-        x = dense_ffn::lower(l, layer, x)?;
-    }
-    lm_head::lower(l, x)
+pub(super) const ROW: Architecture =
+    Architecture { name: "qwen3", configure, lower: |l| decoder::lower(l, &DECODER) };
+
+pub(super) const ATTENTION: AttentionDefaults =
+    AttentionDefaults { rope_theta: 1e6, ..AttentionDefaults::HALF };
+
+pub(super) const DECODER: DecoderSpec = DecoderSpec {
+    attention: AttentionSpec { qk_norm: Presence::Required, ..AttentionSpec::PLAIN },
+    ..DecoderSpec::PLAIN
+};
+
+fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
+    read.model(read.attention(&ATTENTION)?, read.dense()?)
 }

@@ -2,16 +2,18 @@
 //!
 //! Definition: Hugging Face transformers, `models/qwen3_moe/modeling_qwen3_moe.py`.
 
-use super::blocks::{attention, embedding, lm_head, moe};
-use super::{LowerError, Lowering};
-use crate::ir::LayerIdx;
+use super::Architecture;
+use super::blocks::decoder;
+use super::qwen3::{ATTENTION, DECODER};
+use crate::config::{ConfigError, ModelConfig, MoeDefaults, Reader};
+use crate::gguf::keys::arch;
+use crate::ir::GateKind;
 
-pub(super) fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
-    let mut x = embedding::lower(l)?;
-    for i in 0..l.config.num_hidden_layers {
-        let layer = LayerIdx(i as u32);
-        x = attention::lower(l, layer, x)?;
-        x = moe::lower(l, layer, x)?;
-    }
-    lm_head::lower(l, x)
+pub(super) const ROW: Architecture =
+    Architecture { name: "qwen3moe", configure, lower: |l| decoder::lower(l, &DECODER) };
+
+pub(super) fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
+    let defaults = MoeDefaults { gate: GateKind::Softmax, norm_topk_prob: true };
+    let moe = read.moe(&defaults, read.dimension(arch::EXPERT_FEED_FORWARD_LENGTH)?, 0)?;
+    read.model(read.attention(&ATTENTION)?, read.moe_where(|_| true, moe)?)
 }

@@ -28,8 +28,10 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("dims", json!(spec.dims));
             put("pairing", json!(pairing));
             put("theta", json!(spec.theta));
-            if let RopeScaling::Linear { factor } = spec.scaling {
-                put("linear_scaling", json!(factor));
+            match spec.scaling {
+                RopeScaling::None => {}
+                RopeScaling::Linear { factor } => put("linear_scaling", json!(factor)),
+                RopeScaling::Yarn { factor, .. } => put("yarn_scaling", json!(factor)),
             }
         }
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),

@@ -12,8 +12,8 @@ pub mod rope;
 pub mod stage;
 
 pub use graph::{
-    Graph, LayerIdx, Node, NodeId, RopeTableId, StateDecl, StateId, StateRole, StepInputs, Value, ValueId,
-    WeightDecl, WeightId,
+    Graph, LayerIdx, LeftOut, Node, NodeId, RopeTableId, StateDecl, StateId, StateRole, StepInputs, Value,
+    ValueId, WeightDecl, WeightId,
 };
 pub use op::{
     ActivationFn, AttentionAttrs, DType, Dim, GateKind, Op, RouterAttrs, Shape, StepSizes, WeightHome,

@@ -1,7 +1,7 @@
 //! Models that exist as metadata and a tensor table alone: what lowering needs, and no weights.
 
 use moe_run_graph::architectures::{TensorTable, lower};
-use moe_run_graph::config::ModelConfig;
+use moe_run_graph::config::{ConfigError, ModelConfig};
 use moe_run_graph::dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject};
 use moe_run_graph::gguf::{MetaValue as V, Metadata};
 use moe_run_graph::ir::{Graph, LaunchPattern, StepSizes};
@@ -30,6 +30,10 @@ impl Blueprint {
 
     pub fn metadata(&self) -> Metadata {
         Metadata::from_pairs("blueprint.gguf", self.pairs.clone()).unwrap()
+    }
+
+    pub fn config(&self) -> Result<ModelConfig, ConfigError> {
+        ModelConfig::read(&self.metadata(), &self.tensors)
     }
 
     pub fn lower(&self) -> (ModelConfig, Graph) {

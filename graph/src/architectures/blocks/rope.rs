@@ -1,9 +1,10 @@
 //! Rotary position embedding of every head.
 
 use crate::architectures::{LowerError, Lowering, only};
+use crate::config::RopeConfig;
 use crate::ir::{LayerIdx, Op, RopeSpec, ValueId};
 
-/// Appends RoPE over `heads` heads, as the layer's configuration says.
+/// Appends RoPE over `heads` heads.
 ///
 /// # Errors
 /// [`LowerError::Graph`] where the heads do not fit.
@@ -13,12 +14,10 @@ pub fn lower(
     name: &'static str,
     x: ValueId,
     heads: usize,
+    config: &RopeConfig,
 ) -> Result<ValueId, LowerError> {
-    let attention = &l.config.layers[layer.index()].attention;
-    let pairing = attention.rope_pairing;
-    let spec =
-        RopeSpec { theta: attention.rope_theta, dims: attention.rope_dims, scaling: attention.rope_scaling };
-    let table = l.graph.add_rope_table(spec);
+    let spec = RopeSpec { theta: config.theta, dims: config.dims, scaling: config.scaling };
+    let (table, pairing) = (l.graph.add_rope_table(spec), config.pairing);
     let positions = l.graph.inputs.positions;
     Ok(only(l.graph.push(Some(layer), name, Op::Rope { table, pairing, heads }, &[x, positions])?))
 }
