@@ -1,5 +1,6 @@
 //! Every stage of every stage file, on every backend of this build, against float64 values.
 
+use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{Activations, Backend, CompileOptions, KvType};
 use moe_run_graph::Model;
 use moe_run_tests::collect::all_taps;
@@ -75,6 +76,43 @@ fn architectures_match_their_stage_files() {
         for (stem, model, stages) in fixtures::architecture_models() {
             let worst = check(backend.as_ref(), stem, &model, &stages, false);
             println!("{:10} {stem:24} worst stage {worst:.2e}", backend.name());
+        }
+    }
+}
+
+/// Token by token, without taps: the launches that hold several operations.
+#[test]
+fn architectures_decode_to_their_logits() {
+    for backend in backends() {
+        for (stem, model, stages) in fixtures::architecture_models() {
+            let model = Model::open(&model).unwrap();
+            let wanted = StageFile::read(&stages);
+            let options = CompileOptions {
+                activations: Some(Activations::F32),
+                kv_type: KvType::F32,
+                micro_batch: Some(1),
+                max_logits_rows: 1,
+                ctx_size: wanted.tokens.len(),
+                ..CompileOptions::default()
+            };
+            let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
+            let mut session = Session::new(executable).unwrap();
+            let mut logits = Vec::new();
+            for token in &wanted.tokens {
+                session.feed(&[*token], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+                let mut row = Vec::new();
+                session.logits(&mut row).unwrap();
+                logits.extend(row);
+            }
+            let (shape, values) = &wanted.values["lm_head"];
+            assert_eq!(logits.len(), shape.iter().product::<usize>(), "{stem}");
+            let distance = relative_l2(&logits, values);
+            println!("{:10} {stem:24} logits {distance:.2e}", backend.name());
+            assert!(
+                distance <= tolerance(backend.name()),
+                "{}, {stem}: relative L2 {distance:.3e}",
+                backend.name()
+            );
         }
     }
 }

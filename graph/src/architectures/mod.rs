@@ -10,9 +10,20 @@ pub mod blocks;
 mod error;
 mod lowering;
 
+mod dots1;
+mod ernie4_5_moe;
+mod exaone_moe;
 mod glm4moe;
+mod hunyuan_moe;
+mod hy_v3;
+mod llama;
+mod mimo2;
+mod minimax_m2;
+mod olmoe;
+mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
+mod qwen3vlmoe;
 
 pub use error::LowerError;
 pub use lowering::Lowering;
@@ -36,7 +47,22 @@ pub struct Architecture {
 }
 
 /// The table of architectures.
-pub const ARCHITECTURES: &[Architecture] = &[qwen3moe::ROW, qwen3::ROW, glm4moe::ROW];
+pub const ARCHITECTURES: &[Architecture] = &[
+    qwen3moe::ROW,
+    qwen3::ROW,
+    qwen3vlmoe::ROW,
+    qwen2moe::ROW,
+    glm4moe::ROW,
+    llama::ROW,
+    olmoe::ROW,
+    dots1::ROW,
+    minimax_m2::ROW,
+    hunyuan_moe::ROW,
+    hy_v3::ROW,
+    ernie4_5_moe::ROW,
+    exaone_moe::ROW,
+    mimo2::ROW,
+];
 
 /// Shape and type of the tensors in a file, by name.
 pub type TensorTable = BTreeMap<String, (Vec<usize>, GgmlType)>;

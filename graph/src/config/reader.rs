@@ -174,6 +174,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A count that may have one value only, where the key is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for another value.
+    pub fn only(&self, rest: &str, wanted: usize) -> Result<(), ConfigError> {
+        match self.metadata.opt_usize(&self.key(rest))? {
+            Some(found) if found != wanted => Err(self.wrong(rest, found, wanted.to_string())),
+            _ => Ok(()),
+        }
+    }
+
     /// A positive number, where the key is there.
     ///
     /// # Errors
@@ -233,6 +244,17 @@ impl<'a> Reader<'a> {
     }
 
     /// An array with a yes or no for each layer that runs; numbers that are not 0 are a yes.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key is absent, or its value no such array.
+    pub fn flags(&self, rest: &str) -> Result<Vec<bool>, ConfigError> {
+        match self.opt_flags(rest)? {
+            Some(flags) => Ok(flags),
+            None => Err(self.metadata.missing(&self.key(rest), "an array with a yes or no a layer").into()),
+        }
+    }
+
+    /// As [`Reader::flags`], `None` where the key is absent.
     ///
     /// # Errors
     /// [`ConfigError`] where its value is no such array.
@@ -398,14 +420,6 @@ impl<'a> Reader<'a> {
             }
             other => Err(self.wrong(k::ROPE_SCALING_TYPE, other, "none, linear or yarn")),
         }
-    }
-
-    /// The window of the layers that have one; `None` where no layer has.
-    ///
-    /// # Errors
-    /// [`ConfigError`] where the window is no size.
-    pub fn opt_sliding_window(&self) -> Result<Option<usize>, ConfigError> {
-        Ok(Some(self.count(keys::arch::SLIDING_WINDOW)?).filter(|n| *n > 0))
     }
 
     /// One SwiGLU in every layer that runs.

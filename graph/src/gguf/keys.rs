@@ -223,6 +223,8 @@ pub mod layer {
     pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
     /// What is added to the router's gate values for the choice, `[num_experts]`.
     pub const EXP_PROBS_B: &str = "exp_probs_b.bias";
+    /// The same under the name that some converters give it.
+    pub const EXP_PROBS_B_PLAIN: &str = "exp_probs_b";
     /// Experts' gate_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
     pub const FFN_GATE_EXPS: &str = "ffn_gate_exps.weight";
     /// Experts' up_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
@@ -242,6 +244,8 @@ pub mod layer {
     pub const FFN_DOWN_SHEXP: &str = "ffn_down_shexp.weight";
     /// Dense gate_proj, `[intermediate_size, hidden_size]`.
     pub const FFN_GATE: &str = "ffn_gate.weight";
+    /// The first expert's gate_proj in files that hold each expert by itself.
+    pub const FFN_GATE_FIRST_EXPERT: &str = "ffn_gate.0.weight";
     /// Dense up_proj, `[intermediate_size, hidden_size]`.
     pub const FFN_UP: &str = "ffn_up.weight";
     /// Dense down_proj, `[hidden_size, intermediate_size]`.

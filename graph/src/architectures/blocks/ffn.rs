@@ -14,6 +14,8 @@ pub struct FfnSpec {
     pub norm: &'static str,
     /// What is added to the router's gate values for the choice alone.
     pub selection_bias: Presence,
+    /// Its tensor.
+    pub selection_bias_name: &'static str,
     /// The gate of the shared expert: a product and a sigmoid.
     pub shared_expert_gate: Presence,
 }
@@ -23,6 +25,7 @@ impl FfnSpec {
     pub const PLAIN: FfnSpec = FfnSpec {
         norm: tensor::FFN_NORM,
         selection_bias: Presence::Never,
+        selection_bias_name: tensor::EXP_PROBS_B,
         shared_expert_gate: Presence::Never,
     };
 }

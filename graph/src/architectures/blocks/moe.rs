@@ -32,7 +32,7 @@ pub fn lower(
         gate: config.gate,
         norm_topk_prob: config.norm_topk_prob,
         scale: config.scale,
-        selection_bias: l.opt_vector(&file(tensor::EXP_PROBS_B), num_experts, spec.selection_bias)?,
+        selection_bias: l.opt_vector(&file(spec.selection_bias_name), num_experts, spec.selection_bias)?,
     };
     let routed = l.graph.push(at, "router_topk", Op::Router(attrs), &logits)?;
     let (ids, weights) = (routed[0], routed[1]);
