@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, thread};
 
 use moe_run_backends::KvType;
 use moe_run_graph::{
-    architectures::{lower, tensor_table},
+    architectures::lower_file,
     config::{FfnConfig, ModelConfig},
     gguf::{GgufFile, MetaArray, MetaValue, keys},
     ir::LeftOut,
@@ -194,7 +194,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
     }
     let formats: Vec<FormatTotal> = formats.into_values().collect();
     let total_tensor_bytes: u64 = formats.iter().filter_map(|f| f.bytes).sum();
-    let (left_out, dimensions, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
+    let (left_out, dimensions, memory, not_runnable) = match lower_file(file) {
         Ok((config, graph)) => {
             let left_out_bytes: u64 = graph.left_out.iter().map(|l| l.bytes).sum();
             let weights_bytes = total_tensor_bytes.saturating_sub(left_out_bytes);

@@ -96,6 +96,7 @@ const ARCHITECTURES: &[&str] = &[
     "hunyuan-moe/main-q4_k_m",
     "hy_v3/hy3",
     "hy_v3/hy3-q4_0",
+    "llama-moe/llama3",
     "llama-moe/mixtral",
     "llama-moe/mixtral-q4_0",
     "mimo2/flash",

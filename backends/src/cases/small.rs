@@ -31,7 +31,7 @@ pub(super) fn rope(b: &mut Builder) -> Result<Steps, BackendError> {
     let pairing = b.pick(&[RopePairing::Half, RopePairing::Half, RopePairing::Interleaved]);
     let scaling = b.pick(&[RopeScaling::None, RopeScaling::None, RopeScaling::Linear { factor: 4.0 }]);
     let theta = b.pick(&[1e4, 1e6, 1e7]);
-    let table = b.graph.add_rope_table(RopeSpec { theta, dims, scaling });
+    let table = b.graph.add_rope_table(RopeSpec { theta, dims, scaling, divisors: Vec::new() });
     let x = b.boundary(row(heads * d), DType::F32);
     let positions = b.graph.inputs.positions;
     b.graph.outputs = b.graph.push(None, "rope", Op::Rope { table, pairing, heads }, &[x, positions])?;

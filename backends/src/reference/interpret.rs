@@ -140,8 +140,8 @@ impl<'a> Interpreter<'a> {
             }
             (Op::Rope { table, pairing, heads }, [TensorData::F32(out)]) => {
                 out.copy_from_slice(self.f32(input(0))?);
-                let spec = self.graph.rope_tables[table.index()];
-                rope::rope(out, self.u32(input(1))?, *heads, &spec, *pairing);
+                let spec = &self.graph.rope_tables[table.index()];
+                rope::rope(out, self.u32(input(1))?, *heads, spec, *pairing);
             }
             (Op::KvWrite { key, value }, _) => {
                 for (i, state) in [(0, *key), (1, *value)] {

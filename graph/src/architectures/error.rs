@@ -57,6 +57,17 @@ pub enum LowerError {
         /// In the file.
         found: Format,
     },
+    /// A tensor whose values the graph itself takes up, and that has others than it can have.
+    #[error(
+        "tensor {}: wanted {wanted} positive numbers, found others; the file may be damaged",
+        shown(name)
+    )]
+    Values {
+        /// Its name.
+        name: String,
+        /// How many values.
+        wanted: usize,
+    },
     /// A tensor of a type that nothing here decodes.
     #[error("tensor {}: {source}; use a file quantized to one of those (Q4_K_M, for one)", shown(name))]
     TensorType {

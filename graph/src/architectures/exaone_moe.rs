@@ -16,7 +16,11 @@ pub(super) const ROW: Architecture =
     Architecture { name: "exaone-moe", configure, lower: |l| decoder::lower(l, &DECODER) };
 
 const DECODER: DecoderSpec = DecoderSpec {
-    attention: AttentionSpec { qk_norm: Presence::Required, ..AttentionSpec::PLAIN },
+    attention: AttentionSpec {
+        qk_norm: Presence::Required,
+        rope_divisors: Presence::Optional,
+        ..AttentionSpec::PLAIN
+    },
     ffn: FfnSpec { selection_bias: Presence::Required, ..FfnSpec::PLAIN },
 };
 

@@ -17,6 +17,7 @@ const DECODER: DecoderSpec = DecoderSpec {
     attention: AttentionSpec {
         qkv_bias: Presence::Optional,
         output_bias: Presence::Optional,
+        rope_divisors: Presence::Optional,
         ..AttentionSpec::PLAIN
     },
     ..DecoderSpec::PLAIN

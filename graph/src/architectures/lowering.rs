@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What the blocks share.
-#[derive(Debug)]
 pub struct Lowering<'a> {
     /// The dimensions.
     pub config: &'a ModelConfig,
     /// The graph so far.
     pub graph: Graph,
     tensors: &'a TensorTable,
+    vectors: &'a dyn Fn(&str) -> Option<Vec<f32>>,
     used: BTreeSet<String>,
     weights: BTreeMap<String, WeightId>,
 }
@@ -39,10 +39,14 @@ fn without_outer_ones(shape: &[usize]) -> &[usize] {
 
 impl<'a> Lowering<'a> {
     /// An empty graph of a model.
-    pub(super) fn new(config: &'a ModelConfig, tensors: &'a TensorTable) -> Lowering<'a> {
+    pub(super) fn new(
+        config: &'a ModelConfig,
+        tensors: &'a TensorTable,
+        vectors: &'a dyn Fn(&str) -> Option<Vec<f32>>,
+    ) -> Lowering<'a> {
         let mut graph = Graph::new();
         graph.num_layers = config.num_hidden_layers;
-        Lowering { config, graph, tensors, used: BTreeSet::new(), weights: BTreeMap::new() }
+        Lowering { config, graph, tensors, vectors, used: BTreeSet::new(), weights: BTreeMap::new() }
     }
 
     /// The graph, if every tensor has been used or left out by name.
@@ -164,6 +168,21 @@ impl<'a> Lowering<'a> {
         is_f32(fused, format)?;
         let ranges = consecutive(parts.iter().map(|(_, len)| *len));
         Ok(ranges.map(|part| Some(self.graph.add_weight_part(fused, part))).collect())
+    }
+
+    /// The values of a vector in F32 that become part of the graph itself.
+    ///
+    /// # Errors
+    /// As [`Lowering::vector`], and [`LowerError::Values`].
+    pub fn values(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LowerError> {
+        let format = self.used(name, &[len])?;
+        is_f32(name, format)?;
+        match (self.vectors)(name) {
+            Some(values) if values.len() == len && values.iter().all(|x| x.is_finite() && *x > 0.0) => {
+                Ok(values)
+            }
+            _ => Err(LowerError::Values { name: name.to_owned(), wanted: len }),
+        }
     }
 
     /// The whole of a matrix [out, in].

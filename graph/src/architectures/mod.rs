@@ -85,17 +85,36 @@ pub fn architecture(metadata: &Metadata) -> Result<&'static Architecture, Config
     })
 }
 
-/// Lowers a model.
+/// Lowers the model in a file.
 ///
 /// # Errors
 /// [`LowerError`] naming the key or tensor, what was found and what was wanted.
-pub fn lower(metadata: &Metadata, tensors: &TensorTable) -> Result<(ModelConfig, Graph), LowerError> {
+pub fn lower_file(file: &GgufFile) -> Result<(ModelConfig, Graph), LowerError> {
+    let vectors = |name: &str| {
+        let entry = file.tensor(name)?;
+        let mut values = vec![0.0; entry.elems()];
+        entry.format().ok()?.decode_row(file.data(entry), &mut values);
+        Some(values)
+    };
+    lower(file.metadata(), &tensor_table(file), &vectors)
+}
+
+/// Lowers a model of which metadata and tensor table are known; `vectors` gives the values of those few tensors that
+/// become part of the graph itself.
+///
+/// # Errors
+/// [`LowerError`] naming the key or tensor, what was found and what was wanted.
+pub fn lower(
+    metadata: &Metadata,
+    tensors: &TensorTable,
+    vectors: &dyn Fn(&str) -> Option<Vec<f32>>,
+) -> Result<(ModelConfig, Graph), LowerError> {
     let row = architecture(metadata)?;
     for (name, (_, ggml_type)) in tensors {
         format_of(name, *ggml_type)?;
     }
     let config = ModelConfig::read(metadata, tensors)?;
-    let mut lowering = Lowering::new(&config, tensors);
+    let mut lowering = Lowering::new(&config, tensors, vectors);
     (row.lower)(&mut lowering)?;
     let mut graph = lowering.finish()?;
     graph.num_tokens = padded_vocabulary(metadata, config.vocab_size)?;

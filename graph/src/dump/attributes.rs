@@ -23,7 +23,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("bias", bias.map_or(Value::Null, |_| true.into()));
         }
         Op::Rope { table, pairing, heads } => {
-            let spec = graph.rope_tables[table.index()];
+            let spec = &graph.rope_tables[table.index()];
             put("heads", json!(heads));
             put("dims", json!(spec.dims));
             put("pairing", json!(pairing));
@@ -32,6 +32,9 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 RopeScaling::None => {}
                 RopeScaling::Linear { factor } => put("linear_scaling", json!(factor)),
                 RopeScaling::Yarn { factor, .. } => put("yarn_scaling", json!(factor)),
+            }
+            if !spec.divisors.is_empty() {
+                put("divisors", true.into());
             }
         }
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),

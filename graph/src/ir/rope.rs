@@ -39,7 +39,7 @@ pub enum RopeScaling {
 }
 
 /// One table of cosines and sines: computed once in f64 on the host, stored f32, read by every backend.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeSpec {
     /// The base: frequency i is theta^(−2i/dims).
     pub theta: f64,
@@ -47,6 +47,9 @@ pub struct RopeSpec {
     pub dims: usize,
     /// Stretching.
     pub scaling: RopeScaling,
+    /// The angle of pair i is divided by the i-th, as Llama 3 stretches; empty: by nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub divisors: Vec<f32>,
 }
 
 impl RopeSpec {
@@ -60,7 +63,7 @@ impl RopeSpec {
         };
         for (i, pair) in out.chunks_exact_mut(2).enumerate().take(self.dims / 2) {
             let angle = f64::from(position) * self.theta.powf(-2.0 * i as f64 / self.dims as f64);
-            let angle = self.stretched(i, angle);
+            let angle = self.stretched(i, angle) / self.divisors.get(i).map_or(1.0, |d| f64::from(*d));
             pair[0] = (angle.cos() * factor) as f32;
             pair[1] = (angle.sin() * factor) as f32;
         }

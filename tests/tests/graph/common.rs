@@ -1,6 +1,6 @@
 //! Models that exist as metadata and a tensor table alone: what lowering needs, and no weights.
 
-use moe_run_graph::architectures::{TensorTable, lower};
+use moe_run_graph::architectures::{LowerError, TensorTable, lower};
 use moe_run_graph::config::{ConfigError, ModelConfig};
 use moe_run_graph::dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject};
 use moe_run_graph::gguf::{MetaValue as V, Metadata};
@@ -36,8 +36,12 @@ impl Blueprint {
         ModelConfig::read(&self.metadata(), &self.tensors)
     }
 
+    pub fn try_lower(&self) -> Result<(ModelConfig, Graph), LowerError> {
+        lower(&self.metadata(), &self.tensors, &|_| None)
+    }
+
     pub fn lower(&self) -> (ModelConfig, Graph) {
-        lower(&self.metadata(), &self.tensors).unwrap()
+        self.try_lower().unwrap()
     }
 }
 

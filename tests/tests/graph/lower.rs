@@ -1,7 +1,7 @@
 //! Metadata and tensors → configuration and graph: what lowers, and each file that is refused.
 
 use crate::common::{Blueprint, one_layer};
-use moe_run_graph::architectures::{ARCHITECTURES, LowerError, lower};
+use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
 use moe_run_graph::config::{AttentionConfig, ConfigError, FfnConfig, RopeConfig};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V};
 use moe_run_graph::ir::{GateKind, Op, RopeScaling, Stage};
@@ -15,7 +15,7 @@ fn rope(attention: &AttentionConfig) -> &RopeConfig {
 }
 
 fn refused(blueprint: &Blueprint) -> LowerError {
-    lower(&blueprint.metadata(), &blueprint.tensors).expect_err("the blueprint is broken")
+    blueprint.try_lower().expect_err("the blueprint is broken")
 }
 
 /// The key, what was found and what was wanted.
@@ -227,10 +227,15 @@ fn a_file_that_does_not_lower_is_named() {
 
 #[test]
 fn stages_stand_in_execution_order() {
-    let (_, graph) = one_layer().lower();
-    let stages: Vec<Stage> = graph.taps().map(|(_, stage)| stage).collect();
-    let mut sorted = stages.clone();
-    sorted.sort();
-    // The scores are recomputed beside attention; all others stand where they are computed.
-    assert_eq!(stages, sorted);
+    let glm = fixtures::find("arch/glm4moe/air.gguf").expect("carried");
+    for graph in [one_layer().lower().1, Model::open(&glm).unwrap().graph] {
+        for layer in (0..graph.num_layers).map(Some).chain([None]) {
+            let of_layer = graph.taps().filter(|(node, _)| node.layer.map(|l| l.index()) == layer);
+            let stages: Vec<Stage> = of_layer.map(|(_, stage)| stage).collect();
+            let mut sorted = stages.clone();
+            sorted.sort();
+            // The scores are recomputed beside attention; all others stand where they are computed.
+            assert_eq!(stages, sorted);
+        }
+    }
 }

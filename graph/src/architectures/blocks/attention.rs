@@ -4,8 +4,9 @@ use super::{norm, rope};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::AttentionConfig;
+use crate::gguf::keys::tensor::ROPE_FREQS;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{AttentionAttrs, LayerIdx, Op, Stage, StateRole, ValueId};
+use crate::ir::{AttentionAttrs, LayerIdx, Op, RopeSpec, Stage, StateRole, ValueId};
 
 /// What an architecture's attention is made of.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +25,8 @@ pub struct AttentionSpec {
     pub qk_norm_after_rope: bool,
     /// An extra logit a head in the softmax's denominator.
     pub sinks: Presence,
+    /// What divides RoPE's angles, pair by pair: one tensor for all layers.
+    pub rope_divisors: Presence,
 }
 
 /// What the norm of q and k is over.
@@ -45,6 +48,7 @@ impl AttentionSpec {
         qk_norm_span: NormSpan::Head,
         qk_norm_after_rope: false,
         sinks: Presence::Never,
+        rope_divisors: Presence::Never,
     };
 }
 
@@ -163,11 +167,11 @@ fn place(
 ) -> Result<[ValueId; 2], LowerError> {
     let heads = [config.num_attention_heads, config.num_key_value_heads];
     if spec.qk_norm_after_rope {
-        let qk = rotate(l, layer, qk, heads)?;
+        let qk = rotate(l, layer, qk, heads, spec)?;
         return norm_qk(l, layer, qk, heads, spec);
     }
     let qk = norm_qk(l, layer, qk, heads, spec)?;
-    rotate(l, layer, qk, heads)
+    rotate(l, layer, qk, heads, spec)
 }
 
 fn norm_qk(
@@ -200,10 +204,17 @@ fn rotate(
     layer: LayerIdx,
     [q, k]: [ValueId; 2],
     heads: [usize; 2],
+    spec: &AttentionSpec,
 ) -> Result<[ValueId; 2], LowerError> {
     let Some(config) = l.config.layers[layer.index()].attention.rope.clone() else { return Ok([q, k]) };
-    let q = rope::lower(l, layer, "q_rope", q, heads[0], &config)?;
-    let k = rope::lower(l, layer, "k_rope", k, heads[1], &config)?;
+    let divisors = match l.wants(ROPE_FREQS, spec.rope_divisors) {
+        true => l.values(ROPE_FREQS, config.dims / 2)?,
+        false => Vec::new(),
+    };
+    let table = RopeSpec { theta: config.theta, dims: config.dims, scaling: config.scaling, divisors };
+    let table = l.graph.add_rope_table(table);
+    let q = rope::lower(l, layer, "q_rope", q, heads[0], table, config.pairing)?;
+    let k = rope::lower(l, layer, "k_rope", k, heads[1], table, config.pairing)?;
     l.graph.tap(Some(layer), Stage::QPostRope, &[q])?;
     l.graph.tap(Some(layer), Stage::KPostRope, &[k])?;
     Ok([q, k])

@@ -51,13 +51,17 @@ pub fn lower(
     let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
     l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
     l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
+    // Before the sum, to which it is added.
+    let shared = match config.shared_expert_intermediate_size {
+        Some(width) => Some(shared_expert::lower(l, layer, normed, width, spec.shared_expert_gate)?),
+        None => None,
+    };
     let weight = l.expert_matrix(&file(tensor::FFN_DOWN_EXPS), num_experts, hidden_size, width)?;
     let out = only(l.graph.push(at, "down_proj", Op::ExpertMatMul { weight, bias: None }, &[act[1], ids])?);
     l.graph.tap(at, Stage::FfnOut, &[out])?;
     let mut combined = only(l.graph.push(at, "combine", Op::ExpertCombine, &[out, weights])?);
-    if let Some(width) = config.shared_expert_intermediate_size {
+    if let Some(shared) = shared {
         l.graph.tap(at, Stage::MoeRoutedOut, &[combined])?;
-        let shared = shared_expert::lower(l, layer, normed, width, spec.shared_expert_gate)?;
         combined = only(l.graph.push(at, "add_shared_expert", Op::Add, &[combined, shared])?);
     }
     l.graph.tap(at, Stage::MoeFfnOut, &[combined])?;

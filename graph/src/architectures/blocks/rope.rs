@@ -1,10 +1,9 @@
 //! Rotary position embedding of every head.
 
 use crate::architectures::{LowerError, Lowering, only};
-use crate::config::RopeConfig;
-use crate::ir::{LayerIdx, Op, RopeSpec, ValueId};
+use crate::ir::{LayerIdx, Op, RopePairing, RopeTableId, ValueId};
 
-/// Appends RoPE over `heads` heads.
+/// Appends RoPE over `heads` heads by a table of the graph.
 ///
 /// # Errors
 /// [`LowerError::Graph`] where the heads do not fit.
@@ -14,10 +13,9 @@ pub fn lower(
     name: &'static str,
     x: ValueId,
     heads: usize,
-    config: &RopeConfig,
+    table: RopeTableId,
+    pairing: RopePairing,
 ) -> Result<ValueId, LowerError> {
-    let spec = RopeSpec { theta: config.theta, dims: config.dims, scaling: config.scaling };
-    let (table, pairing) = (l.graph.add_rope_table(spec), config.pairing);
     let positions = l.graph.inputs.positions;
     Ok(only(l.graph.push(Some(layer), name, Op::Rope { table, pairing, heads }, &[x, positions])?))
 }
