@@ -6,6 +6,11 @@ use std::{
 };
 
 use moe_run_backends::{MemoryNeed, OnOpened, Opened};
+use moe_run_graph::{
+    Model,
+    ir::LeftOut,
+    shown::{shown, shown_list},
+};
 
 use crate::{engine::human_bytes, output};
 
@@ -31,6 +36,24 @@ impl Chosen {
         }
         text
     }
+}
+
+/// Says what of a model's file is not run: tensors that are left out on purpose, and keys that nothing here knows.
+pub fn not_run(model: &Model) {
+    left_out_lines(&model.graph.left_out).iter().for_each(|line| once(line));
+    let unused = &model.config.unused_keys;
+    if !unused.is_empty() {
+        once_warned(&format!("metadata that is not known here has no effect: {}", shown_list(unused)));
+    }
+}
+
+/// "left out: blk.46.* (30 tensors, 1.2 GiB): multi-token prediction layer, used only for drafting".
+pub fn left_out_lines(left_out: &[LeftOut]) -> Vec<String> {
+    let line = |l: &LeftOut| {
+        let (tensors, bytes) = (l.tensors, human_bytes(l.bytes));
+        format!("left out: {}* ({tensors} tensors, {bytes}): {}", shown(&l.prefix), l.reason)
+    };
+    left_out.iter().map(line).collect()
 }
 
 /// What says it; `chosen` is there where "auto" chose.

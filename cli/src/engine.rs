@@ -16,7 +16,7 @@ use moe_run_text::{
 
 use crate::{
     CliError,
-    announce::{Chosen, on_opened},
+    announce::{Chosen, not_run, on_opened},
     common::BackendArgs,
     output,
     progress::LoadBars,
@@ -128,6 +128,7 @@ pub fn backend(model: &Model, name: &str) -> Result<(Box<dyn Backend>, Option<Ch
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
 pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
+    not_run(model);
     let compile = |backend: &dyn Backend, chosen: Option<Chosen>| {
         let bars = LoadBars::new();
         let opened = Some(on_opened(chosen));

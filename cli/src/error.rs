@@ -3,7 +3,9 @@
 use std::{error::Error, io, path::Path};
 
 use moe_run_backends::{BackendError, partial_file::is_refusal, sampler::SamplerError};
-use moe_run_graph::{ModelError, config::ConfigError, gguf::GgufError, lower::LowerError, shown::shown};
+use moe_run_graph::{
+    ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, shown::shown,
+};
 use moe_run_inspect::taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError};
 use moe_run_text::{chat::ChatError, tokenizer::TokenizerError};
 

@@ -7,17 +7,18 @@ use std::{collections::BTreeMap, thread};
 
 use moe_run_backends::KvType;
 use moe_run_graph::{
+    architectures::lower_file,
     config::{FfnConfig, ModelConfig},
     gguf::{GgufFile, MetaArray, MetaValue, keys},
-    lower::{lower, tensor_table},
+    ir::LeftOut,
     quant::{Format, GgmlType, NonFinite},
-    shown::{shown, shown_bytes},
+    shown::{shown, shown_bytes, shown_list},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    CliError, ExitCode,
+    CliError, ExitCode, announce,
     common::{self, DEFAULT_CTX_SIZE, ModelArgs},
     engine::human_bytes,
     output, progress,
@@ -73,6 +74,8 @@ struct Report {
     total_elems: u64,
     /// Without tensors whose size is not known.
     total_tensor_bytes: u64,
+    /// Tensors that the model leaves out on purpose.
+    left_out: Vec<LeftOut>,
     /// The dimensions, where the file is a model that can be run.
     #[serde(rename = "config")]
     dimensions: Option<ModelConfig>,
@@ -190,25 +193,23 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
         total.bytes = total.bytes.zip(t.len_bytes()).map(|(sum, bytes)| sum + bytes as u64);
     }
     let formats: Vec<FormatTotal> = formats.into_values().collect();
-    let total_tensor_bytes = formats.iter().filter_map(|f| f.bytes).sum();
-    let (dimensions, memory, not_runnable) = match lower(file.metadata(), &tensor_table(file)) {
+    let total_tensor_bytes: u64 = formats.iter().filter_map(|f| f.bytes).sum();
+    let (left_out, dimensions, memory, not_runnable) = match lower_file(file) {
         Ok((config, graph)) => {
+            let left_out_bytes: u64 = graph.left_out.iter().map(|l| l.bytes).sum();
+            let weights_bytes = total_tensor_bytes.saturating_sub(left_out_bytes);
             let ctx_size = ctx_size.unwrap_or(DEFAULT_CTX_SIZE.min(config.max_position_embeddings));
             // Rows that are not whole blocks cannot be kept in them.
             let whole = graph.states.iter().all(|state| state.row_elems().is_multiple_of(32));
             let possible = KvType::ALL.iter().filter(|kv| whole || **kv != KvType::Q8_0);
             let kv_cache = possible.map(|kv| {
                 let kv_bytes = kv.cache_bytes(&graph, ctx_size);
-                KvCache {
-                    kv_type: kv.name(),
-                    kv_bytes,
-                    total_bytes: kv_bytes.saturating_add(total_tensor_bytes),
-                }
+                KvCache { kv_type: kv.name(), kv_bytes, total_bytes: kv_bytes.saturating_add(weights_bytes) }
             });
-            let memory = Memory { ctx_size, weights_bytes: total_tensor_bytes, kv_cache: kv_cache.collect() };
-            (Some(config), Some(memory), None)
+            let memory = Memory { ctx_size, weights_bytes, kv_cache: kv_cache.collect() };
+            (graph.left_out, Some(config), Some(memory), None)
         }
-        Err(error) => (None, None, Some(error.to_string())),
+        Err(error) => (Vec::new(), None, None, Some(error.to_string())),
     };
     Report {
         schema_version: 1,
@@ -230,6 +231,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
         total_elems: formats.iter().fold(0, |sum, f| sum.saturating_add(f.elems)),
         total_tensor_bytes,
         formats,
+        left_out,
         dimensions,
         memory,
         not_runnable,
@@ -468,9 +470,12 @@ fn model_lines(report: &Report) -> Vec<String> {
         let attention = &layer.attention;
         let ffn = match &layer.ffn {
             FfnConfig::Dense { intermediate_size } => format!("dense of width {intermediate_size}"),
-            FfnConfig::Moe { num_experts, num_experts_per_tok, moe_intermediate_size, .. } => {
+            FfnConfig::Moe(moe) => {
+                let shared = moe.shared_expert_intermediate_size;
+                let shared = shared.map_or_else(String::new, |n| format!(", and one of width {n} for all"));
                 format!(
-                    "{num_experts} experts of width {moe_intermediate_size}, {num_experts_per_tok} for a token"
+                    "{} experts of width {}, {} for a token{shared}",
+                    moe.num_experts, moe.moe_intermediate_size, moe.num_experts_per_tok
                 )
             }
         };
@@ -485,6 +490,12 @@ fn model_lines(report: &Report) -> Vec<String> {
     }
     let rows = kinds.into_iter().map(|(kind, count)| format!("  {count} layers: {kind}")).collect();
     lines.extend(first(rows, KINDS_SHOWN, "kinds of layers", false));
+    let left_out = announce::left_out_lines(&report.left_out);
+    lines
+        .extend(first(left_out, KINDS_SHOWN, "parts left out", false).iter().map(|line| format!("  {line}")));
+    if !model.unused_keys.is_empty() {
+        lines.push(format!("  not known, without effect: {}", shown_list(&model.unused_keys)));
+    }
     lines
 }
 

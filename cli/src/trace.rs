@@ -171,8 +171,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         let closer = pass(&mut engine, &tokens, PositionsArg::All, None, None)?;
         traced.first_non_finite = closer.stats.first_non_finite().map(|e| e.stage.path(e.layer));
     }
-    let experts = |layer: usize| match engine.model.config.layers[layer].ffn {
-        FfnConfig::Moe { num_experts, .. } => num_experts,
+    let experts = |layer: usize| match &engine.model.config.layers[layer].ffn {
+        FfnConfig::Moe(moe) => moe.num_experts,
         FfnConfig::Dense { .. } => 0,
     };
     let usage = traced.routing.summary(experts);

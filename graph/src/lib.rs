@@ -6,13 +6,13 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod architectures;
 pub mod config;
 pub mod cost;
 pub mod dump;
 pub mod gguf;
 pub mod ids;
 pub mod ir;
-pub mod lower;
 pub mod model;
 pub mod passes;
 pub mod quant;

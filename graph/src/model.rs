@@ -1,9 +1,9 @@
 //! Stages 1 to 3 in one call: a file → dimensions, lowered graph and the mapped weights.
 
+use crate::architectures::{LowerError, lower_file};
 use crate::config::ModelConfig;
 use crate::gguf::{GgufError, GgufFile, Metadata};
 use crate::ir::Graph;
-use crate::lower::{LowerError, lower, tensor_table};
 use crate::shown::shown;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,8 +49,9 @@ impl Model {
     /// # Errors
     /// [`ModelError::Lower`].
     pub fn from_file(file: GgufFile) -> Result<Model, ModelError> {
-        let (config, graph) = lower(file.metadata(), &tensor_table(&file)).map_err(|source| {
-            ModelError::Lower { file: file.metadata().origin().to_owned(), source: Box::new(source) }
+        let (config, graph) = lower_file(&file).map_err(|source| ModelError::Lower {
+            file: file.metadata().origin().to_owned(),
+            source: Box::new(source),
         })?;
         Ok(Model { config, graph, file: Arc::new(file) })
     }

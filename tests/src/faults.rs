@@ -119,7 +119,7 @@ impl Fault {
             }
             Fault::RopeBase => {
                 let Op::Rope { table, .. } = graph.nodes[at].op else { return None };
-                let spec = graph.rope_tables[table.index()];
+                let spec = graph.rope_tables[table.index()].clone();
                 let moved = graph.add_rope_table(RopeSpec { theta: spec.theta + 100.0, ..spec });
                 let Op::Rope { table, .. } = &mut graph.nodes[at].op else { return None };
                 *table = moved;

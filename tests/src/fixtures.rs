@@ -79,6 +79,53 @@ pub fn tiny_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
     ["q4_k_m", "q8_0"].iter().filter_map(pair).collect()
 }
 
+/// Files of one architecture each with stages from float64, by stem below `arch/`: one small case of each is carried.
+const ARCHITECTURES: &[&str] = &[
+    "dots1/main",
+    "dots1/main-mxfp4_moe",
+    "ernie4_5-moe/main",
+    "ernie4_5-moe/main-q4_0",
+    "ernie4_5-moe/no-shared",
+    "exaone-moe/k-exaone",
+    "exaone-moe/k-exaone-q4_0",
+    "glm4moe/air",
+    "glm4moe/air-q8_0",
+    "glm4moe/big",
+    "hunyuan-moe/alpha",
+    "hunyuan-moe/main",
+    "hunyuan-moe/main-q4_k_m",
+    "hy_v3/hy3",
+    "hy_v3/hy3-q4_0",
+    "llama-moe/llama3",
+    "llama-moe/mixtral",
+    "llama-moe/mixtral-q4_0",
+    "mimo2/flash",
+    "mimo2/flash-q4_k_m",
+    "minimax-m2/main",
+    "minimax-m2/main-mxfp4_moe",
+    "olmoe/main",
+    "olmoe/main-q4_0",
+    "qwen2moe/fused-qkv",
+    "qwen2moe/main",
+    "qwen2moe/main-q8_0",
+    "qwen3moe/linear",
+    "qwen3moe/yarn",
+    "qwen3moe/yarn-q8_0",
+    "qwen3vlmoe/main",
+    "qwen3vlmoe/main-mxfp4_moe",
+];
+
+/// The models of further architectures that have stage files, by stem, with those present.
+#[must_use]
+pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
+    let pair = |stem: &&'static str| {
+        let model = find(&format!("arch/{stem}.gguf"))?;
+        let stages = find(&format!("arch/{stem}.stages.safetensors"))?;
+        Some((*stem, model, stages))
+    };
+    ARCHITECTURES.iter().filter_map(pair).collect()
+}
+
 /// Whether the longest matrices are asked for (`scripts/test.sh --full`).
 #[must_use]
 pub fn full() -> bool {

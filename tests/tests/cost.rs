@@ -1,10 +1,10 @@
 //! What a token of the real target costs: the numbers are the sums of its tensors' sizes, taken by hand.
 
 use moe_run_graph::{
+    architectures::lower_file,
     cost::{Cost, step_cost},
     gguf::GgufFile,
     ir::StepSizes,
-    lower::{lower, tensor_table},
     passes::{PlanOptions, TapSelection, none_alone, plan},
     synth::{Preset, Synth, SynthOptions},
 };
@@ -19,7 +19,7 @@ fn cost(sizes: StepSizes) -> Cost {
     std::fs::write(file.path(), synth.layout().header()).expect("written");
     file.as_file().set_len(synth.layout().file_bytes() as u64).expect("a sparse file");
     let file = GgufFile::open(file.path()).expect("readable");
-    let (_, graph) = lower(file.metadata(), &tensor_table(&file)).expect("lowered");
+    let (_, graph) = lower_file(&file).expect("lowered");
     let options =
         PlanOptions { taps: &TapSelection::None, patterns: &[], alone: &none_alone, max_sizes: sizes };
     step_cost(&plan(&graph, &options).expect("planned"), sizes, &|elems| elems * 2)

@@ -155,7 +155,12 @@ fn rope_at_far_positions() {
     for backend in backends() {
         for position in [0u32, 4095, 32767, 262_143] {
             let mut graph = Graph::new();
-            let table = graph.add_rope_table(RopeSpec { theta, dims: d, scaling: RopeScaling::None });
+            let table = graph.add_rope_table(RopeSpec {
+                theta,
+                dims: d,
+                scaling: RopeScaling::None,
+                divisors: Vec::new(),
+            });
             let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(heads * d)]), DType::F32);
             let positions = graph.inputs.positions;
             let op = Op::Rope { table, pairing: RopePairing::Half, heads };

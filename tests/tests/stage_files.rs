@@ -1,5 +1,6 @@
 //! Every stage of every stage file, on every backend of this build, against float64 values.
 
+use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{Activations, Backend, CompileOptions, KvType};
 use moe_run_graph::Model;
 use moe_run_tests::collect::all_taps;
@@ -13,8 +14,8 @@ fn tolerance(backend: &str) -> f64 {
     if backend == "reference" { 1e-4 } else { 1e-3 }
 }
 
-/// The largest relative L2 of a stage; expert ids must be equal.
-fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path) -> f64 {
+/// The largest relative L2 of a stage; expert ids must be equal. `full`: a file with more than two stages has them all.
+fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path, full: bool) -> f64 {
     let model = Model::open(model).unwrap();
     let wanted = StageFile::read(stages);
     let options = CompileOptions {
@@ -40,7 +41,7 @@ fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path) -> f64 
             worst = worst.max(distance);
         }
     }
-    if wanted.values.len() > 2 {
+    if full && wanted.values.len() > 2 {
         // A full stage file: every tap of the graph has its value in it.
         for path in found.values.keys() {
             assert!(wanted.values.contains_key(path), "{stem}: {path} is not in the stage file");
@@ -53,7 +54,7 @@ fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path) -> f64 
 fn micro_models_match_their_stage_files() {
     for backend in backends() {
         for (stem, model, stages) in fixtures::micro_models() {
-            let worst = check(backend.as_ref(), stem, &model, &stages);
+            let worst = check(backend.as_ref(), stem, &model, &stages, true);
             println!("{:10} {stem:20} worst stage {worst:.2e}", backend.name());
         }
     }
@@ -63,8 +64,55 @@ fn micro_models_match_their_stage_files() {
 fn tiny_models_match_their_stage_files() {
     for backend in backends() {
         for (stem, model, stages) in fixtures::tiny_models() {
-            let worst = check(backend.as_ref(), stem, &model, &stages);
+            let worst = check(backend.as_ref(), stem, &model, &stages, true);
             println!("{:10} {stem:20} worst stage {worst:.2e}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn architectures_match_their_stage_files() {
+    for backend in backends() {
+        for (stem, model, stages) in fixtures::architecture_models() {
+            let worst = check(backend.as_ref(), stem, &model, &stages, false);
+            println!("{:10} {stem:24} worst stage {worst:.2e}", backend.name());
+        }
+    }
+}
+
+/// Token by token, without taps: the launches that hold several operations.
+#[test]
+fn architectures_decode_to_their_logits() {
+    for backend in backends() {
+        for (stem, model, stages) in fixtures::architecture_models() {
+            let model = Model::open(&model).unwrap();
+            let wanted = StageFile::read(&stages);
+            let options = CompileOptions {
+                activations: Some(Activations::F32),
+                kv_type: KvType::F32,
+                micro_batch: Some(1),
+                max_logits_rows: 1,
+                ctx_size: wanted.tokens.len(),
+                ..CompileOptions::default()
+            };
+            let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
+            let mut session = Session::new(executable).unwrap();
+            let mut logits = Vec::new();
+            for token in &wanted.tokens {
+                session.feed(&[*token], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+                let mut row = Vec::new();
+                session.logits(&mut row).unwrap();
+                logits.extend(row);
+            }
+            let (shape, values) = &wanted.values["lm_head"];
+            assert_eq!(logits.len(), shape.iter().product::<usize>(), "{stem}");
+            let distance = relative_l2(&logits, values);
+            println!("{:10} {stem:24} logits {distance:.2e}", backend.name());
+            assert!(
+                distance <= tolerance(backend.name()),
+                "{}, {stem}: relative L2 {distance:.3e}",
+                backend.name()
+            );
         }
     }
 }

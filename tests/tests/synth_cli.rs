@@ -57,7 +57,7 @@ fn one_layer_of_the_coder_is_a_model_that_is_sound() {
     assert_eq!(model.config.num_hidden_layers, 1);
     assert_eq!(model.config.vocab_size, 151_936);
     assert_eq!(model.config.max_position_embeddings, 262_144);
-    assert_eq!(model.config.layers[0].attention.rope_theta, 1e7);
+    assert_eq!(model.config.layers[0].attention.rope.as_ref().unwrap().theta, 1e7);
     let file = &model.file;
     let of = |name: &str| file.tensor(name).map(|t| (t.shape.clone(), t.format().unwrap())).unwrap();
     assert_eq!(of("output.weight"), (vec![151_936, 2048], Format::Q6K));

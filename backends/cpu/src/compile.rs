@@ -151,7 +151,7 @@ impl Compiler<'_> {
     fn bytes(&self, id: WeightId) -> Result<&[u8], BackendError> {
         let decl = self.plan.graph.weight(id);
         let missing = || BackendError::Weight { name: decl.name.clone(), wanted_bytes: 1, found_bytes: 0 };
-        self.weights.bytes(&decl.name).ok_or_else(missing)
+        self.weights.weight(decl).ok_or_else(missing)
     }
 
     fn vector(&self, id: WeightId) -> Result<Box<[f32]>, BackendError> {

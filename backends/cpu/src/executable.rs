@@ -95,7 +95,7 @@ impl CpuExecutable {
         };
         let rope = graph.rope_tables.iter().map(|spec| {
             let bytes = max.cached.saturating_mul(spec.dims).saturating_mul(4);
-            RopeTable::try_new(*spec, max.cached)
+            RopeTable::try_new(spec.clone(), max.cached)
                 .ok_or_else(|| no_memory("the table of RoPE's angles", bytes))
         });
         Ok(CpuExecutable {

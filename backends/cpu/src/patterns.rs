@@ -123,9 +123,16 @@ fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
     let of = |kind: OpKind| nodes.iter().copied().filter(|n| n.op.kind() == kind).collect::<Vec<_>>();
     let (norms, ropes, writes) = (of(OpKind::RmsNorm), of(OpKind::Rope), of(OpKind::KvWrite));
     let ([q, k], [write]) = (ropes.as_slice(), writes.as_slice()) else { return false };
+    // Each head by itself: the launch norms the heads that it rotates.
+    let norms_heads = |norm: &Node, rope: &Node| match (&norm.op, &rope.op) {
+        (Op::RmsNorm { heads, .. }, Op::Rope { heads: rotated, .. }) => {
+            heads == rotated && rope.inputs[0] == norm.outputs[0]
+        }
+        _ => false,
+    };
     let normed = match norms.as_slice() {
         [] => true,
-        [q_norm, k_norm] => q.inputs[0] == q_norm.outputs[0] && k.inputs[0] == k_norm.outputs[0],
+        [q_norm, k_norm] => norms_heads(q_norm, q) && norms_heads(k_norm, k),
         _ => false,
     };
     normed && write.inputs[0] == k.outputs[0] && q.outputs != k.outputs

@@ -54,7 +54,7 @@ pub(super) fn upload(
     let mut parts = Vec::new();
     for decl in &graph.weights {
         let matrix = is_matrix(decl);
-        let bytes = source.bytes(&decl.name).unwrap_or_default();
+        let bytes = source.weight(decl).unwrap_or_default();
         let (elems, rows) = rows_of(decl);
         let buffer = DeviceBuffer::new(driver, device_bytes(decl, matrix)).map_err(failed)?;
         let to = planes::row_bytes(decl.format, elems);

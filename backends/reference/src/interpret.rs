@@ -88,7 +88,7 @@ impl<'a> Interpreter<'a> {
 
     fn bytes(&self, id: WeightId) -> Result<&'a [u8], BackendError> {
         let decl = self.graph.weight(id);
-        self.weights.bytes(&decl.name).ok_or_else(|| BackendError::Weight {
+        self.weights.weight(decl).ok_or_else(|| BackendError::Weight {
             name: decl.name.clone(),
             wanted_bytes: 1,
             found_bytes: 0,
@@ -145,8 +145,8 @@ impl<'a> Interpreter<'a> {
             }
             (Op::Rope { table, pairing, heads }, [TensorData::F32(out)]) => {
                 out.copy_from_slice(self.f32(input(0))?);
-                let spec = self.graph.rope_tables[table.index()];
-                rope::rope(out, self.u32(input(1))?, *heads, &spec, *pairing);
+                let spec = &self.graph.rope_tables[table.index()];
+                rope::rope(out, self.u32(input(1))?, *heads, spec, *pairing);
             }
             (Op::KvWrite { key, value }, _) => {
                 for (i, state) in [(0, *key), (1, *value)] {

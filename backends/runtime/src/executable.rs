@@ -10,7 +10,7 @@ pub use crate::tensor::{HostTensor, TensorData, TensorView, ViewData};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
-    Graph, LaunchPattern, Node, OpKind, Stage, StateDecl, StateId, StepInputs, StepSizes, ValueId,
+    Graph, LaunchPattern, Node, OpKind, Stage, StateDecl, StateId, StepInputs, StepSizes, ValueId, WeightDecl,
 };
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -24,6 +24,11 @@ use std::time::Duration;
 pub trait WeightSource: Send + Sync {
     /// The bytes of a tensor, rows in order; `None` if there is no such tensor.
     fn bytes(&self, name: &str) -> Option<&[u8]>;
+
+    /// The bytes of a graph's weight: its tensor's, or the part of them that it is.
+    fn weight(&self, decl: &WeightDecl) -> Option<&[u8]> {
+        self.bytes(&decl.name).and_then(|tensor| decl.bytes_in(tensor))
+    }
 }
 
 impl WeightSource for moe_run_graph::gguf::GgufFile {
@@ -48,7 +53,7 @@ pub fn check_weights(graph: &Graph, weights: &dyn WeightSource) -> Result<(), Ba
         let rows: usize = decl.shape[..decl.shape.len().saturating_sub(1)].iter().product();
         let wanted_bytes =
             decl.format.row_bytes(cols).and_then(|b| b.checked_mul(rows)).unwrap_or(usize::MAX);
-        let found_bytes = weights.bytes(&decl.name).map_or(0, <[u8]>::len);
+        let found_bytes = weights.weight(decl).map_or(0, <[u8]>::len);
         if found_bytes != wanted_bytes {
             return Err(BackendError::Weight { name: decl.name.clone(), wanted_bytes, found_bytes });
         }
@@ -112,7 +117,7 @@ pub fn check_kv_rows(backend: &'static str, graph: &Graph, kv_type: KvType) -> R
 /// Bytes of a graph's weights as their source holds them.
 #[must_use]
 pub fn mapped_bytes(graph: &Graph, weights: &dyn WeightSource) -> u64 {
-    graph.weights.iter().map(|decl| weights.bytes(&decl.name).map_or(0, <[u8]>::len) as u64).sum()
+    graph.weights.iter().map(|decl| weights.weight(decl).map_or(0, <[u8]>::len) as u64).sum()
 }
 
 /// What sort of device it is.

@@ -110,7 +110,7 @@ pub(super) fn upload(
         Stage { device, block: Vec::new(), waiting_bytes: 0, done: 0, total: map.matrix_bytes, progress };
     let mut parts = HashMap::new();
     for decl in &graph.weights {
-        let bytes = weights.bytes(&decl.name).ok_or_else(|| BackendError::Weight {
+        let bytes = weights.weight(decl).ok_or_else(|| BackendError::Weight {
             name: decl.name.clone(),
             wanted_bytes: decl.shape.iter().product::<usize>() / decl.format.block_elems()
                 * decl.format.block_bytes(),

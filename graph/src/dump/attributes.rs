@@ -23,7 +23,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("bias", bias.map_or(Value::Null, |_| true.into()));
         }
         Op::Rope { table, pairing, heads } => {
-            let RopeSpec { theta, dims, scaling } = graph.rope_tables[table.index()];
+            let RopeSpec { theta, dims, scaling, divisors } = &graph.rope_tables[table.index()];
             put("heads", json!(heads));
             put("dims", json!(dims));
             put("pairing", json!(pairing));
@@ -31,6 +31,22 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             match scaling {
                 RopeScaling::None => {}
                 RopeScaling::Linear { factor } => put("linear_scaling", json!(factor)),
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings,
+                    beta_fast,
+                    beta_slow,
+                    attention_factor,
+                } => {
+                    put("yarn_scaling", json!(factor));
+                    put("original_max_position_embeddings", json!(original_max_position_embeddings));
+                    put("beta_fast", json!(beta_fast));
+                    put("beta_slow", json!(beta_slow));
+                    put("attention_factor", json!(attention_factor));
+                }
+            }
+            if !divisors.is_empty() {
+                put("divisors", true.into());
             }
         }
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),

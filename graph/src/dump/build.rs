@@ -123,6 +123,7 @@ pub fn dump(input: &DumpInput<'_>) -> Dump {
             hidden_size: input.config.hidden_size,
             vocab_size: input.config.vocab_size,
             weight_bytes: graph.weights.iter().map(weight_bytes).sum(),
+            left_out: graph.left_out.clone(),
         },
         backend: input.backend.cloned(),
         step: StepView { sizes: input.sizes, kv_type: input.kv_type.to_owned() },

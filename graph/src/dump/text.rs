@@ -39,6 +39,16 @@ fn header(dump: &Dump, out: &mut String) {
         model.vocab_size,
         units::bytes(model.weight_bytes),
     );
+    for left_out in &model.left_out {
+        let _ = writeln!(
+            out,
+            "left out: {} of {}, {}: {}",
+            counted(left_out.tensors, "tensor"),
+            shown(&left_out.prefix),
+            units::bytes(left_out.bytes),
+            left_out.reason,
+        );
+    }
     let backend = dump.backend.as_ref().map_or_else(String::new, |b| {
         let device = b.device.as_ref().map_or_else(String::new, |d| format!(" on {d}"));
         format!(" for {}{device}, activations {}", b.name, b.activations)

@@ -5,7 +5,7 @@
 
 use super::kernel::KernelInfo;
 use crate::cost::Cost;
-use crate::ir::{Shape, StateRole, StepSizes};
+use crate::ir::{LeftOut, Shape, StateRole, StepSizes};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -104,6 +104,8 @@ pub struct ModelView {
     pub vocab_size: usize,
     /// All weights as the file stores them.
     pub weight_bytes: u64,
+    /// Tensors of the file that the graph leaves out on purpose.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// The backend of a plan.

@@ -99,6 +99,52 @@ pub mod arch {
     pub const ROPE_SCALING_FACTOR: &str = "rope.scaling.factor";
     /// Context before RoPE scaling: u32.
     pub const ROPE_SCALING_ORIG_CTX: &str = "rope.scaling.original_context_length";
+    /// The factor of linear scaling under its old name: f32.
+    pub const ROPE_SCALE_LINEAR: &str = "rope.scale_linear";
+    /// Multiplies RoPE's cosines and sines: f32.
+    pub const ROPE_SCALING_ATTN_FACTOR: &str = "rope.scaling.attn_factor";
+    /// Whether the model was trained with the scaling: bool.
+    pub const ROPE_SCALING_FINETUNED: &str = "rope.scaling.finetuned";
+    /// How much of YaRN's stretching is mixed in: f32.
+    pub const ROPE_SCALING_YARN_EXT_FACTOR: &str = "rope.scaling.yarn_ext_factor";
+    /// Stands in place of YaRN's 1 + 0.1 · ln(factor): f32.
+    pub const ROPE_SCALING_YARN_ATTN_FACTOR: &str = "rope.scaling.yarn_attn_factor";
+    /// Turns within the original context from which a pair is not stretched: f32.
+    pub const ROPE_SCALING_YARN_BETA_FAST: &str = "rope.scaling.yarn_beta_fast";
+    /// Turns within the original context up to which a pair is stretched fully: f32.
+    pub const ROPE_SCALING_YARN_BETA_SLOW: &str = "rope.scaling.yarn_beta_slow";
+    /// Pairs that each of a position's axes rotates: 4 i32; on text all axes say the same.
+    pub const ROPE_DIMENSION_SECTIONS: &str = "rope.dimension_sections";
+    /// Multiplies the scores in place of 1/√head_dim: f32.
+    pub const ATTENTION_SCALE: &str = "attention.scale";
+    /// Multiplies the values: f32.
+    pub const ATTENTION_VALUE_SCALE: &str = "attention.value_scale";
+    /// Bound of q, k and v on both sides: f32.
+    pub const CLAMP_KQV: &str = "attention.clamp_kqv";
+    /// Slope of position biases: f32.
+    pub const MAX_ALIBI_BIAS: &str = "attention.max_alibi_bias";
+    /// Positions that a query sees in layers with a window, its own included: u32.
+    pub const SLIDING_WINDOW: &str = "attention.sliding_window";
+    /// Whether a layer has the window: bool or number a layer.
+    pub const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
+    /// rope_theta of layers with a window: f32.
+    pub const ROPE_FREQ_BASE_SWA: &str = "rope.freq_base_swa";
+    /// Scores are cap · tanh(scores / cap): f32.
+    pub const ATTN_LOGIT_SOFTCAPPING: &str = "attn_logit_softcapping";
+    /// Logits are cap · tanh(logits / cap): f32.
+    pub const FINAL_LOGIT_SOFTCAPPING: &str = "final_logit_softcapping";
+    /// Multiplies the embedding: f32.
+    pub const EMBEDDING_SCALE: &str = "embedding_scale";
+    /// Multiplies what each part adds to the residual stream: f32.
+    pub const RESIDUAL_SCALE: &str = "residual_scale";
+    /// Divides the logits, or multiplies them, as the architecture says: f32.
+    pub const LOGIT_SCALE: &str = "logit_scale";
+    /// Layout of the weights in the checkpoint: string.
+    pub const TENSOR_DATA_LAYOUT: &str = "tensor_data_layout";
+    /// Of [`BLOCK_COUNT`], the last so many only predict further tokens for a draft: u32.
+    pub const NEXTN_PREDICT_LAYERS: &str = "nextn_predict_layers";
+    /// The first so many layers that add vision features: u32.
+    pub const DEEPSTACK_LAYERS: &str = "n_deepstack_layers";
     /// num_experts: u32.
     pub const EXPERT_COUNT: &str = "expert_count";
     /// num_experts_per_tok: u32.
@@ -111,6 +157,18 @@ pub mod arch {
     pub const EXPERT_WEIGHTS_SCALE: &str = "expert_weights_scale";
     /// The router's gate: u32 (0 unstated, 1 softmax, 2 sigmoid, 3 softmax over the chosen).
     pub const EXPERT_GATING_FUNC: &str = "expert_gating_func";
+    /// n_group: experts are routed in so many groups: u32.
+    pub const EXPERT_GROUP_COUNT: &str = "expert_group_count";
+    /// topk_group: of which so many are chosen first: u32.
+    pub const EXPERT_GROUP_USED_COUNT: &str = "expert_group_used_count";
+    /// n_shared_experts: u32.
+    pub const EXPERT_SHARED_COUNT: &str = "expert_shared_count";
+    /// Width of the shared expert: u32.
+    pub const EXPERT_SHARED_FEED_FORWARD_LENGTH: &str = "expert_shared_feed_forward_length";
+    /// first_k_dense_replace: the first so many layers are dense: u32.
+    pub const LEADING_DENSE_BLOCK_COUNT: &str = "leading_dense_block_count";
+    /// Every so many-th layer has experts: u32.
+    pub const INTERLEAVE_MOE_LAYER_STEP: &str = "interleave_moe_layer_step";
     /// vocab_size where no tokenizer says it: u32.
     pub const VOCAB_SIZE: &str = "vocab_size";
 }
@@ -123,6 +181,8 @@ pub mod tensor {
     pub const OUTPUT_NORM: &str = "output_norm.weight";
     /// lm_head, `[vocab_size, hidden_size]`; the embedding table serves where it is absent.
     pub const OUTPUT: &str = "output.weight";
+    /// What divides RoPE's frequencies, `[rope_dims / 2]`.
+    pub const ROPE_FREQS: &str = "rope_freqs.weight";
 }
 
 /// What follows `blk.<i>.` in the name of a layer's tensor.
@@ -137,7 +197,7 @@ pub mod layer {
     pub const ATTN_V: &str = "attn_v.weight";
     /// q_proj, k_proj and v_proj in one tensor, their rows in this order.
     pub const ATTN_QKV: &str = "attn_qkv.weight";
-    /// The bias of that.
+    /// Their biases in one tensor, in the same order.
     pub const ATTN_QKV_BIAS: &str = "attn_qkv.bias";
     /// q_proj's bias.
     pub const ATTN_Q_BIAS: &str = "attn_q.bias";
@@ -145,16 +205,26 @@ pub mod layer {
     pub const ATTN_K_BIAS: &str = "attn_k.bias";
     /// v_proj's bias.
     pub const ATTN_V_BIAS: &str = "attn_v.bias";
-    /// Per-head norm of queries, `[head_dim]`.
+    /// Norm of queries: `[head_dim]` of each head, `[num_attention_heads · head_dim]` of the whole row.
     pub const ATTN_Q_NORM: &str = "attn_q_norm.weight";
-    /// Per-head norm of keys, `[head_dim]`.
+    /// Norm of keys: `[head_dim]` of each head, `[num_key_value_heads · head_dim]` of the whole row.
     pub const ATTN_K_NORM: &str = "attn_k_norm.weight";
+    /// An extra logit a head in the softmax's denominator, `[num_attention_heads]`.
+    pub const ATTN_SINKS: &str = "attn_sinks.weight";
     /// o_proj, `[hidden_size, num_attention_heads · head_dim]`.
     pub const ATTN_OUTPUT: &str = "attn_output.weight";
+    /// o_proj's bias.
+    pub const ATTN_OUTPUT_BIAS: &str = "attn_output.bias";
+    /// In some architectures the norm before the feed-forward part, in others one behind attention, `[hidden_size]`.
+    pub const POST_ATTENTION_NORM: &str = "post_attention_norm.weight";
     /// Norm before the feed-forward part, `[hidden_size]`.
     pub const FFN_NORM: &str = "ffn_norm.weight";
     /// Router, `[num_experts, hidden_size]`.
     pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
+    /// What is added to the router's gate values for the choice, `[num_experts]`.
+    pub const EXP_PROBS_B: &str = "exp_probs_b.bias";
+    /// The same under the name that some converters give it.
+    pub const EXP_PROBS_B_PLAIN: &str = "exp_probs_b";
     /// Experts' gate_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
     pub const FFN_GATE_EXPS: &str = "ffn_gate_exps.weight";
     /// Experts' up_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
@@ -164,8 +234,18 @@ pub mod layer {
     pub const FFN_GATE_UP_EXPS: &str = "ffn_gate_up_exps.weight";
     /// Experts' down_proj, `[num_experts, hidden_size, moe_intermediate_size]`.
     pub const FFN_DOWN_EXPS: &str = "ffn_down_exps.weight";
+    /// Gate of the shared expert, `[1, hidden_size]`.
+    pub const FFN_GATE_INP_SHEXP: &str = "ffn_gate_inp_shexp.weight";
+    /// The shared expert's gate_proj, `[its width, hidden_size]`.
+    pub const FFN_GATE_SHEXP: &str = "ffn_gate_shexp.weight";
+    /// The shared expert's up_proj, `[its width, hidden_size]`.
+    pub const FFN_UP_SHEXP: &str = "ffn_up_shexp.weight";
+    /// The shared expert's down_proj, `[hidden_size, its width]`.
+    pub const FFN_DOWN_SHEXP: &str = "ffn_down_shexp.weight";
     /// Dense gate_proj, `[intermediate_size, hidden_size]`.
     pub const FFN_GATE: &str = "ffn_gate.weight";
+    /// The first expert's gate_proj in files that hold each expert by itself.
+    pub const FFN_GATE_FIRST_EXPERT: &str = "ffn_gate.0.weight";
     /// Dense up_proj, `[intermediate_size, hidden_size]`.
     pub const FFN_UP: &str = "ffn_up.weight";
     /// Dense down_proj, `[hidden_size, intermediate_size]`.

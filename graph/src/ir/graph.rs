@@ -8,6 +8,7 @@ use crate::quant::Format;
 use crate::verify::GraphError;
 use serde::Serialize;
 use std::fmt;
+use std::ops::Range;
 
 macro_rules! typed_id {
     ($($(#[$doc:meta])* $name:ident $letter:literal;)*) => {$(
@@ -100,6 +101,33 @@ pub struct WeightDecl {
     pub shape: Vec<usize>,
     /// How its rows are stored.
     pub format: Format,
+    /// The elements of the tensor that it is, for a part of a vector in F32; `None` is the whole tensor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<Range<usize>>,
+}
+
+impl WeightDecl {
+    /// Its bytes in those of its tensor; `None` where the tensor is shorter.
+    #[must_use]
+    pub fn bytes_in<'a>(&self, tensor: &'a [u8]) -> Option<&'a [u8]> {
+        match &self.part {
+            None => Some(tensor),
+            Some(part) => tensor.get(part.start * size_of::<f32>()..part.end * size_of::<f32>()),
+        }
+    }
+}
+
+/// Tensors of the file that the graph leaves out on purpose.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// What their names begin with.
+    pub prefix: String,
+    /// Why.
+    pub reason: &'static str,
+    /// How many there are.
+    pub tensors: usize,
+    /// Their bytes in the file.
+    pub bytes: u64,
 }
 
 /// What a state's rows are.
@@ -224,6 +252,9 @@ pub struct Graph {
     /// was padded. What lies beyond is computed, and never chosen. `None`: every row is a token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_tokens: Option<usize>,
+    /// Tensors of the file that the graph leaves out on purpose.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     next_node: u32,
 }
 
@@ -254,6 +285,7 @@ impl Graph {
             outputs: Vec::new(),
             num_layers: 0,
             num_tokens: None,
+            left_out: Vec::new(),
             next_node: 0,
         };
         for dim in [Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::LogitsRows] {
@@ -284,7 +316,14 @@ impl Graph {
     /// Declares a weight.
     pub fn add_weight(&mut self, name: impl Into<String>, shape: Vec<usize>, format: Format) -> WeightId {
         let id = WeightId(self.weights.len() as u32);
-        self.weights.push(WeightDecl { id, name: name.into(), shape, format });
+        self.weights.push(WeightDecl { id, name: name.into(), shape, format, part: None });
+        id
+    }
+
+    /// Declares a part of a vector in F32.
+    pub fn add_weight_part(&mut self, name: impl Into<String>, part: Range<usize>) -> WeightId {
+        let id = self.add_weight(name, vec![part.len()], Format::F32);
+        self.weights[id.index()].part = Some(part);
         id
     }
 

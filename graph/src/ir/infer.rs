@@ -166,10 +166,15 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.width(0)?;
             rule.width(1)?;
             let (y, w) = (rule.shape(0), rule.shape(1));
-            if y.0.len() != 3 || w.0.len() != 2 || y.0[..2] != w.0[..] {
-                return Err(rule.wrong("y [T, K, D] and weights [T, K]".into(), format!("{y} and {w}")));
+            let per_expert = y.0.len() == 3 && y.0[..2] == w.0[..];
+            let one = y.0.len() == 2 && w.0[..] == [y.0[0], Dim::Fixed(1)];
+            if w.0.len() != 2 || !(per_expert || one) {
+                return Err(rule.wrong(
+                    "y [T, K, D] and weights [T, K], or y [T, D] and weights [T, 1]".into(),
+                    format!("{y} and {w}"),
+                ));
             }
-            Ok(vec![f32(Shape::new(&[y.0[0], y.0[2]]))])
+            Ok(vec![f32(Shape::new(&[y.0[0], y.0[y.0.len() - 1]]))])
         }
         Op::Add | Op::Mul => {
             rule.arity(2)?;

@@ -12,8 +12,8 @@ pub mod rope;
 pub mod stage;
 
 pub use graph::{
-    Graph, LayerIdx, Lifetime, Node, NodeId, Rewind, RopeTableId, StateDecl, StateId, StateRole, StepInputs,
-    Value, ValueId, WeightDecl, WeightId,
+    Graph, LayerIdx, LeftOut, Lifetime, Node, NodeId, Rewind, RopeTableId, StateDecl, StateId, StateRole,
+    StepInputs, Value, ValueId, WeightDecl, WeightId,
 };
 pub use op::{
     ActivationFn, AttentionAttrs, DType, Dim, GateKind, Op, OpKind, RouterAttrs, Shape, StepSizes,

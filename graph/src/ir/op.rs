@@ -342,7 +342,8 @@ ops! {
         /// act.
         activation: ActivationFn,
     };
-    /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D].
+    /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D]. With K = 1, y may be [T, D]: a row times
+    /// its own factor.
     ExpertCombine = "expert_combine";
     /// a + b.
     Add = "add";

@@ -23,10 +23,23 @@ pub enum RopeScaling {
         /// The divisor.
         factor: f64,
     },
+    /// YaRN (Peng et al. 2023): slow pairs are divided by the factor, fast ones stay, between them a ramp.
+    Yarn {
+        /// The divisor.
+        factor: f64,
+        /// C, the context before stretching.
+        original_max_position_embeddings: usize,
+        /// Pairs with more turns than this within C stay.
+        beta_fast: f64,
+        /// Pairs with fewer turns than this within C are divided fully.
+        beta_slow: f64,
+        /// Multiplies every cosine and sine.
+        attention_factor: f64,
+    },
 }
 
 /// One table of cosines and sines: computed once in f64 on the host, stored f32, read by every backend.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeSpec {
     /// The base: frequency i is theta^(−2i/dims).
     pub theta: f64,
@@ -34,6 +47,9 @@ pub struct RopeSpec {
     pub dims: usize,
     /// Stretching.
     pub scaling: RopeScaling,
+    /// The angle of pair i is divided by the i-th, as Llama 3 stretches; empty: by nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub divisors: Vec<f32>,
 }
 
 impl RopeSpec {
@@ -41,14 +57,32 @@ impl RopeSpec {
     ///
     /// angle_i = p · theta^(−2i/dims), in f64 before the rounding to f32 (Su et al. 2021, eq. 15).
     pub fn fill_row(&self, position: u32, out: &mut [f32]) {
-        let position = match self.scaling {
-            RopeScaling::None => f64::from(position),
-            RopeScaling::Linear { factor } => f64::from(position) / factor,
+        let factor = match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::None | RopeScaling::Linear { .. } => 1.0,
         };
         for (i, pair) in out.chunks_exact_mut(2).enumerate().take(self.dims / 2) {
-            let angle = position * self.theta.powf(-2.0 * i as f64 / self.dims as f64);
-            pair[0] = angle.cos() as f32;
-            pair[1] = angle.sin() as f32;
+            let angle = f64::from(position) * self.theta.powf(-2.0 * i as f64 / self.dims as f64);
+            let angle = self.stretched(i, angle) / self.divisors.get(i).map_or(1.0, |d| f64::from(*d));
+            pair[0] = (angle.cos() * factor) as f32;
+            pair[1] = (angle.sin() * factor) as f32;
+        }
+    }
+
+    /// The angle of pair `i`, stretched.
+    fn stretched(&self, i: usize, angle: f64) -> f64 {
+        match self.scaling {
+            RopeScaling::None => angle,
+            RopeScaling::Linear { factor } => angle / factor,
+            RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, .. } => {
+                // The pair that makes so many turns within the original context.
+                let turns = original_max_position_embeddings as f64 / std::f64::consts::TAU;
+                let pair = |beta: f64| self.dims as f64 * (turns / beta).ln() / (2.0 * self.theta.ln());
+                let low = pair(beta_fast).floor().max(0.0);
+                let high = pair(beta_slow).ceil().min(self.dims as f64 - 1.0);
+                let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                angle * (1.0 - ramp) + angle / factor * ramp
+            }
         }
     }
 

@@ -80,9 +80,15 @@ stages! {
     FfnSilu "ffn_silu" Layer;
     /// silu(gate) · up [T, K, F]; [T, F] in a dense layer.
     FfnSwigl "ffn_swigl" Layer;
+    /// The shared expert's output before its gate [T, D].
+    ShexpOut "shexp_out" Layer;
+    /// The shared expert's gate after its function [T, 1].
+    ShexpGate "shexp_gate" Layer;
     /// down_proj's output before weighting [T, K, D]; [T, D] in a dense layer.
     FfnOut "ffn_out" Layer;
-    /// Σ weight · ffn_out [T, D].
+    /// Σ weight · ffn_out alone, where moe_ffn_out has more [T, D].
+    MoeRoutedOut "moe_routed_out" Layer;
+    /// Σ weight · ffn_out, and the gated shared expert where there is one [T, D].
     MoeFfnOut "moe_ffn_out" Layer;
     /// Residual stream after the experts [T, D]; alias `layer_output`.
     PostFfnResidual "post_ffn_residual" Layer;

@@ -1,10 +1,11 @@
-//! One arena for every value that crosses a launch or a phase, is tapped, or is an output; and for no other.
+//! One arena for every value that crosses a launch or a phase, is tapped, or is an output, and for what a router by itself
+//! makes; for no other.
 //!
 //! A value lives from the launch that makes it to the last launch that reads it; outputs live to the end. Placement is
 //! greedy by size: the largest first, each at the lowest offset where nothing alive at the same time lies.
 
 use super::group_launches::Launch;
-use crate::ir::{DType, Graph, NodeId, StepSizes, ValueId};
+use crate::ir::{DType, Graph, NodeId, Op, StepSizes, ValueId};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -64,6 +65,13 @@ pub fn plan_memory(graph: &Graph, launches: &[Launch], max_sizes: StepSizes) -> 
             *stored.entry(*input).or_default() |= producer.is_some_and(|p| *p != at);
             let last = last_use.entry(*input).or_default();
             *last = at.0.max(*last);
+        }
+    }
+    // A router by itself writes ids and weights, whether both are read or not.
+    let alone = |l: &&Launch| l.phases.iter().map(Vec::len).sum::<usize>() == 1;
+    for node in launches.iter().filter(alone).flat_map(|l| l.phases.iter().flatten()) {
+        if let Some(node) = graph.node(*node).filter(|n| matches!(n.op, Op::Router(_))) {
+            stored.extend(node.outputs.iter().map(|output| (*output, true)));
         }
     }
     for output in &graph.outputs {

@@ -38,7 +38,7 @@ pub(super) fn turn(b: &mut Builder, d: usize) -> (RopeTableId, RopePairing) {
     let theta = b.pick(&[1e4, 1e6, 1e7]);
     b.note("dims", format!("{dims}/{d}"));
     b.note("pairing", format!("{pairing:?}"));
-    (b.graph.add_rope_table(RopeSpec { theta, dims, scaling }), pairing)
+    (b.graph.add_rope_table(RopeSpec { theta, dims, scaling, divisors: Vec::new() }), pairing)
 }
 
 pub(super) fn rope(b: &mut Builder) -> Result<Steps, BackendError> {

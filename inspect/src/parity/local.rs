@@ -44,7 +44,7 @@ impl RowNorms {
         let norms = match self.norms.entry((slice.tensor, expert)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                let bytes = weights.bytes(&decl.name).ok_or_else(|| damaged(0))?;
+                let bytes = weights.weight(decl).ok_or_else(|| damaged(0))?;
                 let row_bytes = decl.format.row_bytes(cols).filter(|b| *b > 0).ok_or_else(|| damaged(0))?;
                 let start = expert * rows_of_expert * row_bytes;
                 let part = bytes

@@ -59,7 +59,7 @@ impl Beginning {
         }
         let damaged = |id: &WeightId| {
             let weight = graph.weight(*id);
-            let bytes = weights.bytes(&weight.name).unwrap_or_default();
+            let bytes = weights.weight(weight).unwrap_or_default();
             (!weight.format.non_finite(bytes).is_clean()).then(|| weight.name.clone())
         };
         NotFinite {

@@ -67,10 +67,12 @@ impl<'a> RoutingHead<'a> {
         file: Option<&Path>,
         chunks: &[Vec<TokenId>],
     ) -> RoutingHead<'a> {
-        let layers = config.layers.iter().enumerate().filter_map(|(layer, config)| match config.ffn {
-            FfnConfig::Moe { num_experts, num_experts_per_tok, .. } => {
-                Some(RoutedLayer { layer, num_experts, num_experts_per_tok })
-            }
+        let layers = config.layers.iter().enumerate().filter_map(|(layer, config)| match &config.ffn {
+            FfnConfig::Moe(moe) => Some(RoutedLayer {
+                layer,
+                num_experts: moe.num_experts,
+                num_experts_per_tok: moe.num_experts_per_tok,
+            }),
             FfnConfig::Dense { .. } => None,
         });
         RoutingHead {

@@ -1,10 +1,10 @@
 //! Models that exist as metadata and a tensor table alone: what lowering needs, and no weights.
 
-use moe_run_graph::config::ModelConfig;
+use moe_run_graph::architectures::{LowerError, TensorTable, lower};
+use moe_run_graph::config::{ConfigError, ModelConfig};
 use moe_run_graph::dump::{self, BackendView, Dump, DumpInput, KernelInfo, MeasuredTimes, Subject};
 use moe_run_graph::gguf::{MetaValue as V, Metadata};
 use moe_run_graph::ir::{Graph, LaunchPattern, StepSizes};
-use moe_run_graph::lower::{TensorTable, lower};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, TapSelection, none_alone, plan};
 use moe_run_graph::quant::Format;
 use std::ops::Range;
@@ -32,8 +32,16 @@ impl Blueprint {
         Metadata::from_pairs("blueprint.gguf", self.pairs.clone()).unwrap()
     }
 
+    pub fn config(&self) -> Result<ModelConfig, ConfigError> {
+        ModelConfig::read(&self.metadata(), &self.tensors)
+    }
+
+    pub fn try_lower(&self) -> Result<(ModelConfig, Graph), LowerError> {
+        lower(&self.metadata(), &self.tensors, &|_| None)
+    }
+
     pub fn lower(&self) -> (ModelConfig, Graph) {
-        lower(&self.metadata(), &self.tensors).unwrap()
+        self.try_lower().unwrap()
     }
 }
 

@@ -127,7 +127,14 @@ fn matmul_and_its_slices() {
 #[test]
 fn rope() {
     let mut b = Bench::new();
-    let mut table = |dims| b.graph.add_rope_table(RopeSpec { theta: 1e6, dims, scaling: RopeScaling::None });
+    let mut table = |dims| {
+        b.graph.add_rope_table(RopeSpec {
+            theta: 1e6,
+            dims,
+            scaling: RopeScaling::None,
+            divisors: Vec::new(),
+        })
+    };
     let (eight, odd, none) = (table(8), table(7), table(0));
     let op = |table, heads| Op::Rope { table, pairing: RopePairing::Half, heads };
     let (x, positions) = (b.f32(&[Tokens, Fixed(32)]), b.graph.inputs.positions);

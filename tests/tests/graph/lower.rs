@@ -1,17 +1,21 @@
 //! Metadata and tensors → configuration and graph: what lowers, and each file that is refused.
 
 use crate::common::{Blueprint, one_layer};
-use moe_run_graph::config::{ConfigError, FfnConfig, ModelConfig};
+use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
+use moe_run_graph::config::{AttentionConfig, ConfigError, FfnConfig, RopeConfig};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V};
 use moe_run_graph::ir::{GateKind, Op, RopeScaling, Stage};
-use moe_run_graph::lower::{LowerError, architecture, lower};
 use moe_run_graph::quant::Format;
 use moe_run_graph::{Model, ModelError};
 use moe_run_tests::fixtures;
 use std::path::PathBuf;
 
+fn rope(attention: &AttentionConfig) -> &RopeConfig {
+    attention.rope.as_ref().expect("rotated")
+}
+
 fn refused(blueprint: &Blueprint) -> LowerError {
-    lower(&blueprint.metadata(), &blueprint.tensors).expect_err("the blueprint is broken")
+    blueprint.try_lower().expect_err("the blueprint is broken")
 }
 
 /// The key, what was found and what was wanted.
@@ -37,7 +41,7 @@ fn every_model_file_here_lowers_with_all_its_stages() {
         assert_eq!(model.graph.states.len(), 2 * layers, "{}", path.display());
         let taps = model.graph.taps().count();
         let per_layer = match model.config.layers[0].ffn {
-            FfnConfig::Moe { .. } => 22,
+            FfnConfig::Moe(_) => 22,
             FfnConfig::Dense { .. } => 18,
         };
         assert_eq!(taps, 3 + per_layer * layers, "{}", path.display());
@@ -51,7 +55,7 @@ fn an_unlisted_architecture_is_refused_with_the_list() {
     let LowerError::Config(ConfigError::Architecture { found, known }) = refused(&blueprint) else {
         panic!("another error");
     };
-    assert_eq!((found.as_str(), known), ("mamba", vec!["qwen3moe", "qwen3"]));
+    assert_eq!((found.as_str(), known), ("mamba", ARCHITECTURES.iter().map(|row| row.name).collect()));
 }
 
 #[test]
@@ -121,39 +125,34 @@ fn theta_and_widths_come_from_the_file_or_the_architectures_row() {
     let (config, _) = one_layer().lower();
     let attention = &config.layers[0].attention;
     // 256 / 4 heads is 64 too; the file's word counts, as the next model shows.
-    assert_eq!((attention.head_dim, attention.rope_theta, attention.rope_dims), (64, 1e7, 64));
+    assert_eq!((attention.head_dim, rope(attention).theta, rope(attention).dims), (64, 1e7, 64));
 
     let mut blueprint = one_layer();
     blueprint.unset("qwen3moe.rope.freq_base");
     blueprint.unset("qwen3moe.attention.value_length");
     blueprint.set("qwen3moe.attention.key_length", V::U32(32));
-    let row = architecture(&blueprint.metadata()).unwrap();
-    let attention =
-        ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
-    assert_eq!(attention.rope_theta, 1e6, "the row's default");
-    assert_eq!((attention.head_dim, attention.value_head_dim, attention.rope_dims), (32, 32, 32));
+    let attention = blueprint.config().unwrap().layers[0].attention.clone();
+    assert_eq!(rope(&attention).theta, 1e6, "the row's default");
+    assert_eq!((attention.head_dim, attention.value_head_dim, rope(&attention).dims), (32, 32, 32));
 
     blueprint.unset("qwen3moe.attention.key_length");
-    let attention =
-        ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
+    let attention = blueprint.config().unwrap().layers[0].attention.clone();
     assert_eq!(attention.head_dim, 64, "hidden_size / num_attention_heads where the file does not say");
 
     blueprint.set("qwen3moe.rope.scaling.type", V::String("linear".into()));
     blueprint.set("qwen3moe.rope.scaling.factor", V::F32(4.0));
-    let attention =
-        ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap().layers[0].attention.clone();
-    assert_eq!(attention.rope_scaling, RopeScaling::Linear { factor: 4.0 });
+    let attention = blueprint.config().unwrap().layers[0].attention.clone();
+    assert_eq!(rope(&attention).scaling, RopeScaling::Linear { factor: 4.0 });
 }
 
 #[test]
 fn head_counts_may_differ_by_layer() {
-    let row = architecture(&one_layer().metadata()).unwrap();
     let mut blueprint = one_layer();
     let array = |numbers: &[u32]| V::Array(MetaArray::U32(numbers.to_vec()));
     blueprint.set("qwen3moe.block_count", V::U32(3));
     blueprint.set("qwen3moe.attention.head_count", array(&[4, 8, 4]));
     blueprint.set("qwen3moe.attention.head_count_kv", array(&[2, 4, 1]));
-    let config = ModelConfig::from_metadata(&blueprint.metadata(), row).unwrap();
+    let config = blueprint.config().unwrap();
     let heads: Vec<(usize, usize)> = config
         .layers
         .iter()
@@ -162,10 +161,10 @@ fn head_counts_may_differ_by_layer() {
     assert_eq!(heads, [(4, 2), (8, 4), (4, 1)]);
 
     blueprint.set("qwen3moe.attention.head_count_kv", array(&[2, 4]));
-    let error = ModelConfig::from_metadata(&blueprint.metadata(), row).expect_err("too short");
+    let error = blueprint.config().expect_err("too short");
     assert!(error.to_string().contains("one a layer: 3"), "{error}");
     blueprint.set("qwen3moe.attention.head_count_kv", array(&[2, 4, 0]));
-    let error = ModelConfig::from_metadata(&blueprint.metadata(), row).expect_err("no heads");
+    let error = blueprint.config().expect_err("no heads");
     assert!(matches!(error, ConfigError::Value { .. }), "{error}");
 }
 
@@ -196,7 +195,7 @@ fn values_that_no_model_can_have_are_refused() {
         ("qwen3moe.rope.dimension_count", u(63), "an even number"),
         ("qwen3moe.rope.dimension_count", u(66), "up to head_dim 64"),
         ("qwen3moe.rope.freq_base", V::F32(-1.0), "positive"),
-        ("qwen3moe.rope.scaling.type", V::String("yarn".into()), "none or linear"),
+        ("qwen3moe.rope.scaling.type", V::String("longrope".into()), "none, linear or yarn"),
         ("qwen3moe.expert_used_count", u(9), "at most 8 experts"),
         ("qwen3moe.expert_gating_func", u(7), "0 to 3"),
         ("qwen3moe.expert_weights_scale", V::F32(f32::INFINITY), "finite"),
@@ -228,10 +227,15 @@ fn a_file_that_does_not_lower_is_named() {
 
 #[test]
 fn stages_stand_in_execution_order() {
-    let (_, graph) = one_layer().lower();
-    let stages: Vec<Stage> = graph.taps().map(|(_, stage)| stage).collect();
-    let mut sorted = stages.clone();
-    sorted.sort();
-    // The scores are recomputed beside attention; all others stand where they are computed.
-    assert_eq!(stages, sorted);
+    let glm = fixtures::find("arch/glm4moe/air.gguf").expect("carried");
+    for graph in [one_layer().lower().1, Model::open(&glm).unwrap().graph] {
+        for layer in (0..graph.num_layers).map(Some).chain([None]) {
+            let of_layer = graph.taps().filter(|(node, _)| node.layer.map(|l| l.index()) == layer);
+            let stages: Vec<Stage> = of_layer.map(|(_, stage)| stage).collect();
+            let mut sorted = stages.clone();
+            sorted.sort();
+            // The scores are recomputed beside attention; all others stand where they are computed.
+            assert_eq!(stages, sorted);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Stages 2 to 4 and the dumps: metadata → configuration → graph → plan → text, JSON, DOT, HTML.
 
+mod architectures;
 mod chromium;
 mod cli;
 mod common;

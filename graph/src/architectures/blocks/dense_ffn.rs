@@ -1,0 +1,76 @@
+//! One SwiGLU for all tokens.
+
+use crate::architectures::{LowerError, Lowering, only};
+use crate::gguf::keys::{blk, layer as tensor};
+use crate::ir::{ActivationFn, LayerIdx, Op, Stage, ValueId};
+
+/// Names of a SwiGLU's nodes, and of its tensors in the file.
+pub(super) struct SwiGluNames {
+    pub gate: (&'static str, &'static str),
+    pub up: (&'static str, &'static str),
+    pub act: &'static str,
+    pub down: (&'static str, &'static str),
+}
+
+/// What a SwiGLU computes, each [T, its width] but the last.
+pub(super) struct SwiGlu {
+    pub gate: ValueId,
+    pub up: ValueId,
+    pub silu: ValueId,
+    pub gated: ValueId,
+    /// [T, D].
+    pub out: ValueId,
+}
+
+/// Appends down(silu(gate x) · up x).
+pub(super) fn swiglu(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    x: ValueId,
+    width: usize,
+    names: &SwiGluNames,
+) -> Result<SwiGlu, LowerError> {
+    let (at, hidden_size) = (Some(layer), l.config.hidden_size);
+    let project = |l: &mut Lowering<'_>, (name, rest): (&'static str, &str), out, inner, x| {
+        let weight = l.matrix(&blk(layer.index(), rest), out, inner)?;
+        Ok::<_, LowerError>(only(l.graph.push(
+            at,
+            name,
+            Op::MatMul { weight, bias: None, scale: None },
+            &[x],
+        )?))
+    };
+    let gate = project(l, names.gate, width, hidden_size, x)?;
+    let up = project(l, names.up, width, hidden_size, x)?;
+    let act = l.graph.push(at, names.act, Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
+    let out = project(l, names.down, hidden_size, width, act[1])?;
+    Ok(SwiGlu { gate, up, silu: act[0], gated: act[1], out })
+}
+
+/// Appends a dense feed-forward part of the normed input [T, D].
+///
+/// # Errors
+/// [`LowerError`] for missing or misshapen tensors.
+pub fn lower(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    normed: ValueId,
+    intermediate_size: usize,
+) -> Result<ValueId, LowerError> {
+    let names = SwiGluNames {
+        gate: ("gate_proj", tensor::FFN_GATE),
+        up: ("up_proj", tensor::FFN_UP),
+        act: "swiglu",
+        down: ("down_proj", tensor::FFN_DOWN),
+    };
+    let mlp = swiglu(l, layer, normed, intermediate_size, &names)?;
+    let taps = [
+        (Stage::FfnGate, mlp.gate),
+        (Stage::FfnUp, mlp.up),
+        (Stage::FfnSilu, mlp.silu),
+        (Stage::FfnSwigl, mlp.gated),
+        (Stage::FfnOut, mlp.out),
+    ];
+    taps.into_iter().try_for_each(|(stage, value)| l.graph.tap(Some(layer), stage, &[value]))?;
+    Ok(mlp.out)
+}

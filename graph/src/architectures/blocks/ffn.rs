@@ -1,0 +1,53 @@
+//! Norm, one SwiGLU or experts, residual.
+
+use super::{dense_ffn, moe, norm};
+use crate::architectures::lowering::Presence;
+use crate::architectures::{LowerError, Lowering, only};
+use crate::config::FfnConfig;
+use crate::gguf::keys::{blk, layer as tensor};
+use crate::ir::{LayerIdx, Op, Stage, ValueId};
+
+/// What an architecture's feed-forward part is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct FfnSpec {
+    /// The tensor of the norm in front.
+    pub norm: &'static str,
+    /// What is added to the router's gate values for the choice alone.
+    pub selection_bias: Presence,
+    /// Its tensor.
+    pub selection_bias_name: &'static str,
+    /// The gate of the shared expert: a product and a sigmoid.
+    pub shared_expert_gate: Presence,
+}
+
+impl FfnSpec {
+    /// Without selection bias or a gate of the shared expert.
+    pub const PLAIN: FfnSpec = FfnSpec {
+        norm: tensor::FFN_NORM,
+        selection_bias: Presence::Never,
+        selection_bias_name: tensor::EXP_PROBS_B,
+        shared_expert_gate: Presence::Never,
+    };
+}
+
+/// Appends a layer's feed-forward part to the residual stream `x` [T, D].
+///
+/// # Errors
+/// [`LowerError`] for missing or misshapen tensors.
+pub fn lower(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    x: ValueId,
+    spec: &FfnSpec,
+) -> Result<ValueId, LowerError> {
+    let at = Some(layer);
+    let normed = norm::lower(l, at, "ffn_norm", &blk(layer.index(), spec.norm), x, 1)?;
+    l.graph.tap(at, Stage::FfnNorm, &[normed])?;
+    let out = match l.config.layers[layer.index()].ffn.clone() {
+        FfnConfig::Dense { intermediate_size } => dense_ffn::lower(l, layer, normed, intermediate_size)?,
+        FfnConfig::Moe(config) => moe::lower(l, layer, normed, &config, spec)?,
+    };
+    let residual = only(l.graph.push(at, "ffn_residual", Op::Add, &[x, out])?);
+    l.graph.tap(at, Stage::PostFfnResidual, &[residual])?;
+    Ok(residual)
+}

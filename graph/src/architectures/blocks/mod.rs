@@ -1,0 +1,13 @@
+//! The blocks that architectures are built from. Each appends nodes and the taps of its stages. What differs between
+//! architectures and is no dimension is a spec: which tensors there are and what they are called.
+
+pub mod attention;
+pub mod decoder;
+pub mod dense_ffn;
+pub mod embedding;
+pub mod ffn;
+pub mod lm_head;
+pub mod moe;
+pub mod norm;
+pub mod rope;
+pub mod shared_expert;

@@ -1,0 +1,69 @@
+//! Router, the chosen experts' SwiGLU, weighted sum, and the shared expert where there is one.
+
+use super::ffn::FfnSpec;
+use super::shared_expert;
+use crate::architectures::{LowerError, Lowering, only};
+use crate::config::MoeConfig;
+use crate::gguf::keys::{blk, layer as tensor};
+use crate::ir::{ActivationFn, LayerIdx, Op, RouterAttrs, Stage, ValueId};
+
+/// Appends the experts of the normed input [T, D].
+///
+/// # Errors
+/// [`LowerError`] for missing or misshapen tensors.
+pub fn lower(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    normed: ValueId,
+    config: &MoeConfig,
+    spec: &FfnSpec,
+) -> Result<ValueId, LowerError> {
+    let (num_experts, width) = (config.num_experts, config.moe_intermediate_size);
+    let hidden_size = l.config.hidden_size;
+    let at = Some(layer);
+    let file = |rest: &str| blk(layer.index(), rest);
+
+    let weight = l.matrix(&file(tensor::FFN_GATE_INP), num_experts, hidden_size)?;
+    let logits = l.graph.push(at, "router", Op::MatMul { weight, bias: None, scale: None }, &[normed])?;
+    l.graph.tap(at, Stage::MoeLogits, &logits)?;
+    let attrs = RouterAttrs {
+        num_experts,
+        num_experts_per_tok: config.num_experts_per_tok,
+        gate: config.gate,
+        norm_topk_prob: config.norm_topk_prob,
+        scale: config.scale,
+        selection_bias: l.opt_vector(&file(spec.selection_bias_name), num_experts, spec.selection_bias)?,
+    };
+    let routed = l.graph.push(at, "router_topk", Op::Router(attrs), &logits)?;
+    let (ids, weights) = (routed[0], routed[1]);
+    l.graph.tap(at, Stage::MoeTopkIds, &[ids])?;
+    l.graph.tap(at, Stage::MoeRouter, &[weights])?;
+
+    let parts = [tensor::FFN_GATE_EXPS, tensor::FFN_UP_EXPS].map(|rest| (file(rest), width));
+    let matrices = l.matrices(&file(tensor::FFN_GATE_UP_EXPS), &parts, Some(num_experts), hidden_size)?;
+    let mut gate_up = [normed; 2];
+    for ((out, name), weight) in gate_up.iter_mut().zip(["gate_proj", "up_proj"]).zip(matrices) {
+        *out = only(l.graph.push(at, name, Op::ExpertMatMul { weight, bias: None }, &[normed, ids])?);
+    }
+    let [gate, up] = gate_up;
+    l.graph.tap(at, Stage::FfnGate, &[gate])?;
+    l.graph.tap(at, Stage::FfnUp, &[up])?;
+    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
+    l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
+    l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
+    // Before the sum, to which it is added.
+    let shared = match config.shared_expert_intermediate_size {
+        Some(width) => Some(shared_expert::lower(l, layer, normed, width, spec.shared_expert_gate)?),
+        None => None,
+    };
+    let weight = l.expert_matrix(&file(tensor::FFN_DOWN_EXPS), num_experts, hidden_size, width)?;
+    let out = only(l.graph.push(at, "down_proj", Op::ExpertMatMul { weight, bias: None }, &[act[1], ids])?);
+    l.graph.tap(at, Stage::FfnOut, &[out])?;
+    let mut combined = only(l.graph.push(at, "combine", Op::ExpertCombine, &[out, weights])?);
+    if let Some(shared) = shared {
+        l.graph.tap(at, Stage::MoeRoutedOut, &[combined])?;
+        combined = only(l.graph.push(at, "add_shared_expert", Op::Add, &[combined, shared])?);
+    }
+    l.graph.tap(at, Stage::MoeFfnOut, &[combined])?;
+    Ok(combined)
+}

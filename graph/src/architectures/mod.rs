@@ -1,0 +1,145 @@
+//! Stage 3: ModelConfig + tensors → Graph of ops, with a tap at every stage.
+//!
+//! Input: metadata and the tensor table. Output: the model's dimensions and a verified [`Graph`]. An architecture is one
+//! file: its row, how its keys become a [`ModelConfig`], and its lowering from `blocks/`; the table [`ARCHITECTURES`] lists
+//! the rows, and no other place asks for a name (docs/adding.md has the steps). A tensor of the file that lowering did not
+//! use is an error: a model with a part that is silently left out is worse than one that is refused. What is left out on
+//! purpose is named with a reason ([`Lowering::leave_out`]).
+
+pub mod blocks;
+mod error;
+mod lowering;
+
+mod dots1;
+mod ernie4_5_moe;
+mod exaone_moe;
+mod glm4moe;
+mod hunyuan_moe;
+mod hy_v3;
+mod llama;
+mod mimo2;
+mod minimax_m2;
+mod olmoe;
+mod qwen2moe;
+mod qwen3;
+mod qwen3moe;
+mod qwen3vlmoe;
+
+pub use error::LowerError;
+pub use lowering::Lowering;
+
+use crate::config::{ConfigError, ModelConfig, Reader};
+use crate::gguf::{GgufFile, MetaArray, Metadata, keys};
+use crate::ir::{Graph, ValueId};
+use crate::quant::{Format, GgmlType};
+use crate::verify::verify;
+use std::collections::BTreeMap;
+
+/// One architecture.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    /// `general.architecture`.
+    pub name: &'static str,
+    /// Reads its keys.
+    pub configure: fn(&Reader<'_>) -> Result<ModelConfig, ConfigError>,
+    /// Lowers a model.
+    pub lower: fn(&mut Lowering<'_>) -> Result<(), LowerError>,
+}
+
+/// The table of architectures.
+pub const ARCHITECTURES: &[Architecture] = &[
+    qwen3moe::ROW,
+    qwen3::ROW,
+    qwen3vlmoe::ROW,
+    qwen2moe::ROW,
+    glm4moe::ROW,
+    llama::ROW,
+    olmoe::ROW,
+    dots1::ROW,
+    minimax_m2::ROW,
+    hunyuan_moe::ROW,
+    hy_v3::ROW,
+    ernie4_5_moe::ROW,
+    exaone_moe::ROW,
+    mimo2::ROW,
+];
+
+/// Shape and type of the tensors in a file, by name.
+pub type TensorTable = BTreeMap<String, (Vec<usize>, GgmlType)>;
+
+/// The tensor table of a file.
+#[must_use]
+pub fn tensor_table(file: &GgufFile) -> TensorTable {
+    file.tensors().iter().map(|t| (t.name.clone(), (t.shape.clone(), t.ggml_type))).collect()
+}
+
+/// The row of the architecture that the metadata names.
+///
+/// # Errors
+/// [`ConfigError`] for a missing key or an unlisted architecture.
+pub fn architecture(metadata: &Metadata) -> Result<&'static Architecture, ConfigError> {
+    let name = metadata.str(keys::GENERAL_ARCHITECTURE)?;
+    ARCHITECTURES.iter().find(|row| row.name == name).ok_or_else(|| ConfigError::Architecture {
+        found: name.to_owned(),
+        known: ARCHITECTURES.iter().map(|row| row.name).collect(),
+    })
+}
+
+/// Lowers the model in a file.
+///
+/// # Errors
+/// [`LowerError`] naming the key or tensor, what was found and what was wanted.
+pub fn lower_file(file: &GgufFile) -> Result<(ModelConfig, Graph), LowerError> {
+    let vectors = |name: &str| {
+        let entry = file.tensor(name)?;
+        let mut values = vec![0.0; entry.elems()];
+        entry.format().ok()?.decode_row(file.data(entry), &mut values);
+        Some(values)
+    };
+    lower(file.metadata(), &tensor_table(file), &vectors)
+}
+
+/// Lowers a model of which metadata and tensor table are known; `vectors` gives the values of those few tensors that
+/// become part of the graph itself.
+///
+/// # Errors
+/// [`LowerError`] naming the key or tensor, what was found and what was wanted.
+pub fn lower(
+    metadata: &Metadata,
+    tensors: &TensorTable,
+    vectors: &dyn Fn(&str) -> Option<Vec<f32>>,
+) -> Result<(ModelConfig, Graph), LowerError> {
+    let row = architecture(metadata)?;
+    for (name, (_, ggml_type)) in tensors {
+        format_of(name, *ggml_type)?;
+    }
+    let config = ModelConfig::read(metadata, tensors)?;
+    let mut lowering = Lowering::new(&config, tensors, vectors);
+    (row.lower)(&mut lowering)?;
+    let mut graph = lowering.finish()?;
+    graph.num_tokens = padded_vocabulary(metadata, config.vocab_size)?;
+    verify(&graph, "lower")?;
+    Ok((config, graph))
+}
+
+/// How many tokens there are, where they are fewer than the embedding table's `rows`.
+///
+/// # Errors
+/// [`LowerError::TokensBeyondRows`]. A file without tokens has nothing to compare.
+fn padded_vocabulary(metadata: &Metadata, rows: usize) -> Result<Option<usize>, LowerError> {
+    match metadata.opt_array(keys::TOKENIZER_TOKENS).ok().flatten().map(MetaArray::len) {
+        Some(tokens) if tokens > rows => Err(LowerError::TokensBeyondRows { tokens, rows }),
+        Some(tokens) if (1..rows).contains(&tokens) => Ok(Some(tokens)),
+        _ => Ok(None),
+    }
+}
+
+/// The format of a tensor, which must be one that is decoded here.
+fn format_of(name: &str, ggml_type: GgmlType) -> Result<Format, LowerError> {
+    ggml_type.format().map_err(|source| LowerError::TensorType { name: name.to_owned(), source })
+}
+
+/// The one result of a node that has one.
+pub(crate) fn only(outputs: Vec<ValueId>) -> ValueId {
+    outputs[0]
+}

@@ -1,0 +1,174 @@
+//! Stage 2: metadata → [`ModelConfig`]: typed dimensions, per layer.
+//!
+//! Input: a file's metadata and the architecture's row in the table ([`crate::architectures::ARCHITECTURES`]), whose
+//! `configure` reads the keys through a [`Reader`] and gives the defaults. Names are Hugging Face's. Nothing is guessed
+//! from a file's or a model's name, and no key of the architecture is passed over: what `configure` did not look at is
+//! refused where it would change the results, and listed in [`ModelConfig::unused_keys`] where nobody here knows it.
+
+mod reader;
+
+pub use reader::{AttentionDefaults, MoeDefaults, Reader};
+
+use crate::architectures::{TensorTable, architecture};
+use crate::gguf::{GgufError, Metadata};
+use crate::ir::{GateKind, RopePairing, RopeScaling};
+use crate::shown::shown;
+use serde::Serialize;
+
+/// Metadata that does not describe a model that can be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A key that is missing or has the wrong type.
+    #[error(transparent)]
+    Metadata(#[from] GgufError),
+    /// An architecture without a row in the table.
+    #[error("architecture '{}' is not supported; supported are {}", shown(found), known.join(", "))]
+    Architecture {
+        /// `general.architecture`.
+        found: String,
+        /// The rows of the table.
+        known: Vec<&'static str>,
+    },
+    /// A value that no model can have, or that is not supported.
+    #[error(
+        "{}: found {}, wanted {wanted}; the file may be damaged or need a newer moe-run",
+        shown(key),
+        shown(found)
+    )]
+    Value {
+        /// The key.
+        key: String,
+        /// What the file says.
+        found: String,
+        /// What it may say.
+        wanted: String,
+    },
+}
+
+/// A model's dimensions.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`, where the file has it.
+    pub name: Option<String>,
+    /// Rows of the embedding table and of lm_head.
+    pub vocab_size: usize,
+    /// D.
+    pub hidden_size: usize,
+    /// Layers that run.
+    pub num_hidden_layers: usize,
+    /// Layers behind those that only predict further tokens for a draft; they are left out.
+    pub num_nextn_predict_layers: usize,
+    /// Positions that the model was trained for.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square of every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// One entry a layer: real files differ by layer.
+    pub layers: Vec<LayerConfig>,
+    /// Keys of the architecture that nothing here knows: they had no effect.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unused_keys: Vec<String>,
+}
+
+/// One layer's dimensions.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerConfig {
+    /// Attention.
+    pub attention: AttentionConfig,
+    /// Dense or experts.
+    pub ffn: FfnConfig,
+}
+
+/// One layer's attention.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AttentionConfig {
+    /// H.
+    pub num_attention_heads: usize,
+    /// G.
+    pub num_key_value_heads: usize,
+    /// d of queries and keys.
+    pub head_dim: usize,
+    /// d of values.
+    pub value_head_dim: usize,
+    /// Multiplies the scores; 1/√head_dim where the model does not say otherwise.
+    pub scale: f32,
+    /// Multiplies the values; `None` is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_scale: Option<f32>,
+    /// Only the last so many positions are seen, the query's own included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
+    /// How positions are told; `None`: not at all.
+    pub rope: Option<RopeConfig>,
+}
+
+/// One layer's rotary position embedding.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RopeConfig {
+    /// The base.
+    pub theta: f64,
+    /// Elements of a head that are rotated; the rest pass through.
+    pub dims: usize,
+    /// Which two elements are rotated together.
+    pub pairing: RopePairing,
+    /// Stretching.
+    pub scaling: RopeScaling,
+}
+
+/// One layer's feed-forward part.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FfnConfig {
+    /// One SwiGLU.
+    Dense {
+        /// Its width.
+        intermediate_size: usize,
+    },
+    /// Experts behind a router.
+    Moe(MoeConfig),
+}
+
+/// A layer's experts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MoeConfig {
+    /// E.
+    pub num_experts: usize,
+    /// K.
+    pub num_experts_per_tok: usize,
+    /// F.
+    pub moe_intermediate_size: usize,
+    /// The router's gate.
+    pub gate: GateKind,
+    /// Divide the chosen weights by their sum.
+    pub norm_topk_prob: bool,
+    /// Multiplies the weights: Hugging Face's routed_scaling_factor.
+    pub scale: f32,
+    /// Width of the shared expert, or of all of them side by side, where there is one.
+    pub shared_expert_intermediate_size: Option<usize>,
+}
+
+impl ModelConfig {
+    /// Reads the dimensions of a model: of the architecture that the metadata names, with these tensors.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key, what was found and what was wanted.
+    pub fn read(metadata: &Metadata, tensors: &TensorTable) -> Result<ModelConfig, ConfigError> {
+        let row = architecture(metadata)?;
+        let reader = Reader::new(metadata, tensors, row.name);
+        let mut config = (row.configure)(&reader)?;
+        config.unused_keys = reader.finish()?;
+        Ok(config)
+    }
+
+    /// Bytes of KV cache that one token takes when a row of `n` elements takes `row_bytes(n)`.
+    #[must_use]
+    pub fn kv_bytes_per_token(&self, row_bytes: impl Fn(usize) -> usize) -> usize {
+        let row = |a: &AttentionConfig| {
+            row_bytes(a.num_key_value_heads * a.head_dim)
+                + row_bytes(a.num_key_value_heads * a.value_head_dim)
+        };
+        self.layers.iter().map(|l| row(&l.attention)).sum()
+    }
+}

@@ -1,0 +1,507 @@
+//! The keys of one architecture, read with bounds, and what most architectures make of them.
+
+use super::{AttentionConfig, ConfigError, FfnConfig, LayerConfig, ModelConfig, MoeConfig, RopeConfig};
+use crate::architectures::TensorTable;
+use crate::gguf::{MetaArray, MetaValue, Metadata, keys};
+use crate::ir::{GateKind, RopePairing, RopeScaling};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+/// More layers than any model has: a damaged count is refused before anything is sized by it.
+const MAX_LAYERS: usize = 4096;
+/// The largest dimension that is believed.
+const MAX_DIMENSION: usize = 1 << 24;
+
+/// Keys that change the results, with the values that do not: an architecture that does not look at one refuses any
+/// other value.
+const NEUTRAL: &[(&str, &[f64])] = &[
+    (keys::arch::EXPERT_GROUP_COUNT, &[0.0, 1.0]),
+    (keys::arch::EXPERT_GROUP_USED_COUNT, &[0.0, 1.0]),
+    (keys::arch::EXPERT_SHARED_COUNT, &[0.0]),
+    (keys::arch::EXPERT_SHARED_FEED_FORWARD_LENGTH, &[0.0]),
+    (keys::arch::LEADING_DENSE_BLOCK_COUNT, &[0.0]),
+    (keys::arch::INTERLEAVE_MOE_LAYER_STEP, &[0.0, 1.0]),
+    (keys::arch::SLIDING_WINDOW, &[0.0]),
+    (keys::arch::ATTENTION_SCALE, &[0.0]),
+    (keys::arch::ATTENTION_VALUE_SCALE, &[0.0, 1.0]),
+    (keys::arch::CLAMP_KQV, &[0.0]),
+    (keys::arch::MAX_ALIBI_BIAS, &[0.0]),
+    (keys::arch::ATTN_LOGIT_SOFTCAPPING, &[0.0]),
+    (keys::arch::FINAL_LOGIT_SOFTCAPPING, &[0.0]),
+    (keys::arch::EMBEDDING_SCALE, &[0.0, 1.0]),
+    (keys::arch::RESIDUAL_SCALE, &[0.0, 1.0]),
+    (keys::arch::LOGIT_SCALE, &[0.0, 1.0]),
+];
+
+/// Keys that files of any architecture may have and that say nothing about a forward pass without training.
+const WITHOUT_EFFECT: &[&str] =
+    &[keys::arch::FEED_FORWARD_LENGTH, keys::arch::ROPE_SCALING_FINETUNED, keys::arch::TENSOR_DATA_LAYOUT];
+
+/// Metadata through the eyes of one architecture. It keeps count of what was looked at.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    metadata: &'a Metadata,
+    tensors: &'a TensorTable,
+    architecture: &'static str,
+    looked_at: RefCell<BTreeSet<String>>,
+}
+
+/// What an architecture's attention has where the file is silent.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionDefaults {
+    /// RoPE's base.
+    pub rope_theta: f64,
+    /// Which elements it pairs; no key says it.
+    pub rope_pairing: RopePairing,
+    /// It rotates one in so many elements of a head: 1 the whole head, 2 its first half.
+    pub rope_one_in: usize,
+}
+
+impl AttentionDefaults {
+    /// Half pairing over the whole head, base 10000.
+    pub const HALF: AttentionDefaults =
+        AttentionDefaults { rope_theta: 1e4, rope_pairing: RopePairing::Half, rope_one_in: 1 };
+    /// Interleaved pairing over the whole head, base 10000.
+    pub const INTERLEAVED: AttentionDefaults =
+        AttentionDefaults { rope_pairing: RopePairing::Interleaved, ..AttentionDefaults::HALF };
+}
+
+/// What an architecture's experts have where the file is silent.
+#[derive(Debug, Clone, Copy)]
+pub struct MoeDefaults {
+    /// The router's gate.
+    pub gate: GateKind,
+    /// Divide the chosen weights by their sum.
+    pub norm_topk_prob: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader that has looked at nothing.
+    #[must_use]
+    pub fn new(metadata: &'a Metadata, tensors: &'a TensorTable, architecture: &'static str) -> Reader<'a> {
+        Reader { metadata, tensors, architecture, looked_at: RefCell::default() }
+    }
+
+    /// The keys of the architecture that were not looked at.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for one that changes the results.
+    pub fn finish(self) -> Result<Vec<String>, ConfigError> {
+        self.without_effect(WITHOUT_EFFECT);
+        let looked_at = self.looked_at.borrow().clone();
+        let prefix = keys::arch_key(self.architecture, "");
+        let mut unused = Vec::new();
+        for (key, value) in self.metadata.iter() {
+            let Some(rest) = key.strip_prefix(&prefix).filter(|_| !looked_at.contains(key)) else { continue };
+            match NEUTRAL.iter().find(|(known, _)| *known == rest) {
+                Some((_, neutral)) if !number(value).is_some_and(|n| neutral.contains(&n)) => {
+                    let neutral: Vec<String> = neutral.iter().map(f64::to_string).collect();
+                    let wanted = format!(
+                        "{} or no such key in architecture {}",
+                        neutral.join(" or "),
+                        self.architecture
+                    );
+                    return Err(self.wrong(rest, value.describe(), wanted));
+                }
+                Some(_) => {}
+                None => unused.push(key.to_owned()),
+            }
+        }
+        Ok(unused)
+    }
+
+    /// Says that keys are known and that what they say has no effect here.
+    pub fn without_effect(&self, rests: &[&str]) {
+        rests.iter().for_each(|rest| drop(self.key(rest)));
+    }
+
+    fn key(&self, rest: &str) -> String {
+        let key = keys::arch_key(self.architecture, rest);
+        self.looked_at.borrow_mut().insert(key.clone());
+        key
+    }
+
+    /// The error for a key's value.
+    #[must_use]
+    pub fn wrong(&self, rest: &str, found: impl ToString, wanted: impl Into<String>) -> ConfigError {
+        ConfigError::Value { key: self.key(rest), found: found.to_string(), wanted: wanted.into() }
+    }
+
+    /// Whether the file has a tensor.
+    #[must_use]
+    pub fn has(&self, tensor: &str) -> bool {
+        self.tensors.contains_key(tensor)
+    }
+
+    /// The rows of a matrix in the file.
+    #[must_use]
+    pub fn rows(&self, tensor: &str) -> Option<usize> {
+        self.tensors.get(tensor).and_then(|(shape, _)| shape.iter().rev().nth(1).copied())
+    }
+
+    fn plausible(&self, rest: &str, n: usize) -> Result<usize, ConfigError> {
+        if n == 0 || n > MAX_DIMENSION {
+            return Err(self.wrong(rest, n, format!("1 to {MAX_DIMENSION}")));
+        }
+        Ok(n)
+    }
+
+    /// A size: at least 1.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key is absent, or its value no size.
+    pub fn dimension(&self, rest: &str) -> Result<usize, ConfigError> {
+        self.plausible(rest, self.metadata.usize(&self.key(rest))?)
+    }
+
+    /// A size: at least 1, where the key is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is no size.
+    pub fn opt_dimension(&self, rest: &str) -> Result<Option<usize>, ConfigError> {
+        self.metadata.opt_usize(&self.key(rest))?.map(|n| self.plausible(rest, n)).transpose()
+    }
+
+    /// A count, 0 where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is no count.
+    pub fn count(&self, rest: &str) -> Result<usize, ConfigError> {
+        match self.metadata.opt_usize(&self.key(rest))? {
+            None | Some(0) => Ok(0),
+            Some(n) => self.plausible(rest, n),
+        }
+    }
+
+    /// A count that may have one value only, where the key is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for another value.
+    pub fn only(&self, rest: &str, wanted: usize) -> Result<(), ConfigError> {
+        match self.metadata.opt_usize(&self.key(rest))? {
+            Some(found) if found != wanted => Err(self.wrong(rest, found, wanted.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// A positive number, where the key is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is no positive number.
+    pub fn opt_positive(&self, rest: &str) -> Result<Option<f32>, ConfigError> {
+        match self.metadata.opt_f32(&self.key(rest))? {
+            Some(x) if !(x.is_finite() && x > 0.0) => Err(self.wrong(rest, x, "a positive number")),
+            x => Ok(x),
+        }
+    }
+
+    /// A factor: `None` where the key is absent or 0, which stands for "not stated".
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is not finite.
+    pub fn opt_factor(&self, rest: &str) -> Result<Option<f32>, ConfigError> {
+        match self.metadata.opt_f32(&self.key(rest))? {
+            Some(x) if !x.is_finite() => Err(self.wrong(rest, x, "a finite number")),
+            x => Ok(x.filter(|x| *x != 0.0)),
+        }
+    }
+
+    /// Layers that run.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a count that no model has.
+    pub fn num_hidden_layers(&self) -> Result<usize, ConfigError> {
+        let blocks = self.num_blocks()?;
+        let draft = self.count(keys::arch::NEXTN_PREDICT_LAYERS)?;
+        if draft >= blocks {
+            let wanted = format!("fewer than the {blocks} layers");
+            return Err(self.wrong(keys::arch::NEXTN_PREDICT_LAYERS, draft, wanted));
+        }
+        Ok(blocks - draft)
+    }
+
+    fn num_blocks(&self) -> Result<usize, ConfigError> {
+        let blocks = self.dimension(keys::arch::BLOCK_COUNT)?;
+        if blocks > MAX_LAYERS {
+            return Err(self.wrong(keys::arch::BLOCK_COUNT, blocks, format!("1 to {MAX_LAYERS}")));
+        }
+        Ok(blocks)
+    }
+
+    /// One number for all layers that run, or an array with one a layer; layers for drafts may be counted there or not.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key is absent without a default, or its value of another length or no sizes.
+    pub fn per_layer(&self, rest: &str, default: Option<&[usize]>) -> Result<Vec<usize>, ConfigError> {
+        let key = self.key(rest);
+        let array = match (self.metadata.get(&key), default) {
+            (Some(MetaValue::Array(_)), _) => self.metadata.usize_array(&key)?,
+            (None, Some(default)) => return Ok(default.to_vec()),
+            _ => return Ok(vec![self.dimension(rest)?; self.num_hidden_layers()?]),
+        };
+        self.one_a_layer(rest, array)?.into_iter().map(|n| self.plausible(rest, n)).collect()
+    }
+
+    /// An array with a yes or no for each layer that runs; numbers that are not 0 are a yes.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key is absent, or its value no such array.
+    pub fn flags(&self, rest: &str) -> Result<Vec<bool>, ConfigError> {
+        match self.opt_flags(rest)? {
+            Some(flags) => Ok(flags),
+            None => Err(self.metadata.missing(&self.key(rest), "an array with a yes or no a layer").into()),
+        }
+    }
+
+    /// As [`Reader::flags`], `None` where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is no such array.
+    pub fn opt_flags(&self, rest: &str) -> Result<Option<Vec<bool>>, ConfigError> {
+        let key = self.key(rest);
+        let flags = match self.metadata.get(&key) {
+            None => return Ok(None),
+            Some(MetaValue::Array(MetaArray::Bool(flags))) => flags.clone(),
+            Some(_) => self.metadata.usize_array(&key)?.into_iter().map(|n| n != 0).collect(),
+        };
+        self.one_a_layer(rest, flags).map(Some)
+    }
+
+    fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
+        let layers = self.num_hidden_layers()?;
+        if array.len() != layers && array.len() != self.num_blocks()? {
+            let wanted = format!("one a layer: {layers}");
+            return Err(self.wrong(rest, format!("{} numbers", array.len()), wanted));
+        }
+        array.truncate(layers);
+        Ok(array)
+    }
+
+    /// Rows of the embedding table. The table itself says it; metadata may speak of a smaller vocabulary.
+    fn vocab_size(&self) -> Result<usize, ConfigError> {
+        let stated = self.opt_dimension(keys::arch::VOCAB_SIZE)?;
+        let table = self.tensors.get(keys::tensor::TOKEN_EMBD).map(|(shape, _)| shape.as_slice());
+        if let Some([outer @ .., vocab_size, _]) = table
+            && outer.iter().all(|n| *n == 1)
+        {
+            return Ok(*vocab_size);
+        }
+        match (stated, self.metadata.get(keys::TOKENIZER_TOKENS)) {
+            (Some(n), _) => Ok(n),
+            (None, Some(MetaValue::Array(tokens))) => self.plausible(keys::arch::VOCAB_SIZE, tokens.len()),
+            _ => Ok(0),
+        }
+    }
+
+    /// The model of these layers.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for what all models state.
+    pub fn model(
+        &self,
+        attention: Vec<AttentionConfig>,
+        ffn: Vec<FfnConfig>,
+    ) -> Result<ModelConfig, ConfigError> {
+        let rms_norm_eps = self.metadata.f32(&self.key(keys::arch::RMS_EPS))?;
+        if !(rms_norm_eps.is_finite() && rms_norm_eps > 0.0) {
+            return Err(self.wrong(keys::arch::RMS_EPS, rms_norm_eps, "a small positive number"));
+        }
+        let layers = attention.into_iter().zip(ffn);
+        Ok(ModelConfig {
+            architecture: self.architecture.to_owned(),
+            name: self.metadata.opt_display(keys::GENERAL_NAME)?.map(Cow::into_owned),
+            vocab_size: self.vocab_size()?,
+            hidden_size: self.dimension(keys::arch::EMBEDDING_LENGTH)?,
+            num_hidden_layers: self.num_hidden_layers()?,
+            num_nextn_predict_layers: self.count(keys::arch::NEXTN_PREDICT_LAYERS)?,
+            max_position_embeddings: self.dimension(keys::arch::CONTEXT_LENGTH)?,
+            rms_norm_eps,
+            layers: layers.map(|(attention, ffn)| LayerConfig { attention, ffn }).collect(),
+            unused_keys: Vec::new(),
+        })
+    }
+
+    /// Attention of every layer that runs.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for dimensions that do not fit each other.
+    pub fn attention(&self, defaults: &AttentionDefaults) -> Result<Vec<AttentionConfig>, ConfigError> {
+        let heads = self.per_layer(keys::arch::HEAD_COUNT, None)?;
+        let kv_heads = self.per_layer(keys::arch::HEAD_COUNT_KV, Some(&heads))?;
+        heads.into_iter().zip(kv_heads).map(|(h, g)| self.layer_attention(defaults, h, g)).collect()
+    }
+
+    fn layer_attention(
+        &self,
+        defaults: &AttentionDefaults,
+        num_attention_heads: usize,
+        num_key_value_heads: usize,
+    ) -> Result<AttentionConfig, ConfigError> {
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            return Err(self.wrong(
+                keys::arch::HEAD_COUNT_KV,
+                num_key_value_heads,
+                format!("a divisor of {num_attention_heads} heads"),
+            ));
+        }
+        // The file states head_dim; hidden_size / heads is the default of the format, and wrong for many models.
+        let head_dim = match self.opt_dimension(keys::arch::KEY_LENGTH)? {
+            Some(n) => n,
+            None => {
+                let hidden_size = self.dimension(keys::arch::EMBEDDING_LENGTH)?;
+                self.plausible(keys::arch::KEY_LENGTH, hidden_size / num_attention_heads)?
+            }
+        };
+        Ok(AttentionConfig {
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            value_head_dim: self.opt_dimension(keys::arch::VALUE_LENGTH)?.unwrap_or(head_dim),
+            scale: (1.0 / (head_dim as f64).sqrt()) as f32,
+            value_scale: None,
+            sliding_window: None,
+            rope: Some(self.rope(defaults, head_dim)?),
+        })
+    }
+
+    fn rope(&self, defaults: &AttentionDefaults, head_dim: usize) -> Result<RopeConfig, ConfigError> {
+        let dims =
+            self.opt_dimension(keys::arch::ROPE_DIMENSION_COUNT)?.unwrap_or(head_dim / defaults.rope_one_in);
+        if dims > head_dim || dims % 2 != 0 {
+            return Err(self.wrong(
+                keys::arch::ROPE_DIMENSION_COUNT,
+                dims,
+                format!("an even number up to head_dim {head_dim}"),
+            ));
+        }
+        let theta = self.opt_positive(keys::arch::ROPE_FREQ_BASE)?;
+        Ok(RopeConfig {
+            theta: theta.map_or(defaults.rope_theta, f64::from),
+            dims,
+            pairing: defaults.rope_pairing,
+            scaling: self.rope_scaling()?,
+        })
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, ConfigError> {
+        use keys::arch as k;
+        let kind = self.metadata.opt_str(&self.key(k::ROPE_SCALING_TYPE))?.unwrap_or("linear");
+        let old = self.opt_positive(k::ROPE_SCALE_LINEAR)?;
+        let factor = self.opt_factor(k::ROPE_SCALING_FACTOR)?.or(old).map_or(1.0, f64::from);
+        let original = self.opt_dimension(k::ROPE_SCALING_ORIG_CTX)?;
+        if factor <= 0.0 {
+            return Err(self.wrong(k::ROPE_SCALING_FACTOR, factor, "a positive number"));
+        }
+        match kind {
+            "none" => Ok(RopeScaling::None),
+            "linear" if factor == 1.0 => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor }),
+            "yarn" => {
+                let number = |rest, default| -> Result<f64, ConfigError> {
+                    Ok(self.opt_positive(rest)?.map_or(default, f64::from))
+                };
+                // ext_factor mixes stretched and plain angles; 1 is YaRN as it was published.
+                let mix: f64 = number(k::ROPE_SCALING_YARN_EXT_FACTOR, 1.0)?;
+                if mix != 1.0 {
+                    return Err(self.wrong(k::ROPE_SCALING_YARN_EXT_FACTOR, mix, "1"));
+                }
+                let stretched = number(k::ROPE_SCALING_YARN_ATTN_FACTOR, 1.0 + 0.1 * factor.ln())?;
+                Ok(RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: match original {
+                        Some(n) => n,
+                        None => self.dimension(k::CONTEXT_LENGTH)?,
+                    },
+                    beta_fast: number(k::ROPE_SCALING_YARN_BETA_FAST, 32.0)?,
+                    beta_slow: number(k::ROPE_SCALING_YARN_BETA_SLOW, 1.0)?,
+                    attention_factor: stretched * number(k::ROPE_SCALING_ATTN_FACTOR, 1.0)?,
+                })
+            }
+            other => Err(self.wrong(k::ROPE_SCALING_TYPE, other, "none, linear or yarn")),
+        }
+    }
+
+    /// One SwiGLU in every layer that runs.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the widths are missing.
+    pub fn dense(&self) -> Result<Vec<FfnConfig>, ConfigError> {
+        let widths = self.per_layer(keys::arch::FEED_FORWARD_LENGTH, None)?;
+        Ok(widths.into_iter().map(|intermediate_size| FfnConfig::Dense { intermediate_size }).collect())
+    }
+
+    /// Experts in the layers of which `routed` says so, one SwiGLU in the others.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where there are others, and their widths are missing.
+    pub fn moe_where(
+        &self,
+        routed: impl Fn(usize) -> bool,
+        moe: MoeConfig,
+    ) -> Result<Vec<FfnConfig>, ConfigError> {
+        let (layers, moe) = (self.num_hidden_layers()?, FfnConfig::Moe(moe));
+        if (0..layers).all(&routed) {
+            return Ok(vec![moe; layers]);
+        }
+        let pick = |(i, dense)| if routed(i) { moe.clone() } else { dense };
+        Ok(self.dense()?.into_iter().enumerate().map(pick).collect())
+    }
+
+    /// A layer's experts, each `moe_intermediate_size` wide, and a shared expert where it is not 0 wide.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for counts that do not fit each other or a gate that is not known.
+    pub fn moe(
+        &self,
+        defaults: &MoeDefaults,
+        moe_intermediate_size: usize,
+        shared_expert_intermediate_size: usize,
+    ) -> Result<MoeConfig, ConfigError> {
+        let num_experts = self.dimension(keys::arch::EXPERT_COUNT)?;
+        let num_experts_per_tok = self.dimension(keys::arch::EXPERT_USED_COUNT)?;
+        if num_experts_per_tok > num_experts {
+            return Err(self.wrong(
+                keys::arch::EXPERT_USED_COUNT,
+                num_experts_per_tok,
+                format!("at most {num_experts} experts"),
+            ));
+        }
+        let norm = self.metadata.opt_bool(&self.key(keys::arch::EXPERT_WEIGHTS_NORM))?;
+        let gating = self.metadata.opt_u32(&self.key(keys::arch::EXPERT_GATING_FUNC))?;
+        let gate = match gating {
+            None | Some(0) => defaults.gate,
+            Some(1) => GateKind::Softmax,
+            Some(2) => GateKind::Sigmoid,
+            Some(3) => GateKind::SoftmaxAfterTopK,
+            Some(n) => return Err(self.wrong(keys::arch::EXPERT_GATING_FUNC, n, "0 to 3")),
+        };
+        Ok(MoeConfig {
+            num_experts,
+            num_experts_per_tok,
+            moe_intermediate_size,
+            gate,
+            norm_topk_prob: norm.unwrap_or(defaults.norm_topk_prob),
+            scale: self.opt_factor(keys::arch::EXPERT_WEIGHTS_SCALE)?.unwrap_or(1.0),
+            shared_expert_intermediate_size: Some(shared_expert_intermediate_size).filter(|n| *n > 0),
+        })
+    }
+}
+
+/// A value as a number: a bool is 0 or 1.
+fn number(value: &MetaValue) -> Option<f64> {
+    match value {
+        MetaValue::U8(n) => Some(f64::from(*n)),
+        MetaValue::I8(n) => Some(f64::from(*n)),
+        MetaValue::U16(n) => Some(f64::from(*n)),
+        MetaValue::I16(n) => Some(f64::from(*n)),
+        MetaValue::U32(n) => Some(f64::from(*n)),
+        MetaValue::I32(n) => Some(f64::from(*n)),
+        MetaValue::U64(n) => Some(*n as f64),
+        MetaValue::I64(n) => Some(*n as f64),
+        MetaValue::F32(x) => Some(f64::from(*x)),
+        MetaValue::F64(x) => Some(*x),
+        MetaValue::Bool(b) => Some(f64::from(u8::from(*b))),
+        MetaValue::String(_) | MetaValue::Bytes(_) | MetaValue::Array(_) => None,
+    }
+}

@@ -1,0 +1,208 @@
+//! Architectures: what their files leave out, what they refuse, and the list that the documentation gives.
+
+use crate::common::{Dumped, one_layer};
+use moe_run_graph::Model;
+use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
+use moe_run_graph::config::{ConfigError, FfnConfig};
+use moe_run_graph::dump::{self, Subject};
+use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
+use moe_run_graph::ir::{Op, RopeScaling};
+use moe_run_graph::quant::Format;
+use moe_run_tests::fixtures::{self, crate_dir};
+use std::path::PathBuf;
+
+fn fixture(stem: &str) -> PathBuf {
+    fixtures::find(&format!("arch/{stem}.gguf")).expect("carried")
+}
+
+/// A fixture with other metadata.
+fn changed(stem: &str, change: impl Fn(&str, &V) -> Option<V>) -> Result<Model, LowerError> {
+    let file = GgufFile::open(&fixture(stem)).unwrap();
+    let pairs =
+        file.metadata().iter().map(|(k, v)| (k.to_owned(), change(k, v).unwrap_or_else(|| v.clone())));
+    let metadata = Metadata::from_pairs(stem, pairs.collect::<Vec<_>>()).unwrap();
+    let table = moe_run_graph::architectures::tensor_table(&file);
+    let (config, graph) = moe_run_graph::architectures::lower(&metadata, &table, &|_| None)?;
+    Ok(Model { config, graph, file: file.into() })
+}
+
+/// The error for one key with another value.
+fn refused(stem: &str, key: &str, value: V) -> String {
+    let model = changed(stem, |k, _| (k == key).then(|| value.clone()));
+    match model {
+        Err(LowerError::Config(error @ ConfigError::Value { .. })) => error.to_string(),
+        Err(other) => panic!("{key}: {other}"),
+        Ok(_) => panic!("{key}: lowered"),
+    }
+}
+
+#[test]
+fn no_key_of_a_file_is_passed_over() {
+    for (stem, model, _) in fixtures::architecture_models() {
+        let model = Model::open(&model).unwrap();
+        assert_eq!(model.config.unused_keys, Vec::<String>::new(), "{stem}");
+    }
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_listed() {
+    let mut blueprint = one_layer();
+    blueprint.set("qwen3moe.attention.wobble", V::F32(0.5));
+    let (config, _) = blueprint.lower();
+    assert_eq!(config.unused_keys, ["qwen3moe.attention.wobble"]);
+}
+
+#[test]
+fn a_key_that_changes_the_results_and_is_not_looked_at_is_refused() {
+    for (key, neutral, other) in [
+        ("attention.sliding_window", V::U32(0), V::U32(128)),
+        ("expert_group_count", V::U32(1), V::U32(8)),
+        ("final_logit_softcapping", V::F32(0.0), V::F32(30.0)),
+        ("expert_shared_count", V::U32(0), V::U32(1)),
+        ("attention.sliding_window", V::U32(0), V::Array(MetaArray::U32(vec![0]))),
+    ] {
+        let key = format!("qwen3moe.{key}");
+        let mut blueprint = one_layer();
+        blueprint.set(&key, neutral);
+        assert_eq!(blueprint.lower().0.unused_keys, Vec::<String>::new(), "{key}");
+        blueprint.set(&key, other);
+        let error = blueprint.try_lower().expect_err("it would change the results");
+        assert!(
+            matches!(&error, LowerError::Config(ConfigError::Value { key: named, .. }) if *named == key),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn layers_for_drafting_are_left_out_by_name() {
+    let model = Model::open(&fixture("glm4moe/air")).unwrap();
+    assert_eq!((model.config.num_hidden_layers, model.config.num_nextn_predict_layers), (3, 1));
+    let [left_out] = &model.graph.left_out[..] else { panic!("{:?}", model.graph.left_out) };
+    let behind = model.file.tensors().iter().filter(|t| t.name.starts_with("blk.3."));
+    let bytes: u64 = behind.clone().map(|t| t.len_bytes().unwrap() as u64).sum();
+    assert_eq!(
+        (left_out.prefix.as_str(), left_out.tensors, left_out.bytes),
+        ("blk.3.", behind.count(), bytes)
+    );
+    assert!(left_out.reason.contains("drafting"), "{}", left_out.reason);
+
+    let dump = Dumped::new(Subject::Lowered).dump(&(model.config.clone(), model.graph.clone()));
+    let (text, json) = (dump::text(&dump), serde_json::to_value(&dump).unwrap());
+    assert!(text.contains("left out: 23 tensors of blk.3."), "{text}");
+    assert_eq!(json["model"]["left_out"][0]["prefix"], "blk.3.");
+
+    // Without the key the layer is one like the others, and its further tensors have no place.
+    let error = changed("glm4moe/air", |key, _| (key == "glm4moe.nextn_predict_layers").then_some(V::U32(0)));
+    let error = error.expect_err("a draft's tensors");
+    assert!(
+        matches!(&error, LowerError::UnusedTensors { names, .. } if names[0].starts_with("blk.3.nextn.")),
+        "{error}"
+    );
+    assert!(
+        refused("glm4moe/air", "glm4moe.nextn_predict_layers", V::U32(4)).contains("fewer than the 4 layers")
+    );
+}
+
+#[test]
+fn layers_may_be_dense_or_routed_by_key_or_by_tensor() {
+    let dense = |stem: &str| -> Vec<bool> {
+        let layers = Model::open(&fixture(stem)).unwrap().config.layers;
+        layers.iter().map(|l| matches!(l.ffn, FfnConfig::Dense { .. })).collect()
+    };
+    assert_eq!(dense("glm4moe/air"), [true, false, false]);
+    assert_eq!(dense("hy_v3/hy3")[..2], [true, false]);
+    assert_eq!(dense("mimo2/flash"), [true, false, false]);
+    // Every second layer, counted from 1.
+    let between =
+        changed("ernie4_5-moe/main", |key, _| (key.ends_with("moe_layer_step")).then_some(V::U32(2)));
+    assert!(
+        matches!(between, Err(LowerError::MissingTensor { name, .. }) if name == "blk.2.ffn_gate.weight")
+    );
+}
+
+#[test]
+fn groups_of_experts_are_refused() {
+    let text = refused("glm4moe/air", "glm4moe.expert_group_count", V::U32(4));
+    assert!(text.contains("wanted 0 or 1 or no such key in architecture glm4moe"), "{text}");
+}
+
+#[test]
+fn a_joined_bias_is_three_parts_of_one_vector() {
+    let model = Model::open(&fixture("qwen2moe/fused-qkv")).unwrap();
+    let parts: Vec<_> = ["q_proj", "k_proj", "v_proj"]
+        .into_iter()
+        .map(|name| {
+            let node = model.graph.nodes.iter().find(|n| n.name == name).unwrap();
+            let Op::MatMul { bias: Some(bias), .. } = node.op else { panic!("{name} has no bias") };
+            let decl = model.graph.weight(bias);
+            assert_eq!(decl.name, "blk.0.attn_qkv.bias");
+            decl.part.clone().unwrap()
+        })
+        .collect();
+    assert_eq!(parts, [0..64, 64..80, 80..96]);
+    let bytes: Vec<u8> = (0..96u32).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let key_bias = model.graph.weights.iter().find(|w| w.part == Some(64..80)).unwrap();
+    assert_eq!(key_bias.bytes_in(&bytes), Some(&bytes[256..320]));
+    assert_eq!(key_bias.bytes_in(&bytes[..300]), None);
+}
+
+#[test]
+fn a_required_tensor_is_missed_and_one_that_has_no_place_is_refused() {
+    let mut blueprint = one_layer();
+    blueprint.tensors.remove("blk.0.attn_k_norm.weight").unwrap();
+    let error = blueprint.try_lower().expect_err("a norm less");
+    assert!(
+        matches!(&error, LowerError::MissingTensor { name, .. } if name == "blk.0.attn_k_norm.weight"),
+        "{error}"
+    );
+
+    let mut blueprint = one_layer();
+    blueprint.tensors.insert("blk.0.exp_probs_b.bias".into(), (vec![8], Format::F32.into()));
+    assert!(matches!(blueprint.try_lower(), Err(LowerError::UnusedTensors { .. })));
+}
+
+#[test]
+fn rope_that_needs_a_tensors_values_asks_for_them() {
+    let Some(path) = fixtures::find("arch/llama-moe/llama3.gguf") else { return };
+    let file = GgufFile::open(&path).unwrap();
+    let table = moe_run_graph::architectures::tensor_table(&file);
+    let lower = |vectors: &dyn Fn(&str) -> Option<Vec<f32>>| {
+        moe_run_graph::architectures::lower(file.metadata(), &table, vectors)
+    };
+    let (_, graph) = lower(&|_| Some((1..=16).map(|i| i as f32).collect())).unwrap();
+    assert_eq!(graph.rope_tables[0].divisors.len(), 16);
+    for damaged in [None, Some(vec![1.0; 15]), Some(vec![0.0; 16]), Some(vec![f32::NAN; 16])] {
+        let error = lower(&|_| damaged.clone()).expect_err("no divisors");
+        assert!(matches!(&error, LowerError::Values { wanted: 16, .. }), "{error}");
+    }
+}
+
+#[test]
+fn yarn_is_read_with_its_defaults() {
+    let model = Model::open(&fixture("qwen3moe/yarn")).unwrap();
+    let rope = model.config.layers[0].attention.rope.clone().unwrap();
+    let RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings,
+        beta_fast,
+        beta_slow,
+        attention_factor,
+    } = rope.scaling
+    else {
+        panic!("{:?}", rope.scaling)
+    };
+    assert_eq!((factor, original_max_position_embeddings, beta_fast, beta_slow), (4.0, 512, 32.0, 1.0));
+    assert!((attention_factor - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
+}
+
+#[test]
+fn the_documentation_lists_every_architecture() {
+    let readme = std::fs::read_to_string(crate_dir().join("../README.md")).unwrap();
+    let readme = readme.replace('\n', " ");
+    let (_, list) = readme.split_once("**Architectures**: ").expect("the list");
+    let (list, _) = list.split_once(". ").expect("its end");
+    let listed: Vec<&str> = list.split(", ").collect();
+    let known: Vec<&str> = ARCHITECTURES.iter().map(|row| row.name).collect();
+    assert_eq!(listed, known);
+}
