@@ -152,6 +152,18 @@ pub fn node_cost(
             let state_bytes = visible_rows(a, sizes) * state_row_bytes(row) as u64;
             Cost { state_bytes, ..Cost::default() }
         }
+        Op::CausalConv(c) => {
+            let (kernel, channels) = (graph.state(c.state).width + 1, graph.state(c.state).heads);
+            // Of each sequence; the step's runs are not known here.
+            let state = 4 * graph.state(c.state).row_elems() as u64;
+            Cost {
+                weight_bytes: vectors_bytes(&node.op.weights()),
+                state_bytes: 2 * state,
+                written_bytes: state,
+                flops: 2 * (sizes.tokens * kernel * channels) as u64,
+                ..Cost::default()
+            }
+        }
         Op::RmsNorm { .. }
         | Op::Rope { .. }
         | Op::AttentionSoftmax(_)

@@ -5,6 +5,7 @@ use super::ops::Launch as Work;
 use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
+use super::ops::causal_conv::CausalConv;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows};
 use super::ops::embed::Embed;
 use super::ops::kv_write::{Cache, Heads, KvWrite};
@@ -14,7 +15,7 @@ use super::ops::rope::Rope;
 use super::ops::router::Route;
 use super::ops::weights::{Matrix, WeightBytes};
 use super::patterns;
-use moe_run_graph::ir::{ActivationFn, Node, Op, OpKind, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{ActivationFn, CausalConvAttrs, Node, Op, OpKind, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 use moe_run_runtime::error::BackendError;
@@ -204,6 +205,7 @@ impl Compiler<'_> {
             | Op::Router(_)
             | Op::GatedAct { .. }
             | Op::ExpertCombine
+            | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
             | Op::GetRows
@@ -458,6 +460,15 @@ impl Compiler<'_> {
                 a: self.input(node, 0)?,
                 b: self.input(node, 1)?,
                 out: self.output(node)?,
+            }),
+            Op::CausalConv(CausalConvAttrs { weight, bias, activation, state }) => Box::new(CausalConv {
+                x: self.input(node, 0)?,
+                out: self.output(node)?,
+                weight: self.vector(*weight)?,
+                bias: self.opt_vector(*bias)?,
+                activation: *activation,
+                state: state.index(),
+                kept: self.plan.graph.state(*state).width,
             }),
             Op::GetRows => Box::new(GetRows {
                 x: self.input(node, 0)?,

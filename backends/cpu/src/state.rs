@@ -169,6 +169,25 @@ impl CpuState {
         }
     }
 
+    /// Elements of a sequence's row, for a state that has one for each.
+    ///
+    /// # Safety
+    /// Nobody else touches them until the next barrier.
+    #[allow(clippy::mut_from_ref)] // as all shared memory here: the caller excludes everybody else
+    pub unsafe fn row_mut(&self, state: usize, place: usize, elems: Range<usize>) -> &mut [f32] {
+        let rows = &self.states[state];
+        let row_elems = rows.heads * rows.width;
+        assert!(
+            rows.block_rows == 1 && place < rows.slots && elems.end <= row_elems,
+            "place {place} of {}",
+            rows.slots
+        );
+        // SAFETY: the caller's promise.
+        bytemuck::cast_slice_mut(unsafe {
+            rows.bytes.write_bytes(4 * (place * row_elems + elems.start), 4 * elems.len())
+        })
+    }
+
     /// Slots of a state as f32, `[slots, heads · width]`. The state is borrowed alone, so nobody else touches it.
     pub fn read(&mut self, kernels: Kernels, state: usize, slots: Range<usize>) -> Vec<f32> {
         let (heads, width) = (self.states[state].heads, self.states[state].width);

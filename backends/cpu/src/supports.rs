@@ -2,8 +2,8 @@
 
 use super::NAME;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Graph, Node, Op, RopePairing, RouterAttrs, Shape,
-    StateDecl, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, GateKind, Graph, Node, Op, RopePairing,
+    RouterAttrs, Shape, StateDecl, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -23,6 +23,12 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => any_heads(attrs),
         Op::Router(attrs) => any_choice(attrs),
         Op::GatedAct { activation: ActivationFn::Silu } => {}
+        Op::CausalConv(CausalConvAttrs {
+            weight: _,
+            bias: _,
+            activation: None | Some(ActivationFn::Silu),
+            state: _,
+        }) => {}
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
         Op::Tap { stage: _ } => {}
     }

@@ -1,12 +1,16 @@
 //! One step: evaluates node after node on host tensors.
 
 use super::{ReferenceExecutable, ReferenceState};
-use super::{add, attention, attention_scores, attention_softmax, embed, expert_combine, expert_matmul};
+use super::{
+    add, attention, attention_scores, attention_softmax, causal_conv, embed, expert_combine, expert_matmul,
+};
 use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{
+    CausalConvAttrs, DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice,
+};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
@@ -200,6 +204,21 @@ impl<'a> Interpreter<'a> {
                 let per_tok = self.graph.value(input(1)).shape.width().unwrap_or(1);
                 expert_combine::expert_combine(self.f32(input(0))?, self.f32(input(1))?, per_tok, out);
             }
+            (Op::CausalConv(attrs), [TensorData::F32(out)]) => {
+                let CausalConvAttrs { weight, bias, activation, state } = attrs;
+                let (weight, bias) = (self.vector(*weight)?, self.opt_vector(*bias)?);
+                let channels = out.len() / self.sizes.tokens;
+                let x = self.f32(input(0))?.to_vec();
+                let row_elems = self.graph.state(*state).row_elems();
+                let sequences = self.input.sequences;
+                for run in self.input.runs() {
+                    let elems = run.rows.start * channels..run.rows.end * channels;
+                    let place = sequences[run.sequence].place as usize;
+                    let state = &mut self.state.rows[state.index()][place * row_elems..][..row_elems];
+                    let (x, out) = (&x[elems.clone()], &mut out[elems]);
+                    causal_conv::causal_conv(x, &run, &weight, bias.as_deref(), *activation, state, out);
+                }
+            }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::GetRows, [TensorData::F32(out)]) => {
@@ -218,6 +237,7 @@ impl<'a> Interpreter<'a> {
                 | Op::ExpertMatMul { .. }
                 | Op::GatedAct { .. }
                 | Op::ExpertCombine
+                | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
                 | Op::GetRows

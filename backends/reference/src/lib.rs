@@ -9,6 +9,7 @@ mod add;
 pub mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -25,8 +26,8 @@ mod router;
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, GateKind, Graph, LaunchPattern, Lifetime, Node, Op, RopePairing,
-    RouterAttrs, StepSizes, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, GateKind, Graph, LaunchPattern, Lifetime, Node, Op,
+    RopePairing, RouterAttrs, StepSizes, WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -120,6 +121,14 @@ impl Backend for Reference {
                 } = attrs;
             }
             Op::GatedAct { activation: ActivationFn::Silu } => {}
+            Op::CausalConv(attrs) => {
+                let CausalConvAttrs {
+                    weight: _,
+                    bias: _,
+                    activation: None | Some(ActivationFn::Silu),
+                    state: _,
+                } = attrs;
+            }
             Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows | Op::Tap { stage: _ } => {}
         }
         check_step_operands(NAME, graph, node)

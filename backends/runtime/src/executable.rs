@@ -73,7 +73,9 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::KvWrite => &[("kv_slots", 2, kv_slots)],
         OpKind::Attention => &[("positions", 3, positions), ("sequence", 4, sequence)],
         OpKind::AttentionScores => &[("positions", 2, positions), ("sequence", 3, sequence)],
-        OpKind::AttentionSoftmax => &[("positions", 1, positions), ("sequence", 2, sequence)],
+        OpKind::CausalConv | OpKind::AttentionSoftmax => {
+            &[("positions", 1, positions), ("sequence", 2, sequence)]
+        }
         OpKind::Embed
         | OpKind::RmsNorm
         | OpKind::MatMul

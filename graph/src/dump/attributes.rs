@@ -1,6 +1,8 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
-use crate::ir::{AttentionAttrs, Graph, Op, RopeScaling, RopeSpec, RouterAttrs, WeightSlice};
+use crate::ir::{
+    AttentionAttrs, CausalConvAttrs, Graph, Op, RopeScaling, RopeSpec, RouterAttrs, WeightSlice,
+};
 use serde_json::{Map, Value, json};
 
 /// The attributes of an op; those that stand at "none" are left out.
@@ -64,6 +66,12 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         }
         Op::ExpertMatMul { weight: _, bias } => put("bias", bias.map_or(Value::Null, |_| true.into())),
         Op::GatedAct { activation } => put("activation", json!(activation)),
+        Op::CausalConv(c) => {
+            let CausalConvAttrs { weight: _, bias, activation, state } = c;
+            put("kernel", json!(graph.state(*state).width + 1));
+            put("bias", bias.map_or(Value::Null, |_| true.into()));
+            put("activation", json!(activation));
+        }
         Op::Embed { table: _ }
         | Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine

@@ -365,6 +365,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::AttentionSoftmax(_)
             | Op::ExpertMatMul { .. }
             | Op::ExpertCombine
+            | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
             | Op::GetRows

@@ -138,6 +138,8 @@ pub enum StateRole {
     Key,
     /// Values.
     Value,
+    /// The last inputs of a causal convolution, oldest first.
+    Conv,
 }
 
 /// How long a state lives, and what its rows are counted by.
@@ -450,7 +452,7 @@ impl Graph {
         for (i, node) in self.nodes.iter().enumerate().rev() {
             let is_tap = matches!(node.op, Op::Tap { .. });
             if !is_tap
-                && (matches!(node.op, Op::KvWrite { .. }) || node.outputs.iter().any(|o| live[o.index()]))
+                && (!node.op.written_states().is_empty() || node.outputs.iter().any(|o| live[o.index()]))
             {
                 feeds[i] = true;
                 for input in &node.inputs {

@@ -1,7 +1,7 @@
 //! Shape inference: operands' shapes and the op's attributes → the results' shapes, or a typed refusal.
 
 use super::graph::WeightId;
-use super::graph::{Graph, Node, StateId};
+use super::graph::{Graph, Lifetime, Node, StateId};
 use super::op::{AttentionAttrs, DType, Dim, Op, Shape, WeightSlice};
 use crate::quant::Format;
 use crate::verify::GraphError;
@@ -181,6 +181,25 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.same(0, 1)?;
             Ok(vec![f32(rule.shape(0).clone())])
         }
+        Op::CausalConv(attrs) => {
+            rule.arity(3)?;
+            rule.per_token(1, "positions")?;
+            rule.per_token(2, "sequence")?;
+            let channels = rule.width(0)?;
+            let decl = graph.state(attrs.state);
+            let is_fit = decl.lifetime == Lifetime::PerSequence && decl.heads == channels && decl.width > 0;
+            if !is_fit {
+                return Err(rule.wrong(
+                    format!("a state of each sequence, [{channels}, kernel − 1]"),
+                    format!("[{}, {}], {:?}", decl.heads, decl.width, decl.lifetime),
+                ));
+            }
+            rule.weight_shape(attrs.weight, &[channels, decl.width + 1])?;
+            if let Some(bias) = attrs.bias {
+                rule.vector(bias, channels)?;
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
         Op::GetRows => {
             rule.arity(2)?;
             rule.operand(1, DType::U32, "rows [R]", |s| s.0.len() == 1)?;
@@ -232,31 +251,13 @@ impl Rule<'_> {
     /// Every id is one of this graph: what the other rules look up.
     fn own(&self) -> Result<(), GraphError> {
         let (graph, node) = (self.graph, self.node);
-        let states = match &node.op {
-            Op::KvWrite { key, value } => vec![*key, *value],
-            Op::Embed { .. }
-            | Op::RmsNorm { .. }
-            | Op::MatMul { .. }
-            | Op::Rope { .. }
-            | Op::Attention(_)
-            | Op::AttentionScores(_)
-            | Op::AttentionSoftmax(_)
-            | Op::Router(_)
-            | Op::ExpertMatMul { .. }
-            | Op::GatedAct { .. }
-            | Op::ExpertCombine
-            | Op::Add
-            | Op::Mul
-            | Op::GetRows
-            | Op::Tap { .. } => Vec::new(),
-        };
         if let Some(id) = node.inputs.iter().find(|v| v.index() >= graph.values.len()) {
             return Err(self.wrong("values of this graph".into(), id.to_string()));
         }
         if let Some(id) = node.op.weights().into_iter().find(|w| w.index() >= graph.weights.len()) {
             return Err(self.wrong("weights of this graph".into(), id.to_string()));
         }
-        if let Some(id) = states.into_iter().find(|s| s.index() >= graph.states.len()) {
+        if let Some(id) = node.op.written_states().into_iter().find(|s| s.index() >= graph.states.len()) {
             return Err(self.wrong("states of this graph".into(), id.to_string()));
         }
         Ok(())

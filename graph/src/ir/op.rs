@@ -235,6 +235,19 @@ pub enum ActivationFn {
     Silu,
 }
 
+/// The attributes of [`Op::CausalConv`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CausalConvAttrs {
+    /// w `[C, k]`, k ≥ 2; F32. The last column meets the current token.
+    pub weight: WeightId,
+    /// b `[C]`, F32.
+    pub bias: Option<WeightId>,
+    /// act; `None`: the sum itself.
+    pub activation: Option<ActivationFn>,
+    /// The last k − 1 inputs of each sequence: C heads of k − 1 elements.
+    pub state: StateId,
+}
+
 /// Makes [`Op`], [`OpKind`] and the stems of one list: an op that is added there is in all of them.
 macro_rules! ops {
     ($($(#[$doc:meta])* $variant:ident = $stem:literal $({ $($fields:tt)* })? $(($attrs:ty))?;)*) => {
@@ -345,6 +358,10 @@ ops! {
     /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D]. With K = 1, y may be [T, D]: a row times
     /// its own factor.
     ExpertCombine = "expert_combine";
+    /// x `[T, C]`, positions `[T]`, sequence `[T]` → a causal convolution of each channel by itself, of kernel size k:
+    /// y[t, c] = act(Σ_j w[c, j] · x[t − (k−1) + j, c] (+ b[c])), summed in f32 by fused multiply-adds, the oldest first; `[T, C]`.
+    /// Inputs of earlier steps come from the sequence's state, `[C, k−1]`, oldest first; in front of position 0 they are 0.
+    CausalConv = "causal_conv" (CausalConvAttrs);
     /// a + b.
     Add = "add";
     /// a · b, element by element.
@@ -380,6 +397,7 @@ impl Op {
             | Op::Router(_)
             | Op::GatedAct { .. }
             | Op::ExpertCombine
+            | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
             | Op::GetRows
@@ -394,6 +412,30 @@ impl Op {
         Some(*stage)
     }
 
+    /// The states that the op changes: it is production, whatever becomes of its results.
+    #[must_use]
+    pub fn written_states(&self) -> Vec<StateId> {
+        match self {
+            Op::KvWrite { key, value } => vec![*key, *value],
+            Op::CausalConv(c) => vec![c.state],
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::MatMul { .. }
+            | Op::Rope { .. }
+            | Op::Attention(_)
+            | Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::Router(_)
+            | Op::ExpertMatMul { .. }
+            | Op::GatedAct { .. }
+            | Op::ExpertCombine
+            | Op::Add
+            | Op::Mul
+            | Op::GetRows
+            | Op::Tap { .. } => Vec::new(),
+        }
+    }
+
     /// Every weight that the op reads.
     #[must_use]
     pub fn weights(&self) -> Vec<WeightId> {
@@ -406,6 +448,7 @@ impl Op {
             // The scores come before the sinks do.
             Op::Attention(a) | Op::AttentionSoftmax(a) => a.sinks.into_iter().collect(),
             Op::Router(r) => r.selection_bias.into_iter().collect(),
+            Op::CausalConv(c) => std::iter::once(c.weight).chain(c.bias).collect(),
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::KvWrite { key: _, value: _ }
             | Op::AttentionScores(_)

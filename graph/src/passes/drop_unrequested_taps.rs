@@ -55,21 +55,7 @@ pub fn drop_unrequested_taps(graph: &Graph, selection: &TapSelection) -> Graph {
         let needed = match &node.op {
             Op::Tap { stage } => selection.contains(*stage, node.layer.map(|l| l.index())),
             // State written in this step is read in later ones.
-            Op::KvWrite { .. } => true,
-            Op::Embed { .. }
-            | Op::RmsNorm { .. }
-            | Op::MatMul { .. }
-            | Op::Rope { .. }
-            | Op::Attention(_)
-            | Op::AttentionScores(_)
-            | Op::AttentionSoftmax(_)
-            | Op::Router(_)
-            | Op::ExpertMatMul { .. }
-            | Op::GatedAct { .. }
-            | Op::ExpertCombine
-            | Op::Add
-            | Op::Mul
-            | Op::GetRows => node.outputs.iter().any(|v| live[v.index()]),
+            op => !op.written_states().is_empty() || node.outputs.iter().any(|v| live[v.index()]),
         };
         if needed {
             for input in &node.inputs {

@@ -112,6 +112,7 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::Router => small::router(&mut b)?,
         OpKind::GatedAct => small::gated_act(&mut b)?,
         OpKind::ExpertCombine => small::expert_combine(&mut b)?,
+        OpKind::CausalConv => small::causal_conv(&mut b)?,
         OpKind::Add => small::elementwise(&mut b, Op::Add)?,
         OpKind::Mul => small::elementwise(&mut b, Op::Mul)?,
         OpKind::GetRows => small::get_rows(&mut b)?,

@@ -3,8 +3,8 @@
 use super::Builder;
 use super::attention::Steps;
 use moe_run_graph::ir::{
-    ActivationFn, DType, Dim, GateKind, Op, RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs,
-    Shape, Stage,
+    ActivationFn, CausalConvAttrs, DType, Dim, GateKind, LayerIdx, Lifetime, Op, RopePairing, RopeScaling,
+    RopeSpec, RopeTableId, RouterAttrs, Shape, Stage, StateRole,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::HostTensor;
@@ -162,6 +162,30 @@ pub(super) fn elementwise(b: &mut Builder, op: Op) -> Result<Steps, BackendError
     b.note("T", t);
     b.note("width", width);
     Ok((vec![b.step(0, t, &[], 1.0)], t))
+}
+
+/// A convolution over a prompt in two parts and single tokens: its past crosses steps, and may be longer than one.
+pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
+    let channels = b.pick(&[1, 33, 64, 100, 512]);
+    let kernel = b.pick(&[2, 3, 4, 7]);
+    let weight = b.vector("conv", &[channels, kernel], 0.0);
+    let bias = b.sometimes("bias", &[channels]);
+    let activation = if b.one_in(2) { Some(ActivationFn::Silu) } else { None };
+    let layer = LayerIdx(0);
+    b.graph.num_layers = 1;
+    let state = b.graph.add_state(StateRole::Conv, layer, channels, kernel - 1, Lifetime::PerSequence);
+    let x = b.boundary(row(channels), DType::F32);
+    let attrs = CausalConvAttrs { weight, bias, activation, state };
+    let inputs = [x, b.graph.inputs.positions, b.graph.inputs.sequence];
+    b.graph.outputs = b.graph.push(Some(layer), "conv", Op::CausalConv(attrs), &inputs)?;
+    b.note("C", channels);
+    b.note("k", kernel);
+    let (mut steps, mut at) = (Vec::new(), 0);
+    for tokens in [b.tokens(), 2, 1, 1] {
+        steps.push(b.step(at as u32, tokens, &[], 1.0));
+        at += tokens;
+    }
+    Ok((steps, at))
 }
 
 pub(super) fn get_rows(b: &mut Builder) -> Result<Steps, BackendError> {

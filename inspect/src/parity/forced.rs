@@ -186,6 +186,7 @@ impl Forced<'_> {
             | Op::Attention(_)
             | Op::GatedAct { .. }
             | Op::ExpertCombine
+            | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
             | Op::GetRows

@@ -3,6 +3,7 @@
 pub mod activations;
 pub mod attention;
 pub mod attention_scores;
+pub mod causal_conv;
 pub mod elementwise;
 pub mod embed;
 pub mod expert_matmul;

@@ -153,6 +153,8 @@ impl Emit<'_> {
             Op::Add => add::emit(self, node),
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
+            // Refused before: `supports`.
+            Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -208,6 +210,7 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::GatedAct { activation: ActivationFn::Silu } => None,
+        Op::CausalConv(_) => Some("it has no kernel here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

@@ -59,6 +59,7 @@ impl ScratchSizes {
                 | Op::Router(_)
                 | Op::GatedAct { .. }
                 | Op::ExpertCombine
+                | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
                 | Op::GetRows

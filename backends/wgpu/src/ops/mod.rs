@@ -43,6 +43,8 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Add => add::emit(e, node),
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
+        // Refused before: `lacking`.
+        Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -67,6 +69,7 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::GatedAct { activation: ActivationFn::Silu } => None,
+        Op::CausalConv(_) => Some("it has no shader here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }
