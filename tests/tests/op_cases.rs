@@ -53,9 +53,9 @@ fn check(
     let same = cases::same_definition(executable.info());
     let wanted = cases::run(case, &Reference, &same).unwrap_or_else(|e| failed(e));
     assert_eq!(found.len(), wanted.len());
-    let tolerance = tolerance(executable.info());
+    let (tolerance, typical) = (tolerance(executable.info()), cases::typical(case));
     for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
-        let distance = cases::distance(found, wanted);
+        let distance = cases::distance_of_typical(found, wanted, typical);
         let report = format!(
             "{} on {}, activations {}, kv {}: result {i}: relative L2 {distance:.3e} of {tolerance:.0e}",
             case.name,
