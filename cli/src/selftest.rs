@@ -273,11 +273,13 @@ fn test_op(
         };
         let wanted = cases::run(&case, &Reference, &cases::same_definition(executable.info()))?;
         let tolerance = subject.tolerance(&case, executable.info());
+        let typical = cases::typical(&case);
         report.tolerance = report.tolerance.max(tolerance);
         report.cases += 1;
         match cases::run_steps(&case, executable.as_mut()) {
             Ok(found) => {
-                let distances = found.iter().zip(&wanted).map(|(f, w)| cases::distance(f, w));
+                let distances =
+                    found.iter().zip(&wanted).map(|(f, w)| cases::distance_of_typical(f, w, typical));
                 let worst = distances.fold(0.0, f64::max);
                 report.worst = report.worst.max(worst);
                 if worst > tolerance || found.len() != wanted.len() {

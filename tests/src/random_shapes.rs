@@ -32,39 +32,12 @@ fn options(op: &str, i: usize) -> CompileOptions {
     }
 }
 
-/// What a product's result is typically as large as, √in · rms(w) · rms(x); 0 for other ops. A result of one value or a few may
-/// cancel to nearly nothing, while the rounding of its f32 sums stays that of its terms: one of these shapes gives 1.4e-4, off by
-/// 1.6e-8, where 0.4 is typical.
-fn typical(case: &cases::OpCase) -> f64 {
-    let Some(weight) = case.graph.weights.iter().find(|w| w.name == "weight") else { return 0.0 };
-    let Some((_, x)) = case.steps[0].boundary.first() else { return 0.0 };
-    let rms = |values: &[f32]| {
-        (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
-    };
-    let columns = weight.shape[weight.shape.len() - 1];
-    let mut values = vec![0.0; weight.shape.iter().product()];
-    let bytes = &case.weights["weight"];
-    let row_bytes = weight.format.row_bytes(columns).expect("whole blocks");
-    for (row, bytes) in values.chunks_exact_mut(columns).zip(bytes.chunks_exact(row_bytes)) {
-        weight.format.decode_row(bytes, row);
-    }
-    (columns as f64).sqrt() * rms(&values) * rms(&x.data.to_f32())
-}
-
-/// The relative distance, against no less than the results' typical size.
-fn distance(found: &HostTensor, wanted: &HostTensor, typical: f64) -> f64 {
-    let relative = cases::distance(found, wanted);
-    let norm = wanted.data.to_f32().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    let least = typical * (wanted.data.len() as f64).sqrt();
-    if relative > 0.0 && norm < least { relative * norm / least } else { relative }
-}
-
 /// Runs shape `i` of an op on every variant: the shape's name, and the worst distance.
 fn check(op: &str, i: usize, variants: Vec<Variant<'_>>) -> (String, f64) {
     let format = if cases::takes_formats(op) { Format::ALL[i % Format::ALL.len()] } else { Format::F32 };
     let case = cases::case(op, format, 10_000 + i as u64).expect("a known op").expect("a case");
     let options = options(op, i);
-    let typical = typical(&case);
+    let typical = cases::typical(&case);
     let mut wanted: Option<Vec<HostTensor>> = None;
     let mut worst: f64 = 0.0;
     for (variant, backend) in variants {
@@ -80,7 +53,7 @@ fn check(op: &str, i: usize, variants: Vec<Variant<'_>>) -> (String, f64) {
             wanted.get_or_insert_with(|| cases::run(&case, &Reference, &same).expect("runs any case"));
         assert_eq!(found.len(), wanted.len(), "{}", case.name);
         for (result, (found, wanted)) in found.iter().zip(wanted).enumerate() {
-            let distance = distance(found, wanted, typical);
+            let distance = cases::distance_of_typical(found, wanted, typical);
             assert!(
                 distance <= TOLERANCE,
                 "{} on {variant}, activations {:?}, kv {}: result {result}: relative L2 {distance:.3e}",

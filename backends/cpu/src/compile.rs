@@ -342,6 +342,11 @@ impl Compiler<'_> {
     fn launch(&mut self, launch: &Launch) -> Result<Box<dyn Work>, BackendError> {
         let plan = self.plan;
         let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
+        // An attribute that a group does not know must not be dropped, whoever made the plan.
+        let group = patterns::patterns(1).into_iter().find(|group| group.name == launch.pattern);
+        if group.is_some_and(|group| !(group.accepts)(&plan.graph, &nodes)) {
+            return Err(BackendError::mismatch(launch.pattern));
+        }
         match (launch.pattern, nodes.as_slice()) {
             (patterns::NORM_QKV, [norm, products @ ..]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);

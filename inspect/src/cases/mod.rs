@@ -222,6 +222,35 @@ pub fn distance(found: &HostTensor, wanted: &HostTensor) -> f64 {
     }
 }
 
+/// What a product's result is typically as large as, √in · rms(w) · rms(x); 0 for other ops. A result of one value or a few may
+/// cancel to nearly nothing, while the rounding of its f32 sums stays that of its terms: one such gives 1.4e-4, off by 1.6e-8,
+/// where 0.4 is typical.
+#[must_use]
+pub fn typical(case: &OpCase) -> f64 {
+    let Some(weight) = case.graph.weights.iter().find(|w| w.name == "weight") else { return 0.0 };
+    let x = case.steps.first().and_then(|step| step.boundary.first());
+    let (Some((_, x)), Some(bytes)) = (x, case.weights.get("weight")) else { return 0.0 };
+    let columns = weight.shape.last().copied().unwrap_or(1);
+    let Some(row_bytes) = weight.format.row_bytes(columns) else { return 0.0 };
+    let rms = |values: &[f32]| {
+        (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    let mut values = vec![0.0; weight.shape.iter().product()];
+    for (row, bytes) in values.chunks_exact_mut(columns).zip(bytes.chunks_exact(row_bytes)) {
+        weight.format.decode_row(bytes, row);
+    }
+    (columns as f64).sqrt() * rms(&values) * rms(&x.data.to_f32())
+}
+
+/// [`distance`], against no less than what results are [`typical`]ly as large as.
+#[must_use]
+pub fn distance_of_typical(found: &HostTensor, wanted: &HostTensor, typical: f64) -> f64 {
+    let relative = distance(found, wanted);
+    let norm = wanted.data.to_f32().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let least = typical * (wanted.data.len() as f64).sqrt();
+    if relative > 0.0 && norm < least { relative * norm / least } else { relative }
+}
+
 /// What the cases build with.
 struct Builder {
     graph: Graph,

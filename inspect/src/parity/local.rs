@@ -93,14 +93,25 @@ pub(super) fn local_error(
     if whole.max.is_none() || whole.non_finite_mismatches > 0 {
         return Ok(error);
     }
-    let product = match (&node.op, operands) {
-        (Op::MatMul { weight, scale, .. }, Some(o)) => {
-            Some((weight, f64::from(scale.unwrap_or(1.0).abs()), o))
-        }
-        (Op::ExpertMatMul { weight, .. }, Some(o)) => Some((weight, 1.0, o)),
-        _ => None,
+    let product = match &node.op {
+        Op::MatMul { weight, bias: _, scale } => Some((weight, f64::from(scale.unwrap_or(1.0).abs()))),
+        Op::ExpertMatMul { weight, bias: _ } => Some((weight, 1.0)),
+        Op::Embed { .. }
+        | Op::RmsNorm { .. }
+        | Op::Rope { .. }
+        | Op::KvWrite { .. }
+        | Op::Attention(_)
+        | Op::AttentionScores(_)
+        | Op::AttentionSoftmax(_)
+        | Op::Router(_)
+        | Op::GatedAct { .. }
+        | Op::ExpertCombine
+        | Op::Add
+        | Op::Mul
+        | Op::GetRows
+        | Op::Tap { .. } => None,
     };
-    let Some((slice, scale, operands)) = product else {
+    let Some(((slice, scale), operands)) = product.zip(operands) else {
         // Where a residual or a norm is added up from large parts, a row is judged by its own length.
         for (x, y) in a.chunks_exact(width.max(1)).zip(b.chunks_exact(width.max(1))) {
             error.relative_l2 = error.relative_l2.max(compare(x, y, 0).relative_l2);

@@ -37,7 +37,8 @@ impl MatMuls {
             let size = chunk_panels(panels, worker);
             for chunk in worker.chunks(panels.div_ceil(size)) {
                 let next = (chunk + worker.threads()) * size;
-                self.combine_one(step, work, chunk * size..(chunk * size + size).min(panels), next);
+                let run = chunk * size..(chunk * size + size).min(panels);
+                self.combine_one(step, work, run, next, shared_row);
             }
             return;
         }
@@ -171,7 +172,14 @@ impl MatMuls {
 
     /// Panels `panels` of the down-projection of every chosen expert, summed with the router's weights; panel `next` is where
     /// this worker likely goes on.
-    fn combine_one(&self, step: &Step<'_>, work: &mut Work<'_>, panels: Range<usize>, next: usize) {
+    fn combine_one(
+        &self,
+        step: &Step<'_>,
+        work: &mut Work<'_>,
+        panels: Range<usize>,
+        next: usize,
+        shared_row: bool,
+    ) {
         let (Then::Combine { weights, .. }, Some((per_tok, ..))) = (&self.then, &self.experts) else {
             return;
         };
@@ -188,7 +196,7 @@ impl MatMuls {
                 _ if next < matrix.panels() => self.run_at(work, (0, 0, next)),
                 _ => &[],
             };
-            self.multiply(step, work, 0, 0, tile, panels.clone(), then, false);
+            self.multiply(step, work, 0, 0, tile, panels.clone(), then, shared_row);
             let sums = &flat(&work.sums[0])[..count];
             let pair = work.pairs[tile.first] as usize;
             self.store_run(step, out, 0, pair, first, sums);

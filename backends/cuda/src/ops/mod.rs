@@ -25,7 +25,7 @@ use super::buffers::{CudaState, Weights};
 use super::compile::Values;
 use super::driver::{DeviceBuffer, KernelLaunch, Param};
 use moe_run_graph::ir::{
-    ActivationFn, Graph, Node, Op, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    ActivationFn, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
@@ -175,22 +175,21 @@ pub(super) fn threads_for(n: usize) -> u32 {
 pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: ActProfile) -> String {
     let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
     let format = graph.weight(slice.tensor).format;
-    let is_product = matches!(node.op, Op::MatMul { .. } | Op::ExpertMatMul { .. });
     let activation = profile.for_weights(format);
     let is_q8 = matches!(activation, Activation::Q8(_));
     let act = if is_q8 { "q8" } else { "f32" };
-    let tiles = is_q8 && tokens >= matmul::TILES_FROM_TOKENS;
-    let rounds = if is_product && activation == Activation::F16 { "round_f16 + " } else { "" };
-    match (&node.op, tokens > 1) {
-        (Op::MatMul { .. } | Op::ExpertMatMul { .. }, true) if tiles => {
-            format!("matmul_tiles ({})", format.name())
-        }
-        (Op::MatMul { .. }, false) => format!("{rounds}matmul_{act}_t1 ({})", format.name()),
-        (Op::MatMul { .. }, true) => format!("{rounds}matmul_{act}_t8 ({})", format.name()),
-        (Op::ExpertMatMul { .. }, false) => format!("{rounds}expert_matmul_{act} ({})", format.name()),
-        (Op::ExpertMatMul { .. }, true) => format!("{rounds}expert_matmul_grouped_{act} ({})", format.name()),
-        (op, _) => format!("{} ({})", op.stem(), format.name()),
-    }
+    let (one, many) = match node.op.kind() {
+        OpKind::MatMul => (format!("matmul_{act}_t1"), format!("matmul_{act}_t8")),
+        OpKind::ExpertMatMul => (format!("expert_matmul_{act}"), format!("expert_matmul_grouped_{act}")),
+        other => return format!("{} ({})", other.stem(), format.name()),
+    };
+    let kernel = match tokens {
+        ..=1 => one,
+        matmul::TILES_FROM_TOKENS.. if is_q8 => "matmul_tiles".to_owned(),
+        2.. => many,
+    };
+    let rounds = if activation == Activation::F16 { "round_f16 + " } else { "" };
+    format!("{rounds}{kernel} ({})", format.name())
 }
 
 /// Whether the kernels can run a node: each op with every attribute that they read, so that one more does not compile here.

@@ -43,6 +43,11 @@ pub(super) fn for_tokens(tokens: usize) -> Vec<LaunchPattern> {
 pub(super) fn emit(e: &mut Emitter<'_>, launch: &Launch) -> Result<(), BackendError> {
     let plan = e.plan;
     let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
+    // An attribute that a group's shader does not know must not be dropped, whoever made the plan.
+    let group = for_tokens(1).into_iter().find(|group| group.name == launch.pattern);
+    if group.is_some_and(|group| !(group.accepts)(&plan.graph, &nodes)) {
+        return Err(BackendError::mismatch(launch.pattern));
+    }
     match launch.pattern {
         name if name == norm_qkv::PATTERN.name => norm_qkv::emit(e, &nodes),
         name if name == norm_matmul::NORM_ROUTER.name => norm_matmul::emit_norm_router(e, &nodes),

@@ -1,12 +1,13 @@
 //! ExpertMatMul: for a few tokens each chosen expert by itself; for many, the tokens grouped by expert, in tiles.
 
-use super::router::MAX_EXPERTS;
 use crate::emit::{Emitter, Extent, FEW_ROWS, Grid, Rows};
 use moe_run_graph::ir::{Graph, Node, WeightId, WeightSlice};
 use moe_run_runtime::error::BackendError;
 
 const LANES: u32 = 64;
 const GROUPING_LANES: u32 = 128;
+/// The most experts whose tokens a workgroup counts.
+const MAX_EXPERTS: usize = 1024;
 const TILE_ROWS: u32 = 64;
 const TILE_TOKENS: u32 = 16;
 

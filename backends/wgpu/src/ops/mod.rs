@@ -19,6 +19,8 @@ pub(super) mod sample;
 
 pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
 pub(super) use kv_write::row_words;
+#[cfg(test)]
+pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
 pub(super) use router::gate_code;
 
 use super::emit::Emitter;

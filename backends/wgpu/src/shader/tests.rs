@@ -1,6 +1,7 @@
 //! Every variant composes and passes naga's validator, with the features it names and no other.
 
 use super::*;
+use crate::wgpu::ops::MAX_ROUTED_EXPERTS;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// One of each op, format, activation kind and cache type, at sizes that models have.
@@ -18,7 +19,7 @@ fn variants(features: Features) -> Vec<Variant> {
         lanes("add", 256),
         lanes("mul", 256),
         lanes("get_rows", 64),
-        Variant::new("router", features, &[("LANES", 64), ("KEYS", 128)]),
+        Variant::new("router", features, &[("LANES", 64), ("KEYS", MAX_ROUTED_EXPERTS as u32)]),
         Variant::new("top_candidates", features, &[("LANES", 256), ("KEYS", 1024)]),
         Variant::new("group_tokens", features, &[("LANES", 128), ("EXPERTS", 128), ("TILE_TOKENS", 16)]),
     ];
