@@ -199,11 +199,55 @@ fn the_check_finds_damage_where_it_is() {
 }
 
 #[test]
+fn what_is_left_out_is_said() {
+    let path = fixtures::find("arch/glm4moe/air.gguf").expect("carried");
+    let line =
+        "left out: blk.3.* (23 tensors, 223.9 KiB): multi-token prediction layer, used only for drafting";
+    let text = inspect(&path, &[]).succeeded().stdout;
+    assert!(text.contains(line), "{text}");
+    let report = inspect(&path, &["--json"]).succeeded().json();
+    let left_out = &report["left_out"][0];
+    assert_eq!((&left_out["prefix"], &left_out["tensors"]), (&"blk.3.".into(), &23.into()));
+    let rest = report["total_tensor_bytes"].as_u64().unwrap() - left_out["bytes"].as_u64().unwrap();
+    assert_eq!(report["memory"]["weights_bytes"], rest);
+
+    let answer = ["run", "-m", path.to_str().unwrap(), "--tokens", "1,2", "-n", "1", "--backend", "cpu"];
+    let answered = run(BINARY, answer).succeeded();
+    assert_eq!(answered.stderr.lines().filter(|l| *l == line).count(), 1, "{}", answered.stderr);
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_warned_of() {
+    let file = GgufFile::open(fixtures::find("arch/qwen2moe/fused-qkv.gguf").expect("carried")).unwrap();
+    let mut pairs: Vec<(String, V)> =
+        file.metadata().iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
+    pairs.push(("qwen2moe.attention.wobble".into(), V::F32(0.5)));
+    let metadata = Metadata::from_pairs("m", pairs).unwrap();
+    let tensors: Vec<TensorSpec> = file
+        .tensors()
+        .iter()
+        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.format().unwrap() })
+        .collect();
+    let data = |i: usize| Cow::Owned(file.data(&file.tensors()[i]).to_vec());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wobbling.gguf");
+    fs::write(&path, writer::to_vec(&metadata, &tensors, data).unwrap()).unwrap();
+    let text = inspect(&path, &[]).succeeded().stdout;
+    assert!(text.contains("not known, without effect: qwen2moe.attention.wobble"), "{text}");
+    let answer = ["run", "-m", path.to_str().unwrap(), "--tokens", "1,2", "-n", "1", "--backend", "cpu"];
+    let said = run(BINARY, answer).succeeded().stderr;
+    assert!(
+        said.contains("metadata that is not known here has no effect: qwen2moe.attention.wobble"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_file_that_is_no_model_is_shown_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("other.gguf");
     let pairs = [
-        ("general.architecture", V::String("llama".into())),
+        ("general.architecture", V::String("mamba".into())),
         ("evil", V::String("a\u{1b}[2Jb".into())),
         ("evil.array", V::Array(A::String(vec!["\u{1b}]0;x\u{7}".into()]))),
     ];
@@ -211,7 +255,7 @@ fn a_file_that_is_no_model_is_shown_with_the_reason() {
     fs::write(&path, writer::to_vec(&metadata, &[], |_| Cow::Owned(vec![])).unwrap()).unwrap();
     let ended = inspect(&path, &[]).succeeded();
     assert!(
-        ended.stdout.contains("Tensors: 0") && ended.stdout.contains("'llama' is not supported"),
+        ended.stdout.contains("Tensors: 0") && ended.stdout.contains("'mamba' is not supported"),
         "{ended:?}"
     );
     assert!(
@@ -220,7 +264,7 @@ fn a_file_that_is_no_model_is_shown_with_the_reason() {
     );
     let report = inspect(&path, &["--json"]).succeeded().json();
     assert!(report["memory"].is_null());
-    assert!(report["not_runnable"].as_str().unwrap().contains("llama"));
+    assert!(report["not_runnable"].as_str().unwrap().contains("mamba"));
     assert_eq!(report["metadata"][1]["value"], "a\u{1b}[2Jb");
 }
 

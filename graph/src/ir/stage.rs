@@ -80,10 +80,22 @@ stages! {
     FfnSilu "ffn_silu" Layer;
     /// silu(gate) · up [T, K, F]; [T, F] in a dense layer.
     FfnSwigl "ffn_swigl" Layer;
+    /// The shared expert's gate_proj [T, its width].
+    ShexpFfnGate "shexp_ffn_gate" Layer;
+    /// The shared expert's up_proj [T, its width].
+    ShexpFfnUp "shexp_ffn_up" Layer;
+    /// silu(gate) of the shared expert [T, its width].
+    ShexpFfnSilu "shexp_ffn_silu" Layer;
+    /// silu(gate) · up of the shared expert [T, its width].
+    ShexpFfnSwigl "shexp_ffn_swigl" Layer;
     /// The shared expert's output before its gate [T, D].
     ShexpOut "shexp_out" Layer;
+    /// The shared expert's gate before its function [T, 1].
+    ShexpLogit "shexp_logit" Layer;
     /// The shared expert's gate after its function [T, 1].
     ShexpGate "shexp_gate" Layer;
+    /// The shared expert's output times its gate [T, D].
+    ShexpGated "shexp_gated" Layer;
     /// down_proj's output before weighting [T, K, D]; [T, D] in a dense layer.
     FfnOut "ffn_out" Layer;
     /// Σ weight · ffn_out alone, where moe_ffn_out has more [T, D].

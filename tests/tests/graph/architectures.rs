@@ -17,7 +17,7 @@ fn fixture(stem: &str) -> PathBuf {
 
 /// A fixture with other metadata.
 fn changed(stem: &str, change: impl Fn(&str, &V) -> Option<V>) -> Result<Model, LowerError> {
-    let file = GgufFile::open(&fixture(stem)).unwrap();
+    let file = GgufFile::open(fixture(stem)).unwrap();
     let pairs =
         file.metadata().iter().map(|(k, v)| (k.to_owned(), change(k, v).unwrap_or_else(|| v.clone())));
     let metadata = Metadata::from_pairs(stem, pairs.collect::<Vec<_>>()).unwrap();

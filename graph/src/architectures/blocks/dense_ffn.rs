@@ -10,26 +10,18 @@ pub(super) struct SwiGluNames {
     pub up: (&'static str, &'static str),
     pub act: &'static str,
     pub down: (&'static str, &'static str),
+    /// gate, up, silu(gate), silu(gate) · up, what comes out.
+    pub stages: [Stage; 5],
 }
 
-/// What a SwiGLU computes, each [T, its width] but the last.
-pub(super) struct SwiGlu {
-    pub gate: ValueId,
-    pub up: ValueId,
-    pub silu: ValueId,
-    pub gated: ValueId,
-    /// [T, D].
-    pub out: ValueId,
-}
-
-/// Appends down(silu(gate x) · up x).
+/// Appends down(silu(gate x) · up x), with its taps.
 pub(super) fn swiglu(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     x: ValueId,
     width: usize,
     names: &SwiGluNames,
-) -> Result<SwiGlu, LowerError> {
+) -> Result<ValueId, LowerError> {
     let (at, hidden_size) = (Some(layer), l.config.hidden_size);
     let project = |l: &mut Lowering<'_>, (name, rest): (&'static str, &str), out, inner, x| {
         let weight = l.matrix(&blk(layer.index(), rest), out, inner)?;
@@ -44,7 +36,11 @@ pub(super) fn swiglu(
     let up = project(l, names.up, width, hidden_size, x)?;
     let act = l.graph.push(at, names.act, Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
     let out = project(l, names.down, hidden_size, width, act[1])?;
-    Ok(SwiGlu { gate, up, silu: act[0], gated: act[1], out })
+    let values = [gate, up, act[0], act[1], out];
+    for (stage, value) in names.stages.into_iter().zip(values) {
+        l.graph.tap(at, stage, &[value])?;
+    }
+    Ok(out)
 }
 
 /// Appends a dense feed-forward part of the normed input [T, D].
@@ -62,15 +58,7 @@ pub fn lower(
         up: ("up_proj", tensor::FFN_UP),
         act: "swiglu",
         down: ("down_proj", tensor::FFN_DOWN),
+        stages: [Stage::FfnGate, Stage::FfnUp, Stage::FfnSilu, Stage::FfnSwigl, Stage::FfnOut],
     };
-    let mlp = swiglu(l, layer, normed, intermediate_size, &names)?;
-    let taps = [
-        (Stage::FfnGate, mlp.gate),
-        (Stage::FfnUp, mlp.up),
-        (Stage::FfnSilu, mlp.silu),
-        (Stage::FfnSwigl, mlp.gated),
-        (Stage::FfnOut, mlp.out),
-    ];
-    taps.into_iter().try_for_each(|(stage, value)| l.graph.tap(Some(layer), stage, &[value]))?;
-    Ok(mlp.out)
+    swiglu(l, layer, normed, intermediate_size, &names)
 }

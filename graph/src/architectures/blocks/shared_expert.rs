@@ -23,9 +23,15 @@ pub fn lower(
         up: ("shared_expert_up_proj", tensor::FFN_UP_SHEXP),
         act: "shared_expert_swiglu",
         down: ("shared_expert_down_proj", tensor::FFN_DOWN_SHEXP),
+        stages: [
+            Stage::ShexpFfnGate,
+            Stage::ShexpFfnUp,
+            Stage::ShexpFfnSilu,
+            Stage::ShexpFfnSwigl,
+            Stage::ShexpOut,
+        ],
     };
-    let out = swiglu(l, layer, normed, width, &names)?.out;
-    l.graph.tap(at, Stage::ShexpOut, &[out])?;
+    let out = swiglu(l, layer, normed, width, &names)?;
     let gate_name = blk(layer.index(), tensor::FFN_GATE_INP_SHEXP);
     if !l.wants(&gate_name, gate) {
         return Ok(out);
@@ -34,6 +40,7 @@ pub fn lower(
     let weight = l.matrix(&gate_name, 1, l.config.hidden_size)?;
     let op = Op::MatMul { weight, bias: None, scale: None };
     let logit = l.graph.push(at, "shared_expert_gate", op, &[normed])?;
+    l.graph.tap(at, Stage::ShexpLogit, &logit)?;
     let attrs = RouterAttrs {
         num_experts: 1,
         num_experts_per_tok: 1,
@@ -44,5 +51,7 @@ pub fn lower(
     };
     let routed = l.graph.push(at, "shared_expert_sigmoid", Op::Router(attrs), &logit)?;
     l.graph.tap(at, Stage::ShexpGate, &[routed[1]])?;
-    Ok(only(l.graph.push(at, "shared_expert_gated", Op::ExpertCombine, &[out, routed[1]])?))
+    let gated = only(l.graph.push(at, "shared_expert_gated", Op::ExpertCombine, &[out, routed[1]])?);
+    l.graph.tap(at, Stage::ShexpGated, &[gated])?;
+    Ok(gated)
 }
