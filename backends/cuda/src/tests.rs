@@ -3,15 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
 
-use super::compile::{CudaExecutable, compile};
+use super::compile::CudaExecutable;
 use super::driver::{
     CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Staging, harness,
 };
+use super::load::load;
+use moe_run_graph::ir::Graph;
 use moe_run_graph::quant::Format;
 use moe_run_inspect::cases::{self, OpCase};
 use moe_run_reference::Reference;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{Activations, CompileOptions, Executable, KvType};
+use moe_run_runtime::executable::{Activations, CompileOptions, Executable, KvType, WeightSource};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -182,6 +184,16 @@ fn options(case: &OpCase, activations: Activations, kv_type: KvType) -> CompileO
 fn compiled(case: &OpCase, driver: Changed) -> Result<CudaExecutable, BackendError> {
     let options = options(case, Activations::Q8, KvType::F16);
     compile(Arc::new(driver), &case.graph, case.weights.as_ref(), &options)
+}
+
+/// Loads the weights to a driver and compiles the graph from them.
+fn compile(
+    driver: Arc<dyn Driver>,
+    graph: &Graph,
+    source: &dyn WeightSource,
+    options: &CompileOptions,
+) -> Result<CudaExecutable, BackendError> {
+    load(&|| Ok(Arc::clone(&driver)), graph, source, options)?.executable(graph, options)
 }
 
 /// The text of an error that must come.
