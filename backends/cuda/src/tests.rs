@@ -19,7 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 mod choice;
+#[path = "../../../tests/src/loaded_once.rs"]
+mod loaded_once;
 mod schedules;
+mod weights;
 
 /// What a driver was asked for.
 #[derive(Default)]
@@ -32,12 +35,14 @@ struct Counts {
     downloads: AtomicUsize,
     posted: AtomicUsize,
     posted_bytes: AtomicUsize,
+    /// Bytes of weights that keep their format.
+    staged_bytes: AtomicUsize,
 }
 
 impl Counts {
     /// Launched, captured, replayed, downloads, posted, posted bytes.
     fn all(&self) -> [usize; 6] {
-        let Counts { launched, captured, replayed, downloads, posted, posted_bytes } = self;
+        let Counts { launched, captured, replayed, downloads, posted, posted_bytes, staged_bytes: _ } = self;
         [launched, captured, replayed, downloads, posted, posted_bytes].map(|n| n.load(Ordering::Relaxed))
     }
 }
@@ -92,7 +97,7 @@ impl Changed {
     }
 }
 
-struct FailingStaging(Box<dyn Staging>, Arc<AtomicUsize>);
+struct FailingStaging(Box<dyn Staging>, Arc<AtomicUsize>, Arc<Counts>);
 
 impl Staging for FailingStaging {
     fn memory(&mut self) -> Result<&mut [u8], DriverError> {
@@ -101,6 +106,7 @@ impl Staging for FailingStaging {
 
     fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError> {
         Changed::count(&self.1, "copy to the device")?;
+        self.2.staged_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.0.send(address, bytes)
     }
 }
@@ -128,7 +134,8 @@ impl Driver for Changed {
     }
 
     fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError> {
-        Ok(Box::new(FailingStaging(self.inner.staging(bytes)?, Arc::clone(&self.copies_left))))
+        let (copies_left, counts) = (Arc::clone(&self.copies_left), Arc::clone(&self.counts));
+        Ok(Box::new(FailingStaging(self.inner.staging(bytes)?, copies_left, counts)))
     }
 
     fn mailbox(&self, bytes: usize) -> Result<Box<dyn Mailbox>, DriverError> {

@@ -2,6 +2,9 @@
 //!
 //! They need an adapter; Mesa's software Vulkan is enough. A machine without any skips them loudly.
 
+#[path = "../../../tests/src/loaded_once.rs"]
+mod loaded_once;
+
 use super::weights::WgpuWeights;
 use super::{Faults, Features, Wgpu, WgpuOptions};
 use moe_run_graph::ids::TokenId;
@@ -335,6 +338,17 @@ fn what_shares_a_device_shares_its_shaders() {
     let case = cases::case("add", Format::F32, 0).unwrap().unwrap();
     let _ = cases::run(&case, &failing, &options).unwrap_err();
     assert!(!Arc::ptr_eq(&first.device, &failing.opened(None).unwrap().device));
+}
+
+/// Counted by the buffers that are made for them.
+#[test]
+fn weights_are_loaded_once_whatever_is_compiled() {
+    if !has_adapter() {
+        return;
+    }
+    let backend = Sharing::new(Wgpu::default());
+    let device = backend.opened(None).unwrap().device;
+    loaded_once::check(&backend, &|| device.weight_bytes.load(std::sync::atomic::Ordering::Relaxed));
 }
 
 /// Greedy decode: one submission with one compute pass a token, and nothing read back but the token.
