@@ -11,17 +11,18 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(moe_host_harness)");
     println!("cargo::rerun-if-changed=../../kernels");
     println!("cargo::rerun-if-env-changed=CXX");
-    if env::var_os("CARGO_FEATURE_HOST_HARNESS").is_none() {
-        return;
-    }
-    let why = match build() {
-        Ok(()) => {
-            println!("cargo::rustc-cfg=moe_host_harness");
-            String::new()
-        }
-        Err(why) => {
-            println!("cargo::warning=built without the CUDA host harness: {why}");
-            why
+    let why = if env::var_os("CARGO_FEATURE_HOST_HARNESS").is_none() {
+        "the feature host-harness is off".to_owned()
+    } else {
+        match build() {
+            Ok(()) => {
+                println!("cargo::rustc-cfg=moe_host_harness");
+                String::new()
+            }
+            Err(why) => {
+                println!("cargo::warning=built without the CUDA host harness: {why}");
+                why
+            }
         }
     };
     println!("cargo::rustc-env=MOE_HOST_HARNESS_MISSING={}", why.replace('\n', " "));

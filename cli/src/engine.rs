@@ -6,7 +6,8 @@ use std::{
 };
 
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, DeviceKind, Executable, WeightSource, registry, session::Session,
+    Backend, BackendError, CompileOptions, DeviceKind, Executable, WeightSource, Weights, registry,
+    session::Session,
 };
 use moe_run_graph::Model;
 use moe_run_text::{
@@ -27,6 +28,8 @@ use crate::{
 pub struct Engine {
     /// Dimensions, graph, file.
     pub model: Model,
+    /// The model's, on the device: for as many plans as are wanted.
+    pub weights: Arc<dyn Weights>,
     /// Holds the KV cache.
     pub session: Session,
     /// `None` where the file has none, or one of a kind that is not known.
@@ -71,8 +74,16 @@ impl Engine {
                 options.ctx_size
             ));
         }
-        let session = Session::new(compile(&model, &args.backend, &options)?)?;
-        Ok(Engine { model, session, tokenizer, load_time: started.elapsed() })
+        let (weights, executable) = compile(&model, &args.backend, &options)?;
+        let session = Session::new(executable)?;
+        Ok(Engine { model, weights, session, tokenizer, load_time: started.elapsed() })
+    }
+
+    /// Another session from the weights that are loaded, with other taps or another context.
+    ///
+    /// Errors: the backend lacks something, or there is not enough memory.
+    pub fn another_session(&self, options: &CompileOptions) -> Result<Session, CliError> {
+        Ok(another_session(self.weights.as_ref(), &self.model, options)?)
     }
 
     /// The tokenizer, or the error that says how to do without.
@@ -123,18 +134,40 @@ pub fn backend(model: &Model, name: &str) -> Result<(Box<dyn Backend>, Option<Ch
     }
 }
 
-/// Compiles on the named backend; for "auto" on the first that can and has the memory. Says what was opened, whether the
-/// model fits, and what runs where.
+/// A session of a model whose weights are loaded; says what runs where, if that has not been said.
+///
+/// Errors: the backend lacks something, or there is not enough memory.
+pub fn another_session(
+    weights: &dyn Weights,
+    model: &Model,
+    options: &CompileOptions,
+) -> Result<Session, BackendError> {
+    let bars = LoadBars::new();
+    let opened = Some(on_opened(None));
+    let options = CompileOptions { progress: bars.callback(), opened, ..options.clone() };
+    Session::new(weights.compile(&model.graph, &options)?)
+}
+
+/// Loads the model's weights to the named backend and compiles it; for "auto" on the first that can and has the memory. Says
+/// what was opened, whether the model fits, and what runs where.
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
-pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Box<dyn Executable>, CliError> {
+pub fn compile(
+    model: &Model,
+    name: &str,
+    options: &CompileOptions,
+) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), CliError> {
     not_run(model);
     let compile = |backend: &dyn Backend, chosen: Option<Chosen>| {
         let bars = LoadBars::new();
         let opened = Some(on_opened(chosen));
         let options = CompileOptions { progress: bars.callback(), opened, ..options.clone() };
-        let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-        backend.compile(&model.graph, weights, &options)
+        let source: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
+        let weights = backend.load(&model.graph, source, &options)?;
+        // What was opened has been said.
+        let options = CompileOptions { opened: None, ..options };
+        let executable = weights.compile(&model.graph, &options)?;
+        Ok((weights, executable))
     };
     if name != "auto" {
         return Ok(compile(registry::by_name(name)?.as_ref(), None)?);
@@ -147,7 +180,7 @@ pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Bo
         }
         let chosen = Chosen { backend: backend.name(), not_taken: reasons.clone() };
         match compile(backend.as_ref(), Some(chosen)) {
-            Ok(executable) => return Ok(executable),
+            Ok(compiled) => return Ok(compiled),
             // A device that is there, and cannot be opened now.
             Err(error @ BackendError::NoDevice { .. }) => reasons.push(error.to_string()),
             Err(error @ BackendError::OutOfMemory { .. }) => {

@@ -9,9 +9,7 @@ use moe_run_graph::{
     shown::{shown, shown_list},
 };
 use moe_run_inspect::{
-    parity::{
-        Against, ForcedRun, Options, ParityError, Report, SaveAround, Subject, Verdict, compare, save_around,
-    },
+    parity::{Against, Comparison, ForcedRun, Options, ParityError, Report, SaveAround, Subject, Verdict},
     taps::{
         save::{ModelIdentity, SaveOptions, check_dir},
         tensor_file::FileFormat,
@@ -185,12 +183,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         (None, None) => return Err(CliError::bad_input("--against: nothing to compare with")),
     };
     let weights: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-    let subject = || Subject {
-        backend: backend.as_ref(),
-        graph: &model.graph,
-        weights: Arc::clone(&weights),
-        hook: None,
-    };
+    let subject =
+        Subject { backend: backend.as_ref(), graph: &model.graph, weights: Arc::clone(&weights), hook: None };
     let options = Options {
         tokens,
         decode_tokens: args.decode,
@@ -210,7 +204,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         saved_relation: relation,
         model: saved.as_ref().map(|_| ModelIdentity::of(&model.file)),
     };
-    let report = compare(&model.graph, &weights, subject(), against, &options)?;
+    let mut comparison = Comparison::new(&model.graph, &weights, subject, against, &options)?;
+    let report = comparison.report()?;
     if let Some(save) = save {
         let save = SaveAround {
             options: save,
@@ -219,9 +214,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         };
         let generation = Generation::begin();
         let mut stop = StopOnInterrupt(&generation);
-        let saved =
-            save_around(&model.graph, &weights, subject(), against, &options, &report, &save, &mut stop);
-        match saved {
+        match comparison.save_around(&report, &save, &mut stop) {
             Err(ParityError::Backend(BackendError::Observer(cause))) if cause.is::<Stopped>() => {
                 return Err(CliError::Interrupted);
             }

@@ -8,7 +8,8 @@ use moe_run_backends::reference::Reference;
 use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{
-    Activations, Backend, BackendError, CompileOptions, DeviceKind, ExecutableInfo, WeightSource, registry,
+    Activations, Backend, BackendError, CompileOptions, DeviceKind, ExecutableInfo, WeightSource, Weights,
+    registry,
 };
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
@@ -172,19 +173,17 @@ fn test(backend: &dyn Backend, device: Option<&str>) -> Result<BackendReport, Cl
     let model = Model::from_file(demo::file()?)?;
     let base =
         CompileOptions { device: device.map(str::to_owned), ctx_size: 256, ..CompileOptions::default() };
-    let compile = |options: &CompileOptions| {
-        let weights = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-        backend.compile(&model.graph, weights, options)
-    };
+    let source = Arc::clone(&model.file) as Arc<dyn WeightSource>;
+    let weights = backend.load(&model.graph, source, &base)?;
     // What the backend takes by itself, and f32 beside it.
-    let fastest = compile(&base)?.info().clone();
+    let fastest = weights.compile(&model.graph, &base)?.info().clone();
     let mut activations = vec![fastest.activations];
     if fastest.activations != Activations::F32 {
         activations.push(Activations::F32);
     }
     let mut report =
         BackendReport { backend: backend.name(), device: fastest.device, ops: Vec::new(), demo: Vec::new() };
-    match test_all(backend, &model, &activations, &base, &mut report) {
+    match test_all(backend, &model, weights.as_ref(), &activations, &base, &mut report) {
         // A GPU on which a kernel failed answers nothing any more: what was found until then is the result.
         Err(error) if !report.passed() => output::warning(&format!("not tested any further: {error}")),
         tested => tested?,
@@ -195,6 +194,7 @@ fn test(backend: &dyn Backend, device: Option<&str>) -> Result<BackendReport, Cl
 fn test_all(
     backend: &dyn Backend,
     model: &Model,
+    weights: &dyn Weights,
     activations: &[Activations],
     base: &CompileOptions,
     report: &mut BackendReport,
@@ -213,7 +213,7 @@ fn test_all(
                 tested?;
             }
         }
-        report.demo.push(test_demo(backend, model, activations, &options)?);
+        report.demo.push(test_demo(backend, model, weights, activations, &options)?);
     }
     Ok(())
 }
@@ -298,20 +298,18 @@ fn test_op(
 fn test_demo(
     backend: &dyn Backend,
     model: &Model,
+    weights: &dyn Weights,
     activations: Activations,
     options: &CompileOptions,
 ) -> Result<DemoReport, CliError> {
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     let template = ChatTemplate::from_metadata(model.metadata())?;
-    let session = |backend: &dyn Backend, options: &CompileOptions| -> Result<Session, BackendError> {
-        let weights = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-        Session::new(backend.compile(&model.graph, weights, options)?)
-    };
-    let mut found = session(backend, options)?;
+    let mut found = Session::new(weights.compile(&model.graph, options)?)?;
     let mut wanted = None;
     if backend.name() != Reference.name() {
         let same = CompileOptions { ctx_size: options.ctx_size, ..cases::same_definition(found.info()) };
-        wanted = Some(session(&Reference, &same)?);
+        let source = Arc::clone(&model.file) as Arc<dyn WeightSource>;
+        wanted = Some(Session::new(Reference.compile(&model.graph, source, &same)?)?);
     }
     let mut sampler = Sampler::new(SamplerOptions::GREEDY)?;
     let mut report = DemoReport {

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, num::NonZeroUsize, time::Instant};
 
 use clap::ValueEnum;
-use moe_run_backends::{BackendError, Observer, ValueAccess, session::LogitsRows};
+use moe_run_backends::{
+    BackendError, Observer, ValueAccess,
+    session::{LogitsRows, Session},
+};
 use moe_run_graph::{
     Model,
     config::FfnConfig,
@@ -13,6 +16,7 @@ use moe_run_graph::{
 use moe_run_inspect::taps::{
     Fanout,
     routing::RoutingSink,
+    save::SaveSink,
     select::StageList,
     stats::{Positions, StatsSink},
 };
@@ -154,7 +158,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             tokens.chunks.len()
         )));
     }
-    let mut traced = pass(&mut engine, &tokens, args.positions, save.as_ref(), Some(&mut files))?;
+    let sink = save.as_ref().map(|s| s.sink(&engine, &tokens.all())).transpose()?;
+    let rows = save.as_ref().map_or(LogitsRows::Last, SaveRequest::logits_rows);
+    files.head(&engine, &tokens)?;
+    let mut traced = pass(&mut engine.session, &tokens, rows, args.positions, sink, Some(&mut files))?;
     if let Some(first) = traced.stats.first_non_finite() {
         let layer = first.layer;
         let before = layer.map(|l| l.saturating_sub(1));
@@ -166,9 +173,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             .filter(|(_, l)| *l == layer || *l == before || l.is_none())
             .collect();
         options.taps = TapSelection::Some(near);
-        let model = engine.model.clone();
-        let mut engine = Engine::load_with(model, &args.backend, options, Instant::now())?;
-        let closer = pass(&mut engine, &tokens, PositionsArg::All, None, None)?;
+        let mut session = engine.another_session(&options)?;
+        let closer = pass(&mut session, &tokens, LogitsRows::Last, PositionsArg::All, None, None)?;
         traced.first_non_finite = closer.stats.first_non_finite().map(|e| e.stage.path(e.layer));
     }
     let experts = |layer: usize| match &engine.model.config.layers[layer].ffn {
@@ -214,20 +220,16 @@ fn default_taps(model: &Model) -> TapSelection {
 }
 
 fn pass(
-    engine: &mut Engine,
+    session: &mut Session,
     tokens: &Tokens,
+    rows: LogitsRows,
     positions: PositionsArg,
-    save: Option<&SaveRequest>,
+    mut sink: Option<SaveSink>,
     mut files: Option<&mut RoutingFiles>,
 ) -> Result<Traced, CliError> {
-    let mut sink = save.map(|s| s.sink(engine, &tokens.all())).transpose()?;
-    let rows = save.map_or(LogitsRows::Last, SaveRequest::logits_rows);
     let generation = Generation::begin();
     let (mut stats, mut routing, mut stop) =
         (StatsSink::new(Positions::All), RoutingSink::default(), StopOnInterrupt(&generation));
-    if let Some(files) = files.as_mut() {
-        files.head(engine, tokens)?;
-    }
     for (index, chunk) in tokens.chunks.iter().enumerate() {
         if positions == PositionsArg::Last {
             stats.select(Positions::Only(chunk.len() as u32 - 1));
@@ -237,8 +239,8 @@ fn pass(
         if let Some(sink) = &mut sink {
             fanout.sinks.push(sink);
         }
-        engine.session.truncate(0)?;
-        match engine.session.feed(chunk, rows, Some(&mut fanout), |_, _| Ok(())) {
+        session.truncate(0)?;
+        match session.feed(chunk, rows, Some(&mut fanout), |_, _| Ok(())) {
             Err(BackendError::Observer(cause)) if cause.is::<Stopped>() => return Err(CliError::Interrupted),
             fed => fed?,
         }
@@ -250,6 +252,6 @@ fn pass(
         save_args::finish(sink)?;
     }
     let mut logits = Vec::new();
-    engine.session.logits(&mut logits)?;
+    session.logits(&mut logits)?;
     Ok(Traced { stats, routing, logits, first_non_finite: None })
 }

@@ -14,7 +14,7 @@ pub mod stand_in;
 
 use moe_run_backends::cuda::{Cuda, HOST_HARNESS};
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, DeviceInfo, DeviceKind, Executable, WeightSource, registry,
+    Backend, BackendError, CompileOptions, DeviceInfo, DeviceKind, WeightSource, Weights, registry,
 };
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
@@ -62,14 +62,14 @@ impl Backend for CudaHarness {
         Cuda.kernel(plan, launch, options)
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
+    ) -> Result<Arc<dyn Weights>, BackendError> {
         let options = CompileOptions { device: Some(HOST_HARNESS.into()), ..options.clone() };
-        Cuda.compile(graph, weights, &options)
+        Cuda.load(graph, source, &options)
     }
 }
 

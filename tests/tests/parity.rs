@@ -314,7 +314,7 @@ fn a_divergence_is_saved_with_the_layer_before_and_nothing_else() {
 
 #[test]
 fn both_sides_of_a_divergence_are_saved() {
-    use moe_run_inspect::parity::{SaveAround, save_around};
+    use moe_run_inspect::parity::{Comparison, SaveAround};
     use moe_run_inspect::taps::save::{ModelIdentity, SaveOptions};
     use moe_run_inspect::taps::tensor_file::FileFormat;
     use moe_run_tests::faults::Fault;
@@ -322,7 +322,7 @@ fn both_sides_of_a_divergence_are_saved() {
     let weights: Arc<dyn WeightSource> = model.file.clone();
     let cpu = moe_run_backends::registry::by_name("cpu").unwrap();
     let injected = Fault::SkippedKNorm.inject(&model.graph, &weights, 3, 0).unwrap();
-    let subject = || Subject {
+    let subject = Subject {
         backend: cpu.as_ref(),
         graph: &injected.graph,
         weights: injected.weights.clone(),
@@ -337,7 +337,8 @@ fn both_sides_of_a_divergence_are_saved() {
         model: None,
     };
     let against = Against::Backend(&Reference, None);
-    let report = compare(&model.graph, &weights, subject(), against, &options).unwrap();
+    let mut comparison = Comparison::new(&model.graph, &weights, subject, against, &options).unwrap();
+    let report = comparison.report().unwrap();
     assert_eq!(report.first.as_ref().map(|f| f.op.as_str()), Some("layer-3/k_norm"));
     let dir = tempfile::tempdir().unwrap();
     let save = SaveAround {
@@ -347,9 +348,7 @@ fn both_sides_of_a_divergence_are_saved() {
     };
     struct Nobody;
     impl moe_run_backends::Observer for Nobody {}
-    let saved =
-        save_around(&model.graph, &weights, subject(), against, &options, &report, &save, &mut Nobody)
-            .unwrap();
+    let saved = comparison.save_around(&report, &save, &mut Nobody).unwrap();
     let [ours, theirs] = &saved[..] else { panic!("{saved:?}") };
     let (ours, theirs) = (TensorSet::open(ours).unwrap(), TensorSet::open(theirs).unwrap());
     assert!(ours.tensors.keys().eq(theirs.tensors.keys()) && ours.tensors.len() == 2 * 22);

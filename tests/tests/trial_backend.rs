@@ -1,18 +1,18 @@
 //! A backend of two ops, written against the public contract alone: what a new backend begins as. It runs what it has, and
 //! refuses every other op with a typed error, at compile time and before anything is computed.
 
-use moe_run_backends::cases::{self, OPS, TOLERANCE};
-use moe_run_backends::executable::{ValueAccess, check_weights, deliver_taps, not_taken};
+use moe_run_backends::executable::{StepLimits, ValueAccess, check_weights, deliver_taps, not_taken};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::{
     Activations, Backend, BackendError, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo,
-    HostTensor, Observer, State, StepInput, TensorData, WeightSource,
+    HostTensor, Observer, State, StepInput, TensorData, WeightSource, Weights,
 };
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, Op, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile, Format};
+use moe_run_inspect::cases::{self, OPS, TOLERANCE};
 use moe_run_tests::fixtures;
 use std::any::Any;
 use std::ops::Range;
@@ -41,6 +41,7 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::ExpertMatMul { .. }
         | Op::GatedAct { .. }
         | Op::ExpertCombine
+        | Op::CausalConv(_)
         | Op::GetRows
         | Op::Tap { .. } => None,
     }
@@ -83,14 +84,28 @@ impl Backend for Trial {
         options.profile(Activations::F32, ActBlock::X32)
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
-        options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
+        source: Arc<dyn WeightSource>,
+        _: &CompileOptions,
+    ) -> Result<Arc<dyn Weights>, BackendError> {
         graph.nodes.iter().try_for_each(|node| self.supports(graph, node))?;
-        check_weights(graph, weights.as_ref())?;
+        check_weights(graph, source.as_ref())?;
+        Ok(Arc::new(NoWeights))
+    }
+}
+
+/// Its ops read none.
+struct NoWeights;
+
+impl Weights for NoWeights {
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
+        graph.nodes.iter().try_for_each(|node| Trial.supports(graph, node))?;
         let micro_batch = options.micro_batch.unwrap_or(1);
         let max_sizes =
             StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
@@ -126,10 +141,6 @@ impl State for Nothing {
 
     fn size_bytes(&self) -> u64 {
         0
-    }
-
-    fn truncate(&mut self, _: usize) -> Result<(), BackendError> {
-        Ok(())
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -189,7 +200,8 @@ impl Executable for Program {
         input: &StepInput<'_>,
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        input.check(self.plan.max_sizes, None)?;
+        let sizes = self.plan.max_sizes;
+        input.check(&StepLimits { sizes, vocab_size: None, slots: sizes.cached, places: 1 })?;
         let observer = observer.ok_or_else(|| missing("the observer that gives the inputs".into()))?;
         self.values.clear();
         self.values.resize(self.plan.graph.values.len(), None);

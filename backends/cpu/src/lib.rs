@@ -16,6 +16,7 @@ mod state;
 mod supports;
 mod topology;
 
+use compile::Program;
 use kernels::Kernels;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{PlanOptions, none_alone, plan};
@@ -23,7 +24,7 @@ use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, MemoryNeed,
-    WeightSource, check_weights, mapped_bytes,
+    WeightSource, WeightTable, Weights, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use pool::Pool;
@@ -69,20 +70,13 @@ impl Backend for Cpu {
         supports::supports(graph, node)
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
-        let device = check(graph, weights.as_ref(), options)?;
-        let threads = threads(options.threads)?;
-        let pool = Pool::new(threads).map_err(|e| BackendError::Device {
-            backend: NAME,
-            device: device.name.clone(),
-            detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
-        })?;
-        compiled(device, pool, graph, weights, options)
+    ) -> Result<Arc<dyn Weights>, BackendError> {
+        Ok(Arc::new(CpuWeights::load(graph, source, options, threads(options.threads)?)?))
     }
 }
 
@@ -94,71 +88,129 @@ impl Backend for Cpu {
 pub fn compile_on(
     pool: Pool,
     graph: &Graph,
-    weights: Arc<dyn WeightSource>,
+    source: Arc<dyn WeightSource>,
     options: &CompileOptions,
 ) -> Result<Box<dyn Executable>, BackendError> {
-    let device = check(graph, weights.as_ref(), options)?;
-    compiled(device, pool, graph, weights, options)
+    let threads = NonZeroUsize::new(pool.threads()).unwrap_or(NonZeroUsize::MIN);
+    CpuWeights::load(graph, source, options, threads)?.executable(pool, graph, options)
 }
 
-/// What is refused before anything is started; the device.
-fn check(
-    graph: &Graph,
-    weights: &dyn WeightSource,
-    options: &CompileOptions,
-) -> Result<DeviceInfo, BackendError> {
+/// Refuses what the launches cannot run.
+fn check(graph: &Graph, options: &CompileOptions) -> Result<(), BackendError> {
     options.check(&Cpu)?;
     graph.nodes.iter().try_for_each(|node| supports::supports(graph, node))?;
-    supports::check_kv_heads(graph, options.kv_type)?;
-    check_weights(graph, weights)?;
-    let device = device();
-    options.check_only_device(NAME, &device.name)?;
-    check_kv_cache(NAME, graph, options.kv_type, options.ctx_size)?;
-    Ok(device)
+    supports::check_kv_heads(graph, options.kv_type)
 }
 
-/// Compiles what has been checked.
-fn compiled(
-    device: DeviceInfo,
-    pool: Pool,
-    graph: &Graph,
-    weights: Arc<dyn WeightSource>,
-    options: &CompileOptions,
-) -> Result<Box<dyn Executable>, BackendError> {
-    let profile = Cpu.profile(options);
-    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
-    let program = |tokens: usize| {
-        let max_sizes = StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
-        let patterns = patterns::patterns(tokens);
-        let plan = plan(
-            graph,
-            &PlanOptions { taps: &options.taps, patterns: &patterns, alone: &none_alone, max_sizes },
-        )?;
-        compile::compile(plan, weights.as_ref(), profile)
-    };
-    let (one, many) = (program(1)?, program(micro_batch)?);
-    let info = ExecutableInfo {
-        backend: NAME,
-        device: device.name,
-        activations: profile.into(),
-        q8_super_block: profile.super_block(),
-        kv_type: options.kv_type,
-        threads: pool.threads(),
-        micro_batch,
-        weight_bytes: 0,
-    };
-    let kernels = Kernels::detect();
-    let rope_elems: usize = graph.rope_tables.iter().map(|t| t.dims).sum();
-    let memory = MemoryNeed {
-        weight_bytes: mapped_bytes(graph, weights.as_ref()),
-        kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
-        kv_stored: options.kv_type,
-        working_bytes: 4 * (one.arena_words.max(many.arena_words) as u64)
-            + 4 * (rope_elems as u64).saturating_mul(options.ctx_size as u64),
-        available_bytes: host_memory().map(|m| m.available_bytes),
-    };
-    options.tell_opened(&info, kernels.isa().name(), graph, memory);
-    Ok(Box::new(executable::CpuExecutable::new(one, many, info, kernels, pool, weights)?))
+/// Weights where they are mapped.
+struct CpuWeights {
+    table: WeightTable,
+    source: Arc<dyn WeightSource>,
+}
+
+impl CpuWeights {
+    /// Refuses what cannot run, and says what would run.
+    fn load(
+        graph: &Graph,
+        source: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+        threads: NonZeroUsize,
+    ) -> Result<CpuWeights, BackendError> {
+        check(graph, options)?;
+        check_weights(graph, source.as_ref())?;
+        options.check_only_device(NAME, &topology::processor_name())?;
+        let programs = Programs::new(graph, source.as_ref(), options, threads.get())?;
+        programs.tell_opened(graph, source.as_ref(), options);
+        Ok(CpuWeights { table: WeightTable::new(graph), source })
+    }
+
+    /// Compiles a graph for these threads.
+    fn executable(
+        &self,
+        pool: Pool,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        check(graph, options)?;
+        self.table.find(graph)?;
+        let programs = Programs::new(graph, self.source.as_ref(), options, pool.threads())?;
+        programs.tell_opened(graph, self.source.as_ref(), options);
+        let Programs { one, many, info } = programs;
+        let (kernels, source) = (Kernels::detect(), Arc::clone(&self.source));
+        Ok(Box::new(executable::CpuExecutable::new(one, many, info, kernels, pool, source)?))
+    }
+}
+
+impl Weights for CpuWeights {
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
+        let threads = threads(options.threads)?;
+        let pool = Pool::new(threads).map_err(|e| BackendError::Device {
+            backend: NAME,
+            device: topology::processor_name(),
+            detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
+        })?;
+        self.executable(pool, graph, options)
+    }
+}
+
+/// A graph compiled for one token and for many.
+struct Programs {
+    one: Program,
+    many: Program,
+    info: ExecutableInfo,
+}
+
+impl Programs {
+    /// Compiles a graph whose weights have been checked, once its cache can be held.
+    fn new(
+        graph: &Graph,
+        source: &dyn WeightSource,
+        options: &CompileOptions,
+        threads: usize,
+    ) -> Result<Programs, BackendError> {
+        check_kv_cache(NAME, graph, options.kv_type, options.ctx_size)?;
+        let profile = Cpu.profile(options);
+        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+        let program = |tokens: usize| {
+            let max_sizes =
+                StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+            let patterns = patterns::patterns(tokens);
+            let plan = plan(
+                graph,
+                &PlanOptions { taps: &options.taps, patterns: &patterns, alone: &none_alone, max_sizes },
+            )?;
+            compile::compile(plan, source, profile)
+        };
+        let info = ExecutableInfo {
+            backend: NAME,
+            device: topology::processor_name(),
+            activations: profile.into(),
+            q8_super_block: profile.super_block(),
+            kv_type: options.kv_type,
+            threads,
+            micro_batch,
+            weight_bytes: 0,
+        };
+        Ok(Programs { one: program(1)?, many: program(micro_batch)?, info })
+    }
+
+    /// Says what will run, and what it takes of the host's memory.
+    fn tell_opened(&self, graph: &Graph, source: &dyn WeightSource, options: &CompileOptions) {
+        let rope_elems: usize = graph.rope_tables.iter().map(|t| t.dims).sum();
+        let memory = MemoryNeed {
+            weight_bytes: mapped_bytes(graph, source),
+            kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
+            kv_stored: options.kv_type,
+            working_bytes: 4 * (self.one.arena_words.max(self.many.arena_words) as u64)
+                + 4 * (rope_elems as u64).saturating_mul(options.ctx_size as u64),
+            available_bytes: host_memory().map(|m| m.available_bytes),
+        };
+        options.tell_opened(&self.info, Kernels::detect().isa().name(), graph, memory);
+    }
 }
 
 /// The number of threads: what was asked for, at most one for each processor that the process may use, else the physical

@@ -1,28 +1,28 @@
-//! Graph + weights + device → executable: plans for one token and for many, memory for both, steps.
+//! Graph + loaded weights → executable: memory for the plans, steps.
 
-use super::buffers::{CudaState, Weights, check_memory};
 use super::choose::{Choices, choice_name};
 use super::driver::{
     CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param, SWITCHED_OFF, switched_off,
 };
-use super::ops::{self, Emit, Prepared, Scratch};
-use super::{NAME, device, fused};
+use super::ops::{Emit, Prepared, Scratch};
+use super::plans::Plans;
+use super::state::CudaState;
+use super::weights::{CudaWeights, GraphWeights};
+use super::{device, fused};
 use access::Access;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Graph, StepSizes, ValueId};
-use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
+use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     CompileOptions, Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepLimits,
-    StepTokens, TensorData, WeightSource, check_kv_rows, check_weights, deliver_taps,
+    StepTokens, TensorData, deliver_taps,
 };
 use std::sync::Arc;
 
 mod access;
 
-/// The largest T of a step unless asked otherwise.
-const MICRO_BATCH: usize = 512;
 /// The step's inputs: tokens, positions, sequence, slots, rows.
 const INPUTS: usize = 5;
 
@@ -86,7 +86,7 @@ pub(super) struct CudaExecutable {
     prefill: Class,
     arena: DeviceBuffer,
     boundary: Vec<DeviceBuffer>,
-    weights: Weights,
+    weights: GraphWeights,
     rope_tables: Vec<DeviceBuffer>,
     pub(super) scratch: Scratch,
     profile: ActProfile,
@@ -103,81 +103,31 @@ pub(super) struct CudaExecutable {
     pub(super) choices: Choices,
 }
 
-/// Compiles a graph for a device.
+/// Compiles a graph that reads loaded weights.
 pub(super) fn compile(
-    driver: Arc<dyn Driver>,
+    weights: &CudaWeights,
     graph: &Graph,
-    source: &dyn WeightSource,
     options: &CompileOptions,
 ) -> Result<CudaExecutable, BackendError> {
-    let profile = super::profile(options);
-    check_weights(graph, source)?;
-    for node in &graph.nodes {
-        ops::supports(graph, node)?;
-    }
-    check_kv_rows(NAME, graph, options.kv_type)?;
-
-    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
-    let sizes = |tokens| StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
-    let class = |tokens: usize| -> Result<Class, BackendError> {
-        let patterns = fused::patterns(tokens, profile);
-        let plan = plan(
-            graph,
-            &PlanOptions {
-                taps: &options.taps,
-                patterns: &patterns,
-                alone: &none_alone,
-                max_sizes: sizes(tokens),
-            },
-        )?;
-        let input_stride = tokens.max(options.max_logits_rows).next_multiple_of(64);
-        let inputs = DeviceBuffer::new(&driver, (4 * INPUTS * input_stride) as u64)
-            .map_err(|e| device::error(&driver.info().name, e))?;
-        Ok(Class { plan, inputs, input_stride })
-    };
-    let (decode, prefill) = (class(1)?, class(micro_batch)?);
-    for plan in [&decode.plan, &prefill.plan] {
-        if let Some(slot) = plan.memory.slots.iter().find(|s| s.size_bytes / 4 > i32::MAX as usize) {
-            return Err(BackendError::Value {
-                value: slot.value.to_string(),
-                detail: format!(
-                    "{} bytes; kernels count up to 2³¹ elements: lower the micro-batch",
-                    slot.size_bytes
-                ),
-            });
-        }
-    }
-
-    let scratch_sizes =
-        ops::ScratchSizes::of(&prefill.plan.graph, sizes(micro_batch), driver.info().multiprocessors);
-    let arena_bytes = decode.plan.memory.arena_bytes.max(prefill.plan.memory.arena_bytes) as u64;
-    let rope_bytes: u64 = graph.rope_tables.iter().map(|t| (4 * options.ctx_size * t.dims) as u64).sum();
-    let weight_bytes = Weights::wanted_bytes(graph);
-    let memory = check_memory(
-        &*driver,
-        weight_bytes,
-        arena_bytes + scratch_sizes.bytes(),
-        options.kv_type.cache_bytes(graph, options.ctx_size).saturating_add(rope_bytes),
-        options,
-    )?;
-    let info = ExecutableInfo {
-        backend: NAME,
-        device: driver.info().name.clone(),
-        activations: profile.into(),
-        q8_super_block: profile.super_block(),
-        kv_type: options.kv_type,
-        threads: 1,
-        micro_batch,
-        weight_bytes,
-    };
-    options.tell_opened(&info, "", graph, memory);
+    let driver = Arc::clone(&weights.driver);
+    let graph_weights = weights.of(graph)?;
+    let plans = Plans::new(&*driver, graph, weights.size_bytes, options)?;
+    let memory = plans.check_memory(&*driver, options, true)?;
+    options.tell_opened(&plans.info, "", graph, memory);
 
     let failed = |e: DriverError| device::error(&driver.info().name, e);
-    let arena = DeviceBuffer::new(&driver, arena_bytes).map_err(failed)?;
+    let max_sizes = plans.prefill.max_sizes;
+    let class = |plan: Plan| -> Result<Class, BackendError> {
+        let input_stride = plan.max_sizes.tokens.max(options.max_logits_rows).next_multiple_of(64);
+        let inputs = DeviceBuffer::new(&driver, (4 * INPUTS * input_stride) as u64).map_err(failed)?;
+        Ok(Class { plan, inputs, input_stride })
+    };
+    let (decode, prefill) = (class(plans.decode)?, class(plans.prefill)?);
+    let arena = DeviceBuffer::new(&driver, plans.arena_bytes).map_err(failed)?;
     let boundary = graph
         .boundary
         .iter()
-        .map(|v| DeviceBuffer::new(&driver, 4 * graph.value(*v).shape.elems(sizes(micro_batch)) as u64))
+        .map(|v| DeviceBuffer::new(&driver, 4 * graph.value(*v).shape.elems(max_sizes) as u64))
         .collect::<Result<_, _>>()
         .map_err(failed)?;
     let rope_tables = graph
@@ -186,34 +136,27 @@ pub(super) fn compile(
         .map(|t| DeviceBuffer::from_bytes(&driver, bytemuck::cast_slice(&t.table(options.ctx_size))))
         .collect::<Result<_, _>>()
         .map_err(failed)?;
-    let scratch = Scratch::new(&driver, scratch_sizes)?;
-    let progress = options.progress.as_deref();
-    let weights = std::thread::scope(|scope| {
-        scope.spawn(|| driver.load_kernels(progress));
-        Weights::upload(&driver, graph, source, progress)
-    })?;
-    driver.synchronize().map_err(failed)?;
-
+    let scratch = Scratch::new(&driver, plans.scratch)?;
     let choices = Choices::new(&driver, graph)?;
-    let vocab_size = graph.vocab_size();
+    driver.synchronize().map_err(failed)?;
     Ok(CudaExecutable {
-        driver,
         decode,
         prefill,
         arena,
         boundary,
-        weights,
+        weights: graph_weights,
         rope_tables,
         scratch,
-        profile,
-        info,
-        vocab_size,
+        profile: plans.profile,
+        info: plans.info,
+        vocab_size: graph.vocab_size(),
         recorded: None,
         has_decoded: false,
         each_alone: switched_off("graph"),
         position: 0,
         last: None,
         choices,
+        driver,
     })
 }
 

@@ -4,26 +4,27 @@
 //! recorded once and replayed. Weights keep their format on the device and are decoded inside the products.
 //! Deliberately absent: several devices, 8-bit activations in blocks of 256 (GPUs take 32 everywhere).
 
-mod buffers;
 mod choose;
 mod compile;
 mod device;
 pub mod driver;
 mod fused;
+mod load;
 mod ops;
 mod planes;
+mod plans;
+mod state;
 #[cfg(all(test, moe_host_harness))]
 mod tests;
 mod upload;
+mod weights;
 
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{
-    Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource,
-};
+use moe_run_runtime::executable::{Activations, Backend, CompileOptions, DeviceInfo, WeightSource, Weights};
 use moe_run_runtime::sharing::{Opens, Sharing};
 use std::sync::Arc;
 
@@ -70,14 +71,14 @@ impl Backend for Cuda {
         Some(KernelInfo { name, grid: None, workgroup: None, dispatches: None, source: None })
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
+    ) -> Result<Arc<dyn Weights>, BackendError> {
         let open = || self.open(options.device.as_deref());
-        self.compile_on(&open, graph, weights.as_ref(), options)
+        self.load_on(&open, graph, source.as_ref(), options)
     }
 
     fn sharing(&self) -> Option<Box<dyn Backend>> {
@@ -98,15 +99,14 @@ impl Opens for Cuda {
         true
     }
 
-    fn compile_on(
+    fn load_on(
         &self,
         open: &dyn Fn() -> Result<Self::Opened, BackendError>,
         graph: &Graph,
-        weights: &dyn WeightSource,
+        source: &dyn WeightSource,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
-        options.check(self)?;
-        Ok(Box::new(compile::compile(open()?, graph, weights, options)?))
+    ) -> Result<Arc<dyn Weights>, BackendError> {
+        Ok(Arc::new(load::load(open, graph, source, options)?))
     }
 }
 

@@ -3,21 +3,26 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
 
-use super::compile::{CudaExecutable, compile};
+use super::compile::CudaExecutable;
 use super::driver::{
     CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Staging, harness,
 };
+use super::load::load;
+use moe_run_graph::ir::Graph;
 use moe_run_graph::quant::Format;
 use moe_run_inspect::cases::{self, OpCase};
 use moe_run_reference::Reference;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{Activations, CompileOptions, Executable, KvType};
+use moe_run_runtime::executable::{Activations, CompileOptions, Executable, KvType, WeightSource};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 mod choice;
+#[path = "../../../tests/src/loaded_once.rs"]
+mod loaded_once;
 mod schedules;
+mod weights;
 
 /// What a driver was asked for.
 #[derive(Default)]
@@ -30,12 +35,14 @@ struct Counts {
     downloads: AtomicUsize,
     posted: AtomicUsize,
     posted_bytes: AtomicUsize,
+    /// Bytes of weights that keep their format.
+    staged_bytes: AtomicUsize,
 }
 
 impl Counts {
     /// Launched, captured, replayed, downloads, posted, posted bytes.
     fn all(&self) -> [usize; 6] {
-        let Counts { launched, captured, replayed, downloads, posted, posted_bytes } = self;
+        let Counts { launched, captured, replayed, downloads, posted, posted_bytes, staged_bytes: _ } = self;
         [launched, captured, replayed, downloads, posted, posted_bytes].map(|n| n.load(Ordering::Relaxed))
     }
 }
@@ -90,7 +97,7 @@ impl Changed {
     }
 }
 
-struct FailingStaging(Box<dyn Staging>, Arc<AtomicUsize>);
+struct FailingStaging(Box<dyn Staging>, Arc<AtomicUsize>, Arc<Counts>);
 
 impl Staging for FailingStaging {
     fn memory(&mut self) -> Result<&mut [u8], DriverError> {
@@ -99,6 +106,7 @@ impl Staging for FailingStaging {
 
     fn send(&mut self, address: u64, bytes: usize) -> Result<(), DriverError> {
         Changed::count(&self.1, "copy to the device")?;
+        self.2.staged_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.0.send(address, bytes)
     }
 }
@@ -126,7 +134,8 @@ impl Driver for Changed {
     }
 
     fn staging(&self, bytes: usize) -> Result<Box<dyn Staging>, DriverError> {
-        Ok(Box::new(FailingStaging(self.inner.staging(bytes)?, Arc::clone(&self.copies_left))))
+        let (copies_left, counts) = (Arc::clone(&self.copies_left), Arc::clone(&self.counts));
+        Ok(Box::new(FailingStaging(self.inner.staging(bytes)?, copies_left, counts)))
     }
 
     fn mailbox(&self, bytes: usize) -> Result<Box<dyn Mailbox>, DriverError> {
@@ -182,6 +191,16 @@ fn options(case: &OpCase, activations: Activations, kv_type: KvType) -> CompileO
 fn compiled(case: &OpCase, driver: Changed) -> Result<CudaExecutable, BackendError> {
     let options = options(case, Activations::Q8, KvType::F16);
     compile(Arc::new(driver), &case.graph, case.weights.as_ref(), &options)
+}
+
+/// Loads the weights to a driver and compiles the graph from them.
+fn compile(
+    driver: Arc<dyn Driver>,
+    graph: &Graph,
+    source: &dyn WeightSource,
+    options: &CompileOptions,
+) -> Result<CudaExecutable, BackendError> {
+    load(&|| Ok(Arc::clone(&driver)), graph, source, options)?.executable(graph, options)
 }
 
 /// The text of an error that must come.

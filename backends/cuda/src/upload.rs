@@ -7,10 +7,10 @@
 use super::device;
 use super::driver::{DeviceBuffer, Driver, DriverError, Staging};
 use super::planes;
-use moe_run_graph::ir::{Graph, WeightDecl};
+use moe_run_graph::ir::WeightDecl;
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{Progress, WeightSource};
+use moe_run_runtime::executable::{Progress, WeightSource, WeightTable};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,25 +35,28 @@ fn rows_of(decl: &WeightDecl) -> (usize, usize) {
 }
 
 /// Bytes of a weight on the device.
-pub(super) fn device_bytes(decl: &WeightDecl, matrix: bool) -> u64 {
+fn device_bytes(decl: &WeightDecl, is_matrix: bool) -> u64 {
     let (elems, rows) = rows_of(decl);
-    if matrix { (rows * planes::row_bytes(decl.format, elems)) as u64 } else { 4 * (rows * elems) as u64 }
+    if is_matrix { (rows * planes::row_bytes(decl.format, elems)) as u64 } else { 4 * (rows * elems) as u64 }
 }
 
-/// Uploads every weight of the graph; their sizes have been checked. `is_matrix` tells what keeps its format.
+/// Bytes of all weights on the device.
+pub(super) fn wanted_bytes(table: &WeightTable) -> u64 {
+    table.decls().iter().map(|decl| device_bytes(decl, table.is_matrix(decl.id))).sum()
+}
+
+/// Uploads every weight of the table, whose sizes have been checked: one buffer for each, in order.
 pub(super) fn upload(
     driver: &Arc<dyn Driver>,
-    graph: &Graph,
+    table: &WeightTable,
     source: &dyn WeightSource,
-    is_matrix: &dyn Fn(&WeightDecl) -> bool,
     progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
 ) -> Result<Vec<DeviceBuffer>, BackendError> {
     let failed = |e| device::error(&driver.info().name, e);
-    let total = graph.weights.iter().map(|d| device_bytes(d, is_matrix(d))).sum();
-    let mut buffers = Vec::with_capacity(graph.weights.len());
+    let mut buffers = Vec::with_capacity(table.decls().len());
     let mut parts = Vec::new();
-    for decl in &graph.weights {
-        let matrix = is_matrix(decl);
+    for decl in table.decls() {
+        let matrix = table.is_matrix(decl.id);
         let bytes = source.weight(decl).unwrap_or_default();
         let (elems, rows) = rows_of(decl);
         let buffer = DeviceBuffer::new(driver, device_bytes(decl, matrix)).map_err(failed)?;
@@ -79,7 +82,7 @@ pub(super) fn upload(
         buffers.push(buffer);
     }
     // Biggest first would even out the threads; in file order the disk reads ahead, which is worth more.
-    copy_all(&**driver, &parts, total, progress).map_err(failed)?;
+    copy_all(&**driver, &parts, wanted_bytes(table), progress).map_err(failed)?;
     Ok(buffers)
 }
 

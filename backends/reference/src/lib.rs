@@ -34,8 +34,8 @@ use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, Observer, State, StepInput, StepLimits, StepTokens, WeightSource, check_kv_rows,
-    check_step_operands, check_weights, deliver_taps, mapped_bytes, not_taken,
+    KvType, MemoryNeed, Observer, State, StepInput, StepLimits, StepTokens, WeightSource, WeightTable,
+    Weights, check_kv_rows, check_step_operands, check_weights, deliver_taps, mapped_bytes, not_taken,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use std::any::Any;
@@ -134,46 +134,82 @@ impl Backend for Reference {
         check_step_operands(NAME, graph, node)
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
+    ) -> Result<Arc<dyn Weights>, BackendError> {
         options.check(self)?;
-        graph.nodes.iter().try_for_each(|node| self.supports(graph, node))?;
-        check_kv_rows(NAME, graph, options.kv_type)?;
-        check_weights(graph, weights.as_ref())?;
+        check_weights(graph, source.as_ref())?;
         options.check_only_device(NAME, DEVICE)?;
-        // It keeps the rows as they are read back.
-        check_kv_cache(NAME, graph, KvType::F32, options.ctx_size)?;
-        let profile = self.profile(options);
-        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
-        let max_sizes =
-            StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
-        let plan =
-            plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], alone: &none_alone, max_sizes })?;
-        let info = ExecutableInfo {
-            backend: NAME,
-            device: DEVICE.into(),
-            activations: profile.into(),
-            q8_super_block: profile.super_block(),
-            kv_type: options.kv_type,
-            threads: 1,
-            micro_batch,
-            weight_bytes: 0,
-        };
-        let memory = MemoryNeed {
-            weight_bytes: mapped_bytes(graph, weights.as_ref()),
-            kv_cache_bytes: KvType::F32.cache_bytes(graph, options.ctx_size),
-            kv_stored: KvType::F32,
-            working_bytes: plan.memory.naive_bytes as u64,
-            available_bytes: host_memory().map(|m| m.available_bytes),
-        };
-        options.tell_opened(&info, "", graph, memory);
-        let vocab_size = plan.graph.vocab_size();
-        let values = vec![None; plan.graph.values.len()];
-        Ok(Box::new(ReferenceExecutable { plan, weights, profile, info, vocab_size, values, taken: None }))
+        planned(graph, source.as_ref(), options)?;
+        Ok(Arc::new(ReferenceWeights { table: WeightTable::new(graph), source }))
+    }
+}
+
+/// A graph's plan under some options, and what its executable will be, which is told; refuses a cache that no host memory
+/// holds.
+fn planned(
+    graph: &Graph,
+    source: &dyn WeightSource,
+    options: &CompileOptions,
+) -> Result<(Plan, ExecutableInfo), BackendError> {
+    options.check(&Reference)?;
+    graph.nodes.iter().try_for_each(|node| Reference.supports(graph, node))?;
+    check_kv_rows(NAME, graph, options.kv_type)?;
+    // It keeps the rows as they are read back.
+    check_kv_cache(NAME, graph, KvType::F32, options.ctx_size)?;
+    let profile = Reference.profile(options);
+    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+    let max_sizes =
+        StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+    let plan =
+        plan(graph, &PlanOptions { taps: &options.taps, patterns: &[], alone: &none_alone, max_sizes })?;
+    let info = ExecutableInfo {
+        backend: NAME,
+        device: DEVICE.into(),
+        activations: profile.into(),
+        q8_super_block: profile.super_block(),
+        kv_type: options.kv_type,
+        threads: 1,
+        micro_batch,
+        weight_bytes: 0,
+    };
+    let memory = MemoryNeed {
+        weight_bytes: mapped_bytes(graph, source),
+        kv_cache_bytes: KvType::F32.cache_bytes(graph, options.ctx_size),
+        kv_stored: KvType::F32,
+        working_bytes: plan.memory.naive_bytes as u64,
+        available_bytes: host_memory().map(|m| m.available_bytes),
+    };
+    options.tell_opened(&info, "", graph, memory);
+    Ok((plan, info))
+}
+
+/// Weights where their source holds them.
+struct ReferenceWeights {
+    table: WeightTable,
+    source: Arc<dyn WeightSource>,
+}
+
+impl Weights for ReferenceWeights {
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
+        self.table.find(graph)?;
+        let (plan, info) = planned(graph, self.source.as_ref(), options)?;
+        Ok(Box::new(ReferenceExecutable {
+            weights: Arc::clone(&self.source),
+            profile: Reference.profile(options),
+            vocab_size: plan.graph.vocab_size(),
+            values: vec![None; plan.graph.values.len()],
+            taken: None,
+            plan,
+            info,
+        }))
     }
 }
 

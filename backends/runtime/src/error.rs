@@ -60,6 +60,16 @@ pub enum BackendError {
         /// In the file.
         found_bytes: usize,
     },
+    /// A graph reads a tensor that is not among the loaded weights.
+    #[error("tensor {name}: wanted {wanted}, loaded is {found}; load the weights of this graph")]
+    NotLoaded {
+        /// The tensor.
+        name: String,
+        /// Format, shape and use in the graph.
+        wanted: String,
+        /// What was loaded by that name.
+        found: String,
+    },
     /// Memory that cannot be had.
     #[error("{what}: {wanted_bytes} bytes needed, {available_bytes} available; {advice}")]
     OutOfMemory {

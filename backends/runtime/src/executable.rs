@@ -7,10 +7,11 @@ pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_
 use crate::error::BackendError;
 pub use crate::options::{Activations, CompileOptions, KvType, MemoryNeed, OnOpened, Opened, Progress};
 pub use crate::tensor::{HostTensor, TensorData, TensorView, ViewData};
+pub use crate::weights::{WeightSource, WeightTable, Weights, check_weights, mapped_bytes};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
-    Graph, LaunchPattern, Node, OpKind, Stage, StateDecl, StateId, StepInputs, StepSizes, ValueId, WeightDecl,
+    Graph, LaunchPattern, Node, OpKind, Stage, StateDecl, StateId, StepInputs, StepSizes, ValueId,
 };
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -19,47 +20,6 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Where weights come from: a mapped GGUF file, or memory in tests.
-pub trait WeightSource: Send + Sync {
-    /// The bytes of a tensor, rows in order; `None` if there is no such tensor.
-    fn bytes(&self, name: &str) -> Option<&[u8]>;
-
-    /// The bytes of a graph's weight: its tensor's, or the part of them that it is.
-    fn weight(&self, decl: &WeightDecl) -> Option<&[u8]> {
-        self.bytes(&decl.name).and_then(|tensor| decl.bytes_in(tensor))
-    }
-}
-
-impl WeightSource for moe_run_graph::gguf::GgufFile {
-    fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.tensor(name).map(|t| self.data(t))
-    }
-}
-
-impl WeightSource for std::collections::HashMap<String, Vec<u8>> {
-    fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.get(name).map(Vec::as_slice)
-    }
-}
-
-/// Checks that every weight of a graph is there with the bytes that its shape and format say.
-///
-/// # Errors
-/// [`BackendError::Weight`] naming the tensor.
-pub fn check_weights(graph: &Graph, weights: &dyn WeightSource) -> Result<(), BackendError> {
-    for decl in &graph.weights {
-        let cols = decl.shape.last().copied().unwrap_or(0);
-        let rows: usize = decl.shape[..decl.shape.len().saturating_sub(1)].iter().product();
-        let wanted_bytes =
-            decl.format.row_bytes(cols).and_then(|b| b.checked_mul(rows)).unwrap_or(usize::MAX);
-        let found_bytes = weights.weight(decl).map_or(0, <[u8]>::len);
-        if found_bytes != wanted_bytes {
-            return Err(BackendError::Weight { name: decl.name.clone(), wanted_bytes, found_bytes });
-        }
-    }
-    Ok(())
-}
 
 /// Refuses a node that is told where its tokens stand by anything but the step's own inputs: a backend may find positions,
 /// sequences and slots without reading the operands.
@@ -114,12 +74,6 @@ pub fn check_kv_rows(backend: &'static str, graph: &Graph, kv_type: KvType) -> R
             wanted: format!("rows of a multiple of 32 elements; this model's have {}", state.row_elems()),
         }),
     }
-}
-
-/// Bytes of a graph's weights as their source holds them.
-#[must_use]
-pub fn mapped_bytes(graph: &Graph, weights: &dyn WeightSource) -> u64 {
-    graph.weights.iter().map(|decl| weights.weight(decl).map_or(0, <[u8]>::len) as u64).sum()
 }
 
 /// What sort of device it is.
@@ -672,16 +626,32 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// Compiles a graph (a whole model or a segment).
+    /// Opens the device and puts a graph's weights there, for any number of executables. Whatever these options make
+    /// impossible is refused before the device is opened, or before the first weight goes up.
     ///
     /// # Errors
-    /// [`BackendError`] for what the backend lacks, missing weights, no device, no memory.
+    /// [`BackendError`] for what the backend lacks, missing weights, no device, no memory for weights, cache and working
+    /// memory together.
+    fn load(
+        &self,
+        graph: &Graph,
+        source: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<Arc<dyn Weights>, BackendError>;
+
+    /// Loads the weights of a graph (a whole model or a segment) and compiles it: for who needs it once.
+    ///
+    /// # Errors
+    /// As [`Backend::load`] and [`Weights::compile`].
     fn compile(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError>;
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        let weights = self.load(graph, source, options)?;
+        weights.compile(graph, &CompileOptions { opened: None, ..options.clone() })
+    }
 }
 
 /// Hands the taps of a finished launch to the observer: their inputs, set side by side where there are several.

@@ -18,10 +18,11 @@ pub mod sequences;
 pub mod session;
 pub mod sharing;
 mod tensor;
+pub mod weights;
 
 pub use error::BackendError;
 pub use executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
     KvType, MemoryNeed, Observer, OnOpened, Opened, Progress, State, StepInput, TapValue, TensorData,
-    TensorView, ValueAccess, ViewData, WeightSource,
+    TensorView, ValueAccess, ViewData, WeightSource, Weights,
 };

@@ -164,7 +164,7 @@ pub struct MemoryNeed {
     pub kv_stored: KvType,
     /// Values between launches, scratch, tables.
     pub working_bytes: u64,
-    /// What is free for all that; `None` where the driver does not tell.
+    /// What is free for all that, weights that are loaded counted in; `None` where the driver does not tell.
     pub available_bytes: Option<u64>,
 }
 
@@ -207,7 +207,7 @@ pub struct CompileOptions {
     pub threads: Option<usize>,
     /// Index or name of the device; `None`: the backend's choice.
     pub device: Option<String>,
-    /// Told what has been opened, before it is loaded.
+    /// Told what has been opened, before weights are loaded, or memory for steps is taken.
     pub opened: Option<OnOpened>,
     /// Told how loading goes.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,

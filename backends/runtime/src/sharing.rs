@@ -1,17 +1,17 @@
 //! A backend that opens its device once: for many small graphs, one after another.
 //!
-//! Input: a backend that can compile on what it has opened ([`Opens`]). Output: the same backend, whose executables share
+//! Input: a backend that can load weights to what it has opened ([`Opens`]). Output: the same backend, whose weights share
 //! that. Deliberately absent: sharing between backends, and between devices.
 
 use crate::error::BackendError;
-use crate::executable::{Backend, CompileOptions, DeviceInfo, Executable, WeightSource};
+use crate::executable::{Backend, CompileOptions, DeviceInfo, WeightSource, Weights};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A backend whose executables can share a device.
+/// A backend whose weights, and the executables made from them, can share a device.
 pub trait Opens: Backend {
     /// An open device, with what has been compiled for it; clones are the same device.
     type Opened: Clone + Send;
@@ -25,17 +25,17 @@ pub trait Opens: Backend {
     /// Whether it can still be used: after a failure it is opened anew.
     fn is_sound(opened: &Self::Opened) -> bool;
 
-    /// [`Backend::compile`] on what `open` gives, which is called after everything that can be refused without a device.
+    /// [`Backend::load`] to what `open` gives, which is called after everything that can be refused without a device.
     ///
     /// # Errors
-    /// As [`Backend::compile`].
-    fn compile_on(
+    /// As [`Backend::load`].
+    fn load_on(
         &self,
         open: &dyn Fn() -> Result<Self::Opened, BackendError>,
         graph: &Graph,
-        weights: &dyn WeightSource,
+        source: &dyn WeightSource,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError>;
+    ) -> Result<Arc<dyn Weights>, BackendError>;
 }
 
 /// A backend that keeps the device it opened last.
@@ -104,13 +104,13 @@ impl<B: Opens> Backend for Sharing<B> {
         self.backend.kernel(plan, launch, options)
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
+    ) -> Result<Arc<dyn Weights>, BackendError> {
         let open = || self.opened(options.device.as_deref());
-        self.backend.compile_on(&open, graph, weights.as_ref(), options)
+        self.backend.load_on(&open, graph, source.as_ref(), options)
     }
 }

@@ -1,34 +1,19 @@
-//! Stage 5, wgpu: Plan → programs: every dispatch with its pipeline, its parameters and its bindings.
+//! Stage 5, wgpu: plans + loaded weights → programs: every dispatch with its pipeline, its parameters and its bindings.
 
-use super::buffers::{WeightMap, Weights, upload};
 use super::choose::Chooser;
-use super::device::{Device, WgpuOptions};
-use super::emit::{Dispatch, Emitter, Grid, MAX_GROUPS, Places, StateBinding};
+use super::device::Device;
+use super::emit::{Dispatch, Grid, StateBinding};
 use super::executable::WgpuExecutable;
 use super::ops::{self, sample};
 use super::params::pack;
 use super::pipelines::Pipelines;
-use super::shader::{Features, compose};
-use super::{NAME, launches};
-use moe_run_graph::dump::KernelInfo;
-use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};
-use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
-use moe_run_graph::quant::ActProfile;
+use super::plans::{ARENA_ADVICE, Plans, logits_of};
+use super::weights::{Buffers, GraphWeights, WgpuWeights};
+use moe_run_graph::ir::Graph;
+use moe_run_graph::passes::Plan;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{
-    CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightSource, check_kv_rows, check_weights,
-};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// The largest T of a prefill step unless asked otherwise.
-const MICRO_BATCH: usize = 256;
-
-/// What makes the activations smaller.
-const ARENA_ADVICE: &str = "lower the micro-batch or --ctx-size, or ask for fewer taps";
-
-/// A token class between decode and prefill: a few tokens, without tiles.
-const FEW_TOKENS: usize = super::emit::FEW_ROWS;
+use moe_run_runtime::executable::CompileOptions;
+use std::sync::{Arc, PoisonError};
 
 /// A dispatch that is ready to be encoded.
 pub(super) struct Ready {
@@ -47,126 +32,20 @@ pub(super) struct Program {
     pub max_splits: usize,
 }
 
-/// The step's inputs and everything else that lies in the arena, in words.
-pub(super) struct ArenaMap {
-    pub places: Places,
-    /// Scratch of the device's sampling.
-    pub sample_at: u32,
-}
+/// Bytes of `struct Step` in common/arena.wgsl.
+pub(super) const STEP_BYTES: u64 = 32;
 
-/// Logits that can be sampled on the device.
-#[derive(Clone, Copy)]
-pub(super) struct Logits {
-    pub value: ValueId,
-    /// Of a row.
-    pub vocabulary: usize,
-    /// The first so many of a row may be chosen.
-    pub choosable: usize,
-}
-
-/// The graph's first output if it is rows of logits.
-fn logits_of(graph: &Graph) -> Option<Logits> {
-    let value = graph.value(*graph.outputs.first()?);
-    match value.shape.0[..] {
-        [Dim::LogitsRows, Dim::Fixed(vocabulary)]
-            if value.dtype == DType::F32 && vocabulary <= sample::MAX_ELEMENTS =>
-        {
-            Some(Logits { value: value.id, vocabulary, choosable: graph.choosable(vocabulary) })
-        }
-        _ => None,
-    }
-}
-
-/// An open device with the pipelines that have been compiled for it.
-#[derive(Clone)]
-pub struct Opened {
-    pub(super) device: Arc<Device>,
-    pub(super) pipelines: Arc<Mutex<Pipelines>>,
-}
-
-impl Opened {
-    pub(super) fn new(device: Device) -> Opened {
-        Opened { device: Arc::new(device), pipelines: Arc::default() }
-    }
-}
-
-/// Compiles a graph for the device that `open` gives.
+/// Compiles a graph that reads loaded weights.
 pub(super) fn compile(
-    open: &dyn Fn() -> Result<Opened, BackendError>,
+    weights: &WgpuWeights,
     graph: &Graph,
-    weights: &dyn WeightSource,
     options: &CompileOptions,
 ) -> Result<WgpuExecutable, BackendError> {
-    for node in &graph.nodes {
-        super::supports(graph, node)?;
-    }
-    let profile = super::profile(options);
-    check_kv_rows(NAME, graph, options.kv_type)?;
-    check_weights(graph, weights)?;
-    let Opened { device, pipelines } = open()?;
-    let progress = options.progress.as_deref();
-    let weight_map = WeightMap::new(graph, device.max_tensor_bytes)?;
-
-    let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
-    if micro_batch > MAX_GROUPS as usize {
-        return Err(BackendError::Option {
-            backend: NAME,
-            option: "micro-batch",
-            found: micro_batch.to_string(),
-            wanted: format!("at most {MAX_GROUPS}, the workgroups along an axis of a dispatch"),
-        });
-    }
-    let mut classes = vec![1, FEW_TOKENS.min(micro_batch), micro_batch];
-    classes.dedup();
-    let mut plans = Vec::with_capacity(classes.len());
-    for tokens in classes {
-        let max_sizes =
-            StepSizes { tokens, logits_rows: options.max_logits_rows.min(tokens), cached: options.ctx_size };
-        let patterns = launches::for_tokens(tokens);
-        // Fused launches read whole tensors.
-        let alone = |node: &Node| weight_map.is_split(node);
-        let options = PlanOptions { taps: &options.taps, patterns: &patterns, alone: &alone, max_sizes };
-        plans.push(plan(graph, &options)?);
-    }
-    let (map, values_at) = arena_map(
-        graph,
-        plans.last().map_or(StepSizes { tokens: 1, logits_rows: 1, cached: 1 }, |p| p.max_sizes),
-    );
-
-    let mut emitted = Vec::with_capacity(plans.len());
-    let mut arena_words = values_at;
-    for plan in &plans {
-        // Before places in it are numbered with 32 bits.
-        device.fits(
-            "activations",
-            u64::from(values_at) * 4 + plan.memory.arena_bytes as u64,
-            ARENA_ADVICE,
-        )?;
-        let (launches, words) =
-            emit_all(plan, &map.places, &weight_map, profile, options.kv_type, device.features)?;
-        arena_words = arena_words.max(words);
-        emitted.push(launches);
-    }
-
-    let info = ExecutableInfo {
-        backend: NAME,
-        device: device.name(),
-        activations: profile.into(),
-        q8_super_block: profile.super_block(),
-        kv_type: options.kv_type,
-        threads: 1,
-        micro_batch,
-        weight_bytes: weight_map.size_bytes(),
-    };
-    let memory = MemoryNeed {
-        weight_bytes: weight_map.size_bytes(),
-        kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
-        kv_stored: options.kv_type,
-        working_bytes: u64::from(arena_words) * 4,
-        available_bytes: device.available_bytes(),
-    };
-    options.tell_opened(&info, format!("{:?}", device.info.backend), graph, memory);
-    let uploaded = upload(&device, graph, &weight_map, weights, progress)?;
+    let GraphWeights { map: weight_map, buffers } = weights.of(graph)?;
+    let device = Arc::clone(&weights.opened.device);
+    let plans = Plans::new(&device, graph, &weight_map, options)?;
+    plans.tell_opened(&device, graph, options, true);
+    let Plans { plans, emitted, map, info, arena_words } = plans;
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let arena = device.buffer("activations", u64::from(arena_words) * 4, usage, ARENA_ADVICE)?;
     let now = device.buffer(
@@ -183,13 +62,13 @@ pub(super) fn compile(
     });
     let all = emitted.iter().flatten().flatten().chain(sampling.iter().flatten());
     let pipelines = {
-        let mut compiled = pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        compiled.add(&device, all, progress)?;
+        let mut compiled = weights.opened.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.add(&device, all, options.progress.as_deref())?;
         compiled.clone()
     };
 
     let shared =
-        Shared { device: &device, pipelines: &pipelines, weights: &uploaded, arena: &arena, now: &now };
+        Shared { device: &device, pipelines: &pipelines, weights: &buffers, arena: &arena, now: &now };
     let mut programs = Vec::with_capacity(plans.len());
     for (plan, launches) in plans.into_iter().zip(emitted) {
         let launches = shared.ready(launches)?;
@@ -206,94 +85,11 @@ pub(super) fn compile(
     WgpuExecutable::new(device, programs, pipelines, arena, now, map, chooser, info, vocab_size)
 }
 
-/// The dispatches of every launch of a plan, and the words of arena that they need.
-fn emit_all(
-    plan: &Plan,
-    places: &Places,
-    weights: &WeightMap,
-    profile: ActProfile,
-    kv_type: KvType,
-    features: Features,
-) -> Result<(Vec<Vec<Dispatch>>, u32), BackendError> {
-    let places = Places {
-        inputs: places.inputs.clone(),
-        rope: places.rope.clone(),
-        values_at: places.values_at,
-        scratch_at: places.values_at + (plan.memory.arena_bytes / 4) as u32,
-    };
-    let mut emitter = Emitter::new(plan, &places, weights, profile, kv_type, features);
-    let mut all = Vec::with_capacity(plan.launches.len());
-    for launch in &plan.launches {
-        emitter.begin_launch();
-        launches::emit(&mut emitter, launch)?;
-        all.push(std::mem::take(&mut emitter.dispatches));
-    }
-    Ok((all, places.scratch_at + emitter.max_scratch_words))
-}
-
-/// The shaders of one launch of a plan, on a device with every optional feature and room for whole tensors.
-pub(super) fn kernel(
-    plan: &Plan,
-    launch: &Launch,
-    profile: ActProfile,
-    kv_type: KvType,
-) -> Option<KernelInfo> {
-    let weights = WeightMap::new(&plan.graph, u64::MAX).ok()?;
-    let (map, _) = arena_map(&plan.graph, plan.max_sizes);
-    let features = WgpuOptions::default().allowed;
-    let mut emitter = Emitter::new(plan, &map.places, &weights, profile, kv_type, features);
-    launches::emit(&mut emitter, launch).ok()?;
-    let dispatches = emitter.dispatches;
-    let splits = ops::max_splits(plan.max_sizes.tokens) as u32;
-    let main = dispatches.last().filter(|d| !d.when_split).or(dispatches.first())?;
-    let source: Option<Vec<String>> = dispatches.iter().map(|d| compose(&d.variant).ok()).collect();
-    let names: Vec<String> = dispatches.iter().map(|d| d.variant.to_string()).collect();
-    let lanes = main.variant.sizes.get("LANES").copied().unwrap_or(TILE_LANES);
-    Some(KernelInfo {
-        name: names.join(" + "),
-        grid: Some(main.grid.resolve(plan.max_sizes, splits)),
-        workgroup: Some([lanes, 1, 1]),
-        dispatches: Some(names.len()),
-        source: source.map(|s| s.join("\n")),
-    })
-}
-
-/// Lanes of a workgroup that multiplies tiles.
-const TILE_LANES: u32 = 256;
-
-/// Bytes of `struct Step` in common/arena.wgsl.
-pub(super) const STEP_BYTES: u64 = 32;
-
-/// Lays out inputs, RoPE angles and sampling scratch; gives the first word behind them.
-fn arena_map(graph: &Graph, max_sizes: StepSizes) -> (ArenaMap, u32) {
-    let mut at = 0u32;
-    let mut take = |words: usize| {
-        let begin = at;
-        at += words.next_multiple_of(64) as u32;
-        begin
-    };
-    let inputs = &graph.inputs;
-    let step = [inputs.tokens, inputs.positions, inputs.sequence, inputs.kv_slots, inputs.logits_rows];
-    let mut places = HashMap::new();
-    // What every step writes lies together.
-    for value in &step {
-        places.insert(*value, take(graph.value(*value).shape.elems(max_sizes)));
-    }
-    let tables = graph.rope_tables.iter().enumerate();
-    let rope = tables.map(|(i, spec)| (RopeTableId(i as u32), take(max_sizes.tokens * spec.dims))).collect();
-    for value in &graph.boundary {
-        places.insert(*value, take(graph.value(*value).shape.elems(max_sizes)));
-    }
-    let sample_at = take(logits_of(graph).map_or(0, |l| sample::scratch_words(l.vocabulary)));
-    let places = Places { inputs: places, rope, values_at: at, scratch_at: at };
-    (ArenaMap { places, sample_at }, at)
-}
-
 /// What every dispatch's bind group is made of.
 struct Shared<'a> {
     device: &'a Device,
     pipelines: &'a Pipelines,
-    weights: &'a Weights,
+    weights: &'a Buffers,
     arena: &'a wgpu::Buffer,
     now: &'a wgpu::Buffer,
 }

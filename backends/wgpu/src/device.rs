@@ -81,6 +81,8 @@ pub(super) struct Device {
     pub steps_encoded_ahead: AtomicU64,
     /// Copied to the host so far.
     pub bytes_read_back: AtomicU64,
+    /// Uploaded as weights so far.
+    pub weight_bytes: AtomicU64,
     /// Held by buffers.
     pub buffer_bytes: AtomicU64,
     /// The most that uploading ever held on the host beside the mapping.
@@ -337,6 +339,7 @@ impl Device {
             passes: AtomicU64::new(0),
             steps_encoded_ahead: AtomicU64::new(0),
             bytes_read_back: AtomicU64::new(0),
+            weight_bytes: AtomicU64::new(0),
             buffer_bytes: AtomicU64::new(0),
             peak_staged_bytes: AtomicU64::new(0),
             faults: options.faults,

@@ -4,9 +4,9 @@
 //! compute it, with parameters and grids as functions of the step's sizes. The ops' files say how each node is run.
 
 use super::NAME;
-use super::buffers::{Tensor, WeightMap};
 use super::params::Param;
 use super::shader::{Features, Input, Variant};
+use super::weights::{Tensor, WeightMap};
 use moe_run_graph::ir::{Dim, Node, RopeTableId, Shape, StateId, StepSizes, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::Plan;
 use moe_run_graph::quant::{ActProfile, Activation, Format};

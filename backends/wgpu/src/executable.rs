@@ -7,10 +7,11 @@
 //! between any two.
 
 use super::choose::{Choice, Chooser, ResultCopy};
-use super::compile::{ArenaMap, Logits, Program, Ready, STEP_BYTES};
+use super::compile::{Program, Ready, STEP_BYTES};
 use super::device::Device;
 use super::held::Held;
 use super::pipelines::Pipelines;
+use super::plans::{ArenaMap, Logits};
 use super::state::{StateGroups, WgpuState};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, RopeTableId, StepSizes, ValueId};

@@ -4,7 +4,6 @@
 //! `shaders/`. All activations lie in one arena buffer at places known when the graph is compiled; a step is one compute
 //! pass and one submission. Deliberately absent: any computation of an op on the host.
 
-mod buffers;
 mod choose;
 mod compile;
 mod device;
@@ -14,11 +13,14 @@ mod executable;
 mod held;
 mod launches;
 mod layout;
+mod load;
 mod ops;
 mod params;
 mod pipelines;
+mod plans;
 pub mod shader;
 mod state;
+mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -32,9 +34,10 @@ use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Activations, Backend, CompileOptions, DeviceInfo, Executable, WeightSource, check_step_operands,
+    Activations, Backend, CompileOptions, DeviceInfo, WeightSource, Weights, check_step_operands,
 };
 use moe_run_runtime::sharing::{Opens, Sharing};
+use pipelines::Opened;
 use std::sync::Arc;
 
 /// The backend's name.
@@ -73,17 +76,17 @@ impl Backend for Wgpu {
     }
 
     fn kernel(&self, plan: &Plan, launch: &Launch, options: &CompileOptions) -> Option<KernelInfo> {
-        compile::kernel(plan, launch, profile(options), options.kv_type)
+        plans::kernel(plan, launch, profile(options), options.kv_type)
     }
 
-    fn compile(
+    fn load(
         &self,
         graph: &Graph,
-        weights: Arc<dyn WeightSource>,
+        source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
+    ) -> Result<Arc<dyn Weights>, BackendError> {
         let open = || self.open(options.device.as_deref());
-        self.compile_on(&open, graph, weights.as_ref(), options)
+        self.load_on(&open, graph, source.as_ref(), options)
     }
 
     fn sharing(&self) -> Option<Box<dyn Backend>> {
@@ -92,25 +95,24 @@ impl Backend for Wgpu {
 }
 
 impl Opens for Wgpu {
-    type Opened = compile::Opened;
+    type Opened = Opened;
 
-    fn open(&self, device: Option<&str>) -> Result<compile::Opened, BackendError> {
-        Ok(compile::Opened::new(device::Device::open(device, &self.options)?))
+    fn open(&self, device: Option<&str>) -> Result<Opened, BackendError> {
+        Ok(Opened::new(device::Device::open(device, &self.options)?))
     }
 
-    fn is_sound(opened: &compile::Opened) -> bool {
+    fn is_sound(opened: &Opened) -> bool {
         opened.device.check().is_ok()
     }
 
-    fn compile_on(
+    fn load_on(
         &self,
-        open: &dyn Fn() -> Result<compile::Opened, BackendError>,
+        open: &dyn Fn() -> Result<Opened, BackendError>,
         graph: &Graph,
-        weights: &dyn WeightSource,
+        source: &dyn WeightSource,
         options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
-        options.check(self)?;
-        Ok(Box::new(compile::compile(open, graph, weights, options)?))
+    ) -> Result<Arc<dyn Weights>, BackendError> {
+        Ok(Arc::new(load::load(open, graph, source, options)?))
     }
 }
 

@@ -2,6 +2,10 @@
 //!
 //! They need an adapter; Mesa's software Vulkan is enough. A machine without any skips them loudly.
 
+#[path = "../../../tests/src/loaded_once.rs"]
+mod loaded_once;
+
+use super::weights::WgpuWeights;
 use super::{Faults, Features, Wgpu, WgpuOptions};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, Graph, Op, Shape, ValueId, WeightHome, WeightSlice};
@@ -12,7 +16,7 @@ use moe_run_reference::Reference;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, HostTensor, KvType, MAX_CANDIDATES, Observer, StepInput,
-    StepSequence, StepTokens, ValueAccess, argmax, best_candidates,
+    StepSequence, StepTokens, ValueAccess, WeightSource, argmax, best_candidates,
 };
 use moe_run_runtime::session::{LogitsRows, Session};
 use moe_run_runtime::sharing::{Opens, Sharing};
@@ -37,6 +41,11 @@ fn has_adapter() -> bool {
 /// A backend whose cases share a device.
 fn shared(options: WgpuOptions) -> Box<dyn Backend> {
     Wgpu { options }.sharing().expect("wgpu shares its device")
+}
+
+/// The weights of a graph on a device of their own.
+fn loaded(graph: &Graph, source: &dyn WeightSource, options: &CompileOptions) -> WgpuWeights {
+    super::load::load(&|| Wgpu::default().open(None), graph, source, options).unwrap()
 }
 
 /// Runs a case on the backend and the reference; `with` says what is used.
@@ -337,6 +346,17 @@ fn what_shares_a_device_shares_its_shaders() {
     assert!(!Arc::ptr_eq(&first.device, &failing.opened(None).unwrap().device));
 }
 
+/// Counted by the buffers that are made for them.
+#[test]
+fn weights_are_loaded_once_whatever_is_compiled() {
+    if !has_adapter() {
+        return;
+    }
+    let backend = Sharing::new(Wgpu::default());
+    let device = backend.opened(None).unwrap().device;
+    loaded_once::check(&backend, &|| device.weight_bytes.load(std::sync::atomic::Ordering::Relaxed));
+}
+
 /// Greedy decode: one submission with one compute pass a token, and nothing read back but the token.
 #[test]
 fn a_token_is_one_pass_and_one_submission() {
@@ -347,8 +367,7 @@ fn a_token_is_one_pass_and_one_submission() {
     let model = moe_run_graph::Model::open(std::path::Path::new(path)).unwrap();
     let options = CompileOptions { ctx_size: 64, ..CompileOptions::default() };
     let executable =
-        super::compile::compile(&|| Wgpu::default().open(None), &model.graph, model.file.as_ref(), &options)
-            .unwrap();
+        loaded(&model.graph, model.file.as_ref(), &options).executable(&model.graph, &options).unwrap();
     let device = executable.device.clone();
     let count = || {
         let load = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
@@ -406,10 +425,9 @@ fn uploading_stays_within_its_staging() {
         let bytes = vec![0u8; rows * format.row_bytes(COLS).unwrap()];
         let weights = std::collections::HashMap::from([("weight".to_owned(), bytes)]);
         let options = CompileOptions { micro_batch: Some(1), ..CompileOptions::default() };
-        let executable =
-            super::compile::compile(&|| Wgpu::default().open(None), &graph, &weights, &options).unwrap();
-        let peak = executable.device.peak_staged_bytes.load(std::sync::atomic::Ordering::Relaxed) as usize;
-        let bound = super::buffers::STAGED_BYTES + super::buffers::BLOCK_BYTES;
+        let loaded = loaded(&graph, &weights, &options);
+        let peak = loaded.opened.device.peak_staged_bytes.load(std::sync::atomic::Ordering::Relaxed) as usize;
+        let bound = super::weights::STAGED_BYTES + super::weights::BLOCK_BYTES;
         assert!(peak > bound / 2 && peak <= bound, "{format}: {peak} of {bound}");
         assert!(bound <= 512 << 20);
     }

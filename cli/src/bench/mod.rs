@@ -7,10 +7,11 @@ mod report;
 
 use std::{
     num::NonZeroUsize,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use moe_run_backends::{Activations, DeviceKind, KvType, bandwidth, registry, session::Session};
+use moe_run_backends::{Activations, DeviceKind, KvType, Weights, bandwidth, registry, session::Session};
 
 use self::{
     machine::Machine,
@@ -95,14 +96,23 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let tests = args.tests()?;
     let mut header = None;
     let (mut results, mut profiles) = (Vec::new(), Vec::new());
+    let context_tokens = tests.iter().map(Test::context_tokens).max().unwrap_or(1);
+    let started = Instant::now();
+    let model = args.model.open()?;
+    let mut weights: Option<Arc<dyn Weights>> = None;
     for threads in args.thread_counts() {
-        let started = Instant::now();
-        let context_tokens = tests.iter().map(Test::context_tokens).max().unwrap_or(1);
-        let backend_args = args.backend_args(context_tokens, threads);
-        let model = args.model.open()?;
-        let options = backend_args.compile_options(&model);
-        let mut session = Session::new(engine::compile(&model, &args.backend, &options)?)?;
-        let load_seconds = started.elapsed().as_secs_f64();
+        let options = args.backend_args(context_tokens, threads).compile_options(&model);
+        let compiling = Instant::now();
+        // The weights are loaded once for all numbers of threads.
+        let mut session = match &weights {
+            Some(weights) => engine::another_session(weights.as_ref(), &model, &options)?,
+            None => {
+                let (loaded, executable) = engine::compile(&model, &args.backend, &options)?;
+                weights = Some(loaded);
+                Session::new(executable)?
+            }
+        };
+        let load_seconds = if header.is_none() { started } else { compiling }.elapsed().as_secs_f64();
         let info = session.info().clone();
         let vocab_size = model.config.vocab_size;
         let device = device_kind(info.backend, &info.device)?;
@@ -131,10 +141,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
                 repetitions: args.repetitions.get(),
                 seed: args.seed,
             };
-            (ModelSummary::of(&model), settings, device)
+            (settings, device)
         });
     }
-    let Some((model, settings, device)) = header else {
+    let Some((settings, device)) = header else {
         return Err(CliError::bad_input("--threads: no number given"));
     };
     let peak_memory_bytes = machine::peak_memory_bytes(); // before the read loop takes its buffer
@@ -145,7 +155,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         schema_version: 1,
         version: env!("CARGO_PKG_VERSION"),
         commit: option_env!("MOE_RUN_COMMIT"),
-        model,
+        model: ModelSummary::of(&model),
         machine: Machine::here(),
         settings,
         results,

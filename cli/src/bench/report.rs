@@ -106,7 +106,7 @@ pub struct Row {
     pub read_gb_per_second: Option<f64>,
     /// `gb_per_second` over it.
     pub share_of_read: Option<f64>,
-    /// From opening the file to the allocated KV cache.
+    /// From opening the file to the allocated KV cache; with another number of threads, of compiling anew.
     pub load_seconds: f64,
     /// Each run.
     pub seconds: Vec<f64>,

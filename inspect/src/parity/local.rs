@@ -106,6 +106,7 @@ pub(super) fn local_error(
         | Op::Router(_)
         | Op::GatedAct { .. }
         | Op::ExpertCombine
+        | Op::CausalConv(_)
         | Op::Add
         | Op::Mul
         | Op::GetRows

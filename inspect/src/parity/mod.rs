@@ -12,10 +12,11 @@ mod free;
 mod local;
 mod not_finite;
 mod report;
+mod run;
 mod source;
 mod values;
 
-pub use around::{SaveAround, save_around};
+pub use around::SaveAround;
 pub use report::{
     First, LogitsCheck, NotFinite, OpCheck, Report, RoutingFlip, SCHEMA_VERSION, SideInfo, StageCheck,
     Verdict,
@@ -29,26 +30,17 @@ use forced::Forced;
 use free::Free;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Node, Op, Stage};
-use moe_run_graph::passes::{Launch, Plan, TapSelection};
-use moe_run_graph::quant::ActBlock;
+use moe_run_graph::passes::TapSelection;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{
-    Activations, Backend, CompileOptions, Executable, ExecutableInfo, Observer, TapValue, ValueAccess,
-    WeightSource,
-};
-use moe_run_runtime::session::{LogitsRows, Session};
-use source::{Gone, Origin, Sender, Source};
+use moe_run_runtime::executable::{Activations, Backend, CompileOptions, Observer, WeightSource};
+use run::{Run, other_compiled};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
-use std::time::Duration;
 use values::ValueMap;
 
 /// Tokens of a step unless asked otherwise: every backend's default.
 const MICRO_BATCH_TOKENS: usize = 512;
-/// Stages that a live side may be ahead.
-const STAGES_AHEAD: usize = 64;
 
 /// A comparison that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -211,128 +203,161 @@ pub struct Options {
     pub model: Option<ModelIdentity>,
 }
 
+/// Two sides that can be compared; their weights are loaded once, whatever is run.
+pub struct Comparison<'a> {
+    run: Run<'a>,
+    subject: Subject<'a>,
+}
+
 /// Compares. `graph` and `weights` are the model's own.
 ///
 /// # Errors
-/// [`ParityError`] where a comparison cannot be made; a divergence is no error but a verdict.
-pub fn compare(
-    graph: &Graph,
-    weights: &Arc<dyn WeightSource>,
-    mut subject: Subject<'_>,
-    against: Against<'_>,
-    options: &Options,
+/// As [`Comparison::new`] and [`Comparison::report`].
+pub fn compare<'a>(
+    graph: &'a Graph,
+    weights: &'a Arc<dyn WeightSource>,
+    subject: Subject<'a>,
+    against: Against<'a>,
+    options: &'a Options,
 ) -> Result<Report, ParityError> {
-    let tokens = options.tokens.len();
-    if tokens == 0 {
-        return Err(ParityError::NoTokens);
-    }
-    if let Against::Saved(set, _) = against {
-        agree::check_tokens(set, &options.tokens)?;
-    }
-    if let Against::Saved(set, _) = against
-        && !graph.taps().any(|(n, s)| set.tensors.contains_key(&s.path(n.layer.map(|l| l.index()))))
-    {
-        return Err(ParityError::NoStages { path: set.path.clone() });
-    }
-    let q8_super_block = agree::q8_super_block(graph, subject.backend, against, options)?;
-    let compile = options.compiled(TapSelection::All, q8_super_block);
-    let run = Run { graph, weights, against, options, compile };
-    let executable = run.subject(&subject)?;
-    let info = executable.info().clone();
-    if let Against::Saved(set, _) = against {
-        agree::check_saved(set, &info)?;
-    }
-    let relation = match against {
-        Against::Backend(..) => Relation::Same,
-        Against::Saved(..) => options.saved_relation,
-    };
-    let other_has_bits = match against {
-        Against::Backend(other, _) => other.has_reference_bits(),
-        Against::Saved(set, backends) => agree::has_bits_of(graph, set, backends, &info),
-    };
-    let same_bits = other_has_bits
-        && subject.backend.has_reference_bits()
-        && info.activations == Activations::Q8
-        && graph.weights.iter().any(|w| w.format.is_quantized());
-    let free_tolerance = if same_bits { tolerance::SAME_BITS } else { tolerance::free(&info, relation) };
+    Comparison::new(graph, weights, subject, against, options)?.report()
+}
 
-    let mut other_info = None;
-    let hook = subject.hook.as_deref_mut().map(|h| h as &mut dyn Observer);
-    let free = run.both(executable, hook, &mut other_info, |source| Free::new(source, free_tolerance))?;
-    let wanted = match options.forced {
-        ForcedRun::Always => true,
-        ForcedRun::Never => false,
-        ForcedRun::OnDivergence => free.first_beyond.is_some() || !free.flips.is_empty(),
-    };
-    let mut checks = Vec::new();
-    let mut first_forced = None;
-    if wanted {
-        let executable = run.subject(&subject)?;
-        let hook = subject.hook.as_deref_mut().map(|h| h as &mut dyn Observer);
-        let forced = run.both(executable, hook, &mut other_info, |source| Forced {
-            source,
-            map: ValueMap::new(graph),
-            backend: subject.backend,
-            info: info.clone(),
-            arithmetic: other_compiled(&run.compile, &info, None),
-            relation,
-            weights: weights.as_ref(),
-            graph,
-            norms: local::RowNorms::default(),
-            checks: Vec::new(),
-            index: HashMap::new(),
-            first_beyond: None,
-            unforced: false,
-            router_ids: None,
-        })?;
-        first_forced = forced.first_beyond;
-        checks = forced.checks;
-    }
-
-    let first = match (first_forced, free.first_beyond) {
-        (Some(first), _) => Some(first_of_forced(&first)),
-        (None, Some((stage, layer, position))) => {
-            Some(first_of_free(graph, &free, stage, layer, position, free_tolerance))
+impl<'a> Comparison<'a> {
+    /// Checks that the sides can be compared, and loads the subject's weights. `graph` and `weights` are the model's own.
+    ///
+    /// # Errors
+    /// [`ParityError`] where a comparison cannot be made.
+    pub fn new(
+        graph: &'a Graph,
+        weights: &'a Arc<dyn WeightSource>,
+        subject: Subject<'a>,
+        against: Against<'a>,
+        options: &'a Options,
+    ) -> Result<Comparison<'a>, ParityError> {
+        if options.tokens.is_empty() {
+            return Err(ParityError::NoTokens);
         }
-        (None, None) => None,
-    };
-    let unjudged = if wanted { unjudged_ops(graph, &checks) } else { 0 };
-    let conclusion = conclusion(&first, &free, wanted, unjudged, free_tolerance);
-    let not_finite = free.first_not_finite.map(|beginning| {
-        let is_compared = |stage, layer| free.stages.iter().any(|c| (c.stage, c.layer) == (stage, layer));
-        beginning.describe(subject.graph, subject.weights.as_ref(), is_compared)
-    });
-    let (unknown_tensors, saved_from) = match against {
-        Against::Backend(..) => (Vec::new(), None),
-        Against::Saved(set, _) => (
-            agree::unknown_tensors(graph, set),
-            set.model().filter(|saved| options.model.as_ref().is_some_and(|m| !m.is_same_as(saved))),
-        ),
-    };
-    let against = match against {
-        Against::Backend(backend, _) => SideInfo { name: backend.name().to_owned(), executable: other_info },
-        Against::Saved(set, _) => SideInfo { name: set.path.display().to_string(), executable: None },
-    };
-    Ok(Report {
-        schema_version: SCHEMA_VERSION,
-        verdict: if first.is_some() { Verdict::Diverged } else { Verdict::Pass },
-        first,
-        conclusion,
-        backend: SideInfo { name: info.backend.to_owned(), executable: Some(info) },
-        against,
-        relation,
-        free_tolerance,
-        tokens,
-        decode_tokens: options.decode_tokens.min(tokens),
-        logits: free.logits(),
-        missing_stages: free.missing.into_iter().collect(),
-        unknown_tensors,
-        saved_from,
-        not_finite,
-        stages: free.stages,
-        routing_flips: free.flips,
-        ops: checks,
-    })
+        if let Against::Saved(set, _) = against {
+            agree::check_tokens(set, &options.tokens)?;
+            if !graph.taps().any(|(n, s)| set.tensors.contains_key(&s.path(n.layer.map(|l| l.index())))) {
+                return Err(ParityError::NoStages { path: set.path.clone() });
+            }
+        }
+        let q8_super_block = agree::q8_super_block(graph, subject.backend, against, options)?;
+        let compile = options.compiled(TapSelection::All, q8_super_block);
+        let run = Run::new(graph, weights, &subject, against, options, compile)?;
+        Ok(Comparison { run, subject })
+    }
+
+    /// Runs both sides and compares them.
+    ///
+    /// # Errors
+    /// [`ParityError`] where a comparison cannot be made; a divergence is no error but a verdict.
+    pub fn report(&mut self) -> Result<Report, ParityError> {
+        let Comparison { run, subject } = self;
+        let Run { graph, against, options, .. } = *run;
+        let weights = run.source;
+        let tokens = options.tokens.len();
+        let executable = run.subject(TapSelection::All)?;
+        let info = executable.info().clone();
+        if let Against::Saved(set, _) = against {
+            agree::check_saved(set, &info)?;
+        }
+        let relation = match against {
+            Against::Backend(..) => Relation::Same,
+            Against::Saved(..) => options.saved_relation,
+        };
+        let other_has_bits = match against {
+            Against::Backend(other, _) => other.has_reference_bits(),
+            Against::Saved(set, backends) => agree::has_bits_of(graph, set, backends, &info),
+        };
+        let same_bits = other_has_bits
+            && subject.backend.has_reference_bits()
+            && info.activations == Activations::Q8
+            && graph.weights.iter().any(|w| w.format.is_quantized());
+        let free_tolerance = if same_bits { tolerance::SAME_BITS } else { tolerance::free(&info, relation) };
+
+        let mut other_info = None;
+        let hook = subject.hook.as_deref_mut().map(|h| h as &mut dyn Observer);
+        let free = run.both(executable, hook, &mut other_info, |source| Free::new(source, free_tolerance))?;
+        let wanted = match options.forced {
+            ForcedRun::Always => true,
+            ForcedRun::Never => false,
+            ForcedRun::OnDivergence => free.first_beyond.is_some() || !free.flips.is_empty(),
+        };
+        let mut checks = Vec::new();
+        let mut first_forced = None;
+        if wanted {
+            let executable = run.subject(TapSelection::All)?;
+            let hook = subject.hook.as_deref_mut().map(|h| h as &mut dyn Observer);
+            let forced = run.both(executable, hook, &mut other_info, |source| Forced {
+                source,
+                map: ValueMap::new(graph),
+                backend: subject.backend,
+                info: info.clone(),
+                arithmetic: other_compiled(&run.compile, &info, None),
+                relation,
+                weights: weights.as_ref(),
+                graph,
+                norms: local::RowNorms::default(),
+                checks: Vec::new(),
+                index: HashMap::new(),
+                first_beyond: None,
+                unforced: false,
+                router_ids: None,
+            })?;
+            first_forced = forced.first_beyond;
+            checks = forced.checks;
+        }
+
+        let first = match (first_forced, free.first_beyond) {
+            (Some(first), _) => Some(first_of_forced(&first)),
+            (None, Some((stage, layer, position))) => {
+                Some(first_of_free(graph, &free, stage, layer, position, free_tolerance))
+            }
+            (None, None) => None,
+        };
+        let unjudged = if wanted { unjudged_ops(graph, &checks) } else { 0 };
+        let conclusion = conclusion(&first, &free, wanted, unjudged, free_tolerance);
+        let not_finite = free.first_not_finite.map(|beginning| {
+            let is_compared = |stage, layer| free.stages.iter().any(|c| (c.stage, c.layer) == (stage, layer));
+            beginning.describe(subject.graph, subject.weights.as_ref(), is_compared)
+        });
+        let (unknown_tensors, saved_from) = match against {
+            Against::Backend(..) => (Vec::new(), None),
+            Against::Saved(set, _) => (
+                agree::unknown_tensors(graph, set),
+                set.model().filter(|saved| options.model.as_ref().is_some_and(|m| !m.is_same_as(saved))),
+            ),
+        };
+        let against = match against {
+            Against::Backend(backend, _) => {
+                SideInfo { name: backend.name().to_owned(), executable: other_info }
+            }
+            Against::Saved(set, _) => SideInfo { name: set.path.display().to_string(), executable: None },
+        };
+        Ok(Report {
+            schema_version: SCHEMA_VERSION,
+            verdict: if first.is_some() { Verdict::Diverged } else { Verdict::Pass },
+            first,
+            conclusion,
+            backend: SideInfo { name: info.backend.to_owned(), executable: Some(info) },
+            against,
+            relation,
+            free_tolerance,
+            tokens,
+            decode_tokens: options.decode_tokens.min(tokens),
+            logits: free.logits(),
+            missing_stages: free.missing.into_iter().collect(),
+            unknown_tensors,
+            saved_from,
+            not_finite,
+            stages: free.stages,
+            routing_flips: free.flips,
+            ops: checks,
+        })
+    }
 }
 
 fn first_of_forced(check: &OpCheck) -> First {
@@ -434,159 +459,5 @@ fn conclusion(
             "everything is within the free run's tolerance{ties}; smaller faults are within it too: --forced judges each op by itself"
         ),
         None => format!("everything is within tolerance{ties}"),
-    }
-}
-
-/// An observer that compares with a source.
-trait Checker: Observer {
-    /// Nothing more is wanted of the other side.
-    fn close(&mut self);
-}
-
-impl Checker for Free<'_> {
-    fn close(&mut self) {
-        self.source.close();
-    }
-}
-
-impl Checker for Forced<'_> {
-    fn close(&mut self) {
-        self.source.close();
-    }
-}
-
-/// What both runs share.
-struct Run<'a> {
-    graph: &'a Graph,
-    weights: &'a Arc<dyn WeightSource>,
-    against: Against<'a>,
-    options: &'a Options,
-    compile: CompileOptions,
-}
-
-impl<'a> Run<'a> {
-    fn subject(&self, subject: &Subject<'_>) -> Result<Box<dyn Executable>, ParityError> {
-        Ok(subject.backend.compile(subject.graph, Arc::clone(&subject.weights), &self.compile)?)
-    }
-
-    /// Runs the subject under the checker that `make` makes from the other side's stages, beside that side.
-    fn both<C: Checker>(
-        &self,
-        executable: Box<dyn Executable>,
-        hook: Option<&mut dyn Observer>,
-        other_info: &mut Option<ExecutableInfo>,
-        make: impl FnOnce(Source<'a>) -> C,
-    ) -> Result<C, ParityError> {
-        let (backend, device) = match self.against {
-            Against::Saved(set, _) => {
-                let total_tokens = self.options.tokens.len();
-                let mut checker = make(Source::new(Origin::Saved { set, total_tokens }));
-                self.options.drive(executable, &mut checker, hook)?;
-                return Ok(checker);
-            }
-            Against::Backend(backend, device) => (backend, device),
-        };
-        let compile = other_compiled(&self.compile, executable.info(), device);
-        let other = backend.compile(self.graph, Arc::clone(self.weights), &compile)?;
-        *other_info = Some(other.info().clone());
-        let (sender, receiver) = sync_channel(STAGES_AHEAD);
-        std::thread::scope(|scope| {
-            let other = std::thread::Builder::new()
-                .spawn_scoped(scope, move || self.options.drive(other, &mut Sender(sender), None));
-            let other = other.map_err(|e| BackendError::Device {
-                backend: backend.name(),
-                device: "host".into(),
-                detail: format!("no thread for the other side: {e}"),
-            })?;
-            let mut checker = make(Source::new(Origin::Live(receiver)));
-            let ours = self.options.drive(executable, &mut checker, hook);
-            checker.close();
-            let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match theirs {
-                Err(ParityError::Backend(BackendError::Observer(cause))) if cause.is::<Gone>() => {}
-                theirs => theirs?,
-            }
-            ours.map(|()| checker)
-        })
-    }
-}
-
-/// What the other backend is compiled with: the arithmetic of the subject, whose choice may have been its own.
-fn other_compiled(subject: &CompileOptions, info: &ExecutableInfo, device: Option<&str>) -> CompileOptions {
-    CompileOptions {
-        activations: Some(info.activations),
-        q8_super_block: info.q8_super_block,
-        kv_type: info.kv_type,
-        micro_batch: Some(info.micro_batch),
-        device: device.map(str::to_owned),
-        ..subject.clone()
-    }
-}
-
-impl Options {
-    /// What the subject is compiled with, given the block that [`agree`] found.
-    fn compiled(&self, taps: TapSelection, q8_super_block: Option<ActBlock>) -> CompileOptions {
-        let tokens = self.tokens.len();
-        let micro_batch = self.compile.micro_batch.unwrap_or(MICRO_BATCH_TOKENS).min(tokens);
-        CompileOptions {
-            ctx_size: tokens.next_multiple_of(64),
-            micro_batch: Some(micro_batch),
-            max_logits_rows: micro_batch,
-            taps,
-            q8_super_block,
-            ..self.compile.clone()
-        }
-    }
-
-    /// Evaluates the tokens: most of them in micro-batches, the last ones one by one.
-    fn drive(
-        &self,
-        executable: Box<dyn Executable>,
-        checker: &mut dyn Observer,
-        hook: Option<&mut dyn Observer>,
-    ) -> Result<(), ParityError> {
-        let mut session = Session::new(executable)?;
-        let mut observer = Hooked { checker, hook };
-        let (prefill, decode) = self.tokens.split_at(self.tokens.len().saturating_sub(self.decode_tokens));
-        session.feed(prefill, LogitsRows::All, Some(&mut observer), |_, _| Ok(())).map_err(uncarry)?;
-        for token in decode {
-            session.decode(*token, Some(&mut observer)).map_err(uncarry)?;
-        }
-        Ok(())
-    }
-}
-
-/// A checker with a hook between its replacing of inputs and its comparing of outputs.
-struct Hooked<'a, 'b> {
-    checker: &'a mut dyn Observer,
-    hook: Option<&'b mut dyn Observer>,
-}
-
-impl Observer for Hooked<'_, '_> {
-    fn before_launch(
-        &mut self,
-        plan: &Plan,
-        launch: &Launch,
-        values: &mut dyn ValueAccess,
-    ) -> Result<(), BackendError> {
-        self.checker.before_launch(plan, launch, values)?;
-        self.hook.as_mut().map_or(Ok(()), |h| h.before_launch(plan, launch, values))
-    }
-
-    fn after_launch(
-        &mut self,
-        plan: &Plan,
-        launch: &Launch,
-        elapsed: Duration,
-        values: &mut dyn ValueAccess,
-    ) -> Result<(), BackendError> {
-        if let Some(hook) = &mut self.hook {
-            hook.after_launch(plan, launch, elapsed, values)?;
-        }
-        self.checker.after_launch(plan, launch, elapsed, values)
-    }
-
-    fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
-        self.checker.tap(tap)
     }
 }

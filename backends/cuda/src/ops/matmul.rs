@@ -1,8 +1,8 @@
 //! kernels/matmul.cu, with the activations prepared by kernels/quantize_q8.cu.
 
 use super::{Emit, int, threads_for};
-use crate::buffers::Matrix;
 use crate::driver::Param;
+use crate::weights::Matrix;
 use moe_run_graph::ir::{Node, ValueId, WeightId, WeightSlice};
 use moe_run_graph::quant::Activation;
 use moe_run_runtime::error::BackendError;

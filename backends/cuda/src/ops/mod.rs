@@ -21,9 +21,10 @@ pub(super) use attention::split_geometry;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;
-use super::buffers::{CudaState, Weights};
 use super::compile::Values;
 use super::driver::{DeviceBuffer, KernelLaunch, Param};
+use super::state::CudaState;
+use super::weights::GraphWeights;
 use moe_run_graph::ir::{
     ActivationFn, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
@@ -47,7 +48,7 @@ pub(super) struct Emit<'a> {
     pub graph: &'a Graph,
     pub values: Values<'a>,
     pub sizes: StepSizes,
-    pub weights: &'a Weights,
+    pub weights: &'a GraphWeights,
     pub state: &'a CudaState,
     /// cos and sin of every RoPE table, [positions, dims/2, 2].
     pub rope_tables: &'a [DeviceBuffer],

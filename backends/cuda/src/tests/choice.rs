@@ -1,7 +1,7 @@
 //! What a step chooses from its logits: recorded with it, the host's own choice to the bit, and nothing else read back.
 
-use super::{Changed, Counts};
-use crate::compile::{CudaExecutable, compile};
+use super::{Changed, Counts, compile};
+use crate::compile::CudaExecutable;
 use crate::driver::harness::{self, Schedule};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;

@@ -3,8 +3,8 @@
 //! device, whose steps split the cached positions among many blocks.
 
 use super::{Changed, compile, options};
-use crate::buffers::CudaState;
 use crate::driver::harness::{self, Schedule};
+use crate::state::CudaState;
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::quant::Format;

@@ -8,7 +8,7 @@ const LANES: u32 = 64;
 
 /// The most experts whose key, gate, id and weight, 16 bytes, stand in the 16 KiB of workgroup memory that WebGPU grants,
 /// beside a sum of 16 bytes and a maximum of 4 for each lane.
-pub(in crate::wgpu) const MAX_EXPERTS: usize = (16384 - LANES as usize * 20) / 16;
+pub(crate) const MAX_EXPERTS: usize = (16384 - LANES as usize * 20) / 16;
 
 /// The gate as `common/route.wgsl` numbers it.
 pub(crate) fn gate_code(gate: GateKind) -> u32 {

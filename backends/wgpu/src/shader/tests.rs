@@ -1,7 +1,7 @@
 //! Every variant composes and passes naga's validator, with the features it names and no other.
 
 use super::*;
-use crate::wgpu::ops::MAX_ROUTED_EXPERTS;
+use crate::ops::MAX_ROUTED_EXPERTS;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// One of each op, format, activation kind and cache type, at sizes that models have.

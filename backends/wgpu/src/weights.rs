@@ -1,15 +1,16 @@
-//! Stage 5, wgpu: weights on the device.
+//! Stage 5, wgpu: weights on the device, uploaded once, and the view of them that each graph has.
 //!
-//! Input: the graph's weights as views of the mapped file. Output: [`Tensors`]: matrices in buffers, split by rows where
+//! Input: a graph's weights as views of the mapped file. Output: [`WgpuWeights`]: matrices in buffers, split by rows where
 //! one is larger than a binding may be, and every small f32 vector in one buffer. Rows pass through one staging block at
 //! a time, so that the host never holds more than [`STAGED_BYTES`] and one [`BLOCK_BYTES`] beside the mapping.
 
 use super::device::Device;
 use super::layout::RowLayout;
+use super::pipelines::Opened;
 use moe_run_graph::ir::{Graph, Node, WeightDecl, WeightId};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{Progress, WeightSource};
-use std::collections::{HashMap, HashSet};
+use moe_run_runtime::executable::{Progress, WeightSource, WeightTable};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -20,31 +21,84 @@ pub(super) const STAGED_BYTES: usize = 64 << 20;
 pub(super) const BLOCK_BYTES: usize = 8 << 20;
 
 /// A matrix [rows, cols] or [E, rows, cols], its rows numbered through.
+#[derive(Clone)]
 pub(super) struct Tensor {
     pub layout: RowLayout,
     /// The rows of each part that has a buffer of its own.
     pub parts: Vec<Range<usize>>,
 }
 
-/// How the weights of a graph are to lie on a device: known without one.
+/// How the weights of a graph lie, or are to lie, on a device: known without one.
+#[derive(Default)]
 pub(super) struct WeightMap {
     pub matrices: HashMap<WeightId, Tensor>,
     /// Where each vector begins in the buffer of small weights, in words.
     pub small_at: HashMap<WeightId, u32>,
-    small_bytes: usize,
+    /// Of all that is loaded.
+    small_bytes: u64,
     matrix_bytes: u64,
 }
 
-/// All weights of a graph on a device.
-pub(super) struct Weights {
+/// The weights of a graph in buffers.
+pub(super) struct Buffers {
     pub smalls: wgpu::Buffer,
     /// By tensor and part.
     pub parts: HashMap<(WeightId, usize), wgpu::Buffer>,
 }
 
-/// Weights that a matmul or an embedding streams; the others are vectors.
-fn matrix_ids(graph: &Graph) -> HashSet<WeightId> {
-    graph.nodes.iter().filter_map(|n| n.op.weight_slice()).map(|s| s.tensor).collect()
+/// The weights of one graph, by its ids.
+pub(super) struct GraphWeights {
+    pub map: WeightMap,
+    pub buffers: Buffers,
+}
+
+/// Weights that have been uploaded, and the device that they are on.
+pub(super) struct WgpuWeights {
+    pub opened: Opened,
+    table: WeightTable,
+    map: WeightMap,
+    buffers: Buffers,
+}
+
+impl WgpuWeights {
+    /// Uploads the weights of a graph as `map` lays them out.
+    pub fn upload(
+        opened: Opened,
+        graph: &Graph,
+        table: WeightTable,
+        map: WeightMap,
+        source: &dyn WeightSource,
+        progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
+    ) -> Result<WgpuWeights, BackendError> {
+        let buffers = upload(&opened.device, graph, &map, source, progress)?;
+        Ok(WgpuWeights { opened, table, map, buffers })
+    }
+
+    /// Memory on the device.
+    pub fn size_bytes(&self) -> u64 {
+        self.map.size_bytes()
+    }
+
+    /// The weights of a graph, by its own ids.
+    pub fn of(&self, graph: &Graph) -> Result<GraphWeights, BackendError> {
+        let found = self.table.find(graph)?;
+        let WeightMap { small_bytes, matrix_bytes, .. } = self.map;
+        let mut map = WeightMap { small_bytes, matrix_bytes, ..WeightMap::default() };
+        let mut parts = HashMap::new();
+        for (decl, loaded) in graph.weights.iter().zip(&found) {
+            if let Some(at) = self.map.small_at.get(loaded) {
+                map.small_at.insert(decl.id, *at);
+            }
+            let Some(tensor) = self.map.matrices.get(loaded) else { continue };
+            for part in 0..tensor.parts.len() {
+                let buffer = self.buffers.parts.get(&(*loaded, part)).cloned();
+                parts.extend(buffer.map(|buffer| ((decl.id, part), buffer)));
+            }
+            map.matrices.insert(decl.id, tensor.clone());
+        }
+        let buffers = Buffers { smalls: self.buffers.smalls.clone(), parts };
+        Ok(GraphWeights { map, buffers })
+    }
 }
 
 /// Rows of each part: as even as they can be, none larger than a binding.
@@ -54,15 +108,13 @@ fn split_rows(rows: usize, row_bytes: u64, max_bytes: u64) -> Option<usize> {
 }
 
 impl WeightMap {
-    /// Lays out what the graph reads, matrices in parts of at most `max_tensor_bytes`.
-    pub fn new(graph: &Graph, max_tensor_bytes: u64) -> Result<WeightMap, BackendError> {
-        let matrix_ids = matrix_ids(graph);
-        let mut map =
-            WeightMap { matrices: HashMap::new(), small_at: HashMap::new(), small_bytes: 0, matrix_bytes: 0 };
-        for decl in &graph.weights {
-            if !matrix_ids.contains(&decl.id) {
+    /// Lays out weights, matrices in parts of at most `max_tensor_bytes`.
+    pub fn new(table: &WeightTable, max_tensor_bytes: u64) -> Result<WeightMap, BackendError> {
+        let mut map = WeightMap::default();
+        for decl in table.decls() {
+            if !table.is_matrix(decl.id) {
                 map.small_at.insert(decl.id, (map.small_bytes / 4) as u32);
-                map.small_bytes += decl.shape.iter().product::<usize>() * 4;
+                map.small_bytes += decl.shape.iter().product::<usize>() as u64 * 4;
                 continue;
             }
             let cols = decl.shape.last().copied().unwrap_or(0);
@@ -91,26 +143,26 @@ impl WeightMap {
 
     /// Memory on the device.
     pub fn size_bytes(&self) -> u64 {
-        self.matrix_bytes + self.small_bytes as u64
+        self.matrix_bytes + self.small_bytes
     }
 }
 
 /// Uploads what the graph reads.
-pub(super) fn upload(
+fn upload(
     device: &Device,
     graph: &Graph,
     map: &WeightMap,
-    weights: &dyn WeightSource,
+    source: &dyn WeightSource,
     progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
-) -> Result<Weights, BackendError> {
+) -> Result<Buffers, BackendError> {
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
     let advice = "lower --ctx-size, take a smaller quantization of the model, or use --backend cpu";
-    let smalls = device.buffer("norms and biases", map.small_bytes as u64, usage, advice)?;
+    let smalls = device.buffer("norms and biases", map.small_bytes, usage, advice)?;
     let mut stage =
         Stage { device, block: Vec::new(), waiting_bytes: 0, done: 0, total: map.matrix_bytes, progress };
     let mut parts = HashMap::new();
     for decl in &graph.weights {
-        let bytes = weights.weight(decl).ok_or_else(|| BackendError::Weight {
+        let bytes = source.weight(decl).ok_or_else(|| BackendError::Weight {
             name: decl.name.clone(),
             wanted_bytes: decl.shape.iter().product::<usize>() / decl.format.block_elems()
                 * decl.format.block_bytes(),
@@ -131,7 +183,8 @@ pub(super) fn upload(
         }
     }
     stage.flush()?;
-    Ok(Weights { smalls, parts })
+    device.weight_bytes.fetch_add(map.size_bytes(), Ordering::Relaxed);
+    Ok(Buffers { smalls, parts })
 }
 
 /// Out of memory at a tensor, told of all weights: which layers fit.

@@ -1,0 +1,134 @@
+//! The KV cache on the device.
+
+use super::device;
+use super::driver::{DeviceBuffer, Driver, Param};
+use moe_run_graph::ir::{Graph, StateId};
+use moe_run_graph::quant::{ActQ8x32, Format, activation};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::{KvType, State};
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static NEXT_STATE: AtomicU64 = AtomicU64::new(1);
+
+/// The KV cache: a buffer for every declared state.
+pub(super) struct CudaState {
+    /// Tells states apart, for what was recorded against one of them.
+    pub id: u64,
+    buffers: Vec<DeviceBuffer>,
+    row_elems: Vec<usize>,
+    kv_type: KvType,
+    capacity_tokens: usize,
+    driver: Arc<dyn Driver>,
+}
+
+impl CudaState {
+    pub fn new(
+        driver: &Arc<dyn Driver>,
+        graph: &Graph,
+        kv_type: KvType,
+        capacity_tokens: usize,
+    ) -> Result<CudaState, BackendError> {
+        let wanted_bytes = kv_type.cache_bytes(graph, capacity_tokens);
+        let failed = |e| device::error(&driver.info().name, e);
+        let (free, _) = driver.memory().map_err(failed)?;
+        if wanted_bytes > free {
+            let each = (wanted_bytes / capacity_tokens.max(1) as u64).max(1);
+            return Err(BackendError::OutOfMemory {
+                what: format!("KV cache of {capacity_tokens} positions, {each} bytes each ({kv_type})"),
+                wanted_bytes,
+                available_bytes: free,
+                advice: format!("--ctx-size {} would fit, or try --kv-type q8_0", free / each),
+            });
+        }
+        let row_elems: Vec<usize> = graph.states.iter().map(|s| s.row_elems()).collect();
+        let mut buffers = Vec::with_capacity(row_elems.len());
+        for elems in &row_elems {
+            let bytes = (capacity_tokens * kv_type.row_bytes(*elems)) as u64;
+            let buffer = DeviceBuffer::new(driver, bytes).map_err(failed)?;
+            driver.clear(buffer.address(), bytes).map_err(failed)?;
+            buffers.push(buffer);
+        }
+        let id = NEXT_STATE.fetch_add(1, Ordering::Relaxed);
+        Ok(CudaState { id, buffers, row_elems, kv_type, capacity_tokens, driver: Arc::clone(driver) })
+    }
+
+    /// The buffer of a state.
+    pub fn param(&self, id: StateId) -> Param {
+        self.buffers[id.index()].param()
+    }
+
+    fn range(&self, id: StateId, first: usize, slots: usize) -> Result<(u64, usize), BackendError> {
+        if first.checked_add(slots).is_none_or(|end| end > self.capacity_tokens) {
+            return Err(BackendError::Value {
+                value: id.to_string(),
+                detail: format!(
+                    "slots {first} to {} of {}",
+                    first.saturating_add(slots),
+                    self.capacity_tokens
+                ),
+            });
+        }
+        let row = self.kv_type.row_bytes(self.row_elems[id.index()]);
+        Ok((self.buffers[id.index()].address() + (first * row) as u64, slots * row))
+    }
+
+    /// Rows as f32.
+    pub fn read(&self, id: StateId, slots: std::ops::Range<usize>) -> Result<Vec<f32>, BackendError> {
+        let count = slots.end.saturating_sub(slots.start);
+        let (address, bytes) = self.range(id, slots.start, count)?;
+        let mut raw = vec![0u8; bytes];
+        self.driver.download(address, &mut raw).map_err(|e| device::error(&self.driver.info().name, e))?;
+        let mut out = vec![0.0; count * self.row_elems[id.index()]];
+        let format = match self.kv_type {
+            KvType::F16 => Format::F16,
+            KvType::F32 => Format::F32,
+            KvType::Q8_0 => Format::Q8_0,
+        };
+        format.decode_row(&raw, &mut out);
+        Ok(out)
+    }
+
+    /// Replaces rows, rounding as the cache does.
+    pub fn write(&self, id: StateId, first: usize, rows: &[f32]) -> Result<(), BackendError> {
+        let elems = self.row_elems[id.index()];
+        if elems == 0 || !rows.len().is_multiple_of(elems) {
+            return Err(BackendError::Value {
+                value: id.to_string(),
+                detail: format!("{} elements, wanted rows of {elems}", rows.len()),
+            });
+        }
+        let (address, bytes) = self.range(id, first, rows.len() / elems)?;
+        let mut raw = Vec::with_capacity(bytes);
+        match self.kv_type {
+            KvType::F32 => raw.extend_from_slice(bytemuck::cast_slice(rows)),
+            KvType::F16 => {
+                raw.extend(rows.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()));
+            }
+            KvType::Q8_0 => {
+                let mut block = [ActQ8x32 { scale: 0.0, q: [0; 32] }];
+                for chunk in rows.chunks_exact(32) {
+                    activation::quantize_x32(chunk, &mut block);
+                    raw.extend(half::f16::from_f32(block[0].scale).to_le_bytes());
+                    raw.extend(block[0].q.iter().map(|q| *q as u8));
+                }
+            }
+        }
+        self.driver.upload(address, &raw).map_err(|e| device::error(&self.driver.info().name, e))
+    }
+}
+
+impl State for CudaState {
+    fn capacity_tokens(&self) -> usize {
+        self.capacity_tokens
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.buffers.iter().map(DeviceBuffer::bytes).sum()
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
