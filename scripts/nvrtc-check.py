@@ -112,7 +112,7 @@ def compile_and_measure(job):
 
 
 def sources_hash():
-    """FNV-1a (64 bits) over name, NUL, text, NUL of every device source in order of name; backends/src/cuda checks the same."""
+    """FNV-1a (64 bits) over name, NUL, text, NUL of every device source in order of name; backends/cuda checks the same."""
     h = 0xCBF29CE484222325
     for path in sorted(list(KERNELS.glob("*.cu")) + list(KERNELS.glob("common/*.cuh")), key=lambda p: p.relative_to(KERNELS).as_posix()):
         for byte in path.relative_to(KERNELS).as_posix().encode() + b"\0" + path.read_bytes() + b"\0":

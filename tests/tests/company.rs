@@ -6,11 +6,13 @@ use moe_run_backends::executable::Executable;
 use moe_run_backends::reference::Reference;
 use moe_run_backends::sequences::{Feed, SequenceId, Sequences};
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{Activations, Backend, BackendError, CompileOptions, KvType};
+use moe_run_backends::{Activations, Backend, BackendError, CompileOptions, KvType, WeightSource};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::Graph;
 use moe_run_graph::synth::Random;
-use moe_run_tests::fixtures;
+use moe_run_tests::{fixtures, recurrent};
+use std::sync::Arc;
 
 const CONTEXT: usize = 256;
 const MICRO_BATCH: usize = 96;
@@ -27,14 +29,23 @@ fn options(activations: Activations, kv_type: KvType) -> CompileOptions {
     }
 }
 
-fn compile(backend: &dyn Backend, model: &Model, options: &CompileOptions) -> Box<dyn Executable> {
-    backend.compile(&model.graph, model.file.clone(), options).unwrap()
+/// What is run.
+struct Subject {
+    graph: Graph,
+    weights: Arc<dyn WeightSource>,
+    vocab_size: usize,
+    /// Whether its sequences can go back to any length.
+    goes_back: bool,
+}
+
+fn compile(backend: &dyn Backend, model: &Subject, options: &CompileOptions) -> Box<dyn Executable> {
+    backend.compile(&model.graph, model.weights.clone(), options).unwrap()
 }
 
 /// A text of so many tokens: each number is another text.
-fn text(model: &Model, number: u64, tokens: usize) -> Vec<TokenId> {
+fn text(model: &Subject, number: u64, tokens: usize) -> Vec<TokenId> {
     let mut random = Random::new(&[17, number]);
-    (0..tokens).map(|_| TokenId((random.next_u64() % model.config.vocab_size as u64) as u32)).collect()
+    (0..tokens).map(|_| TokenId((random.next_u64() % model.vocab_size as u64) as u32)).collect()
 }
 
 /// The bits of the logits at every position of a text that is alone.
@@ -67,6 +78,7 @@ fn schedule(
     at_once: usize,
     seed: u64,
     same: Same,
+    goes_back: bool,
 ) {
     let mut random = Random::new(&[99, seed]);
     let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
@@ -83,9 +95,17 @@ fn schedule(
         for (i, part) in parts.iter_mut().enumerate() {
             let left = texts[part.text].0.len() - part.done;
             if part.done > 0 && below(12) == 0 {
-                // It goes back, as a chat does whose last answer is thrown away.
-                part.done -= below(part.done);
-                company.truncate(part.id, part.done).unwrap();
+                // It goes back, as a chat does whose last answer is thrown away; one that cannot begins anew.
+                let wanted = part.done - below(part.done);
+                let done = company.truncate(part.id, wanted);
+                if goes_back || wanted == part.done {
+                    done.unwrap();
+                    part.done = wanted;
+                } else {
+                    assert!(matches!(done, Err(BackendError::Rewind { .. })), "{done:?}");
+                    company.truncate(part.id, 0).unwrap();
+                    part.done = 0;
+                }
                 continue;
             }
             let tokens = if below(2) == 0 { 1 } else { 1 + below(40) }.min(left).min(room);
@@ -141,13 +161,13 @@ enum Same {
     Within(f32),
 }
 
-fn company(backend: &dyn Backend, model: &Model, options: &CompileOptions, schedules: u64, most: usize) {
+fn company(backend: &dyn Backend, model: &Subject, options: &CompileOptions, schedules: u64, most: usize) {
     company_within(backend, model, options, schedules, most, Same::ToTheBit);
 }
 
 fn company_within(
     backend: &dyn Backend,
-    model: &Model,
+    model: &Subject,
     options: &CompileOptions,
     schedules: u64,
     most: usize,
@@ -167,13 +187,27 @@ fn company_within(
     for seed in 0..schedules {
         let at_once = [2, 16, 3, 5, 8][seed as usize % 5];
         let mut pool = Sequences::new(compile(backend, model, options), 16 * CONTEXT, 16).unwrap();
-        schedule(&mut pool, &texts, at_once, seed, same);
+        schedule(&mut pool, &texts, at_once, seed, same, model.goes_back);
         assert_eq!(pool.free_tokens(), 16 * CONTEXT, "all blocks come back");
     }
 }
 
-fn micro(stem: &str) -> Option<Model> {
-    Some(Model::open(&fixtures::find(&format!("micro/{stem}.gguf"))?).unwrap())
+fn subject(model: &Model) -> Subject {
+    Subject {
+        graph: model.graph.clone(),
+        weights: model.file.clone(),
+        vocab_size: model.config.vocab_size,
+        goes_back: true,
+    }
+}
+
+fn micro(stem: &str) -> Option<Subject> {
+    Some(subject(&Model::open(&fixtures::find(&format!("micro/{stem}.gguf"))?).unwrap()))
+}
+
+fn recurrent() -> Subject {
+    let (graph, weights) = recurrent::model().unwrap();
+    Subject { graph, weights, vocab_size: recurrent::VOCAB, goes_back: false }
 }
 
 #[test]
@@ -189,7 +223,7 @@ fn on_the_cpu_company_changes_no_bit_in_any_format() {
         if ["zoo-f16", "zoo-bf16"].contains(&stem) {
             continue; // below
         }
-        let model = Model::open(&path).unwrap();
+        let model = subject(&Model::open(&path).unwrap());
         for (activations, kv_type) in [
             (Activations::Q8, KvType::Q8_0),
             (Activations::F32, KvType::F32),
@@ -244,4 +278,50 @@ fn a_pool_says_what_does_not_fit_and_changes_nothing() {
     pool.step(&[feed(b, &tokens)], None).unwrap();
     let full = pool.step(&[feed(b, &tokens[..65])], None).unwrap_err();
     assert!(matches!(full, BackendError::ContextFull { wanted_tokens: 257, capacity_tokens: 256 }), "{full}");
+}
+
+#[test]
+fn company_changes_no_bit_of_a_recurrent_model() {
+    let model = recurrent();
+    for activations in [Activations::Q8, Activations::F32] {
+        company(&Cpu, &model, &options(activations, KvType::F16), 30, CONTEXT);
+        company(&Reference, &model, &options(activations, KvType::F16), 6, 100);
+    }
+}
+
+/// What a chat, a prompt that changes and a step that is queued ahead ask of a state that cannot go back.
+#[test]
+fn a_state_that_cannot_go_back_says_so() {
+    let model = recurrent();
+    let tokens = text(&model, 3, 40);
+    for backend in [&Cpu as &dyn Backend, &Reference] {
+        let options = options(Activations::Q8, KvType::F16);
+        let mut session = Session::new(compile(backend, &model, &options)).unwrap();
+        let wanted = alone(&mut session, &tokens);
+        let bits = |session: &mut Session| -> Vec<u32> {
+            let mut row = Vec::new();
+            session.logits(&mut row).unwrap();
+            row.iter().map(|x| x.to_bits()).collect()
+        };
+        let feed = |session: &mut Session, tokens: &[TokenId]| {
+            session.feed(tokens, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+        };
+        let error = session.truncate(20).unwrap_err();
+        assert!(matches!(error, BackendError::Rewind { held_tokens: 40, wanted_tokens: 20 }), "{error}");
+        assert_eq!(session.tokens().len(), 40, "refused, and nothing changed");
+        session.truncate(40).unwrap();
+        // A prompt that goes on from what is held keeps it; one that parts from it begins anew.
+        session.truncate(0).unwrap();
+        feed(&mut session, &tokens[..30]);
+        assert_eq!(session.reuse_prefix(&tokens).unwrap(), 30);
+        feed(&mut session, &tokens[30..]);
+        assert_eq!(bits(&mut session), wanted[39]);
+        assert_eq!(session.reuse_prefix(&tokens[..35]).unwrap(), 0);
+        feed(&mut session, &tokens[..35]);
+        assert_eq!(bits(&mut session), wanted[34]);
+        // The best token's step cannot be taken back: it is not queued.
+        assert!(!session.queue_next().unwrap());
+        session.decode(tokens[35], None).unwrap();
+        assert_eq!(bits(&mut session), wanted[35]);
+    }
 }
