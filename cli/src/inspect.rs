@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, thread};
 use moe_run_backends::KvType;
 use moe_run_graph::{
     architectures::lower_file,
-    config::{FfnConfig, ModelConfig},
+    config::ModelConfig,
     gguf::{GgufFile, MetaArray, MetaValue, keys},
     ir::LeftOut,
     quant::{Format, GgmlType, NonFinite},
@@ -468,20 +468,9 @@ fn model_lines(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(String, usize)> = Vec::new();
     for layer in &model.layers {
         let attention = &layer.attention;
-        let ffn = match &layer.ffn {
-            FfnConfig::Dense { intermediate_size } => format!("dense of width {intermediate_size}"),
-            FfnConfig::Moe(moe) => {
-                let shared = moe.shared_expert_intermediate_size;
-                let shared = shared.map_or_else(String::new, |n| format!(", and one of width {n} for all"));
-                format!(
-                    "{} experts of width {}, {} for a token{shared}",
-                    moe.num_experts, moe.moe_intermediate_size, moe.num_experts_per_tok
-                )
-            }
-        };
         let kind = format!(
-            "{} heads over {} of keys and values, each of {}; {ffn}",
-            attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim
+            "{} heads over {} of keys and values, each of {}; {}",
+            attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim, layer.ffn
         );
         match kinds.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, count)) => *count += 1,

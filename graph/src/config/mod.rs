@@ -14,6 +14,7 @@ use crate::gguf::{GgufError, Metadata};
 use crate::ir::{GateKind, RopePairing, RopeScaling};
 use crate::shown::shown;
 use serde::Serialize;
+use std::fmt;
 
 /// Metadata that does not describe a model that can be run.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +129,22 @@ pub enum FfnConfig {
     },
     /// Experts behind a router.
     Moe(MoeConfig),
+}
+
+impl fmt::Display for FfnConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FfnConfig::Dense { intermediate_size } => write!(f, "dense of width {intermediate_size}"),
+            FfnConfig::Moe(moe) => {
+                let (experts, width) = (moe.num_experts, moe.moe_intermediate_size);
+                write!(f, "{experts} experts of width {width}, {} for a token", moe.num_experts_per_tok)?;
+                match moe.shared_expert_intermediate_size {
+                    Some(width) => write!(f, ", and one of width {width} for all"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
 }
 
 /// A layer's experts.

@@ -249,6 +249,8 @@ fn router_and_experts() {
     b.refuses(Op::ExpertMatMul { weight: w, bias: Some(bias) }, &[x, ids], "F32 [16, 64]");
 
     b.accepts(Op::ExpertCombine, &[each, weights], &[&[Tokens, Fixed(32)]]);
+    let one = b.f32(&[Tokens, Fixed(1)]);
+    b.accepts(Op::ExpertCombine, &[x, one], &[&[Tokens, Fixed(32)]]);
     b.refuses(Op::ExpertCombine, &[each, ids], "last axis of fixed size");
     b.refuses(Op::ExpertCombine, &[three, weights], "y [T, K, D] and weights [T, K]");
     b.refuses(Op::ExpertCombine, &[x, weights], "y [T, K, D] and weights [T, K]");
