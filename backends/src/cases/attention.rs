@@ -2,7 +2,7 @@
 
 use super::{Builder, CaseStep};
 use crate::error::BackendError;
-use moe_run_graph::ir::{AttentionAttrs, DType, Dim, LayerIdx, Op, Shape, StateRole, ValueId};
+use moe_run_graph::ir::{AttentionAttrs, DType, Dim, LayerIdx, Op, Shape, Stage, StateRole, ValueId};
 
 pub(super) type Steps = (Vec<CaseStep>, usize);
 
@@ -126,6 +126,8 @@ pub(super) fn attention_scores(b: &mut Builder) -> Result<Steps, BackendError> {
     let attrs = attrs(b);
     let (q, cache) = cached(b, &attrs)?;
     b.graph.outputs = scores(b, &attrs, q, &cache)?;
+    let shown = b.graph.outputs.clone();
+    b.graph.tap(Some(LayerIdx(0)), Stage::AttnScores, &shown)?;
     Ok(conversation(b, &attrs))
 }
 

@@ -26,7 +26,7 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
         Op::Tap { stage: _ } => {}
     }
-    let per_head = matches!(node.op, Op::AttentionScores(_) | Op::AttentionSoftmax(_));
+    let per_head = matches!(node.op, Op::AttentionScores(_) | Op::AttentionSoftmax(_) | Op::Tap { .. });
     let laid_out = |value: &&ValueId| {
         let value = graph.value(**value);
         value.dtype == DType::State || has_rows(&value.shape) || (per_head && is_per_head(&value.shape))
