@@ -3,6 +3,7 @@
 //! Input: a lowered graph, its weights and options. Output: an [`Executable`] that runs steps on declared state. The
 //! same executable answers, is traced, is compared and is timed: an [`Observer`] only makes it stop between launches.
 
+pub use crate::checks::{check_kv_rows, check_step_operands};
 pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
 pub use crate::options::{Activations, CompileOptions, KvType, MemoryNeed, OnOpened, Opened, Progress};
@@ -52,66 +53,6 @@ pub fn check_weights(graph: &Graph, weights: &dyn WeightSource) -> Result<(), Ba
         }
     }
     Ok(())
-}
-
-/// Refuses a node that is told where its tokens stand by anything but the step's own inputs: a backend runs one sequence
-/// today, and finds positions and slots without reading the operands.
-///
-/// # Errors
-/// [`BackendError::Unsupported`] naming the operand.
-pub(crate) fn check_step_operands(
-    backend: &'static str,
-    graph: &Graph,
-    node: &Node,
-) -> Result<(), BackendError> {
-    let StepInputs { tokens: _, positions, sequence, kv_slots, logits_rows: _ } = graph.inputs;
-    let wanted: &[(&str, usize, ValueId)] = match node.op.kind() {
-        OpKind::Rope => &[("positions", 1, positions)],
-        OpKind::KvWrite => &[("kv_slots", 2, kv_slots)],
-        OpKind::Attention => &[("positions", 3, positions), ("sequence", 4, sequence)],
-        OpKind::AttentionScores => &[("positions", 2, positions), ("sequence", 3, sequence)],
-        OpKind::AttentionSoftmax => &[("positions", 1, positions), ("sequence", 2, sequence)],
-        OpKind::Embed
-        | OpKind::RmsNorm
-        | OpKind::MatMul
-        | OpKind::Router
-        | OpKind::ExpertMatMul
-        | OpKind::GatedAct
-        | OpKind::ExpertCombine
-        | OpKind::Add
-        | OpKind::Mul
-        | OpKind::GetRows
-        | OpKind::Tap => &[],
-    };
-    match wanted.iter().find(|(_, at, value)| node.inputs.get(*at) != Some(value)) {
-        None => Ok(()),
-        Some((name, at, _)) => Err(BackendError::Unsupported {
-            backend,
-            node: node.path(),
-            op: node.op.stem(),
-            detail: format!("its {name} are {:?}; wanted the step's own", node.inputs.get(*at)),
-        }),
-    }
-}
-
-/// Refuses a cache whose rows are no whole blocks of the KV type.
-///
-/// # Errors
-/// [`BackendError::Option`].
-pub(crate) fn check_kv_rows(
-    backend: &'static str,
-    graph: &Graph,
-    kv_type: KvType,
-) -> Result<(), BackendError> {
-    match graph.states.iter().find(|s| kv_type == KvType::Q8_0 && !s.row_elems().is_multiple_of(32)) {
-        None => Ok(()),
-        Some(state) => Err(BackendError::Option {
-            backend,
-            option: "--kv-type",
-            found: "q8_0".into(),
-            wanted: format!("rows of a multiple of 32 elements; this model's have {}", state.row_elems()),
-        }),
-    }
 }
 
 /// Bytes of a graph's weights as their source holds them.

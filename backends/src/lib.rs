@@ -45,6 +45,7 @@
 
 pub mod bandwidth;
 pub mod cases;
+pub mod checks;
 pub mod choice;
 #[cfg(feature = "cpu")]
 pub mod cpu;
