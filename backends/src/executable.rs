@@ -10,7 +10,7 @@ pub use crate::options::{Activations, CompileOptions, KvType, MemoryNeed, OnOpen
 pub use crate::tensor::{HostTensor, TensorData, TensorView, ViewData};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, LaunchPattern, Node, OpKind, Stage, StateId, StepInputs, StepSizes, ValueId};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
