@@ -132,11 +132,13 @@ struct Program {
 }
 
 /// It declares none.
-struct Nothing;
+struct Nothing {
+    capacity_tokens: usize,
+}
 
 impl State for Nothing {
     fn capacity_tokens(&self) -> usize {
-        usize::MAX
+        self.capacity_tokens
     }
 
     fn size_bytes(&self) -> u64 {
@@ -191,7 +193,7 @@ impl Executable for Program {
     }
 
     fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
-        Ok(Box::new(Nothing))
+        Ok(Box::new(Nothing { capacity_tokens: self.plan.max_sizes.cached }))
     }
 
     fn step(

@@ -3,6 +3,7 @@
 //! Input: a lowered graph, its weights and options. Output: an [`Executable`] that runs steps on declared state. The
 //! same executable answers, is traced, is compared and is timed: an [`Observer`] only makes it stop between launches.
 
+pub use crate::checks::{check_kv_rows, check_step_operands};
 pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
 pub use crate::options::{Activations, CompileOptions, KvType, MemoryNeed, OnOpened, Opened, Progress};
@@ -10,9 +11,7 @@ pub use crate::tensor::{HostTensor, TensorData, TensorView, ViewData};
 pub use crate::weights::{WeightSource, WeightTable, Weights, check_weights, mapped_bytes};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{
-    Graph, LaunchPattern, Node, OpKind, Stage, StateDecl, StateId, StepInputs, StepSizes, ValueId,
-};
+use moe_run_graph::ir::{Graph, LaunchPattern, Node, Stage, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
@@ -20,61 +19,6 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Refuses a node that is told where its tokens stand by anything but the step's own inputs: a backend may find positions,
-/// sequences and slots without reading the operands.
-///
-/// # Errors
-/// [`BackendError::Unsupported`] naming the operand.
-pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) -> Result<(), BackendError> {
-    let StepInputs { tokens: _, positions, sequence, kv_slots, logits_rows: _ } = graph.inputs;
-    let wanted: &[(&str, usize, ValueId)] = match node.op.kind() {
-        OpKind::Rope => &[("positions", 1, positions)],
-        OpKind::KvWrite => &[("kv_slots", 2, kv_slots)],
-        OpKind::Attention => &[("positions", 3, positions), ("sequence", 4, sequence)],
-        OpKind::AttentionScores => &[("positions", 2, positions), ("sequence", 3, sequence)],
-        OpKind::CausalConv | OpKind::AttentionSoftmax => {
-            &[("positions", 1, positions), ("sequence", 2, sequence)]
-        }
-        OpKind::Embed
-        | OpKind::RmsNorm
-        | OpKind::MatMul
-        | OpKind::Router
-        | OpKind::ExpertMatMul
-        | OpKind::GatedAct
-        | OpKind::ExpertCombine
-        | OpKind::Add
-        | OpKind::Mul
-        | OpKind::GetRows
-        | OpKind::Tap => &[],
-    };
-    match wanted.iter().find(|(_, at, value)| node.inputs.get(*at) != Some(value)) {
-        None => Ok(()),
-        Some((name, at, _)) => Err(BackendError::Unsupported {
-            backend,
-            node: node.path(),
-            op: node.op.stem(),
-            detail: format!("its {name} are {:?}; wanted the step's own", node.inputs.get(*at)),
-        }),
-    }
-}
-
-/// Refuses a cache whose rows are no whole blocks of the KV type.
-///
-/// # Errors
-/// [`BackendError::Option`].
-pub fn check_kv_rows(backend: &'static str, graph: &Graph, kv_type: KvType) -> Result<(), BackendError> {
-    let is_odd = |s: &&StateDecl| s.is_per_token() && !s.row_elems().is_multiple_of(32);
-    match graph.states.iter().find(|s| kv_type == KvType::Q8_0 && is_odd(s)) {
-        None => Ok(()),
-        Some(state) => Err(BackendError::Option {
-            backend,
-            option: "--kv-type",
-            found: "q8_0".into(),
-            wanted: format!("rows of a multiple of 32 elements; this model's have {}", state.row_elems()),
-        }),
-    }
-}
 
 /// What sort of device it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod bandwidth;
+pub mod checks;
 pub mod choice;
 pub mod error;
 pub mod executable;

@@ -1,7 +1,9 @@
 //! Cases of attention with its KV cache, and of the ops that show its inside.
 
 use super::{Builder, CaseStep};
-use moe_run_graph::ir::{AttentionAttrs, DType, Dim, LayerIdx, Lifetime, Op, Shape, StateRole, ValueId};
+use moe_run_graph::ir::{
+    AttentionAttrs, DType, Dim, LayerIdx, Lifetime, Op, Shape, Stage, StateRole, ValueId,
+};
 use moe_run_runtime::error::BackendError;
 
 pub(super) type Steps = (Vec<CaseStep>, usize);
@@ -127,6 +129,8 @@ pub(super) fn attention_scores(b: &mut Builder) -> Result<Steps, BackendError> {
     let attrs = attrs(b);
     let (q, cache) = cached(b, &attrs)?;
     b.graph.outputs = scores(b, &attrs, q, &cache)?;
+    let shown = b.graph.outputs.clone();
+    b.graph.tap(Some(LayerIdx(0)), Stage::AttnScores, &shown)?;
     Ok(conversation(b, &attrs))
 }
 
