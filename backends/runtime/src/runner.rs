@@ -520,3 +520,6 @@ impl<R: Recorder> ValueAccess for Access<'_, R> {
         self.recorder.write_state(self.state, state, first_slot, rows)
     }
 }
+
+#[cfg(test)]
+mod tests;
