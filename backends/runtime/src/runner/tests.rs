@@ -1,7 +1,5 @@
 //! The runner over a recorder that writes down what it is asked for.
 
-#![expect(clippy::unwrap_used, reason = "test helpers stop the test")]
-
 use super::*;
 use crate::executable::{Activations, KvType};
 use moe_run_graph::ir::{Graph, LayerIdx, Shape, StateRole};
