@@ -74,7 +74,7 @@ impl Engine {
                 options.ctx_size
             ));
         }
-        let (weights, executable) = compile(&model, &args.backend, &options)?;
+        let Compiled { weights, executable } = compile(&model, &args.backend, &options)?;
         let session = Session::new(executable)?;
         Ok(Engine { model, weights, session, tokenizer, load_time: started.elapsed() })
     }
@@ -148,15 +148,19 @@ pub fn another_session(
     Session::new(weights.compile(&model.graph, &options)?)
 }
 
+/// A model's weights on a device, and an executable made from them.
+pub struct Compiled {
+    /// For more executables.
+    pub weights: Arc<dyn Weights>,
+    /// The first.
+    pub executable: Box<dyn Executable>,
+}
+
 /// Loads the model's weights to the named backend and compiles it; for "auto" on the first that can and has the memory. Says
 /// what was opened, whether the model fits, and what runs where.
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
-pub fn compile(
-    model: &Model,
-    name: &str,
-    options: &CompileOptions,
-) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), CliError> {
+pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Compiled, CliError> {
     not_run(model);
     let compile = |backend: &dyn Backend, chosen: Option<Chosen>| {
         let bars = LoadBars::new();
@@ -167,7 +171,7 @@ pub fn compile(
         // What was opened has been said.
         let options = CompileOptions { opened: None, ..options };
         let executable = weights.compile(&model.graph, &options)?;
-        Ok((weights, executable))
+        Ok(Compiled { weights, executable })
     };
     if name != "auto" {
         return Ok(compile(registry::by_name(name)?.as_ref(), None)?);

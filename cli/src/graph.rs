@@ -279,7 +279,7 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
 /// The plan that the backend does run, with the times of its launches.
 fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Result<Planned, CliError> {
     let options = CompileOptions { taps, ..args.backend.compile_options(model) };
-    let mut session = Session::new(engine::compile(model, &args.backend.backend, &options)?.1)?;
+    let mut session = Session::new(engine::compile(model, &args.backend.backend, &options)?.executable)?;
     let info = session.info().clone();
     let backend = registry::by_name(info.backend)?;
     let tokens = args.step_tokens.get();

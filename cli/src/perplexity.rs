@@ -133,8 +133,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         max_logits_rows: micro_batch,
         ..args.backend.compile_options(&model)
     };
-    let (_, executable) = engine::compile(&model, &args.backend.backend, &options)?;
-    let mut session = Session::new(executable)?;
+    let compiled = engine::compile(&model, &args.backend.backend, &options)?;
+    let mut session = Session::new(compiled.executable)?;
     let info = session.info().clone();
     output::note(&format!("{} tokens in {} chunks of {chunk_tokens}", chunks.tokens().len(), chunks.len()));
 

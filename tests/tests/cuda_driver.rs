@@ -245,7 +245,7 @@ fn what_cannot_run_is_refused_and_auto_goes_on() {
         ("STAND_IN_DEVICES", "0", &["the driver is there, but no NVIDIA GPU"]),
         ("STAND_IN_RETAIN", "2", &["Stand-in GPU cannot be opened: other processes hold its memory"]),
         ("STAND_IN_RETAIN", "46", &["Stand-in GPU cannot be opened: another process holds it alone"]),
-        ("STAND_IN_MEMORY_BYTES", "3000000", &["bytes of weights", "2988480 available", "do not fit"]),
+        ("STAND_IN_MEMORY_BYTES", "3000000", &["bytes of weights", "3000000 available", "do not fit"]),
     ];
     for (name, value, texts) in unsupported {
         let Some(found) = hello(&[(name, value)], "cuda", &[]) else { return };

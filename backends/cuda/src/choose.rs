@@ -4,7 +4,7 @@
 //! a copy of what was chosen to page-locked memory: whoever asks waits for that copy alone, and nothing else is read back.
 //! What was not expected is chosen when it is asked for. Deliberately absent: anything random, which is the sampler's.
 
-use super::compile::CudaExecutable;
+use super::compile::CudaRecorder;
 use super::device;
 use super::driver::{Driver, KernelLaunch, Mailbox, Param};
 use super::ops::{self, int};
@@ -12,7 +12,7 @@ use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, Graph, StepSizes};
 use moe_run_runtime::choice::{MAX_CANDIDATES, best_candidates, nan_logit, not_taken};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::Executable;
+use moe_run_runtime::runner::{LogitsRow, Recorder};
 use std::sync::Arc;
 
 /// The rank of a NaN in kernels/argmax.cu.
@@ -113,11 +113,10 @@ fn top_parts(width: usize) -> Option<usize> {
     (parts <= ops::ARGMAX_PARTS).then_some(parts)
 }
 
-impl CudaExecutable {
+impl CudaRecorder {
     /// The kernels that choose from a row of logits, `count` of them; one also becomes the token of the next decode step.
-    /// None where they cannot choose so many. Rows of a padded vocabulary that no token has are left out.
+    /// None where they cannot choose so many. Rows of a padded vocabulary that no token has are left out of `width`.
     pub fn choice_kernels(&self, (logits, width): (Param, usize), count: usize) -> Vec<KernelLaunch> {
-        let width = self.choosable(width);
         let launch = |kernel, blocks: usize, threads, shared: usize, params| KernelLaunch {
             kernel,
             grid: [blocks as u32, 1, 1],
@@ -165,11 +164,11 @@ impl CudaExecutable {
     /// Has `count` chosen from a row of the last step, unless that has been done; whether it could be.
     fn choose(
         &mut self,
-        row: usize,
+        row: &LogitsRow,
         count: usize,
         is_made: fn(usize, usize) -> bool,
     ) -> Result<bool, BackendError> {
-        if self.choices.made.is_some_and(|made| made.row == row && is_made(made.count, count)) {
+        if self.choices.made.is_some_and(|made| made.row == row.row && is_made(made.count, count)) {
             return Ok(true);
         }
         let kernels = self.choice_kernels(self.logits_row(row)?, count);
@@ -178,23 +177,23 @@ impl CudaExecutable {
         }
         self.launch(&kernels, || choice_name(count).into())?;
         self.choices.were_launched(count);
-        self.post_choice(row, count)?;
+        self.post_choice(row.row, count)?;
         Ok(true)
     }
 
     /// Puts the best token of a row of the last step where the next step reads it.
-    pub fn choose_next_token(&mut self, row: usize) -> Result<(), BackendError> {
+    pub fn choose_next_token(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
         self.choose(row, 1, |made, wanted| made == wanted).map(|_| ())
     }
 
-    /// [`Executable::argmax`].
-    pub fn choose_best(&mut self, row: usize) -> Result<TokenId, BackendError> {
+    /// [`Recorder::argmax`].
+    pub fn choose_best(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError> {
         self.choose(row, 1, |made, wanted| made >= wanted)?;
         let read = self.choices.mailbox.read();
         best(&read.map_err(|e| self.failed_last(e))?)
     }
 
-    /// [`Executable::taken`].
+    /// [`Recorder::taken`].
     pub fn taken_token(&mut self) -> Result<TokenId, BackendError> {
         if !self.choices.is_taken {
             return Err(not_taken());
@@ -203,10 +202,10 @@ impl CudaExecutable {
         best(&read.map_err(|e| self.failed_last(e))?)
     }
 
-    /// [`Executable::candidates`].
+    /// [`Recorder::candidates`].
     pub fn choose_candidates(
         &mut self,
-        row: usize,
+        row: &LogitsRow,
         count: usize,
         out: &mut Vec<(TokenId, f32)>,
     ) -> Result<(), BackendError> {
@@ -214,7 +213,7 @@ impl CudaExecutable {
         if !self.choose(row, count, |made, wanted| made >= wanted)? {
             let mut all = Vec::new();
             self.logits(row, &mut all)?;
-            return best_candidates(&all[..self.choosable(all.len())], count, out);
+            return best_candidates(&all[..row.choosable], count, out);
         }
         let read = self.choices.mailbox.read();
         let found = read.map_err(|e| self.failed_last(e))?;

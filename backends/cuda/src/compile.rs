@@ -5,26 +5,21 @@ use super::driver::{
     CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param, SWITCHED_OFF, switched_off,
 };
 use super::ops::{Emit, Prepared, Scratch};
-use super::plans::Plans;
+use super::plans::{INPUTS, Plans, input_stride};
 use super::state::CudaState;
 use super::weights::{CudaWeights, GraphWeights};
 use super::{device, fused};
-use access::Access;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Graph, StepSizes, ValueId};
+use moe_run_graph::ir::{Graph, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{
-    CompileOptions, Executable, ExecutableInfo, HostTensor, Observer, State, StepInput, StepLimits,
-    StepTokens, TensorData, deliver_taps,
-};
+use moe_run_runtime::executable::{CompileOptions, ExecutableInfo};
+use moe_run_runtime::runner::{LogitsRow, Recorder, Runner, Step};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
-
-mod access;
-
-/// The step's inputs: tokens, positions, sequence, slots, rows.
-const INPUTS: usize = 5;
+use std::time::Duration;
 
 /// Where the values of a plan live.
 #[derive(Clone, Copy)]
@@ -60,7 +55,7 @@ impl Values<'_> {
 
 /// A plan and its step inputs.
 struct Class {
-    plan: Plan,
+    plan: Arc<Plan>,
     inputs: DeviceBuffer,
     input_stride: usize,
 }
@@ -73,17 +68,11 @@ struct Recorded {
     graph: Box<dyn CapturedGraph>,
 }
 
-/// The last step, for reading its results.
-#[derive(Clone, Copy)]
-struct LastStep {
-    decode: bool,
-    sizes: StepSizes,
-}
-
-pub(super) struct CudaExecutable {
+/// What runs the launches of one compiled graph.
+pub(super) struct CudaRecorder {
     pub(super) driver: Arc<dyn Driver>,
-    decode: Class,
-    prefill: Class,
+    /// For one token, and for many.
+    classes: [Class; 2],
     arena: DeviceBuffer,
     boundary: Vec<DeviceBuffer>,
     weights: GraphWeights,
@@ -91,7 +80,6 @@ pub(super) struct CudaExecutable {
     pub(super) scratch: Scratch,
     profile: ActProfile,
     info: ExecutableInfo,
-    vocab_size: Option<usize>,
     recorded: Option<Recorded>,
     /// Every kernel of the decode step has been launched.
     has_decoded: bool,
@@ -99,9 +87,14 @@ pub(super) struct CudaExecutable {
     each_alone: bool,
     /// Of the last token of the last step.
     position: u32,
-    last: Option<LastStep>,
     pub(super) choices: Choices,
 }
+
+/// A compiled graph on a device.
+pub(super) type CudaExecutable = Runner<CudaRecorder>;
+
+/// The class of steps of one token.
+const DECODE: usize = 0;
 
 /// Compiles a graph that reads loaded weights.
 pub(super) fn compile(
@@ -117,12 +110,14 @@ pub(super) fn compile(
 
     let failed = |e: DriverError| device::error(&driver.info().name, e);
     let max_sizes = plans.prefill.max_sizes;
-    let class = |plan: Plan| -> Result<Class, BackendError> {
-        let input_stride = plan.max_sizes.tokens.max(options.max_logits_rows).next_multiple_of(64);
+    let class = |plan: &Arc<Plan>| -> Result<Class, BackendError> {
+        let plan = Arc::clone(plan);
+        let input_stride = input_stride(&plan);
         let inputs = DeviceBuffer::new(&driver, (4 * INPUTS * input_stride) as u64).map_err(failed)?;
         Ok(Class { plan, inputs, input_stride })
     };
-    let (decode, prefill) = (class(plans.decode)?, class(plans.prefill)?);
+    let plan_of_class = [Arc::new(plans.decode), Arc::new(plans.prefill)];
+    let classes = [class(&plan_of_class[0])?, class(&plan_of_class[1])?];
     let arena = DeviceBuffer::new(&driver, plans.arena_bytes).map_err(failed)?;
     let boundary = graph
         .boundary
@@ -139,9 +134,8 @@ pub(super) fn compile(
     let scratch = Scratch::new(&driver, plans.scratch)?;
     let choices = Choices::new(&driver, graph)?;
     driver.synchronize().map_err(failed)?;
-    Ok(CudaExecutable {
-        decode,
-        prefill,
+    let recorder = CudaRecorder {
+        classes,
         arena,
         boundary,
         weights: graph_weights,
@@ -149,24 +143,19 @@ pub(super) fn compile(
         scratch,
         profile: plans.profile,
         info: plans.info,
-        vocab_size: graph.vocab_size(),
         recorded: None,
         has_decoded: false,
         each_alone: switched_off("graph"),
         position: 0,
-        last: None,
         choices,
         driver,
-    })
+    };
+    Ok(Runner::new(recorder, plan_of_class.into()))
 }
 
-impl CudaExecutable {
-    fn class(&self, decode: bool) -> &Class {
-        if decode { &self.decode } else { &self.prefill }
-    }
-
-    fn values(&self, decode: bool) -> Values<'_> {
-        let class = self.class(decode);
+impl CudaRecorder {
+    fn values(&self, class: usize) -> Values<'_> {
+        let class = &self.classes[class];
         Values {
             plan: &class.plan,
             arena: &self.arena,
@@ -203,29 +192,27 @@ impl CudaExecutable {
     /// A launch's kernels.
     fn kernels(
         &self,
-        decode: bool,
+        step: &Step<'_>,
         launch: &Launch,
         state: &CudaState,
-        sizes: StepSizes,
         prepared: &mut Prepared,
     ) -> Result<Vec<KernelLaunch>, BackendError> {
-        let class = self.class(decode);
         let mut emit = Emit {
-            graph: &class.plan.graph,
-            values: self.values(decode),
-            sizes,
+            graph: &step.plan.graph,
+            values: self.values(step.class),
+            sizes: step.sizes,
             weights: &self.weights,
             state,
             rope_tables: &self.rope_tables,
             scratch: &self.scratch,
             profile: self.profile,
             kv_type: self.info.kv_type,
-            positions_capacity: class.plan.max_sizes.cached,
+            positions_capacity: step.plan.max_sizes.cached,
             matrix_units: self.driver.info().matrix_units,
             prepared: *prepared,
             launches: Vec::new(),
         };
-        let nodes: Vec<_> = class.plan.launch_nodes(launch).collect();
+        let nodes: Vec<_> = step.plan.launch_nodes(launch).collect();
         match nodes.as_slice() {
             [node] => emit.node(node)?,
             group => fused::emit(&mut emit, launch.pattern, group)?,
@@ -236,27 +223,20 @@ impl CudaExecutable {
 
     /// Where a decode step reads its token.
     pub(super) fn next_token(&self) -> Param {
-        self.decode.inputs.slice(0, 4)
+        self.classes[DECODE].inputs.slice(0, 4)
     }
 
     /// Uploads the step's inputs; a token chosen on the device is there already.
-    fn upload_inputs(&self, decode: bool, input: &StepInput<'_>) -> Result<(), BackendError> {
-        let class = self.class(decode);
-        let stride = class.input_stride;
-        let mut words = vec![0u32; INPUTS * stride];
-        let mut put = |i: usize, values: &[u32]| words[i * stride..][..values.len()].copy_from_slice(values);
-        let first = match input.tokens {
-            StepTokens::Host(tokens) => {
-                put(0, &tokens.iter().map(|t| t.0).collect::<Vec<_>>());
-                0
+    fn upload_inputs(&self, step: &Step<'_>) -> Result<(), BackendError> {
+        let Class { inputs, input_stride, .. } = &self.classes[step.class];
+        let mut words = vec![0u32; INPUTS * input_stride];
+        for (place, (_, given)) in words.chunks_exact_mut(*input_stride).zip(step.inputs()) {
+            if let Some(given) = given {
+                place[..given.len()].copy_from_slice(&given);
             }
-            StepTokens::Argmax { .. } => stride,
-        };
-        put(1, input.positions);
-        put(2, input.sequence);
-        put(3, input.kv_slots);
-        put(4, input.logits_rows);
-        let address = class.inputs.address() + 4 * first as u64;
+        }
+        let first = if step.takes_choice() { *input_stride } else { 0 };
+        let address = inputs.address() + 4 * first as u64;
         self.driver.upload(address, bytemuck::cast_slice(&words[first..])).map_err(|e| self.failed(e))
     }
 
@@ -271,39 +251,25 @@ impl CudaExecutable {
         done.map_err(|e| self.failed_in(&name(), e))
     }
 
-    /// A row of the last step's logits on the device, and its elements.
-    pub(super) fn logits_row(&self, row: usize) -> Result<(Param, usize), BackendError> {
-        let missing = || BackendError::Input(format!("row {row} of logits: the last step made no such row"));
-        let last = self.last.ok_or_else(missing)?;
-        self.row_of_step(last.decode, last.sizes, row).ok_or_else(missing)
-    }
-
-    fn row_of_step(&self, decode: bool, sizes: StepSizes, row: usize) -> Option<(Param, usize)> {
-        let graph = &self.class(decode).plan.graph;
-        let output = *graph.outputs.first()?;
-        let width = graph.value(output).shape.width()?;
-        match self.values(decode).place(output, sizes)? {
-            (Param::Memory { address, bytes }, _) if (row + 1) * width * 4 <= bytes as usize => {
-                let address = address + (4 * row * width) as u64;
-                Some((Param::Memory { address, bytes: 4 * width as u64 }, width))
+    /// A row of logits on the device, and those of its elements that may be chosen.
+    pub(super) fn logits_row(&self, row: &LogitsRow) -> Result<(Param, usize), BackendError> {
+        match self.values(row.class).place(row.value, row.sizes) {
+            Some((Param::Memory { address, .. }, _)) => {
+                let address = address + (4 * row.row * row.width) as u64;
+                Ok((Param::Memory { address, bytes: 4 * row.width as u64 }, row.choosable))
             }
-            _ => None,
+            _ => Err(BackendError::Input(format!("row {} of logits: the plan does not store them", row.row))),
         }
     }
 
     /// All production launches of a step, without stopping between them, and the choice of so many from its one row of logits.
-    fn run(
-        &mut self,
-        decode: bool,
-        state: &CudaState,
-        sizes: StepSizes,
-        choice: usize,
-    ) -> Result<(), BackendError> {
+    fn run_all(&mut self, step: &Step<'_>, state: &CudaState, choice: usize) -> Result<(), BackendError> {
+        let decode = step.class == DECODE;
         // A decode step is the same launches every time: what differs is read from device memory.
         // The first is run as it is: a driver may load a kernel as late as at its first launch, and for that must do what a
         // recording forbids.
         let recordable = decode
-            && sizes.logits_rows == 1
+            && step.sizes.logits_rows == 1
             && !self.each_alone
             && self.has_decoded
             && self.choices.can_be_recorded(choice);
@@ -315,18 +281,18 @@ impl CudaExecutable {
         }
         let mut all = Vec::new();
         let mut prepared = Prepared::default();
-        for launch in self.class(decode).plan.launches.iter().filter(|l| !l.recomputed) {
-            let kernels = self.kernels(decode, launch, state, sizes, &mut prepared)?;
+        for launch in step.plan.launches.iter().filter(|l| !l.recomputed) {
+            let kernels = self.kernels(step, launch, state, &mut prepared)?;
             if recordable {
                 all.extend(kernels);
             } else {
-                self.launch(&kernels, || launch_name(&self.class(decode).plan, launch))?;
+                self.launch(&kernels, || launch_name(step.plan, launch))?;
             }
         }
         if choice > 0
-            && let Some(logits) = self.row_of_step(decode, sizes, 0)
+            && let Some(logits) = LogitsRow::of(step.plan, step.class, step.sizes, 0)
         {
-            let kernels = self.choice_kernels(logits, choice);
+            let kernels = self.choice_kernels(self.logits_row(&logits)?, choice);
             if recordable {
                 all.extend(kernels);
             } else {
@@ -341,50 +307,8 @@ impl CudaExecutable {
             self.recorded = Some(Recorded { state: state.id, choice, graph });
         }
         // Without a row of logits the last kernels have nothing to do.
-        self.has_decoded |= decode && sizes.logits_rows == 1;
+        self.has_decoded |= decode && step.sizes.logits_rows == 1;
         Ok(())
-    }
-
-    /// The same launches, held between any two.
-    fn run_observed(
-        &self,
-        decode: bool,
-        state: &CudaState,
-        input: &StepInput<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<(), BackendError> {
-        let plan = &self.class(decode).plan;
-        let sizes = input.sizes();
-        let mut access = Access { executable: self, decode, state, sizes };
-        for launch in &plan.launches {
-            observer.before_launch(plan, launch, &mut access)?;
-            // The observer may have replaced what a launch before prepared from.
-            let kernels = self.kernels(decode, launch, state, sizes, &mut Prepared::default())?;
-            let elapsed = self
-                .driver
-                .launch_timed(&kernels)
-                .map_err(|e| self.failed_in(&launch_name(plan, launch), e))?;
-            observer.after_launch(plan, launch, elapsed, &mut access)?;
-            deliver_taps(plan, launch, input, &mut access, observer)?;
-        }
-        Ok(())
-    }
-
-    fn read_value(&self, decode: bool, id: ValueId, sizes: StepSizes) -> Result<HostTensor, BackendError> {
-        let value = self.class(decode).plan.graph.value(id);
-        let Some((Param::Memory { address, .. }, bytes)) = self.values(decode).place(id, sizes) else {
-            return Err(BackendError::Value {
-                value: id.to_string(),
-                detail: "the plan does not store it".into(),
-            });
-        };
-        let mut words = vec![0u32; bytes / 4];
-        self.driver.download(address, bytemuck::cast_slice_mut(&mut words)).map_err(|e| self.failed(e))?;
-        let data = match value.dtype {
-            DType::U32 => TensorData::U32(words),
-            DType::F32 | DType::State => TensorData::F32(words.into_iter().map(f32::from_bits).collect()),
-        };
-        Ok(HostTensor { shape: value.shape.resolve(sizes), data })
     }
 }
 
@@ -400,65 +324,116 @@ fn launch_name(plan: &Plan, launch: &Launch) -> String {
     }
 }
 
-impl Executable for CudaExecutable {
+impl Recorder for CudaRecorder {
+    type State = CudaState;
+
     fn info(&self) -> &ExecutableInfo {
         &self.info
     }
 
-    fn plan(&self, tokens: usize) -> &Plan {
-        &self.class(tokens <= 1).plan
+    fn new_state(&self) -> Result<CudaState, BackendError> {
+        let plan = &self.classes[DECODE].plan;
+        CudaState::new(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)
     }
 
-    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
-        let plan = &self.prefill.plan;
-        let state = CudaState::new(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)?;
-        Ok(Box::new(state))
+    fn fits(&self, state: &CudaState) -> bool {
+        let plan = &self.classes[DECODE].plan;
+        state.is_for(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)
     }
 
-    fn step(
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
+        self.choose_next_token(row)
+    }
+
+    fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
+        self.position = step.input.positions.last().copied().unwrap_or(0);
+        self.choices.begin(step.takes_choice());
+        self.upload_inputs(step)
+    }
+
+    fn run(&mut self, step: &Step<'_>, state: &mut CudaState) -> Result<(), BackendError> {
+        let choice = self.choices.behind(step.sizes);
+        self.run_all(step, state, choice)?;
+        if choice > 0 { self.post_choice(0, choice) } else { Ok(()) }
+    }
+
+    fn run_launch(
         &mut self,
-        state: &mut dyn State,
-        input: &StepInput<'_>,
-        observer: Option<&mut dyn Observer>,
-    ) -> Result<(), BackendError> {
-        let max = self.prefill.plan.max_sizes;
-        input.check(&StepLimits { sizes: max, vocab_size: self.vocab_size, slots: max.cached, places: 1 })?;
-        input.check_one_sequence()?;
-        let Some(state) = state.as_any_mut().downcast_mut::<CudaState>() else {
-            return Err(BackendError::Input("the state belongs to another backend".into()));
-        };
-        let decode = input.len() == 1;
-        self.position = input.positions.last().copied().unwrap_or(0);
-        if let StepTokens::Argmax { row } = input.tokens {
-            self.choose_next_token(row)?;
-        }
-        self.choices.begin(matches!(input.tokens, StepTokens::Argmax { .. }));
-        self.last = None;
-        self.upload_inputs(decode, input)?;
-        let sizes = input.sizes();
-        match observer {
-            None => {
-                let choice = self.choices.behind(sizes);
-                self.run(decode, state, sizes, choice)?;
-                if choice > 0 {
-                    self.post_choice(0, choice)?;
-                }
-            }
-            Some(observer) => self.run_observed(decode, state, input, observer)?,
-        }
-        self.last = Some(LastStep { decode, sizes });
-        Ok(())
+        step: &Step<'_>,
+        launch: usize,
+        state: &mut CudaState,
+    ) -> Result<Duration, BackendError> {
+        let launch = &step.plan.launches[launch];
+        // The observer may have replaced what a launch before prepared from.
+        let kernels = self.kernels(step, launch, state, &mut Prepared::default())?;
+        self.driver.launch_timed(&kernels).map_err(|e| self.failed_in(&launch_name(step.plan, launch), e))
     }
 
-    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
-        let (Param::Memory { address, .. }, width) = self.logits_row(row)? else { return Ok(()) };
+    fn read(
+        &mut self,
+        class: usize,
+        sizes: StepSizes,
+        value: ValueId,
+    ) -> Result<Option<Cow<'_, [u32]>>, BackendError> {
+        let Some((Param::Memory { address, .. }, bytes)) = self.values(class).place(value, sizes) else {
+            return Ok(None);
+        };
+        let mut words = vec![0u32; bytes / 4];
+        self.driver.download(address, bytemuck::cast_slice_mut(&mut words)).map_err(|e| self.failed(e))?;
+        Ok(Some(Cow::Owned(words)))
+    }
+
+    fn write(
+        &mut self,
+        class: usize,
+        sizes: StepSizes,
+        value: ValueId,
+        words: &[u32],
+    ) -> Result<bool, BackendError> {
+        let Some((Param::Memory { address, .. }, _)) = self.values(class).place(value, sizes) else {
+            return Ok(false);
+        };
+        self.driver.upload(address, bytemuck::cast_slice(words)).map_err(|e| self.failed(e))?;
+        Ok(true)
+    }
+
+    fn read_state(
+        &mut self,
+        state: &CudaState,
+        id: StateId,
+        slots: Range<usize>,
+    ) -> Result<Vec<f32>, BackendError> {
+        state.read(id, slots)
+    }
+
+    fn write_state(
+        &mut self,
+        state: &mut CudaState,
+        id: StateId,
+        first_slot: usize,
+        rows: &[f32],
+    ) -> Result<(), BackendError> {
+        state.write(id, first_slot, rows)
+    }
+
+    fn logits(&mut self, row: &LogitsRow, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let (Param::Memory { address, .. }, _) = self.logits_row(row)? else { return Ok(()) };
         out.clear();
-        out.resize(width, 0.0);
+        out.resize(row.width, 0.0);
         self.driver.download(address, bytemuck::cast_slice_mut(out)).map_err(|e| self.failed_last(e))
     }
 
-    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+    fn argmax(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError> {
         self.choose_best(row)
+    }
+
+    fn candidates(
+        &mut self,
+        row: &LogitsRow,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        self.choose_candidates(row, count, out)
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {
@@ -473,15 +448,6 @@ impl Executable for CudaExecutable {
         self.choices.expect(count);
     }
 
-    fn candidates(
-        &mut self,
-        row: usize,
-        count: usize,
-        out: &mut Vec<(TokenId, f32)>,
-    ) -> Result<(), BackendError> {
-        self.choose_candidates(row, count, out)
-    }
-
     fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
         let (free, _) = self.driver.memory().map_err(|e| self.failed(e))?;
         let bytes = (free / 4).min(COPY_BYTES);
@@ -490,17 +456,5 @@ impl Executable for CudaExecutable {
 
     fn wait(&mut self) -> Result<(), BackendError> {
         self.driver.synchronize().map_err(|e| self.failed_last(e))
-    }
-
-    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
-        let missing =
-            |detail: &str| BackendError::Value { value: format!("output {index}"), detail: detail.into() };
-        let last = self.last.ok_or_else(|| missing("no step has computed it"))?;
-        let output = self.class(last.decode).plan.graph.outputs.get(index).copied();
-        self.read_value(
-            last.decode,
-            output.ok_or_else(|| missing("the graph has no such output"))?,
-            last.sizes,
-        )
     }
 }

@@ -10,6 +10,9 @@ use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{CompileOptions, ExecutableInfo, MemoryNeed, check_kv_rows};
 
+/// The step's inputs: tokens, positions, sequence, slots, rows.
+pub(super) const INPUTS: usize = 5;
+
 /// The largest T of a step unless asked otherwise.
 const MICRO_BATCH: usize = 512;
 
@@ -22,6 +25,11 @@ pub(super) fn check(graph: &Graph, options: &CompileOptions) -> Result<(), Backe
     check_kv_rows(NAME, graph, options.kv_type)
 }
 
+/// Words from one step input of a plan to the next.
+pub(super) fn input_stride(plan: &Plan) -> usize {
+    plan.max_sizes.tokens.max(plan.max_sizes.logits_rows).next_multiple_of(64)
+}
+
 /// The plans of a graph, and what they need beside weights.
 pub(super) struct Plans {
     pub decode: Plan,
@@ -30,6 +38,8 @@ pub(super) struct Plans {
     pub info: ExecutableInfo,
     pub scratch: ScratchSizes,
     pub arena_bytes: u64,
+    /// Step and boundary inputs.
+    input_bytes: u64,
     /// All that grows with the context: RoPE's angles are in it.
     cache_bytes: u64,
 }
@@ -66,6 +76,9 @@ impl Plans {
             }
         }
         let scratch = ScratchSizes::of(&prefill.graph, prefill.max_sizes, driver.info().multiprocessors);
+        let step_bytes: usize = [&decode, &prefill].map(|plan| 4 * INPUTS * input_stride(plan)).iter().sum();
+        let boundary = graph.boundary.iter().map(|id| graph.value(*id).shape.elems(prefill.max_sizes));
+        let input_bytes = (step_bytes + 4 * boundary.sum::<usize>()) as u64;
         let rope_bytes: u64 = graph.rope_tables.iter().map(|t| (4 * options.ctx_size * t.dims) as u64).sum();
         let info = ExecutableInfo {
             backend: NAME,
@@ -80,6 +93,7 @@ impl Plans {
         Ok(Plans {
             arena_bytes: decode.memory.arena_bytes.max(prefill.memory.arena_bytes) as u64,
             cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size).saturating_add(rope_bytes),
+            input_bytes,
             decode,
             prefill,
             profile,
@@ -103,7 +117,7 @@ impl Plans {
             weight_bytes: weights,
             kv_cache_bytes: cache,
             kv_stored: options.kv_type,
-            working_bytes: self.arena_bytes + self.scratch.bytes(),
+            working_bytes: self.arena_bytes + self.input_bytes + self.scratch.bytes(),
             available_bytes: Some(available),
         };
         let (wanted, working) = (need.wanted_bytes(), need.working_bytes);

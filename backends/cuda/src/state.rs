@@ -59,25 +59,29 @@ impl CudaState {
         self.buffers[id.index()].param()
     }
 
-    fn range(&self, id: StateId, first: usize, slots: usize) -> Result<(u64, usize), BackendError> {
-        if first.checked_add(slots).is_none_or(|end| end > self.capacity_tokens) {
-            return Err(BackendError::Value {
-                value: id.to_string(),
-                detail: format!(
-                    "slots {first} to {} of {}",
-                    first.saturating_add(slots),
-                    self.capacity_tokens
-                ),
-            });
-        }
+    /// Whether it is what [`CudaState::new`] would make.
+    pub fn is_for(
+        &self,
+        driver: &Arc<dyn Driver>,
+        graph: &Graph,
+        kv_type: KvType,
+        capacity_tokens: usize,
+    ) -> bool {
+        Arc::ptr_eq(&self.driver, driver)
+            && (self.kv_type, self.capacity_tokens) == (kv_type, capacity_tokens)
+            && self.row_elems.iter().copied().eq(graph.states.iter().map(|s| s.row_elems()))
+    }
+
+    /// Where rows are, and their bytes.
+    fn range(&self, id: StateId, first: usize, slots: usize) -> (u64, usize) {
         let row = self.kv_type.row_bytes(self.row_elems[id.index()]);
-        Ok((self.buffers[id.index()].address() + (first * row) as u64, slots * row))
+        (self.buffers[id.index()].address() + (first * row) as u64, slots * row)
     }
 
     /// Rows as f32.
     pub fn read(&self, id: StateId, slots: std::ops::Range<usize>) -> Result<Vec<f32>, BackendError> {
-        let count = slots.end.saturating_sub(slots.start);
-        let (address, bytes) = self.range(id, slots.start, count)?;
+        let count = slots.len();
+        let (address, bytes) = self.range(id, slots.start, count);
         let mut raw = vec![0u8; bytes];
         self.driver.download(address, &mut raw).map_err(|e| device::error(&self.driver.info().name, e))?;
         let mut out = vec![0.0; count * self.row_elems[id.index()]];
@@ -93,13 +97,7 @@ impl CudaState {
     /// Replaces rows, rounding as the cache does.
     pub fn write(&self, id: StateId, first: usize, rows: &[f32]) -> Result<(), BackendError> {
         let elems = self.row_elems[id.index()];
-        if elems == 0 || !rows.len().is_multiple_of(elems) {
-            return Err(BackendError::Value {
-                value: id.to_string(),
-                detail: format!("{} elements, wanted rows of {elems}", rows.len()),
-            });
-        }
-        let (address, bytes) = self.range(id, first, rows.len() / elems)?;
+        let (address, bytes) = self.range(id, first, rows.len() / elems);
         let mut raw = Vec::with_capacity(bytes);
         match self.kv_type {
             KvType::F32 => raw.extend_from_slice(bytemuck::cast_slice(rows)),

@@ -278,8 +278,7 @@ impl<'a> StepInput<'a> {
     pub fn check_one_sequence(&self) -> Result<(), BackendError> {
         if self.sequences.len() != 1 || self.positions != self.kv_slots {
             return Err(BackendError::Input(
-                "this backend runs one sequence, with slots equal to positions; use --backend cpu or reference for several"
-                    .into(),
+                "a state of one sequence, whose slots are its positions: take a pool for several".into(),
             ));
         }
         Ok(())
@@ -427,7 +426,7 @@ pub trait Executable: Send {
         let _ = tokens;
         let info = self.info();
         Err(BackendError::Input(format!(
-            "state for {sequences} sequences: the {} backend runs one; use --backend cpu or reference",
+            "state for {sequences} sequences: the {} backend runs one; use another",
             info.backend
         )))
     }

@@ -14,6 +14,7 @@ pub mod exp;
 pub mod host_memory;
 pub mod options;
 pub mod partial_file;
+pub mod runner;
 pub mod sampler;
 pub mod sequences;
 pub mod session;

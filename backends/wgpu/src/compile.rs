@@ -3,7 +3,7 @@
 use super::choose::Chooser;
 use super::device::Device;
 use super::emit::{Dispatch, Grid, StateBinding};
-use super::executable::WgpuExecutable;
+use super::executable::{WgpuExecutable, WgpuRecorder};
 use super::ops::{self, sample};
 use super::params::pack;
 use super::pipelines::Pipelines;
@@ -26,7 +26,7 @@ pub(super) struct Ready {
 
 /// A plan for one token class, compiled.
 pub(super) struct Program {
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Dispatches of each launch.
     pub launches: Vec<Vec<Ready>>,
     pub max_splits: usize,
@@ -73,7 +73,7 @@ pub(super) fn compile(
     for (plan, launches) in plans.into_iter().zip(emitted) {
         let launches = shared.ready(launches)?;
         let max_splits = ops::max_splits(plan.max_sizes.tokens);
-        programs.push(Program { plan, launches, max_splits });
+        programs.push(Program { plan: Arc::new(plan), launches, max_splits });
     }
     let chooser = match (logits, sampling) {
         (Some(logits), Some(dispatches)) => {
@@ -81,8 +81,7 @@ pub(super) fn compile(
         }
         _ => None,
     };
-    let vocab_size = graph.vocab_size();
-    WgpuExecutable::new(device, programs, pipelines, arena, now, map, chooser, info, vocab_size)
+    WgpuRecorder::executable(device, programs, pipelines, arena, now, map, chooser, info)
 }
 
 /// What every dispatch's bind group is made of.

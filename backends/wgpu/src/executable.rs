@@ -9,24 +9,27 @@
 use super::choose::{Choice, Chooser, ResultCopy};
 use super::compile::{Program, Ready, STEP_BYTES};
 use super::device::Device;
-use super::held::Held;
+use super::ops::row_words;
 use super::pipelines::Pipelines;
 use super::plans::{ArenaMap, Logits};
+use super::rows::{decode_row, encode_row};
 use super::state::{StateGroups, WgpuState};
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, RopeTableId, StepSizes, ValueId};
-use moe_run_graph::passes::Plan;
+use moe_run_graph::ir::{RopeTableId, StateId, StepSizes, ValueId};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{
-    Executable, ExecutableInfo, HostTensor, KvType, MAX_CANDIDATES, Observer, State, StepInput, StepLimits,
-    StepTokens, TensorData, deliver_taps, not_taken,
-};
+use moe_run_runtime::executable::{ExecutableInfo, KvType, MAX_CANDIDATES, not_taken};
+use moe_run_runtime::runner::{LogitsRow, Recorder, Runner, Step};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A compiled graph on a device.
-pub(super) struct WgpuExecutable {
+pub(super) type WgpuExecutable = Runner<WgpuRecorder>;
+
+/// What runs the dispatches of one compiled graph.
+pub(super) struct WgpuRecorder {
     pub(super) device: Arc<Device>,
     /// Its caches hold it, too: another executable on the same device has another.
     pub(super) identity: Arc<()>,
@@ -40,9 +43,6 @@ pub(super) struct WgpuExecutable {
     staging: Option<wgpu::Buffer>,
     timer: Option<Timer>,
     info: ExecutableInfo,
-    vocab_size: Option<usize>,
-    /// The program and the sizes of the last step.
-    last: Option<(usize, StepSizes)>,
     /// The cache of the last step.
     last_groups: Weak<StateGroups>,
     /// The next step's commands, encoded while the last one runs.
@@ -66,14 +66,18 @@ struct Timer {
     period_ns: f32,
 }
 
+/// The program of steps of one token.
+const DECODE: usize = 0;
+
 /// Positions that one part of a split attention takes at least.
 const SPLIT_POSITIONS: usize = 128;
 
 /// Positions of a tile in attention.wgsl.
 const TILE_POSITIONS: usize = 32;
 
-impl WgpuExecutable {
-    pub(super) fn new(
+impl WgpuRecorder {
+    /// Puts the parts of an executable together.
+    pub(super) fn executable(
         device: Arc<Device>,
         programs: Vec<Program>,
         pipelines: Pipelines,
@@ -82,10 +86,10 @@ impl WgpuExecutable {
         map: ArenaMap,
         chooser: Option<Chooser>,
         info: ExecutableInfo,
-        vocab_size: Option<usize>,
     ) -> Result<WgpuExecutable, BackendError> {
         let timer = if device.timestamps { Some(Timer::new(&device)?) } else { None };
-        Ok(WgpuExecutable {
+        let plans = programs.iter().map(|p| Arc::clone(&p.plan)).collect();
+        let recorder = WgpuRecorder {
             device,
             identity: Arc::default(),
             programs,
@@ -97,26 +101,25 @@ impl WgpuExecutable {
             staging: None,
             timer,
             info,
-            vocab_size,
-            last: None,
             last_groups: Weak::new(),
             prepared: None,
             angles: Vec::new(),
-        })
+        };
+        Ok(Runner::new(recorder, plans))
     }
 
     pub(super) fn kv_type(&self) -> KvType {
         self.info.kv_type
     }
 
-    /// Writes words of the arena before anything that is submitted later.
-    pub(super) fn write_words(&self, at: u64, words: &[u32]) {
-        self.device.queue.write_buffer(&self.arena, at * 4, bytemuck::cast_slice(words));
+    /// Elements of a state's row.
+    fn state_elems(&self, id: StateId) -> usize {
+        self.programs[DECODE].plan.graph.state(id).row_elems()
     }
 
-    fn program(&self, tokens: usize) -> usize {
-        let fits = self.programs.iter().position(|p| p.plan.max_sizes.tokens >= tokens);
-        fits.unwrap_or(self.programs.len() - 1)
+    /// Writes words of the arena before anything that is submitted later.
+    fn write_words(&self, at: u64, words: &[u32]) {
+        self.device.queue.write_buffer(&self.arena, at * 4, bytemuck::cast_slice(words));
     }
 
     /// Over how many workgroups the attention of a head is split, and the positions that each takes.
@@ -128,25 +131,16 @@ impl WgpuExecutable {
     }
 
     /// Writes the step's inputs, angles and sizes; what lies side by side at once, for each write costs a staging buffer.
-    fn begin(&mut self, program: usize, input: &StepInput<'_>) {
-        let graph = &self.programs[program].plan.graph;
+    fn write_inputs(&mut self, step: &Step<'_>) {
+        let graph = &step.plan.graph;
         let place = |value: &ValueId| self.map.places.inputs.get(value).copied().unwrap_or(0) as usize;
-        let mut pieces: Vec<(usize, Vec<u32>)> = Vec::new();
-        if let StepTokens::Host(tokens) = input.tokens {
-            pieces.push((place(&graph.inputs.tokens), tokens.iter().map(|t| t.0).collect()));
-        }
-        for (value, words) in [
-            (&graph.inputs.positions, input.positions),
-            (&graph.inputs.sequence, input.sequence),
-            (&graph.inputs.kv_slots, input.kv_slots),
-            (&graph.inputs.logits_rows, input.logits_rows),
-        ] {
-            pieces.push((place(value), words.to_vec()));
-        }
+        let given = step.inputs().into_iter();
+        let mut pieces: Vec<(usize, Vec<u32>)> =
+            given.filter_map(|(value, words)| Some((place(&value), words?.into_owned()))).collect();
         for (i, spec) in graph.rope_tables.iter().enumerate() {
             let Some(at) = self.map.places.rope.get(&RopeTableId(i as u32)) else { continue };
-            self.angles.resize(input.positions.len() * spec.dims, 0.0);
-            for (row, position) in self.angles.chunks_exact_mut(spec.dims).zip(input.positions) {
+            self.angles.resize(step.input.positions.len() * spec.dims, 0.0);
+            for (row, position) in self.angles.chunks_exact_mut(spec.dims).zip(step.input.positions) {
                 spec.fill_row(*position, row);
             }
             pieces.push((*at as usize, bytemuck::cast_slice(&self.angles).to_vec()));
@@ -154,8 +148,8 @@ impl WgpuExecutable {
         for (at, words) in joined(pieces) {
             self.write_words(at as u64, &words);
         }
-        let sizes = input.sizes();
-        let (splits, positions) = self.splits(program, sizes);
+        let sizes = step.sizes;
+        let (splits, positions) = self.splits(step.class, sizes);
         let now =
             [sizes.tokens as u32, sizes.logits_rows as u32, sizes.cached as u32, splits, positions, 0, 0, 0];
         debug_assert_eq!(size_of_val(&now) as u64, STEP_BYTES);
@@ -186,18 +180,11 @@ impl WgpuExecutable {
         }
     }
 
-    /// The logits' place of the last step's row, in words.
-    fn row_at(&self, row: usize) -> Result<(u32, usize), BackendError> {
-        let missing = |rows: usize| BackendError::Input(format!("row {row} of {rows} rows of logits"));
-        let (Some((program, sizes)), Some(logits)) = (self.last, self.chooser.as_ref().map(|c| c.logits))
-        else {
-            return Err(missing(0));
-        };
-        if row >= sizes.logits_rows {
-            return Err(missing(sizes.logits_rows));
-        }
-        let at = self.logits_at(program, logits).ok_or_else(|| missing(0))?;
-        Ok((at + (row * logits.vocabulary) as u32, logits.vocabulary))
+    /// Where a row of logits lies, in words.
+    fn row_at(&self, row: &LogitsRow) -> Result<u32, BackendError> {
+        let missing = || BackendError::Input(format!("row {}: the plan does not store logits", row.row));
+        let at = self.value_at(row.class, row.value).ok_or_else(missing)?;
+        Ok(at as u32 + (row.row * row.width) as u32)
     }
 
     /// Where a program's logits lie, in words.
@@ -215,15 +202,15 @@ impl WgpuExecutable {
 
     /// Chooses the candidates of a row of the last step's logits in a submission of its own: for rows that the step has
     /// not chosen from itself.
-    fn choose(&mut self, row: usize) -> Result<(), BackendError> {
-        let (at, _) = self.row_at(row)?;
+    fn choose(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
+        let at = self.row_at(row)?;
         if let Some(chooser) = &mut self.chooser {
             chooser.aim(&self.device, at);
         }
         let mut encoder = self.encoder();
         self.encode_sampler(&mut self.device.pass(&mut encoder, None));
         let copy = self.chooser.as_ref().map(|c| c.encode_copy(&mut encoder, &self.arena, c.next_copy()));
-        self.submit(encoder.finish(), copy, row);
+        self.submit(encoder.finish(), copy, row.row);
         Ok(())
     }
 
@@ -266,10 +253,10 @@ impl WgpuExecutable {
     }
 
     /// Encodes the step of one token that is to follow the last one, whatever that token will be.
-    fn prepare_next(&mut self) {
-        let (Some((_, last)), Some(groups)) = (self.last, self.last_groups.upgrade()) else { return };
+    fn prepare_next(&mut self, last: StepSizes) {
+        let Some(groups) = self.last_groups.upgrade() else { return };
         let sizes = StepSizes { tokens: 1, logits_rows: 1, cached: last.cached + 1 };
-        let program = self.program(1);
+        let program = DECODE;
         if sizes.cached > self.programs[program].plan.max_sizes.cached {
             return;
         }
@@ -283,17 +270,17 @@ impl WgpuExecutable {
     }
 
     /// The candidates of a row of the last step's logits, `count` at least where there are as many.
-    fn chosen(&mut self, row: usize, count: usize) -> Result<Vec<(TokenId, f32)>, BackendError> {
-        self.row_at(row)?;
-        let is_there = |c: &Chooser| c.chosen.as_ref().is_some_and(|c| c.row == row && c.copy.count >= count);
+    fn chosen(&mut self, row: &LogitsRow, count: usize) -> Result<Vec<(TokenId, f32)>, BackendError> {
+        let is_there =
+            |c: &Chooser| c.chosen.as_ref().is_some_and(|c| c.row == row.row && c.copy.count >= count);
         if !self.chooser.as_ref().is_some_and(is_there) {
             self.expect_candidates(count);
             self.choose(row)?;
         }
-        self.prepare_next();
+        self.prepare_next(row.sizes);
         match self.chooser.as_ref().and_then(|c| Some((c, c.chosen.as_ref()?))) {
             Some((chooser, choice)) => chooser.read(&self.device, choice),
-            None => Err(BackendError::Input(format!("row {row}: there are no logits to choose from"))),
+            None => Err(BackendError::Input(format!("row {}: there are no logits to choose from", row.row))),
         }
     }
 
@@ -302,7 +289,7 @@ impl WgpuExecutable {
     }
 
     /// Copies words of a buffer to the host.
-    pub(super) fn read_words(
+    fn read_words(
         &mut self,
         source: Option<&wgpu::Buffer>,
         at: u64,
@@ -324,7 +311,8 @@ impl WgpuExecutable {
         self.device.map_words(staging, words, Some(submission))
     }
 
-    pub(super) fn value_at(&self, program: usize, value: ValueId) -> Option<u64> {
+    /// Where a value lies, in words.
+    fn value_at(&self, program: usize, value: ValueId) -> Option<u64> {
         if let Some(at) = self.map.places.inputs.get(&value) {
             return Some(u64::from(*at));
         }
@@ -332,51 +320,8 @@ impl WgpuExecutable {
         Some(u64::from(self.map.places.values_at) + slot.offset_bytes as u64 / 4)
     }
 
-    pub(super) fn read_value(
-        &mut self,
-        program: usize,
-        sizes: StepSizes,
-        value: ValueId,
-    ) -> Result<HostTensor, BackendError> {
-        let Some(at) = self.value_at(program, value) else {
-            return Err(not_stored(value));
-        };
-        let decl = self.programs[program].plan.graph.value(value);
-        let (shape, dtype) = (decl.shape.resolve(sizes), decl.dtype);
-        let words = self.read_words(None, at, shape.iter().product())?;
-        let data = match dtype {
-            DType::U32 => TensorData::U32(words),
-            _ => TensorData::F32(words.into_iter().map(f32::from_bits).collect()),
-        };
-        Ok(HostTensor { shape, data })
-    }
-
-    /// A step that is held between its launches.
-    fn observed(
-        &mut self,
-        program: usize,
-        state: &mut WgpuState,
-        input: &StepInput<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<(), BackendError> {
-        let plan = self.programs[program].plan.clone();
-        let sizes = input.sizes();
-        for (i, launch) in plan.launches.iter().enumerate() {
-            observer.before_launch(
-                &plan,
-                launch,
-                &mut Held { run: self, state, program, sizes, launch: i },
-            )?;
-            let elapsed = self.launch(program, i, state, sizes)?;
-            let mut held = Held { run: self, state, program, sizes, launch: i };
-            observer.after_launch(&plan, launch, elapsed, &mut held)?;
-            deliver_taps(&plan, launch, input, &mut held, observer)?;
-        }
-        Ok(())
-    }
-
     /// Runs one launch and waits for it.
-    fn launch(
+    fn launch_timed(
         &mut self,
         program: usize,
         launch: usize,
@@ -455,59 +400,46 @@ impl Timer {
     }
 }
 
-fn not_stored(value: ValueId) -> BackendError {
-    BackendError::Value { value: value.to_string(), detail: "the plan does not store it".into() }
-}
+impl Recorder for WgpuRecorder {
+    type State = WgpuState;
 
-impl Executable for WgpuExecutable {
     fn info(&self) -> &ExecutableInfo {
         &self.info
     }
 
-    fn plan(&self, tokens: usize) -> &Plan {
-        &self.programs[self.program(tokens)].plan
+    fn new_state(&self) -> Result<WgpuState, BackendError> {
+        WgpuState::new(self, &self.pipelines)
     }
 
-    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
-        Ok(Box::new(WgpuState::new(self, &self.pipelines)?))
+    fn fits(&self, state: &WgpuState) -> bool {
+        Arc::ptr_eq(&state.owner, &self.identity)
     }
 
-    fn step(
-        &mut self,
-        state: &mut dyn State,
-        input: &StepInput<'_>,
-        observer: Option<&mut dyn Observer>,
-    ) -> Result<(), BackendError> {
-        let program = self.program(input.len());
-        let max = self.programs[program].plan.max_sizes;
-        input.check(&StepLimits { sizes: max, vocab_size: self.vocab_size, slots: max.cached, places: 1 })?;
-        input.check_one_sequence()?;
-        let state = state.as_any_mut().downcast_mut::<WgpuState>();
-        let Some(state) = state.filter(|s| Arc::ptr_eq(&s.owner, &self.identity)) else {
-            return Err(BackendError::Input("the state belongs to another executable".into()));
-        };
-        self.device.check()?;
-        if let StepTokens::Argmax { row } = input.tokens {
-            // The sampler left the token where the step reads it.
-            self.row_at(row)?;
-            if self.chooser.as_ref().and_then(|c| c.chosen.as_ref()).is_none_or(|c| c.row != row) {
-                self.choose(row)?;
-            }
+    fn check(&self) -> Result<(), BackendError> {
+        self.device.check()
+    }
+
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
+        // A step leaves what it chose where the next one reads it.
+        match self.chooser.as_ref().and_then(|c| c.chosen.as_ref()) {
+            Some(chosen) if chosen.row == row.row => Ok(()),
+            _ => self.choose(row),
         }
-        let sizes = input.sizes();
-        self.begin(program, input);
-        self.last = None;
-        let logits_at = self.chooser.as_ref().and_then(|c| self.logits_at(program, c.logits));
+    }
+
+    fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
+        self.write_inputs(step);
         if let Some(chooser) = &mut self.chooser {
             let chosen = chooser.chosen.take();
-            chooser.taken = chosen.filter(|_| matches!(input.tokens, StepTokens::Argmax { .. }));
+            chooser.taken = chosen.filter(|_| step.takes_choice());
         }
-        if let Some(observer) = observer {
-            self.observed(program, state, input, observer)?;
-            self.last = Some((program, sizes));
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    fn run(&mut self, step: &Step<'_>, state: &mut WgpuState) -> Result<(), BackendError> {
+        let (program, sizes) = (step.class, step.sizes);
         let copy = self.result_copy(program, sizes);
+        let logits_at = self.chooser.as_ref().and_then(|c| self.logits_at(program, c.logits));
         if let (Some(at), Some(_), Some(chooser)) = (logits_at, copy, &mut self.chooser) {
             chooser.aim(&self.device, at);
         }
@@ -521,24 +453,94 @@ impl Executable for WgpuExecutable {
         };
         self.submit(commands, copy, 0);
         self.last_groups = Arc::downgrade(&state.groups);
-        self.last = Some((program, sizes));
         self.device.check()
     }
 
-    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
-        let (at, vocabulary) = self.row_at(row)?;
-        if self.last.is_some_and(|(_, sizes)| sizes.tokens == 1) {
-            self.prepare_next();
+    fn run_launch(
+        &mut self,
+        step: &Step<'_>,
+        launch: usize,
+        state: &mut WgpuState,
+    ) -> Result<Duration, BackendError> {
+        self.launch_timed(step.class, launch, state, step.sizes)
+    }
+
+    fn read(
+        &mut self,
+        class: usize,
+        sizes: StepSizes,
+        value: ValueId,
+    ) -> Result<Option<Cow<'_, [u32]>>, BackendError> {
+        let Some(at) = self.value_at(class, value) else { return Ok(None) };
+        let words = self.programs[class].plan.graph.value(value).shape.elems(sizes);
+        Ok(Some(Cow::Owned(self.read_words(None, at, words)?)))
+    }
+
+    fn write(
+        &mut self,
+        class: usize,
+        _sizes: StepSizes,
+        value: ValueId,
+        words: &[u32],
+    ) -> Result<bool, BackendError> {
+        let Some(at) = self.value_at(class, value) else { return Ok(false) };
+        self.write_words(at, words);
+        Ok(true)
+    }
+
+    fn read_state(
+        &mut self,
+        state: &WgpuState,
+        id: StateId,
+        slots: Range<usize>,
+    ) -> Result<Vec<f32>, BackendError> {
+        let (kv_type, elems) = (self.kv_type(), self.state_elems(id));
+        let words = row_words(kv_type, elems);
+        let buffer = &state.buffers[id.index()];
+        let rows = self.read_words(Some(buffer), (slots.start * words) as u64, slots.len() * words)?;
+        Ok(rows.chunks_exact(words).flat_map(|row| decode_row(kv_type, row, elems)).collect())
+    }
+
+    fn write_state(
+        &mut self,
+        state: &mut WgpuState,
+        id: StateId,
+        first_slot: usize,
+        rows: &[f32],
+    ) -> Result<(), BackendError> {
+        let (kv_type, elems) = (self.kv_type(), self.state_elems(id));
+        let encoded: Vec<u32> = rows.chunks_exact(elems).flat_map(|row| encode_row(kv_type, row)).collect();
+        let at = (first_slot * row_words(kv_type, elems) * 4) as u64;
+        self.device.queue.write_buffer(&state.buffers[id.index()], at, bytemuck::cast_slice(&encoded));
+        Ok(())
+    }
+
+    fn logits(&mut self, row: &LogitsRow, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let at = self.row_at(row)?;
+        if row.sizes.tokens == 1 {
+            self.prepare_next(row.sizes);
         }
-        let words = self.read_words(None, u64::from(at), vocabulary)?;
+        let words = self.read_words(None, u64::from(at), row.width)?;
         out.clear();
         out.extend(words.into_iter().map(f32::from_bits));
         Ok(())
     }
 
-    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+    fn argmax(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError> {
         let candidates = self.chosen(row, 1)?;
         candidates.first().map(|(token, _)| *token).ok_or_else(|| BackendError::Input("no logits".into()))
+    }
+
+    fn candidates(
+        &mut self,
+        row: &LogitsRow,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        let count = count.clamp(1, MAX_CANDIDATES);
+        out.clear();
+        out.extend(self.chosen(row, count)?.into_iter().take(count).filter(|(_, l)| *l > f32::NEG_INFINITY));
+        Ok(())
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {
@@ -558,29 +560,7 @@ impl Executable for WgpuExecutable {
         }
     }
 
-    fn candidates(
-        &mut self,
-        row: usize,
-        count: usize,
-        out: &mut Vec<(TokenId, f32)>,
-    ) -> Result<(), BackendError> {
-        let count = count.clamp(1, MAX_CANDIDATES);
-        out.clear();
-        out.extend(self.chosen(row, count)?.into_iter().take(count).filter(|(_, l)| *l > f32::NEG_INFINITY));
-        Ok(())
-    }
-
     fn wait(&mut self) -> Result<(), BackendError> {
         self.device.wait()
-    }
-
-    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
-        let missing = || BackendError::Value {
-            value: format!("output {index}"),
-            detail: "no step has computed it".into(),
-        };
-        let (program, sizes) = self.last.ok_or_else(missing)?;
-        let value = self.programs[program].plan.graph.outputs.get(index).copied().ok_or_else(missing)?;
-        self.read_value(program, sizes, value)
     }
 }

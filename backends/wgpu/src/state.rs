@@ -2,7 +2,7 @@
 
 use super::NAME;
 use super::emit::StateBinding;
-use super::executable::WgpuExecutable;
+use super::executable::WgpuRecorder;
 use super::ops::row_words;
 use super::pipelines::Pipelines;
 use moe_run_runtime::error::BackendError;
@@ -16,7 +16,7 @@ pub(super) type StateGroups = HashMap<StateBinding, wgpu::BindGroup>;
 
 /// Rows of every state, as the KV type stores them.
 pub(super) struct WgpuState {
-    /// [`WgpuExecutable::identity`].
+    /// [`WgpuRecorder::identity`].
     pub owner: Arc<()>,
     pub buffers: Vec<wgpu::Buffer>,
     pub groups: Arc<StateGroups>,
@@ -25,7 +25,7 @@ pub(super) struct WgpuState {
 }
 
 impl WgpuState {
-    pub fn new(run: &WgpuExecutable, pipelines: &Pipelines) -> Result<WgpuState, BackendError> {
+    pub fn new(run: &WgpuRecorder, pipelines: &Pipelines) -> Result<WgpuState, BackendError> {
         let device = run.device.clone();
         let Some(program) = run.programs.last() else {
             return Err(BackendError::Input("no program".into()));

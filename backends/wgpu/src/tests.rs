@@ -368,7 +368,7 @@ fn a_token_is_one_pass_and_one_submission() {
     let options = CompileOptions { ctx_size: 64, ..CompileOptions::default() };
     let executable =
         loaded(&model.graph, model.file.as_ref(), &options).executable(&model.graph, &options).unwrap();
-    let device = executable.device.clone();
+    let device = executable.recorder().device.clone();
     let count = || {
         let load = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
         (load(&device.submissions), load(&device.passes), load(&device.bytes_read_back))

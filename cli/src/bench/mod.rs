@@ -107,9 +107,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         let mut session = match &weights {
             Some(weights) => engine::another_session(weights.as_ref(), &model, &options)?,
             None => {
-                let (loaded, executable) = engine::compile(&model, &args.backend, &options)?;
-                weights = Some(loaded);
-                Session::new(executable)?
+                let compiled = engine::compile(&model, &args.backend, &options)?;
+                weights = Some(compiled.weights);
+                Session::new(compiled.executable)?
             }
         };
         let load_seconds = if header.is_none() { started } else { compiling }.elapsed().as_secs_f64();

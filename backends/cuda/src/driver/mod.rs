@@ -218,7 +218,7 @@ pub trait Driver: Send + Sync {
     /// What the driver reports.
     fn launch_timed(&self, launches: &[KernelLaunch]) -> Result<Duration, DriverError>;
 
-    /// Records launches without running them.
+    /// Records launches without running them. No other thread may queue work meanwhile: it would be recorded, too.
     ///
     /// # Errors
     /// What the driver reports.

@@ -1,0 +1,651 @@
+//! How a step goes, on any device: checks, inputs, launches, observers, and what is read afterwards.
+//!
+//! Input: plans of one graph, a class of steps each, and a [`Recorder`] that runs their launches. Output: an
+//! [`Executable`]. What a device does by itself (memory, queues, recordings, choosing from logits) is the recorder's; what no
+//! device may do differently is here. Deliberately absent: anything between two steps but the sizes of the last one.
+
+use crate::choice::{argmax, best_candidates};
+use crate::error::BackendError;
+use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepLimits, StepTokens};
+use crate::executable::{HostTensor, TensorData, TensorView, ValueAccess, ViewData, deliver_taps};
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::{DType, Dim, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::passes::Plan;
+use std::any::Any;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A step, its input checked.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// The plan that it runs, by number.
+    pub class: usize,
+    /// That plan.
+    pub plan: &'a Plan,
+    /// T, R and S.
+    pub sizes: StepSizes,
+    /// What it computes.
+    pub input: &'a StepInput<'a>,
+}
+
+impl<'a> Step<'a> {
+    /// Whether its token is the one that [`Recorder::choose_next`] has put in its place.
+    #[must_use]
+    pub fn takes_choice(&self) -> bool {
+        matches!(self.input.tokens, StepTokens::Argmax { .. })
+    }
+
+    /// The graph's inputs with their words, in the graph's order; `None` for a token that is in its place.
+    #[must_use]
+    pub fn inputs(&self) -> [(ValueId, Option<Cow<'a, [u32]>>); 5] {
+        let (inputs, given) = (&self.plan.graph.inputs, self.input);
+        let tokens = match given.tokens {
+            StepTokens::Host(tokens) => Some(tokens.iter().map(|t| t.0).collect()),
+            StepTokens::Argmax { .. } => None,
+        };
+        [
+            (inputs.tokens, tokens.map(Cow::Owned)),
+            (inputs.positions, Some(Cow::Borrowed(given.positions))),
+            (inputs.sequence, Some(Cow::Borrowed(given.sequence))),
+            (inputs.kv_slots, Some(Cow::Borrowed(given.kv_slots))),
+            (inputs.logits_rows, Some(Cow::Borrowed(given.logits_rows))),
+        ]
+    }
+}
+
+/// A row of the last step's logits, which is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogitsRow {
+    /// The class of the step.
+    pub class: usize,
+    /// Its sizes.
+    pub sizes: StepSizes,
+    /// The logits.
+    pub value: ValueId,
+    /// Which of its rows.
+    pub row: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// The first so many may be chosen.
+    pub choosable: usize,
+}
+
+impl LogitsRow {
+    /// A row of a step; `None` where the graph's first output is no logits.
+    #[must_use]
+    pub fn of(plan: &Plan, class: usize, sizes: StepSizes, row: usize) -> Option<LogitsRow> {
+        let value = plan.graph.value(*plan.graph.outputs.first()?);
+        match value.shape.0[..] {
+            [Dim::LogitsRows, Dim::Fixed(width)] if value.dtype == DType::F32 => {
+                let choosable = plan.graph.choosable(width);
+                Some(LogitsRow { class, sizes, value: value.id, row, width, choosable })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a device does for one compiled graph. Classes number its plans, those of few tokens first.
+pub trait Recorder: Send {
+    /// The state that its launches read and write.
+    type State: State + 'static;
+
+    /// What it is.
+    fn info(&self) -> &ExecutableInfo;
+
+    /// Allocates the declared state.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] with the arithmetic.
+    fn new_state(&self) -> Result<Self::State, BackendError>;
+
+    /// Whether its launches can use a state, which may be another executable's.
+    fn fits(&self, state: &Self::State) -> bool;
+
+    /// What the device has reported behind the calls' backs.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`].
+    fn check(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Puts the best token of a row where the next step of one token reads it; that step begins behind this call.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError>;
+
+    /// Begins a step: writes its inputs.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError>;
+
+    /// Runs, or queues, all production launches of the step.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn run(&mut self, step: &Step<'_>, state: &mut Self::State) -> Result<(), BackendError>;
+
+    /// Runs one launch of the step to its end and tells its time.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn run_launch(
+        &mut self,
+        step: &Step<'_>,
+        launch: usize,
+        state: &mut Self::State,
+    ) -> Result<Duration, BackendError>;
+
+    /// The words of a value in a step of these sizes; `None` where the plan does not store it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn read(
+        &mut self,
+        class: usize,
+        sizes: StepSizes,
+        value: ValueId,
+    ) -> Result<Option<Cow<'_, [u32]>>, BackendError>;
+
+    /// Replaces the words of a value, as many as it has; whether the plan stores it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn write(
+        &mut self,
+        class: usize,
+        sizes: StepSizes,
+        value: ValueId,
+        words: &[u32],
+    ) -> Result<bool, BackendError>;
+
+    /// Rows of a state as f32; the slots are there.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn read_state(
+        &mut self,
+        state: &Self::State,
+        id: StateId,
+        slots: Range<usize>,
+    ) -> Result<Vec<f32>, BackendError>;
+
+    /// Replaces whole rows of a state, rounding as the cache does; the slots are there.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn write_state(
+        &mut self,
+        state: &mut Self::State,
+        id: StateId,
+        first_slot: usize,
+        rows: &[f32],
+    ) -> Result<(), BackendError>;
+
+    /// [`Executable::logits`].
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn logits(&mut self, row: &LogitsRow, out: &mut Vec<f32>) -> Result<(), BackendError>;
+
+    /// [`Executable::argmax`].
+    ///
+    /// # Errors
+    /// What the device reports, and a NaN among the logits.
+    fn argmax(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError>;
+
+    /// [`Executable::candidates`].
+    ///
+    /// # Errors
+    /// As [`Recorder::argmax`].
+    fn candidates(
+        &mut self,
+        row: &LogitsRow,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError>;
+
+    /// [`Executable::taken`].
+    ///
+    /// # Errors
+    /// As [`Executable::taken`].
+    fn taken(&mut self) -> Result<TokenId, BackendError>;
+
+    /// [`Executable::queues_steps`].
+    fn queues_steps(&self) -> bool {
+        false
+    }
+
+    /// [`Executable::expect_candidates`].
+    fn expect_candidates(&mut self, count: usize) {
+        let _ = count;
+    }
+
+    /// [`Executable::copy_bytes_per_second`].
+    ///
+    /// # Errors
+    /// [`BackendError::Device`].
+    fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
+        Ok(None)
+    }
+
+    /// [`Executable::wait`].
+    ///
+    /// # Errors
+    /// [`BackendError::Device`].
+    fn wait(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+}
+
+/// An executable: a recorder, and the plans that it was made for.
+pub struct Runner<R> {
+    recorder: R,
+    /// By class; the last one takes the most tokens.
+    plans: Vec<Arc<Plan>>,
+    vocab_size: Option<usize>,
+    /// Class and sizes of the last step; `None` before the first, and behind one that failed.
+    last: Option<(usize, StepSizes)>,
+    /// Rows of logits of the last step of several sequences; `None` behind a step of one.
+    each: Option<Vec<Vec<f32>>>,
+}
+
+impl<R: Recorder> Runner<R> {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(recorder: R, plans: Vec<Arc<Plan>>) -> Runner<R> {
+        let vocab_size = plans.first().and_then(|plan| plan.graph.vocab_size());
+        Runner { recorder, plans, vocab_size, last: None, each: None }
+    }
+
+    /// What runs the launches.
+    #[must_use]
+    pub fn recorder(&self) -> &R {
+        &self.recorder
+    }
+
+    fn class(&self, tokens: usize) -> usize {
+        let fits = self.plans.iter().position(|plan| plan.max_sizes.tokens >= tokens);
+        fits.unwrap_or(self.plans.len() - 1)
+    }
+
+    /// A row of the last step's logits.
+    fn row(&self, row: usize) -> Result<LogitsRow, BackendError> {
+        let rows = self.last.map_or(0, |(_, sizes)| sizes.logits_rows);
+        let missing = || BackendError::Input(format!("row {row} of {rows} rows of logits"));
+        let (class, sizes) = self.last.filter(|_| row < rows).ok_or_else(missing)?;
+        LogitsRow::of(&self.plans[class], class, sizes, row).ok_or_else(missing)
+    }
+
+    /// Checks an input for a state of so many slots and places.
+    fn check(&self, input: &StepInput<'_>, slots: usize, places: usize) -> Result<(), BackendError> {
+        let sizes = self.plans[self.class(input.len())].max_sizes;
+        input.check(&StepLimits { sizes, vocab_size: self.vocab_size, slots, places })
+    }
+
+    /// A checked step of one sequence, whose slots are its positions.
+    fn step_one(
+        &mut self,
+        state: &mut R::State,
+        input: &StepInput<'_>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        if !self.recorder.fits(state) {
+            return Err(BackendError::Input("the state belongs to another executable".into()));
+        }
+        self.recorder.check()?;
+        if let StepTokens::Argmax { row } = input.tokens {
+            let row = self.row(row)?;
+            self.recorder.choose_next(&row)?;
+        }
+        self.last = None;
+        let class = self.class(input.len());
+        let plan = Arc::clone(&self.plans[class]);
+        let step = Step { class, plan: &plan, sizes: input.sizes(), input };
+        self.recorder.begin(&step)?;
+        match observer {
+            None => self.recorder.run(&step, state)?,
+            Some(observer) => self.observed(&step, state, observer)?,
+        }
+        self.last = Some((class, step.sizes));
+        Ok(())
+    }
+
+    /// A step of several sequences, one after another, each as it is alone; their rows of logits are kept on the host.
+    fn step_each(
+        &mut self,
+        pool: &mut Pool<R::State>,
+        input: &StepInput<'_>,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        self.check(input, pool.capacity_tokens(), pool.max_sequences())?;
+        let StepTokens::Host(tokens) = input.tokens else {
+            return Err(BackendError::Input("a token from the device, for a pool of sequences".into()));
+        };
+        let mut logits = vec![Vec::new(); input.logits_rows.len()];
+        for run in input.runs() {
+            let place = input.sequences[run.sequence].place as usize;
+            // The rows of logits that are this run's: which they are here, and of the run.
+            let wanted = input.logits_rows.iter().map(|row| *row as usize).enumerate();
+            let wanted: Vec<(usize, usize)> = wanted
+                .filter_map(|(i, row)| run.rows.contains(&row).then(|| (i, row - run.rows.start)))
+                .collect();
+            let logits_rows: Vec<u32> = wanted.iter().map(|(_, row)| *row as u32).collect();
+            let positions = &input.positions[run.rows.clone()];
+            let alone = StepInput {
+                tokens: StepTokens::Host(&tokens[run.rows.clone()]),
+                positions,
+                sequence: &vec![0; run.rows.len()],
+                kv_slots: positions,
+                sequences: &[],
+                logits_rows: &logits_rows,
+            };
+            let observer: Option<&mut dyn Observer> = match observer.as_mut() {
+                Some(observer) => Some(&mut **observer),
+                None => None,
+            };
+            self.step_one(&mut pool.states[place], &alone, observer)?;
+            for (at, (i, _)) in wanted.iter().enumerate() {
+                let row = self.row(at)?;
+                self.recorder.logits(&row, &mut logits[*i])?;
+            }
+        }
+        self.last = None;
+        self.each = Some(logits);
+        Ok(())
+    }
+
+    /// The launches of a step, held between any two.
+    fn observed(
+        &mut self,
+        step: &Step<'_>,
+        state: &mut R::State,
+        observer: &mut dyn Observer,
+    ) -> Result<(), BackendError> {
+        for (launch, of_plan) in step.plan.launches.iter().enumerate() {
+            let mut access = Access { recorder: &mut self.recorder, state, step, launch };
+            observer.before_launch(step.plan, of_plan, &mut access)?;
+            let elapsed = access.recorder.run_launch(step, launch, access.state)?;
+            observer.after_launch(step.plan, of_plan, elapsed, &mut access)?;
+            deliver_taps(step.plan, of_plan, step.input, &mut access, observer)?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Recorder> Executable for Runner<R> {
+    fn info(&self) -> &ExecutableInfo {
+        self.recorder.info()
+    }
+
+    fn plan(&self, tokens: usize) -> &Plan {
+        &self.plans[self.class(tokens)]
+    }
+
+    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
+        Ok(Box::new(self.recorder.new_state()?))
+    }
+
+    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Box<dyn State>, BackendError> {
+        Ok(Box::new(Pool::new(&self.recorder, tokens, sequences)?))
+    }
+
+    fn step(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), BackendError> {
+        self.each = None;
+        let state = state.as_any_mut();
+        if let Some(pool) = state.downcast_mut::<Pool<R::State>>() {
+            return self.step_each(pool, input, observer);
+        }
+        let Some(state) = state.downcast_mut::<R::State>() else {
+            return Err(BackendError::Input("the state belongs to another backend".into()));
+        };
+        self.check(input, state.capacity_tokens(), 1)?;
+        input.check_one_sequence()?;
+        self.step_one(state, input, observer)
+    }
+
+    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        if let Some(rows) = &self.each {
+            out.clone_from(row_of(rows, row)?);
+            return Ok(());
+        }
+        let row = self.row(row)?;
+        self.recorder.logits(&row, out)
+    }
+
+    fn argmax(&mut self, row: usize) -> Result<TokenId, BackendError> {
+        if let Some(rows) = &self.each {
+            let row = row_of(rows, row)?;
+            return argmax(&row[..self.choosable(row.len())]);
+        }
+        let row = self.row(row)?;
+        self.recorder.argmax(&row)
+    }
+
+    fn candidates(
+        &mut self,
+        row: usize,
+        count: usize,
+        out: &mut Vec<(TokenId, f32)>,
+    ) -> Result<(), BackendError> {
+        if let Some(rows) = &self.each {
+            let row = row_of(rows, row)?;
+            return best_candidates(&row[..self.choosable(row.len())], count, out);
+        }
+        let row = self.row(row)?;
+        self.recorder.candidates(&row, count, out)
+    }
+
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        self.recorder.taken()
+    }
+
+    fn queues_steps(&self) -> bool {
+        self.recorder.queues_steps()
+    }
+
+    fn expect_candidates(&mut self, count: usize) {
+        self.recorder.expect_candidates(count);
+    }
+
+    fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
+        self.recorder.copy_bytes_per_second()
+    }
+
+    fn wait(&mut self) -> Result<(), BackendError> {
+        self.recorder.wait()
+    }
+
+    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
+        let missing =
+            |detail: &str| BackendError::Value { value: format!("output {index}"), detail: detail.into() };
+        let (class, sizes) = self.last.ok_or_else(|| missing("no step has computed it"))?;
+        let plan = Arc::clone(&self.plans[class]);
+        let value = plan.graph.outputs.get(index).ok_or_else(|| missing("the graph has no such output"))?;
+        let mut tensor = None;
+        show(&mut self.recorder, &plan, class, sizes, *value, &mut |view| {
+            tensor = Some(view.to_tensor());
+            Ok(())
+        })?;
+        tensor.ok_or_else(|| missing("no step has computed it"))
+    }
+}
+
+/// States of several sequences on a device whose launches know one: a state for each, of the whole context size.
+struct Pool<S> {
+    states: Vec<S>,
+    capacity_tokens: usize,
+}
+
+impl<S: State> Pool<S> {
+    fn new<R: Recorder<State = S>>(
+        recorder: &R,
+        capacity_tokens: usize,
+        sequences: usize,
+    ) -> Result<Pool<S>, BackendError> {
+        let states = (0..sequences).map(|_| recorder.new_state()).collect::<Result<_, _>>()?;
+        Ok(Pool { states, capacity_tokens })
+    }
+}
+
+impl<S: State + 'static> State for Pool<S> {
+    fn capacity_tokens(&self) -> usize {
+        self.capacity_tokens
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.states.len()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.states.iter().map(State::size_bytes).sum()
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+/// One of several rows of logits.
+fn row_of(rows: &[Vec<f32>], row: usize) -> Result<&Vec<f32>, BackendError> {
+    rows.get(row).ok_or_else(|| BackendError::Input(format!("row {row} of {} rows of logits", rows.len())))
+}
+
+/// Shows a value of a step.
+fn show<R: Recorder>(
+    recorder: &mut R,
+    plan: &Plan,
+    class: usize,
+    sizes: StepSizes,
+    value: ValueId,
+    look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+) -> Result<(), BackendError> {
+    let words = recorder.read(class, sizes, value)?.ok_or_else(|| not_stored(value))?;
+    let declared = plan.graph.value(value);
+    let data = match declared.dtype {
+        DType::U32 => ViewData::U32(&words),
+        DType::F32 | DType::State => ViewData::F32(bytemuck::cast_slice(&words)),
+    };
+    look(TensorView { shape: &declared.shape.resolve(sizes), data })
+}
+
+fn wrong(value: impl std::fmt::Display, detail: impl Into<String>) -> BackendError {
+    BackendError::Value { value: value.to_string(), detail: detail.into() }
+}
+
+fn not_stored(value: ValueId) -> BackendError {
+    wrong(value, "the plan does not store it: ask for a tap on it")
+}
+
+/// A step that waits in front of one of its launches, or behind it.
+struct Access<'a, R: Recorder> {
+    recorder: &'a mut R,
+    state: &'a mut R::State,
+    step: &'a Step<'a>,
+    launch: usize,
+}
+
+impl<R: Recorder> Access<'_, R> {
+    /// Fails for a value whose memory holds another one by now, or not yet it.
+    fn check_alive(&self, value: ValueId) -> Result<(), BackendError> {
+        match self.step.plan.memory.slot(value) {
+            Some(slot) if self.launch < slot.first_launch || self.launch > slot.last_launch => {
+                let detail = format!(
+                    "its memory holds it from launch {} to {}, not at {}",
+                    slot.first_launch, slot.last_launch, self.launch
+                );
+                Err(wrong(value, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_slots(&self, id: StateId, first: usize, count: usize) -> Result<(), BackendError> {
+        let capacity = self.state.capacity_tokens();
+        match first.checked_add(count) {
+            Some(end) if end <= capacity => Ok(()),
+            _ => Err(wrong(id, format!("{count} slots from {first} on, of {capacity}"))),
+        }
+    }
+
+    /// Experts that a router's ids may name.
+    fn id_limit(&self, value: ValueId) -> Option<usize> {
+        let graph = &self.step.plan.graph;
+        let producer = graph.value(value).producer.and_then(|node| graph.node(node))?;
+        if let Op::Router(attrs) = &producer.op { Some(attrs.num_experts) } else { None }
+    }
+}
+
+impl<R: Recorder> ValueAccess for Access<'_, R> {
+    fn sizes(&self) -> StepSizes {
+        self.step.sizes
+    }
+
+    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
+        let mut tensor = None;
+        self.show(value, &mut |view| {
+            tensor = Some(view.to_tensor());
+            Ok(())
+        })?;
+        tensor.ok_or_else(|| not_stored(value))
+    }
+
+    fn show(
+        &mut self,
+        value: ValueId,
+        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        self.check_alive(value)?;
+        show(self.recorder, self.step.plan, self.step.class, self.step.sizes, value, look)
+    }
+
+    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
+        let declared = self.step.plan.graph.value(value);
+        let wanted = declared.shape.resolve(self.step.sizes);
+        if tensor.shape != wanted || tensor.data.len() != wanted.iter().product::<usize>() {
+            return Err(wrong(value, format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
+        }
+        let words: &[u32] = match (&tensor.data, declared.dtype) {
+            (TensorData::U32(ids), DType::U32) => ids,
+            (TensorData::F32(data), DType::F32) => bytemuck::cast_slice(data),
+            (_, wanted) => return Err(wrong(value, format!("elements of another type, wanted {wanted:?}"))),
+        };
+        if declared.dtype == DType::U32
+            && let Some(limit) = self.id_limit(value)
+            && let Some(bad) = words.iter().find(|id| **id as usize >= limit)
+        {
+            return Err(wrong(value, format!("expert {bad} of {limit}")));
+        }
+        match self.recorder.write(self.step.class, self.step.sizes, value, words)? {
+            true => Ok(()),
+            false => Err(not_stored(value)),
+        }
+    }
+
+    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        self.check_slots(state, slots.start, slots.end.saturating_sub(slots.start))?;
+        self.recorder.read_state(self.state, state, slots.start..slots.end.max(slots.start))
+    }
+
+    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
+        let elems = self.step.plan.graph.state(state).row_elems();
+        if elems == 0 || !rows.len().is_multiple_of(elems) {
+            return Err(wrong(state, format!("{} elements, wanted rows of {elems}", rows.len())));
+        }
+        self.check_slots(state, first_slot, rows.len() / elems)?;
+        self.recorder.write_state(self.state, state, first_slot, rows)
+    }
+}
+
+#[cfg(test)]
+mod tests;
