@@ -11,7 +11,7 @@ use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Graph;
 use moe_run_graph::synth::Random;
-use moe_run_tests::{fixtures, recurrent};
+use moe_run_tests::{backends, fixtures, recurrent};
 use std::sync::Arc;
 
 const CONTEXT: usize = 256;
@@ -298,11 +298,6 @@ fn a_state_that_cannot_go_back_says_so() {
         let options = options(Activations::Q8, KvType::F16);
         let mut session = Session::new(compile(backend, &model, &options)).unwrap();
         let wanted = alone(&mut session, &tokens);
-        let bits = |session: &mut Session| -> Vec<u32> {
-            let mut row = Vec::new();
-            session.logits(&mut row).unwrap();
-            row.iter().map(|x| x.to_bits()).collect()
-        };
         let feed = |session: &mut Session, tokens: &[TokenId]| {
             session.feed(tokens, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
         };
@@ -315,13 +310,80 @@ fn a_state_that_cannot_go_back_says_so() {
         feed(&mut session, &tokens[..30]);
         assert_eq!(session.reuse_prefix(&tokens).unwrap(), 30);
         feed(&mut session, &tokens[30..]);
-        assert_eq!(bits(&mut session), wanted[39]);
+        assert_eq!(logits_bits(&mut session), wanted[39]);
         assert_eq!(session.reuse_prefix(&tokens[..35]).unwrap(), 0);
         feed(&mut session, &tokens[..35]);
-        assert_eq!(bits(&mut session), wanted[34]);
+        assert_eq!(logits_bits(&mut session), wanted[34]);
         // The best token's step cannot be taken back: it is not queued.
         assert!(!session.queue_next().unwrap());
         session.decode(tokens[35], None).unwrap();
-        assert_eq!(bits(&mut session), wanted[35]);
+        assert_eq!(logits_bits(&mut session), wanted[35]);
     }
+}
+
+/// Prompts whole in one step, then tokens one by one: on a device whose launches know one sequence, every row has the bits
+/// that it has alone, in any order of the steps; prompts cut elsewhere are within the rounding of their sums.
+#[test]
+fn on_gpus_rows_have_the_bits_that_they_have_alone() {
+    let Some(model) = micro("zoo-q4_k") else { return };
+    let lengths = [(1, 6), (2, 3), (17, 9), (40, 5), (64, 4), (65, 8), (90, 3)];
+    for backend in backends() {
+        if ["cpu", "reference"].contains(&backend.name()) {
+            continue;
+        }
+        let backend = backend.as_ref();
+        let options = options(Activations::Q8, KvType::F16);
+        let mut session = Session::new(compile(backend, &model, &options)).unwrap();
+        let mut wanted = Vec::new();
+        for (i, (prompt, more)) in lengths.into_iter().enumerate() {
+            let tokens = text(&model, i as u64, prompt + more);
+            session.truncate(0).unwrap();
+            session.feed(&tokens[..prompt], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+            let mut rows = vec![logits_bits(&mut session)];
+            for token in &tokens[prompt..] {
+                session.decode(*token, None).unwrap();
+                rows.push(logits_bits(&mut session));
+            }
+            wanted.push((tokens, prompt, rows));
+        }
+        for seed in 0..3 {
+            let mut random = Random::new(&[23, seed]);
+            let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
+            let mut pool = Sequences::new(compile(backend, &model, &options), 7 * CONTEXT, 7).unwrap();
+            let ids: Vec<SequenceId> = wanted.iter().map(|_| pool.open().unwrap()).collect();
+            let mut row = Vec::new();
+            while ids.iter().zip(&wanted).any(|(id, text)| pool.tokens(*id).len() < text.0.len()) {
+                let (mut feeds, mut room) = (Vec::new(), MICRO_BATCH);
+                for (i, (tokens, prompt, _)) in wanted.iter().enumerate() {
+                    let held = pool.tokens(ids[i]).len();
+                    let next = if held == 0 { *prompt } else { 1 };
+                    if held < tokens.len() && next <= room && below(3) > 0 {
+                        room -= next;
+                        let tokens = &tokens[held..held + next];
+                        feeds.push((i, Feed { sequence: ids[i], tokens, wants_logits: true }));
+                    }
+                }
+                if feeds.is_empty() {
+                    continue;
+                }
+                let made: Vec<Feed<'_>> = feeds.iter().map(|(_, feed)| *feed).collect();
+                pool.step(&made, None).unwrap();
+                for (at, (i, _)) in feeds.iter().enumerate() {
+                    pool.logits(at, &mut row).unwrap();
+                    let found: Vec<u32> = row.iter().map(|x| x.to_bits()).collect();
+                    let (_, prompt, rows) = &wanted[*i];
+                    let decoded = pool.tokens(ids[*i]).len() - prompt;
+                    assert!(found == rows[decoded], "{}: text {i}, token {decoded}", backend.name());
+                }
+            }
+        }
+        let f32 = self::options(Activations::F32, KvType::F32);
+        company_within(backend, &model, &f32, 2, 48, Same::Within(2e-3));
+    }
+}
+
+fn logits_bits(session: &mut Session) -> Vec<u32> {
+    let mut row = Vec::new();
+    session.logits(&mut row).unwrap();
+    row.iter().map(|x| x.to_bits()).collect()
 }
