@@ -363,6 +363,10 @@ fn describe(report: &BackendReport) -> String {
     let mut text = format!("{} on {}\n", report.backend, report.device);
     let verdict = |failures: &[String]| if failures.is_empty() { "ok" } else { "FAILED" };
     for op in &report.ops {
+        if op.cases == 0 {
+            text.push_str(&format!("  {:18} {:3}  is not on this backend\n", op.op, op.activations.name()));
+            continue;
+        }
         text.push_str(&format!(
             "  {:18} {:3}  {:3} cases, worst {:.1e} of {:.0e}: {}\n",
             op.op,

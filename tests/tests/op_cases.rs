@@ -95,9 +95,15 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], few: u
             }
         }
         println!("{op} on {}: {tally:?}", backend.name());
-        assert!(tally.ran > tally.refused, "{op} on {}: {tally:?}", backend.name());
+        match LACKING.contains(&(backend.name(), op)) {
+            true => assert_eq!(tally.ran, 0, "{op} is on {} by now", backend.name()),
+            false => assert!(tally.ran > tally.refused, "{op} on {}: {tally:?}", backend.name()),
+        }
     }
 }
+
+/// Ops that a backend does not have yet: each of their cases is refused by a typed error.
+const LACKING: &[(&str, &str)] = &[("cuda", "causal_conv"), ("wgpu", "causal_conv")];
 
 #[test]
 fn ops_that_read_quantized_weights() {

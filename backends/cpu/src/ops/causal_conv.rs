@@ -45,10 +45,13 @@ impl Launch for CausalConv {
                         let x = &step.arena.rows(self.x, token..token + 1)[columns.clone()];
                         (x, step.arena.part_mut(self.out, token, columns.clone()))
                     };
-                    self.token(columns.start, x, past, out);
                     match self.activation {
-                        None => {}
-                        Some(ActivationFn::Silu) => step.kernels.silu_in_place(out),
+                        None => self.token(columns.start, x, past, out),
+                        Some(ActivationFn::Silu) => {
+                            let sums = &mut [0.0; CHUNK_CHANNELS][..x.len()];
+                            self.token(columns.start, x, past, sums);
+                            step.kernels.silu(sums, out);
+                        }
                     }
                 }
             }
