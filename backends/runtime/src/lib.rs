@@ -19,6 +19,7 @@ pub mod sampler;
 pub mod sequences;
 pub mod session;
 pub mod sharing;
+pub mod step;
 mod tensor;
 pub mod weights;
 

@@ -333,7 +333,8 @@ impl<R: Recorder> Runner<R> {
             // The rows of logits that are this run's: which they are here, and of the run.
             let wanted = input.logits_rows.iter().map(|row| *row as usize).enumerate();
             let wanted: Vec<(usize, usize)> = wanted
-                .filter_map(|(i, row)| run.rows.contains(&row).then(|| (i, row - run.rows.start)))
+                .filter(|(_, row)| run.rows.contains(row))
+                .map(|(i, row)| (i, row - run.rows.start))
                 .collect();
             let logits_rows: Vec<u32> = wanted.iter().map(|(_, row)| *row as u32).collect();
             let positions = &input.positions[run.rows.clone()];

@@ -359,7 +359,7 @@ ops! {
     /// its own factor.
     ExpertCombine = "expert_combine";
     /// x `[T, C]`, positions `[T]`, sequence `[T]` → a causal convolution of each channel by itself, of kernel size k:
-    /// y[t, c] = act(Σ_j w[c, j] · x[t − (k−1) + j, c] (+ b[c])), summed in f32 by fused multiply-adds, the oldest first; `[T, C]`.
+    /// `y[t, c] = act(Σ_j w[c, j] · x[t − (k−1) + j, c] (+ b[c]))`, summed in f32 by fused multiply-adds, the oldest first; `[T, C]`.
     /// Inputs of earlier steps come from the sequence's state, `[C, k−1]`, oldest first; in front of position 0 they are 0.
     CausalConv = "causal_conv" (CausalConvAttrs);
     /// a + b.

@@ -3,6 +3,8 @@
 //! The file need not be a model that can be run: a vocabulary, or an architecture that is not supported, is shown as far
 //! as it goes, with the reason for what is not.
 
+mod values;
+
 use std::{collections::BTreeMap, thread};
 
 use moe_run_backends::KvType;
@@ -16,6 +18,8 @@ use moe_run_graph::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use values::metadata_text;
 
 use crate::{
     CliError, ExitCode, announce,
@@ -555,38 +559,4 @@ fn first(mut lines: Vec<String>, shown: usize, things: &str, all: bool) -> Vec<S
 /// A size for people, where it is known.
 fn human_size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "? B".to_owned(), human_bytes)
-}
-
-/// A string that is not UTF-8, in quotes.
-fn quoted_bytes(bytes: &[u8]) -> String {
-    format!("\"{}\"", shown_bytes(bytes).replace('"', "\\\""))
-}
-
-fn metadata_text(value: &MetaValue) -> String {
-    match value {
-        MetaValue::String(s) => match s.char_indices().nth(STRING_SHOWN) {
-            Some((end, _)) => format!("{:?}… ({} bytes)", &s[..end], s.len()),
-            None => format!("{s:?}"),
-        },
-        MetaValue::Bytes(v) => match v.split_at_checked(STRING_SHOWN) {
-            Some((first, rest)) if !rest.is_empty() => {
-                format!("{}… ({} bytes, not UTF-8)", quoted_bytes(first), v.len())
-            }
-            _ => format!("{} (not UTF-8)", quoted_bytes(v)),
-        },
-        MetaValue::Array(MetaArray::Bytes(v)) => {
-            let more = if v.len() > ARRAY_SHOWN { ", …" } else { "" };
-            let first: Vec<String> = v.iter().take(ARRAY_SHOWN).map(|v| quoted_bytes(v)).collect();
-            format!("{} string: [{}{more}] (not all UTF-8)", v.len(), first.join(","))
-        }
-        MetaValue::Array(array) => {
-            let more = if array.len() > ARRAY_SHOWN { ", …" } else { "" };
-            let first = first_json(array).to_string();
-            let first = first.strip_suffix(']').unwrap_or(&first);
-            format!("{} {}: {}{more}]", array.len(), array.element_type(), shown(first))
-        }
-        MetaValue::F32(x) => x.to_string(), // JSON has no NaN
-        MetaValue::F64(x) => x.to_string(),
-        scalar => metadata_json("", scalar)["value"].to_string(),
-    }
 }
