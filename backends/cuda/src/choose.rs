@@ -4,113 +4,23 @@
 //! a copy of what was chosen to page-locked memory: whoever asks waits for that copy alone, and nothing else is read back.
 //! What was not expected is chosen when it is asked for. Deliberately absent: anything random, which is the sampler's.
 
+use super::choices::{Choice, PAIR_BYTES, choice_name, top_parts};
 use super::compile::CudaRecorder;
-use super::device;
-use super::driver::{Driver, KernelLaunch, Mailbox, Param};
+use super::driver::{KernelLaunch, Param};
 use super::ops::{self, int};
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Dim, Graph, StepSizes};
 use moe_run_runtime::choice::{MAX_CANDIDATES, best_candidates, nan_logit, not_taken};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::runner::{LogitsRow, Recorder};
-use std::sync::Arc;
 
 /// The rank of a NaN in kernels/argmax.cu.
 const RANK_NAN: u32 = u32::MAX;
 /// Threads of the candidates' kernels.
 const TOP_THREADS: usize = 256;
-/// A rank and an id.
-const PAIR_BYTES: usize = 8;
 
 /// The logit of a rank: the inverse of `rank_of` in kernels/common/top_k.cuh. −0 comes back as 0, with which it ties.
 fn logit_of(rank: u32) -> f32 {
     f32::from_bits(if rank & 0x8000_0000 != 0 { rank & 0x7fff_ffff } else { !rank })
-}
-
-/// What was chosen from the last step's logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Choice {
-    row: usize,
-    /// 1: the best token, which is also where the next step reads it.
-    count: usize,
-}
-
-/// What steps choose, and where the host reads it.
-pub(super) struct Choices {
-    /// Behind each step with one row of logits, from 1 on.
-    expected: usize,
-    /// The most that the kernels choose from the graph's output: 0 where that is no logits.
-    most: usize,
-    /// The kernels for one, and those for several, have been launched.
-    launched: [bool; 2],
-    /// Of the last step.
-    made: Option<Choice>,
-    mailbox: Box<dyn Mailbox>,
-    /// What the last step took as its token; its own choice goes to the other mailbox.
-    taken: Box<dyn Mailbox>,
-    is_taken: bool,
-}
-
-impl Choices {
-    pub fn new(driver: &Arc<dyn Driver>, graph: &Graph) -> Result<Choices, BackendError> {
-        let mailbox = || {
-            let made = driver.mailbox(PAIR_BYTES * MAX_CANDIDATES);
-            made.map_err(|e| device::error(&driver.info().name, e))
-        };
-        let output = graph.outputs.first().map(|id| graph.value(*id));
-        let most = match output.map(|value| (value.shape.0.as_slice(), value.dtype)) {
-            Some(([Dim::LogitsRows, Dim::Fixed(width)], DType::F32)) => match graph.choosable(*width) {
-                0 => 0,
-                width if top_parts(width).is_none() => 1,
-                _ => MAX_CANDIDATES,
-            },
-            _ => 0,
-        };
-        Ok(Choices {
-            expected: 1,
-            most,
-            launched: [false; 2],
-            made: None,
-            mailbox: mailbox()?,
-            taken: mailbox()?,
-            is_taken: false,
-        })
-    }
-
-    pub fn expect(&mut self, count: usize) {
-        self.expected = count.clamp(1, MAX_CANDIDATES);
-    }
-
-    /// How many a step chooses; 0 for none.
-    pub fn behind(&self, sizes: StepSizes) -> usize {
-        if sizes.logits_rows == 1 && self.expected <= self.most { self.expected } else { 0 }
-    }
-
-    /// Whether the kernels that choose so many have been launched: what was not cannot be recorded.
-    pub fn can_be_recorded(&self, count: usize) -> bool {
-        count == 0 || self.launched[usize::from(count > 1)]
-    }
-
-    pub fn were_launched(&mut self, count: usize) {
-        if count > 0 {
-            self.launched[usize::from(count > 1)] = true;
-        }
-    }
-
-    /// A step begins: the last one's choice is its token, or nothing.
-    pub fn begin(&mut self, takes: bool) {
-        if takes {
-            std::mem::swap(&mut self.mailbox, &mut self.taken);
-        }
-        self.is_taken = takes;
-        self.made = None;
-    }
-}
-
-/// Blocks of the candidates' first step; `None` where there are too many logits.
-fn top_parts(width: usize) -> Option<usize> {
-    let parts = width.div_ceil(ops::TOP_PART_ELEMS).max(ops::ARGMAX_PARTS.min(width.div_ceil(1024)));
-    (parts <= ops::ARGMAX_PARTS).then_some(parts)
 }
 
 impl CudaRecorder {
@@ -229,11 +139,6 @@ impl CudaRecorder {
         out.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
         Ok(())
     }
-}
-
-/// What a choice is called in errors.
-pub(super) fn choice_name(count: usize) -> &'static str {
-    if count == 1 { "argmax" } else { "candidates" }
 }
 
 /// The pairs of rank and id of a mailbox.

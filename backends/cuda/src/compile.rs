@@ -1,12 +1,13 @@
 //! Graph + loaded weights → executable: memory for the plans, steps.
 
-use super::choose::{Choices, choice_name};
+use super::choices::{Choices, choice_name};
 use super::driver::{
     CapturedGraph, DeviceBuffer, Driver, DriverError, KernelLaunch, Param, SWITCHED_OFF, switched_off,
 };
 use super::ops::{Emit, Prepared, Scratch};
 use super::plans::{INPUTS, Plans, input_stride};
 use super::state::CudaState;
+use super::values::Values;
 use super::weights::{CudaWeights, GraphWeights};
 use super::{device, fused};
 use moe_run_graph::ids::TokenId;
@@ -20,38 +21,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Where the values of a plan live.
-#[derive(Clone, Copy)]
-pub(super) struct Values<'a> {
-    plan: &'a Plan,
-    arena: &'a DeviceBuffer,
-    inputs: &'a DeviceBuffer,
-    /// Words from one step input to the next.
-    input_stride: usize,
-    boundary: &'a [DeviceBuffer],
-}
-
-impl Values<'_> {
-    /// A value's memory and its bytes in a step; `None` where the plan gives it none.
-    pub fn place(&self, id: ValueId, sizes: StepSizes) -> Option<(Param, usize)> {
-        let graph = &self.plan.graph;
-        let bytes = 4 * graph.value(id).shape.elems(sizes);
-        if let Some(i) = self.input_index(id) {
-            return Some((self.inputs.slice((i * self.input_stride * 4) as u64, bytes as u64), bytes));
-        }
-        if let Some(i) = graph.boundary.iter().position(|b| *b == id) {
-            return Some((self.boundary[i].slice(0, bytes as u64), bytes));
-        }
-        let slot = self.plan.memory.slot(id)?;
-        Some((self.arena.slice(slot.offset_bytes as u64, bytes as u64), bytes))
-    }
-
-    fn input_index(&self, id: ValueId) -> Option<usize> {
-        let i = &self.plan.graph.inputs;
-        [i.tokens, i.positions, i.sequence, i.kv_slots, i.logits_rows].iter().position(|v| *v == id)
-    }
-}
 
 /// A plan and its step inputs.
 struct Class {

@@ -4,6 +4,7 @@
 //! recorded once and replayed. Weights keep their format on the device and are decoded inside the products.
 //! Deliberately absent: several devices, 8-bit activations in blocks of 256 (GPUs take 32 everywhere).
 
+mod choices;
 mod choose;
 mod compile;
 mod device;
@@ -17,6 +18,7 @@ mod state;
 #[cfg(all(test, moe_host_harness))]
 mod tests;
 mod upload;
+mod values;
 mod weights;
 
 use moe_run_graph::dump::KernelInfo;

@@ -4,14 +4,18 @@
 //! [`Executable`]. What a device does by itself (memory, queues, recordings, choosing from logits) is the recorder's; what no
 //! device may do differently is here. Deliberately absent: anything between two steps but the sizes of the last one.
 
+mod access;
+mod pool;
+
 use crate::choice::{argmax, best_candidates};
 use crate::error::BackendError;
 use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepLimits, StepTokens};
-use crate::executable::{HostTensor, TensorData, TensorView, ValueAccess, ViewData, deliver_taps};
+use crate::executable::{HostTensor, TensorView, ViewData, deliver_taps};
+use access::Access;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Dim, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Dim, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
-use std::any::Any;
+use pool::Pool;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -482,41 +486,6 @@ impl<R: Recorder> Executable for Runner<R> {
     }
 }
 
-/// States of several sequences on a device whose launches know one: a state for each, of the whole context size.
-struct Pool<S> {
-    states: Vec<S>,
-    capacity_tokens: usize,
-}
-
-impl<S: State> Pool<S> {
-    fn new<R: Recorder<State = S>>(
-        recorder: &R,
-        capacity_tokens: usize,
-        sequences: usize,
-    ) -> Result<Pool<S>, BackendError> {
-        let states = (0..sequences).map(|_| recorder.new_state()).collect::<Result<_, _>>()?;
-        Ok(Pool { states, capacity_tokens })
-    }
-}
-
-impl<S: State + 'static> State for Pool<S> {
-    fn capacity_tokens(&self) -> usize {
-        self.capacity_tokens
-    }
-
-    fn max_sequences(&self) -> usize {
-        self.states.len()
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.states.iter().map(State::size_bytes).sum()
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-}
-
 /// One of several rows of logits.
 fn row_of(rows: &[Vec<f32>], row: usize) -> Result<&Vec<f32>, BackendError> {
     rows.get(row).ok_or_else(|| BackendError::Input(format!("row {row} of {} rows of logits", rows.len())))
@@ -546,106 +515,6 @@ fn wrong(value: impl std::fmt::Display, detail: impl Into<String>) -> BackendErr
 
 fn not_stored(value: ValueId) -> BackendError {
     wrong(value, "the plan does not store it: ask for a tap on it")
-}
-
-/// A step that waits in front of one of its launches, or behind it.
-struct Access<'a, R: Recorder> {
-    recorder: &'a mut R,
-    state: &'a mut R::State,
-    step: &'a Step<'a>,
-    launch: usize,
-}
-
-impl<R: Recorder> Access<'_, R> {
-    /// Fails for a value whose memory holds another one by now, or not yet it.
-    fn check_alive(&self, value: ValueId) -> Result<(), BackendError> {
-        match self.step.plan.memory.slot(value) {
-            Some(slot) if self.launch < slot.first_launch || self.launch > slot.last_launch => {
-                let detail = format!(
-                    "its memory holds it from launch {} to {}, not at {}",
-                    slot.first_launch, slot.last_launch, self.launch
-                );
-                Err(wrong(value, detail))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_slots(&self, id: StateId, first: usize, count: usize) -> Result<(), BackendError> {
-        let capacity = self.state.capacity_tokens();
-        match first.checked_add(count) {
-            Some(end) if end <= capacity => Ok(()),
-            _ => Err(wrong(id, format!("{count} slots from {first} on, of {capacity}"))),
-        }
-    }
-
-    /// Experts that a router's ids may name.
-    fn id_limit(&self, value: ValueId) -> Option<usize> {
-        let graph = &self.step.plan.graph;
-        let producer = graph.value(value).producer.and_then(|node| graph.node(node))?;
-        if let Op::Router(attrs) = &producer.op { Some(attrs.num_experts) } else { None }
-    }
-}
-
-impl<R: Recorder> ValueAccess for Access<'_, R> {
-    fn sizes(&self) -> StepSizes {
-        self.step.sizes
-    }
-
-    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
-        let mut tensor = None;
-        self.show(value, &mut |view| {
-            tensor = Some(view.to_tensor());
-            Ok(())
-        })?;
-        tensor.ok_or_else(|| not_stored(value))
-    }
-
-    fn show(
-        &mut self,
-        value: ValueId,
-        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
-    ) -> Result<(), BackendError> {
-        self.check_alive(value)?;
-        show(self.recorder, self.step.plan, self.step.class, self.step.sizes, value, look)
-    }
-
-    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
-        let declared = self.step.plan.graph.value(value);
-        let wanted = declared.shape.resolve(self.step.sizes);
-        if tensor.shape != wanted || tensor.data.len() != wanted.iter().product::<usize>() {
-            return Err(wrong(value, format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
-        }
-        let words: &[u32] = match (&tensor.data, declared.dtype) {
-            (TensorData::U32(ids), DType::U32) => ids,
-            (TensorData::F32(data), DType::F32) => bytemuck::cast_slice(data),
-            (_, wanted) => return Err(wrong(value, format!("elements of another type, wanted {wanted:?}"))),
-        };
-        if declared.dtype == DType::U32
-            && let Some(limit) = self.id_limit(value)
-            && let Some(bad) = words.iter().find(|id| **id as usize >= limit)
-        {
-            return Err(wrong(value, format!("expert {bad} of {limit}")));
-        }
-        match self.recorder.write(self.step.class, self.step.sizes, value, words)? {
-            true => Ok(()),
-            false => Err(not_stored(value)),
-        }
-    }
-
-    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        self.check_slots(state, slots.start, slots.end.saturating_sub(slots.start))?;
-        self.recorder.read_state(self.state, state, slots.start..slots.end.max(slots.start))
-    }
-
-    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
-        let elems = self.step.plan.graph.state(state).row_elems();
-        if elems == 0 || !rows.len().is_multiple_of(elems) {
-            return Err(wrong(state, format!("{} elements, wanted rows of {elems}", rows.len())));
-        }
-        self.check_slots(state, first_slot, rows.len() / elems)?;
-        self.recorder.write_state(self.state, state, first_slot, rows)
-    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 //! buffers that the host reads. The best id also becomes the next step's token, so that this step can be queued before
 //! anything is read; its own choice then goes to the other buffer.
 
-use super::compile::Sampling;
 use super::device::Device;
 use super::emit::NONE;
 use super::ops::sample;
 use super::plans::Logits;
+use super::program::Sampling;
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::choice::{MAX_CANDIDATES, nan_logit};
 use moe_run_runtime::error::BackendError;

@@ -2,38 +2,18 @@
 
 use super::choose::Chooser;
 use super::device::Device;
-use super::emit::{Dispatch, Grid, StateBinding};
+use super::emit::Dispatch;
 use super::executable::{WgpuExecutable, WgpuRecorder};
 use super::ops::{self, sample};
 use super::params::pack;
 use super::pipelines::Pipelines;
 use super::plans::{ARENA_ADVICE, Plans, logits_of};
+use super::program::{Program, Ready, STEP_BYTES, Sampling};
 use super::weights::{Buffers, GraphWeights, WgpuWeights};
 use moe_run_graph::ir::Graph;
-use moe_run_graph::passes::Plan;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::CompileOptions;
 use std::sync::{Arc, PoisonError};
-
-/// A dispatch that is ready to be encoded.
-pub(super) struct Ready {
-    pub pipeline: wgpu::ComputePipeline,
-    pub bindings: wgpu::BindGroup,
-    pub state: StateBinding,
-    pub grid: Grid,
-    pub when_split: bool,
-}
-
-/// A plan for one token class, compiled.
-pub(super) struct Program {
-    pub plan: Arc<Plan>,
-    /// Dispatches of each launch.
-    pub launches: Vec<Vec<Ready>>,
-    pub max_splits: usize,
-}
-
-/// Bytes of `struct Step` in common/arena.wgsl.
-pub(super) const STEP_BYTES: u64 = 32;
 
 /// Compiles a graph that reads loaded weights.
 pub(super) fn compile(
@@ -91,14 +71,6 @@ struct Shared<'a> {
     weights: &'a Buffers,
     arena: &'a wgpu::Buffer,
     now: &'a wgpu::Buffer,
-}
-
-/// The two dispatches of the sampler and their parameters, which say what it chooses from.
-pub(super) struct Sampling {
-    pub dispatches: Vec<Ready>,
-    pub params: wgpu::Buffer,
-    /// Where each dispatch's parameters begin in it, with [`sample::Wanted`].
-    pub params_at: [u64; 2],
 }
 
 impl Shared<'_> {

@@ -6,7 +6,7 @@
 use super::NAME;
 use super::params::Param;
 use super::shader::{Features, Input, Variant};
-use super::weights::{Tensor, WeightMap};
+use super::weight_map::{Tensor, WeightMap};
 use moe_run_graph::ir::{Dim, Node, RopeTableId, Shape, StateId, StepSizes, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::Plan;
 use moe_run_graph::quant::{ActProfile, Activation, Format};

@@ -7,11 +7,11 @@
 //! between any two.
 
 use super::choose::{Choice, Chooser, ResultCopy};
-use super::compile::{Program, Ready, STEP_BYTES};
 use super::device::Device;
 use super::ops::row_words;
 use super::pipelines::Pipelines;
 use super::plans::{ArenaMap, Logits};
+use super::program::{Program, Ready, STEP_BYTES};
 use super::rows::{decode_row, encode_row};
 use super::state::{StateGroups, WgpuState};
 use moe_run_graph::ids::TokenId;
@@ -408,7 +408,7 @@ impl Recorder for WgpuRecorder {
     }
 
     fn new_state(&self) -> Result<WgpuState, BackendError> {
-        WgpuState::new(self, &self.pipelines)
+        WgpuState::new(&self.device, &self.programs, &self.pipelines, self.kv_type(), &self.identity)
     }
 
     fn fits(&self, state: &WgpuState) -> bool {

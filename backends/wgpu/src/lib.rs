@@ -13,13 +13,16 @@ mod executable;
 mod launches;
 mod layout;
 mod load;
+mod opened;
 mod ops;
 mod params;
 mod pipelines;
 mod plans;
+mod program;
 mod rows;
 pub mod shader;
 mod state;
+mod weight_map;
 mod weights;
 
 #[cfg(test)]
@@ -37,7 +40,7 @@ use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, WeightSource, Weights, check_step_operands,
 };
 use moe_run_runtime::sharing::{Opens, Sharing};
-use pipelines::Opened;
+use opened::Opened;
 use std::sync::Arc;
 
 /// The backend's name.

@@ -2,9 +2,10 @@
 
 use super::compile::compile;
 use super::executable::WgpuExecutable;
-use super::pipelines::Opened;
+use super::opened::Opened;
 use super::plans::{self, Plans};
-use super::weights::{WeightMap, WgpuWeights};
+use super::weight_map::WeightMap;
+use super::weights::WgpuWeights;
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{

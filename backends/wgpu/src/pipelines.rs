@@ -49,19 +49,6 @@ pub(super) struct Pipelines {
     states: HashMap<StateLayout, wgpu::BindGroupLayout>,
 }
 
-/// An open device with the pipelines that have been compiled for it.
-#[derive(Clone)]
-pub struct Opened {
-    pub(super) device: Arc<Device>,
-    pub(super) pipelines: Arc<Mutex<Pipelines>>,
-}
-
-impl Opened {
-    pub(super) fn new(device: Device) -> Opened {
-        Opened { device: Arc::new(device), pipelines: Arc::default() }
-    }
-}
-
 fn storage(binding: u32, read_only: bool) -> wgpu::BindGroupLayoutEntry {
     buffer_entry(binding, wgpu::BufferBindingType::Storage { read_only })
 }

@@ -5,7 +5,7 @@ use super::device::{Device, WgpuOptions};
 use super::emit::{Dispatch, Emitter, MAX_GROUPS, Places};
 use super::ops::{self, sample};
 use super::shader::{Features, compose};
-use super::weights::WeightMap;
+use super::weight_map::WeightMap;
 use super::{NAME, Wgpu, launches};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};

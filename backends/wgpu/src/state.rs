@@ -1,12 +1,13 @@
 //! Stage 6, wgpu: the cache on the device, and its view while a step is held.
 
 use super::NAME;
+use super::device::Device;
 use super::emit::StateBinding;
-use super::executable::WgpuRecorder;
 use super::ops::row_words;
 use super::pipelines::Pipelines;
+use super::program::Program;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::State;
+use moe_run_runtime::executable::{KvType, State};
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub(super) type StateGroups = HashMap<StateBinding, wgpu::BindGroup>;
 
 /// Rows of every state, as the KV type stores them.
 pub(super) struct WgpuState {
-    /// [`WgpuRecorder::identity`].
+    /// The identity of the executable that it is of.
     pub owner: Arc<()>,
     pub buffers: Vec<wgpu::Buffer>,
     pub groups: Arc<StateGroups>,
@@ -25,9 +26,15 @@ pub(super) struct WgpuState {
 }
 
 impl WgpuState {
-    pub fn new(run: &WgpuRecorder, pipelines: &Pipelines) -> Result<WgpuState, BackendError> {
-        let device = run.device.clone();
-        let Some(program) = run.programs.last() else {
+    /// The state of an executable's programs; `owner` is the executable's identity.
+    pub fn new(
+        device: &Device,
+        programs: &[Program],
+        pipelines: &Pipelines,
+        kv_type: KvType,
+        owner: &Arc<()>,
+    ) -> Result<WgpuState, BackendError> {
+        let Some(program) = programs.last() else {
             return Err(BackendError::Input("no program".into()));
         };
         let (graph, capacity_tokens) = (&program.plan.graph, program.plan.max_sizes.cached);
@@ -35,7 +42,7 @@ impl WgpuState {
         let sizes: Vec<u64> = graph
             .states
             .iter()
-            .map(|s| (row_words(run.kv_type(), s.row_elems()) * capacity_tokens * 4) as u64)
+            .map(|s| (row_words(kv_type, s.row_elems()) * capacity_tokens * 4) as u64)
             .collect();
         let total: u64 = sizes.iter().sum();
         let mut buffers = Vec::with_capacity(sizes.len());
@@ -53,7 +60,7 @@ impl WgpuState {
             buffers.push(buffer);
         }
         let mut groups = StateGroups::new();
-        for ready in run.programs.iter().flat_map(|p| p.launches.iter().flatten()) {
+        for ready in programs.iter().flat_map(|p| p.launches.iter().flatten()) {
             if ready.state == StateBinding::None || groups.contains_key(&ready.state) {
                 continue;
             }
@@ -79,7 +86,7 @@ impl WgpuState {
             groups.insert(ready.state.clone(), device.device.create_bind_group(&descriptor));
         }
         device.check()?;
-        let owner = Arc::clone(&run.identity);
+        let owner = Arc::clone(owner);
         Ok(WgpuState { owner, buffers, groups: Arc::new(groups), capacity_tokens, size_bytes: total })
     }
 }

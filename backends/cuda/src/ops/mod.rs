@@ -21,9 +21,9 @@ pub(super) use attention::split_geometry;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;
-use super::compile::Values;
 use super::driver::{DeviceBuffer, KernelLaunch, Param};
 use super::state::CudaState;
+use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
     ActivationFn, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,

@@ -1,8 +1,8 @@
 //! The runner over a recorder that writes down what it is asked for.
 
 use super::*;
-use crate::executable::{Activations, KvType, StepSequence};
-use moe_run_graph::ir::{Graph, LayerIdx, Lifetime, Shape, StateRole};
+use crate::executable::{Activations, KvType, StepSequence, ValueAccess};
+use moe_run_graph::ir::{Graph, LayerIdx, Lifetime, Op, Shape, StateRole};
 use moe_run_graph::passes::{Launch, PlanOptions, TapSelection, none_alone, plan};
 use std::any::Any;
 use std::collections::HashMap;
