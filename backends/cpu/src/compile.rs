@@ -448,8 +448,8 @@ impl Compiler<'_> {
                 self.needs.per_tok = self.needs.per_tok.max(attrs.num_experts_per_tok);
                 Box::new(self.route(node)?)
             }
-            // The kernel knows one activation: another one in the enum does not compile here.
-            Op::GatedAct { activation: ActivationFn::Silu } => Box::new(GatedAct {
+            Op::GatedAct { activation } => Box::new(GatedAct {
+                activation: *activation,
                 gate: self.input(node, 0)?,
                 up: self.input(node, 1)?,
                 activated: self.maybe(node.outputs[0]),

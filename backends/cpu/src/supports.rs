@@ -22,11 +22,13 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::KvWrite { key: _, value: _ } => {}
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => any_heads(attrs),
         Op::Router(attrs) => any_choice(attrs),
-        Op::GatedAct { activation: ActivationFn::Silu } => {}
+        Op::GatedAct {
+            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+        } => {}
         Op::CausalConv(CausalConvAttrs {
             weight: _,
             bias: _,
-            activation: None | Some(ActivationFn::Silu),
+            activation: None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
             state: _,
         }) => {}
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}

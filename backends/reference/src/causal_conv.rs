@@ -1,8 +1,8 @@
 //! A causal convolution of each channel by itself, whose last inputs are the sequence's state.
 
+use super::gated_act::activate;
 use moe_run_graph::ir::ActivationFn;
 use moe_run_runtime::executable::StepRun;
-use moe_run_runtime::exp::silu;
 
 /// `x` [T, C] of one run of rows, `weight` [C, k], `state` [C, k−1] of its sequence, oldest first → `out` [T, C].
 pub(super) fn causal_conv(
@@ -24,10 +24,7 @@ pub(super) fn causal_conv(
             let (past, w) = (&mut state[c * kept..][..kept], &weight[c * (kept + 1)..][..kept + 1]);
             let sum = past.iter().chain([&x[c]]).zip(w).fold(0.0f32, |sum, (x, w)| w.mul_add(*x, sum));
             let sum = bias.map_or(sum, |b| sum + b[c]);
-            out[c] = match activation {
-                None => sum,
-                Some(ActivationFn::Silu) => silu(sum),
-            };
+            out[c] = activation.map_or(sum, |activation| activate(activation, sum));
             past.rotate_left(1);
             past[kept - 1] = x[c];
         }

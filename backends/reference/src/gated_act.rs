@@ -1,7 +1,7 @@
-//! act(gate), and act(gate) · up.
+//! act(gate), and act(gate) · up, in a clamped SwiGLU act(gate) · (clamp(up) + 1).
 
 use moe_run_graph::ir::ActivationFn;
-use moe_run_runtime::exp::silu;
+use moe_run_runtime::exp::{clamped_silu, clamped_up, silu};
 
 /// `gate`, `up` → `activated`, `gated`; all of one length.
 pub(super) fn gated_act(
@@ -12,9 +12,19 @@ pub(super) fn gated_act(
     gated: &mut [f32],
 ) {
     for i in 0..gate.len() {
-        activated[i] = match activation {
-            ActivationFn::Silu => silu(gate[i]),
-        };
-        gated[i] = activated[i] * up[i];
+        activated[i] = activate(activation, gate[i]);
+        gated[i] = activated[i]
+            * match activation {
+                ActivationFn::Silu => up[i],
+                ActivationFn::ClampedSwiglu { alpha: _, limit } => clamped_up(up[i], limit),
+            };
+    }
+}
+
+/// act(x).
+pub(super) fn activate(activation: ActivationFn, x: f32) -> f32 {
+    match activation {
+        ActivationFn::Silu => silu(x),
+        ActivationFn::ClampedSwiglu { alpha, limit } => clamped_silu(x, alpha, limit),
     }
 }

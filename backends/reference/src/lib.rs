@@ -120,12 +120,15 @@ impl Backend for Reference {
                     selection_bias: _,
                 } = attrs;
             }
-            Op::GatedAct { activation: ActivationFn::Silu } => {}
+            Op::GatedAct {
+                activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+            } => {}
             Op::CausalConv(attrs) => {
                 let CausalConvAttrs {
                     weight: _,
                     bias: _,
-                    activation: None | Some(ActivationFn::Silu),
+                    activation:
+                        None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
                     state: _,
                 } = attrs;
             }

@@ -55,6 +55,22 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// c · sigmoid(alpha · c) with c = min(x, limit): the gate of a clamped SwiGLU.
+#[inline(always)]
+pub fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
+    // NaN passes.
+    let c = if x > limit { limit } else { x };
+    c / (1.0 + exp(-(alpha * c)))
+}
+
+/// clamp(x, −limit, limit) + 1: what a clamped SwiGLU's gate lets through. NaN stays NaN.
+#[inline(always)]
+pub fn clamped_up(x: f32, limit: f32) -> f32 {
+    let c = if x > limit { limit } else { x };
+    let c = if c < -limit { -limit } else { c };
+    c + 1.0
+}
+
 /// The integer n of e^x = e^r · 2^n: what softmax takes off exponents, in place of a maximum. Since it is an integer,
 /// sums under one shift become sums under another by an exact factor, in whatever pieces they were taken.
 #[inline(always)]
@@ -138,5 +154,21 @@ mod tests {
             let want = f64::from(x) / (1.0 + f64::from(-x).exp());
             assert!((f64::from(silu(x)) - want).abs() <= 4e-7 * want.abs() + 1e-37, "{x}");
         }
+    }
+
+    #[test]
+    fn a_clamped_swiglu_holds_its_bounds_and_hides_no_nan() {
+        let (alpha, limit) = (1.702, 7.0);
+        for i in -2000..2000 {
+            let x = i as f32 / 100.0;
+            let c = f64::from(x).min(7.0);
+            let want = c / (1.0 + (-f64::from(alpha) * c).exp());
+            // The exponent, up to 35, is rounded before exp.
+            let got = f64::from(clamped_silu(x, alpha, limit));
+            assert!((got - want).abs() <= 3e-6 * want.abs(), "{x}: {got} {want}");
+            assert_eq!(clamped_up(x, limit), x.clamp(-7.0, 7.0) + 1.0);
+        }
+        assert!(clamped_silu(f32::NAN, alpha, limit).is_nan() && clamped_up(f32::NAN, limit).is_nan());
+        assert_eq!(clamped_silu(f32::INFINITY, alpha, limit), clamped_silu(7.0, alpha, limit));
     }
 }

@@ -129,9 +129,13 @@ impl<'a> Lowering<'a> {
     /// # Errors
     /// As [`Lowering::weight`], and [`LowerError::TensorFormat`].
     pub fn vector(&mut self, name: &str, len: usize) -> Result<WeightId, LowerError> {
-        let format = self.used(name, &[len])?;
+        self.floats(name, &[len])
+    }
+
+    fn floats(&mut self, name: &str, wanted: &[usize]) -> Result<WeightId, LowerError> {
+        let format = self.used(name, wanted)?;
         is_f32(name, format)?;
-        self.weight(name, &[len])
+        self.weight(name, wanted)
     }
 
     /// A vector as [`Lowering::vector`], where it is wanted.
@@ -144,10 +148,23 @@ impl<'a> Lowering<'a> {
         len: usize,
         presence: Presence,
     ) -> Result<Option<WeightId>, LowerError> {
+        self.opt_floats(name, &[len], presence)
+    }
+
+    /// As [`Lowering::opt_vector`], of any shape: a bias of each expert.
+    ///
+    /// # Errors
+    /// As [`Lowering::vector`].
+    pub fn opt_floats(
+        &mut self,
+        name: &str,
+        wanted: &[usize],
+        presence: Presence,
+    ) -> Result<Option<WeightId>, LowerError> {
         if !self.wants(name, presence) {
             return Ok(None);
         }
-        self.vector(name, len).map(Some)
+        self.floats(name, wanted).map(Some)
     }
 
     /// Vectors that belong to [`Lowering::matrices`]: each a tensor by itself or, where the file has the tensor `fused`,

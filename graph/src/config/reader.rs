@@ -268,6 +268,19 @@ impl<'a> Reader<'a> {
         self.one_a_layer(rest, flags).map(Some)
     }
 
+    /// A yes or no for each layer that runs: an array, or a period, of whose layers the last is a no. `default` is the
+    /// period where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is neither.
+    pub fn flags_or_period(&self, rest: &str, default: usize) -> Result<Vec<bool>, ConfigError> {
+        if let Some(MetaValue::Array(_)) = self.metadata.get(&self.key(rest)) {
+            return self.flags(rest);
+        }
+        let period = self.opt_dimension(rest)?.unwrap_or(default);
+        Ok((1..=self.num_hidden_layers()?).map(|layer| !layer.is_multiple_of(period)).collect())
+    }
+
     fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
         let layers = self.num_hidden_layers()?;
         if array.len() != layers && array.len() != self.num_blocks()? {
@@ -416,6 +429,8 @@ impl<'a> Reader<'a> {
                     beta_fast: number(k::ROPE_SCALING_YARN_BETA_FAST, 32.0)?,
                     beta_slow: number(k::ROPE_SCALING_YARN_BETA_SLOW, 1.0)?,
                     attention_factor: stretched * number(k::ROPE_SCALING_ATTN_FACTOR, 1.0)?,
+                    // No key says otherwise: an architecture does.
+                    truncate: true,
                 })
             }
             other => Err(self.wrong(k::ROPE_SCALING_TYPE, other, "none, linear or yarn")),

@@ -1,7 +1,7 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    AttentionAttrs, CausalConvAttrs, Graph, Op, RopeScaling, RopeSpec, RouterAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, Graph, Op, RopeScaling, RopeSpec, RouterAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -39,12 +39,14 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                     beta_fast,
                     beta_slow,
                     attention_factor,
+                    truncate,
                 } => {
                     put("yarn_scaling", json!(factor));
                     put("original_max_position_embeddings", json!(original_max_position_embeddings));
                     put("beta_fast", json!(beta_fast));
                     put("beta_slow", json!(beta_slow));
                     put("attention_factor", json!(attention_factor));
+                    put("truncate", json!(truncate));
                 }
             }
             if !divisors.is_empty() {
@@ -65,12 +67,14 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("selection_bias", selection_bias.map_or(Value::Null, |_| true.into()));
         }
         Op::ExpertMatMul { weight: _, bias } => put("bias", bias.map_or(Value::Null, |_| true.into())),
-        Op::GatedAct { activation } => put("activation", json!(activation)),
+        Op::GatedAct { activation } => function(*activation, &mut put),
         Op::CausalConv(c) => {
             let CausalConvAttrs { weight: _, bias, activation, state } = c;
             put("kernel", json!(graph.state(*state).width + 1));
             put("bias", bias.map_or(Value::Null, |_| true.into()));
-            put("activation", json!(activation));
+            if let Some(activation) = activation {
+                function(*activation, &mut put);
+            }
         }
         Op::Embed { table: _ }
         | Op::KvWrite { key: _, value: _ }
@@ -84,6 +88,17 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         part(graph, slice, &mut put);
     }
     map
+}
+
+fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
+    match activation {
+        ActivationFn::Silu => put("activation", json!("silu")),
+        ActivationFn::ClampedSwiglu { alpha, limit } => {
+            put("activation", json!("clamped_swiglu"));
+            put("alpha", float(alpha));
+            put("limit", float(limit));
+        }
+    }
 }
 
 fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {

@@ -125,7 +125,7 @@ pub mod arch {
     pub const MAX_ALIBI_BIAS: &str = "attention.max_alibi_bias";
     /// Positions that a query sees in layers with a window, its own included: u32.
     pub const SLIDING_WINDOW: &str = "attention.sliding_window";
-    /// Whether a layer has the window: bool or number a layer.
+    /// Whether a layer has the window: bool or number a layer, or one number, a period.
     pub const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
     /// rope_theta of layers with a window: f32.
     pub const ROPE_FREQ_BASE_SWA: &str = "rope.freq_base_swa";
@@ -225,6 +225,8 @@ pub mod layer {
     pub const EXP_PROBS_B: &str = "exp_probs_b.bias";
     /// The same under the name that some converters give it.
     pub const EXP_PROBS_B_PLAIN: &str = "exp_probs_b";
+    /// Bias of the router, `[num_experts]`.
+    pub const FFN_GATE_INP_BIAS: &str = "ffn_gate_inp.bias";
     /// Experts' gate_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
     pub const FFN_GATE_EXPS: &str = "ffn_gate_exps.weight";
     /// Experts' up_proj, `[num_experts, moe_intermediate_size, hidden_size]`.
@@ -234,6 +236,14 @@ pub mod layer {
     pub const FFN_GATE_UP_EXPS: &str = "ffn_gate_up_exps.weight";
     /// Experts' down_proj, `[num_experts, hidden_size, moe_intermediate_size]`.
     pub const FFN_DOWN_EXPS: &str = "ffn_down_exps.weight";
+    /// Biases of the experts' gate_proj, `[num_experts, moe_intermediate_size]`.
+    pub const FFN_GATE_EXPS_BIAS: &str = "ffn_gate_exps.bias";
+    /// Biases of the experts' up_proj, `[num_experts, moe_intermediate_size]`.
+    pub const FFN_UP_EXPS_BIAS: &str = "ffn_up_exps.bias";
+    /// The biases of both in one tensor, `[num_experts, 2 · moe_intermediate_size]`.
+    pub const FFN_GATE_UP_EXPS_BIAS: &str = "ffn_gate_up_exps.bias";
+    /// Biases of the experts' down_proj, `[num_experts, hidden_size]`.
+    pub const FFN_DOWN_EXPS_BIAS: &str = "ffn_down_exps.bias";
     /// Gate of the shared expert, `[1, hidden_size]`.
     pub const FFN_GATE_INP_SHEXP: &str = "ffn_gate_inp_shexp.weight";
     /// The shared expert's gate_proj, `[its width, hidden_size]`.

@@ -233,6 +233,14 @@ pub struct RouterAttrs {
 pub enum ActivationFn {
     /// x · sigmoid(x).
     Silu,
+    /// c · sigmoid(alpha · c) with c = min(x, limit): gpt-oss's. [`Op::GatedAct`] multiplies it by
+    /// clamp(up, −limit, limit) + 1 in place of up.
+    ClampedSwiglu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Bound of the gate from above, of up on both sides.
+        limit: f32,
+    },
 }
 
 /// The attributes of [`Op::CausalConv`].
@@ -350,7 +358,8 @@ ops! {
         /// [E, out], F32.
         bias: Option<WeightId>,
     };
-    /// gate, up (same shape) → two outputs: act(gate), and act(gate) · up. SwiGLU with [`ActivationFn::Silu`].
+    /// gate, up (same shape) → two outputs: act(gate), and act(gate) · up. SwiGLU with [`ActivationFn::Silu`]; with
+    /// [`ActivationFn::ClampedSwiglu`] the second is act(gate) · (clamp(up, −limit, limit) + 1).
     GatedAct = "gated_act" {
         /// act.
         activation: ActivationFn,

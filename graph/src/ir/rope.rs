@@ -35,6 +35,8 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// Multiplies every cosine and sine.
         attention_factor: f64,
+        /// The ramp begins and ends at whole pairs: its ends are rounded outward.
+        truncate: bool,
     },
 }
 
@@ -74,12 +76,22 @@ impl RopeSpec {
         match self.scaling {
             RopeScaling::None => angle,
             RopeScaling::Linear { factor } => angle / factor,
-            RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, .. } => {
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                beta_fast,
+                beta_slow,
+                attention_factor: _,
+                truncate,
+            } => {
                 // The pair that makes so many turns within the original context.
                 let turns = original_max_position_embeddings as f64 / std::f64::consts::TAU;
                 let pair = |beta: f64| self.dims as f64 * (turns / beta).ln() / (2.0 * self.theta.ln());
-                let low = pair(beta_fast).floor().max(0.0);
-                let high = pair(beta_slow).ceil().min(self.dims as f64 - 1.0);
+                let (low, high) = match truncate {
+                    true => (pair(beta_fast).floor(), pair(beta_slow).ceil()),
+                    false => (pair(beta_fast), pair(beta_slow)),
+                };
+                let (low, high) = (low.max(0.0), high.min(self.dims as f64 - 1.0));
                 let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
                 angle * (1.0 - ramp) + angle / factor * ramp
             }

@@ -76,9 +76,9 @@ stages! {
     FfnGate "ffn_gate" Layer;
     /// up_proj's output [T, K, F]; [T, F] in a dense layer.
     FfnUp "ffn_up" Layer;
-    /// silu(gate) [T, K, F]; [T, F] in a dense layer.
+    /// act(gate) [T, K, F], silu in most models; [T, F] in a dense layer.
     FfnSilu "ffn_silu" Layer;
-    /// silu(gate) · up [T, K, F]; [T, F] in a dense layer.
+    /// act(gate) · up [T, K, F], what the activation makes of both; [T, F] in a dense layer.
     FfnSwigl "ffn_swigl" Layer;
     /// The shared expert's gate_proj [T, its width].
     ShexpFfnGate "shexp_ffn_gate" Layer;

@@ -2,12 +2,10 @@
 //! which no launch takes as a group. What a group computes is what its nodes compute one by one, within their tolerances.
 
 use super::attention::{self, Steps};
-use super::small::{choice, logits, row, turn};
+use super::small::{activation, choice, logits, row, turn};
 use super::{Builder, OpCase, TOLERANCE};
 use crate::tolerance::{Relation, moved};
-use moe_run_graph::ir::{
-    ActivationFn, DType, Dim, LayerIdx, Op, Shape, ValueId, WeightHome, WeightId, WeightSlice,
-};
+use moe_run_graph::ir::{DType, Dim, LayerIdx, Op, Shape, ValueId, WeightHome, WeightId, WeightSlice};
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::ExecutableInfo;
@@ -209,7 +207,7 @@ fn norm_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("out", out);
     let gate = project(b, &widths, "gate_proj", normed, out)?;
     let up = project(b, &widths, "up_proj", normed, out)?;
-    let op = Op::GatedAct { activation: ActivationFn::Silu };
+    let op = Op::GatedAct { activation: activation(b) };
     let acted = b.graph.push(LAYER, "swiglu", op, &[gate, up])?;
     outputs(b, &[normed, gate, up, acted[0]], &acted[1..]);
     Ok(plain_steps(b))
@@ -312,7 +310,7 @@ fn route_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
     let routed = b.graph.push(LAYER, "router_topk", Op::Router(attrs.clone()), &[scores])?;
     let gate = project_experts(b, &widths, "gate_proj", [x, routed[0]], attrs.num_experts, out)?;
     let up = project_experts(b, &widths, "up_proj", [x, routed[0]], attrs.num_experts, out)?;
-    let op = Op::GatedAct { activation: ActivationFn::Silu };
+    let op = Op::GatedAct { activation: activation(b) };
     let acted = b.graph.push(LAYER, "swiglu", op, &[gate, up])?;
     outputs(b, &[gate, up, acted[0]], &[routed[0], routed[1], acted[1]]);
     let mut at = 0;

@@ -123,6 +123,15 @@ pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
     Ok((vec![step], t))
 }
 
+/// An activation, with numbers of its own where it has some.
+pub(super) fn activation(b: &mut Builder) -> ActivationFn {
+    let clamped =
+        ActivationFn::ClampedSwiglu { alpha: b.pick(&[1.702, 1.0, 0.5]), limit: b.pick(&[7.0, 2.5]) };
+    let activation = if b.one_in(3) { clamped } else { ActivationFn::Silu };
+    b.note("activation", format!("{activation:?}"));
+    activation
+}
+
 pub(super) fn gated_act(b: &mut Builder) -> Result<Steps, BackendError> {
     let (per_tok, width) = (b.pick(&[0, 1, 4, 8]), b.pick(&[1, 33, 32, 256, 768]));
     let shape = if per_tok == 0 {
@@ -132,8 +141,8 @@ pub(super) fn gated_act(b: &mut Builder) -> Result<Steps, BackendError> {
     };
     let gate = b.boundary(shape.clone(), DType::F32);
     let up = b.boundary(shape, DType::F32);
-    b.graph.outputs =
-        b.graph.push(None, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
+    let activation = activation(b);
+    b.graph.outputs = b.graph.push(None, "swiglu", Op::GatedAct { activation }, &[gate, up])?;
     let t = b.tokens();
     b.note("T", t);
     b.note("K", per_tok);
@@ -170,7 +179,7 @@ pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
     let kernel = b.pick(&[2, 3, 4, 7]);
     let weight = b.vector("conv", &[channels, kernel], 0.0);
     let bias = b.sometimes("bias", &[channels]);
-    let activation = if b.one_in(2) { Some(ActivationFn::Silu) } else { None };
+    let activation = if b.one_in(2) { Some(activation(b)) } else { None };
     let layer = LayerIdx(0);
     b.graph.num_layers = 1;
     let state = b.graph.add_state(StateRole::Conv, layer, channels, kernel - 1, Lifetime::PerSequence);

@@ -6,7 +6,7 @@ use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
 use moe_run_graph::config::{ConfigError, FfnConfig};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
-use moe_run_graph::ir::{Op, RopeScaling};
+use moe_run_graph::ir::{Op, RopeScaling, RopeSpec};
 use moe_run_graph::quant::Format;
 use moe_run_tests::fixtures::{self, crate_dir};
 use std::path::PathBuf;
@@ -188,12 +188,13 @@ fn yarn_is_read_with_its_defaults() {
         beta_fast,
         beta_slow,
         attention_factor,
+        truncate,
     } = rope.scaling
     else {
         panic!("{:?}", rope.scaling)
     };
     assert_eq!((factor, original_max_position_embeddings, beta_fast, beta_slow), (4.0, 512, 32.0, 1.0));
-    assert!((attention_factor - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
+    assert!((attention_factor - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12 && truncate);
 }
 
 #[test]
@@ -205,4 +206,57 @@ fn the_documentation_lists_every_architecture() {
     let listed: Vec<&str> = list.split(", ").collect();
     let known: Vec<&str> = ARCHITECTURES.iter().map(|row| row.name).collect();
     assert_eq!(listed, known);
+}
+
+#[test]
+fn windows_of_gpt_oss_come_by_turns_unless_the_file_says_how() {
+    let stem = "gpt-oss/mxfp4";
+    let windowed = |value: Option<V>| -> Vec<bool> {
+        let file = GgufFile::open(fixture(stem)).unwrap();
+        let mut pairs: Vec<_> = file.metadata().iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
+        let key = "gpt-oss.attention.sliding_window_pattern";
+        pairs.retain(|(k, _)| k != key);
+        pairs.extend(value.map(|value| (key.to_owned(), value)));
+        let metadata = Metadata::from_pairs(stem, pairs).unwrap();
+        let table = moe_run_graph::architectures::tensor_table(&file);
+        let (config, _) = moe_run_graph::architectures::lower(&metadata, &table, &|_| None).unwrap();
+        config.layers.iter().map(|l| l.attention.sliding_window.is_some()).collect()
+    };
+    assert_eq!(windowed(None), [true, false, true]);
+    assert_eq!(windowed(Some(V::U32(2))), [true, false, true]);
+    assert_eq!(windowed(Some(V::U32(3))), [true, true, false]);
+    assert_eq!(windowed(Some(V::U32(1))), [false; 3]);
+    let array = V::Array(MetaArray::Bool(vec![false, true, true]));
+    assert_eq!(windowed(Some(array)), [false, true, true]);
+}
+
+#[test]
+fn the_ramp_of_gpt_oss_does_not_end_at_whole_pairs() {
+    let model = Model::open(&fixture("gpt-oss/mxfp4")).unwrap();
+    let rope = model.config.layers[0].attention.rope.clone().unwrap();
+    assert!(matches!(rope.scaling, RopeScaling::Yarn { truncate: false, .. }), "{:?}", rope.scaling);
+
+    // The released models' numbers: the ramp goes from pair 8.09 to 17.40.
+    let angle = |pair: usize, truncate| {
+        let scaling = RopeScaling::Yarn {
+            factor: 32.0,
+            original_max_position_embeddings: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.0,
+            truncate,
+        };
+        let spec = RopeSpec { theta: 150_000.0, dims: 64, scaling, divisors: Vec::new() };
+        let mut row = vec![0.0; 64];
+        spec.fill_row(1, &mut row);
+        f64::from(row[2 * pair + 1]).asin() * 150_000f64.powf(pair as f64 / 32.0)
+    };
+    for (pair, ends, truncate) in
+        [(13, (8.093, 17.398), false), (13, (8.0, 18.0), true), (17, (8.0, 18.0), true)]
+    {
+        let ramp = (pair as f64 - ends.0) / (ends.1 - ends.0);
+        let want = 1.0 - ramp + ramp / 32.0;
+        assert!((angle(pair, truncate) - want).abs() < 1e-3, "{pair} {truncate}: {}", angle(pair, truncate));
+    }
+    assert!((angle(8, false) - 1.0).abs() < 1e-5 && (angle(18, false) - 1.0 / 32.0).abs() < 1e-5);
 }

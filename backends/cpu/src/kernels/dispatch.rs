@@ -13,7 +13,7 @@ use super::{avx2, avx512};
 use super::{fma, mul, unpack, vector};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use moe_run_graph::ir::RopePairing;
+use moe_run_graph::ir::{ActivationFn, RopePairing};
 use moe_run_graph::quant::Format;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
@@ -90,6 +90,10 @@ compiled_for_each! {
     fn silu_in_place(x: &mut [f32]) = vector::silu_in_place;
     /// silu(gate).
     fn silu(gate: &[f32], out: &mut [f32]) = vector::silu_row;
+    /// The gate of a clamped SwiGLU.
+    fn clamped_silu(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) = vector::clamped_silu_row;
+    /// A clamped SwiGLU.
+    fn clamped_swiglu(alpha: f32, limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) = vector::clamped_swiglu;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
     /// x ← e^x · 2^−shift, and its sum.
@@ -132,6 +136,22 @@ impl Kernels {
     /// The kernels of one instruction set; `None` where the CPU lacks it.
     pub fn with(isa: Isa) -> Option<Kernels> {
         isa.available().then(|| Kernels::of(isa))
+    }
+
+    /// act(gate).
+    pub fn activate(self, activation: ActivationFn, gate: &[f32], out: &mut [f32]) {
+        match activation {
+            ActivationFn::Silu => self.silu(gate, out),
+            ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_silu(alpha, limit, gate, out),
+        }
+    }
+
+    /// A gated activation of gate and up.
+    pub fn gate(self, activation: ActivationFn, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match activation {
+            ActivationFn::Silu => self.swiglu(gate, up, out),
+            ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_swiglu(alpha, limit, gate, up, out),
+        }
     }
 
     /// The same kernels, asking otherwise: for measurements, and for tests that results do not depend on it.

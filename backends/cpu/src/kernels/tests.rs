@@ -475,6 +475,14 @@ fn vector_kernels_match_f64_and_each_other() {
                 let want = gate / (1.0 + (-gate).exp()) * f64::from(w[i]);
                 assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12, "{gate}");
             }
+            let (alpha, limit) = (1.702, 0.5);
+            kernels.clamped_swiglu(alpha, limit, &x, &w, &mut out);
+            for i in 0..len {
+                let gate = f64::from(x[i]).min(0.5);
+                let want =
+                    gate / (1.0 + (-gate * f64::from(alpha)).exp()) * (f64::from(w[i]).clamp(-0.5, 0.5) + 1.0);
+                assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12, "{gate}");
+            }
             let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(kernels.max(&x), top);
             let (mut soft, shift) = (x.clone(), moe_run_runtime::exp::shift_of(top));

@@ -6,7 +6,7 @@
 
 use super::layout::{Lanes, PANEL_ROWS, WideLanes};
 use moe_run_graph::ir::RopePairing;
-use moe_run_runtime::exp::{ROUND, exp_shifted, silu};
+use moe_run_runtime::exp::{ROUND, clamped_silu, clamped_up, exp_shifted, silu};
 
 /// Lanes of a partial sum; the widest vector's.
 const LANES: usize = 16;
@@ -137,6 +137,22 @@ pub fn silu_in_place(x: &mut [f32]) {
 pub fn silu_row(gate: &[f32], out: &mut [f32]) {
     for (gate, out) in gate.iter().zip(out) {
         *out = silu(*gate);
+    }
+}
+
+/// The gate of a clamped SwiGLU.
+#[inline(always)]
+pub fn clamped_silu_row(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) {
+    for (gate, out) in gate.iter().zip(out) {
+        *out = clamped_silu(*gate, alpha, limit);
+    }
+}
+
+/// A clamped SwiGLU.
+#[inline(always)]
+pub fn clamped_swiglu(alpha: f32, limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        *out = clamped_silu(*gate, alpha, limit) * clamped_up(*up, limit);
     }
 }
 

@@ -47,10 +47,10 @@ impl Launch for CausalConv {
                     };
                     match self.activation {
                         None => self.token(columns.start, x, past, out),
-                        Some(ActivationFn::Silu) => {
+                        Some(activation) => {
                             let sums = &mut [0.0; CHUNK_CHANNELS][..x.len()];
                             self.token(columns.start, x, past, sums);
-                            step.kernels.silu(sums, out);
+                            step.kernels.activate(activation, sums, out);
                         }
                     }
                 }

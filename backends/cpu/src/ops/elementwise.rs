@@ -4,6 +4,7 @@ use super::{Launch, Scratch, Step};
 use crate::kernels::wide_flat_mut;
 use crate::memory::Val;
 use crate::pool::Worker;
+use moe_run_graph::ir::ActivationFn;
 
 /// Which function of two rows.
 pub enum Binary {
@@ -41,13 +42,15 @@ impl Launch for Elementwise {
     }
 }
 
-/// silu(gate), and silu(gate) · up.
+/// act(gate), and act(gate) · up.
 pub struct GatedAct {
+    /// act.
+    pub activation: ActivationFn,
     /// The gate.
     pub gate: Val,
     /// What it lets through.
     pub up: Val,
-    /// silu(gate), if anybody wants it.
+    /// act(gate), if anybody wants it.
     pub activated: Option<Val>,
     /// The product, if anybody wants it.
     pub out: Option<Val>,
@@ -61,10 +64,10 @@ impl Launch for GatedAct {
                 let (gate, up) =
                     (step.arena.rows(self.gate, row..row + 1), step.arena.rows(self.up, row..row + 1));
                 if let Some(to) = self.activated {
-                    step.kernels.silu(gate, step.arena.rows_mut(to, row..row + 1));
+                    step.kernels.activate(self.activation, gate, step.arena.rows_mut(to, row..row + 1));
                 }
                 if let Some(to) = self.out {
-                    step.kernels.swiglu(gate, up, step.arena.rows_mut(to, row..row + 1));
+                    step.kernels.gate(self.activation, gate, up, step.arena.rows_mut(to, row..row + 1));
                 }
             }
         }

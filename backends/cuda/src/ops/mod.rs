@@ -209,7 +209,9 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
-        Op::GatedAct { activation: ActivationFn::Silu } => None,
+        Op::GatedAct {
+            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+        } => None,
         Op::CausalConv(_) => Some("it has no kernel here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,

@@ -7,10 +7,10 @@ use moe_run_runtime::error::BackendError;
 const LANES: u32 = 256;
 
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
-    // The shader knows one activation; another one in the enum must not compile silently.
-    match activation {
-        ActivationFn::Silu => {}
-    }
+    let (clamped, alpha, limit) = match activation {
+        ActivationFn::Silu => (0u32, 1.0, 0.0),
+        ActivationFn::ClampedSwiglu { alpha, limit } => (1, alpha, limit),
+    };
     let value = node.outputs[1];
     let rows = Rows::of(e.shape(value));
     let width = e.width(node, value)? * rows.each;
@@ -26,6 +26,9 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -
         ("y", y.into()),
         ("width", width.into()),
         ("axis", rows.code().into()),
+        ("clamped", clamped.into()),
+        ("alpha", alpha.into()),
+        ("limit", limit.into()),
     ];
     e.push(variant, Grid::elements(rows, width, LANES), &params);
     Ok(())

@@ -70,7 +70,9 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
-        Op::GatedAct { activation: ActivationFn::Silu } => None,
+        Op::GatedAct {
+            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+        } => None,
         Op::CausalConv(_) => Some("it has no shader here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,

@@ -5,7 +5,7 @@ use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::FfnConfig;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{LayerIdx, Op, Stage, ValueId};
+use crate::ir::{ActivationFn, LayerIdx, Op, Stage, ValueId};
 
 /// What an architecture's feed-forward part is made of.
 #[derive(Debug, Clone, Copy)]
@@ -18,15 +18,24 @@ pub struct FfnSpec {
     pub selection_bias_name: &'static str,
     /// The gate of the shared expert: a product and a sigmoid.
     pub shared_expert_gate: Presence,
+    /// The router's bias.
+    pub router_bias: Presence,
+    /// Biases of the routed experts' three products.
+    pub expert_bias: Presence,
+    /// The routed experts' function.
+    pub expert_activation: ActivationFn,
 }
 
 impl FfnSpec {
-    /// Without selection bias or a gate of the shared expert.
+    /// SwiGLU, without biases or a gate of the shared expert.
     pub const PLAIN: FfnSpec = FfnSpec {
         norm: tensor::FFN_NORM,
         selection_bias: Presence::Never,
         selection_bias_name: tensor::EXP_PROBS_B,
         shared_expert_gate: Presence::Never,
+        router_bias: Presence::Never,
+        expert_bias: Presence::Never,
+        expert_activation: ActivationFn::Silu,
     };
 }
 

@@ -1,11 +1,11 @@
-//! Router, the chosen experts' SwiGLU, weighted sum, and the shared expert where there is one.
+//! Router, the chosen experts' SwiGLU, with biases where there are some, weighted sum, and the shared expert where there is one.
 
 use super::ffn::FfnSpec;
 use super::shared_expert;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::MoeConfig;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{ActivationFn, LayerIdx, Op, RouterAttrs, Stage, ValueId};
+use crate::ir::{LayerIdx, Op, RouterAttrs, Stage, ValueId};
 
 /// Appends the experts of the normed input [T, D].
 ///
@@ -24,7 +24,8 @@ pub fn lower(
     let file = |rest: &str| blk(layer.index(), rest);
 
     let weight = l.matrix(&file(tensor::FFN_GATE_INP), num_experts, hidden_size)?;
-    let logits = l.graph.push(at, "router", Op::MatMul { weight, bias: None, scale: None }, &[normed])?;
+    let bias = l.opt_vector(&file(tensor::FFN_GATE_INP_BIAS), num_experts, spec.router_bias)?;
+    let logits = l.graph.push(at, "router", Op::MatMul { weight, bias, scale: None }, &[normed])?;
     l.graph.tap(at, Stage::MoeLogits, &logits)?;
     let attrs = RouterAttrs {
         num_experts,
@@ -41,14 +42,17 @@ pub fn lower(
 
     let parts = [tensor::FFN_GATE_EXPS, tensor::FFN_UP_EXPS].map(|rest| (file(rest), width));
     let matrices = l.matrices(&file(tensor::FFN_GATE_UP_EXPS), &parts, Some(num_experts), hidden_size)?;
+    l.refuse(&file(tensor::FFN_GATE_UP_EXPS_BIAS), "biases of gate and up in one tensor")?;
+    let names = [("gate_proj", tensor::FFN_GATE_EXPS_BIAS), ("up_proj", tensor::FFN_UP_EXPS_BIAS)];
     let mut gate_up = [normed; 2];
-    for ((out, name), weight) in gate_up.iter_mut().zip(["gate_proj", "up_proj"]).zip(matrices) {
-        *out = only(l.graph.push(at, name, Op::ExpertMatMul { weight, bias: None }, &[normed, ids])?);
+    for ((out, (name, bias)), weight) in gate_up.iter_mut().zip(names).zip(matrices) {
+        let bias = l.opt_floats(&file(bias), &[num_experts, width], spec.expert_bias)?;
+        *out = only(l.graph.push(at, name, Op::ExpertMatMul { weight, bias }, &[normed, ids])?);
     }
     let [gate, up] = gate_up;
     l.graph.tap(at, Stage::FfnGate, &[gate])?;
     l.graph.tap(at, Stage::FfnUp, &[up])?;
-    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
+    let act = l.graph.push(at, "swiglu", Op::GatedAct { activation: spec.expert_activation }, &[gate, up])?;
     l.graph.tap(at, Stage::FfnSilu, &[act[0]])?;
     l.graph.tap(at, Stage::FfnSwigl, &[act[1]])?;
     // Before the sum, to which it is added.
@@ -57,7 +61,9 @@ pub fn lower(
         None => None,
     };
     let weight = l.expert_matrix(&file(tensor::FFN_DOWN_EXPS), num_experts, hidden_size, width)?;
-    let out = only(l.graph.push(at, "down_proj", Op::ExpertMatMul { weight, bias: None }, &[act[1], ids])?);
+    let bias =
+        l.opt_floats(&file(tensor::FFN_DOWN_EXPS_BIAS), &[num_experts, hidden_size], spec.expert_bias)?;
+    let out = only(l.graph.push(at, "down_proj", Op::ExpertMatMul { weight, bias }, &[act[1], ids])?);
     l.graph.tap(at, Stage::FfnOut, &[out])?;
     let mut combined = only(l.graph.push(at, "combine", Op::ExpertCombine, &[out, weights])?);
     if let Some(shared) = shared {
