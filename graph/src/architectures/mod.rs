@@ -14,6 +14,7 @@ mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
 mod glm4moe;
+mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
 mod llama;
@@ -62,6 +63,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     ernie4_5_moe::ROW,
     exaone_moe::ROW,
     mimo2::ROW,
+    granitemoe::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.
