@@ -1,4 +1,4 @@
-// Embed: ids [T] → rows of the table [vocab, D]. One lane decodes one group of 16 elements; grid (groups / LANES, T).
+// Embed: ids [T] → rows of the table [vocab, D], times scale. One lane decodes one group of 16 elements; grid (groups / LANES, T).
 // A table split by rows is read by one dispatch a part, each writing the tokens whose rows it holds.
 #include numbers
 #include arena
@@ -18,6 +18,7 @@ struct Params {
     // The rows that an id may name begin at `first_row`; there are `vocabulary` of them.
     first_row: u32,
     vocabulary: u32,
+    scale: f32,
 }
 
 @group(0) @binding(4) var<storage, read> weight: array<u32>;
@@ -45,6 +46,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let values = weight_values((row - p.row_begin) * p.row_words, group);
     for (var i = 0u; i < count; i++) {
-        store(at + i, values[i >> 2u][i & 3u]);
+        store(at + i, p.scale * values[i >> 2u][i & 3u]);
     }
 }

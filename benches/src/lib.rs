@@ -122,7 +122,7 @@ impl OpBench {
         let tensor = self.weight(&[VOCAB, width], Format::F32)?;
         let table = WeightSlice { tensor, rows: 0..VOCAB, experts: None, home: WeightHome::Device };
         let tokens = self.graph.inputs.tokens;
-        Ok(self.graph.push(None, "embed_tokens", Op::Embed { table }, &[tokens])?[0])
+        Ok(self.graph.push(None, "embed_tokens", Op::Embed { table, scale: None }, &[tokens])?[0])
     }
 
     fn matmul(&mut self, x: ValueId, out: usize, inner: usize, format: Format) -> Outcome<ValueId> {

@@ -100,7 +100,7 @@ pub fn node_cost(
         weights.iter().map(|w| graph.weight(*w).shape.iter().product::<usize>() as u64 * 4).sum()
     };
     match &node.op {
-        Op::Embed { table } => {
+        Op::Embed { table, scale: _ } => {
             let weight_bytes = sizes.tokens as u64 * row_bytes(graph, table);
             Cost { weight_bytes, ..Cost::default() }
         }

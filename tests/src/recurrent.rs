@@ -85,7 +85,7 @@ pub fn model() -> Result<(Graph, Arc<dyn WeightSource>), GraphError> {
     m.graph.num_layers = 2;
     let inputs = m.graph.inputs;
     let table = m.matrix("embed", VOCAB, HIDDEN);
-    let mut x = m.node(None, "embed_tokens", Op::Embed { table }, &[inputs.tokens])?;
+    let mut x = m.node(None, "embed_tokens", Op::Embed { table, scale: None }, &[inputs.tokens])?;
 
     let (layer, at) = (LayerIdx(0), Some(LayerIdx(0)));
     let normed = m.norm(at, "mixer_norm", x)?;

@@ -83,7 +83,7 @@ fn another_graph_of_the_same_weights_is_compiled() {
     graph.weights.iter_mut().for_each(|decl| turned(&mut decl.id));
     for node in &mut graph.nodes {
         match &mut node.op {
-            Op::Embed { table } => turned(&mut table.tensor),
+            Op::Embed { table, scale: _ } => turned(&mut table.tensor),
             Op::RmsNorm { weight, .. } => turned(weight),
             Op::MatMul { weight, bias, .. } | Op::ExpertMatMul { weight, bias } => {
                 turned(&mut weight.tensor);

@@ -411,8 +411,9 @@ impl Compiler<'_> {
                 let x = self.input(node, 0)?;
                 return self.products(x, None, None, None, &[node], Then::Nothing);
             }
-            Op::Embed { table } => Box::new(Embed {
+            Op::Embed { table, scale } => Box::new(Embed {
                 table: self.matrix(table)?,
+                scale: *scale,
                 ids: self.input(node, 0)?,
                 out: self.output(node)?,
             }),

@@ -15,7 +15,7 @@ use moe_run_runtime::executable::{KvType, check_step_operands};
 pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     check_step_operands(NAME, graph, node)?;
     match &node.op {
-        Op::Embed { table } => on_device(table),
+        Op::Embed { table, scale: _ } => on_device(table),
         Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
         Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => on_device(weight),
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => {}

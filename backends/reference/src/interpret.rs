@@ -132,11 +132,11 @@ impl<'a> Interpreter<'a> {
             })
             .collect();
         match (&node.op, outputs.as_mut_slice()) {
-            (Op::Embed { table }, [TensorData::F32(out)]) => {
+            (Op::Embed { table, scale }, [TensorData::F32(out)]) => {
                 let mut matrix = self.matrix(table)?;
                 let row_bytes = matrix.inner / matrix.format.block_elems() * matrix.format.block_bytes();
                 matrix.bytes = &matrix.bytes[table.rows.start * row_bytes..];
-                embed::embed(self.u32(input(0))?, matrix, out);
+                embed::embed(self.u32(input(0))?, matrix, *scale, out);
             }
             (Op::RmsNorm { weight, eps, .. }, [TensorData::F32(out)]) => {
                 rms_norm::rms_norm(self.f32(input(0))?, &self.vector(*weight)?, *eps, out);

@@ -90,7 +90,8 @@ impl Backend for Reference {
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), BackendError> {
         // Every attribute, told one by one: an op or an attribute that is added does not compile until it is defined here.
         match &node.op {
-            Op::Embed { table: WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } } => {
+            Op::Embed { table, scale: _ } => {
+                let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = table;
             }
             Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => {
                 let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = weight;

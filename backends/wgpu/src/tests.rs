@@ -421,7 +421,8 @@ fn uploading_stays_within_its_staging() {
         let tensor = graph.add_weight("weight", vec![rows, COLS], format);
         let table = WeightSlice { tensor, rows: 0..rows, experts: None, home: WeightHome::Device };
         let tokens = graph.inputs.tokens;
-        graph.outputs = graph.push(None, "embed_tokens", Op::Embed { table }, &[tokens]).unwrap();
+        graph.outputs =
+            graph.push(None, "embed_tokens", Op::Embed { table, scale: None }, &[tokens]).unwrap();
         let bytes = vec![0u8; rows * format.row_bytes(COLS).unwrap()];
         let weights = std::collections::HashMap::from([("weight".to_owned(), bytes)]);
         let options = CompileOptions { micro_batch: Some(1), ..CompileOptions::default() };

@@ -15,6 +15,7 @@ mod ernie4_5_moe;
 mod exaone_moe;
 mod glm4moe;
 mod gpt_oss;
+mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
 mod llama;
@@ -64,6 +65,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     exaone_moe::ROW,
     mimo2::ROW,
     gpt_oss::ROW,
+    granitemoe::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.

@@ -66,6 +66,15 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Added to the mean square of every RMSNorm.
     pub rms_norm_eps: f32,
+    /// Multiplies the embedding's rows; `None` is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_scale: Option<f32>,
+    /// Multiplies what each block adds to the residual stream; `None` is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual_scale: Option<f32>,
+    /// Multiplies the logits; `None` is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits_scale: Option<f32>,
     /// One entry a layer: real files differ by layer.
     pub layers: Vec<LayerConfig>,
     /// Keys of the architecture that nothing here knows: they had no effect.

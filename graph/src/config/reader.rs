@@ -196,6 +196,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A positive number.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key is absent, or its value no positive number.
+    pub fn positive(&self, rest: &str) -> Result<f32, ConfigError> {
+        match self.opt_positive(rest)? {
+            Some(x) => Ok(x),
+            None => Err(self.metadata.missing(&self.key(rest), "a positive number").into()),
+        }
+    }
+
     /// A factor: `None` where the key is absent or 0, which stands for "not stated".
     ///
     /// # Errors
@@ -330,6 +341,9 @@ impl<'a> Reader<'a> {
             num_nextn_predict_layers: self.count(keys::arch::NEXTN_PREDICT_LAYERS)?,
             max_position_embeddings: self.dimension(keys::arch::CONTEXT_LENGTH)?,
             rms_norm_eps,
+            embedding_scale: None,
+            residual_scale: None,
+            logits_scale: None,
             layers: layers.map(|(attention, ffn)| LayerConfig { attention, ffn }).collect(),
             unused_keys: Vec::new(),
         })

@@ -76,8 +76,12 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 function(*activation, &mut put);
             }
         }
-        Op::Embed { table: _ }
-        | Op::KvWrite { key: _, value: _ }
+        Op::Embed { table: _, scale } => {
+            if let Some(scale) = scale {
+                put("scale", float(*scale));
+            }
+        }
+        Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
         | Op::Add
         | Op::Mul

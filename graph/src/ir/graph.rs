@@ -424,7 +424,7 @@ impl Graph {
     /// Rows of the embedding: token ids lie below it. `None` for a graph without one, such as a single operation's.
     pub fn vocab_size(&self) -> Option<usize> {
         self.nodes.iter().find_map(|node| {
-            let Op::Embed { table } = &node.op else { return None };
+            let Op::Embed { table, scale: _ } = &node.op else { return None };
             Some(table.rows.len())
         })
     }

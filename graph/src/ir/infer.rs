@@ -29,7 +29,7 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
     let rule = Rule { graph, node };
     rule.own()?;
     match &node.op {
-        Op::Embed { table } => {
+        Op::Embed { table, scale: _ } => {
             rule.arity(1)?;
             rule.operand(0, DType::U32, "[T]", |s| s.0.len() == 1)?;
             let (_, hidden_size) = rule.matrix(table)?;

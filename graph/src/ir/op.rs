@@ -299,10 +299,12 @@ macro_rules! ops {
 }
 
 ops! {
-    /// ids `[T]` U32 → rows of the table `[vocab, D]` → `[T, D]`.
+    /// ids `[T]` U32 → rows of the table `[vocab, D]` (· scale) → `[T, D]`.
     Embed = "embed" {
         /// The table.
         table: WeightSlice,
+        /// Multiplies each element, decoded: one product in f32.
+        scale: Option<f32>,
     };
     /// x / sqrt(mean(x²) + eps) · w over the last axis. With `heads = n` the last axis holds n heads, each normed by
     /// itself with the same w `[d]`: the per-head Q/K norm.
@@ -395,7 +397,7 @@ impl Op {
     #[must_use]
     pub fn weight_slice(&self) -> Option<&WeightSlice> {
         match self {
-            Op::Embed { table } => Some(table),
+            Op::Embed { table, scale: _ } => Some(table),
             Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => Some(weight),
             Op::RmsNorm { .. }
             | Op::Rope { .. }
@@ -449,7 +451,7 @@ impl Op {
     #[must_use]
     pub fn weights(&self) -> Vec<WeightId> {
         match self {
-            Op::Embed { table } => vec![table.tensor],
+            Op::Embed { table, scale: _ } => vec![table.tensor],
             Op::RmsNorm { weight, eps: _, heads: _ } => vec![*weight],
             Op::MatMul { weight, bias, scale: _ } | Op::ExpertMatMul { weight, bias } => {
                 std::iter::once(weight.tensor).chain(*bias).collect()

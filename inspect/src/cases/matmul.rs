@@ -11,14 +11,16 @@ pub(super) fn embed(b: &mut Builder) -> Result<Steps, BackendError> {
     let tensor = b.matrix("table", &[vocab, width]);
     let rows = b.part(vocab);
     let table = WeightSlice { tensor, rows: rows.clone(), experts: None, home: WeightHome::Device };
+    let scale = if b.one_in(3) { Some(b.pick(&[0.75, 12.0])) } else { None };
     let tokens = b.graph.inputs.tokens;
-    b.graph.outputs = b.graph.push(None, "embed_tokens", Op::Embed { table }, &[tokens])?;
+    b.graph.outputs = b.graph.push(None, "embed_tokens", Op::Embed { table, scale }, &[tokens])?;
     let t = b.tokens();
     let mut step = b.step(0, t, &[], 1.0);
     step.tokens = (0..t).map(|_| TokenId(b.between(0, rows.len() - 1) as u32)).collect();
     b.note("T", t);
     b.note("rows", format!("{rows:?}/{vocab}"));
     b.note("width", width);
+    b.note("scale", format!("{scale:?}"));
     Ok((vec![step], t))
 }
 

@@ -7,6 +7,7 @@ use moe_run_graph::config::{ConfigError, FfnConfig};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
 use moe_run_graph::ir::{Op, RopeScaling, RopeSpec};
+use moe_run_graph::passes::{TapSelection, drop_unrequested_taps};
 use moe_run_graph::quant::Format;
 use moe_run_tests::fixtures::{self, crate_dir};
 use std::path::PathBuf;
@@ -259,4 +260,37 @@ fn the_ramp_of_gpt_oss_does_not_end_at_whole_pairs() {
         assert!((angle(pair, truncate) - want).abs() < 1e-3, "{pair} {truncate}: {}", angle(pair, truncate));
     }
     assert!((angle(8, false) - 1.0).abs() < 1e-5 && (angle(18, false) - 1.0 / 32.0).abs() < 1e-5);
+}
+
+#[test]
+fn a_residual_scale_is_in_what_flows_and_not_in_what_taps_show() {
+    let model = Model::open(&fixture("granitemoe/shared")).unwrap();
+    let scale_of = |name: &str| {
+        let node = model.graph.nodes.iter().find(|n| n.name == name).unwrap_or_else(|| panic!("{name}"));
+        match &node.op {
+            Op::MatMul { scale, .. } | Op::Embed { scale, .. } => *scale,
+            Op::Router(attrs) => Some(attrs.scale),
+            other => panic!("{other:?}"),
+        }
+    };
+    let metadata = model.file.metadata();
+    let stated = |key: &str| metadata.f32(&format!("granitemoe.{key}")).unwrap();
+    let residual = Some(stated("residual_scale"));
+    assert_eq!(scale_of("embed_tokens"), Some(stated("embedding_scale")));
+    assert_eq!(scale_of("lm_head"), Some(1.0 / stated("logit_scale")));
+    for scaled in ["o_proj", "router_topk", "shared_expert_down_proj"] {
+        assert_eq!(scale_of(scaled), residual, "{scaled}");
+    }
+    assert_eq!(model.config.layers[0].attention.scale, stated("attention.scale"));
+    // What feeds only taps: gone where nobody looks.
+    let unscaled =
+        ["o_proj_unscaled", "router_topk_unscaled", "combine_unscaled", "add_shared_expert_unscaled"];
+    let quiet = drop_unrequested_taps(&model.graph, &TapSelection::None);
+    for name in unscaled {
+        assert!(model.graph.nodes.iter().any(|n| n.name == name), "{name}");
+        assert!(quiet.nodes.iter().all(|n| n.name != name), "{name}");
+    }
+    // The logits' factor divides, and has to be there.
+    let text = refused("granitemoe/shared", "granitemoe.logit_scale", V::F32(0.0));
+    assert!(text.contains("wanted a positive number"), "{text}");
 }

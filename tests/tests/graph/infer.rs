@@ -75,16 +75,16 @@ fn embed() {
     let mut b = Bench::new();
     let table = b.slice(&[100, 32], Format::Q4_0);
     let tokens = b.graph.inputs.tokens;
-    let op = Op::Embed { table: table.clone() };
+    let op = Op::Embed { table: table.clone(), scale: None };
     b.accepts(op.clone(), &[tokens], &[&[Tokens, Fixed(32)]]);
     let floats = b.f32(&[Tokens]);
     b.refuses(op.clone(), &[floats], "[T] U32");
     b.refuses(op.clone(), &[], "1 operands");
     b.refuses(op, &[ValueId(999)], "values of this graph");
     let foreign = WeightSlice { tensor: WeightId(77), ..table };
-    b.refuses(Op::Embed { table: foreign }, &[tokens], "weights of this graph");
+    b.refuses(Op::Embed { table: foreign, scale: None }, &[tokens], "weights of this graph");
     let cube = WeightSlice { experts: None, ..b.slice(&[2, 100, 32], Format::Q4_0) };
-    b.refuses(Op::Embed { table: cube }, &[tokens], "[out, in]");
+    b.refuses(Op::Embed { table: cube, scale: None }, &[tokens], "[out, in]");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Embed: rows of the table, decoded: ids [T] → [T, D].
+//! Embed: rows of the table, decoded, times a scale where there is one: ids [T] → [T, D].
 
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
@@ -9,6 +9,8 @@ use crate::pool::Worker;
 pub struct Embed {
     /// [vocab, D].
     pub table: Matrix,
+    /// Multiplies each element.
+    pub scale: Option<f32>,
     /// [T].
     pub ids: Val,
     /// [T, D].
@@ -23,6 +25,9 @@ impl Launch for Embed {
                 let id = step.arena.ids(self.ids, token..token + 1)[0] as usize;
                 let out = step.arena.rows_mut(self.out, token..token + 1);
                 self.table.format.decode_row(self.table.row(id), out);
+                if let Some(scale) = self.scale {
+                    out.iter_mut().for_each(|x| *x *= scale);
+                }
             }
         }
     }

@@ -5,7 +5,12 @@ use crate::driver::Param;
 use moe_run_graph::ir::{Node, WeightSlice};
 use moe_run_runtime::error::BackendError;
 
-pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, table: &WeightSlice) -> Result<(), BackendError> {
+pub(super) fn emit(
+    emit: &mut Emit<'_>,
+    node: &Node,
+    table: &WeightSlice,
+    scale: Option<f32>,
+) -> Result<(), BackendError> {
     let matrix = emit.weights.matrix(emit.graph, table);
     let tokens = emit.elems(node.inputs[0]);
     let groups = matrix.inner.div_ceil(32);
@@ -18,6 +23,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, table: &WeightSlice) -> Res
         emit.value(node.outputs[0])?,
         int(matrix.inner),
         int(matrix.rows),
+        Param::F32(scale.unwrap_or(1.0)),
     ];
     emit.push("embed", [groups.div_ceil(threads as usize), tokens, 1], threads, 0, params);
     Ok(())

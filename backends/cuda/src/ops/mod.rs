@@ -139,7 +139,7 @@ impl Emit<'_> {
     /// Appends the launches of one node.
     pub fn node(&mut self, node: &Node) -> Result<(), BackendError> {
         match &node.op {
-            Op::Embed { table } => embed::emit(self, node, table),
+            Op::Embed { table, scale } => embed::emit(self, node, table, *scale),
             Op::RmsNorm { weight, eps, heads } => rms_norm::emit(self, node, *weight, *eps, *heads),
             Op::MatMul { weight, bias, scale } => matmul::emit(self, node, weight, *bias, *scale),
             Op::Rope { table, pairing, heads } => rope::emit(self, node, *table, *pairing, *heads),
@@ -197,7 +197,7 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: Ac
 pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     check_step_operands(NAME, graph, node)?;
     let lacking = match &node.op {
-        Op::Embed { table } => any_rows(table),
+        Op::Embed { table, scale: _ } => any_rows(table),
         Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
         Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
         Op::ExpertMatMul { weight, bias: _ } => {

@@ -50,7 +50,7 @@ fn table(driver: Changed) -> (CudaExecutable, Box<dyn State>) {
     let tensor = graph.add_weight("weight", vec![rows.len(), WIDTH], Format::F32);
     let table = WeightSlice { tensor, rows: 0..rows.len(), experts: None, home: WeightHome::Device };
     let inputs = (graph.inputs.tokens, graph.inputs.logits_rows);
-    let found = graph.push(None, "embed_tokens", Op::Embed { table }, &[inputs.0]).unwrap();
+    let found = graph.push(None, "embed_tokens", Op::Embed { table, scale: None }, &[inputs.0]).unwrap();
     graph.outputs = graph.push(None, "logits_rows", Op::GetRows, &[found[0], inputs.1]).unwrap();
     let bytes = bytemuck::cast_slice(&rows.concat()).to_vec();
     let weights = HashMap::from([("weight".to_owned(), bytes)]);

@@ -6,7 +6,12 @@ use moe_run_runtime::error::BackendError;
 
 const LANES: u32 = 64;
 
-pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, table: &WeightSlice) -> Result<(), BackendError> {
+pub(super) fn emit(
+    e: &mut Emitter<'_>,
+    node: &Node,
+    table: &WeightSlice,
+    scale: Option<f32>,
+) -> Result<(), BackendError> {
     let value = node.outputs[0];
     let rows = Rows::of(e.shape(value));
     let width = e.width(node, value)?;
@@ -25,6 +30,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, table: &WeightSlice) -> Res
             ("weight_blocks", (tensor.layout.blocks as u32).into()),
             ("first_row", (table.rows.start as u32).into()),
             ("vocabulary", (table.rows.len() as u32).into()),
+            ("scale", scale.unwrap_or(1.0).into()),
         ];
         let groups = width.div_ceil(16).div_ceil(LANES);
         let tokens = Extent::Rows { rows, times: 1, over: 1 };

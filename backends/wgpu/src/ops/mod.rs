@@ -30,7 +30,7 @@ use moe_run_runtime::error::BackendError;
 /// Adds the dispatches of one node.
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError> {
     match &node.op {
-        Op::Embed { table } => embed::emit(e, node, table),
+        Op::Embed { table, scale } => embed::emit(e, node, table, *scale),
         Op::RmsNorm { weight, eps, heads } => rms_norm::emit(e, node, *weight, *eps, *heads),
         Op::MatMul { weight, bias, scale } => matmul::emit(e, node, weight, *bias, *scale),
         Op::Rope { table, pairing, heads } => rope::emit(e, node, *table, *pairing, *heads),
@@ -56,7 +56,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
 /// here.
 pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
     match &node.op {
-        Op::Embed { table } => any_rows(table),
+        Op::Embed { table, scale: _ } => any_rows(table),
         Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
         Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
         Op::ExpertMatMul { weight, bias: _ } => {

@@ -1,5 +1,6 @@
 //! Norm, q/k/v, Q/K norm, RoPE, KV cache, causal attention with grouped queries, o_proj, residual.
 
+use super::branch::Branch;
 use super::{norm, rope};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
@@ -88,9 +89,10 @@ pub fn lower(
 
     let weight = l.matrix(&file(tensor::ATTN_OUTPUT), hidden_size, value_width)?;
     let bias = l.opt_vector(&file(tensor::ATTN_OUTPUT_BIAS), hidden_size, spec.output_bias)?;
-    let out = only(l.graph.push(at, "o_proj", Op::MatMul { weight, bias, scale: None }, &[attended])?);
-    l.graph.tap(at, Stage::AttnOut, &[out])?;
-    let residual = only(l.graph.push(at, "attn_residual", Op::Add, &[x, out])?);
+    let op = |scale| Op::MatMul { weight: weight.clone(), bias, scale };
+    let out = Branch::begin(l, at, ["o_proj", "o_proj_unscaled"], op, &[attended])?[0];
+    l.graph.tap(at, Stage::AttnOut, &[out.plain])?;
+    let residual = only(l.graph.push(at, "attn_residual", Op::Add, &[x, out.scaled])?);
     l.graph.tap(at, Stage::PostAttnResidual, &[residual])?;
     Ok(residual)
 }

@@ -1,5 +1,6 @@
 //! One SwiGLU for all tokens.
 
+use super::branch::Branch;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{ActivationFn, LayerIdx, Op, Stage, ValueId};
@@ -9,7 +10,8 @@ pub(super) struct SwiGluNames {
     pub gate: (&'static str, &'static str),
     pub up: (&'static str, &'static str),
     pub act: &'static str,
-    pub down: (&'static str, &'static str),
+    /// The second name is that of the product without the model's residual scale.
+    pub down: ([&'static str; 2], &'static str),
     /// gate, up, silu(gate), silu(gate) · up, what comes out.
     pub stages: [Stage; 5],
 }
@@ -21,10 +23,10 @@ pub(super) fn swiglu(
     x: ValueId,
     width: usize,
     names: &SwiGluNames,
-) -> Result<ValueId, LowerError> {
+) -> Result<Branch, LowerError> {
     let (at, hidden_size) = (Some(layer), l.config.hidden_size);
-    let project = |l: &mut Lowering<'_>, (name, rest): (&'static str, &str), out, inner, x| {
-        let weight = l.matrix(&blk(layer.index(), rest), out, inner)?;
+    let project = |l: &mut Lowering<'_>, (name, rest): (&'static str, &str)| {
+        let weight = l.matrix(&blk(layer.index(), rest), width, hidden_size)?;
         Ok::<_, LowerError>(only(l.graph.push(
             at,
             name,
@@ -32,11 +34,14 @@ pub(super) fn swiglu(
             &[x],
         )?))
     };
-    let gate = project(l, names.gate, width, hidden_size, x)?;
-    let up = project(l, names.up, width, hidden_size, x)?;
+    let gate = project(l, names.gate)?;
+    let up = project(l, names.up)?;
     let act = l.graph.push(at, names.act, Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
-    let out = project(l, names.down, hidden_size, width, act[1])?;
-    let values = [gate, up, act[0], act[1], out];
+    let (down, rest) = names.down;
+    let weight = l.matrix(&blk(layer.index(), rest), hidden_size, width)?;
+    let op = |scale| Op::MatMul { weight: weight.clone(), bias: None, scale };
+    let out = Branch::begin(l, at, down, op, &[act[1]])?[0];
+    let values = [gate, up, act[0], act[1], out.plain];
     for (stage, value) in names.stages.into_iter().zip(values) {
         l.graph.tap(at, stage, &[value])?;
     }
@@ -47,17 +52,17 @@ pub(super) fn swiglu(
 ///
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
-pub fn lower(
+pub(super) fn lower(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     normed: ValueId,
     intermediate_size: usize,
-) -> Result<ValueId, LowerError> {
+) -> Result<Branch, LowerError> {
     let names = SwiGluNames {
         gate: ("gate_proj", tensor::FFN_GATE),
         up: ("up_proj", tensor::FFN_UP),
         act: "swiglu",
-        down: ("down_proj", tensor::FFN_DOWN),
+        down: (["down_proj", "down_proj_unscaled"], tensor::FFN_DOWN),
         stages: [Stage::FfnGate, Stage::FfnUp, Stage::FfnSilu, Stage::FfnSwigl, Stage::FfnOut],
     };
     swiglu(l, layer, normed, intermediate_size, &names)

@@ -56,7 +56,7 @@ pub fn lower(
         FfnConfig::Dense { intermediate_size } => dense_ffn::lower(l, layer, normed, intermediate_size)?,
         FfnConfig::Moe(config) => moe::lower(l, layer, normed, &config, spec)?,
     };
-    let residual = only(l.graph.push(at, "ffn_residual", Op::Add, &[x, out])?);
+    let residual = only(l.graph.push(at, "ffn_residual", Op::Add, &[x, out.scaled])?);
     l.graph.tap(at, Stage::PostFfnResidual, &[residual])?;
     Ok(residual)
 }

@@ -18,7 +18,8 @@ pub fn lower(l: &mut Lowering<'_>, x: ValueId) -> Result<(), LowerError> {
     l.graph.tap(None, Stage::FinalNorm, &[x])?;
     let name = if l.has(keys::tensor::OUTPUT) { keys::tensor::OUTPUT } else { keys::tensor::TOKEN_EMBD };
     let weight = l.matrix(name, vocab_size, hidden_size)?;
-    let logits = only(l.graph.push(None, "lm_head", Op::MatMul { weight, bias: None, scale: None }, &[x])?);
+    let op = Op::MatMul { weight, bias: None, scale: l.config.logits_scale };
+    let logits = only(l.graph.push(None, "lm_head", op, &[x])?);
     l.graph.tap(None, Stage::LmHead, &[logits])?;
     l.graph.outputs.push(logits);
     Ok(())

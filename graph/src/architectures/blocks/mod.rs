@@ -2,6 +2,7 @@
 //! architectures and is no dimension is a spec: which tensors there are and what they are called.
 
 pub mod attention;
+mod branch;
 pub mod decoder;
 pub mod dense_ffn;
 pub mod embedding;

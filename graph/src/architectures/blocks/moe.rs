@@ -1,5 +1,6 @@
 //! Router, the chosen experts' SwiGLU, with biases where there are some, weighted sum, and the shared expert where there is one.
 
+use super::branch::Branch;
 use super::ffn::FfnSpec;
 use super::shared_expert;
 use crate::architectures::{LowerError, Lowering, only};
@@ -11,13 +12,13 @@ use crate::ir::{LayerIdx, Op, RouterAttrs, Stage, ValueId};
 ///
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
-pub fn lower(
+pub(super) fn lower(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     normed: ValueId,
     config: &MoeConfig,
     spec: &FfnSpec,
-) -> Result<ValueId, LowerError> {
+) -> Result<Branch, LowerError> {
     let (num_experts, width) = (config.num_experts, config.moe_intermediate_size);
     let hidden_size = l.config.hidden_size;
     let at = Some(layer);
@@ -35,10 +36,15 @@ pub fn lower(
         scale: config.scale,
         selection_bias: l.opt_vector(&file(spec.selection_bias_name), num_experts, spec.selection_bias)?,
     };
-    let routed = l.graph.push(at, "router_topk", Op::Router(attrs), &logits)?;
-    let (ids, weights) = (routed[0], routed[1]);
+    // The model's residual scale is a factor of the weights: their sum has it then.
+    let op = |residual: Option<f32>| {
+        Op::Router(RouterAttrs { scale: attrs.scale * residual.unwrap_or(1.0), ..attrs.clone() })
+    };
+    let names = ["router_topk", "router_topk_unscaled"];
+    let routed = Branch::begin(l, at, names, op, &logits)?;
+    let (ids, weights) = (routed[0].scaled, routed[1]);
     l.graph.tap(at, Stage::MoeTopkIds, &[ids])?;
-    l.graph.tap(at, Stage::MoeRouter, &[weights])?;
+    l.graph.tap(at, Stage::MoeRouter, &[weights.plain])?;
 
     let parts = [tensor::FFN_GATE_EXPS, tensor::FFN_UP_EXPS].map(|rest| (file(rest), width));
     let matrices = l.matrices(&file(tensor::FFN_GATE_UP_EXPS), &parts, Some(num_experts), hidden_size)?;
@@ -65,11 +71,14 @@ pub fn lower(
         l.opt_floats(&file(tensor::FFN_DOWN_EXPS_BIAS), &[num_experts, hidden_size], spec.expert_bias)?;
     let out = only(l.graph.push(at, "down_proj", Op::ExpertMatMul { weight, bias }, &[act[1], ids])?);
     l.graph.tap(at, Stage::FfnOut, &[out])?;
-    let mut combined = only(l.graph.push(at, "combine", Op::ExpertCombine, &[out, weights])?);
+    let operands = [weights.scaled, weights.plain].map(|weights| [out, weights]);
+    let mut combined = Branch::through(l, at, ["combine", "combine_unscaled"], &Op::ExpertCombine, operands)?;
     if let Some(shared) = shared {
-        l.graph.tap(at, Stage::MoeRoutedOut, &[combined])?;
-        combined = only(l.graph.push(at, "add_shared_expert", Op::Add, &[combined, shared])?);
+        l.graph.tap(at, Stage::MoeRoutedOut, &[combined.plain])?;
+        let operands = [[combined.scaled, shared.scaled], [combined.plain, shared.plain]];
+        let names = ["add_shared_expert", "add_shared_expert_unscaled"];
+        combined = Branch::through(l, at, names, &Op::Add, operands)?;
     }
-    l.graph.tap(at, Stage::MoeFfnOut, &[combined])?;
+    l.graph.tap(at, Stage::MoeFfnOut, &[combined.plain])?;
     Ok(combined)
 }

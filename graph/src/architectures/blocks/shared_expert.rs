@@ -1,8 +1,9 @@
 //! The expert that every token takes beside the chosen ones; in some models a gate weighs it.
 
+use super::branch::Branch;
 use super::dense_ffn::{SwiGluNames, swiglu};
 use crate::architectures::lowering::Presence;
-use crate::architectures::{LowerError, Lowering, only};
+use crate::architectures::{LowerError, Lowering};
 use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{GateKind, LayerIdx, Op, RouterAttrs, Stage, ValueId};
 
@@ -10,19 +11,19 @@ use crate::ir::{GateKind, LayerIdx, Op, RouterAttrs, Stage, ValueId};
 ///
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
-pub fn lower(
+pub(super) fn lower(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     normed: ValueId,
     width: usize,
     gate: Presence,
-) -> Result<ValueId, LowerError> {
+) -> Result<Branch, LowerError> {
     let at = Some(layer);
     let names = SwiGluNames {
         gate: ("shared_expert_gate_proj", tensor::FFN_GATE_SHEXP),
         up: ("shared_expert_up_proj", tensor::FFN_UP_SHEXP),
         act: "shared_expert_swiglu",
-        down: ("shared_expert_down_proj", tensor::FFN_DOWN_SHEXP),
+        down: (["shared_expert_down_proj", "shared_expert_down_proj_unscaled"], tensor::FFN_DOWN_SHEXP),
         stages: [
             Stage::ShexpFfnGate,
             Stage::ShexpFfnUp,
@@ -51,7 +52,9 @@ pub fn lower(
     };
     let routed = l.graph.push(at, "shared_expert_sigmoid", Op::Router(attrs), &logit)?;
     l.graph.tap(at, Stage::ShexpGate, &[routed[1]])?;
-    let gated = only(l.graph.push(at, "shared_expert_gated", Op::ExpertCombine, &[out, routed[1]])?);
-    l.graph.tap(at, Stage::ShexpGated, &[gated])?;
+    let operands = [out.scaled, out.plain].map(|out| [out, routed[1]]);
+    let names = ["shared_expert_gated", "shared_expert_gated_unscaled"];
+    let gated = Branch::through(l, at, names, &Op::ExpertCombine, operands)?;
+    l.graph.tap(at, Stage::ShexpGated, &[gated.plain])?;
     Ok(gated)
 }
