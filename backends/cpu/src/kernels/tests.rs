@@ -479,8 +479,8 @@ fn vector_kernels_match_f64_and_each_other() {
             kernels.clamped_swiglu(alpha, limit, &x, &w, &mut out);
             for i in 0..len {
                 let gate = f64::from(x[i]).min(0.5);
-                let want =
-                    gate / (1.0 + (-gate * f64::from(alpha)).exp()) * (f64::from(w[i]).clamp(-0.5, 0.5) + 1.0);
+                let want = gate / (1.0 + (-gate * f64::from(alpha)).exp())
+                    * (f64::from(w[i]).clamp(-0.5, 0.5) + 1.0);
                 assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12, "{gate}");
             }
             let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
