@@ -262,6 +262,7 @@ fn router_ranks_ties_low_and_nan_last() {
             norm_topk_prob,
             scale: 1.0,
             selection_bias: None,
+            groups: None,
         };
         graph.outputs = graph.push(None, "router_topk", Op::Router(attrs), &[x]).unwrap();
         let case = cases::OpCase {
