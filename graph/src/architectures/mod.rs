@@ -10,6 +10,7 @@ pub mod blocks;
 mod error;
 mod lowering;
 
+mod bailingmoe2;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
@@ -64,6 +65,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     exaone_moe::ROW,
     mimo2::ROW,
     granitemoe::ROW,
+    bailingmoe2::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.

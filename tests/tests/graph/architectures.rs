@@ -6,7 +6,7 @@ use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
 use moe_run_graph::config::{ConfigError, FfnConfig};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
-use moe_run_graph::ir::{Op, RopeScaling};
+use moe_run_graph::ir::{ExpertGroups, GroupScore, Op, RopeScaling};
 use moe_run_graph::passes::{TapSelection, drop_unrequested_taps};
 use moe_run_graph::quant::Format;
 use moe_run_tests::fixtures::{self, crate_dir};
@@ -126,6 +126,29 @@ fn layers_may_be_dense_or_routed_by_key_or_by_tensor() {
 fn groups_of_experts_are_refused() {
     let text = refused("glm4moe/air", "glm4moe.expert_group_count", V::U32(4));
     assert!(text.contains("wanted 0 or 1 or no such key in architecture glm4moe"), "{text}");
+}
+
+#[test]
+fn groups_of_experts_are_read_where_some_are_left_out() {
+    let groups_of = |change: &dyn Fn(&str) -> Option<V>| {
+        let model = changed("bailingmoe2/main", |key, _| change(key)).unwrap();
+        model.config.layers.iter().find_map(|layer| match &layer.ffn {
+            FfnConfig::Moe(moe) => moe.groups,
+            FfnConfig::Dense { .. } => None,
+        })
+    };
+    let some = ExpertGroups { n_group: 4, topk_group: 2, score: GroupScore::BestTwo };
+    assert_eq!(groups_of(&|_| None), Some(some));
+    let used = |n: u32| move |key: &str| key.ends_with("expert_group_used_count").then_some(V::U32(n));
+    assert_eq!(groups_of(&used(4)), None, "all of them");
+    assert_eq!(groups_of(&|key| key.ends_with("expert_group_count").then_some(V::U32(1))), None);
+    for n in [0, 5] {
+        let text = refused("bailingmoe2/main", "bailingmoe2.expert_group_used_count", V::U32(n));
+        assert!(text.contains("wanted 1 to 4 groups"), "{text}");
+    }
+    let odd = changed("bailingmoe2/main", |key, _| key.ends_with("expert_group_count").then_some(V::U32(5)));
+    let error = odd.expect_err("12 experts in 5 groups").to_string();
+    assert!(error.contains("12 experts in equal groups"), "{error}");
 }
 
 #[test]
