@@ -22,6 +22,7 @@ mod llama;
 mod mimo2;
 mod minimax_m2;
 mod olmoe;
+mod qwen2;
 mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
@@ -66,6 +67,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mimo2::ROW,
     granitemoe::ROW,
     bailingmoe2::ROW,
+    qwen2::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.
