@@ -26,6 +26,8 @@ struct Params {
     normalise: u32,
     scale: f32,
     selection_bias: u32,
+    topk_group: u32,
+    best_two: u32,
     x: u32,
     cols: u32,
     rows: u32,

@@ -17,6 +17,9 @@ struct Params {
     scale: f32,
     // [E] in `smalls`, added for the choice only; or NONE.
     selection_bias: u32,
+    // Groups that are chosen from; 1: a group is ranked by the sum of its best two, 0: by its best.
+    topk_group: u32,
+    best_two: u32,
 }
 
 @compute @workgroup_size(LANES)

@@ -164,6 +164,7 @@ impl OpBench {
         let x = bench.rows(256)?;
         let logits = bench.matmul(x, num_experts, 256, Format::F32)?;
         let attrs = RouterAttrs {
+            groups: None,
             num_experts,
             num_experts_per_tok,
             gate: GateKind::Softmax,

@@ -1,12 +1,72 @@
 // The choice of experts: logits [E] in the arena → in workgroup memory the K best ids, best first, and their weights.
 // Ties go to the lower id, NaN ranks last, ids are distinct and below E. Each logit counts those that go before it, so the
-// whole order takes one pass and three barriers. Gates: 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen.
+// whole order takes one pass and three barriers. With GROUPS > 1 only
+// those of the best groups are chosen from. Gates: 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen.
 
 var<workgroup> route_gates: array<f32, KEYS>;
 var<workgroup> route_keys: array<u32, KEYS>;
 var<workgroup> route_maxima: array<f32, LANES>;
 var<workgroup> route_ids: array<u32, KEYS>;
 var<workgroup> route_weights: array<f32, KEYS>;
+
+// What ranks expert i among those of its group: its gate value, with the selection bias where there is one; a NaN stays one.
+fn route_value(logits: u32, i: u32) -> u32 {
+    let bits = arena[logits + i];
+    if (is_nan(bits)) {
+        return bits;
+    }
+    if (p.selection_bias == NONE) {
+        return bitcast<u32>(route_gates[i]);
+    }
+    return bitcast<u32>(route_gates[i] + small(p.selection_bias + i));
+}
+
+// The key of a group: of its best value, or of the sum of its best two.
+fn group_key(logits: u32, group: u32) -> u32 {
+    let size = p.num_experts / GROUPS;
+    var best = 0u;
+    var second = 0u;
+    var best_bits = 0u;
+    var second_bits = 0u;
+    for (var i = group * size; i < (group + 1u) * size; i++) {
+        let bits = route_value(logits, i);
+        let key = order_key(bits);
+        if (key > best) {
+            second = best;
+            second_bits = best_bits;
+            best = key;
+            best_bits = bits;
+        } else if (key > second) {
+            second = key;
+            second_bits = bits;
+        }
+    }
+    // A NaN ranks last, so the second is one where any of the two is.
+    if (p.best_two == 0u || is_nan(second_bits)) {
+        return select(best, 1u, p.best_two == 1u);
+    }
+    return order_key(bitcast<u32>(bitcast<f32>(best_bits) + bitcast<f32>(second_bits)));
+}
+
+// Puts the experts of all groups but the best behind every other: their keys become 0. `route_ids` is free until later.
+fn close_groups(lane: Lane, logits: u32) {
+    for (var g = lane.index; g < GROUPS; g += LANES) {
+        route_ids[g] = group_key(logits, g);
+    }
+    workgroupBarrier();
+    for (var i = lane.index; i < p.num_experts; i += LANES) {
+        let mine = i / (p.num_experts / GROUPS);
+        let key = route_ids[mine];
+        var before = 0u;
+        for (var g = 0u; g < GROUPS; g++) {
+            before += select(0u, 1u, route_ids[g] > key || (route_ids[g] == key && g < mine));
+        }
+        if (before >= p.topk_group) {
+            route_keys[i] = 0u;
+        }
+    }
+    workgroupBarrier();
+}
 
 fn choose_experts(lane: Lane, logits: u32) {
     var largest = -3.4e38;
@@ -46,6 +106,9 @@ fn choose_experts(lane: Lane, logits: u32) {
         route_keys[i] = order_key(bits);
     }
     workgroupBarrier();
+    if (GROUPS > 1u) {
+        close_groups(lane, logits);
+    }
     for (var i = lane.index; i < p.num_experts; i += LANES) {
         let key = route_keys[i];
         var before = 0u;

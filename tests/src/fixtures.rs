@@ -81,6 +81,8 @@ pub fn tiny_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
 
 /// Files of one architecture each with stages from float64, by stem below `arch/`: one small case of each is carried.
 const ARCHITECTURES: &[&str] = &[
+    "bailingmoe2/main",
+    "bailingmoe2/main-q8_0",
     "dots1/main",
     "dots1/main-mxfp4_moe",
     "ernie4_5-moe/main",
@@ -130,6 +132,15 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
         Some((*stem, model, stages))
     };
     ARCHITECTURES.iter().filter_map(pair).collect()
+}
+
+/// Which backend refuses which of those models, by the beginning of the stem: it lacks an operation, and says which.
+const REFUSED: &[(&str, &str)] = &[("cuda", "bailingmoe2/")];
+
+/// Whether a backend computes all that a model of [`architecture_models`] asks for.
+#[must_use]
+pub fn computes(backend: &str, stem: &str) -> bool {
+    !REFUSED.iter().any(|(name, prefix)| *name == backend && stem.starts_with(prefix))
 }
 
 /// Whether the longest matrices are asked for (`scripts/test.sh --full`).

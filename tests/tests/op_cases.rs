@@ -4,7 +4,10 @@ use moe_run_backends::reference::Reference;
 use moe_run_backends::{
     Activations, Backend, CompileOptions, DeviceKind, Executable, ExecutableInfo, KvType,
 };
-use moe_run_graph::ir::{DType, Dim, Graph, Op, RopePairing, RopeScaling, RopeSpec, Shape};
+use moe_run_graph::ir::{
+    DType, Dim, ExpertGroups, GateKind, Graph, GroupScore, Op, RopePairing, RopeScaling, RopeSpec,
+    RouterAttrs, Shape,
+};
 use moe_run_graph::passes::{group_launches, none_alone};
 use moe_run_graph::quant::Format;
 use moe_run_inspect::cases::groups::{self, GroupCase};
@@ -243,11 +246,67 @@ fn rope_at_far_positions() {
     }
 }
 
+/// One step of a router over these logits.
+fn router_case<const E: usize>(attrs: RouterAttrs, logits: &[[f32; E]]) -> OpCase {
+    let mut graph = Graph::new();
+    let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(E)]), DType::F32);
+    graph.outputs = graph.push(None, "router_topk", Op::Router(attrs), &[x]).unwrap();
+    let step = cases::CaseStep {
+        first_position: 0,
+        tokens: vec![moe_run_graph::ids::TokenId(0); logits.len()],
+        logits_rows: Vec::new(),
+        boundary: vec![(x, moe_run_backends::HostTensor::f32(vec![logits.len(), E], logits.concat()))],
+    };
+    OpCase {
+        name: "router".into(),
+        graph,
+        weights: Arc::new(HashMap::new()),
+        steps: vec![step],
+        ctx_size: logits.len(),
+    }
+}
+
+/// The choice from the best groups where it is hard: a group that is best by its best and not by its best two, ties, NaN.
+#[test]
+fn router_ranks_groups_low_and_nan_last() {
+    const NAN: f32 = f32::NAN;
+    let logits = [
+        [5.0, -9.0, 1.0, 1.0, 0.9, 0.8, -1.0, -1.0],
+        [1.0; 8],
+        [NAN, 5.0, 1.0, 1.0, 0.9, 0.8, -1.0, -1.0],
+        [NAN; 8],
+        [NAN, NAN, NAN, NAN, NAN, NAN, -1.0, -2.0],
+    ];
+    let by_best = [[0, 2, 3], [0, 1, 2], [1, 2, 3], [0, 1, 2], [6, 7, 0]];
+    let by_best_two = [[2, 3, 4], [0, 1, 2], [2, 3, 4], [0, 1, 2], [6, 7, 0]];
+    for (score, wanted) in [(GroupScore::Best, by_best), (GroupScore::BestTwo, by_best_two)] {
+        let attrs = RouterAttrs {
+            num_experts: 8,
+            num_experts_per_tok: 3,
+            gate: GateKind::Sigmoid,
+            norm_topk_prob: true,
+            scale: 1.0,
+            selection_bias: None,
+            groups: Some(ExpertGroups { n_group: 4, topk_group: 2, score }),
+        };
+        let case = router_case(attrs, &logits);
+        let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
+        for backend in backends() {
+            let found = match cases::run(&case, backend.as_ref(), &options) {
+                Ok(found) => found,
+                Err(error) if backend.name() == "cuda" && cases::is_refusal(&error) => continue,
+                Err(error) => panic!("{}: {error}", backend.name()),
+            };
+            let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };
+            assert_eq!(ids, &wanted.concat(), "{}, {score:?}", backend.name());
+        }
+    }
+}
+
 /// The choice of experts where it is hard: ties, NaN, and all of them NaN. A NaN is not chosen before a number, but shows in
 /// the weights of those that are.
 #[test]
 fn router_ranks_ties_low_and_nan_last() {
-    use moe_run_graph::ir::{GateKind, RouterAttrs};
     let logits = [
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
         [0.0, 2.0, 2.0, -1.0, 2.0, 1.0],
@@ -259,8 +318,6 @@ fn router_ranks_ties_low_and_nan_last() {
     let wanted: [[u32; 3]; 6] = [[0, 1, 2], [1, 2, 4], [1, 5, 3], [0, 1, 2], [0, 3, 2], [0, 1, 2]];
     let both = [true, false].map(|norm_topk_prob| backends().into_iter().map(move |b| (b, norm_topk_prob)));
     for (backend, norm_topk_prob) in both.into_iter().flatten() {
-        let mut graph = Graph::new();
-        let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(6)]), DType::F32);
         let attrs = RouterAttrs {
             num_experts: 6,
             num_experts_per_tok: 3,
@@ -268,20 +325,9 @@ fn router_ranks_ties_low_and_nan_last() {
             norm_topk_prob,
             scale: 1.0,
             selection_bias: None,
+            groups: None,
         };
-        graph.outputs = graph.push(None, "router_topk", Op::Router(attrs), &[x]).unwrap();
-        let case = cases::OpCase {
-            name: "router".into(),
-            graph,
-            weights: Arc::new(HashMap::new()),
-            steps: vec![cases::CaseStep {
-                first_position: 0,
-                tokens: vec![moe_run_graph::ids::TokenId(0); logits.len()],
-                logits_rows: Vec::new(),
-                boundary: vec![(x, moe_run_backends::HostTensor::f32(vec![6, 6], logits.concat()))],
-            }],
-            ctx_size: logits.len(),
-        };
+        let case = router_case(attrs, &logits);
         let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
         let found = cases::run(&case, backend.as_ref(), &options).unwrap();
         let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };

@@ -1,9 +1,10 @@
 //! What the CPU's launches can run: each op with every attribute that they read, so that one more does not compile here.
 
 use super::NAME;
+use super::ops::router;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, GateKind, Graph, Node, Op, RopePairing,
-    RouterAttrs, Shape, StateDecl, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, Graph, Node, Op, RopePairing, Shape,
+    StateDecl, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -21,7 +22,12 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => {}
         Op::KvWrite { key: _, value: _ } => {}
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => any_heads(attrs),
-        Op::Router(attrs) => any_choice(attrs),
+        Op::Router(attrs) => {
+            if let Some(detail) = router::lacking(attrs) {
+                let (node, op) = (node.path(), node.op.stem());
+                return Err(BackendError::Unsupported { backend: NAME, node, op, detail });
+            }
+        }
         Op::GatedAct {
             activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
         } => {}
@@ -86,18 +92,6 @@ fn any_heads(attrs: &AttentionAttrs) {
         window: _,
         soft_cap: _,
         sinks: _,
-    } = attrs;
-}
-
-/// Any choice of any experts.
-fn any_choice(attrs: &RouterAttrs) {
-    let RouterAttrs {
-        num_experts: _,
-        num_experts_per_tok: _,
-        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
-        norm_topk_prob: _,
-        scale: _,
-        selection_bias: _,
     } = attrs;
 }
 

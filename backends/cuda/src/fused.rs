@@ -228,6 +228,7 @@ fn route_gate_up_fits(graph: &Graph, nodes: &[&Node]) -> bool {
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
+        groups: None,
     }) = &router.op
     else {
         return false;

@@ -119,6 +119,7 @@ impl Backend for Reference {
                     norm_topk_prob: _,
                     scale: _,
                     selection_bias: _,
+                    groups: _,
                 } = attrs;
             }
             Op::GatedAct {

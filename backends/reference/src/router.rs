@@ -1,6 +1,6 @@
 //! Router logits → the chosen experts, best first, and their weights.
 
-use moe_run_graph::ir::{GateKind, RouterAttrs};
+use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, RouterAttrs};
 use std::cmp::Ordering;
 
 /// Better first: the larger value; the lower expert at a tie; NaN behind everything.
@@ -18,6 +18,25 @@ fn softmax(x: &[f64]) -> Vec<f64> {
     let exp: Vec<f64> = x.iter().map(|v| (v - max).exp()).collect();
     let sum: f64 = exp.iter().sum();
     exp.into_iter().map(|e| e / sum).collect()
+}
+
+/// Whether each expert belongs to one of the best groups; `values` are what its experts are ranked by.
+fn in_best_groups(values: &[f64], groups: &ExpertGroups) -> Vec<bool> {
+    let size = values.len() / groups.n_group;
+    let scores: Vec<f64> = values
+        .chunks_exact(size)
+        .map(|group| {
+            let mut order: Vec<usize> = (0..size).collect();
+            order.sort_by(|a, b| rank(group, *a, *b));
+            match groups.score {
+                GroupScore::Best => group[order[0]],
+                GroupScore::BestTwo => group[order[0]] + group[order[1]],
+            }
+        })
+        .collect();
+    let mut order: Vec<usize> = (0..groups.n_group).collect();
+    order.sort_by(|a, b| rank(&scores, *a, *b));
+    (0..values.len()).map(|expert| order[..groups.topk_group].contains(&(expert / size))).collect()
 }
 
 /// `logits` [T, E] → `ids` [T, K], `weights` [T, K].
@@ -39,12 +58,17 @@ pub(super) fn router(
             GateKind::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
             GateKind::SoftmaxAfterTopK => logits.clone(),
         };
-        let choice: Vec<f64> = match selection_bias {
+        let values: Vec<f64> = match selection_bias {
             Some(bias) => gate.iter().zip(bias).map(|(g, b)| g + f64::from(*b)).collect(),
-            None => logits.clone(),
+            None => gate.clone(),
         };
+        let choice = if selection_bias.is_some() { &values } else { &logits };
         let mut order: Vec<usize> = (0..attrs.num_experts).collect();
-        order.sort_by(|a, b| rank(&choice, *a, *b));
+        if let Some(groups) = &attrs.groups {
+            let open = in_best_groups(&values, groups);
+            order.retain(|expert| open[*expert]);
+        }
+        order.sort_by(|a, b| rank(choice, *a, *b));
         order.truncate(k);
 
         let mut chosen: Vec<f64> = order.iter().map(|e| gate[*e]).collect();

@@ -10,6 +10,7 @@ pub mod blocks;
 mod error;
 mod lowering;
 
+mod bailingmoe2;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
@@ -22,6 +23,7 @@ mod llama;
 mod mimo2;
 mod minimax_m2;
 mod olmoe;
+mod qwen2;
 mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
@@ -66,6 +68,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mimo2::ROW,
     gpt_oss::ROW,
     granitemoe::ROW,
+    bailingmoe2::ROW,
+    qwen2::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.

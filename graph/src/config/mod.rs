@@ -11,7 +11,7 @@ pub use reader::{AttentionDefaults, MoeDefaults, Reader};
 
 use crate::architectures::{TensorTable, architecture};
 use crate::gguf::{GgufError, Metadata};
-use crate::ir::{GateKind, RopePairing, RopeScaling};
+use crate::ir::{ExpertGroups, GateKind, RopePairing, RopeScaling};
 use crate::shown::shown;
 use serde::Serialize;
 use std::fmt;
@@ -171,6 +171,9 @@ pub struct MoeConfig {
     pub norm_topk_prob: bool,
     /// Multiplies the weights: Hugging Face's routed_scaling_factor.
     pub scale: f32,
+    /// Only the experts of the best groups are chosen from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<ExpertGroups>,
     /// Width of the shared expert, or of all of them side by side, where there is one.
     pub shared_expert_intermediate_size: Option<usize>,
 }

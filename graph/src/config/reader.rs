@@ -3,7 +3,7 @@
 use super::{AttentionConfig, ConfigError, FfnConfig, LayerConfig, ModelConfig, MoeConfig, RopeConfig};
 use crate::architectures::TensorTable;
 use crate::gguf::{MetaArray, MetaValue, Metadata, keys};
-use crate::ir::{GateKind, RopePairing, RopeScaling};
+use crate::ir::{ExpertGroups, GateKind, GroupScore, RopePairing, RopeScaling};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -477,6 +477,24 @@ impl<'a> Reader<'a> {
         Ok(self.dense()?.into_iter().enumerate().map(pick).collect())
     }
 
+    /// Groups of experts, each ranked by its `score`; `None` where there is one, or all are chosen from.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for counts that do not fit each other.
+    pub fn expert_groups(&self, score: GroupScore) -> Result<Option<ExpertGroups>, ConfigError> {
+        let n_group = self.count(keys::arch::EXPERT_GROUP_COUNT)?;
+        let topk_group = self.count(keys::arch::EXPERT_GROUP_USED_COUNT)?;
+        if n_group <= 1 {
+            return Ok(None);
+        }
+        if !(1..=n_group).contains(&topk_group) {
+            let wanted = format!("1 to {n_group} groups");
+            return Err(self.wrong(keys::arch::EXPERT_GROUP_USED_COUNT, topk_group, wanted));
+        }
+        let groups = ExpertGroups { n_group, topk_group, score };
+        Ok(Some(groups).filter(|_| topk_group < n_group))
+    }
+
     /// A layer's experts, each `moe_intermediate_size` wide, and a shared expert where it is not 0 wide.
     ///
     /// # Errors
@@ -512,6 +530,7 @@ impl<'a> Reader<'a> {
             gate,
             norm_topk_prob: norm.unwrap_or(defaults.norm_topk_prob),
             scale: self.opt_factor(keys::arch::EXPERT_WEIGHTS_SCALE)?.unwrap_or(1.0),
+            groups: None,
             shared_expert_intermediate_size: Some(shared_expert_intermediate_size).filter(|n| *n > 0),
         })
     }

@@ -1,7 +1,8 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, Graph, Op, RopeScaling, RopeSpec, RouterAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, ExpertGroups, Graph, Op, RopeScaling, RopeSpec,
+    RouterAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -55,8 +56,15 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         }
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),
         Op::Router(r) => {
-            let RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias } =
-                r;
+            let RouterAttrs {
+                num_experts,
+                num_experts_per_tok,
+                gate,
+                norm_topk_prob,
+                scale,
+                selection_bias,
+                groups,
+            } = r;
             put("num_experts", json!(num_experts));
             put("num_experts_per_tok", json!(num_experts_per_tok));
             put("gate", json!(gate));
@@ -65,6 +73,11 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("scale", float(*scale));
             }
             put("selection_bias", selection_bias.map_or(Value::Null, |_| true.into()));
+            if let Some(ExpertGroups { n_group, topk_group, score }) = groups {
+                put("n_group", json!(n_group));
+                put("topk_group", json!(topk_group));
+                put("group_score", json!(score));
+            }
         }
         Op::ExpertMatMul { weight: _, bias } => put("bias", bias.map_or(Value::Null, |_| true.into())),
         Op::GatedAct { activation } => function(*activation, &mut put),

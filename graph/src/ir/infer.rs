@@ -2,7 +2,7 @@
 
 use super::graph::WeightId;
 use super::graph::{Graph, Lifetime, Node, StateId};
-use super::op::{AttentionAttrs, DType, Dim, Op, Shape, WeightSlice};
+use super::op::{AttentionAttrs, DType, Dim, ExpertGroups, GroupScore, Op, RouterAttrs, Shape, WeightSlice};
 use crate::quant::Format;
 use crate::verify::GraphError;
 
@@ -135,6 +135,9 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             }
             if let Some(bias) = attrs.selection_bias {
                 rule.vector(bias, attrs.num_experts)?;
+            }
+            if let Some(groups) = &attrs.groups {
+                rule.groups(groups, attrs)?;
             }
             let shape = Shape::new(&[rule.shape(0).0[0], Dim::Fixed(attrs.num_experts_per_tok)]);
             Ok(vec![Inferred { shape: shape.clone(), dtype: DType::U32, state: None }, f32(shape)])
@@ -317,6 +320,26 @@ impl Rule<'_> {
     fn state(&self, i: usize, heads: usize, width: usize) -> Result<(), GraphError> {
         let want = [Dim::Cached, Dim::Fixed(heads), Dim::Fixed(width)];
         self.operand(i, DType::State, &format!("a state [S, {heads}, {width}]"), |s| s.0 == want)
+    }
+
+    /// Groups of equal size, with enough experts in those that are chosen from, and in each as many as rank it.
+    fn groups(&self, groups: &ExpertGroups, attrs: &RouterAttrs) -> Result<(), GraphError> {
+        let ExpertGroups { n_group, topk_group, score } = *groups;
+        let experts = attrs.num_experts;
+        if n_group == 0 || !experts.is_multiple_of(n_group) || !(1..=n_group).contains(&topk_group) {
+            return Err(self.wrong(
+                format!("{experts} experts in equal groups, and 1 or more of them to choose from"),
+                format!("{topk_group} of {n_group} groups"),
+            ));
+        }
+        let (size, ranking) = (experts / n_group, if score == GroupScore::BestTwo { 2 } else { 1 });
+        if size < ranking || size * topk_group < attrs.num_experts_per_tok {
+            return Err(self.wrong(
+                format!("{ranking} or more experts a group, and {} in all", attrs.num_experts_per_tok),
+                format!("{topk_group} of {n_group} groups of {size} experts"),
+            ));
+        }
+        Ok(())
     }
 
     fn attention(&self, attrs: &AttentionAttrs) -> Result<(), GraphError> {

@@ -16,8 +16,8 @@ pub use graph::{
     StepInputs, Value, ValueId, WeightDecl, WeightId,
 };
 pub use op::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, GateKind, Op, OpKind, RouterAttrs, Shape,
-    StepSizes, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, Op,
+    OpKind, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
 };
 pub use pattern::LaunchPattern;
 pub use rope::{RopePairing, RopeScaling, RopeSpec};

@@ -210,6 +210,28 @@ pub enum GateKind {
     SoftmaxAfterTopK,
 }
 
+/// What a group of experts is ranked by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupScore {
+    /// Its largest value.
+    Best,
+    /// The sum of its two largest values.
+    BestTwo,
+}
+
+/// Experts in equal runs, of which only the best are chosen from. The values that rank them are gate values, with the
+/// selection bias where there is one. Ties go to the lower group, a NaN ranks last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct ExpertGroups {
+    /// How many groups there are.
+    pub n_group: usize,
+    /// How many of them are chosen from.
+    pub topk_group: usize,
+    /// What ranks a group.
+    pub score: GroupScore,
+}
+
 /// The attributes of [`Op::Router`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RouterAttrs {
@@ -225,6 +247,8 @@ pub struct RouterAttrs {
     pub scale: f32,
     /// Added to the gate values for the choice, not for the weight: `[E]`, F32.
     pub selection_bias: Option<WeightId>,
+    /// Only the experts of the best groups are chosen from; `None`: all are.
+    pub groups: Option<ExpertGroups>,
 }
 
 /// The function of the gate half.

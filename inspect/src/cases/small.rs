@@ -3,8 +3,8 @@
 use super::Builder;
 use super::attention::Steps;
 use moe_run_graph::ir::{
-    ActivationFn, CausalConvAttrs, DType, Dim, GateKind, LayerIdx, Lifetime, Op, RopePairing, RopeScaling,
-    RopeSpec, RopeTableId, RouterAttrs, Shape, Stage, StateRole,
+    ActivationFn, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, LayerIdx, Lifetime, Op,
+    RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage, StateRole,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::HostTensor;
@@ -72,33 +72,55 @@ pub(super) fn choice(b: &mut Builder, most_experts: usize) -> RouterAttrs {
     b.note("bias", selection_bias.is_some());
     b.note("norm", norm_topk_prob);
     b.note("scale", scale);
-    RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias }
+    let groups = groups(b, num_experts, num_experts_per_tok);
+    b.note("groups", format!("{groups:?}"));
+    RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias, groups }
+}
+
+/// Now and then groups of the experts, of which those that are chosen from have enough.
+fn groups(b: &mut Builder, experts: usize, per_tok: usize) -> Option<ExpertGroups> {
+    let n_group = b.pick(&[2, 4, 8, 3]);
+    if !b.one_in(3) || !experts.is_multiple_of(n_group) || experts / n_group < 2 {
+        return None;
+    }
+    let topk_group = b.between(per_tok.div_ceil(experts / n_group), n_group);
+    Some(ExpertGroups { n_group, topk_group, score: b.pick(&[GroupScore::Best, GroupScore::BestTwo]) })
 }
 
 /// Logits [tokens, E] whose choice does not hang on rounding: without a bias some tokens have exact ties, which go to the
-/// lower id; with one, values that are chosen by lie a millionth apart and more.
+/// lower id; with one, or with groups, values that are chosen by lie a millionth apart and more.
 pub(super) fn logits(b: &mut Builder, attrs: &RouterAttrs, tokens: usize) -> HostTensor {
-    let bias: Option<Vec<f32>> = attrs.selection_bias.map(|_| {
-        let bytes = b.weights.get("bias").map_or(&[][..], Vec::as_slice);
-        bytes.chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
-    });
+    let ties = attrs.selection_bias.is_none() && attrs.groups.is_none();
+    let bias: Vec<f32> = match attrs.selection_bias {
+        Some(_) => {
+            let bytes = b.weights.get("bias").map_or(&[][..], Vec::as_slice);
+            bytes.chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
+        }
+        None => vec![0.0; attrs.num_experts],
+    };
     let mut all = Vec::with_capacity(tokens * attrs.num_experts);
     for token in 0..tokens {
         let row = loop {
             let mut row = b.floats(attrs.num_experts, 3.0);
-            match &bias {
-                None if token % 3 == 0 => row.iter_mut().for_each(|v| *v = v.round()),
-                Some(bias) if !is_clear(attrs, &row, bias) => continue,
-                _ => {}
+            if ties && token % 3 == 0 {
+                row.iter_mut().for_each(|v| *v = v.round());
             }
-            break row;
+            if ties || is_clear(attrs, &row, &bias) {
+                break row;
+            }
         };
         all.extend(row);
     }
     HostTensor::f32(vec![tokens, attrs.num_experts], all)
 }
 
-/// Whether gate + bias of the chosen, and of the first that is not, lie apart.
+/// Whether the best of the values lie apart from each other and from the first that is not among them.
+fn lie_apart(mut values: Vec<f64>, best: usize) -> bool {
+    values.sort_by(|a, b| b.total_cmp(a));
+    values.windows(2).take(best).all(|w| w[0] - w[1] > 1e-6)
+}
+
+/// Whether what the choice goes by lies apart: gate + bias, of all experts, and the scores of groups.
 fn is_clear(attrs: &RouterAttrs, logits: &[f32], bias: &[f32]) -> bool {
     let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
     let gate = |l: f64| match attrs.gate {
@@ -107,9 +129,22 @@ fn is_clear(attrs: &RouterAttrs, logits: &[f32], bias: &[f32]) -> bool {
         GateKind::SoftmaxAfterTopK => l,
     };
     let values = logits.iter().zip(bias).map(|(l, b)| gate(f64::from(*l)) + f64::from(*b));
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(|a, b| b.total_cmp(a));
-    values.windows(2).take(attrs.num_experts_per_tok).all(|w| w[0] - w[1] > 1e-6)
+    let values: Vec<f64> = values.collect();
+    let Some(ExpertGroups { n_group, topk_group, score }) = attrs.groups else {
+        return lie_apart(values, attrs.num_experts_per_tok);
+    };
+    let of_group = |group: &[f64]| {
+        let mut group = group.to_vec();
+        group.sort_by(|a, b| b.total_cmp(a));
+        group[0] + if score == GroupScore::BestTwo { group[1] } else { 0.0 }
+    };
+    let groups: Vec<(f64, &[f64])> =
+        values.chunks_exact(attrs.num_experts / n_group).map(|group| (of_group(group), group)).collect();
+    let mut scores: Vec<f64> = groups.iter().map(|(score, _)| *score).collect();
+    scores.sort_by(|a, b| b.total_cmp(a));
+    let open = groups.iter().filter(|(score, _)| *score >= scores[topk_group - 1]);
+    let open: Vec<f64> = open.flat_map(|(_, group)| group.iter().copied()).collect();
+    lie_apart(scores, topk_group) && lie_apart(open, attrs.num_experts_per_tok)
 }
 
 pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {

@@ -6,7 +6,7 @@ use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
 use moe_run_graph::config::{ConfigError, FfnConfig};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
-use moe_run_graph::ir::{Op, RopeScaling, RopeSpec};
+use moe_run_graph::ir::{ExpertGroups, GroupScore, Op, RopePairing, RopeScaling, RopeSpec};
 use moe_run_graph::passes::{TapSelection, drop_unrequested_taps};
 use moe_run_graph::quant::Format;
 use moe_run_tests::fixtures::{self, crate_dir};
@@ -126,6 +126,71 @@ fn layers_may_be_dense_or_routed_by_key_or_by_tensor() {
 fn groups_of_experts_are_refused() {
     let text = refused("glm4moe/air", "glm4moe.expert_group_count", V::U32(4));
     assert!(text.contains("wanted 0 or 1 or no such key in architecture glm4moe"), "{text}");
+}
+
+#[test]
+fn groups_of_experts_are_read_where_some_are_left_out() {
+    let groups_of = |change: &dyn Fn(&str) -> Option<V>| {
+        let model = changed("bailingmoe2/main", |key, _| change(key)).unwrap();
+        model.config.layers.iter().find_map(|layer| match &layer.ffn {
+            FfnConfig::Moe(moe) => moe.groups,
+            FfnConfig::Dense { .. } => None,
+        })
+    };
+    let some = ExpertGroups { n_group: 4, topk_group: 2, score: GroupScore::BestTwo };
+    assert_eq!(groups_of(&|_| None), Some(some));
+    let used = |n: u32| move |key: &str| key.ends_with("expert_group_used_count").then_some(V::U32(n));
+    assert_eq!(groups_of(&used(4)), None, "all of them");
+    assert_eq!(groups_of(&|key| key.ends_with("expert_group_count").then_some(V::U32(1))), None);
+    for n in [0, 5] {
+        let text = refused("bailingmoe2/main", "bailingmoe2.expert_group_used_count", V::U32(n));
+        assert!(text.contains("wanted 1 to 4 groups"), "{text}");
+    }
+    let odd = changed("bailingmoe2/main", |key, _| key.ends_with("expert_group_count").then_some(V::U32(5)));
+    let error = odd.expect_err("12 experts in 5 groups").to_string();
+    assert!(error.contains("12 experts in equal groups"), "{error}");
+}
+
+/// No fixture has it: its attention is qwen2moe's, its feed-forward part qwen3's, and both of those have reference values.
+#[test]
+fn dense_qwen2_is_biased_attention_and_one_swiglu() {
+    let mut blueprint = one_layer();
+    blueprint.pairs.retain(|(key, _)| !key.contains("expert") && !key.ends_with("freq_base"));
+    for (key, value) in &mut blueprint.pairs {
+        *key = key.replace("qwen3moe.", "qwen2.");
+        if key == "general.architecture" {
+            *value = V::String("qwen2".into());
+        }
+    }
+    blueprint.set("qwen2.feed_forward_length", V::U32(512));
+    blueprint.tensors.retain(|name, _| {
+        ![".ffn_gate_inp", "_exps", "_q_norm", "_k_norm"].iter().any(|part| name.contains(part))
+    });
+    let mut put = |name: &str, shape: &[usize], format: Format| {
+        blueprint.tensors.insert(format!("blk.0.{name}"), (shape.to_vec(), format.into()));
+    };
+    for (name, width) in [("attn_q.bias", 256), ("attn_k.bias", 128), ("attn_v.bias", 128)] {
+        put(name, &[width], Format::F32);
+    }
+    put("ffn_gate.weight", &[512, 256], Format::Q4K);
+    put("ffn_up.weight", &[512, 256], Format::Q4K);
+    put("ffn_down.weight", &[256, 512], Format::Q6K);
+
+    let (config, graph) = blueprint.lower();
+    assert_eq!(config.unused_keys, Vec::<String>::new());
+    assert_eq!(config.layers[0].ffn, FfnConfig::Dense { intermediate_size: 512 });
+    let rope = config.layers[0].attention.rope.clone().unwrap();
+    assert_eq!((rope.theta, rope.dims, rope.pairing), (1e4, 64, RopePairing::Half));
+    for name in ["q_proj", "k_proj", "v_proj"] {
+        let node = graph.nodes.iter().find(|n| n.name == name).unwrap();
+        assert!(matches!(node.op, Op::MatMul { bias: Some(_), .. }), "{name} has no bias");
+    }
+    blueprint.tensors.remove("blk.0.attn_k.bias");
+    let error = blueprint.try_lower().expect_err("a bias is missing");
+    assert!(
+        matches!(&error, LowerError::MissingTensor { name, .. } if name == "blk.0.attn_k.bias"),
+        "{error}"
+    );
 }
 
 #[test]

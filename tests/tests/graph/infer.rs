@@ -1,9 +1,9 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, DType, Dim, GateKind, Graph, LayerIdx, Lifetime, Op, RopePairing,
-    RopeScaling, RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId, WeightHome, WeightId,
-    WeightSlice,
+    ActivationFn, AttentionAttrs, DType, Dim, ExpertGroups, GateKind, Graph, GroupScore, LayerIdx, Lifetime,
+    Op, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId,
+    WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -217,6 +217,7 @@ fn router_and_experts() {
         norm_topk_prob: true,
         scale: 1.0,
         selection_bias: None,
+        groups: None,
     };
     let logits = b.f32(&[Tokens, Fixed(16)]);
     b.refuses(Op::Router(attrs(16, 0)), &[logits], "1 to 16 experts per token");
@@ -226,6 +227,19 @@ fn router_and_experts() {
     b.refuses(Op::Router(attrs(16, 2)), &[cube], "logits [T, E]");
     let bias = b.vector(15);
     b.refuses(Op::Router(RouterAttrs { selection_bias: Some(bias), ..attrs(16, 2) }), &[logits], "F32 [16]");
+    let groups = |n_group, topk_group, score| {
+        let groups = Some(ExpertGroups { n_group, topk_group, score });
+        Op::Router(RouterAttrs { groups, ..attrs(16, 5) })
+    };
+    b.refuses(groups(3, 2, GroupScore::Best), &[logits], "16 experts in equal groups");
+    b.refuses(groups(0, 0, GroupScore::Best), &[logits], "16 experts in equal groups");
+    b.refuses(groups(4, 0, GroupScore::Best), &[logits], "1 or more of them to choose from");
+    b.refuses(groups(4, 5, GroupScore::Best), &[logits], "1 or more of them to choose from");
+    b.refuses(groups(4, 1, GroupScore::Best), &[logits], "and 5 in all");
+    b.refuses(groups(16, 8, GroupScore::BestTwo), &[logits], "2 or more experts a group");
+    let shape: &[Dim] = &[Tokens, Fixed(5)];
+    b.accepts(groups(16, 8, GroupScore::Best), &[logits], &[shape, shape]);
+    b.accepts(groups(4, 2, GroupScore::BestTwo), &[logits], &[shape, shape]);
     let routed = b.graph.push(None, "router", Op::Router(attrs(16, 2)), &[logits]).unwrap();
     let (ids, weights) = (routed[0], routed[1]);
     assert_eq!(b.graph.value(ids).dtype, DType::U32);

@@ -4,10 +4,28 @@
 use super::{Launch, Scratch, Step};
 use crate::memory::Val;
 use crate::pool::Worker;
-use moe_run_graph::ir::{GateKind, RouterAttrs};
+use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, RouterAttrs};
 
 /// Tokens in a chunk.
 const CHUNK_TOKENS: usize = 16;
+
+/// The most groups of experts: a bit each.
+const MAX_GROUPS: usize = 64;
+
+/// What a choice asks for that is not here.
+pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
+    let RouterAttrs {
+        num_experts: _,
+        num_experts_per_tok: _,
+        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        norm_topk_prob: _,
+        scale: _,
+        selection_bias: _,
+        groups,
+    } = attrs;
+    let n_group = groups.map_or(1, |groups| groups.n_group);
+    (n_group > MAX_GROUPS).then(|| format!("{n_group} groups of experts, wanted at most {MAX_GROUPS}"))
+}
 
 /// The choice for the tokens of a step.
 pub struct Route {
@@ -45,9 +63,37 @@ impl Route {
     }
 }
 
-/// Whether `a` stands before `b`, which is later in the list.
-fn better(a: f32, b: f32) -> bool {
-    a > b || (b.is_nan() && !a.is_nan())
+/// Whether `a`, which is later in the list, stands before `b`.
+fn better<T: PartialOrd>(a: T, b: T) -> bool {
+    let is_nan = |x: &T| x.partial_cmp(x).is_none();
+    a > b || (is_nan(&b) && !is_nan(&a))
+}
+
+/// The best groups, a bit each. `value` is what experts are ranked by among those of their group.
+fn best_groups(num_experts: usize, groups: &ExpertGroups, value: impl Fn(usize) -> f64) -> u64 {
+    let size = num_experts / groups.n_group;
+    let mut scores = [f64::NAN; MAX_GROUPS];
+    for (group, score) in scores[..groups.n_group].iter_mut().enumerate() {
+        let (mut best, mut second) = (f64::NAN, f64::NAN);
+        for value in (group * size..(group + 1) * size).map(&value) {
+            if better(value, best) {
+                (best, second) = (value, best);
+            } else if better(value, second) {
+                second = value;
+            }
+        }
+        *score = match groups.score {
+            GroupScore::Best => best,
+            GroupScore::BestTwo => best + second,
+        };
+    }
+    let mut taken = 0u64;
+    for _ in 0..groups.topk_group {
+        let free = (0..groups.n_group).filter(|group| taken >> group & 1 == 0);
+        let best = free.reduce(|a, b| if better(scores[b], scores[a]) { b } else { a });
+        taken |= best.map_or(0, |group| 1 << group);
+    }
+    taken
 }
 
 fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [u32], weights: &mut [f32]) {
@@ -62,15 +108,25 @@ fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [
         GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
         GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => 1.0,
     };
-    // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
-    let rank = |e: usize| match (bias, attrs.gate) {
-        (None, _) => logits[e],
-        (Some(bias), GateKind::Softmax) => ((logit(e) - max).exp() / total + f64::from(bias[e])) as f32,
-        (Some(bias), _) => (gate(e) + f64::from(bias[e])) as f32,
+    let probability = |e: usize| match attrs.gate {
+        GateKind::Softmax => (logit(e) - max).exp() / total,
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => gate(e),
     };
+    // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
+    let rank = |e: usize| match bias {
+        None => logits[e],
+        Some(bias) => (probability(e) + f64::from(bias[e])) as f32,
+    };
+    let open = match &attrs.groups {
+        None => !0,
+        Some(groups) => best_groups(logits.len(), groups, |e| {
+            probability(e) + bias.map_or(0.0, |bias| f64::from(bias[e]))
+        }),
+    };
+    let group_size = attrs.groups.map_or(logits.len(), |groups| logits.len() / groups.n_group);
     // Insertion into the list of the best so far; `weights` holds their ranks meanwhile.
     let mut found = 0;
-    for e in 0..logits.len() {
+    for e in (0..logits.len()).filter(|e| open >> (e / group_size) & 1 == 1) {
         let value = rank(e);
         if found == ids.len() && !better(value, weights[found - 1]) {
             continue;
@@ -123,6 +179,7 @@ mod tests {
             norm_topk_prob: true,
             scale: 1.0,
             selection_bias: None,
+            groups: None,
         }
     }
 

@@ -20,7 +20,11 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
+        groups,
     } = *attrs;
+    if let Some(groups) = groups {
+        return Some(format!("the best {} of {} groups of experts", groups.topk_group, groups.n_group));
+    }
     (num_experts > MAX_EXPERTS || num_experts_per_tok > MAX_EXPERTS_PER_TOKEN).then(|| {
         format!(
             "{num_experts_per_tok} of {num_experts} experts; wanted at most {MAX_EXPERTS_PER_TOKEN} of {MAX_EXPERTS}"

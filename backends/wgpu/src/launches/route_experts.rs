@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP_BYTES, plain_experts, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
-use crate::ops::gate_code;
+use crate::ops::{gate_code, group_codes};
 use moe_run_graph::ir::pattern::{named, op};
 use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op, RouterAttrs};
 use moe_run_runtime::error::BackendError;
@@ -32,6 +32,7 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
+        groups: _,
     } = *attrs;
     let (Some(g), Some(u)) = (plain_experts(graph, gate), plain_experts(graph, up)) else { return false };
     let ids = router.outputs[0];
@@ -56,8 +57,14 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let (g, u) = (e.matrix_of(gate)?.layout, e.matrix_of(up)?.layout);
     let cols = g.cols() as u32;
     let rows = e.width(gate, gate.outputs[0])?;
-    let sizes =
-        [("LANES", LANES as u32), ("ROWS", ROWS as u32), ("COLS", cols), ("KEYS", attrs.num_experts as u32)];
+    let [groups, topk_group, best_two] = group_codes(attrs);
+    let sizes = [
+        ("LANES", LANES as u32),
+        ("ROWS", ROWS as u32),
+        ("COLS", cols),
+        ("KEYS", attrs.num_experts as u32),
+        ("GROUPS", groups),
+    ];
     let variant = e
         .variant("route_experts", &sizes)
         .weight("gate", g.format())
@@ -74,6 +81,8 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
         ("normalise", u32::from(attrs.norm_topk_prob).into()),
         ("scale", attrs.scale.into()),
         ("selection_bias", e.small(attrs.selection_bias)?.into()),
+        ("topk_group", topk_group.into()),
+        ("best_two", best_two.into()),
         ("x", e.at(gate.inputs[0])?.into()),
         ("cols", cols.into()),
         ("rows", rows.into()),

@@ -1,7 +1,7 @@
 //! Router: the best K of E logits and their weights, one workgroup a token.
 
 use crate::emit::{Emitter, Extent, Grid, Rows};
-use moe_run_graph::ir::{GateKind, Node, RouterAttrs};
+use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, Node, RouterAttrs};
 use moe_run_runtime::error::BackendError;
 
 const LANES: u32 = 64;
@@ -19,11 +19,22 @@ pub(crate) fn gate_code(gate: GateKind) -> u32 {
     }
 }
 
+/// GROUPS, topk_group and best_two of `common/route.wgsl`.
+pub(crate) fn group_codes(attrs: &RouterAttrs) -> [u32; 3] {
+    match attrs.groups {
+        None => [1, 1, 0],
+        Some(ExpertGroups { n_group, topk_group, score }) => {
+            [n_group as u32, topk_group as u32, u32::from(score == GroupScore::BestTwo)]
+        }
+    }
+}
+
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
     let x = e.at(node.inputs[0])?;
     let (ids, weights) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
     let num_experts = attrs.num_experts as u32;
-    let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts)]);
+    let [groups, topk_group, best_two] = group_codes(attrs);
+    let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts), ("GROUPS", groups)]);
     let params = [
         ("x", x.into()),
         ("ids", ids.into()),
@@ -34,6 +45,8 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Res
         ("normalise", u32::from(attrs.norm_topk_prob).into()),
         ("scale", attrs.scale.into()),
         ("selection_bias", e.small(attrs.selection_bias)?.into()),
+        ("topk_group", topk_group.into()),
+        ("best_two", best_two.into()),
     ];
     let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
@@ -48,6 +61,7 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
+        groups: _,
     } = *attrs;
     (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
 }

@@ -19,7 +19,12 @@ fn variants(features: Features) -> Vec<Variant> {
         lanes("add", 256),
         lanes("mul", 256),
         lanes("get_rows", 64),
-        Variant::new("router", features, &[("LANES", 64), ("KEYS", MAX_ROUTED_EXPERTS as u32)]),
+        Variant::new(
+            "router",
+            features,
+            &[("LANES", 64), ("KEYS", MAX_ROUTED_EXPERTS as u32), ("GROUPS", 1)],
+        ),
+        Variant::new("router", features, &[("LANES", 64), ("KEYS", 256), ("GROUPS", 8)]),
         Variant::new("top_candidates", features, &[("LANES", 256), ("KEYS", 1024)]),
         Variant::new("group_tokens", features, &[("LANES", 128), ("EXPERTS", 128), ("TILE_TOKENS", 16)]),
     ];
@@ -36,7 +41,7 @@ fn variants(features: Features) -> Vec<Variant> {
             let mixed = if format.is_quantized() { Format::Q6K } else { Format::F16 };
             let qkv = Variant::new("norm_qkv", features, &sizes).weight("query", format);
             all.push(qkv.weight("key", format).weight("value", mixed).input(input));
-            let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048), ("KEYS", 128)];
+            let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048), ("KEYS", 128), ("GROUPS", 1)];
             let experts = Variant::new("route_experts", features, &sizes).weight("gate", format);
             all.push(experts.weight("up", mixed).input(input));
             let sizes = [("LANES", 128), ("ROWS", 8), ("COLS", 6144), ("EXPERT_SLOTS", 8)];
