@@ -35,7 +35,8 @@ pub fn open_with(_schedule: Schedule) -> Result<Arc<dyn Driver>, DriverError> {
             "this moe-run was built without the CUDA host harness: {}",
             env!("MOE_HOST_HARNESS_MISSING")
         ),
-        advice: "install a C++ compiler (on Debian: apt-get install g++) and build again".into(),
+        advice: "build with --features host-harness and a C++ compiler (on Debian: apt-get install g++)"
+            .into(),
     })
 }
 

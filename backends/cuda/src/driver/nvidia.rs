@@ -25,8 +25,8 @@ mod pinned;
 pub const OLDEST_DRIVER: i32 = 12_020;
 /// The oldest driver that records overlapping launches as such: CUDA 12.4. (Graph edges know of them since 12.3.)
 pub const OLDEST_OVERLAP_DRIVER: i32 = 12_040;
-const INSTALL: &str = "install NVIDIA's driver 535 or newer (https://www.nvidia.com/drivers), or use --backend cpu; \
-                       --backend cuda --device host-harness runs the same kernels on the processor";
+const INSTALL: &str =
+    "install NVIDIA's driver 535 or newer (https://www.nvidia.com/drivers), or use --backend cpu";
 
 /// The error of a driver call that is not a lack of memory.
 fn failed(what: &str, error: result::DriverError) -> DriverError {
