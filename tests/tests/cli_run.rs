@@ -409,12 +409,20 @@ fn a_context_that_no_memory_holds_is_refused() {
 
 #[test]
 fn what_is_not_supported_has_its_own_exit_code() {
-    // A vocabulary alone: architecture qwen2, which has no row in the table.
+    // An architecture that has no row in the table.
     let vocabulary = fixtures::crate_dir().join("fixtures/tokenizer/ggml-vocab-qwen2.gguf");
-    let refused = reference(&["-m", vocabulary.to_str().unwrap(), "-p", "x"]);
+    let mut bytes = std::fs::read(vocabulary).unwrap();
+    let at = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).position(|w| w == text).unwrap();
+    let key = at(&bytes, b"general.architecture");
+    let value = key + at(&bytes[key..], b"qwen2");
+    bytes[value..value + 5].copy_from_slice(b"qwen0");
+    let folder = tempfile::tempdir().unwrap();
+    let unknown = folder.path().join("unknown.gguf");
+    std::fs::write(&unknown, bytes).unwrap();
+    let refused = reference(&["-m", unknown.to_str().unwrap(), "-p", "x"]);
     assert_eq!(refused.code, 3, "{refused:#?}");
     assert!(
-        refused.stderr.contains("'qwen2' is not supported") && refused.stderr.contains("qwen3moe"),
+        refused.stderr.contains("'qwen0' is not supported") && refused.stderr.contains("qwen3moe"),
         "{refused:#?}"
     );
     let no_device = moe_run(&["-p", "x", "--backend", "reference", "--device", "no-such-device"]);

@@ -182,7 +182,7 @@ fn what_is_not_known_is_refused_by_name() {
     let cases: [(&str, Option<MetaValue>, &[&str]); 10] = [
         (keys::TOKENIZER_MODEL, None, &["test.gguf", "no tokenizer", "--tokens"]),
         (keys::TOKENIZER_MODEL, string("llama"), &["\"llama\"", "gpt2"]),
-        (keys::TOKENIZER_PRE, string("llama-bpe"), &["\"llama-bpe\"", "\"qwen2\""]),
+        (keys::TOKENIZER_PRE, string("no-such-rule"), &["\"no-such-rule\"", "\"qwen2\""]),
         (keys::TOKENIZER_PRE, None, &[keys::TOKENIZER_PRE]),
         (keys::TOKENIZER_MERGES, strings(&["ab"]), &["entry 0", "\"ab\""]),
         (keys::TOKENIZER_MERGES, strings(&["no such"]), &["byte-pair"]),

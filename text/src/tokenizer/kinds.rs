@@ -16,7 +16,7 @@ use super::{TokenKind, TokenizerError};
 
 /// Texts of tokens that end a generation. Files name one or two ids by key; the rest are found by these texts among the
 /// control tokens, so that a model stops at each of its ends.
-const ENDS: [&str; 14] = [
+const ENDS: [&str; 16] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -25,6 +25,8 @@ const ENDS: [&str; 14] = [
     "<|end|>",
     "<|return|>",
     "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<end_of_turn>",
     "<end_of_utterance>",
     "<EOT>",
@@ -35,7 +37,22 @@ const ENDS: [&str; 14] = [
 
 /// Ends where they are control tokens. Vocabularies hold the same texts as words too (Qwen's has `</s>`), so nothing is
 /// concluded from the text alone.
-const ENDS_IF_CONTROL: [&str; 3] = ["</s>", "<eos>", "[EOS]"];
+const ENDS_IF_CONTROL: [&str; 6] = ["</s>", "<eos>", "[EOS]", "<turn|>", "<|tool_response>", "[e~["];
+
+/// Control tokens of filling in the middle that no answer goes on behind: padding, a repository's name, a file's border.
+const ENDS_OF_FILLING: [&str; 11] = [
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+];
 
 /// Texts of further control tokens that no vocabulary holds as words.
 const CONTROLS: [&str; 17] = [
@@ -201,9 +218,14 @@ pub fn ends(texts: &[String], kinds: &[TokenKind], named: impl Iterator<Item = T
             .map(|(id, _)| id)
             .collect::<Vec<_>>()
     };
-    // In OpenAI's harmony format <|end|> ends one message of an answer of several; what ends the answer are these two.
-    let is_harmony = !control("<|return|>").is_empty() && !control("<|call|>").is_empty();
-    let texts = ENDS.into_iter().chain(ENDS_IF_CONTROL).filter(|text| !(is_harmony && *text == "<|end|>"));
+    // Where an answer is of several messages (OpenAI's harmony format, Solar's), <|end|> ends one of them; what ends the answer
+    // are these. Beside a turn's own end </s> is text.
+    let has = |text: &str| !control(text).is_empty();
+    let of_messages = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
+    let is_no_end =
+        |text: &str| (of_messages && text == "<|end|>") || (text == "</s>" && has("<|tool_response>"));
+    let known = ENDS.into_iter().chain(ENDS_IF_CONTROL).chain(ENDS_OF_FILLING);
+    let texts = known.filter(|text| !is_no_end(text));
     let mut ends: Vec<TokenId> = named.chain(texts.flat_map(control)).collect();
     ends.sort_unstable();
     ends.dedup();

@@ -62,6 +62,8 @@ pub enum TokenKind {
 #[derive(Debug)]
 pub struct Tokenizer {
     bpe: BPE,
+    /// Bytes that a text may hold and no token stands for; hardly ever any.
+    missing_bytes: Vec<u8>,
     pre_tokenizer: PreTokenizer,
     special: SpecialTokens,
     /// The texts of the vocabulary as the file writes them (byte-level alphabet for normal tokens).
@@ -138,7 +140,8 @@ impl Tokenizer {
             return Err(TokenizerError::VocabularySize { found: texts.len() });
         }
         let kinds = kinds::of_file(metadata, texts.len())?;
-        let bpe = byte_pair_encoding(&texts, metadata.string_array(keys::TOKENIZER_MERGES)?)?;
+        let merges = metadata.string_array(keys::TOKENIZER_MERGES)?;
+        let (bpe, missing_bytes) = byte_pair_encoding(&texts, merges, pre_tokenizer.ignores_merges())?;
 
         let mut warnings = Vec::new();
         let ids = SpecialIds::of_file(metadata, texts.len())?;
@@ -150,8 +153,10 @@ impl Tokenizer {
             });
         }
         let SpecialIds { bos, eos, eot, eom, padding, .. } = ids;
+        let adds_bos = metadata.opt_bool(keys::TOKENIZER_ADD_BOS)?.unwrap_or(pre_tokenizer.adds_bos());
         let mut tokenizer = Tokenizer {
             bpe,
+            missing_bytes,
             pre_tokenizer,
             special: SpecialTokens::new(&[], &[]),
             texts,
@@ -159,7 +164,7 @@ impl Tokenizer {
             bos,
             eos,
             end_of_generation: Vec::new(),
-            add_bos: metadata.opt_bool(keys::TOKENIZER_ADD_BOS)?.unwrap_or(false) && bos.is_some(),
+            add_bos: adds_bos && bos.is_some(),
             warnings,
         };
         tokenizer.set_kinds(metadata, kinds, &[bos, eos, eot, eom, padding])?;
@@ -203,7 +208,7 @@ impl Tokenizer {
 
     /// The ids of a text. User-defined tokens are always read, control tokens as `control` says. No BOS is added.
     ///
-    /// Errors: the BPE model refuses a word (it does not, once built).
+    /// Errors: a character that the vocabulary has no bytes for.
     pub fn encode(&self, text: &str, control: ControlTokens) -> Result<Vec<TokenId>, TokenizerError> {
         let mut ids = Vec::new();
         for fragment in self.special.split(text, control) {
@@ -237,6 +242,9 @@ impl Tokenizer {
     /// BPE of a text without special tokens.
     fn encode_plain(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
         for word in self.pre_tokenizer.words(text) {
+            if let Some(byte) = word.bytes().find(|byte| self.missing_bytes.contains(byte)) {
+                return Err(TokenizerError::MissingByte { byte });
+            }
             let tokens =
                 self.bpe.tokenize(&bytes::to_alphabet(word.as_bytes())).map_err(TokenizerError::Bpe)?;
             ids.extend(tokens.iter().map(|t| TokenId(t.id)));
@@ -320,18 +328,31 @@ impl Tokenizer {
     }
 }
 
-/// The merging model, after checks that no word can be lost in it.
-fn byte_pair_encoding(texts: &[String], merges: &[String]) -> Result<BPE, TokenizerError> {
+/// The first byte of characters beyond U+3FFFF: some published vocabularies (starcoder's) lack it and those behind it. A text
+/// with one is refused, not the file.
+const FAR_PLANES: u8 = 0xF1;
+
+/// Bytes that UTF-8 uses and no token stands for.
+fn missing_bytes(vocabulary: &HashMap<String, u32>) -> impl Iterator<Item = u8> {
+    let used = (0..=0xF4u8).filter(|b| !matches!(b, 0xC0 | 0xC1));
+    used.filter(|byte| !vocabulary.contains_key(&bytes::to_alphabet(&[*byte])))
+}
+
+/// The merging model, after checks that no word can be lost in it; and the bytes that a text may not hold.
+fn byte_pair_encoding(
+    texts: &[String],
+    merges: &[String],
+    ignore_merges: bool,
+) -> Result<(BPE, Vec<u8>), TokenizerError> {
     // Where a text occurs twice the lower id is the one that text becomes.
     let mut vocabulary: HashMap<String, u32> = HashMap::with_capacity(texts.len());
     for (id, text) in (0u32..).zip(texts) {
         vocabulary.entry(text.clone()).or_insert(id);
     }
     // A byte without a token would vanish from the text. (Bytes that UTF-8 never uses may lack one.)
-    for byte in (0..=0xF4u8).filter(|b| !matches!(b, 0xC0 | 0xC1)) {
-        if !vocabulary.contains_key(&bytes::to_alphabet(&[byte])) {
-            return Err(TokenizerError::MissingByte { byte });
-        }
+    let missing: Vec<u8> = missing_bytes(&vocabulary).collect();
+    if let Some(&byte) = missing.iter().find(|byte| **byte < FAR_PLANES) {
+        return Err(TokenizerError::MissingByte { byte });
     }
     let mut pairs = Vec::with_capacity(merges.len());
     for (index, merge) in merges.iter().enumerate() {
@@ -342,5 +363,6 @@ fn byte_pair_encoding(texts: &[String], merges: &[String]) -> Result<BPE, Tokeni
         pairs.push((left.to_owned(), right.to_owned()));
     }
     let vocabulary = vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>();
-    BPE::builder().vocab_and_merges(vocabulary, pairs).build().map_err(TokenizerError::Bpe)
+    let builder = BPE::builder().vocab_and_merges(vocabulary, pairs).ignore_merges(ignore_merges);
+    Ok((builder.build().map_err(TokenizerError::Bpe)?, missing))
 }
