@@ -12,7 +12,7 @@ use crate::ir::GateKind;
 pub(super) const ROW: Architecture =
     Architecture { name: "qwen3moe", configure, lower: |l| decoder::lower(l, &DECODER) };
 
-pub(super) fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
+fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     let defaults = MoeDefaults { gate: GateKind::Softmax, norm_topk_prob: true };
     let moe = read.moe(&defaults, read.dimension(arch::EXPERT_FEED_FORWARD_LENGTH)?, 0)?;
     read.model(read.attention(&ATTENTION)?, read.moe_where(|_| true, moe)?)

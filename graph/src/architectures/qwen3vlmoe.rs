@@ -4,20 +4,14 @@
 //! Definition: Hugging Face transformers, `models/qwen3_vl_moe/modeling_qwen3_vl_moe.py`.
 
 use super::Architecture;
-use super::blocks::attention::AttentionSpec;
-use super::blocks::decoder::{self, DecoderSpec};
-use super::lowering::Presence;
+use super::blocks::decoder;
+use super::qwen3::DECODER;
 use crate::config::{AttentionDefaults, ConfigError, ModelConfig, MoeDefaults, Reader};
 use crate::gguf::keys::arch;
 use crate::ir::GateKind;
 
 pub(super) const ROW: Architecture =
     Architecture { name: "qwen3vlmoe", configure, lower: |l| decoder::lower(l, &DECODER) };
-
-const DECODER: DecoderSpec = DecoderSpec {
-    attention: AttentionSpec { qk_norm: Presence::Required, ..AttentionSpec::PLAIN },
-    ..DecoderSpec::PLAIN
-};
 
 fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     read.without_effect(&[arch::ROPE_DIMENSION_SECTIONS, arch::DEEPSTACK_LAYERS]);

@@ -190,14 +190,4 @@ impl ModelConfig {
         config.unused_keys = reader.finish()?;
         Ok(config)
     }
-
-    /// Bytes of KV cache that one token takes when a row of `n` elements takes `row_bytes(n)`.
-    #[must_use]
-    pub fn kv_bytes_per_token(&self, row_bytes: impl Fn(usize) -> usize) -> usize {
-        let row = |a: &AttentionConfig| {
-            row_bytes(a.num_key_value_heads * a.head_dim)
-                + row_bytes(a.num_key_value_heads * a.value_head_dim)
-        };
-        self.layers.iter().map(|l| row(&l.attention)).sum()
-    }
 }

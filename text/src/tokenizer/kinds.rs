@@ -7,7 +7,7 @@
 //! correction: it is a word. What ends a generation counts as a control token even where it is called user-defined.
 //! Types that are right are left alone; what is put right is said by [`TokenizerWarning`](super::TokenizerWarning).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use moe_run_graph::gguf::{GgufError, MetaValue, Metadata, keys};
 use moe_run_graph::ids::TokenId;
@@ -212,15 +212,16 @@ fn marker(text: &str) -> Option<TokenKind> {
 
 /// The tokens that end a generation, ascending: those that keys name, and the control tokens of known texts.
 pub fn ends(texts: &[String], kinds: &[TokenKind], named: impl Iterator<Item = TokenId>) -> Vec<TokenId> {
-    let control = |text: &str| {
-        let ids = (0u32..).map(TokenId).zip(texts.iter().zip(kinds));
-        ids.filter(|(_, (t, kind))| **kind == TokenKind::Control && *t == text)
-            .map(|(id, _)| id)
-            .collect::<Vec<_>>()
-    };
+    let mut controls: HashMap<&str, Vec<TokenId>> = HashMap::new();
+    for (id, (text, kind)) in (0u32..).map(TokenId).zip(texts.iter().zip(kinds)) {
+        if *kind == TokenKind::Control {
+            controls.entry(text).or_default().push(id);
+        }
+    }
+    let control = |text: &str| controls.get(text).into_iter().flatten().copied();
     // Where an answer is of several messages (OpenAI's harmony format, Solar's), <|end|> ends one of them; what ends the answer
     // are these. Beside a turn's own end </s> is text.
-    let has = |text: &str| !control(text).is_empty();
+    let has = |text: &str| controls.contains_key(text);
     let of_messages = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
     let is_no_end =
         |text: &str| (of_messages && text == "<|end|>") || (text == "</s>" && has("<|tool_response>"));

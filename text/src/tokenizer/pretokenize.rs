@@ -118,7 +118,8 @@ const RULES: &[Rule] = &[
 #[derive(Debug)]
 pub struct PreTokenizer {
     rule: &'static Rule,
-    patterns: Vec<Regex>,
+    /// Each with whether it has an alternative for line ends.
+    patterns: Vec<(Regex, bool)>,
 }
 
 impl PreTokenizer {
@@ -135,8 +136,10 @@ impl PreTokenizer {
             clippy::expect_used,
             reason = "the patterns are constants; every one of RULES is built by a test"
         )]
-        let patterns = rule.patterns.iter().map(|p| Regex::new(p).expect("a constant pattern")).collect();
-        Some(PreTokenizer { rule, patterns })
+        let build = |pattern: &&str| {
+            (Regex::new(pattern).expect("a constant pattern"), pattern.contains(r"\s*[\r\n]"))
+        };
+        Some(PreTokenizer { rule, patterns: rule.patterns.iter().map(build).collect() })
     }
 
     /// Whether a word that is a token as a whole is taken before any merge.
@@ -152,9 +155,8 @@ impl PreTokenizer {
     /// The words of a text, in order; together they are the text.
     pub fn words<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let mut words = vec![text];
-        for (pattern, source) in self.patterns.iter().zip(self.rule.patterns) {
-            let has_line_ends = source.contains(r"\s*[\r\n]");
-            words = words.into_iter().flat_map(|word| cut(pattern, has_line_ends, word)).collect();
+        for (pattern, has_line_ends) in &self.patterns {
+            words = words.into_iter().flat_map(|word| cut(pattern, *has_line_ends, word)).collect();
         }
         words
     }

@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP_BYTES, plain_experts, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
-use crate::ops::{gate_code, group_codes};
+use crate::ops::{choice_params, group_codes};
 use moe_run_graph::ir::pattern::{named, op};
 use moe_run_graph::ir::{ActivationFn, Graph, LaunchPattern, Node, Op, RouterAttrs};
 use moe_run_runtime::error::BackendError;
@@ -57,7 +57,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let (g, u) = (e.matrix_of(gate)?.layout, e.matrix_of(up)?.layout);
     let cols = g.cols() as u32;
     let rows = e.width(gate, gate.outputs[0])?;
-    let [groups, topk_group, best_two] = group_codes(attrs);
+    let [groups, ..] = group_codes(attrs);
     let sizes = [
         ("LANES", LANES as u32),
         ("ROWS", ROWS as u32),
@@ -71,18 +71,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
         .weight("up", u.format())
         .input(e.input_kind(g.format()));
     let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
-    let params = [
+    let mut params = vec![
         ("logits", e.at(router.inputs[0])?.into()),
         ("ids", e.output(router.outputs[0]).into()),
         ("weights", e.output(router.outputs[1]).into()),
-        ("num_experts", (attrs.num_experts as u32).into()),
-        ("experts_per_token", (attrs.num_experts_per_tok as u32).into()),
-        ("gate", gate_code(attrs.gate).into()),
-        ("normalise", u32::from(attrs.norm_topk_prob).into()),
-        ("scale", attrs.scale.into()),
-        ("selection_bias", e.small(attrs.selection_bias)?.into()),
-        ("topk_group", topk_group.into()),
-        ("best_two", best_two.into()),
         ("x", e.at(gate.inputs[0])?.into()),
         ("cols", cols.into()),
         ("rows", rows.into()),
@@ -95,6 +87,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
         ("up_row_words", (u.row_words as u32).into()),
         ("up_blocks", (u.blocks as u32).into()),
     ];
+    params.extend(choice_params(e, attrs)?);
     let tokens = Extent::Rows { rows: Rows::of(e.shape(router.outputs[0])), times: 1, over: 1 };
     let choices = Extent::Fixed(attrs.num_experts_per_tok as u32);
     e.push(variant, Grid::new(Extent::Fixed(rows / ROWS as u32), choices, tokens), &params);

@@ -21,7 +21,7 @@ pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
 pub(super) use kv_write::row_words;
 #[cfg(test)]
 pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
-pub(super) use router::{gate_code, group_codes};
+pub(super) use router::{choice_params, group_codes};
 
 use super::emit::Emitter;
 use moe_run_graph::ir::{ActivationFn, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};

@@ -1,6 +1,7 @@
 //! Router: the best K of E logits and their weights, one workgroup a token.
 
 use crate::emit::{Emitter, Extent, Grid, Rows};
+use crate::params::Param;
 use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, Node, RouterAttrs};
 use moe_run_runtime::error::BackendError;
 
@@ -11,7 +12,7 @@ const LANES: u32 = 64;
 pub(crate) const MAX_EXPERTS: usize = (16384 - LANES as usize * 20) / 16;
 
 /// The gate as `common/route.wgsl` numbers it.
-pub(crate) fn gate_code(gate: GateKind) -> u32 {
+fn gate_code(gate: GateKind) -> u32 {
     match gate {
         GateKind::Softmax => 0,
         GateKind::Sigmoid => 1,
@@ -29,17 +30,14 @@ pub(crate) fn group_codes(attrs: &RouterAttrs) -> [u32; 3] {
     }
 }
 
-pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
-    let x = e.at(node.inputs[0])?;
-    let (ids, weights) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
-    let num_experts = attrs.num_experts as u32;
-    let [groups, topk_group, best_two] = group_codes(attrs);
-    let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts), ("GROUPS", groups)]);
-    let params = [
-        ("x", x.into()),
-        ("ids", ids.into()),
-        ("weights", weights.into()),
-        ("num_experts", num_experts.into()),
+/// The parameters of `common/route.wgsl`, which chooses for the op and for the group with its experts.
+pub(crate) fn choice_params(
+    e: &mut Emitter<'_>,
+    attrs: &RouterAttrs,
+) -> Result<[(&'static str, Param); 8], BackendError> {
+    let [_, topk_group, best_two] = group_codes(attrs);
+    Ok([
+        ("num_experts", (attrs.num_experts as u32).into()),
         ("experts_per_token", (attrs.num_experts_per_tok as u32).into()),
         ("gate", gate_code(attrs.gate).into()),
         ("normalise", u32::from(attrs.norm_topk_prob).into()),
@@ -47,7 +45,17 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Res
         ("selection_bias", e.small(attrs.selection_bias)?.into()),
         ("topk_group", topk_group.into()),
         ("best_two", best_two.into()),
-    ];
+    ])
+}
+
+pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
+    let x = e.at(node.inputs[0])?;
+    let (ids, weights) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
+    let num_experts = attrs.num_experts as u32;
+    let [groups, ..] = group_codes(attrs);
+    let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts), ("GROUPS", groups)]);
+    let mut params = vec![("x", x.into()), ("ids", ids.into()), ("weights", weights.into())];
+    params.extend(choice_params(e, attrs)?);
     let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
     Ok(())
