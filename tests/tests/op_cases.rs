@@ -106,7 +106,8 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], few: u
 }
 
 /// Ops that a backend does not have yet: each of their cases is refused by a typed error.
-const LACKING: &[(&str, &str)] = &[("cuda", "causal_conv"), ("wgpu", "causal_conv")];
+const LACKING: &[(&str, &str)] =
+    &[("cuda", "causal_conv"), ("wgpu", "causal_conv"), ("cuda", "slice"), ("wgpu", "slice")];
 
 #[test]
 fn ops_that_read_quantized_weights() {

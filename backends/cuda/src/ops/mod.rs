@@ -155,7 +155,7 @@ impl Emit<'_> {
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
             // Refused before: `supports`.
-            Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+            Op::CausalConv(_) | Op::Slice { .. } => Err(BackendError::mismatch(node.op.stem())),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -212,7 +212,8 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::GatedAct {
             activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
         } => None,
-        Op::CausalConv(_) => Some("it has no kernel here yet".into()),
+        Op::GatedAct { activation: ActivationFn::Sigmoid } => Some("a sigmoid has no kernel here yet".into()),
+        Op::CausalConv(_) | Op::Slice { .. } => Some("it has no kernel here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

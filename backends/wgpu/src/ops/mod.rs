@@ -46,7 +46,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
         // Refused before: `lacking`.
-        Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+        Op::CausalConv(_) | Op::Slice { .. } => Err(BackendError::mismatch(node.op.stem())),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -71,9 +71,10 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+            activation:
+                ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ } | ActivationFn::Sigmoid,
         } => None,
-        Op::CausalConv(_) => Some("it has no shader here yet".into()),
+        Op::CausalConv(_) | Op::Slice { .. } => Some("it has no shader here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }
