@@ -180,6 +180,7 @@ pub fn node_cost(
         | Op::Mul
         | Op::Pointwise { .. }
         | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => Cost { weight_bytes: vectors_bytes(&node.op.weights()), ..Cost::default() },
     }

@@ -110,10 +110,12 @@ const LACKING: &[(&str, &str)] = &[
     ("cuda", "head_matmul"),
     ("cuda", "pointwise"),
     ("cuda", "concat"),
+    ("cuda", "slice"),
     ("cuda", "causal_conv"),
     ("wgpu", "head_matmul"),
     ("wgpu", "pointwise"),
     ("wgpu", "concat"),
+    ("wgpu", "slice"),
     ("wgpu", "causal_conv"),
 ];
 

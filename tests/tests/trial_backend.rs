@@ -45,6 +45,7 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::CausalConv(_)
         | Op::Pointwise { .. }
         | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => None,
     }

@@ -7,7 +7,7 @@ use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
 use super::ops::causal_conv::CausalConv;
 use super::ops::concat::Concat;
-use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows};
+use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
 use super::ops::head_matmul::TransposedHeads;
 use super::ops::kv_write::{Cache, Heads, KvWrite};
@@ -218,6 +218,7 @@ impl Compiler<'_> {
             | Op::Mul
             | Op::Pointwise { .. }
             | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
         };
@@ -527,6 +528,11 @@ impl Compiler<'_> {
                 out: self.output(node)?,
                 heads: *heads,
             }),
+            Op::Slice { heads, start, len } => {
+                let x = self.input(node, 0)?;
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
+                Box::new(Slice { x, out: self.output(node)?, width, part: *start..start + len })
+            }
             Op::GetRows => Box::new(GetRows {
                 x: self.input(node, 0)?,
                 ids: self.input(node, 1)?,

@@ -32,7 +32,10 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         }
         Op::GatedAct {
             activation:
-                ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ } | ActivationFn::GeluTanh,
+                ActivationFn::Silu
+                | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                | ActivationFn::GeluTanh
+                | ActivationFn::Sigmoid,
         } => {}
         Op::CausalConv(CausalConvAttrs {
             weight: _,
@@ -42,7 +45,8 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 | Some(
                     ActivationFn::Silu
                     | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                    | ActivationFn::GeluTanh,
+                    | ActivationFn::GeluTanh
+                    | ActivationFn::Sigmoid,
                 ),
             state: _,
         }) => {}
@@ -50,6 +54,7 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             function: PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_),
         } => {}
         Op::Concat { heads: _ } => {}
+        Op::Slice { heads: _, start: _, len: _ } => {}
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
         Op::Tap { stage: _ } => {}
     }

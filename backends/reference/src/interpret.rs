@@ -5,7 +5,7 @@ use super::{
     add, attention, attention_scores, attention_softmax, causal_conv, concat, embed, expert_combine,
     expert_matmul, head_matmul,
 };
-use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router};
+use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router, slice};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ids::TokenId;
@@ -250,6 +250,10 @@ impl<'a> Interpreter<'a> {
                 let width = |i: usize| self.graph.value(input(i)).shape.width().unwrap_or(1) / heads;
                 concat::concat(self.f32(input(0))?, self.f32(input(1))?, (width(0), width(1)), out);
             }
+            (Op::Slice { heads, start, len }, [TensorData::F32(out)]) => {
+                let width = self.graph.value(input(0)).shape.width().unwrap_or(1) / heads;
+                slice::slice(self.f32(input(0))?, width, *start..start + len, out);
+            }
             (Op::GetRows, [TensorData::F32(out)]) => {
                 let width = self.graph.value(input(0)).shape.width().unwrap_or(1);
                 get_rows::get_rows(self.f32(input(0))?, self.u32(input(1))?, width, out);
@@ -272,6 +276,7 @@ impl<'a> Interpreter<'a> {
                 | Op::Mul
                 | Op::Pointwise { .. }
                 | Op::Concat { .. }
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. }),
                 _,

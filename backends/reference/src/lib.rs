@@ -25,6 +25,7 @@ mod pointwise;
 mod rms_norm;
 mod rope;
 mod router;
+mod slice;
 
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
@@ -133,7 +134,8 @@ impl Backend for Reference {
                 activation:
                     ActivationFn::Silu
                     | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                    | ActivationFn::GeluTanh,
+                    | ActivationFn::GeluTanh
+                    | ActivationFn::Sigmoid,
             } => {}
             Op::CausalConv(attrs) => {
                 let CausalConvAttrs {
@@ -144,7 +146,8 @@ impl Backend for Reference {
                         | Some(
                             ActivationFn::Silu
                             | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                            | ActivationFn::GeluTanh,
+                            | ActivationFn::GeluTanh
+                            | ActivationFn::Sigmoid,
                         ),
                     state: _,
                 } = attrs;
@@ -153,6 +156,7 @@ impl Backend for Reference {
                 function: PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_),
             } => {}
             Op::Concat { heads: _ } => {}
+            Op::Slice { heads: _, start: _, len: _ } => {}
             Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows | Op::Tap { stage: _ } => {}
         }
         check_step_operands(NAME, graph, node)

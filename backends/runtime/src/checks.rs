@@ -32,6 +32,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         | OpKind::Mul
         | OpKind::Pointwise
         | OpKind::Concat
+        | OpKind::Slice
         | OpKind::GetRows
         | OpKind::Tap => &[],
     };

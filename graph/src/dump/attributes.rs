@@ -106,6 +106,11 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             PointwiseFn::Clamp(limit) => put("clamp", float(*limit)),
         },
         Op::Concat { heads } => put("heads", json!(heads)),
+        Op::Slice { heads, start, len } => {
+            put("heads", json!(heads));
+            put("start", json!(start));
+            put("len", json!(len));
+        }
         Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
         | Op::Add
@@ -128,6 +133,7 @@ fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
             put("limit", float(limit));
         }
         ActivationFn::GeluTanh => put("activation", json!("gelu_tanh")),
+        ActivationFn::Sigmoid => put("activation", json!("sigmoid")),
     }
 }
 

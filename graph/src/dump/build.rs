@@ -371,6 +371,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::Mul
             | Op::Pointwise { .. }
             | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => &[],
         };

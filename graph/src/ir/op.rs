@@ -272,6 +272,8 @@ pub enum ActivationFn {
     },
     /// x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))): GELU by its tanh form.
     GeluTanh,
+    /// sigmoid(x): attention's output gates.
+    Sigmoid,
 }
 
 /// The function of [`Op::Pointwise`].
@@ -441,6 +443,16 @@ ops! {
         /// Heads in the last axis of both.
         heads: usize,
     };
+    /// x [.., heads·w] → of each head of width w its elements from `start` on, `len` of them: [.., heads·len]. Tensors that
+    /// hold a part of each head beside another (queries and their output gates) come apart by it.
+    Slice = "slice" {
+        /// Heads in the last axis.
+        heads: usize,
+        /// The first element of a head that is taken.
+        start: usize,
+        /// How many are.
+        len: usize,
+    };
     /// x `[T, D]`, rows `[R]` → `[R, D]`.
     GetRows = "get_rows";
     /// Identity with a name: hands its inputs, side by side along the last axis, to whoever asked.
@@ -479,6 +491,7 @@ impl Op {
             | Op::Mul
             | Op::Pointwise { .. }
             | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => None,
         }
@@ -513,6 +526,7 @@ impl Op {
             | Op::Mul
             | Op::Pointwise { .. }
             | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => Vec::new(),
         }
@@ -541,6 +555,7 @@ impl Op {
             | Op::Mul
             | Op::Pointwise { function: _ }
             | Op::Concat { heads: _ }
+            | Op::Slice { heads: _, start: _, len: _ }
             | Op::GetRows
             | Op::Tap { stage: _ } => Vec::new(),
         }

@@ -118,6 +118,7 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::Mul => small::elementwise(&mut b, Op::Mul)?,
         OpKind::Pointwise => small::pointwise(&mut b)?,
         OpKind::Concat => small::concat(&mut b)?,
+        OpKind::Slice => small::slice(&mut b)?,
         OpKind::GetRows => small::get_rows(&mut b)?,
         OpKind::Tap => small::tap(&mut b)?,
     };

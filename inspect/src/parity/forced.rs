@@ -192,6 +192,7 @@ impl Forced<'_> {
             | Op::Mul
             | Op::Pointwise { .. }
             | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => self.error(node, &a, &b, width, None)?,
         };

@@ -112,6 +112,7 @@ pub(super) fn local_error(
         | Op::Mul
         | Op::Pointwise { .. }
         | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => None,
     };

@@ -100,6 +100,10 @@ compiled_for_each! {
     fn geglu_tanh(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::geglu_tanh;
     /// A function of each element.
     fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) = vector::pointwise;
+    /// sigmoid(gate).
+    fn sigmoid(gate: &[f32], out: &mut [f32]) = vector::sigmoid_row;
+    /// sigmoid(gate) · up.
+    fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::sigmoid_gate;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
     /// x ← e^x · 2^−shift, and its sum.
@@ -150,6 +154,7 @@ impl Kernels {
             ActivationFn::Silu => self.silu(gate, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_silu(alpha, limit, gate, out),
             ActivationFn::GeluTanh => self.gelu_tanh(gate, out),
+            ActivationFn::Sigmoid => self.sigmoid(gate, out),
         }
     }
 
@@ -159,6 +164,7 @@ impl Kernels {
             ActivationFn::Silu => self.swiglu(gate, up, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_swiglu(alpha, limit, gate, up, out),
             ActivationFn::GeluTanh => self.geglu_tanh(gate, up, out),
+            ActivationFn::Sigmoid => self.sigmoid_gate(gate, up, out),
         }
     }
 

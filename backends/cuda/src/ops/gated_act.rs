@@ -23,6 +23,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -
             params.extend([Param::F32(alpha), Param::F32(limit)]);
             "gated_act_clamped"
         }
+        // Refused before: `supports`.
+        ActivationFn::Sigmoid => return Err(BackendError::mismatch(node.op.stem())),
     };
     emit.push(kernel, [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
     Ok(())

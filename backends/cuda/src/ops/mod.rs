@@ -162,6 +162,7 @@ impl Emit<'_> {
             | Op::KvWrite { key: _, value: None }
             | Op::Pointwise { .. }
             | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
@@ -221,10 +222,13 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::GatedAct {
             activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
         } => None,
+        Op::GatedAct { activation: ActivationFn::Sigmoid } => Some("a sigmoid has no kernel here yet".into()),
         Op::GatedAct { activation: ActivationFn::GeluTanh } => Some("GELU".into()),
-        Op::HeadMatMul { .. } | Op::Pointwise { .. } | Op::Concat { .. } | Op::CausalConv(_) => {
-            Some("it has no kernel here yet".into())
-        }
+        Op::HeadMatMul { .. }
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
+        | Op::CausalConv(_) => Some("it has no kernel here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

@@ -65,6 +65,7 @@ impl ScratchSizes {
                 | Op::Mul
                 | Op::Pointwise { .. }
                 | Op::Concat { .. }
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. } => {}
             }

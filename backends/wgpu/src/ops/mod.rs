@@ -51,6 +51,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         | Op::KvWrite { key: _, value: None }
         | Op::Pointwise { .. }
         | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
@@ -78,12 +79,15 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+            activation:
+                ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ } | ActivationFn::Sigmoid,
         } => None,
         Op::GatedAct { activation: ActivationFn::GeluTanh } => Some("GELU".into()),
-        Op::HeadMatMul { .. } | Op::Pointwise { .. } | Op::Concat { .. } | Op::CausalConv(_) => {
-            Some("it has no shader here yet".into())
-        }
+        Op::HeadMatMul { .. }
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
+        | Op::CausalConv(_) => Some("it has no shader here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }
