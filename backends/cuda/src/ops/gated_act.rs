@@ -17,6 +17,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -
     ];
     let kernel = match activation {
         ActivationFn::Silu => "gated_act",
+        // Refused before: `supports`.
+        ActivationFn::GeluTanh => return Err(BackendError::mismatch(node.op.stem())),
         ActivationFn::ClampedSwiglu { alpha, limit } => {
             params.extend([Param::F32(alpha), Param::F32(limit)]);
             "gated_act_clamped"

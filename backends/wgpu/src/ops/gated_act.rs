@@ -9,6 +9,8 @@ const LANES: u32 = 256;
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
     let (function, alpha, limit) = match activation {
         ActivationFn::Silu => (0u32, 1.0, 0.0),
+        // Refused before: `lacking`.
+        ActivationFn::GeluTanh => return Err(BackendError::mismatch(node.op.stem())),
         ActivationFn::ClampedSwiglu { alpha, limit } => (1, alpha, limit),
         ActivationFn::Sigmoid => (2, 1.0, 0.0),
     };
