@@ -1,5 +1,6 @@
 // GatedAct: gate, up → act(gate) and act(gate) · up; act is silu, x · sigmoid(x). Clamped: c · sigmoid(alpha · c) with
-// c = min(gate, limit), times clamp(up, −limit, limit) + 1; what is no number stays so. One lane an element.
+// c = min(gate, limit), times clamp(up, −limit, limit) + 1; what is no number stays so. Or act is the sigmoid alone. One lane
+// an element.
 #include numbers
 #include arena
 
@@ -12,8 +13,8 @@ struct Params {
     // Elements of each row along the axis.
     width: u32,
     axis: u32,
-    // 1: the clamped form, with these two.
-    clamped: u32,
+    // 0: silu; 1: the clamped form, with the two numbers below; 2: the sigmoid.
+    function: u32,
     alpha: f32,
     limit: f32,
 }
@@ -27,13 +28,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     var gate = load(p.gate + i);
     var up = load(p.up + i);
-    if (p.clamped == 1u) {
+    if (p.function == 1u) {
         gate = select(gate, p.limit, gate > p.limit);
         up = select(up, p.limit, up > p.limit);
         up = select(up, -p.limit, up < -p.limit) + 1.0;
     }
-    // For silu alpha is 1.
-    let activated = gate / (1.0 + exp(-(p.alpha * gate)));
+    // But in the clamped form alpha is 1.
+    let through = select(gate, 1.0, p.function == 2u);
+    let activated = through / (1.0 + exp(-(p.alpha * gate)));
     if (p.activated != NONE) {
         store(p.activated + i, activated);
     }

@@ -6,10 +6,13 @@ use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
 use super::ops::causal_conv::{CHUNK_CHANNELS, CausalConv};
-use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows};
+use super::ops::concat::Concat;
+use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
+use super::ops::head_matmul::{self, TransposedHeads};
 use super::ops::kv_write::{self, Cache, Heads, KvWrite};
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
+use super::ops::pointwise::{self, Pointwise};
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::Rope;
 use super::ops::router::{self, Route};
@@ -39,6 +42,8 @@ pub struct Needs {
     pub groups: usize,
     /// K.
     pub per_tok: usize,
+    /// Elements of sums in f64, beside those of products.
+    pub wide_elems: usize,
     /// Attention.
     pub attention: Largest,
 }
@@ -54,6 +59,7 @@ impl Needs {
             slots: self.slots.max(other.slots),
             groups: self.groups.max(other.groups),
             per_tok: self.per_tok.max(other.per_tok),
+            wide_elems: self.wide_elems.max(other.wide_elems),
             attention: Largest {
                 group: a.group.max(b.group),
                 head_dim: a.head_dim.max(b.head_dim),
@@ -220,8 +226,10 @@ impl Compiler<'_> {
         let (weight, bias, scale) = match &node.op {
             Op::MatMul { weight, bias, scale } => (weight, *bias, *scale),
             Op::ExpertMatMul { weight, bias } => (weight, *bias, None),
+            Op::HeadMatMul { weight, transposed: false } => (weight, None, None),
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::HeadMatMul { weight: _, transposed: true }
             | Op::Rope { .. }
             | Op::KvWrite { .. }
             | Op::Attention(_)
@@ -233,6 +241,9 @@ impl Compiler<'_> {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
         };
@@ -242,10 +253,17 @@ impl Compiler<'_> {
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
-        let Op::RmsNorm { weight, eps, heads: _ } = node.op else {
+        let Op::RmsNorm { weight, eps, heads } = node.op else {
             return Err(BackendError::mismatch(node.op.stem()));
         };
-        Ok(Norm { weight: self.vector(weight)?, eps, out: self.maybe(node.outputs[0]) })
+        let weight = match weight {
+            Some(weight) => self.vector(weight)?,
+            None => {
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(1);
+                vec![1.0; width / heads].into()
+            }
+        };
+        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
     }
 
     fn route(&self, node: &Node) -> Result<Route, BackendError> {
@@ -254,6 +272,7 @@ impl Compiler<'_> {
             logits: self.input(node, 0)?,
             attrs: attrs.clone(),
             bias: self.opt_vector(attrs.selection_bias)?,
+            expert_scale: self.opt_vector(attrs.expert_scale)?,
             ids: self.maybe(node.outputs[0]),
             weights: self.maybe(node.outputs[1]),
         })
@@ -290,6 +309,14 @@ impl Compiler<'_> {
             self.needs.groups = self.needs.groups.max(count);
             self.needs.per_tok = self.needs.per_tok.max(per_tok);
             experts = Some((per_tok, count, choice));
+        }
+        if let Op::HeadMatMul { weight, .. } = &first.op {
+            let shape = &self.plan.graph.weight(weight.tensor).shape;
+            let heads = weight.experts.as_ref().map_or(shape[0], |e| e.len());
+            row_per_expert = true;
+            self.needs.groups = self.needs.groups.max(heads);
+            self.needs.per_tok = self.needs.per_tok.max(heads);
+            experts = Some((heads, heads, Experts::All));
         }
         let kinds = projections.iter().fold(Kinds::default(), |k, p| k.with(p.matrix.activation));
         let launch = MatMuls { x, pick, norm, experts, row_per_expert, projections, kinds, then };
@@ -348,10 +375,21 @@ impl Compiler<'_> {
         }))
     }
 
-    /// The states that k and v go to, shared as [`KvWrite`] does.
-    fn cache_states(&self, key: StateId, value: StateId) -> (StateOutput, StateOutput) {
-        let share = Share::Rows(kv_write::CHUNK_TOKENS);
-        (self.state_output(key, share), self.state_output(value, share))
+    /// What goes into the cache and where, shared as [`KvWrite`] does.
+    fn cache(
+        &self,
+        write: &Node,
+        k: Input,
+        heads: Heads,
+        key: StateId,
+        value: Option<StateId>,
+    ) -> Result<Cache, BackendError> {
+        let state = |id| self.state_output(id, Share::Rows(kv_write::CHUNK_TOKENS));
+        let value = match value {
+            Some(value) => Some((self.input(write, 1)?, state(value))),
+            None => None,
+        };
+        Ok(Cache { k, heads, key: state(key), value })
     }
 
     /// The nodes of ROPE_KV and ROPE_ATTENTION: q and what happens to it, and the cache.
@@ -365,12 +403,10 @@ impl Compiler<'_> {
         let Op::KvWrite { key, value } = write.op else {
             return Err(BackendError::mismatch(write.op.stem()));
         };
-        let (key, value) = self.cache_states(key, value);
         let q = self.input(norms.first().unwrap_or(q_rope), 0)?;
         let k = self.input(norms.get(1).unwrap_or(k_rope), 0)?;
         let heads = self.heads(norms.get(1).copied(), k_rope)?;
-        let v = self.input(write, 1)?;
-        let cache = Cache { k, v, heads, key, value };
+        let cache = self.cache(write, k, heads, key, value)?;
         Ok((q, self.heads(norms.first().copied(), q_rope)?, cache))
     }
 
@@ -442,7 +478,19 @@ impl Compiler<'_> {
     /// An op as a launch of its own.
     fn single(&mut self, node: &Node) -> Result<Box<dyn Work>, BackendError> {
         Ok(match &node.op {
-            Op::MatMul { .. } | Op::ExpertMatMul { .. } => {
+            Op::HeadMatMul { weight, transposed: true } => {
+                let matrix = self.matrix(weight)?;
+                let share = Share::Tiles { rows: head_matmul::CHUNK_TOKENS, columns: matrix.inner };
+                let launch = TransposedHeads {
+                    matrix,
+                    heads: weight.experts.as_ref().map_or(0, |e| e.len()),
+                    x: self.input(node, 0)?,
+                    out: self.output(node)?.shared(share),
+                };
+                self.needs.wide_elems = self.needs.wide_elems.max(launch.sums_elems());
+                Box::new(launch)
+            }
+            Op::MatMul { .. } | Op::HeadMatMul { weight: _, transposed: false } | Op::ExpertMatMul { .. } => {
                 let x = self.input(node, 0)?;
                 return self.products(x, None, None, None, &[node], Then::Nothing);
             }
@@ -464,9 +512,7 @@ impl Compiler<'_> {
             }
             Op::KvWrite { key, value } => {
                 let heads = Heads { head_dim: 1, norm: None, rope: None, out: None };
-                let (k, v) = (self.input(node, 0)?, self.input(node, 1)?);
-                let (key, value) = self.cache_states(*key, *value);
-                let cache = Cache { k, v, heads, key, value };
+                let cache = self.cache(node, self.input(node, 0)?, heads, *key, *value)?;
                 Box::new(KvWrite { q: None, cache })
             }
             Op::Attention(_) => return self.attention(node, self.input(node, 0)?, None),
@@ -484,10 +530,10 @@ impl Compiler<'_> {
             }),
             Op::Router(attrs) => {
                 self.needs.per_tok = self.needs.per_tok.max(attrs.num_experts_per_tok);
-                let Route { logits, attrs, bias, ids, weights } = self.route(node)?;
+                let Route { logits, attrs, bias, expert_scale, ids, weights } = self.route(node)?;
                 let shared = |out: Output| out.shared(Share::Rows(router::CHUNK_TOKENS));
                 let (ids, weights) = (ids.map(shared), weights.map(shared));
-                Box::new(Route { logits, attrs, bias, ids, weights })
+                Box::new(Route { logits, attrs, bias, expert_scale, ids, weights })
             }
             Op::GatedAct { activation } => Box::new(GatedAct {
                 activation: *activation,
@@ -518,6 +564,22 @@ impl Compiler<'_> {
                     state: self.state_output(*state, Share::Columns(CHUNK_CHANNELS * kept)),
                     kept,
                 })
+            }
+            Op::Pointwise { function } => {
+                let share = Share::Tiles { rows: 1, columns: pointwise::CHUNK_ELEMS };
+                let (x, out) = (self.input(node, 0)?, self.output(node)?.shared(share));
+                Box::new(Pointwise { function: *function, x, out })
+            }
+            Op::Concat { heads } => Box::new(Concat {
+                a: self.input(node, 0)?,
+                b: self.input(node, 1)?,
+                out: self.output(node)?,
+                heads: *heads,
+            }),
+            Op::Slice { heads, start, len } => {
+                let x = self.input(node, 0)?;
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
+                Box::new(Slice { x, out: self.output(node)?, width, part: *start..start + len })
             }
             Op::GetRows => Box::new(GetRows {
                 x: self.input(node, 0)?,

@@ -47,6 +47,13 @@ pub enum Share {
     Rows(usize),
     /// Columns from i · n on, n of them, in every row; of a state elements of the rows of all sequences.
     Columns(usize),
+    /// Tiles of so many rows and columns, numbered down the rows, then along them.
+    Tiles {
+        /// Rows of a tile.
+        rows: usize,
+        /// Columns of a tile.
+        columns: usize,
+    },
     /// Row i of rows of S (the cached positions) elements.
     CachedRow,
 }
@@ -110,17 +117,21 @@ impl Output {
         unsafe { step.arena.part_mut(Val { width, ..self.val }, row, 0..width) }
     }
 
-    /// What a chunk owns of a row.
-    fn columns(&self, number: usize, row: usize) -> Range<usize> {
+    /// What a chunk owns of a row, in rows of `width` elements.
+    fn columns(&self, sizes: StepSizes, number: usize, row: usize) -> Range<usize> {
         let width = self.val.width;
-        match self.share {
-            Share::Rows(n) => {
-                assert!(row / n == number, "row {row} for chunk {number} of {n} rows");
-                0..width
+        let part = |number: usize, n: usize| (number * n).min(width)..((number + 1) * n).min(width);
+        let (owner, columns) = match self.share {
+            Share::Rows(n) => (row / n, 0..width),
+            Share::Columns(n) => return part(number, n),
+            Share::Tiles { rows, columns } => {
+                let down = self.rows(sizes).div_ceil(rows);
+                (number / down * down + row / rows, part(number / down, columns))
             }
-            Share::Columns(n) => (number * n).min(width)..((number + 1) * n).min(width),
-            Share::CachedRow => unreachable!("{row} is a row of cached positions"),
-        }
+            Share::CachedRow => (row, 0..sizes.cached),
+        };
+        assert!(owner == number, "row {row} for chunk {number} of {:?}", self.share);
+        columns
     }
 }
 
@@ -194,14 +205,27 @@ impl Chunk<'_> {
 
     /// What it owns of a row.
     pub fn row_mut<'c>(&'c mut self, step: &Step<'c>, out: &Output, row: usize) -> &'c mut [f32] {
+        self.part_mut(step, out, row).0
+    }
+
+    /// What it owns of a row, and which columns that is.
+    pub fn part_mut<'c>(
+        &'c mut self,
+        step: &Step<'c>,
+        out: &Output,
+        row: usize,
+    ) -> (&'c mut [f32], Range<usize>) {
+        let columns = out.columns(step.sizes, self.number, row);
         // SAFETY: this is what the number owns, and this is the one chunk of the number.
-        unsafe {
-            if out.share == Share::CachedRow {
-                assert!(row == self.number, "row {row} for chunk {}", self.number);
-                return out.cached_row_mut(step, row);
+        let part = unsafe {
+            match out.share {
+                Share::CachedRow => out.cached_row_mut(step, row),
+                Share::Rows(_) | Share::Columns(_) | Share::Tiles { .. } => {
+                    out.part_mut(step, row, columns.clone())
+                }
             }
-            out.part_mut(step, row, out.columns(self.number, row))
-        }
+        };
+        (part, columns)
     }
 
     /// As [`Chunk::row_mut`], of integers.
@@ -314,16 +338,36 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "row 8 for chunk 1 of 4 rows")]
+    #[should_panic(expected = "row 8 for chunk 1 of Rows(4)")]
     fn a_row_of_another_chunk_is_refused() {
         let out = Operands::default().output(val(0, 64)).shared(Share::Rows(4));
-        assert_eq!(out.columns(1, 7), 0..4);
-        let _ = out.columns(1, 8);
+        assert_eq!(out.columns(SIZES, 1, 7), 0..4);
+        let _ = out.columns(SIZES, 1, 8);
     }
 
+    const SIZES: StepSizes = StepSizes { tokens: 5, logits_rows: 1, cached: 9 };
+
+    /// Every element of a value has one owner.
     #[test]
-    fn columns_end_with_the_row() {
-        let out = Operands::default().output(val(0, 64)).shared(Share::Columns(3));
-        assert_eq!((out.columns(0, 9), out.columns(1, 9), out.columns(2, 9)), (0..3, 3..4, 4..4));
+    fn chunks_own_every_element_once() {
+        let shares = [
+            Share::Rows(1),
+            Share::Rows(2),
+            Share::Columns(3),
+            Share::Tiles { rows: 1, columns: 3 },
+            Share::Tiles { rows: 2, columns: 2 },
+            Share::Tiles { rows: 8, columns: 5 },
+        ];
+        for share in shares {
+            let out = Operands::default().output(val(0, 64)).shared(share);
+            let mut owners = vec![0; SIZES.tokens * 4];
+            for number in 0..SIZES.tokens * 4 {
+                for row in 0..SIZES.tokens {
+                    let owned = std::panic::catch_unwind(|| out.columns(SIZES, number, row));
+                    owned.into_iter().flatten().for_each(|column| owners[row * 4 + column] += 1);
+                }
+            }
+            assert!(owners.iter().all(|n| *n == 1), "{share:?}: {owners:?}");
+        }
     }
 }

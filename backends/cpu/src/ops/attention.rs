@@ -12,7 +12,7 @@ use super::{Launch, Scratch, Step};
 use crate::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, TILE_TOKENS};
 use crate::memory::Shared;
 use crate::pool::Worker;
-use crate::share::{Input, Output};
+use crate::share::{Input, Output, StateOutput};
 use moe_run_graph::ir::AttentionAttrs;
 use moe_run_reference::attention::PART_POSITIONS;
 use moe_run_runtime::executable::{BLOCK_TOKENS, StepSequence};
@@ -185,12 +185,14 @@ impl Attention {
                         let (at, k) = (task.kv_head * d, &mut k[..d]);
                         let x = &step.row(cache.k, token)[at..at + d];
                         cache.heads.rotate(step, token, x, k, |to, x| Self::put(step, to, token, at, x));
-                        let v = &step.row(cache.v, token)[task.kv_head * dv..][..dv];
-                        let slot = step.slot(token);
-                        // SAFETY: the head's slot of the token is the last part's, and no other part reads it.
-                        unsafe {
-                            step.state.encode(step.kernels, cache.key.index(), task.kv_head, slot, k);
-                            step.state.encode(step.kernels, cache.value.index(), task.kv_head, slot, v);
+                        let encode = |state: &StateOutput, x: &[f32]| {
+                            let (head, slot) = (task.kv_head, step.slot(token));
+                            // SAFETY: the head's slot of the token is the last part's, and no other part reads it.
+                            unsafe { step.state.encode(step.kernels, state.index(), head, slot, x) };
+                        };
+                        encode(&cache.key, k);
+                        if let Some((v, value)) = &cache.value {
+                            encode(value, &step.row(*v, token)[task.kv_head * dv..][..dv]);
                         }
                     }
                     &*q
@@ -269,7 +271,15 @@ impl Attention {
                 }
             }
             let bytes = Self::cached(step, self.value, task, first_slot..first_slot + keys);
-            step.state.decode_rows(step.kernels, self.value, bytes, &mut tiles.values[..keys * dv]);
+            if self.attrs.value_in_key {
+                // The rows are keys, of which the first elements are the values.
+                let (row_bytes, value_bytes) = (step.state.row_bytes(self.value), step.state.bytes_of(dv));
+                for (row, to) in bytes.chunks_exact(row_bytes).zip(tiles.values.chunks_exact_mut(dv)) {
+                    step.state.decode_rows(step.kernels, self.value, &row[..value_bytes], to);
+                }
+            } else {
+                step.state.decode_rows(step.kernels, self.value, bytes, &mut tiles.values[..keys * dv]);
+            }
             for first in (0..rows).step_by(TILE_TOKENS) {
                 let width = TILE_TOKENS.min(rows - first);
                 let q = &tiles.q[first * d..][..width * d];

@@ -1,10 +1,11 @@
-//! The small ops as launches of their own: Add, Mul, GatedAct, GetRows, ExpertCombine. Groups have them built in.
+//! The small ops as launches of their own: Add, Mul, GatedAct, Slice, GetRows, ExpertCombine. Groups have some built in.
 
 use super::{Launch, Scratch, Step};
 use crate::kernels::wide_flat_mut;
 use crate::pool::Worker;
 use crate::share::{Input, Output};
 use moe_run_graph::ir::ActivationFn;
+use std::ops::Range;
 
 /// Which function of two rows.
 pub enum Binary {
@@ -64,6 +65,30 @@ impl Launch for GatedAct {
             }
             if let Some(to) = &self.out {
                 step.kernels.gate(self.activation, gate, up, chunk.row_mut(step, to, row));
+            }
+        }
+    }
+}
+
+/// Some elements of each head.
+pub struct Slice {
+    /// Where from.
+    pub x: Input,
+    /// Where to.
+    pub out: Output,
+    /// Elements of a head.
+    pub width: usize,
+    /// Which of them.
+    pub part: Range<usize>,
+}
+
+impl Launch for Slice {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(self.out.rows(step.sizes)) {
+            let row = chunk.number();
+            let (x, out) = (step.row(self.x, row), chunk.row_mut(step, &self.out, row));
+            for (head, out) in x.chunks_exact(self.width).zip(out.chunks_exact_mut(self.part.len())) {
+                out.copy_from_slice(&head[self.part.clone()]);
             }
         }
     }

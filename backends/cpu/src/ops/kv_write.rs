@@ -52,14 +52,12 @@ impl Heads {
 pub struct Cache {
     /// [T, G · d].
     pub k: Input,
-    /// [T, G · dv].
-    pub v: Input,
     /// Norm and RoPE of k.
     pub heads: Heads,
     /// The keys' state.
     pub key: StateOutput,
-    /// The values' state.
-    pub value: StateOutput,
+    /// v [T, G · dv] and the values' state; `None` where values are parts of keys.
+    pub value: Option<(Input, StateOutput)>,
 }
 
 /// The launch for many tokens: q rotated and stored, k rotated and cached, v cached. Whatever is written is shared by
@@ -74,7 +72,7 @@ pub struct KvWrite {
 impl Launch for KvWrite {
     fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let tokens = step.sizes.tokens;
-        let Cache { k, v, heads, key, value } = &self.cache;
+        let Cache { k, heads, key, value } = &self.cache;
         for mut chunk in worker.shares(tokens.div_ceil(CHUNK_TOKENS)) {
             for token in chunk.range(CHUNK_TOKENS, tokens) {
                 let mut rotate = |from: Input, heads: &Heads| {
@@ -89,7 +87,9 @@ impl Launch for KvWrite {
                 }
                 rotate(*k, heads);
                 chunk.encode(step, key, token, &scratch.normed[..k.width()]);
-                chunk.encode(step, value, token, step.row(*v, token));
+                if let Some((v, value)) = value {
+                    chunk.encode(step, value, token, step.row(*v, token));
+                }
             }
         }
     }

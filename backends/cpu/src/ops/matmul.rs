@@ -57,6 +57,8 @@ pub enum Experts {
     },
     /// The launch chooses.
     Route(Route),
+    /// Every row meets all of them, each its own part of the row: heads.
+    All,
 }
 
 /// What becomes of the products.
@@ -446,7 +448,7 @@ impl Launch for MatMuls {
             None => slots.dense(rows),
             Some((per_tok, experts, choice)) => {
                 let ids = match choice {
-                    Experts::Chosen { ids } => step.ids(*ids, 0..rows),
+                    Experts::Chosen { ids } => Some(step.ids(*ids, 0..rows)),
                     Experts::Route(route) => {
                         let (ids, weights) = (&mut chosen.0[..*per_tok], &mut chosen.1[..*per_tok]);
                         route.token(step, 0, ids, weights);
@@ -456,10 +458,15 @@ impl Launch for MatMuls {
                         if let (Some(to), true) = (&route.weights, writer) {
                             Self::put(step, to, 0, 0, weights);
                         }
-                        ids
+                        Some(&*ids)
                     }
+                    Experts::All => None,
                 };
-                if one { slots.one_token(ids) } else { slots.by_expert(ids, *experts) }
+                match ids {
+                    Some(ids) if one => slots.one_token(ids),
+                    Some(ids) => slots.by_expert(ids, *experts),
+                    None => slots.by_head(rows, *experts),
+                }
             }
         }
         // One row for all of a token's experts: a single tile serves them.

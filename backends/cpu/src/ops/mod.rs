@@ -8,16 +8,22 @@ pub mod attention_scores;
 #[forbid(unsafe_code)]
 pub mod causal_conv;
 #[forbid(unsafe_code)]
+pub mod concat;
+#[forbid(unsafe_code)]
 pub mod elementwise;
 #[forbid(unsafe_code)]
 pub mod embed;
 #[forbid(unsafe_code)]
 pub mod expert_matmul;
 #[forbid(unsafe_code)]
+pub mod head_matmul;
+#[forbid(unsafe_code)]
 pub mod kv_write;
 pub mod matmul;
 #[forbid(unsafe_code)]
 mod matmul_one_token;
+#[forbid(unsafe_code)]
+pub mod pointwise;
 #[forbid(unsafe_code)]
 pub mod rms_norm;
 #[forbid(unsafe_code)]

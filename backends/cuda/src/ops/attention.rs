@@ -60,7 +60,11 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         window,
         soft_cap: _,
         sinks: _,
+        value_in_key,
     } = *attrs;
+    if value_in_key {
+        return Some("values that are parts of keys".into());
+    }
     if d % 4 != 0 || dv % 4 != 0 || d > MAX_HEAD_DIM || dv > MAX_VALUE_HEAD_DIM {
         return Some(format!(
             "key heads of {d} and value heads of {dv}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \

@@ -17,10 +17,14 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -
     ];
     let kernel = match activation {
         ActivationFn::Silu => "gated_act",
+        // Refused before: `supports`.
+        ActivationFn::GeluTanh => return Err(BackendError::mismatch(node.op.stem())),
         ActivationFn::ClampedSwiglu { alpha, limit } => {
             params.extend([Param::F32(alpha), Param::F32(limit)]);
             "gated_act_clamped"
         }
+        // Refused before: `supports`.
+        ActivationFn::Sigmoid => return Err(BackendError::mismatch(node.op.stem())),
     };
     emit.push(kernel, [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
     Ok(())

@@ -140,10 +140,12 @@ impl Emit<'_> {
     pub fn node(&mut self, node: &Node) -> Result<(), BackendError> {
         match &node.op {
             Op::Embed { table, scale } => embed::emit(self, node, table, *scale),
-            Op::RmsNorm { weight, eps, heads } => rms_norm::emit(self, node, *weight, *eps, *heads),
+            Op::RmsNorm { weight: Some(weight), eps, heads } => {
+                rms_norm::emit(self, node, *weight, *eps, *heads)
+            }
             Op::MatMul { weight, bias, scale } => matmul::emit(self, node, weight, *bias, *scale),
             Op::Rope { table, pairing, heads } => rope::emit(self, node, *table, *pairing, *heads),
-            Op::KvWrite { key, value } => kv_write::emit(self, node, *key, *value),
+            Op::KvWrite { key, value: Some(value) } => kv_write::emit(self, node, *key, *value),
             Op::Attention(attrs) => attention::emit(self, node, attrs),
             Op::AttentionScores(attrs) => attention_scores::emit(self, node, attrs),
             Op::AttentionSoftmax(attrs) => attention_softmax::emit(self, node, attrs),
@@ -155,7 +157,13 @@ impl Emit<'_> {
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
             // Refused before: `supports`.
-            Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+            Op::RmsNorm { weight: None, eps: _, heads: _ }
+            | Op::HeadMatMul { .. }
+            | Op::KvWrite { key: _, value: None }
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
+            | Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -198,13 +206,15 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     check_step_operands(NAME, graph, node)?;
     let lacking = match &node.op {
         Op::Embed { table, scale: _ } => any_rows(table),
-        Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
+        Op::RmsNorm { weight: Some(_), eps: _, heads: _ } => None,
+        Op::RmsNorm { weight: None, eps: _, heads: _ } => Some("a norm without weight".into()),
         Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
         Op::ExpertMatMul { weight, bias: _ } => {
             any_rows(weight).or_else(|| expert_matmul::lacking(graph, weight))
         }
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => None,
-        Op::KvWrite { key: _, value: _ } => None,
+        Op::KvWrite { key: _, value: Some(_) } => None,
+        Op::KvWrite { key: _, value: None } => Some("values that are parts of keys".into()),
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
             attention::lacking(attrs)
         }
@@ -212,7 +222,13 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::GatedAct {
             activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
         } => None,
-        Op::CausalConv(_) => Some("it has no kernel here yet".into()),
+        Op::GatedAct { activation: ActivationFn::Sigmoid } => Some("a sigmoid has no kernel here yet".into()),
+        Op::GatedAct { activation: ActivationFn::GeluTanh } => Some("GELU".into()),
+        Op::HeadMatMul { .. }
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
+        | Op::CausalConv(_) => Some("it has no kernel here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

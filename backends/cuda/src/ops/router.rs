@@ -21,7 +21,11 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
         scale: _,
         selection_bias: _,
         groups,
+        expert_scale,
     } = *attrs;
+    if expert_scale.is_some() {
+        return Some("a scale of each expert".into());
+    }
     if let Some(groups) = groups {
         return Some(format!("the best {} of {} groups of experts", groups.topk_group, groups.n_group));
     }

@@ -52,6 +52,7 @@ impl ScratchSizes {
                 }
                 Op::Embed { .. }
                 | Op::RmsNorm { .. }
+                | Op::HeadMatMul { .. }
                 | Op::Rope { .. }
                 | Op::KvWrite { .. }
                 | Op::AttentionScores(_)
@@ -62,6 +63,9 @@ impl ScratchSizes {
                 | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Pointwise { .. }
+                | Op::Concat { .. }
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. } => {}
             }

@@ -115,7 +115,11 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         window,
         soft_cap: _,
         sinks: _,
+        value_in_key,
     } = *attrs;
+    if value_in_key {
+        return Some("values that are parts of keys".into());
+    }
     if let Some(window) = window.filter(|w| u32::try_from(*w).is_err()) {
         return Some(format!("a window of {window}, wanted at most {}", u32::MAX));
     }

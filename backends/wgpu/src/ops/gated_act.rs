@@ -7,9 +7,12 @@ use moe_run_runtime::error::BackendError;
 const LANES: u32 = 256;
 
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
-    let (clamped, alpha, limit) = match activation {
+    let (function, alpha, limit) = match activation {
         ActivationFn::Silu => (0u32, 1.0, 0.0),
+        // Refused before: `lacking`.
+        ActivationFn::GeluTanh => return Err(BackendError::mismatch(node.op.stem())),
         ActivationFn::ClampedSwiglu { alpha, limit } => (1, alpha, limit),
+        ActivationFn::Sigmoid => (2, 1.0, 0.0),
     };
     let value = node.outputs[1];
     let rows = Rows::of(e.shape(value));
@@ -26,7 +29,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, activation: ActivationFn) -
         ("y", y.into()),
         ("width", width.into()),
         ("axis", rows.code().into()),
-        ("clamped", clamped.into()),
+        ("function", function.into()),
         ("alpha", alpha.into()),
         ("limit", limit.into()),
     ];

@@ -31,10 +31,10 @@ use moe_run_runtime::error::BackendError;
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Embed { table, scale } => embed::emit(e, node, table, *scale),
-        Op::RmsNorm { weight, eps, heads } => rms_norm::emit(e, node, *weight, *eps, *heads),
+        Op::RmsNorm { weight: Some(weight), eps, heads } => rms_norm::emit(e, node, *weight, *eps, *heads),
         Op::MatMul { weight, bias, scale } => matmul::emit(e, node, weight, *bias, *scale),
         Op::Rope { table, pairing, heads } => rope::emit(e, node, *table, *pairing, *heads),
-        Op::KvWrite { key, value } => kv_write::emit(e, node, *key, *value),
+        Op::KvWrite { key, value: Some(value) } => kv_write::emit(e, node, *key, *value),
         Op::Attention(attrs) => attention::emit(e, node, attrs),
         Op::AttentionScores(attrs) => attention_scores::emit(e, node, attrs),
         Op::AttentionSoftmax(attrs) => attention_softmax::emit(e, node, attrs),
@@ -46,7 +46,13 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
         // Refused before: `lacking`.
-        Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+        Op::RmsNorm { weight: None, eps: _, heads: _ }
+        | Op::HeadMatMul { .. }
+        | Op::KvWrite { key: _, value: None }
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
+        | Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -57,7 +63,8 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
 pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
     match &node.op {
         Op::Embed { table, scale: _ } => any_rows(table),
-        Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
+        Op::RmsNorm { weight: Some(_), eps: _, heads: _ } => None,
+        Op::RmsNorm { weight: None, eps: _, heads: _ } => Some("a norm without weight".into()),
         Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
         Op::ExpertMatMul { weight, bias: _ } => {
             any_rows(weight).or_else(|| expert_matmul::lacking(graph, weight))
@@ -65,15 +72,22 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads } => {
             rope::lacking(graph, node, *heads)
         }
-        Op::KvWrite { key, value } => kv_write::lacking(graph, *key, *value),
+        Op::KvWrite { key, value: Some(value) } => kv_write::lacking(graph, *key, *value),
+        Op::KvWrite { key: _, value: None } => Some("values that are parts of keys".into()),
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+            activation:
+                ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ } | ActivationFn::Sigmoid,
         } => None,
-        Op::CausalConv(_) => Some("it has no shader here yet".into()),
+        Op::GatedAct { activation: ActivationFn::GeluTanh } => Some("GELU".into()),
+        Op::HeadMatMul { .. }
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
+        | Op::CausalConv(_) => Some("it has no shader here yet".into()),
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }

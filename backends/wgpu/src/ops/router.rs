@@ -70,6 +70,10 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
         scale: _,
         selection_bias: _,
         groups: _,
+        expert_scale,
     } = *attrs;
+    if expert_scale.is_some() {
+        return Some("a scale of each expert".into());
+    }
     (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
 }
