@@ -4,6 +4,7 @@ mod add;
 pub(super) mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -26,7 +27,8 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    ActivationFn, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    ActivationFn, CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
@@ -154,8 +156,7 @@ impl Emit<'_> {
             Op::Add => add::emit(self, node),
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
-            // Refused before: `supports`.
-            Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+            Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -212,7 +213,12 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::GatedAct {
             activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
         } => None,
-        Op::CausalConv(_) => Some("it has no kernel here yet".into()),
+        Op::CausalConv(CausalConvAttrs {
+            weight: _,
+            bias: _,
+            activation: None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
+            state: _,
+        }) => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

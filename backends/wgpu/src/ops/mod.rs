@@ -4,6 +4,7 @@ mod add;
 mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -24,7 +25,9 @@ pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
 pub(super) use router::{choice_params, group_codes};
 
 use super::emit::Emitter;
-use moe_run_graph::ir::{ActivationFn, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};
+use moe_run_graph::ir::{
+    ActivationFn, CausalConvAttrs, Graph, Node, Op, RopePairing, WeightHome, WeightSlice,
+};
 use moe_run_runtime::error::BackendError;
 
 /// Adds the dispatches of one node.
@@ -45,8 +48,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Add => add::emit(e, node),
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
-        // Refused before: `lacking`.
-        Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+        Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -73,7 +75,12 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         Op::GatedAct {
             activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
         } => None,
-        Op::CausalConv(_) => Some("it has no shader here yet".into()),
+        Op::CausalConv(CausalConvAttrs {
+            weight: _,
+            bias: _,
+            activation: None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
+            state: _,
+        }) => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }

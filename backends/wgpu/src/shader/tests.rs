@@ -25,6 +25,7 @@ fn variants(features: Features) -> Vec<Variant> {
             &[("LANES", 64), ("KEYS", MAX_ROUTED_EXPERTS as u32), ("GROUPS", 1)],
         ),
         Variant::new("router", features, &[("LANES", 64), ("KEYS", 256), ("GROUPS", 8)]),
+        Variant::new("causal_conv", features, &[("LANES", 256), ("CHANNELS", 32)]),
         Variant::new("top_candidates", features, &[("LANES", 256), ("KEYS", 1024)]),
         Variant::new("group_tokens", features, &[("LANES", 128), ("EXPERTS", 128), ("TILE_TOKENS", 16)]),
     ];
