@@ -172,6 +172,7 @@ pub fn node_cost(
         | Op::ExpertCombine
         | Op::Add
         | Op::Mul
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => Cost { weight_bytes: vectors_bytes(&node.op.weights()), ..Cost::default() },
     }

@@ -42,6 +42,7 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::CausalConv(_)
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => None,
     }

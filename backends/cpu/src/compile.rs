@@ -6,7 +6,7 @@ use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
 use super::ops::causal_conv::CausalConv;
-use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows};
+use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
 use super::ops::kv_write::{Cache, Heads, KvWrite};
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
@@ -208,6 +208,7 @@ impl Compiler<'_> {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
         };
@@ -476,6 +477,11 @@ impl Compiler<'_> {
                 state: state.index(),
                 kept: self.plan.graph.state(*state).width,
             }),
+            Op::Slice { heads, start, len } => {
+                let x = self.input(node, 0)?;
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
+                Box::new(Slice { x, out: self.output(node)?, width, part: *start..start + len })
+            }
             Op::GetRows => Box::new(GetRows {
                 x: self.input(node, 0)?,
                 ids: self.input(node, 1)?,

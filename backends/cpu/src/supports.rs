@@ -29,14 +29,22 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             }
         }
         Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+            activation:
+                ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ } | ActivationFn::Sigmoid,
         } => {}
         Op::CausalConv(CausalConvAttrs {
             weight: _,
             bias: _,
-            activation: None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
+            activation:
+                None
+                | Some(
+                    ActivationFn::Silu
+                    | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                    | ActivationFn::Sigmoid,
+                ),
             state: _,
         }) => {}
+        Op::Slice { heads: _, start: _, len: _ } => {}
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
         Op::Tap { stage: _ } => {}
     }

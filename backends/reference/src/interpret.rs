@@ -4,7 +4,7 @@ use super::{ReferenceExecutable, ReferenceState};
 use super::{
     add, attention, attention_scores, attention_softmax, causal_conv, embed, expert_combine, expert_matmul,
 };
-use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
+use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router, slice};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ids::TokenId;
@@ -221,6 +221,10 @@ impl<'a> Interpreter<'a> {
             }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),
+            (Op::Slice { heads, start, len }, [TensorData::F32(out)]) => {
+                let width = self.graph.value(input(0)).shape.width().unwrap_or(1) / heads;
+                slice::slice(self.f32(input(0))?, width, *start..start + len, out);
+            }
             (Op::GetRows, [TensorData::F32(out)]) => {
                 let width = self.graph.value(input(0)).shape.width().unwrap_or(1);
                 get_rows::get_rows(self.f32(input(0))?, self.u32(input(1))?, width, out);
@@ -240,6 +244,7 @@ impl<'a> Interpreter<'a> {
                 | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. }),
                 _,

@@ -22,6 +22,7 @@ mod mul;
 mod rms_norm;
 mod rope;
 mod router;
+mod slice;
 
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
@@ -123,17 +124,26 @@ impl Backend for Reference {
                 } = attrs;
             }
             Op::GatedAct {
-                activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+                activation:
+                    ActivationFn::Silu
+                    | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                    | ActivationFn::Sigmoid,
             } => {}
             Op::CausalConv(attrs) => {
                 let CausalConvAttrs {
                     weight: _,
                     bias: _,
                     activation:
-                        None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
+                        None
+                        | Some(
+                            ActivationFn::Silu
+                            | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                            | ActivationFn::Sigmoid,
+                        ),
                     state: _,
                 } = attrs;
             }
+            Op::Slice { heads: _, start: _, len: _ } => {}
             Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows | Op::Tap { stage: _ } => {}
         }
         check_step_operands(NAME, graph, node)

@@ -28,6 +28,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         | OpKind::ExpertCombine
         | OpKind::Add
         | OpKind::Mul
+        | OpKind::Slice
         | OpKind::GetRows
         | OpKind::Tap => &[],
     };

@@ -55,6 +55,12 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// 1 / (1 + e^−x).
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// c · sigmoid(alpha · c) with c = min(x, limit): the gate of a clamped SwiGLU.
 #[inline(always)]
 pub fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
@@ -153,6 +159,8 @@ mod tests {
             let x = i as f32 / 50.0;
             let want = f64::from(x) / (1.0 + f64::from(-x).exp());
             assert!((f64::from(silu(x)) - want).abs() <= 4e-7 * want.abs() + 1e-37, "{x}");
+            let want = 1.0 / (1.0 + f64::from(-x).exp());
+            assert!((f64::from(sigmoid(x)) - want).abs() <= 4e-7 * want, "{x}");
         }
     }
 

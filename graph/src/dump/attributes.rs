@@ -94,6 +94,11 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("scale", float(*scale));
             }
         }
+        Op::Slice { heads, start, len } => {
+            put("heads", json!(heads));
+            put("start", json!(start));
+            put("len", json!(len));
+        }
         Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
         | Op::Add
@@ -115,6 +120,7 @@ fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
             put("alpha", float(alpha));
             put("limit", float(limit));
         }
+        ActivationFn::Sigmoid => put("activation", json!("sigmoid")),
     }
 }
 

@@ -368,6 +368,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => &[],
         };

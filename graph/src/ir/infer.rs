@@ -203,6 +203,20 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             }
             Ok(vec![f32(rule.shape(0).clone())])
         }
+        Op::Slice { heads, start, len } => {
+            rule.arity(1)?;
+            let width = rule.width(0)?;
+            let end = start.checked_add(*len);
+            let fits = |end: usize| *len > 0 && width.checked_rem(*heads) == Some(0) && end <= width / heads;
+            if !end.is_some_and(fits) {
+                let found = format!("{len} from {start} on of {}", rule.shape(0));
+                return Err(rule.wrong(format!("elements inside each of {heads} heads"), found));
+            }
+            let mut shape = rule.shape(0).clone();
+            shape.0.pop();
+            shape.0.push(Dim::Fixed(heads * len));
+            Ok(vec![f32(shape)])
+        }
         Op::GetRows => {
             rule.arity(2)?;
             rule.operand(1, DType::U32, "rows [R]", |s| s.0.len() == 1)?;

@@ -265,6 +265,8 @@ pub enum ActivationFn {
         /// Bound of the gate from above, of up on both sides.
         limit: f32,
     },
+    /// sigmoid(x): attention's output gates.
+    Sigmoid,
 }
 
 /// The attributes of [`Op::CausalConv`].
@@ -401,6 +403,16 @@ ops! {
     Add = "add";
     /// a · b, element by element.
     Mul = "mul";
+    /// x [.., heads·w] → of each head of width w its elements from `start` on, `len` of them: [.., heads·len]. Tensors that
+    /// hold a part of each head beside another (queries and their output gates) come apart by it.
+    Slice = "slice" {
+        /// Heads in the last axis.
+        heads: usize,
+        /// The first element of a head that is taken.
+        start: usize,
+        /// How many are.
+        len: usize,
+    };
     /// x `[T, D]`, rows `[R]` → `[R, D]`.
     GetRows = "get_rows";
     /// Identity with a name: hands its inputs, side by side along the last axis, to whoever asked.
@@ -435,6 +447,7 @@ impl Op {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => None,
         }
@@ -466,6 +479,7 @@ impl Op {
             | Op::ExpertCombine
             | Op::Add
             | Op::Mul
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => Vec::new(),
         }
@@ -491,6 +505,7 @@ impl Op {
             | Op::ExpertCombine
             | Op::Add
             | Op::Mul
+            | Op::Slice { heads: _, start: _, len: _ }
             | Op::GetRows
             | Op::Tap { stage: _ } => Vec::new(),
         }

@@ -115,6 +115,7 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::CausalConv => small::causal_conv(&mut b)?,
         OpKind::Add => small::elementwise(&mut b, Op::Add)?,
         OpKind::Mul => small::elementwise(&mut b, Op::Mul)?,
+        OpKind::Slice => small::slice(&mut b)?,
         OpKind::GetRows => small::get_rows(&mut b)?,
         OpKind::Tap => small::tap(&mut b)?,
     };

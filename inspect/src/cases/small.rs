@@ -162,7 +162,7 @@ pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
 pub(super) fn activation(b: &mut Builder) -> ActivationFn {
     let clamped =
         ActivationFn::ClampedSwiglu { alpha: b.pick(&[1.702, 1.0, 0.5]), limit: b.pick(&[7.0, 2.5]) };
-    let activation = if b.one_in(3) { clamped } else { ActivationFn::Silu };
+    let activation = b.pick(&[ActivationFn::Silu, ActivationFn::Silu, clamped, ActivationFn::Sigmoid]);
     b.note("activation", format!("{activation:?}"));
     activation
 }
@@ -230,6 +230,19 @@ pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
         at += tokens;
     }
     Ok((steps, at))
+}
+
+pub(super) fn slice(b: &mut Builder) -> Result<Steps, BackendError> {
+    let (heads, width) = (b.pick(&[1, 2, 3, 16]), b.pick(&[1, 33, 64, 160]));
+    let start = b.between(0, width - 1);
+    let len = b.between(1, width - start);
+    let x = b.boundary(row(heads * width), DType::F32);
+    b.graph.outputs = b.graph.push(None, "slice", Op::Slice { heads, start, len }, &[x])?;
+    let t = b.tokens();
+    b.note("T", t);
+    b.note("heads", heads);
+    b.note("part", format!("{start}+{len} of {width}"));
+    Ok((vec![b.step(0, t, &[], 1.0)], t))
 }
 
 pub(super) fn get_rows(b: &mut Builder) -> Result<Steps, BackendError> {

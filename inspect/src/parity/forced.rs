@@ -189,6 +189,7 @@ impl Forced<'_> {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => self.error(node, &a, &b, width, None)?,
         };

@@ -109,6 +109,7 @@ pub(super) fn local_error(
         | Op::CausalConv(_)
         | Op::Add
         | Op::Mul
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => None,
     };

@@ -283,6 +283,13 @@ fn small_ops() {
         b.refuses(op, &[x], "2 operands");
     }
     b.accepts(Op::Add, &[x, x], &[&[Tokens, Fixed(32)]]);
+    let slice = |heads, start, len| Op::Slice { heads, start, len };
+    b.accepts(slice(4, 2, 6), &[x], &[&[Tokens, Fixed(24)]]);
+    b.accepts(slice(1, 31, 1), &[x], &[&[Tokens, Fixed(1)]]);
+    for (heads, start, len) in [(4, 3, 6), (4, 0, 0), (3, 0, 1), (0, 0, 1), (4, usize::MAX, 2)] {
+        b.refuses(slice(heads, start, len), &[x], "elements inside each of");
+    }
+    b.refuses(slice(1, 0, 1), &[ids], "last axis of fixed size");
     let rows = b.graph.inputs.logits_rows;
     b.accepts(Op::GetRows, &[x, rows], &[&[LogitsRows, Fixed(32)]]);
     b.refuses(Op::GetRows, &[x, x], "rows [R]");

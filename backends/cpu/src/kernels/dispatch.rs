@@ -94,6 +94,10 @@ compiled_for_each! {
     fn clamped_silu(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) = vector::clamped_silu_row;
     /// A clamped SwiGLU.
     fn clamped_swiglu(alpha: f32, limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) = vector::clamped_swiglu;
+    /// sigmoid(gate).
+    fn sigmoid(gate: &[f32], out: &mut [f32]) = vector::sigmoid_row;
+    /// sigmoid(gate) · up.
+    fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::sigmoid_gate;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
     /// x ← e^x · 2^−shift, and its sum.
@@ -143,6 +147,7 @@ impl Kernels {
         match activation {
             ActivationFn::Silu => self.silu(gate, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_silu(alpha, limit, gate, out),
+            ActivationFn::Sigmoid => self.sigmoid(gate, out),
         }
     }
 
@@ -151,6 +156,7 @@ impl Kernels {
         match activation {
             ActivationFn::Silu => self.swiglu(gate, up, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_swiglu(alpha, limit, gate, up, out),
+            ActivationFn::Sigmoid => self.sigmoid_gate(gate, up, out),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::layout::{Lanes, PANEL_ROWS, WideLanes};
 use moe_run_graph::ir::RopePairing;
-use moe_run_runtime::exp::{ROUND, clamped_silu, clamped_up, exp_shifted, silu};
+use moe_run_runtime::exp::{ROUND, clamped_silu, clamped_up, exp_shifted, sigmoid, silu};
 
 /// Lanes of a partial sum; the widest vector's.
 const LANES: usize = 16;
@@ -153,6 +153,22 @@ pub fn clamped_silu_row(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) {
 pub fn clamped_swiglu(alpha: f32, limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((gate, up), out) in gate.iter().zip(up).zip(out) {
         *out = clamped_silu(*gate, alpha, limit) * clamped_up(*up, limit);
+    }
+}
+
+/// sigmoid(gate).
+#[inline(always)]
+pub fn sigmoid_row(gate: &[f32], out: &mut [f32]) {
+    for (gate, out) in gate.iter().zip(out) {
+        *out = sigmoid(*gate);
+    }
+}
+
+/// sigmoid(gate) · up.
+#[inline(always)]
+pub fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        *out = sigmoid(*gate) * *up;
     }
 }
 

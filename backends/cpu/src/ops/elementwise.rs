@@ -1,10 +1,11 @@
-//! The small ops as launches of their own: Add, Mul, GatedAct, GetRows, ExpertCombine. Groups have them built in.
+//! The small ops as launches of their own: Add, Mul, GatedAct, Slice, GetRows, ExpertCombine. Groups have some built in.
 
 use super::{Launch, Scratch, Step};
 use crate::kernels::wide_flat_mut;
 use crate::memory::Val;
 use crate::pool::Worker;
 use moe_run_graph::ir::ActivationFn;
+use std::ops::Range;
 
 /// Which function of two rows.
 pub enum Binary {
@@ -69,6 +70,32 @@ impl Launch for GatedAct {
                 if let Some(to) = self.out {
                     step.kernels.gate(self.activation, gate, up, step.arena.rows_mut(to, row..row + 1));
                 }
+            }
+        }
+    }
+}
+
+/// Some elements of each head.
+pub struct Slice {
+    /// Where from.
+    pub x: Val,
+    /// Where to.
+    pub out: Val,
+    /// Elements of a head.
+    pub width: usize,
+    /// Which of them.
+    pub part: Range<usize>,
+}
+
+impl Launch for Slice {
+    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
+        for row in worker.chunks(self.out.lead.of(step.sizes)) {
+            // SAFETY: the row is this chunk's; inputs are older than the last barrier.
+            let (x, out) = unsafe {
+                (step.arena.rows(self.x, row..row + 1), step.arena.rows_mut(self.out, row..row + 1))
+            };
+            for (head, out) in x.chunks_exact(self.width).zip(out.chunks_exact_mut(self.part.len())) {
+                out.copy_from_slice(&head[self.part.clone()]);
             }
         }
     }

@@ -62,6 +62,7 @@ impl ScratchSizes {
                 | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. } => {}
             }
