@@ -97,7 +97,7 @@ def measure(ptxas, path, arch):
 
 def headers_of(path, seen):
     """Adds the headers that a source includes, by themselves or through others."""
-    for name in re.findall(r'#include "([^"]+)"', path.read_text()):
+    for name in re.findall(r'#include "([^"]+)"', path.read_text(encoding="utf-8")):
         header = next(p for p in (path.parent / name, KERNELS / name) if p.exists())
         if header not in seen:
             seen.add(header)

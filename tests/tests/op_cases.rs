@@ -110,7 +110,7 @@ const LACKING: &[(&str, &str)] = &[];
 
 #[test]
 fn ops_that_read_quantized_weights() {
-    for op in ["matmul", "expert_matmul"] {
+    for op in ["matmul", "head_matmul", "expert_matmul"] {
         over_seeds(op, &[Activations::F32, Activations::Q8, Activations::F16], &[KvType::F32], 4);
     }
     over_seeds("embed", &[Activations::F32], &[KvType::F32], 2);
@@ -288,6 +288,7 @@ fn router_ranks_groups_low_and_nan_last() {
             scale: 1.0,
             selection_bias: None,
             groups: Some(ExpertGroups { n_group: 4, topk_group: 2, score }),
+            expert_scale: None,
         };
         let case = router_case(attrs, &logits);
         let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
@@ -323,6 +324,7 @@ fn router_ranks_ties_low_and_nan_last() {
             scale: 1.0,
             selection_bias: None,
             groups: None,
+            expert_scale: None,
         };
         let case = router_case(attrs, &logits);
         let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };

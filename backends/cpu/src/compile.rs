@@ -6,10 +6,13 @@ use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
 use super::ops::causal_conv::CausalConv;
+use super::ops::concat::Concat;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
+use super::ops::head_matmul::TransposedHeads;
 use super::ops::kv_write::{Cache, Heads, KvWrite};
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
+use super::ops::pointwise::Pointwise;
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::Rope;
 use super::ops::router::Route;
@@ -36,6 +39,8 @@ pub struct Needs {
     pub groups: usize,
     /// K.
     pub per_tok: usize,
+    /// Elements of sums in f64, beside those of products.
+    pub wide_elems: usize,
     /// Attention.
     pub attention: Largest,
 }
@@ -51,6 +56,7 @@ impl Needs {
             slots: self.slots.max(other.slots),
             groups: self.groups.max(other.groups),
             per_tok: self.per_tok.max(other.per_tok),
+            wide_elems: self.wide_elems.max(other.wide_elems),
             attention: Largest {
                 group: a.group.max(b.group),
                 head_dim: a.head_dim.max(b.head_dim),
@@ -195,8 +201,10 @@ impl Compiler<'_> {
         let (weight, bias, scale) = match &node.op {
             Op::MatMul { weight, bias, scale } => (weight, *bias, *scale),
             Op::ExpertMatMul { weight, bias } => (weight, *bias, None),
+            Op::HeadMatMul { weight, transposed: false } => (weight, None, None),
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::HeadMatMul { weight: _, transposed: true }
             | Op::Rope { .. }
             | Op::KvWrite { .. }
             | Op::Attention(_)
@@ -208,6 +216,8 @@ impl Compiler<'_> {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
             | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
@@ -217,10 +227,17 @@ impl Compiler<'_> {
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
-        let Op::RmsNorm { weight, eps, heads: _ } = node.op else {
+        let Op::RmsNorm { weight, eps, heads } = node.op else {
             return Err(BackendError::mismatch(node.op.stem()));
         };
-        Ok(Norm { weight: self.vector(weight)?, eps, out: self.maybe(node.outputs[0]) })
+        let weight = match weight {
+            Some(weight) => self.vector(weight)?,
+            None => {
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(1);
+                vec![1.0; width / heads].into()
+            }
+        };
+        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
     }
 
     fn route(&self, node: &Node) -> Result<Route, BackendError> {
@@ -229,6 +246,7 @@ impl Compiler<'_> {
             logits: self.input(node, 0)?,
             attrs: attrs.clone(),
             bias: self.opt_vector(attrs.selection_bias)?,
+            expert_scale: self.opt_vector(attrs.expert_scale)?,
             ids: self.maybe(node.outputs[0]),
             weights: self.maybe(node.outputs[1]),
         })
@@ -264,6 +282,14 @@ impl Compiler<'_> {
             self.needs.groups = self.needs.groups.max(count);
             self.needs.per_tok = self.needs.per_tok.max(per_tok);
             experts = Some((per_tok, count, choice));
+        }
+        if let Op::HeadMatMul { weight, .. } = &first.op {
+            let shape = &self.plan.graph.weight(weight.tensor).shape;
+            let heads = weight.experts.as_ref().map_or(shape[0], |e| e.len());
+            row_per_expert = true;
+            self.needs.groups = self.needs.groups.max(heads);
+            self.needs.per_tok = self.needs.per_tok.max(heads);
+            experts = Some((heads, heads, Experts::All));
         }
         let kinds = projections.iter().fold(Kinds::default(), |k, p| k.with(p.matrix.activation));
         let launch = MatMuls { x, pick, norm, experts, row_per_expert, projections, kinds, then };
@@ -332,11 +358,14 @@ impl Compiler<'_> {
         let Op::KvWrite { key, value } = write.op else {
             return Err(BackendError::mismatch(write.op.stem()));
         };
+        let value = match value {
+            Some(value) => Some((self.input(write, 1)?, value.index())),
+            None => None,
+        };
         let q = self.input(norms.first().unwrap_or(q_rope), 0)?;
         let k = self.input(norms.get(1).unwrap_or(k_rope), 0)?;
         let heads = self.heads(norms.get(1).copied(), k_rope)?;
-        let v = self.input(write, 1)?;
-        let cache = Cache { k, v, heads, key: key.index(), value: value.index() };
+        let cache = Cache { k, heads, key: key.index(), value };
         Ok((q, self.heads(norms.first().copied(), q_rope)?, cache))
     }
 
@@ -408,7 +437,17 @@ impl Compiler<'_> {
     /// An op as a launch of its own.
     fn single(&mut self, node: &Node) -> Result<Box<dyn Work>, BackendError> {
         Ok(match &node.op {
-            Op::MatMul { .. } | Op::ExpertMatMul { .. } => {
+            Op::HeadMatMul { weight, transposed: true } => {
+                let launch = TransposedHeads {
+                    matrix: self.matrix(weight)?,
+                    heads: weight.experts.as_ref().map_or(0, |e| e.len()),
+                    x: self.input(node, 0)?,
+                    out: self.output(node)?,
+                };
+                self.needs.wide_elems = self.needs.wide_elems.max(launch.sums_elems());
+                Box::new(launch)
+            }
+            Op::MatMul { .. } | Op::HeadMatMul { weight: _, transposed: false } | Op::ExpertMatMul { .. } => {
                 let x = self.input(node, 0)?;
                 return self.products(x, None, None, None, &[node], Then::Nothing);
             }
@@ -429,8 +468,11 @@ impl Compiler<'_> {
             }
             Op::KvWrite { key, value } => {
                 let heads = Heads { head_dim: 1, norm: None, rope: None, out: None };
-                let (k, v) = (self.input(node, 0)?, self.input(node, 1)?);
-                let cache = Cache { k, v, heads, key: key.index(), value: value.index() };
+                let value = match value {
+                    Some(value) => Some((self.input(node, 1)?, value.index())),
+                    None => None,
+                };
+                let cache = Cache { k: self.input(node, 0)?, heads, key: key.index(), value };
                 Box::new(KvWrite { q: None, cache })
             }
             Op::Attention(_) => return self.attention(node, self.input(node, 0)?, None),
@@ -476,6 +518,15 @@ impl Compiler<'_> {
                 activation: *activation,
                 state: state.index(),
                 kept: self.plan.graph.state(*state).width,
+            }),
+            Op::Pointwise { function } => {
+                Box::new(Pointwise { function: *function, x: self.input(node, 0)?, out: self.output(node)? })
+            }
+            Op::Concat { heads } => Box::new(Concat {
+                a: self.input(node, 0)?,
+                b: self.input(node, 1)?,
+                out: self.output(node)?,
+                heads: *heads,
             }),
             Op::Slice { heads, start, len } => {
                 let x = self.input(node, 0)?;

@@ -59,7 +59,11 @@ fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
         wide: PanelF32::zeroed(),
         sums: [lanes(slots), lanes(slots)],
         wide_sums: wide(needs.slots),
-        combined: wide((max_tokens * super::ops::matmul::COMBINE_PANELS).max(super::ops::RUN_PANELS)),
+        combined: wide(
+            (max_tokens * super::ops::matmul::COMBINE_PANELS)
+                .max(super::ops::RUN_PANELS)
+                .max(needs.wide_elems.div_ceil(PANEL_ROWS)),
+        ),
         normed: vec![0.0; needs.row_elems],
         row: RowBuffers::new(needs.row_elems),
         activations: Activations::new(needs.kinds, one.activation_elems),

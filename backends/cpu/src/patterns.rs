@@ -151,7 +151,11 @@ fn chained_attention(graph: &Graph, nodes: &[&Node]) -> bool {
         window: _,
         soft_cap: _,
         sinks: _,
-    } = *attrs;
+        value_in_key: false,
+    } = *attrs
+    else {
+        return false;
+    };
     let mut turns = head.iter().filter(|n| n.op.kind() == OpKind::Rope);
     let (q, k) = (turns.next(), turns.next());
     let write = head.last();

@@ -94,7 +94,7 @@ fn plain_matmul(node: &Node, x: ValueId) -> bool {
 
 /// A norm of whole rows: the weight and eps go with the launch.
 fn whole_norm(node: &Node) -> bool {
-    matches!(node.op, Op::RmsNorm { weight: _, eps: _, heads: 1 })
+    matches!(node.op, Op::RmsNorm { weight: Some(_), eps: _, heads: 1 })
 }
 
 /// Experts' matmul without bias, of any rows of any experts.
@@ -182,7 +182,11 @@ fn attention_step_fits(graph: &Graph, nodes: &[&Node]) -> bool {
         window: _,
         soft_cap: _,
         sinks: _,
-    } = *a;
+        value_in_key: false,
+    } = *a
+    else {
+        return false;
+    };
     let eps = |node: Option<&Node>| {
         let Op::RmsNorm { weight: _, eps, heads: _ } = node?.op else { return None };
         Some(eps)
@@ -191,7 +195,7 @@ fn attention_step_fits(graph: &Graph, nodes: &[&Node]) -> bool {
     let norm_fits = |norm: Option<&Node>, rope: &Node, wanted: usize| {
         norm.is_none_or(|n| {
             rope.inputs[0] == n.outputs[0]
-                && matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted)
+                && matches!(n.op, Op::RmsNorm { weight: Some(_), eps: _, heads } if heads == wanted)
         })
     };
     let (
@@ -229,6 +233,7 @@ fn route_gate_up_fits(graph: &Graph, nodes: &[&Node]) -> bool {
         scale: _,
         selection_bias: _,
         groups: None,
+        expert_scale: None,
     }) = &router.op
     else {
         return false;
@@ -307,7 +312,7 @@ fn norm_matmul(
     norm: &Node,
     matmuls: &[&Node],
 ) -> Result<(), BackendError> {
-    let Op::RmsNorm { weight, eps, heads: 1 } = norm.op else {
+    let Op::RmsNorm { weight: Some(weight), eps, heads: 1 } = norm.op else {
         return Err(BackendError::mismatch(norm.name));
     };
     if matmuls.len() > MAX_MATRICES {
@@ -366,7 +371,7 @@ fn attention_step(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendErr
     };
     let norm = |node: Option<&Node>| match node.map(|n| &n.op) {
         None => Ok((Param::NULL, 0.0)),
-        Some(Op::RmsNorm { weight, eps, heads: _ }) => Ok((emit.weights.vector(*weight), *eps)),
+        Some(Op::RmsNorm { weight: Some(weight), eps, heads: _ }) => Ok((emit.weights.vector(*weight), *eps)),
         Some(_) => Err(BackendError::mismatch(ATTENTION_STEP)),
     };
     let ((q_norm, eps), (k_norm, _)) = (norm(s.q_norm)?, norm(s.k_norm)?);

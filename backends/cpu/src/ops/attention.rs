@@ -178,9 +178,11 @@ impl Attention {
                             cache.heads.turn(step, token, at, x, &mut k[..d], true);
                             let slot = step.slot(token);
                             step.state.encode(step.kernels, cache.key, task.kv_head, slot, &k[..d]);
-                            let at = task.kv_head * dv;
-                            let x = &step.arena.rows(cache.v, token..token + 1)[at..at + dv];
-                            step.state.encode(step.kernels, cache.value, task.kv_head, slot, x);
+                            if let Some((v, value)) = cache.value {
+                                let at = task.kv_head * dv;
+                                let x = &step.arena.rows(v, token..token + 1)[at..at + dv];
+                                step.state.encode(step.kernels, value, task.kv_head, slot, x);
+                            }
                         }
                     }
                     &*q
@@ -255,7 +257,15 @@ impl Attention {
             }
             // SAFETY: as above.
             let bytes = unsafe { step.state.bytes(self.value, task.kv_head, first_slot..first_slot + keys) };
-            step.state.decode_rows(step.kernels, self.value, bytes, &mut tiles.values[..keys * dv]);
+            if self.attrs.value_in_key {
+                // The rows are keys, of which the first elements are the values.
+                let (row_bytes, value_bytes) = (step.state.row_bytes(self.value), step.state.bytes_of(dv));
+                for (row, to) in bytes.chunks_exact(row_bytes).zip(tiles.values.chunks_exact_mut(dv)) {
+                    step.state.decode_rows(step.kernels, self.value, &row[..value_bytes], to);
+                }
+            } else {
+                step.state.decode_rows(step.kernels, self.value, bytes, &mut tiles.values[..keys * dv]);
+            }
             for first in (0..rows).step_by(TILE_TOKENS) {
                 let width = TILE_TOKENS.min(rows - first);
                 let q = &tiles.q[first * d..][..width * d];

@@ -60,14 +60,12 @@ impl Heads {
 pub struct Cache {
     /// [T, G · d].
     pub k: Val,
-    /// [T, G · dv].
-    pub v: Val,
     /// Norm and RoPE of k.
     pub heads: Heads,
     /// The keys' state.
     pub key: usize,
-    /// The values' state.
-    pub value: usize,
+    /// v [T, G · dv] and the values' state; `None` where values are parts of keys.
+    pub value: Option<(Val, usize)>,
 }
 
 /// The launch for many tokens: q turned and stored, k turned and cached, v cached.
@@ -81,7 +79,7 @@ pub struct KvWrite {
 impl Launch for KvWrite {
     fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
         let tokens = step.sizes.tokens;
-        let Cache { k, v, heads, key, value } = &self.cache;
+        let Cache { k, heads, key, value } = &self.cache;
         for chunk in worker.chunks(tokens.div_ceil(CHUNK_TOKENS)) {
             for token in chunk * CHUNK_TOKENS..((chunk + 1) * CHUNK_TOKENS).min(tokens) {
                 let slot = step.slot(token);
@@ -95,8 +93,10 @@ impl Launch for KvWrite {
                     let turned = &mut scratch.normed[..x.len()];
                     heads.turn(step, token, 0, x, turned, true);
                     step.state.encode(step.kernels, *key, 0, slot, turned);
-                    let x = step.arena.rows(*v, token..token + 1);
-                    step.state.encode(step.kernels, *value, 0, slot, x);
+                    if let Some((v, value)) = value {
+                        let x = step.arena.rows(*v, token..token + 1);
+                        step.state.encode(step.kernels, *value, 0, slot, x);
+                    }
                 }
             }
         }

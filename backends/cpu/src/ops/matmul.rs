@@ -56,6 +56,8 @@ pub enum Experts {
     },
     /// The launch chooses.
     Route(Route),
+    /// Every row meets all of them, each its own part of the row: heads.
+    All,
 }
 
 /// What becomes of the products.
@@ -456,13 +458,18 @@ impl Launch for MatMuls {
             Some((per_tok, experts, choice)) => {
                 let ids = match choice {
                     // SAFETY: see above.
-                    Experts::Chosen { ids } => unsafe { step.arena.ids(*ids, 0..rows) },
+                    Experts::Chosen { ids } => Some(unsafe { step.arena.ids(*ids, 0..rows) }),
                     Experts::Route(route) => {
                         route.token(step, 0, &mut chosen.0[..*per_tok], &mut chosen.1[..*per_tok], writer);
-                        &chosen.0[..*per_tok]
+                        Some(&chosen.0[..*per_tok])
                     }
+                    Experts::All => None,
                 };
-                if one { slots.one_token(ids) } else { slots.by_expert(ids, *experts) }
+                match ids {
+                    Some(ids) if one => slots.one_token(ids),
+                    Some(ids) => slots.by_expert(ids, *experts),
+                    None => slots.by_head(rows, *experts),
+                }
             }
         }
         // One row for all of a token's experts: a single tile serves them.

@@ -99,6 +99,12 @@ impl Matrix {
         &self.bytes.get()[(self.first_row + row) * self.row_bytes..][..self.row_bytes]
     }
 
+    /// The bytes of a row of an expert.
+    pub fn expert_row(&self, expert: usize, row: usize) -> &[u8] {
+        let row = (self.first_expert + expert) * self.tensor_rows + self.first_row + row;
+        &self.bytes.get()[row * self.row_bytes..][..self.row_bytes]
+    }
+
     /// The bytes of a panel and how many rows it has.
     pub fn panel(&self, expert: usize, panel: usize) -> (&[u8], usize) {
         self.panels_at(expert, panel..panel + 1)

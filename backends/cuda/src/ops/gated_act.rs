@@ -11,6 +11,8 @@ pub(super) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] 
         None => (0, 0.0, 0.0),
         Some(ActivationFn::Silu) => (1, 0.0, 0.0),
         Some(ActivationFn::ClampedSwiglu { alpha, limit }) => (2, alpha, limit),
+        Some(ActivationFn::Sigmoid) => (3, 0.0, 0.0),
+        Some(ActivationFn::GeluTanh) => (4, 0.0, 0.0),
     };
     [Param::I32(code), Param::F32(alpha), Param::F32(limit)]
 }

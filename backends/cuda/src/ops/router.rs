@@ -24,6 +24,7 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
         scale: _,
         selection_bias: _,
         groups,
+        expert_scale: _,
     } = *attrs;
     if let Some(ExpertGroups { n_group, topk_group: _, score: _ }) = groups
         && n_group > MAX_GROUPS
@@ -57,6 +58,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &RouterAttrs) -> Res
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.weights.opt_vector(attrs.selection_bias),
+        emit.weights.opt_vector(attrs.expert_scale),
         emit.value(node.outputs[0])?,
         emit.value(node.outputs[1])?,
         int(tokens),

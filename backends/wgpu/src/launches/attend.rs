@@ -48,7 +48,11 @@ impl<'n> Parts<'n> {
             window: _,
             soft_cap: _,
             sinks: _,
-        } = *attrs;
+            value_in_key: false,
+        } = *attrs
+        else {
+            return None;
+        };
         let (
             Op::Rope { table: a, pairing: pa, heads: q_heads },
             Op::Rope { table: b, pairing: pb, heads: k_heads },
@@ -58,7 +62,9 @@ impl<'n> Parts<'n> {
         };
         // Norms of each head by itself.
         let heads = |norm: Option<&Node>, wanted: usize| {
-            norm.is_none_or(|n| matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted))
+            norm.is_none_or(
+                |n| matches!(n.op, Op::RmsNorm { weight: Some(_), eps: _, heads } if heads == wanted),
+            )
         };
         let follows = |norm: Option<&Node>, rope: &Node| norm.is_none_or(|n| rope.inputs[0] == n.outputs[0]);
         let connected = follows(q_norm, q_rope)
@@ -85,14 +91,14 @@ pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendEr
     let plan = e.plan;
     let defect = || BackendError::mismatch(PATTERN.name);
     let Some(parts) = Parts::of(&plan.graph, nodes) else { return Err(defect()) };
-    let (Op::Attention(attrs), Op::Rope { table, pairing, .. }, Op::KvWrite { key, value }) =
+    let (Op::Attention(attrs), Op::Rope { table, pairing, .. }, Op::KvWrite { key, value: Some(value) }) =
         (&parts.attention.op, &parts.q_rope.op, &parts.write.op)
     else {
         return Err(defect());
     };
     let norm = |e: &Emitter<'_>, node: Option<&Node>| match node.map(|n| &n.op) {
         None => Ok((NONE, 0.0)),
-        Some(Op::RmsNorm { weight, eps, heads: _ }) => Ok((e.small(Some(*weight))?, *eps)),
+        Some(Op::RmsNorm { weight: Some(weight), eps, heads: _ }) => Ok((e.small(Some(*weight))?, *eps)),
         Some(_) => Err(defect()),
     };
     let ((q_norm, q_eps), (k_norm, k_eps)) = (norm(e, parts.q_norm)?, norm(e, parts.k_norm)?);

@@ -95,7 +95,7 @@ fn plain_experts(graph: &Graph, node: &Node) -> Option<Matrix> {
 
 /// A norm of whole rows: its weight and eps go with the launch.
 fn whole_norm(node: &Node) -> bool {
-    matches!(node.op, Op::RmsNorm { weight: _, eps: _, heads: 1 })
+    matches!(node.op, Op::RmsNorm { weight: Some(_), eps: _, heads: 1 })
 }
 
 /// One row for a token: what a launch with tokens along y computes.

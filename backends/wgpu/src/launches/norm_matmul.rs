@@ -47,7 +47,7 @@ fn residual(matmul: &Node, add: &Node) -> Option<ValueId> {
 pub(super) fn emit_norm_router(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
     let defect = || BackendError::mismatch(NORM_ROUTER.name);
     let [norm, matmul] = nodes else { return Err(defect()) };
-    let Op::RmsNorm { weight, eps, heads: 1 } = norm.op else { return Err(defect()) };
+    let Op::RmsNorm { weight: Some(weight), eps, heads: 1 } = norm.op else { return Err(defect()) };
     let row = Row {
         x: e.at(norm.inputs[0])?,
         norm: e.small(Some(weight))?,

@@ -35,7 +35,7 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
 pub(super) fn emit(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
     let defect = || BackendError::mismatch(PATTERN.name);
     let [norm, q, k, v] = nodes else { return Err(defect()) };
-    let Op::RmsNorm { weight, eps, heads: 1 } = norm.op else { return Err(defect()) };
+    let Op::RmsNorm { weight: Some(weight), eps, heads: 1 } = norm.op else { return Err(defect()) };
     let tensors = [e.matrix_of(q)?, e.matrix_of(k)?, e.matrix_of(v)?];
     let rows = [e.width(q, q.outputs[0])?, e.width(k, k.outputs[0])?, e.width(v, v.outputs[0])?];
     let layouts = tensors.map(|t| t.layout);

@@ -33,7 +33,11 @@ fn accepts(graph: &Graph, nodes: &[&Node]) -> bool {
         scale: _,
         selection_bias: _,
         groups: _,
-    } = *attrs;
+        expert_scale: None,
+    } = *attrs
+    else {
+        return false;
+    };
     let (Some(g), Some(u)) = (plain_experts(graph, gate), plain_experts(graph, up)) else { return false };
     let ids = router.outputs[0];
     // Keys, gates, ids and weights of every expert; sums and maxima of every lane.
