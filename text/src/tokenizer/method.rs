@@ -48,10 +48,8 @@ impl Method {
                         found: name.to_owned(),
                         known: known_names(),
                     })?;
-                let unnamed = || TokenizerWarning::PreTokenizer {
-                    file: file(),
-                    found: stated.map(str::to_owned),
-                };
+                let unnamed =
+                    || TokenizerWarning::PreTokenizer { file: file(), found: stated.map(str::to_owned) };
                 Ok((Method::ByteLevel(pre_tokenizer), (name == DEFAULT).then(unnamed)))
             }
         }

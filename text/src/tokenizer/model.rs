@@ -143,9 +143,7 @@ impl Model {
     pub fn bytes(&self, text: &str) -> Vec<u8> {
         match self {
             // A normal token may hold characters outside the alphabet in some files; those stand for themselves.
-            Model::ByteLevel { .. } => {
-                bytes::from_alphabet(text).unwrap_or_else(|| text.as_bytes().to_vec())
-            }
+            Model::ByteLevel { .. } => bytes::from_alphabet(text).unwrap_or_else(|| text.as_bytes().to_vec()),
             Model::Lines { .. } | Model::SentencePiece(_) => text.replace(BLANK, " ").into_bytes(),
         }
     }
@@ -186,8 +184,7 @@ fn merges(metadata: &Metadata) -> Result<Vec<(String, String)>, TokenizerError> 
     merges
         .map(|(index, merge)| {
             let pair = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
-            let (left, right) =
-                pair.ok_or_else(|| TokenizerError::Merge { index, found: merge.clone() })?;
+            let (left, right) = pair.ok_or_else(|| TokenizerError::Merge { index, found: merge.clone() })?;
             Ok((left.to_owned(), right.to_owned()))
         })
         .collect()
@@ -228,9 +225,12 @@ mod tests {
 
     #[test]
     fn lines_and_runs_of_line_ends() {
-        for (text, pieces) in
-            [("", vec![]), ("a\n\nb", vec!["a", "\n\n", "b"]), ("\n", vec!["\n"]), ("é\r\n", vec!["é\r", "\n"])]
-        {
+        for (text, pieces) in [
+            ("", vec![]),
+            ("a\n\nb", vec!["a", "\n\n", "b"]),
+            ("\n", vec!["\n"]),
+            ("é\r\n", vec!["é\r", "\n"]),
+        ] {
             assert_eq!(lines(text).collect::<Vec<_>>(), pieces);
         }
     }

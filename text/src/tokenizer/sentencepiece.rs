@@ -251,8 +251,7 @@ impl SentencePiece {
                 }
                 continue;
             };
-            let halves =
-                memo.halves.get(&id).filter(|_| kinds.get(id as usize) == Some(&TokenKind::Unused));
+            let halves = memo.halves.get(&id).filter(|_| kinds.get(id as usize) == Some(&TokenKind::Unused));
             match halves {
                 Some(&(left, right)) => pending.extend([right, left]),
                 None => ids.push(TokenId(id)),
@@ -317,7 +316,9 @@ fn scores(metadata: &Metadata) -> Result<Vec<f32>, TokenizerError> {
     let number = |score: f32| if score.is_nan() { f32::NEG_INFINITY } else { score + 0.0 };
     match metadata.get(keys::TOKENIZER_SCORES) {
         // Some converters wrote whole numbers.
-        Some(MetaValue::Array(MetaArray::I32(scores))) => Ok(scores.iter().map(|&score| score as f32).collect()),
+        Some(MetaValue::Array(MetaArray::I32(scores))) => {
+            Ok(scores.iter().map(|&score| score as f32).collect())
+        }
         _ => Ok(metadata.f32_array(keys::TOKENIZER_SCORES)?.iter().map(|&score| number(score)).collect()),
     }
 }

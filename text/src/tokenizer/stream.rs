@@ -46,10 +46,19 @@ impl Utf8Stream {
     }
 }
 
-/// Ids → text as it becomes complete. Control tokens are no text and give none.
-#[derive(Clone, Debug, Default)]
+/// Ids → text as it becomes complete. Control tokens are no text and give none. Where the tokenizer puts a space in front of
+/// texts, as SentencePiece does at the beginning and behind control and user-defined tokens, that space is none of the text.
+#[derive(Clone, Debug)]
 pub struct StreamDecoder {
     utf8: Utf8Stream,
+    /// The tokenizer would have put a space in front of what comes next.
+    behind_special: bool,
+}
+
+impl Default for StreamDecoder {
+    fn default() -> StreamDecoder {
+        StreamDecoder { utf8: Utf8Stream::default(), behind_special: true }
+    }
 }
 
 impl StreamDecoder {
@@ -58,15 +67,29 @@ impl StreamDecoder {
         StreamDecoder::default()
     }
 
+    /// A decoder for what goes on behind a prompt: text behind text keeps its space.
+    pub fn behind(tokenizer: &Tokenizer, prompt: &[TokenId]) -> StreamDecoder {
+        let kind = prompt.last().and_then(|&id| tokenizer.kind(id));
+        let behind_special = matches!(kind, None | Some(TokenKind::Control | TokenKind::UserDefined));
+        StreamDecoder { behind_special, ..StreamDecoder::default() }
+    }
+
     /// Takes a token and gives the text that is complete by now (often the token's; empty inside a character).
     ///
     /// Errors: the id is outside of the vocabulary.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId) -> Result<String, TokenizerError> {
         let unknown = || TokenizerError::UnknownToken { id: id.0, vocab_size: tokenizer.vocab_size() };
-        if tokenizer.kind(id).ok_or_else(unknown)? == TokenKind::Control {
+        let kind = tokenizer.kind(id).ok_or_else(unknown)?;
+        let behind_special = std::mem::replace(
+            &mut self.behind_special,
+            matches!(kind, TokenKind::Control | TokenKind::UserDefined),
+        );
+        if kind == TokenKind::Control {
             return Ok(String::new());
         }
-        Ok(self.utf8.push(&tokenizer.piece(id).ok_or_else(unknown)?))
+        let piece = tokenizer.piece(id).ok_or_else(unknown)?;
+        let has_prefix = behind_special && kind != TokenKind::UserDefined && tokenizer.adds_space_prefix();
+        Ok(self.utf8.push(piece.strip_prefix(b" ").filter(|_| has_prefix).unwrap_or(&piece)))
     }
 
     /// Ends the text: what is left of an incomplete character is U+FFFD.
