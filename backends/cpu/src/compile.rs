@@ -254,6 +254,12 @@ impl Compiler<'_> {
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
+        let (weight, eps) = self.norm_weight(node)?;
+        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
+    }
+
+    /// The weight of a norm's head, and its eps.
+    fn norm_weight(&self, node: &Node) -> Result<(Box<[f32]>, f32), BackendError> {
         let Op::RmsNorm { weight, eps, heads } = node.op else {
             return Err(BackendError::mismatch(node.op.stem()));
         };
@@ -264,7 +270,7 @@ impl Compiler<'_> {
                 vec![1.0; width / heads].into()
             }
         };
-        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
+        Ok((weight, eps))
     }
 
     fn route(&self, node: &Node) -> Result<Route, BackendError> {
@@ -502,9 +508,9 @@ impl Compiler<'_> {
                 out: self.output(node)?,
             }),
             Op::RmsNorm { weight: _, eps: _, heads: _ } => {
-                let Norm { weight, eps, out } = self.norm(node)?;
-                let out = out.ok_or_else(|| unsupported(node, "its result has no buffer in this plan"))?;
-                Box::new(RmsNorm { x: self.input(node, 0)?, out, weight, eps })
+                let (weight, eps) = self.norm_weight(node)?;
+                let (x, out) = (self.input(node, 0)?, self.output(node)?);
+                Box::new(RmsNorm { x, out, weight, eps })
             }
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);

@@ -3,7 +3,7 @@
 use super::{Recorder, Step, not_stored, show, wrong};
 use crate::error::BackendError;
 use crate::executable::{HostTensor, State, TensorData, TensorView, ValueAccess};
-use moe_run_graph::ir::{DType, Lifetime, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
 use std::ops::Range;
 
 /// A step that waits in front of one of its launches, or behind it.
@@ -30,10 +30,9 @@ impl<R: Recorder> Access<'_, R> {
     }
 
     fn check_slots(&self, id: StateId, first: usize, count: usize) -> Result<(), BackendError> {
-        let capacity = match self.step.plan.graph.state(id).lifetime {
-            Lifetime::PerToken { .. } => self.state.capacity_tokens(),
-            Lifetime::PerSequence => self.state.max_sequences(),
-        };
+        let is_per_token = self.step.plan.graph.state(id).is_per_token();
+        // What a sequence has once is one row.
+        let capacity = if is_per_token { self.state.capacity_tokens() } else { self.state.max_sequences() };
         match first.checked_add(count) {
             Some(end) if end <= capacity => Ok(()),
             _ => Err(wrong(id, format!("{count} slots from {first} on, of {capacity}"))),
