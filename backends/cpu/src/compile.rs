@@ -1,11 +1,12 @@
 //! Stage 5: Plan → launches with their buffers resolved.
 
+mod recurrent;
+
 use super::memory::{Val, WeightBytes};
 use super::ops::Launch as Work;
 use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
-use super::ops::causal_conv::{CHUNK_CHANNELS, CausalConv};
 use super::ops::concat::Concat;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
@@ -19,9 +20,7 @@ use super::ops::router::{self, Route};
 use super::ops::weights::Matrix;
 use super::patterns;
 use super::share::{Input, Operands, Output, Share, StateInput, StateOutput};
-use moe_run_graph::ir::{
-    ActivationFn, CausalConvAttrs, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice,
-};
+use moe_run_graph::ir::{ActivationFn, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 use moe_run_runtime::error::BackendError;
@@ -240,6 +239,9 @@ impl Compiler<'_> {
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
+            | Op::DeltaGates { .. }
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }
@@ -507,10 +509,11 @@ impl Compiler<'_> {
                 ids: self.input(node, 0)?,
                 out: self.output(node)?,
             }),
-            Op::RmsNorm { weight: _, eps: _, heads: _ } => {
+            Op::RmsNorm { weight: _, eps: _, heads } => {
                 let (weight, eps) = self.norm_weight(node)?;
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
-                Box::new(RmsNorm { x, out, weight, eps })
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
+                Box::new(RmsNorm { x, out, weight, width, eps })
             }
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
@@ -560,18 +563,10 @@ impl Compiler<'_> {
                 b: self.input(node, 1)?,
                 out: self.output(node)?,
             }),
-            Op::CausalConv(CausalConvAttrs { weight, bias, activation, state }) => {
-                let kept = self.plan.graph.state(*state).width;
-                Box::new(CausalConv {
-                    x: self.input(node, 0)?,
-                    out: self.output(node)?.shared(Share::Columns(CHUNK_CHANNELS)),
-                    weight: self.vector(*weight)?,
-                    bias: self.opt_vector(*bias)?,
-                    activation: *activation,
-                    state: self.state_output(*state, Share::Columns(CHUNK_CHANNELS * kept)),
-                    kept,
-                })
-            }
+            Op::CausalConv(attrs) => return self.causal_conv(node, attrs),
+            Op::DeltaGates { a, dt_bias } => return self.delta_gates(node, *a, *dt_bias),
+            Op::DeltaRule(attrs) => return self.delta_rule(node, attrs),
+            Op::SsmScan(attrs) => return self.ssm_scan(node, attrs),
             Op::Pointwise { function } => {
                 let share = Share::Tiles { rows: 1, columns: pointwise::CHUNK_ELEMS };
                 let (x, out) = (self.input(node, 0)?, self.output(node)?.shared(share));

@@ -119,14 +119,16 @@ fn gated_pair(graph: &Graph, nodes: &[&Node]) -> bool {
 }
 
 /// Norms and rotations lead from q and k to `kv_write`: the second rotation feeds it, each norm its rotation.
-fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
+fn turned_into_cache(graph: &Graph, nodes: &[&Node]) -> bool {
     let of = |kind: OpKind| nodes.iter().copied().filter(|n| n.op.kind() == kind).collect::<Vec<_>>();
     let (norms, ropes, writes) = (of(OpKind::RmsNorm), of(OpKind::Rope), of(OpKind::KvWrite));
     let ([q, k], [write]) = (ropes.as_slice(), writes.as_slice()) else { return false };
     // Each head by itself: the launch norms the heads that it rotates.
     let norms_heads = |norm: &Node, rope: &Node| match (&norm.op, &rope.op) {
-        (Op::RmsNorm { heads, .. }, Op::Rope { heads: rotated, .. }) => {
-            heads == rotated && rope.inputs[0] == norm.outputs[0]
+        (Op::RmsNorm { weight, eps: _, heads }, Op::Rope { heads: rotated, .. }) => {
+            let width = graph.value(norm.inputs[0]).shape.width().unwrap_or(0);
+            let is_shared = weight.is_none_or(|weight| graph.weight(weight).shape == [width / heads]);
+            is_shared && heads == rotated && rope.inputs[0] == norm.outputs[0]
         }
         _ => false,
     };

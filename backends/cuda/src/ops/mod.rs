@@ -31,8 +31,8 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
-    WeightSlice,
+    CausalConvAttrs, Graph, Node, Op, OpKind, PointwiseFn, RopePairing, StateId, StepSizes, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
@@ -165,6 +165,10 @@ impl Emit<'_> {
             Op::Concat { heads } => concat::emit(self, node, *heads),
             Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
+            // Refused before: `supports`.
+            Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => {
+                Err(BackendError::mismatch(node.op.stem()))
+            }
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -222,6 +226,10 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no kernel here yet".into()),
+        Op::Pointwise { function: PointwiseFn::ReluSquared } => {
+            Some("a squared ReLU has no kernel here yet".into())
+        }
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
