@@ -26,6 +26,7 @@ use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::WeightSource;
+use std::sync::Arc;
 
 /// The sizes that scratch memory must have for a program.
 #[derive(Clone, Copy, Default)]
@@ -73,7 +74,7 @@ impl Needs {
 /// A plan with its launches.
 pub struct Program {
     /// The plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// One for each launch of the plan.
     pub work: Vec<Box<dyn Work>>,
     /// Where each value lives; `None` for values inside launches, and states.
@@ -103,7 +104,7 @@ pub fn compile(plan: Plan, weights: &dyn WeightSource, profile: ActProfile) -> R
     for value in &plan.graph.values {
         needs.row_elems = needs.row_elems.max(value.shape.fixed_elems());
     }
-    Ok(Program { plan, work, places, arena_words, needs })
+    Ok(Program { plan: Arc::new(plan), work, places, arena_words, needs })
 }
 
 /// The plan's slots, and behind them the boundary inputs.
