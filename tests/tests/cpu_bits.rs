@@ -150,6 +150,10 @@ fn eight_bits_are_the_references() {
     {
         let model = Model::open(&path).unwrap();
         for (kv_type, prompt) in [(KvType::F16, 23), (KvType::F32, 6), (KvType::Q8_0, 12)] {
+            let narrow = model.graph.states.iter().any(|s| s.is_per_token() && !s.width.is_multiple_of(32));
+            if narrow && kv_type == KvType::Q8_0 {
+                continue; // refused: heads are no whole blocks of 32
+            }
             let options = CompileOptions { kv_type, ctx_size: 64, ..CompileOptions::default() };
             let executable = Cpu.compile(&model.graph, model.file.clone(), &options).unwrap();
             let same = CompileOptions { ctx_size: 64, ..cases::same_definition(executable.info()) };
