@@ -11,7 +11,8 @@
 // stage as in norm_matmul.cu; dynamic shared memory n + n/8 bytes for STAGE_Q8. next_w: experts of next_bytes bytes, or null.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 3, 2))
     route_gate_up(aptr<const float> logits, aptr<const float> bias, aptr<int> ids, aptr<float> weights, int experts,
-                  int experts_per_token, int gate, int renormalise, float scale, aptr<const float> x, int n, int rows,
+                  int experts_per_token, int gate, int renormalise, float scale,
+                  aptr<const float> expert_scale, int n_group, int topk_group, int best_two, aptr<const float> x, int n, int rows,
                   int stage, int gate_format, gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes,
                   unsigned long long gate_expert_bytes, int up_format, gptr<const uint8_t> up_w,
                   unsigned long long up_row_bytes, unsigned long long up_expert_bytes, aptr<const float> gate_bias,
@@ -22,12 +23,12 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 3, 2))
     SHARED(int, chosen, MAX_EXPERTS_PER_TOKEN);
     wait_for_previous();
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    block_choose(logits, bias, experts, experts_per_token, gate, chosen);
+    block_choose(logits, bias, experts, experts_per_token, gate, n_group, topk_group, best_two, chosen);
     if (blockIdx.x == 0 && warp == 0) {
         float weight = warp_weights(logits, chosen, experts, experts_per_token, gate, renormalise, scale);
         if (lane < experts_per_token) {
             ids[lane] = chosen[lane];
-            weights[lane] = weight;
+            weights[lane] = expert_scale != nullptr ? weight * expert_scale[chosen[lane]] : weight;
         }
     }
     StagedQ8 staged = staged_q8(base, n);

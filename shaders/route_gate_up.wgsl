@@ -30,6 +30,8 @@ struct Params {
     selection_bias: u32,
     topk_group: u32,
     best_two: u32,
+    // [E] in `smalls`, or NONE.
+    expert_scale: u32,
     x: u32,
     cols: u32,
     rows: u32,
@@ -69,7 +71,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     if (wg.x == 0u && wg.y == 0u) {
         for (var k = lane.index; k < p.experts_per_token; k += LANES) {
             arena[p.ids + first + k] = route_ids[k];
-            store(p.weights + first + k, route_weights[k]);
+            var weight = route_weights[k];
+            if (p.expert_scale != NONE) {
+                weight *= small(p.expert_scale + route_ids[k]);
+            }
+            store(p.weights + first + k, weight);
         }
     }
     stage(lane, p.x + wg.z * p.cols, p.cols, NONE, 0.0);

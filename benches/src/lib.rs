@@ -165,6 +165,7 @@ impl OpBench {
         let logits = bench.matmul(x, num_experts, 256, Format::F32)?;
         let attrs = RouterAttrs {
             groups: None,
+            expert_scale: None,
             num_experts,
             num_experts_per_tok,
             gate: GateKind::Softmax,
@@ -214,7 +215,7 @@ impl OpBench {
             };
             let key = state(&mut bench.graph, StateRole::Key);
             let value = state(&mut bench.graph, StateRole::Value);
-            let write = Op::KvWrite { key, value };
+            let write = Op::KvWrite { key, value: Some(value) };
             let cache = bench.graph.push(Some(layer), "kv_write", write, &[k, v, inputs.kv_slots])?;
             let attrs = AttentionAttrs {
                 num_attention_heads: heads,
@@ -225,6 +226,7 @@ impl OpBench {
                 window: None,
                 soft_cap: None,
                 sinks: None,
+                value_in_key: false,
             };
             let operands = [q, cache[0], cache[1], inputs.positions, inputs.sequence];
             let y = bench.graph.push(Some(layer), "attention", Op::Attention(attrs), &operands)?;

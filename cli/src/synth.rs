@@ -31,7 +31,7 @@ const OUTPUT: &str = "--output";
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Model whose shapes, formats and metadata to take
-    #[arg(long, value_parser = PossibleValuesParser::new(PRESETS.map(|preset| preset.name)))]
+    #[arg(long, value_parser = PossibleValuesParser::new(PRESETS.iter().map(|preset| preset.name)))]
     pub preset: String,
 
     /// How many of its layers [default: all]

@@ -115,6 +115,14 @@ pub fn node_cost(
             let flops = 2 * x_rows as u64 * cols as u64 * weight.rows.len() as u64;
             Cost { weight_bytes, flops, ..Cost::default() }
         }
+        Op::HeadMatMul { weight, transposed: _ } => {
+            let matrices = weight.experts.as_ref().map_or(0, ExactSizeIterator::len) * weight.rows.len();
+            Cost {
+                weight_bytes: matrices as u64 * row_bytes(graph, weight),
+                flops: 2 * (sizes.tokens * matrices * cols(graph, weight)) as u64,
+                ..Cost::default()
+            }
+        }
         Op::ExpertMatMul { weight, bias } => {
             let (pairs, cols) = (elems(1), cols(graph, weight));
             let shape = &graph.weight(weight.tensor).shape;
@@ -131,16 +139,14 @@ pub fn node_cost(
         }
         Op::KvWrite { key, value } => {
             let row = |s| state_row_bytes(graph.state(s).row_elems()) as u64;
-            let written = sizes.tokens as u64 * (row(*key) + row(*value));
+            let written = sizes.tokens as u64 * (row(*key) + value.map_or(0, row));
             Cost { state_bytes: written, written_bytes: written, ..Cost::default() }
         }
         Op::Attention(a) => {
-            let cached: u64 = node
-                .inputs
-                .iter()
-                .filter_map(|v| graph.value(*v).state)
-                .map(|s| state_row_bytes(graph.state(s).row_elems()) as u64)
-                .sum();
+            // Where values are parts of keys, both are one state.
+            let states: HashSet<_> = node.inputs.iter().filter_map(|v| graph.value(*v).state).collect();
+            let cached: u64 =
+                states.into_iter().map(|s| state_row_bytes(graph.state(s).row_elems()) as u64).sum();
             Cost {
                 state_bytes: visible_rows(a, sizes) * cached,
                 flops: attention_flops(a, sizes),
@@ -172,6 +178,9 @@ pub fn node_cost(
         | Op::ExpertCombine
         | Op::Add
         | Op::Mul
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => Cost { weight_bytes: vectors_bytes(&node.op.weights()), ..Cost::default() },
     }
@@ -287,6 +296,7 @@ mod tests {
             window,
             soft_cap: None,
             sinks: None,
+            value_in_key: false,
         };
         // Three queries behind four cached rows see 5, 6 and 7 positions: 18 pairs, two products of 2 operations.
         let sizes = StepSizes { tokens: 3, logits_rows: 1, cached: 7 };

@@ -72,7 +72,7 @@ impl Model {
         x: ValueId,
     ) -> Result<ValueId, GraphError> {
         let weight = self.weight(name, &[HIDDEN], Format::F32, 1.0);
-        self.node(layer, name, Op::RmsNorm { weight, eps: 1e-6, heads: 1 }, &[x])
+        self.node(layer, name, Op::RmsNorm { weight: Some(weight), eps: 1e-6, heads: 1 }, &[x])
     }
 }
 
@@ -107,7 +107,8 @@ pub fn model() -> Result<(Graph, Arc<dyn WeightSource>), GraphError> {
     let rows = Lifetime::PerToken { window: None };
     let key = m.graph.add_state(StateRole::Key, layer, KV_HEADS, HEAD_DIM, rows);
     let value = m.graph.add_state(StateRole::Value, layer, KV_HEADS, HEAD_DIM, rows);
-    let cache = m.graph.push(at, "kv_write", Op::KvWrite { key, value }, &[k, v, inputs.kv_slots])?;
+    let cache =
+        m.graph.push(at, "kv_write", Op::KvWrite { key, value: Some(value) }, &[k, v, inputs.kv_slots])?;
     let attrs = AttentionAttrs {
         num_attention_heads: HEADS,
         num_key_value_heads: KV_HEADS,
@@ -117,6 +118,7 @@ pub fn model() -> Result<(Graph, Arc<dyn WeightSource>), GraphError> {
         window: None,
         soft_cap: None,
         sinks: None,
+        value_in_key: false,
     };
     let seen = [q, cache[0], cache[1], inputs.positions, inputs.sequence];
     let attended = m.node(at, "attention", Op::Attention(attrs), &seen)?;

@@ -106,11 +106,11 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], few: u
 }
 
 /// Ops that a backend does not have yet: each of their cases is refused by a typed error.
-const LACKING: &[(&str, &str)] = &[("cuda", "causal_conv"), ("wgpu", "causal_conv")];
+const LACKING: &[(&str, &str)] = &[];
 
 #[test]
 fn ops_that_read_quantized_weights() {
-    for op in ["matmul", "expert_matmul"] {
+    for op in ["matmul", "head_matmul", "expert_matmul"] {
         over_seeds(op, &[Activations::F32, Activations::Q8, Activations::F16], &[KvType::F32], 4);
     }
     over_seeds("embed", &[Activations::F32], &[KvType::F32], 2);
@@ -288,15 +288,13 @@ fn router_ranks_groups_low_and_nan_last() {
             scale: 1.0,
             selection_bias: None,
             groups: Some(ExpertGroups { n_group: 4, topk_group: 2, score }),
+            expert_scale: None,
         };
         let case = router_case(attrs, &logits);
         let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };
         for backend in backends() {
-            let found = match cases::run(&case, backend.as_ref(), &options) {
-                Ok(found) => found,
-                Err(error) if backend.name() == "cuda" && cases::is_refusal(&error) => continue,
-                Err(error) => panic!("{}: {error}", backend.name()),
-            };
+            let found = cases::run(&case, backend.as_ref(), &options)
+                .unwrap_or_else(|error| panic!("{}: {error}", backend.name()));
             let moe_run_backends::TensorData::U32(ids) = &found[0].data else { panic!("ids are U32") };
             assert_eq!(ids, &wanted.concat(), "{}, {score:?}", backend.name());
         }
@@ -326,6 +324,7 @@ fn router_ranks_ties_low_and_nan_last() {
             scale: 1.0,
             selection_bias: None,
             groups: None,
+            expert_scale: None,
         };
         let case = router_case(attrs, &logits);
         let options = CompileOptions { activations: Some(Activations::F32), ..CompileOptions::default() };

@@ -151,6 +151,33 @@ fn a_dry_run_has_the_real_size_and_no_weights() {
 }
 
 #[test]
+fn every_preset_is_a_model_of_the_size_that_its_files_have() {
+    // Gigabytes of the files that most people have: ggml-org's of gpt-oss, llama-quantize's Q4_K_M of the others.
+    let real =
+        [("gpt-oss-20b", 12.1), ("gpt-oss-120b", 63.4), ("mixtral-8x7b", 28.4), ("qwen3-30b-a3b", 18.6)];
+    let dir = tempfile::tempdir().unwrap();
+    for preset in PRESETS {
+        let path = dir.path().join(format!("{}.gguf", preset.name));
+        let report = synth(&[preset.name, "--dry-run", "--json"], &path).succeeded().json();
+        // It lowers, so no tensor and no key of it is too many or missing.
+        let model = Model::open(&path).unwrap();
+        assert_eq!(model.config.num_hidden_layers, preset.num_hidden_layers, "{}", preset.name);
+        assert_eq!(model.config.vocab_size, preset.vocab_size, "{}", preset.name);
+        assert!(model.config.unused_keys.is_empty(), "{}: {:?}", preset.name, model.config.unused_keys);
+        let gigabytes = report["file_bytes"].as_u64().unwrap() as f64 / 1e9;
+        if let Some((_, real)) = real.iter().find(|(name, _)| *name == preset.name) {
+            assert!(
+                (gigabytes / real - 1.0).abs() < 0.03,
+                "{}: {gigabytes:.1} GB, wanted {real}",
+                preset.name
+            );
+        }
+        eprintln!("{}: {gigabytes:.1} GB", preset.name);
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn wrong_arguments_are_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");

@@ -32,6 +32,7 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         Op::Embed { .. }
         | Op::RmsNorm { .. }
         | Op::MatMul { .. }
+        | Op::HeadMatMul { .. }
         | Op::Rope { .. }
         | Op::KvWrite { .. }
         | Op::Attention(_)
@@ -42,6 +43,9 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::CausalConv(_)
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => None,
     }

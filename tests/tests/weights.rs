@@ -84,7 +84,7 @@ fn another_graph_of_the_same_weights_is_compiled() {
     for node in &mut graph.nodes {
         match &mut node.op {
             Op::Embed { table, scale: _ } => turned(&mut table.tensor),
-            Op::RmsNorm { weight, .. } => turned(weight),
+            Op::RmsNorm { weight, .. } => weight.iter_mut().for_each(turned),
             Op::MatMul { weight, bias, .. } | Op::ExpertMatMul { weight, bias } => {
                 turned(&mut weight.tensor);
                 bias.iter_mut().for_each(turned);

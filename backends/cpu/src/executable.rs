@@ -4,13 +4,14 @@
 use super::compile::{Needs, Program};
 use super::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, WideLanes};
 use super::memory::{Arena, Val};
-use super::ops::activations::{Activations, RowBuffers};
+use super::ops::activations::RowBuffers;
 use super::ops::attention::{Partials, Tiles};
 use super::ops::expert_matmul::Slots;
 use super::ops::rope::RopeTable;
 use super::ops::{Scratch, Step};
 use super::pool::Pool;
 use super::state::CpuState;
+use super::tiles::ActivationTiles;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
@@ -34,7 +35,7 @@ pub struct CpuExecutable {
     kernels: Kernels,
     pool: Pool,
     arena: Arena,
-    activations: Activations,
+    activations: ActivationTiles,
     partials: Partials,
     rope: Vec<RopeTable>,
     /// One for each worker, locked once a job.
@@ -59,10 +60,14 @@ fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
         wide: PanelF32::zeroed(),
         sums: [lanes(slots), lanes(slots)],
         wide_sums: wide(needs.slots),
-        combined: wide((max_tokens * super::ops::matmul::COMBINE_PANELS).max(super::ops::RUN_PANELS)),
+        combined: wide(
+            (max_tokens * super::ops::matmul::COMBINE_PANELS)
+                .max(super::ops::RUN_PANELS)
+                .max(needs.wide_elems.div_ceil(PANEL_ROWS)),
+        ),
         normed: vec![0.0; needs.row_elems],
         row: RowBuffers::new(needs.row_elems),
-        activations: Activations::new(needs.kinds, one.activation_elems),
+        activations: ActivationTiles::new(needs.kinds, one.activation_elems),
         slots: Slots::new(needs.slots, needs.groups),
         chosen: (vec![0; needs.per_tok], vec![0.0; needs.per_tok]),
         attention: Tiles::new(needs.attention),
@@ -102,7 +107,7 @@ impl CpuExecutable {
             kernels,
             arena: Arena::try_new(words)
                 .ok_or_else(|| no_memory("values between launches", words.saturating_mul(4)))?,
-            activations: Activations::new(needs.kinds, many.needs.activation_elems),
+            activations: ActivationTiles::new(needs.kinds, many.needs.activation_elems),
             partials: Partials::try_new(needs.attention, max.cached).ok_or_else(|| {
                 no_memory("parts of attentions", Partials::bytes(needs.attention, max.cached))
             })?,

@@ -12,8 +12,10 @@ mod memory;
 mod ops;
 mod patterns;
 pub mod pool;
+mod share;
 mod state;
 mod supports;
+mod tiles;
 mod topology;
 
 use compile::Program;

@@ -190,11 +190,15 @@ impl Runs for DownCombine {
 }
 
 /// Queries and keys normed, each head by itself, or neither, then rotated.
-fn placed_alike(q: &Placed, k: &Placed) -> bool {
+fn placed_alike(graph: &Graph, q: &Placed, k: &Placed) -> bool {
     let rotates = |placed: &Placed| {
         let Placed { x: _, norm, rope: Some(rope), is_norm_last: false, y: _ } = placed else { return false };
         let Rotated { node: _, x: _, positions: _, table: _, pairing: _, heads, y: _ } = rope;
-        norm.as_ref().is_none_or(|Norm { node: _, x: _, weight: _, eps: _, heads: normed, y: _ }| normed == heads)
+        let norms = |norm: &Norm| {
+            let Norm { node: _, x: _, weight: _, eps: _, heads: normed, y: _ } = norm;
+            normed == heads && norm.shared_weight(graph).is_some()
+        };
+        norm.as_ref().is_none_or(norms)
     };
     rotates(q) && rotates(k) && q.norm.is_some() == k.norm.is_some()
 }
@@ -207,9 +211,9 @@ fn placed_roles(q: &Placed, k: &Placed, write: &Written) -> Vec<NodeId> {
 }
 
 impl Runs for RopeKv {
-    fn fits(&self, _: &Graph) -> bool {
+    fn fits(&self, graph: &Graph) -> bool {
         let RopeKv { q, k, write: Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } } = self;
-        placed_alike(q, k)
+        placed_alike(graph, q, k)
     }
 
     fn roles(&self) -> Vec<NodeId> {
@@ -218,7 +222,7 @@ impl Runs for RopeKv {
 }
 
 impl Runs for AttentionStep {
-    fn fits(&self, _: &Graph) -> bool {
+    fn fits(&self, graph: &Graph) -> bool {
         let AttentionStep { q, k, write, attention } = self;
         let Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } = write;
         let Attended { node: _, q: _, states: _, positions: _, sequence: _, attrs, y: _ } = attention;
@@ -231,10 +235,14 @@ impl Runs for AttentionStep {
             window: _,
             soft_cap: _,
             sinks: _,
-        } = attrs;
+            value_in_key: false,
+        } = attrs
+        else {
+            return false;
+        };
         // A worker norms and rotates the heads of one KV head: each by itself.
         let by_head = |placed: &Placed, wanted: usize| placed.rope.as_ref().is_some_and(|r| r.heads == wanted);
-        placed_alike(q, k) && by_head(q, *num_attention_heads) && by_head(k, *num_key_value_heads)
+        placed_alike(graph, q, k) && by_head(q, *num_attention_heads) && by_head(k, *num_key_value_heads)
     }
 
     fn roles(&self) -> Vec<NodeId> {

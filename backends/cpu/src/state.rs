@@ -101,6 +101,11 @@ impl CpuState {
         self.states[state].row_bytes
     }
 
+    /// Elements of a token's row, or of a sequence's, of all heads.
+    pub fn row_elems(&self, state: usize) -> usize {
+        self.states[state].heads * self.states[state].width
+    }
+
     /// Rows of a head that the state has.
     pub fn slots(&self, state: usize) -> usize {
         self.states[state].slots

@@ -3,8 +3,8 @@
 use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, Graph, Node, Op, RopePairing, Shape,
-    StateDecl, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, Graph, Node, Op, PointwiseFn, RopePairing,
+    Shape, StateDecl, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -18,7 +18,9 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Embed { table, scale: _ } => on_device(table),
         Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
-        Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => on_device(weight),
+        Op::MatMul { weight, bias: _, scale: _ }
+        | Op::HeadMatMul { weight, transposed: _ }
+        | Op::ExpertMatMul { weight, bias: _ } => on_device(weight),
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => {}
         Op::KvWrite { key: _, value: _ } => {}
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => any_heads(attrs),
@@ -29,14 +31,30 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             }
         }
         Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+            activation:
+                ActivationFn::Silu
+                | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                | ActivationFn::GeluTanh
+                | ActivationFn::Sigmoid,
         } => {}
         Op::CausalConv(CausalConvAttrs {
             weight: _,
             bias: _,
-            activation: None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
+            activation:
+                None
+                | Some(
+                    ActivationFn::Silu
+                    | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                    | ActivationFn::GeluTanh
+                    | ActivationFn::Sigmoid,
+                ),
             state: _,
         }) => {}
+        Op::Pointwise {
+            function: PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_),
+        } => {}
+        Op::Concat { heads: _ } => {}
+        Op::Slice { heads: _, start: _, len: _ } => {}
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
         Op::Tap { stage: _ } => {}
     }
@@ -65,6 +83,16 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
 /// [`BackendError::Option`].
 pub fn check_kv_heads(graph: &Graph, kv_type: KvType) -> Result<(), BackendError> {
     let is_odd = |s: &&StateDecl| s.is_per_token() && !s.width.is_multiple_of(32);
+    // A part of a key that is a value is decoded by itself.
+    let is_odd_part = |n: &&Node| matches!(&n.op, Op::Attention(a) if a.value_in_key && !a.value_head_dim.is_multiple_of(32));
+    if kv_type == KvType::Q8_0 && graph.nodes.iter().any(|n| is_odd_part(&n)) {
+        return Err(BackendError::Option {
+            backend: NAME,
+            option: "--kv-type",
+            found: "q8_0".into(),
+            wanted: "f16 or f32, for values that are parts of keys are no whole blocks of 32".into(),
+        });
+    }
     match graph.states.iter().find(|s| kv_type == KvType::Q8_0 && is_odd(s)) {
         None => Ok(()),
         Some(state) => Err(BackendError::Option {
@@ -92,6 +120,7 @@ fn any_heads(attrs: &AttentionAttrs) {
         window: _,
         soft_cap: _,
         sinks: _,
+        value_in_key: _,
     } = attrs;
 }
 

@@ -43,7 +43,7 @@ pub(super) fn softmax(scores: &mut [f32], sink: Option<f32>) -> f32 {
 }
 
 /// `q` [T, H·d], `keys` [S, G·d], `values` [S, G·dv], `rows` [T] → `out` [T, H·dv]. Position p of a sequence is in the slot
-/// that its blocks give.
+/// that its blocks give. Where values are parts of keys, `values` are the keys.
 pub(super) fn attention(
     q: &[f32],
     keys: &[f32],
@@ -54,7 +54,8 @@ pub(super) fn attention(
     out: &mut [f32],
 ) {
     let (d, dv) = (attrs.head_dim, attrs.value_head_dim);
-    let (k_row, v_row) = (attrs.num_key_value_heads * d, attrs.num_key_value_heads * dv);
+    let value_width = if attrs.value_in_key { d } else { dv };
+    let (k_row, v_row) = (attrs.num_key_value_heads * d, attrs.num_key_value_heads * value_width);
     for (t, position) in rows.positions.iter().enumerate() {
         let (seen, sequence) = (visible(*position, attrs), rows.sequence(t));
         for head in 0..attrs.num_attention_heads {
@@ -70,7 +71,7 @@ pub(super) fn attention(
                     if p % PART_POSITIONS == 0 {
                         total += std::mem::take(&mut part);
                     }
-                    part = w.mul_add(values[sequence.slot(p) * v_row + kv_head * dv + i], part);
+                    part = w.mul_add(values[sequence.slot(p) * v_row + kv_head * value_width + i], part);
                 }
                 *out = (total + part) * factor;
             }

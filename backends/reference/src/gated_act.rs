@@ -1,7 +1,7 @@
 //! act(gate), and act(gate) · up, in a clamped SwiGLU act(gate) · (clamp(up) + 1).
 
 use moe_run_graph::ir::ActivationFn;
-use moe_run_runtime::exp::{clamped_silu, clamped_up, silu};
+use moe_run_runtime::exp::{clamped_silu, clamped_up, gelu_tanh, sigmoid, silu};
 
 /// `gate`, `up` → `activated`, `gated`; all of one length.
 pub(super) fn gated_act(
@@ -15,7 +15,7 @@ pub(super) fn gated_act(
         activated[i] = activate(activation, gate[i]);
         gated[i] = activated[i]
             * match activation {
-                ActivationFn::Silu => up[i],
+                ActivationFn::Silu | ActivationFn::GeluTanh | ActivationFn::Sigmoid => up[i],
                 ActivationFn::ClampedSwiglu { alpha: _, limit } => clamped_up(up[i], limit),
             };
     }
@@ -25,6 +25,8 @@ pub(super) fn gated_act(
 pub(super) fn activate(activation: ActivationFn, x: f32) -> f32 {
     match activation {
         ActivationFn::Silu => silu(x),
+        ActivationFn::GeluTanh => gelu_tanh(x),
         ActivationFn::ClampedSwiglu { alpha, limit } => clamped_silu(x, alpha, limit),
+        ActivationFn::Sigmoid => sigmoid(x),
     }
 }

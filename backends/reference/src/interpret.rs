@@ -2,9 +2,10 @@
 
 use super::{ReferenceExecutable, ReferenceState};
 use super::{
-    add, attention, attention_scores, attention_softmax, causal_conv, embed, expert_combine, expert_matmul,
+    add, attention, attention_scores, attention_softmax, causal_conv, concat, embed, expert_combine,
+    expert_matmul, head_matmul,
 };
-use super::{gated_act, get_rows, kv_write, matmul, mul, rms_norm, rope, router};
+use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router, slice};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ids::TokenId;
@@ -138,8 +139,10 @@ impl<'a> Interpreter<'a> {
                 matrix.bytes = &matrix.bytes[table.rows.start * row_bytes..];
                 embed::embed(self.u32(input(0))?, matrix, *scale, out);
             }
-            (Op::RmsNorm { weight, eps, .. }, [TensorData::F32(out)]) => {
-                rms_norm::rms_norm(self.f32(input(0))?, &self.vector(*weight)?, *eps, out);
+            (Op::RmsNorm { weight, eps, heads }, [TensorData::F32(out)]) => {
+                let width = self.graph.value(input(0)).shape.width().unwrap_or(1) / heads;
+                let weight = self.opt_vector(*weight)?;
+                rms_norm::rms_norm(self.f32(input(0))?, width, weight.as_deref(), *eps, out);
             }
             (Op::MatMul { weight, bias, scale }, [TensorData::F32(out)]) => {
                 let matrix = self.matrix(weight)?;
@@ -147,16 +150,33 @@ impl<'a> Interpreter<'a> {
                 let bias = self.opt_vector(*bias)?;
                 matmul::matmul(&x, matrix, weight.rows.clone(), bias.as_deref(), *scale, out);
             }
+            (Op::HeadMatMul { weight, transposed }, [TensorData::F32(out)]) => {
+                let matrix = self.matrix(weight)?;
+                let shape = &self.graph.weight(weight.tensor).shape;
+                let part = head_matmul::Heads {
+                    heads: weight.experts.clone().unwrap_or(0..shape[0]),
+                    rows: weight.rows.clone(),
+                    rows_stored: shape[1],
+                };
+                let x = self.f32(input(0))?;
+                match transposed {
+                    true => head_matmul::head_matmul_transposed(x, matrix, &part, out),
+                    false => {
+                        let x = Rounded::new(x, self.profile.for_weights(matrix.format));
+                        head_matmul::head_matmul(&x, matrix, &part, out);
+                    }
+                }
+            }
             (Op::Rope { table, pairing, heads }, [TensorData::F32(out)]) => {
                 out.copy_from_slice(self.f32(input(0))?);
                 let spec = &self.graph.rope_tables[table.index()];
                 rope::rope(out, self.u32(input(1))?, *heads, spec, *pairing);
             }
             (Op::KvWrite { key, value }, _) => {
-                for (i, state) in [(0, *key), (1, *value)] {
+                let slots = self.u32(input(node.inputs.len() - 1))?.to_vec();
+                for (i, state) in std::iter::once(*key).chain(*value).enumerate() {
                     let width = self.graph.state(state).row_elems();
                     let rows = self.f32(input(i))?.to_vec();
-                    let slots = self.u32(input(2))?.to_vec();
                     kv_write::kv_write(
                         &rows,
                         &slots,
@@ -185,7 +205,9 @@ impl<'a> Interpreter<'a> {
             }
             (Op::Router(attrs), [TensorData::U32(ids), TensorData::F32(weights)]) => {
                 let bias = self.opt_vector(attrs.selection_bias)?;
-                router::router(self.f32(input(0))?, attrs, bias.as_deref(), ids, weights);
+                let scale = self.opt_vector(attrs.expert_scale)?;
+                let logits = self.f32(input(0))?;
+                router::router(logits, attrs, bias.as_deref(), scale.as_deref(), ids, weights);
             }
             (Op::ExpertMatMul { weight, bias }, [TensorData::F32(out)]) => {
                 let matrix = self.matrix(weight)?;
@@ -221,6 +243,17 @@ impl<'a> Interpreter<'a> {
             }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),
+            (Op::Pointwise { function }, [TensorData::F32(out)]) => {
+                pointwise::pointwise(*function, self.f32(input(0))?, out);
+            }
+            (Op::Concat { heads }, [TensorData::F32(out)]) => {
+                let width = |i: usize| self.graph.value(input(i)).shape.width().unwrap_or(1) / heads;
+                concat::concat(self.f32(input(0))?, self.f32(input(1))?, (width(0), width(1)), out);
+            }
+            (Op::Slice { heads, start, len }, [TensorData::F32(out)]) => {
+                let width = self.graph.value(input(0)).shape.width().unwrap_or(1) / heads;
+                slice::slice(self.f32(input(0))?, width, *start..start + len, out);
+            }
             (Op::GetRows, [TensorData::F32(out)]) => {
                 let width = self.graph.value(input(0)).shape.width().unwrap_or(1);
                 get_rows::get_rows(self.f32(input(0))?, self.u32(input(1))?, width, out);
@@ -229,6 +262,7 @@ impl<'a> Interpreter<'a> {
                 op @ (Op::Embed { .. }
                 | Op::RmsNorm { .. }
                 | Op::MatMul { .. }
+                | Op::HeadMatMul { .. }
                 | Op::Rope { .. }
                 | Op::Attention(_)
                 | Op::AttentionScores(_)
@@ -240,6 +274,9 @@ impl<'a> Interpreter<'a> {
                 | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Pointwise { .. }
+                | Op::Concat { .. }
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. }),
                 _,

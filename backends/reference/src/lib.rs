@@ -10,24 +10,28 @@ pub mod attention;
 mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
+mod concat;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod head_matmul;
 mod interpret;
 mod kv_write;
 pub mod matmul;
 mod mul;
+mod pointwise;
 mod rms_norm;
 mod rope;
 mod router;
+mod slice;
 
 use interpret::Interpreter;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, GateKind, Graph, LaunchPattern, Lifetime, Node, Op,
-    RopePairing, RouterAttrs, StepSizes, WeightHome, WeightSlice,
+    PointwiseFn, RopePairing, RouterAttrs, StepSizes, WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -93,7 +97,9 @@ impl Backend for Reference {
             Op::Embed { table, scale: _ } => {
                 let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = table;
             }
-            Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => {
+            Op::MatMul { weight, bias: _, scale: _ }
+            | Op::HeadMatMul { weight, transposed: _ }
+            | Op::ExpertMatMul { weight, bias: _ } => {
                 let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = weight;
             }
             Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
@@ -109,6 +115,7 @@ impl Backend for Reference {
                     window: _,
                     soft_cap: _,
                     sinks: _,
+                    value_in_key: _,
                 } = attrs;
             }
             Op::Router(attrs) => {
@@ -120,20 +127,36 @@ impl Backend for Reference {
                     scale: _,
                     selection_bias: _,
                     groups: _,
+                    expert_scale: _,
                 } = attrs;
             }
             Op::GatedAct {
-                activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
+                activation:
+                    ActivationFn::Silu
+                    | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                    | ActivationFn::GeluTanh
+                    | ActivationFn::Sigmoid,
             } => {}
             Op::CausalConv(attrs) => {
                 let CausalConvAttrs {
                     weight: _,
                     bias: _,
                     activation:
-                        None | Some(ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }),
+                        None
+                        | Some(
+                            ActivationFn::Silu
+                            | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+                            | ActivationFn::GeluTanh
+                            | ActivationFn::Sigmoid,
+                        ),
                     state: _,
                 } = attrs;
             }
+            Op::Pointwise {
+                function: PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_),
+            } => {}
+            Op::Concat { heads: _ } => {}
+            Op::Slice { heads: _, start: _, len: _ } => {}
             Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows | Op::Tap { stage: _ } => {}
         }
         check_step_operands(NAME, graph, node)

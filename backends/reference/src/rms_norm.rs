@@ -1,12 +1,12 @@
 //! x / sqrt(mean(x²) + eps) · w, head by head.
 
-/// `x` and `out` [rows, heads · w.len()]; each head of each row is normed by itself.
-pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+/// `x` and `out` [rows, heads · width]; each head of each row is normed by itself. Without a weight it is 1.
+pub(super) fn rms_norm(x: &[f32], width: usize, weight: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
         let mean_square = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len() as f64;
         let scale = 1.0 / (mean_square + f64::from(eps)).sqrt();
-        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-            *out = (f64::from(*x) * scale * f64::from(*w)) as f32;
+        for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
+            *out = (f64::from(*x) * scale * weight.map_or(1.0, |w| f64::from(w[i]))) as f32;
         }
     }
 }

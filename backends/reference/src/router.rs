@@ -44,6 +44,7 @@ pub(super) fn router(
     logits: &[f32],
     attrs: &RouterAttrs,
     selection_bias: Option<&[f32]>,
+    expert_scale: Option<&[f32]>,
     ids: &mut [u32],
     weights: &mut [f32],
 ) {
@@ -78,7 +79,8 @@ pub(super) fn router(
         let sum = if attrs.norm_topk_prob { chosen.iter().sum() } else { 1.0 };
         for (i, expert) in order.iter().enumerate() {
             ids[i] = *expert as u32;
-            weights[i] = (chosen[i] / sum * f64::from(attrs.scale)) as f32;
+            let own = expert_scale.map_or(1.0, |scale| f64::from(scale[*expert]));
+            weights[i] = (chosen[i] / sum * f64::from(attrs.scale) * own) as f32;
         }
     }
 }

@@ -11,9 +11,10 @@ use moe_run_graph::ir::{Graph, Node, OpKind, StateDecl, StepInputs, ValueId};
 /// [`BackendError::Unsupported`] naming the operand.
 pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) -> Result<(), BackendError> {
     let StepInputs { tokens: _, positions, sequence, kv_slots, logits_rows: _ } = graph.inputs;
+    let slots_at = node.op.written_states().len();
     let wanted: &[(&str, usize, ValueId)] = match node.op.kind() {
         OpKind::Rope => &[("positions", 1, positions)],
-        OpKind::KvWrite => &[("kv_slots", 2, kv_slots)],
+        OpKind::KvWrite => &[("kv_slots", slots_at, kv_slots)],
         OpKind::Attention => &[("positions", 3, positions), ("sequence", 4, sequence)],
         OpKind::AttentionScores => &[("positions", 2, positions), ("sequence", 3, sequence)],
         OpKind::CausalConv | OpKind::AttentionSoftmax => {
@@ -22,12 +23,16 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::Embed
         | OpKind::RmsNorm
         | OpKind::MatMul
+        | OpKind::HeadMatMul
         | OpKind::Router
         | OpKind::ExpertMatMul
         | OpKind::GatedAct
         | OpKind::ExpertCombine
         | OpKind::Add
         | OpKind::Mul
+        | OpKind::Pointwise
+        | OpKind::Concat
+        | OpKind::Slice
         | OpKind::GetRows
         | OpKind::Tap => &[],
     };

@@ -55,6 +55,34 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// x · ½ (1 + tanh u) with u = √(2/π) (x + 0.044715 x³): GELU by its tanh form. That is x · sigmoid(2u).
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    // 2·√(2/π), and 0.044715 times that.
+    let u = x * (x * x).mul_add(0.071_354_814, 1.595_769_1);
+    x / (1.0 + exp(-u))
+}
+
+/// cap · tanh(x / cap), by e^(−2|x|/cap). NaN stays NaN.
+#[inline(always)]
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
+    let e = exp(-2.0 * (x / cap).abs());
+    (cap * ((1.0 - e) / (1.0 + e))).copysign(x)
+}
+
+/// min(max(x, −limit), limit). NaN stays NaN.
+#[inline(always)]
+pub fn clamp(x: f32, limit: f32) -> f32 {
+    let c = if x > limit { limit } else { x };
+    if c < -limit { -limit } else { c }
+}
+
+/// 1 / (1 + e^−x).
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// c · sigmoid(alpha · c) with c = min(x, limit): the gate of a clamped SwiGLU.
 #[inline(always)]
 pub fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
@@ -66,9 +94,7 @@ pub fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
 /// clamp(x, −limit, limit) + 1: what a clamped SwiGLU's gate lets through. NaN stays NaN.
 #[inline(always)]
 pub fn clamped_up(x: f32, limit: f32) -> f32 {
-    let c = if x > limit { limit } else { x };
-    let c = if c < -limit { -limit } else { c };
-    c + 1.0
+    clamp(x, limit) + 1.0
 }
 
 /// The integer n of e^x = e^r · 2^n: what softmax takes off exponents, in place of a maximum. Since it is an integer,
@@ -153,7 +179,34 @@ mod tests {
             let x = i as f32 / 50.0;
             let want = f64::from(x) / (1.0 + f64::from(-x).exp());
             assert!((f64::from(silu(x)) - want).abs() <= 4e-7 * want.abs() + 1e-37, "{x}");
+            let want = 1.0 / (1.0 + f64::from(-x).exp());
+            assert!((f64::from(sigmoid(x)) - want).abs() <= 4e-7 * want, "{x}");
         }
+    }
+
+    #[test]
+    fn gelu_and_the_soft_cap_are_those_of_tanh() {
+        for i in -3000..3000 {
+            let x = i as f32 / 200.0;
+            let wide = f64::from(x);
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+            // 1 + tanh u where it does not cancel.
+            let want = wide / (1.0 + (-2.0 * u).exp());
+            // The exponent is rounded before exp.
+            let limit = 4e-7 * want.abs() * (1.0 + u.abs()) + 1e-37;
+            assert!((f64::from(gelu_tanh(x)) - want).abs() <= limit, "{x}");
+            for cap in [0.5f32, 30.0] {
+                let want = f64::from(cap) * (wide / f64::from(cap)).tanh();
+                assert!((f64::from(soft_cap(x, cap)) - want).abs() <= 2e-7 * f64::from(cap), "{x} of {cap}");
+            }
+            assert_eq!(clamp(x, 2.5), x.clamp(-2.5, 2.5));
+        }
+        assert!(
+            gelu_tanh(f32::NAN).is_nan()
+                && soft_cap(f32::NAN, 30.0).is_nan()
+                && clamp(f32::NAN, 1.0).is_nan()
+        );
+        assert_eq!((soft_cap(f32::INFINITY, 30.0), soft_cap(f32::NEG_INFINITY, 30.0)), (30.0, -30.0));
     }
 
     #[test]

@@ -181,7 +181,7 @@ mod tests {
             let weight = WeightSlice { tensor, rows: 0..32, experts: None, home: WeightHome::Device };
             let op = match is_matrix {
                 true => Op::MatMul { weight, bias: None, scale: None },
-                false => Op::RmsNorm { weight: tensor, eps: 1e-6, heads: 1 },
+                false => Op::RmsNorm { weight: Some(tensor), eps: 1e-6, heads: 1 },
             };
             graph.outputs = graph.push(None, name, op, &[x]).unwrap();
         }
@@ -207,7 +207,7 @@ mod tests {
         assert!(text.contains("Q6_K [32, 256]") && text.contains("Q4_K [32, 256]"), "{text}");
         // Declared alike, and read as a vector here.
         let mut as_vector = graph(&["matrix"], Format::Q4K);
-        as_vector.nodes[0].op = Op::RmsNorm { weight: WeightId(0), eps: 1e-6, heads: 1 };
+        as_vector.nodes[0].op = Op::RmsNorm { weight: Some(WeightId(0)), eps: 1e-6, heads: 1 };
         let text = refused(&as_vector);
         assert!(text.contains("a vector") && text.contains("a matrix"), "{text}");
         // Nobody reads it: it may lie in any way.

@@ -89,8 +89,22 @@ pub fn architecture(metadata: &Metadata) -> Result<&'static Architecture, Config
     let name = metadata.str(keys::GENERAL_ARCHITECTURE)?;
     ARCHITECTURES.iter().find(|row| row.name == name).ok_or_else(|| ConfigError::Architecture {
         found: name.to_owned(),
-        known: ARCHITECTURES.iter().map(|row| row.name).collect(),
+        near: near(name),
+        known: ARCHITECTURES.len(),
     })
+}
+
+/// Listed names that share most with `name`: at least three letters in front, the longest first; at most four.
+fn near(name: &str) -> Vec<&'static str> {
+    let letters = |name: &'_ str| -> Vec<char> {
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).take(64).collect()
+    };
+    let wanted = letters(name);
+    let shared = |row: &str| letters(row).iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+    let mut near: Vec<_> = ARCHITECTURES.iter().map(|row| (shared(row.name), row.name)).collect();
+    near.retain(|(shared, _)| *shared >= 3);
+    near.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
+    near.into_iter().take(4).map(|(_, name)| name).collect()
 }
 
 /// Lowers the model in a file.

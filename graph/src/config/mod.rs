@@ -24,12 +24,21 @@ pub enum ConfigError {
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// An architecture without a row in the table.
-    #[error("architecture '{}' is not supported; supported are {}", shown(found), known.join(", "))]
+    #[error(
+        "architecture '{}' is not supported; {}; `moe-run inspect --help` and docs/models.md list all {known}",
+        shown(found),
+        match near.as_slice() {
+            [] => "none that is has a name near it".to_owned(),
+            near => format!("near it and supported: {}", near.join(", ")),
+        }
+    )]
     Architecture {
         /// `general.architecture`.
         found: String,
-        /// The rows of the table.
-        known: Vec<&'static str>,
+        /// The rows of the table with names most like it, best first.
+        near: Vec<&'static str>,
+        /// How many rows the table has.
+        known: usize,
     },
     /// A value that no model can have, or that is not supported.
     #[error(

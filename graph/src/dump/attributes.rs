@@ -1,8 +1,8 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, ExpertGroups, Graph, Op, RopeScaling, RopeSpec,
-    RouterAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, ExpertGroups, Graph, Op, PointwiseFn, RopeScaling,
+    RopeSpec, RouterAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -15,7 +15,8 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         }
     };
     match op {
-        Op::RmsNorm { weight: _, eps, heads } => {
+        Op::RmsNorm { weight, eps, heads } => {
+            put("without_weight", if weight.is_none() { true.into() } else { Value::Null });
             if *heads != 1 {
                 put("heads", json!(heads));
             }
@@ -64,6 +65,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 scale,
                 selection_bias,
                 groups,
+                expert_scale,
             } = r;
             put("num_experts", json!(num_experts));
             put("num_experts_per_tok", json!(num_experts_per_tok));
@@ -73,6 +75,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("scale", float(*scale));
             }
             put("selection_bias", selection_bias.map_or(Value::Null, |_| true.into()));
+            put("expert_scale", expert_scale.map_or(Value::Null, |_| true.into()));
             if let Some(ExpertGroups { n_group, topk_group, score }) = groups {
                 put("n_group", json!(n_group));
                 put("topk_group", json!(topk_group));
@@ -93,6 +96,20 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             if let Some(scale) = scale {
                 put("scale", float(*scale));
             }
+        }
+        Op::HeadMatMul { weight: _, transposed } => {
+            put("transposed", if *transposed { true.into() } else { Value::Null });
+        }
+        Op::Pointwise { function } => match function {
+            PointwiseFn::Scale(factor) => put("scale", float(*factor)),
+            PointwiseFn::SoftCap(cap) => put("soft_cap", float(*cap)),
+            PointwiseFn::Clamp(limit) => put("clamp", float(*limit)),
+        },
+        Op::Concat { heads } => put("heads", json!(heads)),
+        Op::Slice { heads, start, len } => {
+            put("heads", json!(heads));
+            put("start", json!(start));
+            put("len", json!(len));
         }
         Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
@@ -115,6 +132,8 @@ fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
             put("alpha", float(alpha));
             put("limit", float(limit));
         }
+        ActivationFn::GeluTanh => put("activation", json!("gelu_tanh")),
+        ActivationFn::Sigmoid => put("activation", json!("sigmoid")),
     }
 }
 
@@ -128,6 +147,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
         window,
         soft_cap,
         sinks,
+        value_in_key,
     } = a;
     put("num_attention_heads", json!(num_attention_heads));
     put("num_key_value_heads", json!(num_key_value_heads));
@@ -139,6 +159,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
     put("window", json!(window));
     put("soft_cap", soft_cap.map_or(Value::Null, float));
     put("sinks", sinks.map_or(Value::Null, |_| true.into()));
+    put("value_in_key", if *value_in_key { true.into() } else { Value::Null });
 }
 
 /// Rows and experts, where the op reads less than the whole tensor.

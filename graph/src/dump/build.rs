@@ -359,6 +359,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::MatMul { .. }
+            | Op::HeadMatMul { .. }
             | Op::Rope { .. }
             | Op::Attention(_)
             | Op::AttentionScores(_)
@@ -368,6 +369,9 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => &[],
         };

@@ -33,6 +33,7 @@ impl SharedGate {
                 // Both change who is chosen, of one.
                 selection_bias: _,
                 groups: _,
+                expert_scale: None,
             }
         )
     }

@@ -1,7 +1,7 @@
 //! What groups are made of: one node each, taken apart. Every attribute of the op is there.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, Node, NodeId, Op, RopePairing, RopeTableId, RouterAttrs, StateId, ValueId, WeightId,
+    ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, RopePairing, RopeTableId, RouterAttrs, StateId, ValueId, WeightId,
     WeightSlice,
 };
 
@@ -12,8 +12,8 @@ pub struct Norm {
     pub node: NodeId,
     /// What is normed.
     pub x: ValueId,
-    /// `[width]` or `[d]`, F32.
-    pub weight: WeightId,
+    /// `[width]`, `[d]` or a part for each head, F32; `None`: 1.
+    pub weight: Option<WeightId>,
     /// Added to the mean square.
     pub eps: f32,
     /// Heads that are normed each by itself; 1: the whole row.
@@ -28,6 +28,14 @@ impl Norm {
     pub fn of(node: &Node) -> Option<Norm> {
         let Op::RmsNorm { weight, eps, heads } = node.op else { return None };
         Some(Norm { node: node.id, x: node.inputs[0], weight, eps, heads, y: node.outputs[0] })
+    }
+
+    /// The weight, if there is one and all heads share it.
+    #[must_use]
+    pub fn shared_weight(&self, graph: &Graph) -> Option<WeightId> {
+        let width = graph.value(self.x).shape.width()?;
+        let elems = |id: &WeightId| graph.weight(*id).shape.iter().product::<usize>();
+        self.weight.filter(|id| elems(id) * self.heads == width)
     }
 }
 
@@ -220,15 +228,15 @@ pub struct Written {
     pub node: NodeId,
     /// The keys.
     pub k: ValueId,
-    /// The values.
-    pub v: ValueId,
+    /// The values; `None` where they are parts of the keys.
+    pub v: Option<ValueId>,
     /// Where they go.
     pub slots: ValueId,
     /// The keys' state.
     pub key: StateId,
-    /// The values' state.
-    pub value: StateId,
-    /// The two states as values of the graph.
+    /// The values' state, where they have one.
+    pub value: Option<StateId>,
+    /// The two states as values of the graph; where values are parts of keys, the keys' twice.
     pub states: [ValueId; 2],
 }
 
@@ -237,8 +245,13 @@ impl Written {
     #[must_use]
     pub fn of(node: &Node) -> Option<Written> {
         let Op::KvWrite { key, value } = node.op else { return None };
-        let ([k, v, slots], [keys, values]) = (&node.inputs[..], &node.outputs[..]) else { return None };
-        Some(Written { node: node.id, k: *k, v: *v, slots: *slots, key, value, states: [*keys, *values] })
+        let (k, v, slots) = match node.inputs[..] {
+            [k, v, slots] => (k, Some(v), slots),
+            [k, slots] => (k, None, slots),
+            _ => return None,
+        };
+        let states = [*node.outputs.first()?, *node.outputs.last()?];
+        Some(Written { node: node.id, k, v, slots, key, value, states })
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::graph::WeightId;
 use super::graph::{Graph, Lifetime, Node, StateId};
-use super::op::{AttentionAttrs, DType, Dim, ExpertGroups, GroupScore, Op, RouterAttrs, Shape, WeightSlice};
+use super::op::{
+    AttentionAttrs, DType, Dim, ExpertGroups, GroupScore, Op, PointwiseFn, RouterAttrs, Shape, WeightSlice,
+};
 use crate::quant::Format;
 use crate::verify::GraphError;
 
@@ -43,7 +45,9 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
                     rule.wrong(format!("a last axis divisible by {heads} heads"), rule.shape(0).to_string())
                 );
             }
-            rule.vector(*weight, width / heads)?;
+            if let Some(weight) = weight {
+                rule.vector(*weight, width / heads)?;
+            }
             Ok(vec![f32(rule.shape(0).clone())])
         }
         Op::MatMul { weight, bias, .. } => {
@@ -57,6 +61,14 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             shape.0.pop();
             shape.0.push(Dim::Fixed(out));
             Ok(vec![f32(shape)])
+        }
+        Op::HeadMatMul { weight, transposed } => {
+            rule.arity(1)?;
+            let (heads, rows, columns) = rule.expert_matrix(weight)?;
+            let (inner, out) = if *transposed { (rows, columns) } else { (columns, rows) };
+            rule.inner(0, heads * inner)?;
+            rule.operand(0, DType::F32, "x [T, heads · in]", |s| s.0.len() == 2)?;
+            Ok(vec![f32(Shape::new(&[rule.shape(0).0[0], Dim::Fixed(heads * out)]))])
         }
         Op::Rope { table, heads, .. } => {
             rule.arity(2)?;
@@ -80,24 +92,31 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             Ok(vec![f32(rule.shape(0).clone())])
         }
         Op::KvWrite { key, value } => {
-            rule.arity(3)?;
-            for (i, state) in [(0, key), (1, value)] {
-                rule.inner(i, graph.state(*state).row_elems())?;
+            let states: Vec<&StateId> = std::iter::once(key).chain(value).collect();
+            rule.arity(states.len() + 1)?;
+            for (i, state) in states.iter().enumerate() {
+                rule.inner(i, graph.state(**state).row_elems())?;
             }
-            rule.per_token(2, "kv_slots")?;
+            rule.per_token(states.len(), "kv_slots")?;
             let row = |id: &StateId| {
                 let decl = graph.state(*id);
                 let shape = Shape::new(&[Dim::Cached, Dim::Fixed(decl.heads), Dim::Fixed(decl.width)]);
                 Inferred { shape, dtype: DType::State, state: Some(*id) }
             };
-            Ok(vec![row(key), row(value)])
+            Ok(states.into_iter().map(row).collect())
         }
         Op::Attention(attrs) => {
             rule.arity(5)?;
             rule.attention(attrs)?;
             rule.queries(attrs)?;
             rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
-            rule.state(2, attrs.num_key_value_heads, attrs.value_head_dim)?;
+            match attrs.value_in_key {
+                false => rule.state(2, attrs.num_key_value_heads, attrs.value_head_dim)?,
+                true if node.inputs[1] == node.inputs[2] => {}
+                true => {
+                    return Err(rule.wrong("values in the keys' state".into(), node.inputs[2].to_string()));
+                }
+            }
             rule.per_token(3, "positions")?;
             rule.per_token(4, "sequence")?;
             Ok(vec![f32(Shape::new(&[
@@ -135,6 +154,9 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             }
             if let Some(bias) = attrs.selection_bias {
                 rule.vector(bias, attrs.num_experts)?;
+            }
+            if let Some(scale) = attrs.expert_scale {
+                rule.vector(scale, attrs.num_experts)?;
             }
             if let Some(groups) = &attrs.groups {
                 rule.groups(groups, attrs)?;
@@ -184,6 +206,32 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.same(0, 1)?;
             Ok(vec![f32(rule.shape(0).clone())])
         }
+        Op::Pointwise { function } => {
+            rule.arity(1)?;
+            rule.width(0)?;
+            let (PointwiseFn::Scale(factor) | PointwiseFn::SoftCap(factor) | PointwiseFn::Clamp(factor)) =
+                *function;
+            let is_bound = !matches!(function, PointwiseFn::Scale(_));
+            if !factor.is_finite() || (is_bound && factor <= 0.0) {
+                return Err(rule.wrong("a finite factor, a positive bound".into(), factor.to_string()));
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::Concat { heads } => {
+            rule.arity(2)?;
+            let (n, m) = (rule.width(0)?, rule.width(1)?);
+            let (a, b) = (rule.shape(0), rule.shape(1));
+            if *heads == 0 || n % heads != 0 || m % heads != 0 || !a.stands_beside(b) {
+                return Err(rule.wrong(
+                    format!("two values of the same rows, their last axes divisible by {heads} heads"),
+                    format!("{a} and {b}"),
+                ));
+            }
+            let mut shape = a.clone();
+            shape.0.pop();
+            shape.0.push(Dim::Fixed(n + m));
+            Ok(vec![f32(shape)])
+        }
         Op::CausalConv(attrs) => {
             rule.arity(3)?;
             rule.per_token(1, "positions")?;
@@ -202,6 +250,20 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
                 rule.vector(bias, channels)?;
             }
             Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::Slice { heads, start, len } => {
+            rule.arity(1)?;
+            let width = rule.width(0)?;
+            let end = start.checked_add(*len);
+            let fits = |end: usize| *len > 0 && width.checked_rem(*heads) == Some(0) && end <= width / heads;
+            if !end.is_some_and(fits) {
+                let found = format!("{len} from {start} on of {}", rule.shape(0));
+                return Err(rule.wrong(format!("elements inside each of {heads} heads"), found));
+            }
+            let mut shape = rule.shape(0).clone();
+            shape.0.pop();
+            shape.0.push(Dim::Fixed(heads * len));
+            Ok(vec![f32(shape)])
         }
         Op::GetRows => {
             rule.arity(2)?;
@@ -352,7 +414,11 @@ impl Rule<'_> {
             window,
             soft_cap,
             sinks,
+            value_in_key,
         } = *attrs;
+        if value_in_key && value_head_dim > head_dim {
+            return Err(self.wrong(format!("values within keys of {head_dim}"), value_head_dim.to_string()));
+        }
         if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
             return Err(self.wrong(
                 "num_attention_heads a multiple of num_key_value_heads".into(),

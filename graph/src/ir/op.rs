@@ -188,6 +188,9 @@ pub struct AttentionAttrs {
     pub soft_cap: Option<f32>,
     /// One extra logit a head `[H]` in the softmax's denominator; F32.
     pub sinks: Option<WeightId>,
+    /// A value is the first `value_head_dim` elements of its position's key: latent attention, whose state holds one row
+    /// for both.
+    pub value_in_key: bool,
 }
 
 impl AttentionAttrs {
@@ -249,6 +252,8 @@ pub struct RouterAttrs {
     pub selection_bias: Option<WeightId>,
     /// Only the experts of the best groups are chosen from; `None`: all are.
     pub groups: Option<ExpertGroups>,
+    /// Multiplies the weight of each chosen expert, behind everything else: `[E]`, F32.
+    pub expert_scale: Option<WeightId>,
 }
 
 /// The function of the gate half.
@@ -265,6 +270,22 @@ pub enum ActivationFn {
         /// Bound of the gate from above, of up on both sides.
         limit: f32,
     },
+    /// x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))): GELU by its tanh form.
+    GeluTanh,
+    /// sigmoid(x): attention's output gates.
+    Sigmoid,
+}
+
+/// The function of [`Op::Pointwise`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PointwiseFn {
+    /// factor · x.
+    Scale(f32),
+    /// cap · tanh(x / cap).
+    SoftCap(f32),
+    /// min(max(x, −limit), limit).
+    Clamp(f32),
 }
 
 /// The attributes of [`Op::CausalConv`].
@@ -333,8 +354,8 @@ ops! {
     /// x / sqrt(mean(x²) + eps) · w over the last axis. With `heads = n` the last axis holds n heads, each normed by
     /// itself with the same w `[d]`: the per-head Q/K norm.
     RmsNorm = "rms_norm" {
-        /// w, `[width]` or `[d]`; F32.
-        weight: WeightId,
+        /// w, `[width]` or `[d]`, F32; `None`: 1.
+        weight: Option<WeightId>,
         /// Added to the mean square.
         eps: f32,
         /// Heads in the last axis; 1 norms the whole axis.
@@ -349,6 +370,15 @@ ops! {
         /// Multiplies the product, before the bias.
         scale: Option<f32>,
     };
+    /// x `[T, H·in]` → `[T, H·out]`, each head through a matrix of its own: W [H, out, in] of any format. Transposed, W is
+    /// [H, in, out], and a head's result the sum of the rows of its matrix, each times an element of x, first to last in
+    /// f64: x is then taken as it is, under any activations.
+    HeadMatMul = "head_matmul" {
+        /// W; its experts are the heads.
+        weight: WeightSlice,
+        /// Rows of W meet elements of x.
+        transposed: bool,
+    };
     /// Turns pairs of each head by the angle of its position: x `[T, heads·d]`, positions `[T]` → the same shape.
     /// (a, b) → (a·cos − b·sin, b·cos + a·sin).
     Rope = "rope" {
@@ -359,15 +389,17 @@ ops! {
         /// Heads in the last axis.
         heads: usize,
     };
-    /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots, rounded to the KV type.
+    /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots, rounded to the KV type. Without a
+    /// values' state: k, kv_slots → the one.
     KvWrite = "kv_write" {
         /// The keys' state.
         key: StateId,
-        /// The values' state.
-        value: StateId,
+        /// The values' state; `None` where values are parts of keys.
+        value: Option<StateId>,
     };
     /// q `[T, H·d]`, key state, value state, positions `[T]`, sequence `[T]` → softmax(scale · q·kᵀ)·v, causal: `[T, H·dv]`.
-    /// The current token's k and v are read back as the state rounded them.
+    /// The current token's k and v are read back as the state rounded them. Where values are parts of keys, the value state is
+    /// the key state.
     Attention = "attention" (AttentionAttrs);
     /// The scores inside Attention, for looking at: q, key state, positions, sequence → [H, T, S]; entries after the
     /// query's position are 0. Always recomputed: it feeds taps and [`Op::AttentionSoftmax`] only.
@@ -401,6 +433,26 @@ ops! {
     Add = "add";
     /// a · b, element by element.
     Mul = "mul";
+    /// A function of each element: x → the same shape.
+    Pointwise = "pointwise" {
+        /// Which.
+        function: PointwiseFn,
+    };
+    /// a [.., heads·n], b [.., heads·m] → of each head its elements of a, then those of b: [.., heads·(n + m)].
+    Concat = "concat" {
+        /// Heads in the last axis of both.
+        heads: usize,
+    };
+    /// x [.., heads·w] → of each head of width w its elements from `start` on, `len` of them: [.., heads·len]. Tensors that
+    /// hold a part of each head beside another (queries and their output gates) come apart by it.
+    Slice = "slice" {
+        /// Heads in the last axis.
+        heads: usize,
+        /// The first element of a head that is taken.
+        start: usize,
+        /// How many are.
+        len: usize,
+    };
     /// x `[T, D]`, rows `[R]` → `[R, D]`.
     GetRows = "get_rows";
     /// Identity with a name: hands its inputs, side by side along the last axis, to whoever asked.
@@ -422,7 +474,9 @@ impl Op {
     pub fn weight_slice(&self) -> Option<&WeightSlice> {
         match self {
             Op::Embed { table, scale: _ } => Some(table),
-            Op::MatMul { weight, bias: _, scale: _ } | Op::ExpertMatMul { weight, bias: _ } => Some(weight),
+            Op::MatMul { weight, bias: _, scale: _ }
+            | Op::HeadMatMul { weight, transposed: _ }
+            | Op::ExpertMatMul { weight, bias: _ } => Some(weight),
             Op::RmsNorm { .. }
             | Op::Rope { .. }
             | Op::KvWrite { .. }
@@ -435,6 +489,9 @@ impl Op {
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => None,
         }
@@ -451,11 +508,12 @@ impl Op {
     #[must_use]
     pub fn written_states(&self) -> Vec<StateId> {
         match self {
-            Op::KvWrite { key, value } => vec![*key, *value],
+            Op::KvWrite { key, value } => std::iter::once(*key).chain(*value).collect(),
             Op::CausalConv(c) => vec![c.state],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::MatMul { .. }
+            | Op::HeadMatMul { .. }
             | Op::Rope { .. }
             | Op::Attention(_)
             | Op::AttentionScores(_)
@@ -466,6 +524,9 @@ impl Op {
             | Op::ExpertCombine
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => Vec::new(),
         }
@@ -476,13 +537,14 @@ impl Op {
     pub fn weights(&self) -> Vec<WeightId> {
         match self {
             Op::Embed { table, scale: _ } => vec![table.tensor],
-            Op::RmsNorm { weight, eps: _, heads: _ } => vec![*weight],
+            Op::RmsNorm { weight, eps: _, heads: _ } => weight.iter().copied().collect(),
+            Op::HeadMatMul { weight, transposed: _ } => vec![weight.tensor],
             Op::MatMul { weight, bias, scale: _ } | Op::ExpertMatMul { weight, bias } => {
                 std::iter::once(weight.tensor).chain(*bias).collect()
             }
             // The scores come before the sinks do.
             Op::Attention(a) | Op::AttentionSoftmax(a) => a.sinks.into_iter().collect(),
-            Op::Router(r) => r.selection_bias.into_iter().collect(),
+            Op::Router(r) => r.selection_bias.into_iter().chain(r.expert_scale).collect(),
             Op::CausalConv(c) => std::iter::once(c.weight).chain(c.bias).collect(),
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::KvWrite { key: _, value: _ }
@@ -491,6 +553,9 @@ impl Op {
             | Op::ExpertCombine
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { function: _ }
+            | Op::Concat { heads: _ }
+            | Op::Slice { heads: _, start: _, len: _ }
             | Op::GetRows
             | Op::Tap { stage: _ } => Vec::new(),
         }

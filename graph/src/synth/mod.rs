@@ -6,11 +6,15 @@
 //! The weights mean nothing; they are scaled so that activations stay finite and tokens choose different experts.
 
 mod blocks;
+mod family;
 mod preset;
+mod presets;
 mod write;
 
 pub use blocks::fill;
-pub use preset::{PRESETS, Preset};
+pub use family::Family;
+pub use preset::{Mixture, Preset};
+pub use presets::PRESETS;
 pub use write::{Synth, SynthError, SynthOptions};
 
 /// SplitMix64: a seeded stream of 64-bit numbers, the same on every machine.

@@ -1,16 +1,16 @@
-//! Presets: dimensions, metadata and tensor table of real models, as their Q4_K_M files have them.
+//! A preset: a real model's dimensions, from which its file's metadata and tensor table follow.
 
-use crate::{
-    gguf::{
-        GgufError, MetaValue, Metadata,
-        keys::{self, arch, arch_key, blk, layer, tensor},
-        writer::TensorSpec,
-    },
-    quant::Format,
+use super::family::{Family, common_keys, model_tensors};
+use super::presets::PRESETS;
+use crate::gguf::writer::TensorSpec;
+use crate::gguf::{
+    GgufError, MetaValue, Metadata,
+    keys::{self, arch, arch_key, blk, layer, tensor},
 };
+use crate::quant::Format;
 
 /// A real model's dimensions.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "Hugging Face's names, as in the model's config.json")]
 pub struct Preset {
     /// As the command line has it.
@@ -19,8 +19,11 @@ pub struct Preset {
     pub base_name: &'static str,
     /// "128x1.8B" and the like.
     pub size_label: &'static str,
-    /// `general.architecture`.
-    pub architecture: &'static str,
+    /// Which keys and tensors there are.
+    pub family: &'static Family,
+    /// Which tensor has which format.
+    pub mixture: Mixture,
+    /// Without layers that only serve drafting.
     pub num_hidden_layers: usize,
     pub hidden_size: usize,
     pub num_attention_heads: usize,
@@ -29,65 +32,40 @@ pub struct Preset {
     pub num_experts: usize,
     pub num_experts_per_tok: usize,
     pub moe_intermediate_size: usize,
-    /// Stated by the metadata, used by no layer.
+    /// Of dense layers; where there are none, it is stated all the same.
     pub intermediate_size: usize,
+    /// Shared experts of the routed ones' width.
+    pub n_shared_experts: usize,
+    /// Width of a shared expert that has its own.
+    pub shared_expert_intermediate_size: usize,
+    /// Layers in front without experts.
+    pub first_k_dense_replace: usize,
+    pub routed_scaling_factor: f32,
+    /// The embedding table serves as lm_head.
+    pub tie_word_embeddings: bool,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
     pub rope_theta: f32,
     pub rms_norm_eps: f32,
 }
 
-const QWEN3_30B: Preset = Preset {
-    name: "qwen3-30b-a3b",
-    base_name: "Qwen3-30B-A3B-Instruct-2507",
-    size_label: "128x1.8B",
-    architecture: "qwen3moe",
-    num_hidden_layers: 48,
-    hidden_size: 2048,
-    num_attention_heads: 32,
-    num_key_value_heads: 4,
-    head_dim: 128,
-    num_experts: 128,
-    num_experts_per_tok: 8,
-    moe_intermediate_size: 768,
-    intermediate_size: 6144,
-    vocab_size: 151_936,
-    max_position_embeddings: 262_144,
-    rope_theta: 1e7,
-    rms_norm_eps: 1e-6,
-};
+/// A mixture of formats, as files of the models mostly have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mixture {
+    /// Q4_K with Q6_K where it matters; where rows are no multiple of 256, Q5_0 and Q8_0 in their place.
+    Q4KM,
+    /// Experts in MXFP4, all other matrices in Q8_0.
+    Mxfp4Experts,
+}
 
-/// Every preset.
-pub const PRESETS: [Preset; 3] = [
-    Preset {
-        name: "qwen3-coder-30b-a3b",
-        base_name: "Qwen3-Coder-30B-A3B-Instruct",
-        intermediate_size: 5472,
-        ..QWEN3_30B
-    },
-    QWEN3_30B,
-    Preset {
-        name: "qwen3-235b-a22b",
-        base_name: "Qwen3-235B-A22B-Instruct-2507",
-        size_label: "128x10B",
-        num_hidden_layers: 94,
-        hidden_size: 4096,
-        num_attention_heads: 64,
-        moe_intermediate_size: 1536,
-        intermediate_size: 12288,
-        rope_theta: 5e6,
-        ..QWEN3_30B
-    },
-];
-
-/// A tensor and the root mean square of its values.
+/// A tensor and what its values are like.
 pub(super) struct SynthTensor {
     pub spec: TensorSpec,
     pub values: Values,
 }
 
 /// What a tensor's values are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Values {
     /// Around 0, with this root mean square.
     Rms(f32),
@@ -95,10 +73,74 @@ pub(super) enum Values {
     Norm,
 }
 
+impl Mixture {
+    /// `general.file_type`.
+    fn file_type(self) -> u32 {
+        match self {
+            Mixture::Q4KM => 15,
+            Mixture::Mxfp4Experts => 38,
+        }
+    }
+
+    /// The format of a matrix, by its name behind `blk.<i>.` as llama-quantize decides. `more_bits`: the layer is one of
+    /// those whose v_proj and down_proj get more.
+    fn format(self, name: &str, cols: usize, num_experts: usize, more_bits: bool) -> Format {
+        match self {
+            Mixture::Mxfp4Experts if name.contains("_exps.") => Format::Mxfp4,
+            Mixture::Mxfp4Experts => Format::Q8_0,
+            Mixture::Q4KM => {
+                let q6 = match name {
+                    tensor::OUTPUT => true,
+                    // Of eight experts v and k are small beside the rest.
+                    layer::ATTN_K | layer::ATTN_V if num_experts == 8 => return Format::Q8_0,
+                    layer::ATTN_V | layer::FFN_DOWN_EXPS | layer::FFN_DOWN_SHEXP | layer::FFN_DOWN => {
+                        more_bits
+                    }
+                    _ => false,
+                };
+                match (q6, cols.is_multiple_of(Format::Q4K.block_elems())) {
+                    (false, true) => Format::Q4K,
+                    (true, true) => Format::Q6K,
+                    (false, false) => Format::Q5_0,
+                    (true, false) => Format::Q8_0,
+                }
+            }
+        }
+    }
+}
+
+/// Spreads: a matmul of normalised activations with weights of root mean square 1 / √in gives values around 1, so the
+/// residual stream grows with the root of the number of layers. The router's are twice that, so that a token's choice of
+/// experts is a firm one, and lm_head's four times, so that the next token is not a plain draw. o_proj's are a fifth:
+/// random attention adds to every token much the same mean of all, which would draw the tokens of deep layers to the
+/// same few experts.
+fn values(name: &str, fan_in: usize) -> Values {
+    let matmul = |gain: f32| Values::Rms(gain / (fan_in as f32).sqrt());
+    match name {
+        tensor::TOKEN_EMBD | layer::ATTN_SINKS => Values::Rms(1.0),
+        tensor::OUTPUT => matmul(4.0),
+        layer::FFN_GATE_INP => matmul(2.0),
+        layer::ATTN_OUTPUT => matmul(0.2),
+        _ if name.ends_with("norm.weight") => Values::Norm,
+        _ if name.ends_with(".bias") => Values::Rms(0.1),
+        _ => matmul(1.0),
+    }
+}
+
 impl Preset {
     /// The preset of this name.
     pub fn by_name(name: &str) -> Option<&'static Preset> {
         PRESETS.iter().find(|preset| preset.name == name)
+    }
+
+    /// Elements of all heads' queries.
+    pub(super) fn q_dim(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Elements of all heads' keys.
+    pub(super) fn kv_dim(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
     }
 
     /// The metadata of a file with the first `num_hidden_layers` layers. The tokenizer's keys come from `vocabulary`,
@@ -109,34 +151,23 @@ impl Preset {
         seed: u64,
         vocabulary: Option<&Metadata>,
     ) -> Result<Metadata, GgufError> {
-        const Q4_K_M: u32 = 15;
         let string = |text: &str| MetaValue::String(text.to_owned());
-        let count = |n: usize| MetaValue::U32(n as u32); // all dimensions are far below 2^32
         let name =
             format!("{} with random weights ({num_hidden_layers} layers, seed {seed})", self.base_name);
+        let architecture = self.family.architecture;
         let mut pairs = vec![
-            (keys::GENERAL_ARCHITECTURE.to_owned(), string(self.architecture)),
+            (keys::GENERAL_ARCHITECTURE.to_owned(), string(architecture)),
             (keys::GENERAL_TYPE.to_owned(), string("model")),
             (keys::GENERAL_NAME.to_owned(), string(&name)),
             (keys::GENERAL_BASENAME.to_owned(), string(self.base_name)),
             (keys::GENERAL_SIZE_LABEL.to_owned(), string(self.size_label)),
         ];
-        let dimensions = [
-            (arch::BLOCK_COUNT, count(num_hidden_layers)),
-            (arch::CONTEXT_LENGTH, count(self.max_position_embeddings)),
-            (arch::EMBEDDING_LENGTH, count(self.hidden_size)),
-            (arch::FEED_FORWARD_LENGTH, count(self.intermediate_size)),
-            (arch::HEAD_COUNT, count(self.num_attention_heads)),
-            (arch::HEAD_COUNT_KV, count(self.num_key_value_heads)),
-            (arch::ROPE_FREQ_BASE, MetaValue::F32(self.rope_theta)),
-            (arch::RMS_EPS, MetaValue::F32(self.rms_norm_eps)),
-            (arch::KEY_LENGTH, count(self.head_dim)),
-            (arch::VALUE_LENGTH, count(self.head_dim)),
-            (arch::EXPERT_COUNT, count(self.num_experts)),
-            (arch::EXPERT_USED_COUNT, count(self.num_experts_per_tok)),
-            (arch::EXPERT_FEED_FORWARD_LENGTH, count(self.moe_intermediate_size)),
-        ];
-        pairs.extend(dimensions.map(|(rest, value)| (arch_key(self.architecture, rest), value)));
+        let common = common_keys(self, num_hidden_layers);
+        let own = (self.family.keys)(self, num_hidden_layers);
+        // Where an architecture says a common key in its own way, that holds.
+        let said = |key: &str| own.iter().any(|(own, _)| *own == key);
+        let common = common.into_iter().filter(|(key, _)| !said(key));
+        pairs.extend(common.chain(own.clone()).map(|(rest, value)| (arch_key(architecture, rest), value)));
         match vocabulary {
             Some(from) => {
                 let tokenizer = from.iter().filter(|(key, _)| key.starts_with(keys::TOKENIZER_PREFIX));
@@ -144,12 +175,12 @@ impl Preset {
             }
             // Without the key, other runtimes refuse the file.
             None => pairs.extend([
-                (arch_key(self.architecture, arch::VOCAB_SIZE), count(self.vocab_size)),
+                (arch_key(architecture, arch::VOCAB_SIZE), MetaValue::U32(self.vocab_size as u32)),
                 (keys::TOKENIZER_MODEL.to_owned(), string(keys::TOKENIZER_MODEL_NONE[0])),
             ]),
         }
         pairs.push((keys::GENERAL_QUANTIZATION_VERSION.to_owned(), MetaValue::U32(2)));
-        pairs.push((keys::GENERAL_FILE_TYPE.to_owned(), MetaValue::U32(Q4_K_M)));
+        pairs.push((keys::GENERAL_FILE_TYPE.to_owned(), MetaValue::U32(self.mixture.file_type())));
         Metadata::from_pairs("the synthetic model", pairs)
     }
 
@@ -159,42 +190,31 @@ impl Preset {
         i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
     }
 
-    /// The tensors in the order of real files.
-    ///
-    /// Spreads: a matmul of normalised activations with weights of root mean square 1 / √in gives values around 1, so
-    /// the residual stream grows with the root of the number of layers. The router's are twice that, so that a token's
-    /// choice of experts is a firm one, and lm_head's four times, so that the next token is not a plain draw. o_proj's
-    /// are a fifth: random attention adds to every token much the same mean of all, which would draw the tokens of deep
-    /// layers to the same few experts.
-    pub(super) fn tensors(&self, num_hidden_layers: usize) -> Vec<SynthTensor> {
-        let (d, h, g) = (self.hidden_size, self.num_attention_heads, self.num_key_value_heads);
-        let (q_dim, kv_dim) = (h * self.head_dim, g * self.head_dim);
-        let (e, f) = (self.num_experts, self.moe_intermediate_size);
-        let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize], format, values| {
-            tensors.push(SynthTensor { spec: TensorSpec { name, shape: shape.to_vec(), format }, values });
+    /// The tensor called `rest`, in the file `name`.
+    fn tensor(&self, name: String, rest: &str, shape: Vec<usize>, more_bits: bool) -> SynthTensor {
+        let fan_in = shape.last().copied().unwrap_or(1);
+        // Vectors, the router and convolutions stay as they are.
+        let float = shape.len() == 1 || rest.ends_with(".bias") || rest.contains("ffn_gate_inp");
+        let format = match float {
+            true => Format::F32,
+            false => self.mixture.format(rest, fan_in, self.num_experts, more_bits),
         };
-        let matmul = |gain: f32, fan_in: usize| Values::Rms(gain / (fan_in as f32).sqrt());
+        SynthTensor { spec: TensorSpec { name, shape, format }, values: values(rest, fan_in) }
+    }
 
-        add(tensor::OUTPUT.into(), &[self.vocab_size, d], Format::Q6K, matmul(4.0, d));
-        add(tensor::OUTPUT_NORM.into(), &[d], Format::F32, Values::Norm);
-        add(tensor::TOKEN_EMBD.into(), &[self.vocab_size, d], Format::Q4K, Values::Rms(1.0));
+    /// The tensors in the order of real files: by name within a layer.
+    pub(super) fn tensors(&self, num_hidden_layers: usize) -> Vec<SynthTensor> {
+        let mut tensors: Vec<SynthTensor> = model_tensors(self)
+            .into_iter()
+            .map(|(name, shape)| self.tensor(name.to_owned(), name, shape, false))
+            .collect();
         for i in 0..num_hidden_layers {
-            let mixed = if Preset::more_bits(i, num_hidden_layers) { Format::Q6K } else { Format::Q4K };
-            let mut layer =
-                |rest: &str, shape: &[usize], format, values| add(blk(i, rest), shape, format, values);
-            layer(layer::ATTN_K, &[kv_dim, d], Format::Q4K, matmul(1.0, d));
-            layer(layer::ATTN_K_NORM, &[self.head_dim], Format::F32, Values::Norm);
-            layer(layer::ATTN_NORM, &[d], Format::F32, Values::Norm);
-            layer(layer::ATTN_OUTPUT, &[d, q_dim], Format::Q4K, matmul(0.2, q_dim));
-            layer(layer::ATTN_Q, &[q_dim, d], Format::Q4K, matmul(1.0, d));
-            layer(layer::ATTN_Q_NORM, &[self.head_dim], Format::F32, Values::Norm);
-            layer(layer::ATTN_V, &[kv_dim, d], mixed, matmul(1.0, d));
-            layer(layer::FFN_DOWN_EXPS, &[e, d, f], mixed, matmul(1.0, f));
-            layer(layer::FFN_GATE_EXPS, &[e, f, d], Format::Q4K, matmul(1.0, d));
-            layer(layer::FFN_GATE_INP, &[e, d], Format::F32, matmul(2.0, d));
-            layer(layer::FFN_NORM, &[d], Format::F32, Values::Norm);
-            layer(layer::FFN_UP_EXPS, &[e, f, d], Format::Q4K, matmul(1.0, d));
+            let mut layer = (self.family.layer)(self, i);
+            layer.sort_unstable_by_key(|(name, _)| *name);
+            let more_bits = Preset::more_bits(i, num_hidden_layers);
+            tensors.extend(
+                layer.into_iter().map(|(rest, shape)| self.tensor(blk(i, rest), rest, shape, more_bits)),
+            );
         }
         tensors
     }
@@ -246,8 +266,8 @@ mod tests {
     #[test]
     fn names_are_unique_and_layers_within_the_rule() {
         for (i, preset) in PRESETS.iter().enumerate() {
-            assert_eq!(Preset::by_name(preset.name), Some(&PRESETS[i]));
+            assert!(std::ptr::eq(Preset::by_name(preset.name).unwrap(), &PRESETS[i]));
         }
-        assert_eq!(Preset::by_name("qwen3"), None);
+        assert!(Preset::by_name("qwen3").is_none());
     }
 }

@@ -16,7 +16,14 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
     let num_key_value_heads = b.pick(&[1, 1, 2, 3, 4]);
     let num_attention_heads = num_key_value_heads * b.pick(&[1, 2, 3, 4, 7, 8, 9, 16]);
     let head_dim = b.pick(&[64, 64, 64, 128, 128, 32, 96, 192, 256, 80, 48, 36, 40, 33]);
-    let value_head_dim = if b.one_in(3) { b.pick(&[32, 64, 128, 192, 256, 512, 40, 6]) } else { head_dim };
+    let value_in_key = b.one_in(6);
+    let value_head_dim = if value_in_key {
+        head_dim * 8 / 9 / 4 * 4
+    } else if b.one_in(3) {
+        b.pick(&[32, 64, 128, 192, 256, 512, 40, 6])
+    } else {
+        head_dim
+    };
     let scale = if b.one_in(4) { 0.05 } else { 1.0 / (head_dim as f32).sqrt() };
     let window = if b.one_in(3) { Some(b.pick(&[1, 2, 5, 16, 31, 64, 100, 1000])) } else { None };
     let soft_cap = if b.one_in(4) { Some(b.pick(&[0.5, 5.0, 50.0])) } else { None };
@@ -25,6 +32,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
     b.note("G", num_key_value_heads);
     b.note("d", head_dim);
     b.note("dv", value_head_dim);
+    b.note("in_key", value_in_key);
     b.note("window", format!("{window:?}"));
     b.note("cap", format!("{soft_cap:?}"));
     b.note("sinks", sinks.is_some());
@@ -37,6 +45,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
         window,
         soft_cap,
         sinks,
+        value_in_key,
     }
 }
 
@@ -52,8 +61,12 @@ pub(super) fn cache(
     let heads = attrs.num_key_value_heads;
     let rows = Lifetime::PerToken { window: None };
     let key = b.graph.add_state(StateRole::Key, layer, heads, attrs.head_dim, rows);
-    let value = b.graph.add_state(StateRole::Value, layer, heads, attrs.value_head_dim, rows);
     let slots = b.graph.inputs.kv_slots;
+    if attrs.value_in_key {
+        let written = b.graph.push(Some(layer), "kv_write", Op::KvWrite { key, value: None }, &[k, slots])?;
+        return Ok([written[0]; 2].to_vec());
+    }
+    let value = Some(b.graph.add_state(StateRole::Value, layer, heads, attrs.value_head_dim, rows));
     Ok(b.graph.push(Some(layer), "kv_write", Op::KvWrite { key, value }, &[k, v, slots])?)
 }
 

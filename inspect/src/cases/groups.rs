@@ -160,7 +160,7 @@ fn norm(
     eps: f32,
 ) -> Result<ValueId, BackendError> {
     let weight: WeightId = b.vector(name, &[width], 1.0);
-    Ok(b.graph.push(LAYER, name, Op::RmsNorm { weight, eps, heads }, &[x])?[0])
+    Ok(b.graph.push(LAYER, name, Op::RmsNorm { weight: Some(weight), eps, heads }, &[x])?[0])
 }
 
 /// A step of several tokens and two of one: no group, some, and all of them.
@@ -240,6 +240,7 @@ fn sigmoid(num_experts: usize, num_experts_per_tok: usize) -> Op {
         scale: 1.0,
         selection_bias: None,
         groups: None,
+        expert_scale: None,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Cases of the ops that read weights of any format: embed, matmul, expert_matmul.
+//! Cases of the ops that read weights of any format: embed, matmul, head_matmul, expert_matmul.
 
 use super::Builder;
 use super::attention::Steps;
@@ -43,6 +43,28 @@ pub(super) fn matmul(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("each", format!("{each:?}"));
     b.note("bias", bias.is_some());
     b.note("scale", format!("{scale:?}"));
+    Ok((vec![b.step(0, t, &[], 1.0)], t))
+}
+
+pub(super) fn head_matmul(b: &mut Builder) -> Result<Steps, BackendError> {
+    let all = b.pick(&[1, 2, 3, 16, 20]);
+    let heads = b.part(all);
+    let out = b.pick(&[1, 5, 16, 65, 128]);
+    let inner = b.inner().min(512);
+    let tensor = b.matrix("weight", &[all, out, inner]);
+    let rows = b.part(out);
+    let transposed = b.one_in(2);
+    let width = heads.len() * if transposed { rows.len() } else { inner };
+    let x = b.boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(width)]), DType::F32);
+    let weight =
+        WeightSlice { tensor, rows: rows.clone(), experts: Some(heads.clone()), home: WeightHome::Device };
+    b.graph.outputs = b.graph.push(None, "heads_proj", Op::HeadMatMul { weight, transposed }, &[x])?;
+    let t = b.pick(&[1, 1, 2, 3, 5, 9, 17, 33, 65]);
+    b.note("T", t);
+    b.note("H", format!("{heads:?}/{all}"));
+    b.note("rows", format!("{rows:?}/{out}"));
+    b.note("in", inner);
+    b.note("transposed", transposed);
     Ok((vec![b.step(0, t, &[], 1.0)], t))
 }
 

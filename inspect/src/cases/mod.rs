@@ -35,7 +35,7 @@ pub const OPS: &[&str] = OpKind::STEMS;
 /// Whether an op reads weights of any format: its cases run over all sixteen.
 #[must_use]
 pub fn takes_formats(op: &str) -> bool {
-    matches!(op, "embed" | "matmul" | "expert_matmul")
+    matches!(op, "embed" | "matmul" | "head_matmul" | "expert_matmul")
 }
 
 /// A graph with weights and the steps to run.
@@ -102,6 +102,7 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
     let (steps, ctx_size) = match kind {
         OpKind::Embed => matmul::embed(&mut b)?,
         OpKind::MatMul => matmul::matmul(&mut b)?,
+        OpKind::HeadMatMul => matmul::head_matmul(&mut b)?,
         OpKind::ExpertMatMul => matmul::expert_matmul(&mut b)?,
         OpKind::KvWrite => attention::kv_write(&mut b)?,
         OpKind::Attention => attention::attention(&mut b)?,
@@ -115,6 +116,9 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::CausalConv => small::causal_conv(&mut b)?,
         OpKind::Add => small::elementwise(&mut b, Op::Add)?,
         OpKind::Mul => small::elementwise(&mut b, Op::Mul)?,
+        OpKind::Pointwise => small::pointwise(&mut b)?,
+        OpKind::Concat => small::concat(&mut b)?,
+        OpKind::Slice => small::slice(&mut b)?,
         OpKind::GetRows => small::get_rows(&mut b)?,
         OpKind::Tap => small::tap(&mut b)?,
     };

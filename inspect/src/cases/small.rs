@@ -4,7 +4,7 @@ use super::Builder;
 use super::attention::Steps;
 use moe_run_graph::ir::{
     ActivationFn, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, LayerIdx, Lifetime, Op,
-    RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage, StateRole,
+    PointwiseFn, RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage, StateRole,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::HostTensor;
@@ -18,7 +18,7 @@ pub(super) fn rms_norm(b: &mut Builder) -> Result<Steps, BackendError> {
     let heads = b.pick(&[1, 1, 2, 3, 8, 32]);
     let width =
         if heads == 1 { b.pick(&[1, 33, 32, 100, 256, 768, 2048]) } else { b.pick(&[32, 64, 128, 80, 33]) };
-    let weight = b.vector("norm", &[width], 1.0);
+    let weight = (!b.one_in(4)).then(|| b.vector("norm", &[width], 1.0));
     let x = b.boundary(row(heads * width), DType::F32);
     let eps = b.pick(&[1e-6, 1e-5, 1e-2]);
     b.graph.outputs = b.graph.push(None, "norm", Op::RmsNorm { weight, eps, heads }, &[x])?;
@@ -26,6 +26,7 @@ pub(super) fn rms_norm(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("T", t);
     b.note("heads", heads);
     b.note("width", width);
+    b.note("weight", weight.is_some());
     Ok((vec![b.step(0, t, &[], bound)], t))
 }
 
@@ -74,7 +75,18 @@ pub(super) fn choice(b: &mut Builder, most_experts: usize) -> RouterAttrs {
     b.note("scale", scale);
     let groups = groups(b, num_experts, num_experts_per_tok);
     b.note("groups", format!("{groups:?}"));
-    RouterAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, selection_bias, groups }
+    let expert_scale = b.one_in(6).then(|| b.vector("expert_scale", &[num_experts], 1.0));
+    b.note("expert_scale", expert_scale.is_some());
+    RouterAttrs {
+        num_experts,
+        num_experts_per_tok,
+        gate,
+        norm_topk_prob,
+        scale,
+        selection_bias,
+        groups,
+        expert_scale,
+    }
 }
 
 /// Now and then groups of the experts, of which those that are chosen from have enough.
@@ -162,7 +174,8 @@ pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
 pub(super) fn activation(b: &mut Builder) -> ActivationFn {
     let clamped =
         ActivationFn::ClampedSwiglu { alpha: b.pick(&[1.702, 1.0, 0.5]), limit: b.pick(&[7.0, 2.5]) };
-    let activation = if b.one_in(3) { clamped } else { ActivationFn::Silu };
+    let others = [clamped, ActivationFn::GeluTanh, ActivationFn::Sigmoid];
+    let activation = if b.one_in(2) { ActivationFn::Silu } else { b.pick(&others) };
     b.note("activation", format!("{activation:?}"));
     activation
 }
@@ -208,6 +221,38 @@ pub(super) fn elementwise(b: &mut Builder, op: Op) -> Result<Steps, BackendError
     Ok((vec![b.step(0, t, &[], 1.0)], t))
 }
 
+pub(super) fn pointwise(b: &mut Builder) -> Result<Steps, BackendError> {
+    let width = b.pick(&[1, 31, 32, 256, 5000]);
+    let x = b.boundary(row(width), DType::F32);
+    let function = b.pick(&[
+        PointwiseFn::Scale(0.125),
+        PointwiseFn::Scale(-1.7),
+        PointwiseFn::SoftCap(30.0),
+        PointwiseFn::SoftCap(0.5),
+        PointwiseFn::Clamp(0.6),
+        PointwiseFn::Clamp(8.0),
+    ]);
+    b.graph.outputs = b.graph.push(None, "pointwise", Op::Pointwise { function }, &[x])?;
+    let (t, bound) = (b.tokens(), b.pick(&[1.0, 100.0]));
+    b.note("T", t);
+    b.note("width", width);
+    b.note("function", format!("{function:?}"));
+    Ok((vec![b.step(0, t, &[], bound)], t))
+}
+
+pub(super) fn concat(b: &mut Builder) -> Result<Steps, BackendError> {
+    let heads = b.pick(&[1, 1, 2, 3, 16]);
+    let (n, m) = (b.pick(&[1, 32, 33, 512]), b.pick(&[1, 8, 64, 31]));
+    let x = b.boundary(row(heads * n), DType::F32);
+    let y = b.boundary(row(heads * m), DType::F32);
+    b.graph.outputs = b.graph.push(None, "concat", Op::Concat { heads }, &[x, y])?;
+    let t = b.tokens();
+    b.note("T", t);
+    b.note("heads", heads);
+    b.note("widths", format!("{n}+{m}"));
+    Ok((vec![b.step(0, t, &[], 1.0)], t))
+}
+
 /// A convolution over a prompt in two parts and single tokens: its past crosses steps, and may be longer than one.
 pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
     let channels = b.pick(&[1, 33, 64, 100, 512]);
@@ -230,6 +275,19 @@ pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
         at += tokens;
     }
     Ok((steps, at))
+}
+
+pub(super) fn slice(b: &mut Builder) -> Result<Steps, BackendError> {
+    let (heads, width) = (b.pick(&[1, 2, 3, 16]), b.pick(&[1, 33, 64, 160]));
+    let start = b.between(0, width - 1);
+    let len = b.between(1, width - start);
+    let x = b.boundary(row(heads * width), DType::F32);
+    b.graph.outputs = b.graph.push(None, "slice", Op::Slice { heads, start, len }, &[x])?;
+    let t = b.tokens();
+    b.note("T", t);
+    b.note("heads", heads);
+    b.note("part", format!("{start}+{len} of {width}"));
+    Ok((vec![b.step(0, t, &[], 1.0)], t))
 }
 
 pub(super) fn get_rows(b: &mut Builder) -> Result<Steps, BackendError> {

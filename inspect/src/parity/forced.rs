@@ -183,12 +183,16 @@ impl Forced<'_> {
                 self.error(node, &a, &b, width, None)?
             }
             Op::Embed { .. }
+            | Op::HeadMatMul { .. }
             | Op::Attention(_)
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
             | Op::Add
             | Op::Mul
+            | Op::Pointwise { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
             | Op::GetRows
             | Op::Tap { .. } => self.error(node, &a, &b, width, None)?,
         };

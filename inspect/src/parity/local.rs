@@ -98,6 +98,7 @@ pub(super) fn local_error(
         Op::ExpertMatMul { weight, bias: _ } => Some((weight, 1.0)),
         Op::Embed { .. }
         | Op::RmsNorm { .. }
+        | Op::HeadMatMul { .. }
         | Op::Rope { .. }
         | Op::KvWrite { .. }
         | Op::Attention(_)
@@ -109,6 +110,9 @@ pub(super) fn local_error(
         | Op::CausalConv(_)
         | Op::Add
         | Op::Mul
+        | Op::Pointwise { .. }
+        | Op::Concat { .. }
+        | Op::Slice { .. }
         | Op::GetRows
         | Op::Tap { .. } => None,
     };

@@ -52,7 +52,9 @@ impl<'g> ValueMap<'g> {
         for node in &graph.nodes {
             if let Op::KvWrite { key, value } = node.op {
                 state_rows.insert(key, node.inputs[0]);
-                state_rows.insert(value, node.inputs[1]);
+                if let Some(value) = value {
+                    state_rows.insert(value, node.inputs[1]);
+                }
             }
         }
         ValueMap { graph, places, state_rows }

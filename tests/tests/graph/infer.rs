@@ -2,8 +2,8 @@
 
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, DType, Dim, ExpertGroups, GateKind, Graph, GroupScore, LayerIdx, Lifetime,
-    Op, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole, ValueId,
-    WeightHome, WeightId, WeightSlice,
+    Op, PointwiseFn, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole,
+    ValueId, WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -92,9 +92,10 @@ fn rms_norm() {
     let mut b = Bench::new();
     let (w32, w8) = (b.vector(32), b.vector(8));
     let x = b.f32(&[Tokens, Fixed(32)]);
-    let op = |weight, heads| Op::RmsNorm { weight, eps: 1e-6, heads };
+    let op = |weight, heads| Op::RmsNorm { weight: Some(weight), eps: 1e-6, heads };
     b.accepts(op(w32, 1), &[x], &[&[Tokens, Fixed(32)]]);
     b.accepts(op(w8, 4), &[x], &[&[Tokens, Fixed(32)]]);
+    b.accepts(Op::RmsNorm { weight: None, eps: 1e-6, heads: 4 }, &[x], &[&[Tokens, Fixed(32)]]);
     b.refuses(op(w8, 1), &[x], "F32 [32]");
     b.refuses(op(w8, 3), &[x], "divisible by 3 heads");
     b.refuses(op(w8, 0), &[x], "divisible by 0 heads");
@@ -155,11 +156,11 @@ fn cache_and_attention() {
     let (key, value) = b.states();
     let (k, v) = (b.f32(&[Tokens, Fixed(16)]), b.f32(&[Tokens, Fixed(32)]));
     let inputs = b.graph.inputs;
-    let write = Op::KvWrite { key, value };
+    let write = Op::KvWrite { key, value: Some(value) };
     b.refuses(write.clone(), &[v, v, inputs.kv_slots], "a last axis of 16");
     b.refuses(write.clone(), &[k, k, inputs.kv_slots], "a last axis of 32");
     b.refuses(write.clone(), &[k, v, inputs.logits_rows], "kv_slots [T]");
-    b.refuses(Op::KvWrite { key, value: StateId(9) }, &[k, v, inputs.kv_slots], "states of this graph");
+    b.refuses(Op::KvWrite { key, value: Some(StateId(9)) }, &[k, v, inputs.kv_slots], "states of this graph");
     let cache = b.graph.push(None, "kv_write", write, &[k, v, inputs.kv_slots]).unwrap();
 
     let attrs = AttentionAttrs {
@@ -171,6 +172,7 @@ fn cache_and_attention() {
         window: None,
         soft_cap: None,
         sinks: None,
+        value_in_key: false,
     };
     let q = b.f32(&[Tokens, Fixed(32)]);
     let (p, s) = (inputs.positions, inputs.sequence);
@@ -184,6 +186,18 @@ fn cache_and_attention() {
     b.refuses(plain(), &[q, cache[1], cache[1], p, s], "a state [S, 2, 8]");
     b.refuses(plain(), &[q, cache[0], cache[0], p, s], "a state [S, 2, 16]");
     b.refuses(plain(), &[q, k, cache[1], p, s], "a state [S, 2, 8]");
+    let in_key = |width| {
+        attention(&move |a| {
+            a.value_in_key = true;
+            a.value_head_dim = width;
+        })
+    };
+    b.accepts(in_key(6), &[q, cache[0], cache[0], p, s], &[&[Tokens, Fixed(24)]]);
+    b.refuses(in_key(6), &[q, cache[0], cache[1], p, s], "values in the keys' state");
+    b.refuses(in_key(9), &[q, cache[0], cache[0], p, s], "values within keys of 8");
+    let alone = Op::KvWrite { key, value: None };
+    b.accepts(alone.clone(), &[k, inputs.kv_slots], &[&[Cached, Fixed(2), Fixed(8)]]);
+    b.refuses(alone, &[k, v, inputs.kv_slots], "2 operands");
     b.refuses(plain(), &[k, cache[0], cache[1], p, s], "queries [T, 32]");
     b.refuses(plain(), &[q, cache[0], cache[1], q, s], "positions [T]");
     b.refuses(plain(), &[q, cache[0], cache[1], p, inputs.logits_rows], "sequence [T]");
@@ -218,6 +232,7 @@ fn router_and_experts() {
         scale: 1.0,
         selection_bias: None,
         groups: None,
+        expert_scale: None,
     };
     let logits = b.f32(&[Tokens, Fixed(16)]);
     b.refuses(Op::Router(attrs(16, 0)), &[logits], "1 to 16 experts per token");
@@ -227,6 +242,7 @@ fn router_and_experts() {
     b.refuses(Op::Router(attrs(16, 2)), &[cube], "logits [T, E]");
     let bias = b.vector(15);
     b.refuses(Op::Router(RouterAttrs { selection_bias: Some(bias), ..attrs(16, 2) }), &[logits], "F32 [16]");
+    b.refuses(Op::Router(RouterAttrs { expert_scale: Some(bias), ..attrs(16, 2) }), &[logits], "F32 [16]");
     let groups = |n_group, topk_group, score| {
         let groups = Some(ExpertGroups { n_group, topk_group, score });
         Op::Router(RouterAttrs { groups, ..attrs(16, 5) })
@@ -271,6 +287,26 @@ fn router_and_experts() {
 }
 
 #[test]
+fn head_matmul() {
+    let mut b = Bench::new();
+    let w = b.slice(&[4, 16, 32], Format::F16);
+    let op = |weight: &WeightSlice, transposed| Op::HeadMatMul { weight: weight.clone(), transposed };
+    let (x, y) = (b.f32(&[Tokens, Fixed(128)]), b.f32(&[Tokens, Fixed(64)]));
+    b.accepts(op(&w, false), &[x], &[&[Tokens, Fixed(64)]]);
+    b.accepts(op(&w, true), &[y], &[&[Tokens, Fixed(128)]]);
+    let part = WeightSlice { rows: 2..10, experts: Some(1..3), ..w.clone() };
+    b.accepts(op(&part, false), &[y], &[&[Tokens, Fixed(16)]]);
+    b.refuses(op(&w, false), &[y], "a last axis of 128");
+    b.refuses(op(&w, true), &[x], "a last axis of 64");
+    b.refuses(op(&w, true), &[y, y], "1 operands");
+    let cube = b.f32(&[Tokens, Fixed(4), Fixed(128)]);
+    b.refuses(op(&w, false), &[cube], "x [T, heads · in]");
+    let flat = b.slice(&[64, 32], Format::F16);
+    b.refuses(op(&flat, false), &[x], "[E, out, in]");
+    b.refuses(op(&WeightSlice { experts: Some(2..5), ..w }, false), &[x], "a slice inside tensor w");
+}
+
+#[test]
 fn small_ops() {
     let mut b = Bench::new();
     let (x, y) = (b.f32(&[Tokens, Fixed(32)]), b.f32(&[Tokens, Fixed(16)]));
@@ -283,6 +319,27 @@ fn small_ops() {
         b.refuses(op, &[x], "2 operands");
     }
     b.accepts(Op::Add, &[x, x], &[&[Tokens, Fixed(32)]]);
+    let pointwise = |function| Op::Pointwise { function };
+    b.accepts(pointwise(PointwiseFn::Scale(-2.0)), &[x], &[&[Tokens, Fixed(32)]]);
+    b.refuses(pointwise(PointwiseFn::Scale(f32::NAN)), &[x], "a finite factor");
+    b.refuses(pointwise(PointwiseFn::SoftCap(0.0)), &[x], "a positive bound");
+    b.refuses(pointwise(PointwiseFn::Clamp(-1.0)), &[x], "a positive bound");
+    b.refuses(pointwise(PointwiseFn::Clamp(1.0)), &[ids], "last axis of fixed size");
+    b.refuses(pointwise(PointwiseFn::Clamp(1.0)), &[x, x], "1 operands");
+    let concat = |heads| Op::Concat { heads };
+    b.accepts(concat(4), &[x, y], &[&[Tokens, Fixed(48)]]);
+    b.refuses(concat(3), &[x, y], "divisible by 3 heads");
+    b.refuses(concat(0), &[x, y], "divisible by 0 heads");
+    b.refuses(concat(1), &[x, ids], "last axis of fixed size");
+    let other = b.f32(&[LogitsRows, Fixed(16)]);
+    b.refuses(concat(1), &[x, other], "the same rows");
+    let slice = |heads, start, len| Op::Slice { heads, start, len };
+    b.accepts(slice(4, 2, 6), &[x], &[&[Tokens, Fixed(24)]]);
+    b.accepts(slice(1, 31, 1), &[x], &[&[Tokens, Fixed(1)]]);
+    for (heads, start, len) in [(4, 3, 6), (4, 0, 0), (3, 0, 1), (0, 0, 1), (4, usize::MAX, 2)] {
+        b.refuses(slice(heads, start, len), &[x], "elements inside each of");
+    }
+    b.refuses(slice(1, 0, 1), &[ids], "last axis of fixed size");
     let rows = b.graph.inputs.logits_rows;
     b.accepts(Op::GetRows, &[x, rows], &[&[LogitsRows, Fixed(32)]]);
     b.refuses(Op::GetRows, &[x, x], "rows [R]");
@@ -303,6 +360,7 @@ fn tap() {
     b.refuses(op.clone(), &[ValueId(999)], "values of this graph");
     let (key, value) = b.states();
     let (k, v, slots) = (b.f32(&[Tokens, Fixed(16)]), b.f32(&[Tokens, Fixed(32)]), b.graph.inputs.kv_slots);
-    let cache = b.graph.push(None, "kv_write", Op::KvWrite { key, value }, &[k, v, slots]).unwrap();
+    let write = Op::KvWrite { key, value: Some(value) };
+    let cache = b.graph.push(None, "kv_write", write, &[k, v, slots]).unwrap();
     b.refuses(op, &[cache[0]], "is no state");
 }

@@ -46,10 +46,11 @@ impl Utf8Stream {
     }
 }
 
-/// Ids → text as it becomes complete. Control tokens are no text and give none.
+/// Ids → text as it becomes complete. Control tokens are no text and give none, unless they are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct StreamDecoder {
     utf8: Utf8Stream,
+    spells_control_tokens: bool,
 }
 
 impl StreamDecoder {
@@ -58,12 +59,18 @@ impl StreamDecoder {
         StreamDecoder::default()
     }
 
+    /// A decoder that gives control tokens as their own text: many models write calls of tools with them.
+    pub fn with_control_tokens() -> StreamDecoder {
+        StreamDecoder { spells_control_tokens: true, ..StreamDecoder::default() }
+    }
+
     /// Takes a token and gives the text that is complete by now (often the token's; empty inside a character).
     ///
     /// Errors: the id is outside of the vocabulary.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId) -> Result<String, TokenizerError> {
         let unknown = || TokenizerError::UnknownToken { id: id.0, vocab_size: tokenizer.vocab_size() };
-        if tokenizer.kind(id).ok_or_else(unknown)? == TokenKind::Control {
+        let is_control = tokenizer.kind(id).ok_or_else(unknown)? == TokenKind::Control;
+        if is_control && !self.spells_control_tokens {
             return Ok(String::new());
         }
         Ok(self.utf8.push(&tokenizer.piece(id).ok_or_else(unknown)?))

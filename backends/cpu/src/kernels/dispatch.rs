@@ -13,7 +13,7 @@ use super::{avx2, avx512};
 use super::{fma, mul, unpack, vector};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use moe_run_graph::ir::{ActivationFn, RopePairing};
+use moe_run_graph::ir::{ActivationFn, PointwiseFn, RopePairing};
 use moe_run_graph::quant::Format;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
@@ -94,6 +94,16 @@ compiled_for_each! {
     fn clamped_silu(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) = vector::clamped_silu_row;
     /// A clamped SwiGLU.
     fn clamped_swiglu(alpha: f32, limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) = vector::clamped_swiglu;
+    /// GELU by its tanh form.
+    fn gelu_tanh(gate: &[f32], out: &mut [f32]) = vector::gelu_tanh_row;
+    /// gelu(gate) · up.
+    fn geglu_tanh(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::geglu_tanh;
+    /// A function of each element.
+    fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) = vector::pointwise;
+    /// sigmoid(gate).
+    fn sigmoid(gate: &[f32], out: &mut [f32]) = vector::sigmoid_row;
+    /// sigmoid(gate) · up.
+    fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::sigmoid_gate;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
     /// x ← e^x · 2^−shift, and its sum.
@@ -143,6 +153,8 @@ impl Kernels {
         match activation {
             ActivationFn::Silu => self.silu(gate, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_silu(alpha, limit, gate, out),
+            ActivationFn::GeluTanh => self.gelu_tanh(gate, out),
+            ActivationFn::Sigmoid => self.sigmoid(gate, out),
         }
     }
 
@@ -151,6 +163,8 @@ impl Kernels {
         match activation {
             ActivationFn::Silu => self.swiglu(gate, up, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_swiglu(alpha, limit, gate, up, out),
+            ActivationFn::GeluTanh => self.geglu_tanh(gate, up, out),
+            ActivationFn::Sigmoid => self.sigmoid_gate(gate, up, out),
         }
     }
 

@@ -475,6 +475,11 @@ fn vector_kernels_match_f64_and_each_other() {
                 let want = gate / (1.0 + (-gate).exp()) * f64::from(w[i]);
                 assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12, "{gate}");
             }
+            kernels.sigmoid_gate(&x, &w, &mut out);
+            for i in 0..len {
+                let want = f64::from(w[i]) / (1.0 + (-f64::from(x[i])).exp());
+                assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12, "{}", x[i]);
+            }
             let (alpha, limit) = (1.702, 0.5);
             kernels.clamped_swiglu(alpha, limit, &x, &w, &mut out);
             for i in 0..len {

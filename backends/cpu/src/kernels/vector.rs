@@ -5,8 +5,10 @@
 //! where the machine fuses multiply and add; nothing depends on threads.
 
 use super::layout::{Lanes, PANEL_ROWS, WideLanes};
-use moe_run_graph::ir::RopePairing;
-use moe_run_runtime::exp::{ROUND, clamped_silu, clamped_up, exp_shifted, silu};
+use moe_run_graph::ir::{PointwiseFn, RopePairing};
+use moe_run_runtime::exp::{
+    ROUND, clamp, clamped_silu, clamped_up, exp_shifted, gelu_tanh, sigmoid, silu, soft_cap,
+};
 
 /// Lanes of a partial sum; the widest vector's.
 const LANES: usize = 16;
@@ -140,6 +142,33 @@ pub fn silu_row(gate: &[f32], out: &mut [f32]) {
     }
 }
 
+/// GELU by its tanh form.
+#[inline(always)]
+pub fn gelu_tanh_row(gate: &[f32], out: &mut [f32]) {
+    for (gate, out) in gate.iter().zip(out) {
+        *out = gelu_tanh(*gate);
+    }
+}
+
+/// gelu(gate) · up.
+#[inline(always)]
+pub fn geglu_tanh(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        *out = gelu_tanh(*gate) * *up;
+    }
+}
+
+/// A function of each element.
+#[inline(always)]
+pub fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) {
+    let each = x.iter().zip(out);
+    match function {
+        PointwiseFn::Scale(factor) => each.for_each(|(x, out)| *out = factor * x),
+        PointwiseFn::SoftCap(cap) => each.for_each(|(x, out)| *out = soft_cap(*x, cap)),
+        PointwiseFn::Clamp(limit) => each.for_each(|(x, out)| *out = clamp(*x, limit)),
+    }
+}
+
 /// The gate of a clamped SwiGLU.
 #[inline(always)]
 pub fn clamped_silu_row(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) {
@@ -153,6 +182,22 @@ pub fn clamped_silu_row(alpha: f32, limit: f32, gate: &[f32], out: &mut [f32]) {
 pub fn clamped_swiglu(alpha: f32, limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((gate, up), out) in gate.iter().zip(up).zip(out) {
         *out = clamped_silu(*gate, alpha, limit) * clamped_up(*up, limit);
+    }
+}
+
+/// sigmoid(gate).
+#[inline(always)]
+pub fn sigmoid_row(gate: &[f32], out: &mut [f32]) {
+    for (gate, out) in gate.iter().zip(out) {
+        *out = sigmoid(*gate);
+    }
+}
+
+/// sigmoid(gate) · up.
+#[inline(always)]
+pub fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        *out = sigmoid(*gate) * *up;
     }
 }
 

@@ -61,6 +61,20 @@ impl Slots {
         }
     }
 
+    /// A group for each of `heads` heads, through which every one of `tokens` tokens goes.
+    pub fn by_head(&mut self, tokens: usize, heads: usize) {
+        self.tiles.clear();
+        self.first_tile.clear();
+        self.first_tile.push(0);
+        for head in 0..heads {
+            let first = head * tokens;
+            for (token, pair) in self.pairs[first..first + tokens].iter_mut().enumerate() {
+                *pair = (token * heads + head) as u32;
+            }
+            self.group(head, first, first + tokens);
+        }
+    }
+
     /// A group for each of one token's choices, in the order of the choice.
     pub fn one_token(&mut self, ids: &[u32]) {
         self.tiles.clear();

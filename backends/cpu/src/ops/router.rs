@@ -2,12 +2,12 @@
 //! last.
 
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, RouterAttrs};
 
 /// Tokens in a chunk.
-const CHUNK_TOKENS: usize = 16;
+pub const CHUNK_TOKENS: usize = 16;
 
 /// The most groups of experts: a bit each.
 const MAX_GROUPS: usize = 64;
@@ -22,6 +22,7 @@ pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
         scale: _,
         selection_bias: _,
         groups,
+        expert_scale: _,
     } = attrs;
     let n_group = groups.map_or(1, |groups| groups.n_group);
     (n_group > MAX_GROUPS).then(|| format!("{n_group} groups of experts, wanted at most {MAX_GROUPS}"))
@@ -30,36 +31,24 @@ pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
 /// The choice for the tokens of a step.
 pub struct Route {
     /// [T, E].
-    pub logits: Val,
+    pub logits: Input,
     /// Gate, K, scale.
     pub attrs: RouterAttrs,
     /// [E], added for the choice only.
     pub bias: Option<Box<[f32]>>,
+    /// [E], a factor of each expert's weight.
+    pub expert_scale: Option<Box<[f32]>>,
     /// [T, K], if anybody wants them.
-    pub ids: Option<Val>,
+    pub ids: Option<Output>,
     /// [T, K], if anybody wants them.
-    pub weights: Option<Val>,
+    pub weights: Option<Output>,
 }
 
 impl Route {
-    /// Chooses for one token. With `write`, stores the choice too.
-    pub fn token(&self, step: &Step<'_>, token: usize, ids: &mut [u32], weights: &mut [f32], write: bool) {
-        // SAFETY: the logits were written before the last barrier; `write` is set for one worker.
-        unsafe {
-            choose(
-                &self.attrs,
-                step.arena.rows(self.logits, token..token + 1),
-                self.bias.as_deref(),
-                ids,
-                weights,
-            );
-            if let (Some(to), true) = (self.ids, write) {
-                step.arena.ids_mut(to, token..token + 1).copy_from_slice(ids);
-            }
-            if let (Some(to), true) = (self.weights, write) {
-                step.arena.rows_mut(to, token..token + 1).copy_from_slice(weights);
-            }
-        }
+    /// Chooses for one token.
+    pub fn token(&self, step: &Step<'_>, token: usize, ids: &mut [u32], weights: &mut [f32]) {
+        let (logits, bias) = (step.row(self.logits, token), self.bias.as_deref());
+        choose(&self.attrs, logits, bias, self.expert_scale.as_deref(), ids, weights);
     }
 }
 
@@ -96,7 +85,14 @@ fn best_groups(num_experts: usize, groups: &ExpertGroups, value: impl Fn(usize) 
     taken
 }
 
-fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [u32], weights: &mut [f32]) {
+fn choose(
+    attrs: &RouterAttrs,
+    logits: &[f32],
+    bias: Option<&[f32]>,
+    expert_scale: Option<&[f32]>,
+    ids: &mut [u32],
+    weights: &mut [f32],
+) {
     let logit = |e: usize| f64::from(logits[e]);
     let gate = |e: usize| match attrs.gate {
         GateKind::Sigmoid => 1.0 / (1.0 + (-logit(e)).exp()),
@@ -151,17 +147,25 @@ fn choose(attrs: &RouterAttrs, logits: &[f32], bias: Option<&[f32]>, ids: &mut [
         _ => ids.iter().map(|id| chosen(*id)).sum(),
     };
     for (id, weight) in ids.iter().zip(weights.iter_mut()) {
-        *weight = (chosen(*id) / divisor * f64::from(attrs.scale)) as f32;
+        let own = expert_scale.map_or(1.0, |scale| f64::from(scale[*id as usize]));
+        *weight = (chosen(*id) / divisor * f64::from(attrs.scale) * own) as f32;
     }
 }
 
 impl Launch for Route {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    /// Ids and weights are shared by [`CHUNK_TOKENS`] rows.
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let (tokens, per_tok) = (step.sizes.tokens, self.attrs.num_experts_per_tok);
-        for chunk in worker.chunks(tokens.div_ceil(CHUNK_TOKENS)) {
-            for token in chunk * CHUNK_TOKENS..((chunk + 1) * CHUNK_TOKENS).min(tokens) {
+        for mut chunk in worker.shares(tokens.div_ceil(CHUNK_TOKENS)) {
+            for token in chunk.range(CHUNK_TOKENS, tokens) {
                 let (ids, weights) = (&mut scratch.chosen.0[..per_tok], &mut scratch.chosen.1[..per_tok]);
-                self.token(step, token, ids, weights, true);
+                self.token(step, token, ids, weights);
+                if let Some(to) = &self.ids {
+                    chunk.ids_mut(step, to, token).copy_from_slice(ids);
+                }
+                if let Some(to) = &self.weights {
+                    chunk.row_mut(step, to, token).copy_from_slice(weights);
+                }
             }
         }
     }
@@ -180,17 +184,18 @@ mod tests {
             scale: 1.0,
             selection_bias: None,
             groups: None,
+            expert_scale: None,
         }
     }
 
     #[test]
     fn ties_go_to_the_lower_id_and_nan_ranks_last() {
         let (mut ids, mut weights) = ([0; 4], [0.0; 4]);
-        choose(&attrs(4), &[1.0, 3.0, f32::NAN, 3.0, 1.0, 1.0], None, &mut ids, &mut weights);
+        choose(&attrs(4), &[1.0, 3.0, f32::NAN, 3.0, 1.0, 1.0], None, None, &mut ids, &mut weights);
         assert_eq!(ids, [1, 3, 0, 4]);
         assert!(weights.iter().all(|w| w.is_nan()), "{weights:?}");
         let (mut ids, mut weights) = ([0; 6], [0.0; 6]);
-        choose(&attrs(6), &[1.0, f32::NAN, f32::NAN, 3.0, 2.0, 1.0], None, &mut ids, &mut weights);
+        choose(&attrs(6), &[1.0, f32::NAN, f32::NAN, 3.0, 2.0, 1.0], None, None, &mut ids, &mut weights);
         assert_eq!(ids, [3, 4, 0, 5, 1, 2]);
         assert!(weights[0].is_nan());
     }
@@ -198,7 +203,7 @@ mod tests {
     #[test]
     fn weights_are_the_renormalised_softmax() {
         let (mut ids, mut weights) = ([0; 2], [0.0; 2]);
-        choose(&attrs(2), &[0.0, 2.0, 1.0, -1.0, 0.5, 0.0], None, &mut ids, &mut weights);
+        choose(&attrs(2), &[0.0, 2.0, 1.0, -1.0, 0.5, 0.0], None, None, &mut ids, &mut weights);
         let first = 1.0 / (1.0 + (-1.0f32).exp());
         assert_eq!(ids, [1, 2]);
         assert!((weights[0] - first).abs() < 1e-6 && (weights[0] + weights[1] - 1.0).abs() < 1e-6);

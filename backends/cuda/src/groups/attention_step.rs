@@ -15,7 +15,9 @@ const MAX_HEAD_DIM: usize = 256;
 impl Runs for AttentionStep {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
         let AttentionStep { q, k, write, attention } = self;
-        let Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } = write;
+        let Written { node: _, k: _, v: Some(_), slots: _, key: _, value: Some(_), states: _ } = write else {
+            return false;
+        };
         let Attended { node, q: _, states: _, positions: _, sequence: _, attrs, y: _ } = attention;
         let AttentionAttrs {
             num_attention_heads: _,
@@ -26,15 +28,21 @@ impl Runs for AttentionStep {
             window: _,
             soft_cap: _,
             sinks: _,
-        } = *attrs;
-        for side in [q, k] {
-            // Every one is told apart by `norm_span`, `is_norm_last` and `is_rotated_alike`.
-            let Placed { x: _, norm: _, rope: _, is_norm_last: _, y: _ } = side;
-        }
+            value_in_key: false,
+        } = *attrs
+        else {
+            return false;
+        };
+        // The rest is told apart by `norm_span`, `is_norm_last` and `is_rotated_alike`.
+        let weighs = |Placed { x: _, norm, rope: _, is_norm_last: _, y: _ }: &Placed| {
+            norm.as_ref().is_none_or(|norm| norm.shared_weight(graph).is_some())
+        };
         let (Some(span), Some(is_norm_last)) = (self.norm_span(), self.is_norm_last()) else { return false };
         // A block of a Q8_0 cache is a warp's.
         let unit = if kv_type == KvType::Q8_0 { 32 } else { 4 };
         self.is_rotated_alike()
+            && weighs(q)
+            && weighs(k)
             // Norms behind the rotation are of heads.
             && (!is_norm_last || span == NormSpan::Heads)
             && head_dim.is_multiple_of(unit)
@@ -46,7 +54,7 @@ impl Runs for AttentionStep {
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {
         let AttentionStep { q, k, write, attention } = self;
         let a = &attention.attrs;
-        let norm = |norm: Option<&Norm>| norm.map_or((Param::NULL, 0.0), |n| (emit.weights.vector(n.weight), n.eps));
+        let norm = |norm: Option<&Norm>| norm.map_or((Param::NULL, 0.0), |n| (emit.weights.opt_vector(n.weight), n.eps));
         let ((q_norm, q_eps), (k_norm, k_eps)) = (norm(q.norm.as_ref()), norm(k.norm.as_ref()));
         let (table, dims, interleaved) = match &q.rope {
             Some(rope) => (
@@ -63,7 +71,7 @@ impl Runs for AttentionStep {
         let params = vec![
             emit.value(q.x)?,
             emit.value(k.x)?,
-            emit.value(write.v)?,
+            write.v.map_or_else(|| Err(BackendError::mismatch(Self::NAME)), |v| emit.value(v))?,
             q_norm,
             k_norm,
             Param::F32(q_eps),

@@ -1,11 +1,11 @@
 //! kernels/gate_up.cu.
 
 use super::{
-    MAX_NORM_ELEMS, Runs, activation_params, any_rows, blocks, int, is_known, matmul, normed_bytes, one_row, stage,
+    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, is_known, matmul, normed_bytes, one_row, stage,
     whole_norm, width,
 };
 use crate::driver::Param;
-use crate::ops::Emit;
+use crate::ops::{Emit, activation_params};
 use moe_run_graph::groups::parts::{Gated, Product};
 use moe_run_graph::groups::{GateUp, Group};
 use moe_run_graph::ir::Graph;
@@ -37,7 +37,7 @@ impl Runs for GateUp {
         let forms = stage(emit, gate_matrix.format) | stage(emit, up_matrix.format);
         let n = gate_matrix.inner;
         let (x, weight, eps, normed) = match norm {
-            Some(norm) => (norm.x, emit.weights.vector(norm.weight), norm.eps, emit.opt_value(norm.y)),
+            Some(norm) => (norm.x, emit.weights.opt_vector(norm.weight), norm.eps, emit.opt_value(norm.y)),
             None => (gate.x, Param::NULL, 0.0, Param::NULL),
         };
         let mut params = vec![
@@ -54,7 +54,7 @@ impl Runs for GateUp {
             up_matrix.data,
             Param::U64(up_matrix.row_bytes),
         ];
-        params.extend(activation_params(act.activation));
+        params.extend(activation_params(Some(act.activation)));
         params.extend([
             emit.opt_value(gate.y),
             emit.opt_value(up.y),

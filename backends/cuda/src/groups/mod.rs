@@ -13,7 +13,6 @@ mod matmul_residual;
 mod norm_matmul;
 mod route_gate_up;
 
-use super::driver::Param;
 use super::ops::{self, Emit, int, matmul};
 use moe_run_graph::groups::parts::{ExpertProduct, Norm};
 use moe_run_graph::groups::{
@@ -100,7 +99,7 @@ fn run<G: Runs>(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendError
 
 /// A norm of whole rows that a block can hold: the weight and eps go with the launch.
 fn whole_norm(graph: &Graph, norm: &Norm) -> bool {
-    let Norm { node: _, x, weight: _, eps: _, heads, y: _ } = norm;
+    let Norm { node: _, x, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
     *heads == 1 && width(graph, *x) <= MAX_NORM_ELEMS && width(graph, *x).is_multiple_of(4)
 }
 
@@ -118,16 +117,12 @@ fn any_experts(product: &ExpertProduct) -> bool {
 
 /// A function that `gated` in kernels/common/gated.cuh knows.
 fn is_known(activation: ActivationFn) -> bool {
-    matches!(activation, ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ })
-}
-
-/// The function's number in kernels/common/gate.cuh, its alpha and limit.
-fn activation_params(activation: ActivationFn) -> [Param; 3] {
-    let (code, alpha, limit) = match activation {
-        ActivationFn::Silu => (1, 0.0, 0.0),
-        ActivationFn::ClampedSwiglu { alpha, limit } => (2, alpha, limit),
-    };
-    [Param::I32(code), Param::F32(alpha), Param::F32(limit)]
+    match activation {
+        ActivationFn::Silu
+        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+        | ActivationFn::GeluTanh
+        | ActivationFn::Sigmoid => true,
+    }
 }
 
 /// One row for a token: what a launch without a grid over rows computes.

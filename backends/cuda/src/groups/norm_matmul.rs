@@ -100,7 +100,7 @@ fn norm_matmul(
     let mut params = vec![
         x,
         row_index,
-        emit.weights.vector(norm.weight),
+        emit.weights.opt_vector(norm.weight),
         Param::F32(norm.eps),
         emit.opt_value(norm.y),
         int(n),

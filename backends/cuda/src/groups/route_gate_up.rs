@@ -1,11 +1,11 @@
 //! kernels/route_gate_up.cu.
 
 use super::{
-    MAX_STAGED_ELEMS, Runs, activation_params, any_experts, blocks, int, is_known, matmul, one_row, ops, stage,
+    MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, is_known, matmul, one_row, ops, stage,
     staged_bytes, width,
 };
 use crate::driver::Param;
-use crate::ops::{Emit, router};
+use crate::ops::{Emit, activation_params, router};
 use moe_run_graph::groups::parts::{Gated, Routing};
 use moe_run_graph::groups::{ExpertsGateUp, Group, RouteGateUp};
 use moe_run_graph::ir::{Graph, Op, RouterAttrs, ValueId};
@@ -25,11 +25,9 @@ impl Runs for RouteGateUp {
             norm_topk_prob: _,
             scale: _,
             selection_bias: _,
-            groups: None,
-        } = attrs
-        else {
-            return false;
-        };
+            groups: _,
+            expert_scale: _,
+        } = attrs;
         graph.node(*node).is_some_and(|router| ops::supports(graph, router).is_ok())
             && any_experts(gate)
             && any_experts(up)
@@ -45,6 +43,7 @@ impl Runs for RouteGateUp {
         let gate_matrix = emit.weights.matrix(emit.graph, &gate.weight);
         let up_matrix = emit.weights.matrix(emit.graph, &up.weight);
         let forms = stage(emit, gate_matrix.format) | stage(emit, up_matrix.format);
+        let [n_group, topk_group, best_two] = router::group_params(r);
         let (next, next_bytes) = next_experts(emit, act.y);
         let mut params = vec![
             emit.value(routing.logits)?,
@@ -56,6 +55,10 @@ impl Runs for RouteGateUp {
             router::gate_code(r.gate),
             int(usize::from(r.norm_topk_prob)),
             Param::F32(r.scale),
+            emit.weights.opt_vector(r.expert_scale),
+            int(n_group),
+            int(topk_group),
+            int(best_two),
             emit.value(gate.x)?,
             int(gate_matrix.inner),
             int(gate_matrix.rows),
@@ -71,7 +74,7 @@ impl Runs for RouteGateUp {
             emit.weights.opt_vector(gate.bias),
             emit.weights.opt_vector(up.bias),
         ];
-        params.extend(activation_params(act.activation));
+        params.extend(activation_params(Some(act.activation)));
         params.extend([
             emit.opt_value(gate.y),
             emit.opt_value(up.y),

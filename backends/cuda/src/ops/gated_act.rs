@@ -5,6 +5,18 @@ use crate::driver::Param;
 use moe_run_graph::ir::{ActivationFn, Node};
 use moe_run_runtime::error::BackendError;
 
+/// The function's number in kernels/common/gate.cuh, 0 for none, and its alpha and limit.
+pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] {
+    let (code, alpha, limit) = match activation {
+        None => (0, 0.0, 0.0),
+        Some(ActivationFn::Silu) => (1, 0.0, 0.0),
+        Some(ActivationFn::ClampedSwiglu { alpha, limit }) => (2, alpha, limit),
+        Some(ActivationFn::Sigmoid) => (3, 0.0, 0.0),
+        Some(ActivationFn::GeluTanh) => (4, 0.0, 0.0),
+    };
+    [Param::I32(code), Param::F32(alpha), Param::F32(limit)]
+}
+
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
     let n = emit.elems(node.inputs[0]);
     let threads = threads_for(n);
@@ -15,13 +27,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -
         emit.opt_value(node.outputs[1]),
         int(n),
     ];
-    let kernel = match activation {
-        ActivationFn::Silu => "gated_act",
-        ActivationFn::ClampedSwiglu { alpha, limit } => {
-            params.extend([Param::F32(alpha), Param::F32(limit)]);
-            "gated_act_clamped"
-        }
-    };
-    emit.push(kernel, [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
+    params.extend(activation_params(Some(activation)));
+    emit.push("gated_act", [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
     Ok(())
 }

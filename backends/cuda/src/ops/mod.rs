@@ -4,20 +4,26 @@ mod add;
 pub(super) mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
+mod concat;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod head_matmul;
 mod kv_write;
 pub(super) mod matmul;
 mod mul;
+mod pointwise;
 mod rms_norm;
 mod rope;
 pub(super) mod router;
 mod scratch;
+mod slice;
 
 pub(super) use attention::split_geometry;
+pub(super) use gated_act::activation_params;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;
@@ -26,7 +32,8 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    ActivationFn, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
+    WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
@@ -141,6 +148,7 @@ impl Emit<'_> {
         match &node.op {
             Op::Embed { table, scale } => embed::emit(self, node, table, *scale),
             Op::RmsNorm { weight, eps, heads } => rms_norm::emit(self, node, *weight, *eps, *heads),
+            Op::HeadMatMul { weight, transposed } => head_matmul::emit(self, node, weight, *transposed),
             Op::MatMul { weight, bias, scale } => matmul::emit(self, node, weight, *bias, *scale),
             Op::Rope { table, pairing, heads } => rope::emit(self, node, *table, *pairing, *heads),
             Op::KvWrite { key, value } => kv_write::emit(self, node, *key, *value),
@@ -154,8 +162,10 @@ impl Emit<'_> {
             Op::Add => add::emit(self, node),
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
-            // Refused before: `supports`.
-            Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+            Op::Pointwise { function } => pointwise::emit(self, node, *function),
+            Op::Concat { heads } => concat::emit(self, node, *heads),
+            Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
+            Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -209,10 +219,12 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
-        Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
-        } => None,
-        Op::CausalConv(_) => Some("it has no kernel here yet".into()),
+        Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
+        // `gated_act::activation_params` numbers each function.
+        Op::GatedAct { activation: _ } => None,
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::Pointwise { function: _ } => None,
+        Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

@@ -35,7 +35,7 @@ impl ScratchSizes {
         let mut s = ScratchSizes::default();
         for node in &graph.nodes {
             match &node.op {
-                Op::MatMul { .. } => {
+                Op::MatMul { .. } | Op::HeadMatMul { .. } => {
                     s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max))
                 }
                 Op::ExpertMatMul { weight, .. } => {
@@ -62,6 +62,9 @@ impl ScratchSizes {
                 | Op::CausalConv(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Pointwise { .. }
+                | Op::Concat { .. }
+                | Op::Slice { .. }
                 | Op::GetRows
                 | Op::Tap { .. } => {}
             }

@@ -12,7 +12,9 @@ use moe_run_runtime::executable::KvType;
 impl Runs for AttentionStep {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
         let AttentionStep { q, k, write, attention } = self;
-        let Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } = write;
+        let Written { node: _, k: _, v: Some(_), slots: _, key: _, value: Some(_), states: _ } = write else {
+            return false;
+        };
         let Attended { node: _, q: _, states: _, positions, sequence: _, attrs, y: _ } = attention;
         let AttentionAttrs {
             num_attention_heads: _,
@@ -23,15 +25,21 @@ impl Runs for AttentionStep {
             window: _,
             soft_cap: _,
             sinks: _,
-        } = *attrs;
-        for side in [q, k] {
-            // Every one is told apart by `norm_span`, `is_norm_last` and `is_rotated_alike`.
-            let Placed { x: _, norm: _, rope: _, is_norm_last: _, y: _ } = side;
-        }
+            value_in_key: false,
+        } = *attrs
+        else {
+            return false;
+        };
+        // The rest is told apart by `norm_span`, `is_norm_last` and `is_rotated_alike`.
+        let weighs = |Placed { x: _, norm, rope: _, is_norm_last: _, y: _ }: &Placed| {
+            norm.as_ref().is_none_or(|norm| norm.shared_weight(graph).is_some())
+        };
         let (Some(span), Some(is_norm_last)) = (self.norm_span(), self.is_norm_last()) else { return false };
         // A head of the cache is whole units: of Q8_0, two blocks.
         let unit = if kv_type == KvType::Q8_0 { 64 } else { 2 };
         self.is_rotated_alike()
+            && weighs(q)
+            && weighs(k)
             // Norms behind the rotation are of heads.
             && (!is_norm_last || span == NormSpan::Heads)
             && attrs.group_size() <= max_query_rows(attrs)
@@ -44,11 +52,12 @@ impl Runs for AttentionStep {
         let AttentionStep { q, k, write, attention } = self;
         let plan = e.plan;
         let defect = || BackendError::mismatch(Self::NAME);
+        let (Some(v), Some(value)) = (write.v, write.value) else { return Err(defect()) };
         let attrs = &attention.attrs;
         let node = plan.graph.node(attention.node).ok_or_else(defect)?;
         let norm = |e: &Emitter<'_>, placed: &Placed| match &placed.norm {
             None => Ok((NONE, 0.0)),
-            Some(norm) => e.small(Some(norm.weight)).map(|at| (at, norm.eps)),
+            Some(norm) => e.small(norm.weight).map(|at| (at, norm.eps)),
         };
         let ((q_norm, q_eps), (k_norm, k_eps)) = (norm(e, q)?, norm(e, k)?);
         let normed = |e: &Emitter<'_>, placed: &Placed| {
@@ -66,7 +75,7 @@ impl Runs for AttentionStep {
         };
         let params = vec![
             ("k", e.at(k.x)?.into()),
-            ("v", e.at(write.v)?.into()),
+            ("v", e.at(v)?.into()),
             ("slots", e.at(write.slots)?.into()),
             ("capacity", (plan.max_sizes.cached as u32).into()),
             ("q_norm", q_norm.into()),
@@ -85,7 +94,7 @@ impl Runs for AttentionStep {
             ("norm_last", u32::from(q.is_norm_last).into()),
         ];
         let q = e.at(q.x)?;
-        let states = StateBinding::Update(vec![write.key, write.value]);
+        let states = StateBinding::Update(vec![write.key, value]);
         emit_attention(e, node, attrs, Some(Fused { q, params, states }))
     }
 }

@@ -45,7 +45,7 @@ impl Runs for GateUp {
         let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
         let mut params = vec![
             ("x", e.at(norm.as_ref().map_or(gate.x, |n| n.x))?.into()),
-            ("norm", e.small(norm.as_ref().map(|n| n.weight))?.into()),
+            ("norm", e.small(norm.as_ref().and_then(|n| n.weight))?.into()),
             ("eps", norm.as_ref().map_or(0.0, |n| n.eps).into()),
             ("cols", cols.into()),
             ("normed", norm.as_ref().map_or(NONE, |n| stored(e, n.y)).into()),

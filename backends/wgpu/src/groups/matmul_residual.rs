@@ -56,7 +56,7 @@ pub(super) fn emit(
     let variant = e.variant("norm_matmul", &sizes).weight("weight", matrix.format).input(input);
     let params = [
         ("x", row.x.into()),
-        ("norm", e.small(row.norm.map(|n| n.weight))?.into()),
+        ("norm", e.small(row.norm.and_then(|n| n.weight))?.into()),
         ("eps", row.norm.map_or(0.0, |n| n.eps).into()),
         ("cols", cols.into()),
         ("normed", row.norm.and_then(|n| e.stored(n.y)).unwrap_or(NONE).into()),

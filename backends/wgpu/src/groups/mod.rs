@@ -122,13 +122,18 @@ fn experts(graph: &Graph, product: &ExpertProduct) -> Option<Matrix> {
 
 /// A norm of whole rows: its weight and eps go with the launch.
 fn whole_norm(norm: &Norm) -> bool {
-    let Norm { node: _, x: _, weight: _, eps: _, heads, y: _ } = norm;
+    let Norm { node: _, x: _, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
     *heads == 1
 }
 
 /// A function that `common/activate.wgsl` and `common/gated.wgsl` know.
 fn is_known(activation: ActivationFn) -> bool {
-    matches!(activation, ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ })
+    match activation {
+        ActivationFn::Silu
+        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+        | ActivationFn::GeluTanh
+        | ActivationFn::Sigmoid => true,
+    }
 }
 
 /// One row for a token: what a launch with tokens along y computes.

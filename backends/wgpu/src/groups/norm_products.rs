@@ -71,7 +71,7 @@ fn emit(e: &mut Emitter<'_>, name: &str, norm: &Norm, products: &[Product]) -> R
     let mut variant = e.variant("norm_qkv", &sizes).input(e.input_kind(first.format));
     let mut params: Vec<(&'static str, Param)> = vec![
         ("x", e.at(norm.x)?.into()),
-        ("norm", e.small(Some(norm.weight))?.into()),
+        ("norm", e.small(norm.weight)?.into()),
         ("eps", norm.eps.into()),
         ("cols", (first.cols as u32).into()),
         ("normed", e.stored(norm.y).unwrap_or(NONE).into()),

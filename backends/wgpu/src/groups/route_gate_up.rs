@@ -32,6 +32,7 @@ impl Runs for RouteGateUp {
             scale: _,
             selection_bias: _,
             groups: _,
+            expert_scale: _,
         } = attrs;
         let Some([g, u]) = matrices(graph, experts) else { return false };
         // Keys, gates, ids and weights of every expert; sums and maxima of every lane.
@@ -85,6 +86,7 @@ impl Runs for RouteGateUp {
             ("up_blocks", (up_layout.blocks as u32).into()),
         ];
         params.extend(choice_params(e, attrs)?);
+        params.push(("expert_scale", e.small(attrs.expert_scale)?.into()));
         params.extend(activation_params(Some(act.activation)));
         let tokens = Extent::Rows { rows: Rows::of(e.shape(routing.ids)), times: 1, over: 1 };
         let choices = Extent::Fixed(attrs.num_experts_per_tok as u32);

@@ -13,6 +13,8 @@ pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [(&'static 
         None => (0u32, 1.0, 0.0),
         Some(ActivationFn::Silu) => (1, 1.0, 0.0),
         Some(ActivationFn::ClampedSwiglu { alpha, limit }) => (2, alpha, limit),
+        Some(ActivationFn::Sigmoid) => (3, 1.0, 0.0),
+        Some(ActivationFn::GeluTanh) => (4, 1.0, 0.0),
     };
     [("activation", code.into()), ("alpha", alpha.into()), ("limit", limit.into())]
 }

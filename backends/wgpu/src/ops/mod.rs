@@ -4,18 +4,23 @@ mod add;
 mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
+mod concat;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod head_matmul;
 mod kv_write;
 mod matmul;
 mod mul;
+mod pointwise;
 mod rms_norm;
 mod rope;
 mod router;
 pub(super) mod sample;
+mod slice;
 
 pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
 pub(super) use gated_act::activation_params;
@@ -25,7 +30,7 @@ pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
 pub(super) use router::{choice_params, group_codes};
 
 use super::emit::Emitter;
-use moe_run_graph::ir::{ActivationFn, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};
+use moe_run_graph::ir::{CausalConvAttrs, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};
 use moe_run_runtime::error::BackendError;
 
 /// Adds the dispatches of one node.
@@ -33,6 +38,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
     match &node.op {
         Op::Embed { table, scale } => embed::emit(e, node, table, *scale),
         Op::RmsNorm { weight, eps, heads } => rms_norm::emit(e, node, *weight, *eps, *heads),
+        Op::HeadMatMul { weight, transposed } => head_matmul::emit(e, node, weight, *transposed),
         Op::MatMul { weight, bias, scale } => matmul::emit(e, node, weight, *bias, *scale),
         Op::Rope { table, pairing, heads } => rope::emit(e, node, *table, *pairing, *heads),
         Op::KvWrite { key, value } => kv_write::emit(e, node, *key, *value),
@@ -46,8 +52,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Add => add::emit(e, node),
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
-        // Refused before: `lacking`.
-        Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+        Op::Pointwise { function } => pointwise::emit(e, node, *function),
+        Op::Concat { heads } => concat::emit(e, node, *heads),
+        Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
+        Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -71,10 +79,12 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
-        Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
-        } => None,
-        Op::CausalConv(_) => Some("it has no shader here yet".into()),
+        Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
+        // `gated_act::activation_params` numbers each function.
+        Op::GatedAct { activation: _ } => None,
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::Pointwise { function: _ } => None,
+        Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }

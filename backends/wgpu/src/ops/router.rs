@@ -56,6 +56,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Res
     let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts), ("GROUPS", groups)]);
     let mut params = vec![("x", x.into()), ("ids", ids.into()), ("weights", weights.into())];
     params.extend(choice_params(e, attrs)?);
+    params.push(("expert_scale", e.small(attrs.expert_scale)?.into()));
     let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
     Ok(())
@@ -70,6 +71,7 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
         scale: _,
         selection_bias: _,
         groups: _,
+        expert_scale: _,
     } = *attrs;
     (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
 }

@@ -84,6 +84,7 @@ pub fn lower(
         window: config.sliding_window,
         soft_cap: None,
         sinks,
+        value_in_key: false,
     };
     let attended = attend(l, layer, [q, k, v], attrs)?;
 
@@ -234,7 +235,8 @@ fn attend(
     let key = l.graph.add_state(StateRole::Key, layer, kv_heads, attrs.head_dim, rows);
     let value = l.graph.add_state(StateRole::Value, layer, kv_heads, attrs.value_head_dim, rows);
     let inputs = l.graph.inputs;
-    let cache = l.graph.push(at, "kv_write", Op::KvWrite { key, value }, &[k, v, inputs.kv_slots])?;
+    let write = Op::KvWrite { key, value: Some(value) };
+    let cache = l.graph.push(at, "kv_write", write, &[k, v, inputs.kv_slots])?;
     let (positions, sequence) = (inputs.positions, inputs.sequence);
     let attention = l.graph.push(
         at,

@@ -35,6 +35,7 @@ pub(super) fn lower(
         norm_topk_prob: config.norm_topk_prob,
         scale: config.scale,
         selection_bias: l.opt_vector(&file(spec.selection_bias_name), num_experts, spec.selection_bias)?,
+        expert_scale: None,
         groups: config.groups,
     };
     // The model's residual scale is a factor of the weights: their sum has it then.

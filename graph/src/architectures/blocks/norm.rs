@@ -17,6 +17,6 @@ pub fn lower(
 ) -> Result<ValueId, LowerError> {
     let width = l.graph.value(x).shape.width().unwrap_or(0);
     let weight = l.vector(tensor, width / heads)?;
-    let op = Op::RmsNorm { weight, eps: l.config.rms_norm_eps, heads };
+    let op = Op::RmsNorm { weight: Some(weight), eps: l.config.rms_norm_eps, heads };
     Ok(only(l.graph.push(layer, name, op, &[x])?))
 }

@@ -49,6 +49,7 @@ pub(super) fn lower(
         norm_topk_prob: false,
         scale: 1.0,
         selection_bias: None,
+        expert_scale: None,
         groups: None,
     };
     let routed = l.graph.push(at, "shared_expert_sigmoid", Op::Router(attrs), &logit)?;
