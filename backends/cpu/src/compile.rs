@@ -401,7 +401,7 @@ impl Compiler<'_> {
         Ok(Cache { k, heads, key: state(key), value })
     }
 
-    /// The nodes of ROPE_KV and ROPE_ATTENTION: q and what happens to it, and the cache.
+    /// The nodes of ROPE_KV and ATTENTION_STEP: q and what happens to it, and the cache.
     fn rotated(&self, nodes: &[&Node]) -> Result<(Input, Heads, Cache), BackendError> {
         let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::Rope).collect();
         let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::RmsNorm).collect();
@@ -421,26 +421,21 @@ impl Compiler<'_> {
 
     fn launch(&mut self, launch: &Launch) -> Result<Box<dyn Work>, BackendError> {
         let plan = self.plan;
-        let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
-        // An attribute that a group does not know must not be dropped, whoever made the plan.
-        let group = patterns::patterns(1).into_iter().find(|group| group.name == launch.pattern);
-        if group.is_some_and(|group| !(group.accepts)(&plan.graph, &nodes)) {
-            return Err(BackendError::mismatch(launch.pattern));
-        }
+        let nodes = plan.launch_nodes(launch).collect();
+        let nodes = patterns::by_role(&plan.graph, launch.pattern, nodes)?;
         match (launch.pattern, nodes.as_slice()) {
-            (patterns::NORM_QKV, [norm, products @ ..]) => {
+            (patterns::NORM_QKV | patterns::NORM_ROUTER, [norm, products @ ..]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
                 self.products(x, None, Some(norm), None, products, Then::Nothing)
             }
-            (patterns::NORM_GATE_UP, [norm, gate, up, act]) => {
+            (patterns::GATE_UP, [norm, gate, up, act]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
                 self.products(x, None, Some(norm), None, &[gate, up], self.gated(act)?)
             }
-            (patterns::NORM_MATMUL, [norm, product]) => {
-                let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
-                self.products(x, None, Some(norm), None, &[product], Then::Nothing)
+            (patterns::GATE_UP, [gate, up, act]) => {
+                self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act)?)
             }
-            (patterns::MATMUL_ADD, [product, add]) => {
+            (patterns::MATMUL_RESIDUAL, [product, add]) => {
                 let (residual, out) = self.add_to(product, add)?;
                 self.products(
                     self.input(product, 0)?,
@@ -451,7 +446,7 @@ impl Compiler<'_> {
                     Then::Add { residual, out },
                 )
             }
-            (patterns::LM_HEAD, [pick, norm, product]) => {
+            (patterns::FINAL_NORM_LM_HEAD, [pick, norm, product]) => {
                 let ids = (self.input(pick, 1)?, self.maybe(pick.outputs[0]));
                 let (x, norm) = (self.input(pick, 0)?, self.norm(norm)?);
                 self.products(x, Some(ids), Some(norm), None, &[product], Then::Nothing)
@@ -463,7 +458,7 @@ impl Compiler<'_> {
             (patterns::EXPERTS_GATE_UP, [gate, up, act]) => {
                 self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act)?)
             }
-            (patterns::EXPERTS_DOWN, [down, combine, add]) => {
+            (patterns::DOWN_COMBINE, [down, combine, add]) => {
                 let then = Then::Combine {
                     weights: self.input(combine, 1)?,
                     combined: self.maybe(combine.outputs[0]),
@@ -475,7 +470,7 @@ impl Compiler<'_> {
                 let (q, heads, cache) = self.rotated(nodes)?;
                 Ok(Box::new(KvWrite { q: Some((q, heads)), cache }))
             }
-            (patterns::ROPE_ATTENTION, [rotations @ .., attention]) => {
+            (patterns::ATTENTION_STEP, [rotations @ .., attention]) => {
                 let (q, heads, cache) = self.rotated(rotations)?;
                 self.attention(attention, q, Some((heads, cache)))
             }

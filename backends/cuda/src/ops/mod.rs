@@ -23,6 +23,7 @@ mod scratch;
 mod slice;
 
 pub(super) use attention::split_geometry;
+pub(super) use gated_act::activation_params;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;

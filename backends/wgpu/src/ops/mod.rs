@@ -23,6 +23,7 @@ pub(super) mod sample;
 mod slice;
 
 pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
+pub(super) use gated_act::activation_params;
 pub(super) use kv_write::row_words;
 #[cfg(test)]
 pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
