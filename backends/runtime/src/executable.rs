@@ -316,20 +316,16 @@ pub trait Executable: Send {
     ///
     /// # Errors
     /// What the device reports; a state of another backend.
-    fn sequence_states(
-        &mut self,
-        state: &mut dyn State,
-        place: usize,
-    ) -> Result<SequenceStates, BackendError> {
+    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
         let _ = (state, place);
         Ok(SequenceStates::new())
     }
 
-    /// Puts back what [`Executable::sequence_states`] gave.
+    /// Puts back what [`Executable::read_sequence`] gave.
     ///
     /// # Errors
     /// As there.
-    fn restore_sequence_states(
+    fn restore_sequence(
         &mut self,
         state: &mut dyn State,
         place: usize,

@@ -525,15 +525,11 @@ impl<R: Recorder> Executable for Runner<R> {
         self.recorder.copy_bytes_per_second()
     }
 
-    fn sequence_states(
-        &mut self,
-        state: &mut dyn State,
-        place: usize,
-    ) -> Result<SequenceStates, BackendError> {
+    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
         kept::read(&mut self.recorder, &self.plans[0].graph, state, place)
     }
 
-    fn restore_sequence_states(
+    fn restore_sequence(
         &mut self,
         state: &mut dyn State,
         place: usize,
