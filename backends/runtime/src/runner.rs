@@ -11,9 +11,9 @@ mod pool;
 use crate::choice::{argmax, best_candidates, not_taken};
 use crate::error::BackendError;
 use crate::executable::{
-    Executable, ExecutableInfo, Observer, SequenceStates, State, StepInput, StepLimits, StepTokens,
+    Executable, ExecutableInfo, HostTensor, Observer, SequenceStates, State, StepInput, StepLimits,
+    StepTokens, TensorView, ViewData, deliver_taps,
 };
-use crate::executable::{HostTensor, TensorView, ViewData, deliver_taps};
 use access::Access;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, StateId, StepSizes, ValueId};
