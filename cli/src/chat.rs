@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use moe_run_backends::{BackendError, partial_file, sampler::Sampler};
+use moe_run_backends::{BackendError, generate::StopReason, partial_file, sampler::Sampler};
 use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::Tokenizer,
@@ -19,7 +19,7 @@ use crate::{
     CliError, ExitCode,
     common::{BackendArgs, ModelArgs},
     engine::Engine,
-    generate::{GenerateArgs, StopReason, generate},
+    generate::{self, GenerateArgs, generate},
     inputs::{self, BYTE_ORDER_MARK},
     messages, output, output_file,
     prompt::{read_template, template_var},
@@ -403,7 +403,7 @@ fn answer(
     let Engine { session, tokenizer, .. } = engine;
     let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, args, output::exact)?;
     output::text("\n")?;
-    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    output::note(&generate::summary(&outcome));
     if outcome.stop_reason == StopReason::Interrupted && outcome.output_tokens.is_empty() {
         conversation.messages.pop();
     } else {

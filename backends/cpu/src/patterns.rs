@@ -51,7 +51,7 @@ const ANY_COUNT: &[LaunchPattern] = &[
     },
     LaunchPattern { name: NORM_MATMUL, phases: &[&[op("rms_norm"), op("matmul")]], accepts: share_norm },
     LaunchPattern { name: MATMUL_ADD, phases: &[&[op("matmul"), op("add")]], accepts: adds_product },
-    LaunchPattern { name: ROPE_KV, phases: &[ROPE_STEPS], accepts: turned_into_cache },
+    LaunchPattern { name: ROPE_KV, phases: &[ROPE_STEPS], accepts: rotated_into_cache },
     LaunchPattern {
         name: EXPERTS_GATE_UP,
         phases: &[&[op("expert_matmul"), op("expert_matmul"), op("gated_act")]],
@@ -119,7 +119,7 @@ fn gated_pair(graph: &Graph, nodes: &[&Node]) -> bool {
 }
 
 /// Norms and rotations lead from q and k to `kv_write`: the second rotation feeds it, each norm its rotation.
-fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
+fn rotated_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
     let of = |kind: OpKind| nodes.iter().copied().filter(|n| n.op.kind() == kind).collect::<Vec<_>>();
     let (norms, ropes, writes) = (of(OpKind::RmsNorm), of(OpKind::Rope), of(OpKind::KvWrite));
     let ([q, k], [write]) = (ropes.as_slice(), writes.as_slice()) else { return false };
@@ -138,7 +138,7 @@ fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
     normed && write.inputs[0] == k.outputs[0] && q.outputs != k.outputs
 }
 
-/// As [`turned_into_cache`], and attention reads the turned q and what was written.
+/// As [`rotated_into_cache`], and attention reads the rotated q and what was written.
 fn chained_attention(graph: &Graph, nodes: &[&Node]) -> bool {
     let [head @ .., attention] = nodes else { return false };
     let Op::Attention(attrs) = &attention.op else { return false };
@@ -167,7 +167,7 @@ fn chained_attention(graph: &Graph, nodes: &[&Node]) -> bool {
             norm.is_none_or(|n| matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted));
         normed && matches!(rope.op, Op::Rope { table: _, pairing: _, heads } if heads == wanted)
     };
-    turned_into_cache(graph, head)
+    rotated_into_cache(graph, head)
         && by_head(q, num_attention_heads)
         && by_head(k, num_key_value_heads)
         && q.is_some_and(|q| attention.inputs[0] == q.outputs[0])
