@@ -27,6 +27,10 @@ pub struct GenerateArgs {
     /// End before this text; may be given more than once
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub stop: Vec<String>,
+
+    /// Control tokens are given as text, too, as what reads calls of tools wants it. No option.
+    #[arg(skip)]
+    pub spells_control_tokens: bool,
 }
 
 /// Why a generation ended, for people.
@@ -128,6 +132,9 @@ pub fn generate_observed(
     };
     let stops = StopTexts::new(args.stop.iter().cloned());
     let mut stream = tokenizer.map(|tokenizer| TextStream::behind(tokenizer, prompt, stops));
+    if args.spells_control_tokens {
+        stream = stream.map(TextStream::with_control_tokens);
+    }
     let (mut text, mut first, mut no_text) = (String::new(), true, None);
     let generated = generate::generate(session, sampler, prompt, &options, observer, |token| {
         let Some(stream) = &mut stream else {

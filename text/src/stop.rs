@@ -17,6 +17,12 @@ impl<'a> TextStream<'a> {
         TextStream { tokenizer, decoder: StreamDecoder::behind(tokenizer, prompt), stops }
     }
 
+    /// The same, in which control tokens are text too.
+    #[must_use]
+    pub fn with_control_tokens(self) -> TextStream<'a> {
+        TextStream { decoder: self.decoder.with_control_tokens(), ..self }
+    }
+
     /// Takes a token and gives what is certain by now.
     ///
     /// Errors: the id is outside of the vocabulary.

@@ -55,6 +55,14 @@ pub enum StopReason {
     Failed,
 }
 
+impl StopReason {
+    /// Whether the model itself came to an end.
+    #[must_use]
+    pub fn is_model_end(self) -> bool {
+        matches!(self, StopReason::EndToken | StopReason::StopText)
+    }
+}
+
 /// What came of a generation, one that failed on its way too.
 #[derive(Debug)]
 pub struct Generated {
