@@ -90,8 +90,7 @@ fn a_generation_ends_for_its_reason() {
         let compiled = CompileOptions { ctx_size, ..CompileOptions::default() };
         let executable = Reference.compile(&model.graph, model.file.clone(), &compiled).unwrap();
         let mut session = Session::new(executable).unwrap();
-        let greedy = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
-        let mut sampler = Sampler::new(greedy).unwrap();
+        let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
         let mut seen = Vec::new();
         let generated = generate::generate(&mut session, &mut sampler, &prompt, options, None, |token| {
             seen.push(token);

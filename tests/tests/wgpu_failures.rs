@@ -4,8 +4,8 @@
 use moe_run::ExitCode;
 use moe_run::error::CliError;
 use moe_run::generate::{GenerateArgs, generate};
-use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::generate::StopReason;
+use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::Session;
 use moe_run_backends::wgpu::{Faults, Features, Wgpu, WgpuOptions};
 use moe_run_backends::{Backend, BackendError, CompileOptions, Executable};
