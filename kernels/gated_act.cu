@@ -1,31 +1,21 @@
-// GatedAct: activated = silu(gate) = gate · sigmoid(gate), y = activated · up, elementwise.
+// GatedAct: activated = act(gate), y = activated · up, elementwise; a clamped SwiGLU has y = activated · (clamp(up, -limit,
+// limit) + 1), whose clamps NaN passes.
 #include "common/gate.cuh"
 
 // Either output may be null. Grid: ceil(n / threads).
 extern "C" __global__ void gated_act(aptr<const float> gate, aptr<const float> up, aptr<float> activated, aptr<float> y,
-                                     int n) {
+                                     int n, int activation, float alpha, float limit) {
     wait_for_previous();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    float a = silu(gate[i]);
-    if (activated != nullptr) activated[i] = a;
-    if (y != nullptr) y[i] = a * up[i];
-}
-KERNEL(gated_act)
-
-// A clamped SwiGLU: c = min(gate, limit), activated = c · sigmoid(alpha · c), y = activated · (clamp(up, -limit, limit) + 1).
-// NaN passes the clamps. Either output may be null. Grid: ceil(n / threads).
-extern "C" __global__ void gated_act_clamped(aptr<const float> gate, aptr<const float> up, aptr<float> activated,
-                                             aptr<float> y, int n, float alpha, float limit) {
-    wait_for_previous();
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    float c = gate[i] > limit ? limit : gate[i];
-    float a = c / (1.0f + expf(-(alpha * c)));
+    float a = activate(activation, gate[i], alpha, limit);
     if (activated != nullptr) activated[i] = a;
     if (y == nullptr) return;
-    float through = up[i] > limit ? limit : up[i];
-    through = through < -limit ? -limit : through;
-    y[i] = a * (through + 1.0f);
+    float through = up[i];
+    if (activation == ACT_CLAMPED_SWIGLU) {
+        through = through > limit ? limit : through;
+        through = (through < -limit ? -limit : through) + 1.0f;
+    }
+    y[i] = a * through;
 }
-KERNEL(gated_act_clamped)
+KERNEL(gated_act)

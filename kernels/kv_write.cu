@@ -12,7 +12,7 @@ DEVICE void write_rows(aptr<const float> k, aptr<const float> v, int slot, aptr<
     write_row<KV>(v, values, nv, slot);
 }
 
-// Grid: T. A slot outside the capacity is not written.
+// Grid: T. Without a cache of values v and values are null and nv is 0. A slot outside the capacity is not written.
 extern "C" __global__ void kv_write(aptr<const float> k, aptr<const float> v, aptr<const int> slots, aptr<uint8_t> keys,
                                     aptr<uint8_t> values, int kv_type, int nk, int nv, int capacity) {
     wait_for_previous();

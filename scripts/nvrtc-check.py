@@ -95,10 +95,20 @@ def measure(ptxas, path, arch):
     return result
 
 
+def headers_of(path, seen):
+    """Adds the headers that a source includes, by themselves or through others."""
+    for name in re.findall(r'#include "([^"]+)"', path.read_text(encoding="utf-8")):
+        header = next(p for p in (path.parent / name, KERNELS / name) if p.exists())
+        if header not in seen:
+            seen.add(header)
+            headers_of(header, seen)
+    return seen
+
+
 def compile_and_measure(job):
     """One file for one architecture: its PTX and its numbers, kept under --wheels by the hash of what they come from."""
     wheels, path, arch = job
-    headers = b"".join(p.read_bytes() for p in sorted(KERNELS.glob("common/*.cuh")))
+    headers = b"".join(p.read_bytes() for p in sorted(headers_of(path, set())))
     key = hashlib.sha256(repr((OLD, NEW, PTXAS, OPTIONS, "with local bytes", arch, path.name)).encode() + headers + path.read_bytes()).hexdigest()
     kept = wheels / "kept"
     kept.mkdir(exist_ok=True)

@@ -61,6 +61,7 @@ struct Params {
 #endif
 
 const POSITIONS: u32 = 32u;
+// From a value head to the next, VALUE_STRIDE, is more than VALUE_DIM where values are the beginnings of keys.
 const VALUE_PAIRS: u32 = VALUE_DIM / 2u;
 // Lanes own a pair of output elements each, for every ROW_STEP-th row.
 const ROW_STEP: u32 = LANES / VALUE_PAIRS;
@@ -81,7 +82,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let heads = p.num_key_value_heads * GROUP;
     let key_width = p.num_key_value_heads * HEAD_DIM;
-    let value_width = p.num_key_value_heads * VALUE_DIM;
+    let value_width = p.num_key_value_heads * VALUE_STRIDE;
     for (var i = lane; i < QUERY_ROWS * HEAD_DIM; i += LANES) {
         let row = min(first_row + i / HEAD_DIM, rows - 1u);
         let head = wg.y * GROUP + row % GROUP;
@@ -154,7 +155,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             let count = min(POSITIONS, end - first);
             for (var i = 0u; i < count; i++) {
                 let value_row = (first + i) * value_row_words(value_width);
-                let v = value_pair(value_row, value_width, wg.y * VALUE_PAIRS + pair);
+                let v = value_pair(value_row, value_width, wg.y * (VALUE_STRIDE / 2u) + pair);
                 for (var j = 0u; j < ROWS_PER_LANE; j++) {
                     let r = min(lane / VALUE_PAIRS + j * ROW_STEP, QUERY_ROWS - 1u);
                     let weight = scores[r * POSITIONS + i];

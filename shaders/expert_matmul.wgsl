@@ -12,6 +12,7 @@
 struct Params {
     x: u32,
     y: u32,
+    // NONE: expert k is a token's k-th, as HeadMatMul has it.
     ids: u32,
     cols: u32,
     // Outputs of one expert.
@@ -41,7 +42,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     if (wg.z >= now.tokens) {
         return;
     }
-    let expert = min(arena[p.ids + choice], p.num_experts - 1u);
+    var expert = wg.y;
+    if (p.ids != NONE) {
+        expert = min(arena[p.ids + choice], p.num_experts - 1u);
+    }
     let x = p.x + select(wg.z, choice, p.input_per_expert == 1u) * activation_row_words(p.cols);
     let first = p.first_row + expert * p.expert_rows + row;
     let last = p.row_end - 1u;

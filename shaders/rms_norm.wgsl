@@ -6,8 +6,9 @@
 struct Params {
     x: u32,
     y: u32,
-    // The norm's weights in `smalls`.
+    // The norm's weights in `smalls`, or NONE: 1; and from those of a head to the next one's.
     weight: u32,
+    weight_step: u32,
     width: u32,
     axis: u32,
     rows_each: u32,
@@ -29,6 +30,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     let mean = sum_lanes(lane, squares) / f32(p.width);
     let factor = 1.0 / sqrt(mean + p.eps);
     for (var i = lane.index; i < p.width; i += LANES) {
-        store(p.y + row + i, load(p.x + row + i) * factor * small(p.weight + i));
+        var y = load(p.x + row + i) * factor;
+        if (p.weight != NONE) {
+            y *= small(p.weight + wg.x * p.weight_step + i);
+        }
+        store(p.y + row + i, y);
     }
 }

@@ -20,6 +20,8 @@ struct Params {
     // Groups that are chosen from; 1: a group is ranked by the sum of its best two, 0: by its best.
     topk_group: u32,
     best_two: u32,
+    // [E] in `smalls`, of the weights; or NONE.
+    expert_scale: u32,
 }
 
 @compute @workgroup_size(LANES)
@@ -32,6 +34,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     let first = wg.x * p.experts_per_token;
     for (var k = lane.index; k < p.experts_per_token; k += LANES) {
         arena[p.ids + first + k] = route_ids[k];
-        store(p.weights + first + k, route_weights[k]);
+        var weight = route_weights[k];
+        if (p.expert_scale != NONE) {
+            weight *= small(p.expert_scale + route_ids[k]);
+        }
+        store(p.weights + first + k, weight);
     }
 }

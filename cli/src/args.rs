@@ -62,12 +62,12 @@ pub enum Command {
     #[command(after_help = examples::DEVICES)]
     Devices(devices::Args),
     /// Show what a GGUF file holds: metadata, tensors, memory for a context, damage
-    #[command(after_help = examples::INSPECT)]
+    #[command(after_help = format!("{}\n{}", examples::INSPECT, examples::architectures()))]
     Inspect(inspect::Args),
     /// Time prompts and generation, beside the memory's limit
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
-    /// Score how well a model foretells a text; compare saved logits
+    /// Score how well a model predicts a text; compare saved logits
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(perplexity::Args),
     /// Write a model of real shapes with random weights, for benches and tests

@@ -1,4 +1,4 @@
-//! `moe-run perplexity`: how well a model foretells a text, in llama.cpp's chunks, and how far it is from another run.
+//! `moe-run perplexity`: how well a model predicts a text, in llama.cpp's chunks, and how far it is from another run.
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 

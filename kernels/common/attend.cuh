@@ -18,6 +18,7 @@ struct Attend {
     int kv_heads;       // G
     float scale;
     float soft_cap;     // 0: none
+    bool value_in_key = false; // a value is the first dv elements of its key
 };
 
 struct AttendShared {
@@ -108,8 +109,9 @@ DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint
             int c = tid + j * ATTEND_THREADS;
             if (c >= a.dv) break;
             float part[ATTEND_HEADS] = {};
-            long long at = (static_cast<long long>(base) * a.kv_heads + a.kv_head) * a.dv + c;
-            long long step = static_cast<long long>(a.kv_heads) * a.dv;
+            long long stride = a.value_in_key ? a.d : a.dv;
+            long long at = (static_cast<long long>(base) * a.kv_heads + a.kv_head) * stride + c;
+            long long step = a.kv_heads * stride;
             for (int i = 0; i < count; i++) {
                 float v = kv_load<KV>(values, at + i * step);
 #pragma unroll

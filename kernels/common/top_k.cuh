@@ -19,12 +19,56 @@ struct Route {
     float weight;
 };
 
+// What the choice goes by: the gate's value with the selection bias; top and total are the softmax's.
+template <class L>
+DEVICE float choice_value(L logits, aptr<const float> bias, int e, int gate, float top, float total) {
+    float v = logits[e];
+    v = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+    return bias != nullptr ? v + bias[e] : v;
+}
+
+// The best topk_group of n_group ≤ 32 equal runs of experts, a bit each: ranked by their best value, or by the sum of their
+// best two. Ties go to the lower group; NaN ranks last.
+template <class L>
+DEVICE uint32_t warp_open_groups(L logits, aptr<const float> bias, int experts, int gate, float top, float total,
+                                 int n_group, int topk_group, int best_two) {
+    int lane = threadIdx.x & 31, size = experts / n_group;
+    uint32_t key = 0; // of group `lane`
+    for (int g = 0; g < n_group; g++) {
+        float first = quiet_nan(), second = quiet_nan();
+        for (int i = lane; i < size; i += 32) {
+            float v = choice_value(logits, bias, g * size + i, gate, top, total);
+            if (rank_of(v) > rank_of(first)) {
+                second = first;
+                first = v;
+            } else if (rank_of(v) > rank_of(second)) {
+                second = v;
+            }
+        }
+        for (int d = 16; d > 0; d >>= 1) {
+            float a = __shfl_xor_sync(FULL_WARP, first, d), b = __shfl_xor_sync(FULL_WARP, second, d);
+            bool behind = rank_of(a) > rank_of(first);
+            float next = behind ? (rank_of(first) > rank_of(b) ? first : b) : (rank_of(a) > rank_of(second) ? a : second);
+            first = behind ? a : first;
+            second = next;
+        }
+        if (g == lane) key = !best_two ? rank_of(first) : is_nan(second) ? 0 : rank_of(first + second);
+    }
+    int before = 0;
+    for (int g = 0; g < n_group; g++) {
+        uint32_t other = __shfl_sync(FULL_WARP, key, g);
+        before += other > key || (other == key && g < lane);
+    }
+    return __ballot_sync(FULL_WARP, lane < n_group && before < topk_group);
+}
+
 // logits [E] in any memory. Lane k < K gets the k-th best expert and its weight.
 //   softmax: weight = softmax over all E.   sigmoid: of each.   softmax after top-k: over the K chosen logits.
-// The choice is by logit (the gates are monotonic), or by gate value + bias where there is a selection bias.
+// The choice is by logit (the gates are monotonic), or by gate value + bias where there is a selection bias; with more than
+// one group, among the experts of the best.
 template <class L>
-DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate,
-                           int renormalise, float scale) {
+DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate, int renormalise,
+                        float scale, int n_group, int topk_group, int best_two) {
     int lane = threadIdx.x & 31;
     float top = -infinity(), total = 0.0f;
     for (int e = lane; e < experts; e += 32) top = fmaxf(top, logits[e]);
@@ -33,7 +77,13 @@ DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int exper
         for (int e = lane; e < experts; e += 32) total += expf(logits[e] - top);
         total = warp_sum(total);
     }
-    uint32_t taken = 0; // bit j: expert lane + 32 j is chosen
+    uint32_t taken = 0; // bit j: expert lane + 32 j is chosen, or not to be
+    if (n_group > 1) {
+        uint32_t open = warp_open_groups(logits, bias, experts, gate, top, total, n_group, topk_group, best_two);
+        int size = experts / n_group;
+        for (int e = lane, j = 0; e < experts; e += 32, j++)
+            if (!(open >> (e / size) & 1u)) taken |= 1u << j;
+    }
     Route mine;
     mine.id = 0;
     mine.weight = 0.0f;
@@ -42,11 +92,7 @@ DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int exper
         int best_id = MAX_EXPERTS;
         for (int e = lane, j = 0; e < experts; e += 32, j++) {
             if (taken >> j & 1u) continue;
-            float v = logits[e];
-            if (bias != nullptr) {
-                float value = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
-                v = value + bias[e];
-            }
+            float v = bias != nullptr ? choice_value(logits, bias, e, gate, top, total) : logits[e];
             uint32_t r = rank_of(v);
             if (best_id == MAX_EXPERTS || r > best) { // ids ascend within a lane: a tie keeps the lower
                 best = r;

@@ -326,6 +326,16 @@ fn a_state_that_cannot_go_back_says_so() {
 #[test]
 fn on_gpus_rows_have_the_bits_that_they_have_alone() {
     let Some(model) = micro("zoo-q4_k") else { return };
+    on_gpus(&model);
+}
+
+/// The same where a sequence has a state that every token changes.
+#[test]
+fn on_gpus_rows_of_a_recurrent_model_have_the_bits_that_they_have_alone() {
+    on_gpus(&recurrent());
+}
+
+fn on_gpus(model: &Subject) {
     let lengths = [(1, 6), (2, 3), (17, 9), (40, 5), (64, 4), (65, 8), (90, 3)];
     for backend in backends() {
         if ["cpu", "reference"].contains(&backend.name()) {
@@ -333,10 +343,10 @@ fn on_gpus_rows_have_the_bits_that_they_have_alone() {
         }
         let backend = backend.as_ref();
         let options = options(Activations::Q8, KvType::F16);
-        let mut session = Session::new(compile(backend, &model, &options)).unwrap();
+        let mut session = Session::new(compile(backend, model, &options)).unwrap();
         let mut wanted = Vec::new();
         for (i, (prompt, more)) in lengths.into_iter().enumerate() {
-            let tokens = text(&model, i as u64, prompt + more);
+            let tokens = text(model, i as u64, prompt + more);
             session.truncate(0).unwrap();
             session.feed(&tokens[..prompt], LogitsRows::Last, None, |_, _| Ok(())).unwrap();
             let mut rows = vec![logits_bits(&mut session)];
@@ -349,7 +359,7 @@ fn on_gpus_rows_have_the_bits_that_they_have_alone() {
         for seed in 0..3 {
             let mut random = Random::new(&[23, seed]);
             let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
-            let mut pool = Sequences::new(compile(backend, &model, &options), 7 * CONTEXT, 7).unwrap();
+            let mut pool = Sequences::new(compile(backend, model, &options), 7 * CONTEXT, 7).unwrap();
             let ids: Vec<SequenceId> = wanted.iter().map(|_| pool.open().unwrap()).collect();
             let mut row = Vec::new();
             while ids.iter().zip(&wanted).any(|(id, text)| pool.tokens(*id).len() < text.0.len()) {
@@ -378,7 +388,7 @@ fn on_gpus_rows_have_the_bits_that_they_have_alone() {
             }
         }
         let f32 = self::options(Activations::F32, KvType::F32);
-        company_within(backend, &model, &f32, 2, 48, Same::Within(2e-3));
+        company_within(backend, model, &f32, 2, 48, Same::Within(2e-3));
     }
 }
 

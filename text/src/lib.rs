@@ -5,3 +5,4 @@
 
 pub mod chat;
 pub mod tokenizer;
+pub mod toolcalls;

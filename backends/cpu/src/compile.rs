@@ -1,28 +1,35 @@
 //! Stage 5: Plan → launches with their buffers resolved.
 
-use super::memory::Val;
+use super::memory::{Val, WeightBytes};
 use super::ops::Launch as Work;
 use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
-use super::ops::causal_conv::CausalConv;
+use super::ops::causal_conv::{CHUNK_CHANNELS, CausalConv};
 use super::ops::concat::Concat;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
-use super::ops::head_matmul::TransposedHeads;
-use super::ops::kv_write::{Cache, Heads, KvWrite};
+use super::ops::head_matmul::{self, TransposedHeads};
+use super::ops::kv_write::{self, Cache, Heads, KvWrite};
+use super::ops::layer_norm::LayerNorm;
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
-use super::ops::pointwise::Pointwise;
+use super::ops::mul_heads::MulHeads;
+use super::ops::pointwise::{self, Pointwise};
+use super::ops::position_scale::PositionScale;
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::Rope;
-use super::ops::router::Route;
-use super::ops::weights::{Matrix, WeightBytes};
+use super::ops::router::{self, Route};
+use super::ops::weights::Matrix;
 use super::patterns;
-use moe_run_graph::ir::{ActivationFn, CausalConvAttrs, Node, Op, OpKind, ValueId, WeightId, WeightSlice};
+use super::share::{Input, Operands, Output, Share, StateInput, StateOutput};
+use moe_run_graph::ir::{
+    ActivationFn, CausalConvAttrs, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice,
+};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::WeightSource;
+use std::sync::Arc;
 
 /// The sizes that scratch memory must have for a program.
 #[derive(Clone, Copy, Default)]
@@ -70,7 +77,7 @@ impl Needs {
 /// A plan with its launches.
 pub struct Program {
     /// The plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// One for each launch of the plan.
     pub work: Vec<Box<dyn Work>>,
     /// Where each value lives; `None` for values inside launches, and states.
@@ -87,16 +94,20 @@ pub struct Program {
 /// [`BackendError::Unsupported`] for operands that no launch takes, [`BackendError::Weight`] for bytes that are missing.
 pub fn compile(plan: Plan, weights: &dyn WeightSource, profile: ActProfile) -> Result<Program, BackendError> {
     let (places, arena_words) = place(&plan);
-    let mut compiler = Compiler { plan: &plan, weights, profile, places: &places, needs: Needs::default() };
+    let (needs, operands) = (Needs::default(), Operands::default());
+    let mut compiler = Compiler { plan: &plan, weights, profile, places: &places, needs, operands };
     let mut work = Vec::with_capacity(plan.launches.len());
     for launch in &plan.launches {
         work.push(compiler.launch(launch)?);
+        if !std::mem::take(&mut compiler.operands).check() {
+            return Err(BackendError::mismatch(launch.pattern));
+        }
     }
     let mut needs = compiler.needs;
     for value in &plan.graph.values {
         needs.row_elems = needs.row_elems.max(value.shape.fixed_elems());
     }
-    Ok(Program { plan, work, places, arena_words, needs })
+    Ok(Program { plan: Arc::new(plan), work, places, arena_words, needs })
 }
 
 /// The plan's slots, and behind them the boundary inputs.
@@ -105,14 +116,15 @@ fn place(plan: &Plan) -> (Vec<Option<Val>>, usize) {
     let mut places = vec![None; graph.values.len()];
     for slot in &plan.memory.slots {
         let shape = &graph.value(slot.value).shape;
-        places[slot.value.index()] = Some(Val::new(slot.offset_bytes / size_of::<f32>(), shape));
+        let at = slot.offset_bytes / size_of::<f32>();
+        places[slot.value.index()] = Some(Val::new(at, shape, plan.max_sizes));
     }
     let mut end = (plan.memory.arena_bytes / size_of::<f32>()).next_multiple_of(ALIGN_WORDS);
     let inputs = graph.inputs;
     let inputs = [inputs.tokens, inputs.positions, inputs.sequence, inputs.kv_slots, inputs.logits_rows];
     for value in inputs.into_iter().chain(graph.boundary.iter().copied()) {
         let shape = &graph.value(value).shape;
-        places[value.index()] = Some(Val::new(end, shape));
+        places[value.index()] = Some(Val::new(end, shape, plan.max_sizes));
         end += shape.elems(plan.max_sizes).next_multiple_of(ALIGN_WORDS);
     }
     (places, end)
@@ -127,6 +139,8 @@ struct Compiler<'a> {
     profile: ActProfile,
     places: &'a [Option<Val>],
     needs: Needs,
+    /// Of the launch that is being compiled.
+    operands: Operands,
 }
 
 fn unsupported(node: &Node, detail: impl Into<String>) -> BackendError {
@@ -139,20 +153,24 @@ fn unsupported(node: &Node, detail: impl Into<String>) -> BackendError {
 }
 
 impl Compiler<'_> {
-    fn maybe(&self, value: ValueId) -> Option<Val> {
-        self.places[value.index()]
-    }
-
     fn val(&self, node: &Node, value: ValueId) -> Result<Val, BackendError> {
-        self.maybe(value).ok_or_else(|| unsupported(node, format!("{value} has no buffer in this plan")))
+        let val = self.places[value.index()];
+        val.ok_or_else(|| unsupported(node, format!("{value} has no buffer in this plan")))
     }
 
-    fn input(&self, node: &Node, i: usize) -> Result<Val, BackendError> {
-        self.val(node, node.inputs[i])
+    /// A value that the launch reads.
+    fn input(&self, node: &Node, i: usize) -> Result<Input, BackendError> {
+        Ok(self.operands.input(self.val(node, node.inputs[i])?))
     }
 
-    fn output(&self, node: &Node) -> Result<Val, BackendError> {
-        self.val(node, node.outputs[0])
+    /// A value that the launch writes, row by row unless it says otherwise ([`Output::shared`]).
+    fn output(&self, node: &Node) -> Result<Output, BackendError> {
+        Ok(self.operands.output(self.val(node, node.outputs[0])?))
+    }
+
+    /// As [`Compiler::output`], of a value that nobody may want.
+    fn maybe(&self, value: ValueId) -> Option<Output> {
+        self.places[value.index()].map(|val| self.operands.output(val))
     }
 
     fn bytes(&self, id: WeightId) -> Result<&[u8], BackendError> {
@@ -192,9 +210,20 @@ impl Compiler<'_> {
         Ok(matrix)
     }
 
+    /// A state that attention reads, which may also write to it.
     fn state(&self, node: &Node, value: ValueId) -> Result<usize, BackendError> {
         let state = self.plan.graph.value(value).state;
         state.map(|s| s.index()).ok_or_else(|| unsupported(node, format!("{value} is no state of the graph")))
+    }
+
+    /// A state that the launch reads.
+    fn state_input(&self, node: &Node, value: ValueId) -> Result<StateInput, BackendError> {
+        Ok(self.operands.state_input(self.state(node, value)?))
+    }
+
+    /// A state that the launch writes.
+    fn state_output(&self, state: StateId, share: Share) -> StateOutput {
+        self.operands.state_output(state.index()).shared(share)
     }
 
     fn projection(&self, node: &Node) -> Result<Projection, BackendError> {
@@ -204,6 +233,9 @@ impl Compiler<'_> {
             Op::HeadMatMul { weight, transposed: false } => (weight, None, None),
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::PositionScale(_)
+            | Op::MulHeads
             | Op::HeadMatMul { weight: _, transposed: true }
             | Op::Rope { .. }
             | Op::KvWrite { .. }
@@ -222,11 +254,18 @@ impl Compiler<'_> {
             | Op::GetRows
             | Op::Tap { .. } => return Err(BackendError::mismatch(node.op.stem())),
         };
-        let out = self.maybe(node.outputs[0]);
-        Ok(Projection { matrix: self.matrix(weight)?, scale, bias: self.opt_vector(bias)?, out })
+        let matrix = self.matrix(weight)?;
+        let out = self.maybe(node.outputs[0]).map(|out| out.with_width(matrix.rows));
+        Ok(Projection { matrix, scale, bias: self.opt_vector(bias)?, out })
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
+        let (weight, eps) = self.norm_weight(node)?;
+        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
+    }
+
+    /// The weight of a norm's head, and its eps.
+    fn norm_weight(&self, node: &Node) -> Result<(Box<[f32]>, f32), BackendError> {
         let Op::RmsNorm { weight, eps, heads } = node.op else {
             return Err(BackendError::mismatch(node.op.stem()));
         };
@@ -237,7 +276,7 @@ impl Compiler<'_> {
                 vec![1.0; width / heads].into()
             }
         };
-        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
+        Ok((weight, eps))
     }
 
     fn route(&self, node: &Node) -> Result<Route, BackendError> {
@@ -255,8 +294,8 @@ impl Compiler<'_> {
     /// A product launch over the nodes `products`, whose input is `x`.
     fn products(
         &mut self,
-        x: Val,
-        pick: Option<(Val, Option<Val>)>,
+        x: Input,
+        pick: Option<(Input, Option<Output>)>,
         norm: Option<Norm>,
         route: Option<Route>,
         products: &[&Node],
@@ -268,6 +307,7 @@ impl Compiler<'_> {
         if inner == 0 || projections.iter().any(|p| p.matrix.inner != inner) {
             return Err(unsupported(first, format!("rows of {inner} elements")));
         }
+        let then = then.with_width(projections[0].matrix.rows);
         let mut row_per_expert = false;
         let mut experts = None;
         if let Op::ExpertMatMul { weight, .. } = &first.op {
@@ -300,7 +340,7 @@ impl Compiler<'_> {
         Ok(Box::new(launch))
     }
 
-    fn add_to(&self, product: &Node, add: &Node) -> Result<(Val, Val), BackendError> {
+    fn add_to(&self, product: &Node, add: &Node) -> Result<(Input, Output), BackendError> {
         let other = usize::from(add.inputs[0] == product.outputs[0]);
         Ok((self.input(add, other)?, self.output(add)?))
     }
@@ -313,6 +353,7 @@ impl Compiler<'_> {
     }
 
     fn heads(&self, norm: Option<&Node>, rope: &Node) -> Result<Heads, BackendError> {
+        let share = Share::Rows(kv_write::CHUNK_TOKENS);
         let Op::Rope { table, pairing, heads } = rope.op else {
             return Err(BackendError::mismatch(rope.op.stem()));
         };
@@ -320,18 +361,18 @@ impl Compiler<'_> {
         let norm = match norm {
             Some(node) => {
                 let norm = self.norm(node)?;
-                Some((norm.weight, norm.eps, norm.out))
+                Some((norm.weight, norm.eps, norm.out.map(|out| out.shared(share))))
             }
             None => None,
         };
-        let out = self.maybe(rope.outputs[0]);
+        let out = self.maybe(rope.outputs[0]).map(|out| out.shared(share));
         Ok(Heads { head_dim: width / heads, norm, rope: Some((table.index(), pairing)), out })
     }
 
     fn attention(
         &mut self,
         node: &Node,
-        q: Val,
+        q: Input,
         fresh: Option<(Heads, Cache)>,
     ) -> Result<Box<dyn Work>, BackendError> {
         let Op::Attention(attrs) = &node.op else { return Err(BackendError::mismatch(node.op.stem())) };
@@ -347,8 +388,25 @@ impl Compiler<'_> {
         }))
     }
 
+    /// What goes into the cache and where, shared as [`KvWrite`] does.
+    fn cache(
+        &self,
+        write: &Node,
+        k: Input,
+        heads: Heads,
+        key: StateId,
+        value: Option<StateId>,
+    ) -> Result<Cache, BackendError> {
+        let state = |id| self.state_output(id, Share::Rows(kv_write::CHUNK_TOKENS));
+        let value = match value {
+            Some(value) => Some((self.input(write, 1)?, state(value))),
+            None => None,
+        };
+        Ok(Cache { k, heads, key: state(key), value })
+    }
+
     /// The nodes of ROPE_KV and ROPE_ATTENTION: q and what happens to it, and the cache.
-    fn turned(&self, nodes: &[&Node]) -> Result<(Val, Heads, Cache), BackendError> {
+    fn rotated(&self, nodes: &[&Node]) -> Result<(Input, Heads, Cache), BackendError> {
         let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::Rope).collect();
         let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::RmsNorm).collect();
         let write = nodes.iter().copied().find(|n| n.op.kind() == OpKind::KvWrite);
@@ -358,14 +416,10 @@ impl Compiler<'_> {
         let Op::KvWrite { key, value } = write.op else {
             return Err(BackendError::mismatch(write.op.stem()));
         };
-        let value = match value {
-            Some(value) => Some((self.input(write, 1)?, value.index())),
-            None => None,
-        };
         let q = self.input(norms.first().unwrap_or(q_rope), 0)?;
         let k = self.input(norms.get(1).unwrap_or(k_rope), 0)?;
         let heads = self.heads(norms.get(1).copied(), k_rope)?;
-        let cache = Cache { k, heads, key: key.index(), value };
+        let cache = self.cache(write, k, heads, key, value)?;
         Ok((q, self.heads(norms.first().copied(), q_rope)?, cache))
     }
 
@@ -422,11 +476,11 @@ impl Compiler<'_> {
                 self.products(self.input(down, 0)?, None, None, None, &[down], then)
             }
             (patterns::ROPE_KV, nodes) => {
-                let (q, heads, cache) = self.turned(nodes)?;
+                let (q, heads, cache) = self.rotated(nodes)?;
                 Ok(Box::new(KvWrite { q: Some((q, heads)), cache }))
             }
-            (patterns::ROPE_ATTENTION, [turn @ .., attention]) => {
-                let (q, heads, cache) = self.turned(turn)?;
+            (patterns::ROPE_ATTENTION, [rotations @ .., attention]) => {
+                let (q, heads, cache) = self.rotated(rotations)?;
                 self.attention(attention, q, Some((heads, cache)))
             }
             (_, [node]) => self.single(node),
@@ -438,11 +492,13 @@ impl Compiler<'_> {
     fn single(&mut self, node: &Node) -> Result<Box<dyn Work>, BackendError> {
         Ok(match &node.op {
             Op::HeadMatMul { weight, transposed: true } => {
+                let matrix = self.matrix(weight)?;
+                let share = Share::Tiles { rows: head_matmul::CHUNK_TOKENS, columns: matrix.inner };
                 let launch = TransposedHeads {
-                    matrix: self.matrix(weight)?,
+                    matrix,
                     heads: weight.experts.as_ref().map_or(0, |e| e.len()),
                     x: self.input(node, 0)?,
-                    out: self.output(node)?,
+                    out: self.output(node)?.shared(share),
                 };
                 self.needs.wide_elems = self.needs.wide_elems.max(launch.sums_elems());
                 Box::new(launch)
@@ -458,39 +514,54 @@ impl Compiler<'_> {
                 out: self.output(node)?,
             }),
             Op::RmsNorm { weight: _, eps: _, heads: _ } => {
-                let norm = self.norm(node)?;
+                let (weight, eps) = self.norm_weight(node)?;
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
-                Box::new(RmsNorm { x, out, weight: norm.weight, eps: norm.eps })
+                Box::new(RmsNorm { x, out, weight, eps })
             }
+            Op::LayerNorm { weight, bias, eps } => Box::new(LayerNorm {
+                x: self.input(node, 0)?,
+                out: self.output(node)?,
+                weight: self.vector(*weight)?,
+                bias: self.opt_vector(*bias)?,
+                eps: *eps,
+            }),
+            Op::PositionScale(attrs) => {
+                Box::new(PositionScale { x: self.input(node, 0)?, out: self.output(node)?, attrs: *attrs })
+            }
+            Op::MulHeads => Box::new(MulHeads {
+                x: self.input(node, 0)?,
+                factors: self.input(node, 1)?,
+                out: self.output(node)?,
+            }),
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
-                Box::new(Rope { x, out, table: table.index(), pairing: *pairing, head_dim: x.width / heads })
+                let (table, head_dim) = (table.index(), x.width() / heads);
+                Box::new(Rope { x, out, table, pairing: *pairing, head_dim })
             }
             Op::KvWrite { key, value } => {
                 let heads = Heads { head_dim: 1, norm: None, rope: None, out: None };
-                let value = match value {
-                    Some(value) => Some((self.input(node, 1)?, value.index())),
-                    None => None,
-                };
-                let cache = Cache { k: self.input(node, 0)?, heads, key: key.index(), value };
+                let cache = self.cache(node, self.input(node, 0)?, heads, *key, *value)?;
                 Box::new(KvWrite { q: None, cache })
             }
             Op::Attention(_) => return self.attention(node, self.input(node, 0)?, None),
             Op::AttentionScores(attrs) => Box::new(AttentionScores {
                 attrs: attrs.clone(),
                 q: self.input(node, 0)?,
-                key: self.state(node, node.inputs[1])?,
+                key: self.state_input(node, node.inputs[1])?,
                 out: self.output(node)?,
             }),
             Op::AttentionSoftmax(attrs) => Box::new(AttentionSoftmax {
                 attrs: attrs.clone(),
                 sinks: self.opt_vector(attrs.sinks)?,
                 scores: self.input(node, 0)?,
-                out: self.output(node)?,
+                out: self.output(node)?.shared(Share::CachedRow),
             }),
             Op::Router(attrs) => {
                 self.needs.per_tok = self.needs.per_tok.max(attrs.num_experts_per_tok);
-                Box::new(self.route(node)?)
+                let Route { logits, attrs, bias, expert_scale, ids, weights } = self.route(node)?;
+                let shared = |out: Output| out.shared(Share::Rows(router::CHUNK_TOKENS));
+                let (ids, weights) = (ids.map(shared), weights.map(shared));
+                Box::new(Route { logits, attrs, bias, expert_scale, ids, weights })
             }
             Op::GatedAct { activation } => Box::new(GatedAct {
                 activation: *activation,
@@ -510,17 +581,22 @@ impl Compiler<'_> {
                 b: self.input(node, 1)?,
                 out: self.output(node)?,
             }),
-            Op::CausalConv(CausalConvAttrs { weight, bias, activation, state }) => Box::new(CausalConv {
-                x: self.input(node, 0)?,
-                out: self.output(node)?,
-                weight: self.vector(*weight)?,
-                bias: self.opt_vector(*bias)?,
-                activation: *activation,
-                state: state.index(),
-                kept: self.plan.graph.state(*state).width,
-            }),
+            Op::CausalConv(CausalConvAttrs { weight, bias, activation, state }) => {
+                let kept = self.plan.graph.state(*state).width;
+                Box::new(CausalConv {
+                    x: self.input(node, 0)?,
+                    out: self.output(node)?.shared(Share::Columns(CHUNK_CHANNELS)),
+                    weight: self.vector(*weight)?,
+                    bias: self.opt_vector(*bias)?,
+                    activation: *activation,
+                    state: self.state_output(*state, Share::Columns(CHUNK_CHANNELS * kept)),
+                    kept,
+                })
+            }
             Op::Pointwise { function } => {
-                Box::new(Pointwise { function: *function, x: self.input(node, 0)?, out: self.output(node)? })
+                let share = Share::Tiles { rows: 1, columns: pointwise::CHUNK_ELEMS };
+                let (x, out) = (self.input(node, 0)?, self.output(node)?.shared(share));
+                Box::new(Pointwise { function: *function, x, out })
             }
             Op::Concat { heads } => Box::new(Concat {
                 a: self.input(node, 0)?,

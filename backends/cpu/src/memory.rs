@@ -1,7 +1,8 @@
 //! What a step's workers share: the arena of values, and buffers that chunks fill side by side.
 //!
 //! Every access goes through ranges. The rule that makes it sound is one for the whole backend: between two barriers,
-//! an element is either read by anyone or written by the one worker whose chunk it belongs to, never both.
+//! an element is either read by anyone or written by the one worker whose chunk it belongs to, never both. `share` is what
+//! launches see of it: there the rule is proven for whatever a chunk's number can say.
 
 use moe_run_graph::ir::{Dim, Shape, StepSizes};
 use std::cell::UnsafeCell;
@@ -112,13 +113,22 @@ pub struct Val {
     pub lead: Lead,
     /// Words of a row.
     pub width: usize,
+    /// Words in the largest step: rows end before them.
+    pub words: usize,
 }
 
 impl Val {
-    /// The place of a value of this shape at word `at`.
-    pub fn new(at: usize, shape: &Shape) -> Val {
+    /// The place of a value of this shape at word `at`, in steps of up to `max` tokens, rows of logits and positions.
+    pub fn new(at: usize, shape: &Shape, max: StepSizes) -> Val {
         let lead = if shape.0.contains(&Dim::LogitsRows) { Lead::LogitsRows } else { Lead::Tokens };
-        Val { at, lead, width: shape.fixed_elems() }
+        Val { at, lead, width: shape.fixed_elems(), words: shape.elems(max) }
+    }
+
+    /// The words of some of its rows.
+    fn rows(self, rows: Range<usize>) -> Range<usize> {
+        let (start, end) = (rows.start * self.width, rows.end * self.width);
+        assert!(start <= end && end <= self.words, "words {start} to {end} of a value of {}", self.words);
+        self.at + start..self.at + end
     }
 }
 
@@ -139,7 +149,7 @@ impl Arena {
     /// Nobody writes to them until the next barrier.
     pub unsafe fn rows(&self, val: Val, rows: Range<usize>) -> &[f32] {
         // SAFETY: the caller's promise.
-        unsafe { self.words.read(val.at + rows.start * val.width..val.at + rows.end * val.width) }
+        unsafe { self.words.read(val.rows(rows)) }
     }
 
     /// Rows of a value, to write.
@@ -149,7 +159,7 @@ impl Arena {
     #[expect(clippy::mut_from_ref, reason = "see `Shared::write`")]
     pub unsafe fn rows_mut(&self, val: Val, rows: Range<usize>) -> &mut [f32] {
         // SAFETY: the caller's promise.
-        unsafe { self.words.write(val.at + rows.start * val.width..val.at + rows.end * val.width) }
+        unsafe { self.words.write(val.rows(rows)) }
     }
 
     /// Columns of one row, to write.
@@ -158,18 +168,14 @@ impl Arena {
     /// Nobody else reads or writes them until the next barrier.
     #[expect(clippy::mut_from_ref, reason = "see `Shared::write`")]
     pub unsafe fn part_mut(&self, val: Val, row: usize, columns: Range<usize>) -> &mut [f32] {
-        let at = val.at + row * val.width;
+        let words = val.rows(row..row + 1);
+        assert!(
+            columns.start <= columns.end && columns.end <= val.width,
+            "columns {columns:?} of {}",
+            val.width
+        );
         // SAFETY: the caller's promise.
-        unsafe { self.words.write(at + columns.start..at + columns.end) }
-    }
-
-    /// Rows of a value of integers.
-    ///
-    /// # Safety
-    /// Nobody writes to them until the next barrier.
-    pub unsafe fn ids(&self, val: Val, rows: Range<usize>) -> &[u32] {
-        // SAFETY: the caller's promise.
-        bytemuck::cast_slice(unsafe { self.rows(val, rows) })
+        unsafe { self.words.write(words.start + columns.start..words.start + columns.end) }
     }
 
     /// Rows of a value of integers, to write.
@@ -180,5 +186,33 @@ impl Arena {
     pub unsafe fn ids_mut(&self, val: Val, rows: Range<usize>) -> &mut [u32] {
         // SAFETY: the caller's promise.
         bytemuck::cast_slice_mut(unsafe { self.rows_mut(val, rows) })
+    }
+}
+
+/// Bytes of a weight source that the executable keeps alive.
+#[derive(Clone, Copy)]
+pub struct WeightBytes {
+    start: *const u8,
+    len: usize,
+}
+
+// SAFETY: shared, read-only bytes.
+unsafe impl Send for WeightBytes {}
+// SAFETY: as above.
+unsafe impl Sync for WeightBytes {}
+
+impl WeightBytes {
+    /// Forgets the lifetime.
+    ///
+    /// # Safety
+    /// Whoever owns `bytes` outlives every use of the result and leaves the bytes as they are.
+    pub unsafe fn new(bytes: &[u8]) -> WeightBytes {
+        WeightBytes { start: bytes.as_ptr(), len: bytes.len() }
+    }
+
+    /// The bytes.
+    pub fn get(&self) -> &[u8] {
+        // SAFETY: promised to `new`.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 }

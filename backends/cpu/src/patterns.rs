@@ -149,6 +149,7 @@ fn chained_attention(graph: &Graph, nodes: &[&Node]) -> bool {
         value_head_dim: _,
         scale: _,
         window: _,
+        chunk: _,
         soft_cap: _,
         sinks: _,
         value_in_key: false,

@@ -5,7 +5,6 @@
 //! chunk's result must depend on its number alone: then any thread count gives the same bits.
 //! Deliberately absent: futures, per-task allocation, nesting, and any work that outlives [`Pool::run`].
 
-use std::cell::Cell;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{self, AssertUnwindSafe};
@@ -25,7 +24,7 @@ struct Padded<T>(T);
 
 /// A job with its lifetime erased; [`Pool::run`] keeps it alive until every worker is done.
 #[derive(Clone, Copy)]
-struct Job(*const (dyn Fn(&Worker<'_>) + Sync));
+struct Job(*const (dyn Fn(&mut Worker<'_>) + Sync));
 
 // SAFETY: the pointee is Sync, and `Pool::run` outlives every use of the pointer.
 unsafe impl Send for Job {}
@@ -57,7 +56,7 @@ pub struct Pool {
 pub struct Worker<'a> {
     index: usize,
     shared: &'a Shared,
-    generation: Cell<u64>,
+    generation: u64,
 }
 
 impl Worker<'_> {
@@ -72,15 +71,15 @@ impl Worker<'_> {
     }
 
     /// Waits until every member has arrived, then starts the chunk count at 0 again. What members wrote before it,
-    /// all may read after it.
-    pub fn barrier(&self) {
+    /// all may read after it. Every member meets the same barriers.
+    pub fn barrier(&mut self) {
         let shared = self.shared;
         if shared.threads == 1 {
             shared.next_chunk.0.store(0, Ordering::Relaxed);
             return;
         }
-        let generation = self.generation.get();
-        self.generation.set(generation + 1);
+        let generation = self.generation;
+        self.generation = generation + 1;
         if shared.barrier_arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == shared.threads {
             shared.barrier_arrived.0.store(0, Ordering::Relaxed);
             shared.next_chunk.0.store(0, Ordering::Relaxed);
@@ -160,23 +159,24 @@ impl Pool {
     ///
     /// # Panics
     /// When the job panics on any member.
-    pub fn run(&mut self, job: &(dyn Fn(&Worker<'_>) + Sync)) {
+    pub fn run(&mut self, job: &(dyn Fn(&mut Worker<'_>) + Sync)) {
         let shared = &*self.shared;
         // A job that panicked may have left these behind; no worker is active here.
         shared.next_chunk.0.store(0, Ordering::Relaxed);
         shared.barrier_arrived.0.store(0, Ordering::Relaxed);
         shared.panicked.store(false, Ordering::Relaxed);
-        let generation = Cell::new(shared.barrier_generation.0.load(Ordering::Relaxed));
-        let worker = Worker { index: 0, shared, generation };
+        let generation = shared.barrier_generation.0.load(Ordering::Relaxed);
+        let mut worker = Worker { index: 0, shared, generation };
         if shared.threads == 1 {
-            return job(&worker);
+            return job(&mut worker);
         }
         // SAFETY: only the lifetime changes. The workers use the pointer until they count themselves in `finished`,
         // which is awaited below before `job` can go out of scope, also when it panics here.
         let erased = Job(unsafe {
-            std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), *const (dyn Fn(&Worker<'_>) + Sync)>(
-                job,
-            )
+            std::mem::transmute::<
+                *const (dyn Fn(&mut Worker<'_>) + Sync + '_),
+                *const (dyn Fn(&mut Worker<'_>) + Sync),
+            >(job)
         });
         shared.finished.0.store(0, Ordering::Relaxed);
         *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(erased);
@@ -185,7 +185,7 @@ impl Pool {
             drop(shared.job.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();
         }
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| job(&worker)));
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| job(&mut worker)));
         if outcome.is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
@@ -220,11 +220,11 @@ fn work(index: usize, shared: &Shared) {
         seen = shared.epoch.0.load(Ordering::SeqCst);
         let Some(job) = *shared.job.lock().unwrap_or_else(PoisonError::into_inner) else { continue };
         // A barrier cannot complete before this worker has arrived, so the generation is still that of the start.
-        let generation = Cell::new(shared.barrier_generation.0.load(Ordering::Acquire));
-        let worker = Worker { index, shared, generation };
+        let generation = shared.barrier_generation.0.load(Ordering::Acquire);
+        let mut worker = Worker { index, shared, generation };
         // SAFETY: `Pool::run` waits for `finished` before the job's lifetime ends.
         let job = unsafe { &*job.0 };
-        if panic::catch_unwind(AssertUnwindSafe(|| job(&worker))).is_err() {
+        if panic::catch_unwind(AssertUnwindSafe(|| job(&mut worker))).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
         shared.finished.0.fetch_add(1, Ordering::AcqRel);

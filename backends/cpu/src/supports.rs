@@ -3,8 +3,8 @@
 use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, Graph, Node, Op, PointwiseFn, RopePairing,
-    Shape, StateDecl, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, Graph, Node, Op, PointwiseFn,
+    PositionScaleAttrs, RopePairing, Shape, StateDecl, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -18,6 +18,9 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Embed { table, scale: _ } => on_device(table),
         Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
+        Op::LayerNorm { weight: _, bias: _, eps: _ } => {}
+        Op::PositionScale(PositionScaleAttrs { scale: _, length: _, offset: _ }) => {}
+        Op::MulHeads => {}
         Op::MatMul { weight, bias: _, scale: _ }
         | Op::HeadMatMul { weight, transposed: _ }
         | Op::ExpertMatMul { weight, bias: _ } => on_device(weight),
@@ -35,7 +38,10 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 ActivationFn::Silu
                 | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
                 | ActivationFn::GeluTanh
-                | ActivationFn::Sigmoid,
+                | ActivationFn::Sigmoid
+                | ActivationFn::Relu
+                | ActivationFn::Softplus
+                | ActivationFn::LimitedSwiglu { limit: _ },
         } => {}
         Op::CausalConv(CausalConvAttrs {
             weight: _,
@@ -46,7 +52,10 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                     ActivationFn::Silu
                     | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
                     | ActivationFn::GeluTanh
-                    | ActivationFn::Sigmoid,
+                    | ActivationFn::Sigmoid
+                    | ActivationFn::Relu
+                    | ActivationFn::Softplus
+                    | ActivationFn::LimitedSwiglu { limit: _ },
                 ),
             state: _,
         }) => {}
@@ -118,6 +127,7 @@ fn any_heads(attrs: &AttentionAttrs) {
         value_head_dim: _,
         scale: _,
         window: _,
+        chunk: _,
         soft_cap: _,
         sinks: _,
         value_in_key: _,

@@ -180,6 +180,7 @@ fn attention_step_fits(graph: &Graph, nodes: &[&Node]) -> bool {
         value_head_dim,
         scale: _,
         window: _,
+        chunk: None,
         soft_cap: _,
         sinks: _,
         value_in_key: false,

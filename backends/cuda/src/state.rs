@@ -1,8 +1,8 @@
-//! The KV cache on the device.
+//! The declared states on the device: the KV cache, and what a sequence has once.
 
 use super::device;
 use super::driver::{DeviceBuffer, Driver, Param};
-use moe_run_graph::ir::{Graph, StateId};
+use moe_run_graph::ir::{Graph, Lifetime, StateDecl, StateId};
 use moe_run_graph::quant::{ActQ8x32, Format, activation};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, State};
@@ -12,12 +12,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 static NEXT_STATE: AtomicU64 = AtomicU64::new(1);
 
-/// The KV cache: a buffer for every declared state.
+/// How a state is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rows {
+    elems: usize,
+    /// 1 for what a sequence has once.
+    count: usize,
+    /// How they are stored.
+    kv_type: KvType,
+}
+
+impl Rows {
+    fn of(decl: &StateDecl, kv_type: KvType, capacity_tokens: usize) -> Rows {
+        let (count, kv_type) = match decl.lifetime {
+            Lifetime::PerToken { .. } => (capacity_tokens, kv_type),
+            Lifetime::PerSequence => (1, KvType::F32),
+        };
+        Rows { elems: decl.row_elems(), count, kv_type }
+    }
+}
+
+/// A buffer for every declared state, of one sequence.
 pub(super) struct CudaState {
     /// Tells states apart, for what was recorded against one of them.
     pub id: u64,
     buffers: Vec<DeviceBuffer>,
-    row_elems: Vec<usize>,
+    rows: Vec<Rows>,
     kv_type: KvType,
     capacity_tokens: usize,
     driver: Arc<dyn Driver>,
@@ -42,16 +62,16 @@ impl CudaState {
                 advice: format!("--ctx-size {} would fit, or try --kv-type q8_0", free / each),
             });
         }
-        let row_elems: Vec<usize> = graph.states.iter().map(|s| s.row_elems()).collect();
-        let mut buffers = Vec::with_capacity(row_elems.len());
-        for elems in &row_elems {
-            let bytes = (capacity_tokens * kv_type.row_bytes(*elems)) as u64;
+        let rows: Vec<Rows> = graph.states.iter().map(|s| Rows::of(s, kv_type, capacity_tokens)).collect();
+        let mut buffers = Vec::with_capacity(rows.len());
+        for rows in &rows {
+            let bytes = (rows.count * rows.kv_type.row_bytes(rows.elems)) as u64;
             let buffer = DeviceBuffer::new(driver, bytes).map_err(failed)?;
             driver.clear(buffer.address(), bytes).map_err(failed)?;
             buffers.push(buffer);
         }
         let id = NEXT_STATE.fetch_add(1, Ordering::Relaxed);
-        Ok(CudaState { id, buffers, row_elems, kv_type, capacity_tokens, driver: Arc::clone(driver) })
+        Ok(CudaState { id, buffers, rows, kv_type, capacity_tokens, driver: Arc::clone(driver) })
     }
 
     /// The buffer of a state.
@@ -69,12 +89,17 @@ impl CudaState {
     ) -> bool {
         Arc::ptr_eq(&self.driver, driver)
             && (self.kv_type, self.capacity_tokens) == (kv_type, capacity_tokens)
-            && self.row_elems.iter().copied().eq(graph.states.iter().map(|s| s.row_elems()))
+            && self
+                .rows
+                .iter()
+                .copied()
+                .eq(graph.states.iter().map(|s| Rows::of(s, kv_type, capacity_tokens)))
     }
 
     /// Where rows are, and their bytes.
     fn range(&self, id: StateId, first: usize, slots: usize) -> (u64, usize) {
-        let row = self.kv_type.row_bytes(self.row_elems[id.index()]);
+        let Rows { elems, count: _, kv_type } = self.rows[id.index()];
+        let row = kv_type.row_bytes(elems);
         (self.buffers[id.index()].address() + (first * row) as u64, slots * row)
     }
 
@@ -84,8 +109,9 @@ impl CudaState {
         let (address, bytes) = self.range(id, slots.start, count);
         let mut raw = vec![0u8; bytes];
         self.driver.download(address, &mut raw).map_err(|e| device::error(&self.driver.info().name, e))?;
-        let mut out = vec![0.0; count * self.row_elems[id.index()]];
-        let format = match self.kv_type {
+        let rows = self.rows[id.index()];
+        let mut out = vec![0.0; count * rows.elems];
+        let format = match rows.kv_type {
             KvType::F16 => Format::F16,
             KvType::F32 => Format::F32,
             KvType::Q8_0 => Format::Q8_0,
@@ -96,10 +122,10 @@ impl CudaState {
 
     /// Replaces rows, rounding as the cache does.
     pub fn write(&self, id: StateId, first: usize, rows: &[f32]) -> Result<(), BackendError> {
-        let elems = self.row_elems[id.index()];
+        let Rows { elems, count: _, kv_type } = self.rows[id.index()];
         let (address, bytes) = self.range(id, first, rows.len() / elems);
         let mut raw = Vec::with_capacity(bytes);
-        match self.kv_type {
+        match kv_type {
             KvType::F32 => raw.extend_from_slice(bytemuck::cast_slice(rows)),
             KvType::F16 => {
                 raw.extend(rows.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()));

@@ -121,7 +121,8 @@ impl<'a> StepInput<'a> {
         })
     }
 
-    /// Checks lengths, rows, capacity, token ids, and that each sequence is one run within its own blocks.
+    /// Checks lengths, rows, capacity, token ids, and that each sequence is one run within its own blocks: no two rows go to
+    /// one slot, no two sequences have one place.
     ///
     /// # Errors
     /// [`BackendError::Input`] or [`BackendError::ContextFull`].
@@ -192,6 +193,7 @@ impl<'a> StepInput<'a> {
                     }
                 }
             }
+            self.check_apart(i, &run, sequence)?;
             for (row, position) in run.rows.clone().zip(run.first_position..) {
                 if self.positions[row] as usize != position {
                     return wrong(format!("position {} where {position} follows", self.positions[row]));
@@ -203,6 +205,31 @@ impl<'a> StepInput<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Nothing that the rows of run `i` write to is written to by a run before it, or twice. Blocks that are only read may be
+    /// shared.
+    fn check_apart(&self, i: usize, run: &StepRun, sequence: &StepSequence<'_>) -> Result<(), BackendError> {
+        let written = |run: &StepRun| {
+            let blocks = self.sequences.get(run.sequence).map_or(&[][..], |sequence| sequence.blocks);
+            let end = (run.first_position + run.rows.len()).div_ceil(BLOCK_TOKENS);
+            blocks.get(run.first_position / BLOCK_TOKENS..end).unwrap_or_default()
+        };
+        let own = written(run);
+        let mut twice = (1..own.len()).find(|n| own[..*n].contains(&own[*n])).map(|n| own[n]);
+        for other in self.runs().take(i) {
+            twice = twice.or_else(|| written(&other).iter().find(|b| own.contains(b)).copied());
+            if self.sequences[other.sequence].place == sequence.place {
+                let place = sequence.place;
+                return Err(BackendError::Input(format!("place {place} for two sequences, wanted one each")));
+            }
+        }
+        match twice {
+            None => Ok(()),
+            Some(block) => {
+                Err(BackendError::Input(format!("rows of two places in block {block}, wanted a block each")))
+            }
+        }
     }
 
     /// Refuses what a backend without block tables cannot do: anything but one sequence whose slots are its positions.

@@ -8,11 +8,10 @@
 
 use super::choose::{Choice, Chooser, ResultCopy};
 use super::device::Device;
-use super::ops::row_words;
 use super::pipelines::Pipelines;
 use super::plans::{ArenaMap, Logits};
 use super::program::{Program, Ready, STEP_BYTES};
-use super::rows::{decode_row, encode_row};
+use super::rows::{StateRows, decode_row, encode_row};
 use super::state::{StateGroups, WgpuState};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{RopeTableId, StateId, StepSizes, ValueId};
@@ -112,9 +111,10 @@ impl WgpuRecorder {
         self.info.kv_type
     }
 
-    /// Elements of a state's row.
-    fn state_elems(&self, id: StateId) -> usize {
-        self.programs[DECODE].plan.graph.state(id).row_elems()
+    /// How a state lies in its buffer.
+    fn state_rows(&self, id: StateId) -> StateRows {
+        let plan = &self.programs[DECODE].plan;
+        StateRows::of(plan.graph.state(id), self.kv_type(), plan.max_sizes.cached)
     }
 
     /// Writes words of the arena before anything that is submitted later.
@@ -136,7 +136,7 @@ impl WgpuRecorder {
         let place = |value: &ValueId| self.map.places.inputs.get(value).copied().unwrap_or(0) as usize;
         let given = step.inputs().into_iter();
         let mut pieces: Vec<(usize, Vec<u32>)> =
-            given.filter_map(|(value, words)| Some((place(&value), words?.into_owned()))).collect();
+            given.filter_map(|(value, words)| Some((place(&value), words?.to_vec()))).collect();
         for (i, spec) in graph.rope_tables.iter().enumerate() {
             let Some(at) = self.map.places.rope.get(&RopeTableId(i as u32)) else { continue };
             self.angles.resize(step.input.positions.len() * spec.dims, 0.0);
@@ -419,12 +419,13 @@ impl Recorder for WgpuRecorder {
         self.device.check()
     }
 
-    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {
         // A step leaves what it chose where the next one reads it.
         match self.chooser.as_ref().and_then(|c| c.chosen.as_ref()) {
-            Some(chosen) if chosen.row == row.row => Ok(()),
-            _ => self.choose(row),
+            Some(chosen) if chosen.row == row.row => {}
+            _ => self.choose(row)?,
         }
+        Ok(None)
     }
 
     fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
@@ -494,11 +495,12 @@ impl Recorder for WgpuRecorder {
         id: StateId,
         slots: Range<usize>,
     ) -> Result<Vec<f32>, BackendError> {
-        let (kv_type, elems) = (self.kv_type(), self.state_elems(id));
-        let words = row_words(kv_type, elems);
+        let layout = self.state_rows(id);
+        let words = layout.words();
         let buffer = &state.buffers[id.index()];
         let rows = self.read_words(Some(buffer), (slots.start * words) as u64, slots.len() * words)?;
-        Ok(rows.chunks_exact(words).flat_map(|row| decode_row(kv_type, row, elems)).collect())
+        let decoded = rows.chunks_exact(words).flat_map(|row| decode_row(layout.kv_type, row, layout.elems));
+        Ok(decoded.collect())
     }
 
     fn write_state(
@@ -508,9 +510,10 @@ impl Recorder for WgpuRecorder {
         first_slot: usize,
         rows: &[f32],
     ) -> Result<(), BackendError> {
-        let (kv_type, elems) = (self.kv_type(), self.state_elems(id));
-        let encoded: Vec<u32> = rows.chunks_exact(elems).flat_map(|row| encode_row(kv_type, row)).collect();
-        let at = (first_slot * row_words(kv_type, elems) * 4) as u64;
+        let layout = self.state_rows(id);
+        let each = rows.chunks_exact(layout.elems);
+        let encoded: Vec<u32> = each.flat_map(|row| encode_row(layout.kv_type, row)).collect();
+        let at = (first_slot * layout.words() * 4) as u64;
         self.device.queue.write_buffer(&state.buffers[id.index()], at, bytemuck::cast_slice(&encoded));
         Ok(())
     }

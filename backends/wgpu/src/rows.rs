@@ -1,9 +1,36 @@
-//! Stage 6, wgpu: rows of the cache as kv_write.wgsl stores them.
+//! Stage 6, wgpu: how states lie on the device: rows of the cache as kv_write.wgsl stores them, and what a sequence has once
+//! in f32.
 
 use super::ops::row_words;
 use half::f16;
+use moe_run_graph::ir::{Lifetime, StateDecl};
 use moe_run_graph::quant::{ActQ8x32, activation};
 use moe_run_runtime::executable::KvType;
+
+/// A state's rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StateRows {
+    pub elems: usize,
+    /// 1 for what a sequence has once.
+    pub count: usize,
+    /// How they are stored.
+    pub kv_type: KvType,
+}
+
+impl StateRows {
+    pub fn of(decl: &StateDecl, kv_type: KvType, capacity_tokens: usize) -> StateRows {
+        let (count, kv_type) = match decl.lifetime {
+            Lifetime::PerToken { .. } => (capacity_tokens, kv_type),
+            Lifetime::PerSequence => (1, KvType::F32),
+        };
+        StateRows { elems: decl.row_elems(), count, kv_type }
+    }
+
+    /// Words of a row.
+    pub fn words(&self) -> usize {
+        row_words(self.kv_type, self.elems)
+    }
+}
 
 /// A row of the cache as kv_write.wgsl stores it → f32.
 pub(super) fn decode_row(kv_type: KvType, row: &[u32], elems: usize) -> Vec<f32> {

@@ -3,9 +3,9 @@
 use super::NAME;
 use super::device::Device;
 use super::emit::StateBinding;
-use super::ops::row_words;
 use super::pipelines::Pipelines;
 use super::program::Program;
+use super::rows::StateRows;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, State};
 use std::any::Any;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// A bind group for each way in which a dispatch binds the cache.
 pub(super) type StateGroups = HashMap<StateBinding, wgpu::BindGroup>;
 
-/// Rows of every state, as the KV type stores them.
+/// Rows of every state, as [`StateRows`] says.
 pub(super) struct WgpuState {
     /// The identity of the executable that it is of.
     pub owner: Arc<()>,
@@ -39,16 +39,14 @@ impl WgpuState {
         };
         let (graph, capacity_tokens) = (&program.plan.graph, program.plan.max_sizes.cached);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let sizes: Vec<u64> = graph
-            .states
-            .iter()
-            .map(|s| (row_words(kv_type, s.row_elems()) * capacity_tokens * 4) as u64)
-            .collect();
-        let total: u64 = sizes.iter().sum();
+        let rows = graph.states.iter().map(|s| StateRows::of(s, kv_type, capacity_tokens));
+        let sizes: Vec<(u64, u64)> =
+            rows.map(|r| (4 * r.words() as u64, (4 * r.words() * r.count) as u64)).collect();
+        let total: u64 = sizes.iter().map(|(_, all)| all).sum();
         let mut buffers = Vec::with_capacity(sizes.len());
-        for (decl, size_bytes) in graph.states.iter().zip(sizes) {
+        for (decl, (a_row, size_bytes)) in graph.states.iter().zip(sizes) {
             let what = format!("KV cache of {}", decl.layer);
-            let a_row = (size_bytes / capacity_tokens.max(1) as u64).max(1);
+            let a_row = a_row.max(1);
             let fits = device.max_binding_bytes / a_row;
             let advice =
                 format!("a binding holds {fits} positions: lower --ctx-size, or take --kv-type q8_0");

@@ -10,24 +10,36 @@ pub mod blocks;
 mod error;
 mod lowering;
 
+mod afmoe;
 mod bailingmoe2;
+mod cohere2moe;
+mod dbrx;
+mod deepseek2;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
+mod gemma4;
 mod glm4moe;
 mod gpt_oss;
 mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
+mod laguna;
 mod llama;
+mod llama4;
 mod mimo2;
 mod minimax_m2;
+mod mistral3;
+mod mistral4;
 mod olmoe;
+mod phimoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
 mod qwen3vlmoe;
+mod smallthinker;
+mod step35;
 
 pub use error::LowerError;
 pub use lowering::Lowering;
@@ -70,6 +82,18 @@ pub const ARCHITECTURES: &[Architecture] = &[
     granitemoe::ROW,
     bailingmoe2::ROW,
     qwen2::ROW,
+    deepseek2::ROW,
+    mistral4::ROW,
+    mistral3::ROW,
+    gemma4::ROW,
+    smallthinker::ROW,
+    phimoe::ROW,
+    dbrx::ROW,
+    step35::ROW,
+    afmoe::ROW,
+    laguna::ROW,
+    cohere2moe::ROW,
+    llama4::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.
@@ -89,8 +113,22 @@ pub fn architecture(metadata: &Metadata) -> Result<&'static Architecture, Config
     let name = metadata.str(keys::GENERAL_ARCHITECTURE)?;
     ARCHITECTURES.iter().find(|row| row.name == name).ok_or_else(|| ConfigError::Architecture {
         found: name.to_owned(),
-        known: ARCHITECTURES.iter().map(|row| row.name).collect(),
+        near: near(name),
+        known: ARCHITECTURES.len(),
     })
+}
+
+/// Listed names that share most with `name`: at least three letters in front, the longest first; at most four.
+fn near(name: &str) -> Vec<&'static str> {
+    let letters = |name: &'_ str| -> Vec<char> {
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).take(64).collect()
+    };
+    let wanted = letters(name);
+    let shared = |row: &str| letters(row).iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+    let mut near: Vec<_> = ARCHITECTURES.iter().map(|row| (shared(row.name), row.name)).collect();
+    near.retain(|(shared, _)| *shared >= 3);
+    near.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
+    near.into_iter().take(4).map(|(_, name)| name).collect()
 }
 
 /// Lowers the model in a file.

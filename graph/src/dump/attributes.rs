@@ -1,8 +1,8 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, ExpertGroups, Graph, Op, PointwiseFn, RopeScaling,
-    RopeSpec, RouterAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, ExpertGroups, Graph, Op, PointwiseFn, PositionScaleAttrs,
+    RopeScaling, RopeSpec, RouterAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -97,6 +97,15 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("scale", float(*scale));
             }
         }
+        Op::LayerNorm { weight: _, bias, eps } => {
+            put("bias", bias.map_or(Value::Null, |_| true.into()));
+            put("eps", float(*eps));
+        }
+        Op::PositionScale(PositionScaleAttrs { scale, length, offset }) => {
+            put("scale", float(*scale));
+            put("length", json!(length));
+            put("offset", json!(offset));
+        }
         Op::HeadMatMul { weight: _, transposed } => {
             put("transposed", if *transposed { true.into() } else { Value::Null });
         }
@@ -115,6 +124,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         | Op::ExpertCombine
         | Op::Add
         | Op::Mul
+        | Op::MulHeads
         | Op::GetRows
         | Op::Tap { stage: _ } => {}
     }
@@ -133,6 +143,12 @@ fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
             put("limit", float(limit));
         }
         ActivationFn::GeluTanh => put("activation", json!("gelu_tanh")),
+        ActivationFn::Relu => put("activation", json!("relu")),
+        ActivationFn::Softplus => put("activation", json!("softplus")),
+        ActivationFn::LimitedSwiglu { limit } => {
+            put("activation", json!("limited_swiglu"));
+            put("limit", float(limit));
+        }
         ActivationFn::Sigmoid => put("activation", json!("sigmoid")),
     }
 }
@@ -145,6 +161,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
         value_head_dim,
         scale,
         window,
+        chunk,
         soft_cap,
         sinks,
         value_in_key,
@@ -157,6 +174,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
     }
     put("scale", float(*scale));
     put("window", json!(window));
+    put("chunk", json!(chunk));
     put("soft_cap", soft_cap.map_or(Value::Null, float));
     put("sinks", sinks.map_or(Value::Null, |_| true.into()));
     put("value_in_key", if *value_in_key { true.into() } else { Value::Null });

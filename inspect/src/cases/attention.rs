@@ -26,6 +26,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
     };
     let scale = if b.one_in(4) { 0.05 } else { 1.0 / (head_dim as f32).sqrt() };
     let window = if b.one_in(3) { Some(b.pick(&[1, 2, 5, 16, 31, 64, 100, 1000])) } else { None };
+    let chunk = b.one_in(6).then(|| b.pick(&[1, 7, 64, 100]));
     let soft_cap = if b.one_in(4) { Some(b.pick(&[0.5, 5.0, 50.0])) } else { None };
     let sinks = b.one_in(4).then(|| b.vector("sinks", &[num_attention_heads], 0.5));
     b.note("H", num_attention_heads);
@@ -34,6 +35,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
     b.note("dv", value_head_dim);
     b.note("in_key", value_in_key);
     b.note("window", format!("{window:?}"));
+    b.note("chunk", format!("{chunk:?}"));
     b.note("cap", format!("{soft_cap:?}"));
     b.note("sinks", sinks.is_some());
     AttentionAttrs {
@@ -43,6 +45,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
         value_head_dim,
         scale,
         window,
+        chunk,
         soft_cap,
         sinks,
         value_in_key,
@@ -130,7 +133,7 @@ pub(super) fn attention(b: &mut Builder) -> Result<Steps, BackendError> {
 
 /// What was written, read back: the keys by their scores, the values by attention that sees the token's own alone.
 pub(super) fn kv_write(b: &mut Builder) -> Result<Steps, BackendError> {
-    let attrs = AttentionAttrs { window: Some(1), soft_cap: None, sinks: None, ..attrs(b) };
+    let attrs = AttentionAttrs { window: Some(1), chunk: None, soft_cap: None, sinks: None, ..attrs(b) };
     let (q, cache) = cached(b, &attrs)?;
     let values = attend(b, &attrs, q, &cache)?;
     let keys = scores(b, &AttentionAttrs { window: None, ..attrs.clone() }, q, &cache)?;

@@ -139,7 +139,7 @@ impl Chunks {
     }
 }
 
-/// How well a model foretells a text.
+/// How well a model predicts a text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Perplexity {
     /// exp of the mean of −ln p(token).
@@ -220,7 +220,7 @@ pub fn perplexity(
     Ok((Perplexity::new(&nll, chunks.len()), divergence.map(|d| d.finish())))
 }
 
-/// Which row of logits, and the token that it is to foretell.
+/// Which row of logits, and the token that it is to predict.
 struct RowAt {
     chunk: usize,
     position: usize,

@@ -49,13 +49,25 @@ fn every_model_file_here_lowers_with_all_its_stages() {
 }
 
 #[test]
-fn an_unlisted_architecture_is_refused_with_the_list() {
-    let mut blueprint = one_layer();
-    blueprint.set("general.architecture", V::String("mamba".into()));
-    let LowerError::Config(ConfigError::Architecture { found, known }) = refused(&blueprint) else {
-        panic!("another error");
+fn an_unlisted_architecture_is_refused_with_what_is_near_it() {
+    let near_of = |name: &str| {
+        let mut blueprint = one_layer();
+        blueprint.set("general.architecture", V::String(name.into()));
+        let LowerError::Config(error @ ConfigError::Architecture { .. }) = refused(&blueprint) else {
+            panic!("another error");
+        };
+        let said = error.to_string();
+        let ConfigError::Architecture { found, near, known } = error else { unreachable!() };
+        assert_eq!((found.as_str(), known), (name, ARCHITECTURES.len()));
+        assert!(said.contains(name.get(..8).unwrap_or(name)) && said.contains("docs/models.md"), "{said}");
+        near
     };
-    assert_eq!((found.as_str(), known), ("mamba", ARCHITECTURES.iter().map(|row| row.name).collect()));
+    assert_eq!(near_of("qwen3moe2")[0], "qwen3moe");
+    assert!(near_of("Qwen3").contains(&"qwen3"));
+    assert_eq!(near_of("gptoss"), ["gpt-oss"]);
+    assert_eq!(near_of("t5encoder"), Vec::<&str>::new());
+    assert_eq!(near_of(""), Vec::<&str>::new());
+    assert!(near_of(&"qwen".repeat(100_000)).len() <= 4);
 }
 
 #[test]

@@ -231,6 +231,11 @@ impl ChatTemplate {
         Ok(ChatTemplate { source, token_variables: Map::new() })
     }
 
+    /// The Jinja source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The same template, with the variables `bos_token`, `eos_token` and `pad_token` of a file.
     ///
     /// Errors: a key is of the wrong type.

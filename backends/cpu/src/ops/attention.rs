@@ -10,8 +10,9 @@
 use super::kv_write::{Cache, Heads};
 use super::{Launch, Scratch, Step};
 use crate::kernels::{Kernels, Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, TILE_TOKENS};
-use crate::memory::{Shared, Val};
+use crate::memory::Shared;
 use crate::pool::Worker;
+use crate::share::{Input, Output, StateOutput};
 use moe_run_graph::ir::AttentionAttrs;
 use moe_run_reference::attention::PART_POSITIONS;
 use moe_run_runtime::executable::{BLOCK_TOKENS, StepSequence};
@@ -22,6 +23,8 @@ use std::ops::Range;
 const TILE_KEYS: usize = BLOCK_TOKENS;
 /// Query rows (tokens × heads of the group) in a task, about.
 const TASK_ROWS: usize = 64;
+/// Query heads of a task of one token, where all share one latent.
+const TASK_HEADS: usize = 16;
 
 /// A worker's tiles.
 pub struct Tiles {
@@ -40,7 +43,7 @@ pub struct Tiles {
     sum: Vec<f64>,
     /// The same of the parts before, where a task has several: `[row][dv]`, shifts and sums.
     before: (Vec<f32>, Vec<f32>, Vec<f64>),
-    /// The current token's turned heads.
+    /// The current token's rotated heads.
     heads: Vec<f32>,
 }
 
@@ -127,9 +130,9 @@ pub struct Attention {
     /// [H].
     pub sinks: Option<Box<[f32]>>,
     /// Queries.
-    pub q: Val,
+    pub q: Input,
     /// The result.
-    pub out: Val,
+    pub out: Output,
     /// The keys' state.
     pub key: usize,
     /// The values' state.
@@ -142,6 +145,8 @@ pub struct Attention {
 #[derive(Clone)]
 struct Task<'a> {
     kv_head: usize,
+    /// Of the KV head's query heads.
+    heads: Range<usize>,
     sequence: &'a StepSequence<'a>,
     tokens: Range<usize>,
     keys: Range<usize>,
@@ -150,39 +155,48 @@ struct Task<'a> {
 impl Attention {
     /// The cached positions that a token sees.
     fn visible(&self, step: &Step<'_>, token: usize) -> Range<usize> {
-        let end = step.position(token) + 1;
-        self.attrs.window.map_or(0, |w| end.saturating_sub(w))..end
+        let position = step.position(token);
+        self.attrs.first_visible(position)..position + 1
     }
 
-    /// Lays out the task's queries; for a one-token step from raw products, turns them first, and k if it is in the
-    /// task's part of the cache.
+    /// Columns of a token's row, copied.
+    fn put(step: &Step<'_>, to: &Output, token: usize, first: usize, x: &[f32]) {
+        // SAFETY: whoever asks has these columns alone: a task those of its KV head (of a split one-token step, the task of
+        // the first part), a head of the second phase its own.
+        unsafe { to.part_mut(step, token, first..first + x.len()) }.copy_from_slice(x);
+    }
+
+    /// Lays out the task's queries; for a one-token step from raw products, rotates them first, and k if it is in the
+    /// task's part of the cache. The parts of one KV head rotate the same heads; only the first stores them, and only the
+    /// last, which holds the token's own position, writes the cache.
     fn load_queries(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, scale, .. } = self.attrs;
-        let group = self.attrs.group_size();
-        let first = task.kv_head * group * d;
+        let group = task.heads.len();
+        let first = (task.kv_head * self.attrs.group_size() + task.heads.start) * d;
         for token in task.tokens.clone() {
-            // SAFETY: q, k and v were written before the last barrier. The parts of one KV head turn the same heads;
-            // only the first stores them, and only the last, which holds the token's own position, writes the cache.
-            let x = unsafe { &step.arena.rows(self.q, token..token + 1)[first..first + group * d] };
+            let x = &step.row(self.q, token)[first..first + group * d];
             let x = match &self.fresh {
                 None => x,
                 Some((q_heads, cache)) => {
                     let visible = self.visible(step, token);
                     let (q, k) = tiles.heads.split_at_mut(group * d);
-                    let at = task.kv_head * d;
-                    // SAFETY: as above.
-                    unsafe {
-                        q_heads.turn(step, token, first, x, q, task.keys.start == visible.start);
-                        if task.keys.end == visible.end {
-                            let x = &step.arena.rows(cache.k, token..token + 1)[at..at + d];
-                            cache.heads.turn(step, token, at, x, &mut k[..d], true);
-                            let slot = step.slot(token);
-                            step.state.encode(step.kernels, cache.key, task.kv_head, slot, &k[..d]);
-                            if let Some((v, value)) = cache.value {
-                                let at = task.kv_head * dv;
-                                let x = &step.arena.rows(v, token..token + 1)[at..at + dv];
-                                step.state.encode(step.kernels, value, task.kv_head, slot, x);
-                            }
+                    q_heads.rotate(step, token, x, q, |to, x| {
+                        if task.keys.start == visible.start {
+                            Self::put(step, to, token, first, x);
+                        }
+                    });
+                    if task.keys.end == visible.end {
+                        let (at, k) = (task.kv_head * d, &mut k[..d]);
+                        let x = &step.row(cache.k, token)[at..at + d];
+                        cache.heads.rotate(step, token, x, k, |to, x| Self::put(step, to, token, at, x));
+                        let encode = |state: &StateOutput, x: &[f32]| {
+                            let (head, slot) = (task.kv_head, step.slot(token));
+                            // SAFETY: the head's slot of the token is the last part's, and no other part reads it.
+                            unsafe { step.state.encode(step.kernels, state.index(), head, slot, x) };
+                        };
+                        encode(&cache.key, k);
+                        if let Some((v, value)) = &cache.value {
+                            encode(value, &step.row(*v, token)[task.kv_head * dv..][..dv]);
                         }
                     }
                     &*q
@@ -200,11 +214,18 @@ impl Attention {
         }
     }
 
+    /// The bytes of slots of the task's head.
+    fn cached<'a>(step: &Step<'a>, state: usize, task: &Task<'_>, slots: Range<usize>) -> &'a [u8] {
+        // SAFETY: the slots are older than the last barrier or written by this worker; those beyond the step's last are
+        // read but masked, and nobody writes them now.
+        unsafe { step.state.bytes(state, task.kv_head, slots) }
+    }
+
     /// Runs over the task's keys; leaves sums, shifts and denominators in `tiles`.
     fn run_task(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles, panel: &mut Panel) {
         self.load_queries(step, task, tiles);
         let dv = self.attrs.value_head_dim;
-        let rows = task.tokens.len() * self.attrs.group_size();
+        let rows = task.tokens.len() * task.heads.len();
         let parts = task.keys.start / PART_POSITIONS..task.keys.end.div_ceil(PART_POSITIONS);
         if parts.len() == 1 {
             return self.run_part(step, task, tiles, panel);
@@ -231,7 +252,7 @@ impl Attention {
     /// [`Attention::run_task`] for keys of one part, with the queries in place.
     fn run_part(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles, panel: &mut Panel) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
-        let group = self.attrs.group_size();
+        let group = task.heads.len();
         let rows = task.tokens.len() * group;
         tiles.out[..rows * dv].fill(0.0);
         tiles.shift[..rows].fill(NO_SHIFT);
@@ -244,9 +265,7 @@ impl Attention {
             let panels = keys.div_ceil(PANEL_ROWS);
             for p in 0..panels {
                 let slot = first_slot + p * PANEL_ROWS;
-                // SAFETY: the slots are older than the last barrier or written by this worker; those beyond the step's
-                // last are read but masked, and nobody writes them now.
-                let bytes = unsafe { step.state.bytes(self.key, task.kv_head, slot..slot + PANEL_ROWS) };
+                let bytes = Self::cached(step, self.key, task, slot..slot + PANEL_ROWS);
                 for s in 0..steps {
                     let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
                     let bytes = &bytes[step.state.bytes_of(s * STEP_ELEMS)..];
@@ -255,8 +274,7 @@ impl Attention {
                     step.kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, elems, panel, to);
                 }
             }
-            // SAFETY: as above.
-            let bytes = unsafe { step.state.bytes(self.value, task.kv_head, first_slot..first_slot + keys) };
+            let bytes = Self::cached(step, self.value, task, first_slot..first_slot + keys);
             if self.attrs.value_in_key {
                 // The rows are keys, of which the first elements are the values.
                 let (row_bytes, value_bytes) = (step.state.row_bytes(self.value), step.state.bytes_of(dv));
@@ -321,32 +339,40 @@ impl Attention {
         kernels.scale(softmax_factor(sum, shift, sink), out);
     }
 
-    fn run_one(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn run_one(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let (group, dv) = (self.attrs.group_size(), self.attrs.value_head_dim);
         let (visible, sequence) = (self.visible(step, 0), &step.sequences[step.runs[0].sequence]);
         let first_part = visible.start / PART_POSITIONS;
         let parts = visible.end.div_ceil(PART_POSITIONS) - first_part;
         let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group;
+        // The heads of the one latent are shared out too, unless they are rotated first: who does that writes the cache.
+        let together = match (&self.fresh, self.attrs.value_in_key) {
+            (None, true) => group.min(TASK_HEADS),
+            _ => group,
+        };
+        let blocks = group.div_ceil(together);
         let tiles = &mut scratch.attention;
-        for chunk in worker.chunks(self.attrs.num_key_value_heads * parts) {
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * parts * blocks) {
+            let (chunk, block) = (chunk / blocks, chunk % blocks);
             let (kv_head, part) = (chunk / parts, chunk % parts);
+            let heads = block * together..((block + 1) * together).min(group);
             let start = visible.start.max((first_part + part) * PART_POSITIONS);
             let end = visible.end.min((first_part + part + 1) * PART_POSITIONS);
-            let task = Task { kv_head, sequence, tokens: 0..1, keys: start..end };
+            let task = Task { kv_head, heads: heads.clone(), sequence, tokens: 0..1, keys: start..end };
             self.run_task(step, &task, tiles, &mut scratch.panel);
-            for h in 0..group {
+            for (row, h) in heads.enumerate() {
                 let head = kv_head * group + h;
-                let out = &mut tiles.out[h * dv..][..dv];
-                // SAFETY: this head's columns, or this part's partials, are this chunk's.
+                let out = &mut tiles.out[row * dv..][..dv];
+                if parts == 1 {
+                    self.finish(step.kernels, head, tiles.shift[row], tiles.sum[row], out);
+                    Self::put(step, &self.out, 0, head * dv, out);
+                    continue;
+                }
+                let at = at(kv_head, part) + h;
+                // SAFETY: this part's partials are this chunk's.
                 unsafe {
-                    if parts == 1 {
-                        self.finish(step.kernels, head, tiles.shift[h], tiles.sum[h], out);
-                        step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv).copy_from_slice(out);
-                    } else {
-                        let at = at(kv_head, part) + h;
-                        step.partials.values.write(at * dv..(at + 1) * dv).copy_from_slice(out);
-                        step.partials.sums.write(at..at + 1)[0] = [f64::from(tiles.shift[h]), tiles.sum[h]];
-                    }
+                    step.partials.values.write(at * dv..(at + 1) * dv).copy_from_slice(out);
+                    step.partials.sums.write(at..at + 1)[0] = [f64::from(tiles.shift[row]), tiles.sum[row]];
                 }
             }
         }
@@ -356,21 +382,20 @@ impl Attention {
         worker.barrier();
         for head in worker.chunks(self.attrs.num_attention_heads) {
             let (kv_head, h) = (head / group, head % group);
-            let at = |part: usize| at(kv_head, part) + h;
-            // SAFETY: the partials are older than the barrier; the head's columns are this chunk's.
-            let (sums, out) = unsafe {
-                let sums = |part: usize| step.partials.sums.read(at(part)..at(part) + 1)[0];
-                (sums, step.arena.part_mut(self.out, 0, head * dv..(head + 1) * dv))
-            };
             let (mut shift, mut sum) = (NO_SHIFT, 0.0);
+            let out = &mut tiles.out[..dv];
             out.fill(0.0);
             for part in 0..parts {
-                let [part_shift, part_sum] = sums(part);
-                // SAFETY: as above.
-                let values = unsafe { step.partials.values.read(at(part) * dv..(at(part) + 1) * dv) };
+                let at = at(kv_head, part) + h;
+                // SAFETY: the partials are older than the barrier.
+                let (values, sums) = unsafe {
+                    (step.partials.values.read(at * dv..(at + 1) * dv), step.partials.sums.read(at..at + 1))
+                };
+                let [part_shift, part_sum] = sums[0];
                 add_part(step.kernels, (part_shift as f32, part_sum, values), &mut shift, &mut sum, out);
             }
             self.finish(step.kernels, head, shift, sum, out);
+            Self::put(step, &self.out, 0, head * dv, out);
         }
     }
 }
@@ -423,7 +448,7 @@ fn soften(
 }
 
 impl Launch for Attention {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let tokens = step.sizes.tokens;
         if tokens == 1 {
             return self.run_one(step, worker, scratch);
@@ -436,19 +461,14 @@ impl Launch for Attention {
             let kv_head = chunk % kv_heads;
             let (sequence, range) = step.stretch(per_task, stretches - 1 - chunk / kv_heads);
             let keys = self.visible(step, range.start).start..self.visible(step, range.end - 1).end;
-            let task = Task { kv_head, sequence, tokens: range.clone(), keys };
+            let task = Task { kv_head, heads: 0..group, sequence, tokens: range.clone(), keys };
             let tiles = &mut scratch.attention;
             self.run_task(step, &task, tiles, &mut scratch.panel);
             for row in 0..range.len() * group {
                 let head = kv_head * group + row % group;
                 let out = &mut tiles.out[row * dv..][..dv];
                 self.finish(step.kernels, head, tiles.shift[row], tiles.sum[row], out);
-                // SAFETY: this head's columns of this token are this chunk's.
-                unsafe {
-                    let to =
-                        step.arena.part_mut(self.out, range.start + row / group, head * dv..(head + 1) * dv);
-                    to.copy_from_slice(out);
-                }
+                Self::put(step, &self.out, range.start + row / group, head * dv, out);
             }
         }
     }

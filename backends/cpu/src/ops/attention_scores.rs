@@ -2,8 +2,8 @@
 
 use super::{Launch, Scratch, Step};
 use crate::kernels::{Lanes, PANEL_ROWS, STEP_ELEMS, TILE_TOKENS};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output, StateInput};
 use moe_run_graph::ir::AttentionAttrs;
 use moe_run_runtime::executable::StepSequence;
 use moe_run_runtime::exp::{shift_of, softmax_factor};
@@ -12,9 +12,9 @@ use std::ops::Range;
 /// Query rows that share the decoding of a panel of keys.
 const TASK_ROWS: usize = 64;
 
-/// Positions that a query sees: causal, and no further back than the window.
+/// Positions that a query sees: causal, and no further back than window and chunk.
 fn visible(position: usize, attrs: &AttentionAttrs) -> Range<usize> {
-    attrs.window.map_or(0, |w| (position + 1).saturating_sub(w))..position + 1
+    attrs.first_visible(position)..position + 1
 }
 
 /// scale · q·k, softly capped: [H, T, S], 0 where the query does not see.
@@ -22,15 +22,15 @@ pub struct AttentionScores {
     /// Sizes, scale, window, cap.
     pub attrs: AttentionAttrs,
     /// [T, H · d].
-    pub q: Val,
+    pub q: Input,
     /// The keys' state.
-    pub key: usize,
+    pub key: StateInput,
     /// [H, T, S], from its first word on.
-    pub out: Val,
+    pub out: Output,
 }
 
 impl Launch for AttentionScores {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let group = self.attrs.group_size();
         let per_task = (TASK_ROWS / group).max(1);
         let stretches = step.stretches(per_task);
@@ -53,14 +53,13 @@ impl AttentionScores {
         scratch: &mut Scratch,
     ) {
         let AttentionAttrs { head_dim: d, scale, soft_cap, .. } = self.attrs;
-        let (group, cached) = (self.attrs.group_size(), step.sizes.cached);
+        let group = self.attrs.group_size();
         let rows = tokens.len() * group;
         // Queries as [row / 8][k][row % 8].
         let mut queries = vec![0.0; rows * d];
         for row in 0..rows {
             let (token, head) = (tokens.start + row / group, kv_head * group + row % group);
-            // SAFETY: q is older than the last barrier.
-            let q = unsafe { &step.arena.rows(self.q, token..token + 1)[head * d..(head + 1) * d] };
+            let q = &step.row(self.q, token)[head * d..(head + 1) * d];
             let width = TILE_TOKENS.min(rows - row / TILE_TOKENS * TILE_TOKENS);
             let tile = &mut queries[row / TILE_TOKENS * TILE_TOKENS * d..][..width * d];
             for (x, to) in q.iter().zip(tile.chunks_exact_mut(width)) {
@@ -69,11 +68,9 @@ impl AttentionScores {
         }
         let out_row =
             |row: usize| (kv_head * group + row % group) * step.sizes.tokens + tokens.start + row / group;
-        let out = Val { width: cached, ..self.out };
-        for row in 0..rows {
-            // SAFETY: the rows of these heads and tokens are this chunk's.
-            unsafe { step.arena.rows_mut(out, out_row(row)..out_row(row) + 1) }.fill(0.0);
-        }
+        // SAFETY: the rows of these heads and tokens are this chunk's, and lent one at a time.
+        let out = |row: usize| unsafe { self.out.cached_row_mut(step, out_row(row)) };
+        (0..rows).for_each(|row| out(row).fill(0.0));
         let first = visible(step.position(tokens.start), &self.attrs).start / PANEL_ROWS * PANEL_ROWS;
         let end = step.position(tokens.end - 1) + 1;
         let mut sums = vec![Lanes([0.0; PANEL_ROWS]); rows];
@@ -82,10 +79,10 @@ impl AttentionScores {
             sums.fill(Lanes([0.0; PANEL_ROWS]));
             for k in (0..d).step_by(STEP_ELEMS) {
                 let elems = STEP_ELEMS.min(d - k);
-                // SAFETY: the slots are older than the last barrier; those beyond the step's last are read but not used.
-                let bytes = unsafe { step.state.bytes(self.key, kv_head, slot..slot + PANEL_ROWS) };
+                // Slots beyond the step's last are read but not used.
+                let bytes = step.cached(self.key, kv_head, slot..slot + PANEL_ROWS);
                 let bytes = &bytes[step.state.bytes_of(k)..];
-                let (format, stride) = (step.state.format(), step.state.row_bytes(self.key));
+                let (format, stride) = (step.state.format(), step.state.row_bytes(self.key.index()));
                 let (panel, wide) = (&mut scratch.panel, &mut scratch.wide);
                 step.kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, elems, panel, wide);
                 for (tile, sums) in sums.chunks_mut(TILE_TOKENS).enumerate() {
@@ -99,9 +96,7 @@ impl AttentionScores {
                 if seen.is_empty() {
                     continue;
                 }
-                // SAFETY: as above.
-                let to = unsafe { step.arena.rows_mut(out, out_row(row)..out_row(row) + 1) };
-                let to = &mut to[seen.clone()];
+                let to = &mut out(row)[seen.clone()];
                 to.copy_from_slice(&sums.0[seen.start - key..seen.end - key]);
                 if let Some(cap) = soft_cap {
                     to.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
@@ -118,28 +113,26 @@ pub struct AttentionSoftmax {
     /// [H].
     pub sinks: Option<Box<[f32]>>,
     /// [H, T, S].
-    pub scores: Val,
-    /// [H, T, S].
-    pub out: Val,
+    pub scores: Input,
+    /// [H, T, S], shared by [`Share::CachedRow`](crate::share::Share).
+    pub out: Output,
 }
 
 impl Launch for AttentionSoftmax {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        let (tokens, cached) = (step.sizes.tokens, step.sizes.cached);
-        for row in worker.chunks(self.attrs.num_attention_heads * tokens) {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        let tokens = step.sizes.tokens;
+        let scores = self.scores.with_width(step.sizes.cached);
+        for mut chunk in worker.shares(self.attrs.num_attention_heads * tokens) {
+            let row = chunk.number();
             let seen = visible(step.position(row % tokens), &self.attrs);
             let sink = self.sinks.as_ref().map(|s| s[row / tokens]);
-            // SAFETY: the row is this chunk's; the scores are older than the last barrier.
-            unsafe {
-                let scores = step.arena.rows(Val { width: cached, ..self.scores }, row..row + 1);
-                let out = step.arena.rows_mut(Val { width: cached, ..self.out }, row..row + 1);
-                out.fill(0.0);
-                let out = &mut out[seen.clone()];
-                out.copy_from_slice(&scores[seen]);
-                let shift = shift_of(step.kernels.max(out));
-                let sum = step.kernels.exp_sum(out, shift);
-                step.kernels.scale(softmax_factor(sum, shift, sink), out);
-            }
+            let out = chunk.row_mut(step, &self.out, row);
+            out.fill(0.0);
+            let out = &mut out[seen.clone()];
+            out.copy_from_slice(&step.row(scores, row)[seen]);
+            let shift = shift_of(step.kernels.max(out));
+            let sum = step.kernels.exp_sum(out, shift);
+            step.kernels.scale(softmax_factor(sum, shift, sink), out);
         }
     }
 }

@@ -1,50 +1,44 @@
 //! CausalConv: each worker takes channels, and walks their tokens in order, sequence after sequence.
 
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output, StateOutput};
 use moe_run_graph::ir::ActivationFn;
 
 /// Channels in a chunk.
-const CHUNK_CHANNELS: usize = 64;
+pub const CHUNK_CHANNELS: usize = 64;
 
 /// The launch.
 pub struct CausalConv {
     /// [T, C].
-    pub x: Val,
-    /// The same shape.
-    pub out: Val,
+    pub x: Input,
+    /// The same shape, shared by [`CHUNK_CHANNELS`] columns.
+    pub out: Output,
     /// [C, k].
     pub weight: Box<[f32]>,
     /// [C].
     pub bias: Option<Box<[f32]>>,
     /// Of the sum.
     pub activation: Option<ActivationFn>,
-    /// The last inputs of each sequence, [C, k − 1], oldest first.
-    pub state: usize,
+    /// The last inputs of each sequence, [C, k − 1], oldest first, shared by the elements of [`CHUNK_CHANNELS`].
+    pub state: StateOutput,
     /// k − 1.
     pub kept: usize,
 }
 
 impl Launch for CausalConv {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        let (channels, kept) = (self.x.width, self.kept);
-        for chunk in worker.chunks(channels.div_ceil(CHUNK_CHANNELS)) {
-            let columns = chunk * CHUNK_CHANNELS..((chunk + 1) * CHUNK_CHANNELS).min(channels);
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        let channels = self.x.width();
+        for mut chunk in worker.shares(channels.div_ceil(CHUNK_CHANNELS)) {
+            let columns = chunk.range(CHUNK_CHANNELS, channels);
             for run in step.runs {
                 let place = step.sequences[run.sequence].place as usize;
-                let elems = columns.start * kept..columns.end * kept;
-                // SAFETY: these channels of every sequence are this chunk's until the next barrier.
-                let past = unsafe { step.state.row_mut(self.state, place, elems) };
-                if run.first_position == 0 {
-                    past.fill(0.0);
-                }
                 for token in run.rows.clone() {
-                    // SAFETY: x is older than the last barrier; these columns of the row are this chunk's.
-                    let (x, out) = unsafe {
-                        let x = &step.arena.rows(self.x, token..token + 1)[columns.clone()];
-                        (x, step.arena.part_mut(self.out, token, columns.clone()))
-                    };
+                    let x = &step.row(self.x, token)[columns.clone()];
+                    let (out, past) = chunk.row_and_state(step, (&self.out, token), (&self.state, place));
+                    if step.position(token) == 0 {
+                        past.fill(0.0);
+                    }
                     match self.activation {
                         None => self.token(columns.start, x, past, out),
                         Some(activation) => {

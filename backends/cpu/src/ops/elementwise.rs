@@ -2,8 +2,8 @@
 
 use super::{Launch, Scratch, Step};
 use crate::kernels::wide_flat_mut;
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 use moe_run_graph::ir::ActivationFn;
 use std::ops::Range;
 
@@ -20,24 +20,22 @@ pub struct Elementwise {
     /// The function.
     pub op: Binary,
     /// Left.
-    pub a: Val,
+    pub a: Input,
     /// Right.
-    pub b: Val,
+    pub b: Input,
     /// Result.
-    pub out: Val,
+    pub out: Output,
 }
 
 impl Launch for Elementwise {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for row in worker.chunks(self.out.lead.of(step.sizes)) {
-            // SAFETY: the row is this chunk's; inputs are older than the last barrier.
-            unsafe {
-                let (a, b) = (step.arena.rows(self.a, row..row + 1), step.arena.rows(self.b, row..row + 1));
-                let out = step.arena.rows_mut(self.out, row..row + 1);
-                match self.op {
-                    Binary::Add => step.kernels.add(a, b, out),
-                    Binary::Mul => a.iter().zip(b).zip(out).for_each(|((a, b), out)| *out = a * b),
-                }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(self.out.rows(step.sizes)) {
+            let row = chunk.number();
+            let (a, b) = (step.row(self.a, row), step.row(self.b, row));
+            let out = chunk.row_mut(step, &self.out, row);
+            match self.op {
+                Binary::Add => step.kernels.add(a, b, out),
+                Binary::Mul => a.iter().zip(b).zip(out).for_each(|((a, b), out)| *out = a * b),
             }
         }
     }
@@ -48,28 +46,25 @@ pub struct GatedAct {
     /// act.
     pub activation: ActivationFn,
     /// The gate.
-    pub gate: Val,
+    pub gate: Input,
     /// What it lets through.
-    pub up: Val,
+    pub up: Input,
     /// act(gate), if anybody wants it.
-    pub activated: Option<Val>,
+    pub activated: Option<Output>,
     /// The product, if anybody wants it.
-    pub out: Option<Val>,
+    pub out: Option<Output>,
 }
 
 impl Launch for GatedAct {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for row in worker.chunks(self.gate.lead.of(step.sizes)) {
-            // SAFETY: the row is this chunk's; inputs are older than the last barrier.
-            unsafe {
-                let (gate, up) =
-                    (step.arena.rows(self.gate, row..row + 1), step.arena.rows(self.up, row..row + 1));
-                if let Some(to) = self.activated {
-                    step.kernels.activate(self.activation, gate, step.arena.rows_mut(to, row..row + 1));
-                }
-                if let Some(to) = self.out {
-                    step.kernels.gate(self.activation, gate, up, step.arena.rows_mut(to, row..row + 1));
-                }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(self.gate.rows(step.sizes)) {
+            let row = chunk.number();
+            let (gate, up) = (step.row(self.gate, row), step.row(self.up, row));
+            if let Some(to) = &self.activated {
+                step.kernels.activate(self.activation, gate, chunk.row_mut(step, to, row));
+            }
+            if let Some(to) = &self.out {
+                step.kernels.gate(self.activation, gate, up, chunk.row_mut(step, to, row));
             }
         }
     }
@@ -78,9 +73,9 @@ impl Launch for GatedAct {
 /// Some elements of each head.
 pub struct Slice {
     /// Where from.
-    pub x: Val,
+    pub x: Input,
     /// Where to.
-    pub out: Val,
+    pub out: Output,
     /// Elements of a head.
     pub width: usize,
     /// Which of them.
@@ -88,12 +83,10 @@ pub struct Slice {
 }
 
 impl Launch for Slice {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for row in worker.chunks(self.out.lead.of(step.sizes)) {
-            // SAFETY: the row is this chunk's; inputs are older than the last barrier.
-            let (x, out) = unsafe {
-                (step.arena.rows(self.x, row..row + 1), step.arena.rows_mut(self.out, row..row + 1))
-            };
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(self.out.rows(step.sizes)) {
+            let row = chunk.number();
+            let (x, out) = (step.row(self.x, row), chunk.row_mut(step, &self.out, row));
             for (head, out) in x.chunks_exact(self.width).zip(out.chunks_exact_mut(self.part.len())) {
                 out.copy_from_slice(&head[self.part.clone()]);
             }
@@ -104,22 +97,19 @@ impl Launch for Slice {
 /// Chosen rows: x [T, D], ids [R] → [R, D].
 pub struct GetRows {
     /// Where from.
-    pub x: Val,
+    pub x: Input,
     /// Which.
-    pub ids: Val,
+    pub ids: Input,
     /// Where to.
-    pub out: Val,
+    pub out: Output,
 }
 
 impl Launch for GetRows {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for row in worker.chunks(self.out.lead.of(step.sizes)) {
-            // SAFETY: the row is this chunk's; inputs are older than the last barrier.
-            unsafe {
-                let from = step.arena.ids(self.ids, row..row + 1)[0] as usize;
-                let out = step.arena.rows_mut(self.out, row..row + 1);
-                out.copy_from_slice(step.arena.rows(self.x, from..from + 1));
-            }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(self.out.rows(step.sizes)) {
+            let row = chunk.number();
+            let from = step.ids(self.ids, row..row + 1)[0] as usize;
+            chunk.row_mut(step, &self.out, row).copy_from_slice(step.row(self.x, from));
         }
     }
 }
@@ -127,31 +117,28 @@ impl Launch for GetRows {
 /// Σ_k weight_k · y_k, k ascending: y [T, K, D], weights [T, K] → [T, D].
 pub struct ExpertCombine {
     /// The experts' results.
-    pub y: Val,
+    pub y: Input,
     /// Their weights.
-    pub weights: Val,
+    pub weights: Input,
     /// The sum.
-    pub out: Val,
+    pub out: Output,
 }
 
 impl Launch for ExpertCombine {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let sums = wide_flat_mut(&mut scratch.combined);
-        for row in worker.chunks(self.out.lead.of(step.sizes)) {
-            // SAFETY: the row is this chunk's; inputs are older than the last barrier.
-            unsafe {
-                let out = step.arena.rows_mut(self.out, row..row + 1);
-                let weights = step.arena.rows(self.weights, row..row + 1);
-                let y = step.arena.rows(self.y, row..row + 1);
-                let (width, at_once) = (out.len(), sums.len());
-                for (i, out) in out.chunks_mut(at_once).enumerate() {
-                    let sums = &mut sums[..out.len()];
-                    sums.fill(0.0);
-                    for (weight, y) in weights.iter().zip(y.chunks_exact(width)) {
-                        step.kernels.add_scaled_wide(*weight, &y[i * at_once..][..out.len()], sums);
-                    }
-                    step.kernels.narrow(sums, out);
+        for mut chunk in worker.shares(self.out.rows(step.sizes)) {
+            let row = chunk.number();
+            let (weights, y) = (step.row(self.weights, row), step.row(self.y, row));
+            let out = chunk.row_mut(step, &self.out, row);
+            let (width, at_once) = (out.len(), sums.len());
+            for (i, out) in out.chunks_mut(at_once).enumerate() {
+                let sums = &mut sums[..out.len()];
+                sums.fill(0.0);
+                for (weight, y) in weights.iter().zip(y.chunks_exact(width)) {
+                    step.kernels.add_scaled_wide(*weight, &y[i * at_once..][..out.len()], sums);
                 }
+                step.kernels.narrow(sums, out);
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 
 /// The launch.
 pub struct Embed {
@@ -12,22 +12,20 @@ pub struct Embed {
     /// Multiplies each element.
     pub scale: Option<f32>,
     /// [T].
-    pub ids: Val,
+    pub ids: Input,
     /// [T, D].
-    pub out: Val,
+    pub out: Output,
 }
 
 impl Launch for Embed {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for token in worker.chunks(step.sizes.tokens) {
-            // SAFETY: the row is this chunk's; ids are older than the step.
-            unsafe {
-                let id = step.arena.ids(self.ids, token..token + 1)[0] as usize;
-                let out = step.arena.rows_mut(self.out, token..token + 1);
-                self.table.format.decode_row(self.table.row(id), out);
-                if let Some(scale) = self.scale {
-                    out.iter_mut().for_each(|x| *x *= scale);
-                }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(step.sizes.tokens) {
+            let token = chunk.number();
+            let id = step.ids(self.ids, token..token + 1)[0] as usize;
+            let out = chunk.row_mut(step, &self.out, token);
+            self.table.format.decode_row(self.table.row(id), out);
+            if let Some(scale) = self.scale {
+                out.iter_mut().for_each(|x| *x *= scale);
             }
         }
     }

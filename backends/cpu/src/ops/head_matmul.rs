@@ -4,11 +4,11 @@
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
 use crate::kernels::wide_flat_mut;
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 
 /// Tokens in a chunk, for which a row of the matrix is decoded once.
-const CHUNK_TOKENS: usize = 16;
+pub const CHUNK_TOKENS: usize = 16;
 
 /// x [T, H · rows], W [H, rows, columns] → [T, H · columns].
 pub struct TransposedHeads {
@@ -17,9 +17,9 @@ pub struct TransposedHeads {
     /// H.
     pub heads: usize,
     /// The input.
-    pub x: Val,
-    /// The result.
-    pub out: Val,
+    pub x: Input,
+    /// The result, shared by tiles of [`CHUNK_TOKENS`] rows and a head's columns.
+    pub out: Output,
 }
 
 impl TransposedHeads {
@@ -30,28 +30,25 @@ impl TransposedHeads {
 }
 
 impl Launch for TransposedHeads {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let Matrix { inner, rows, .. } = self.matrix;
         let tokens = step.sizes.tokens;
         let sums = &mut wide_flat_mut(&mut scratch.combined)[..self.sums_elems()];
         let decoded = &mut scratch.normed[..inner];
         let stretches = tokens.div_ceil(CHUNK_TOKENS);
-        for chunk in worker.chunks(self.heads * stretches) {
-            let (head, first) = (chunk / stretches, chunk % stretches * CHUNK_TOKENS);
+        for mut chunk in worker.shares(self.heads * stretches) {
+            let (head, first) = (chunk.number() / stretches, chunk.number() % stretches * CHUNK_TOKENS);
             let stretch = first..(first + CHUNK_TOKENS).min(tokens);
             sums.fill(0.0);
             for row in 0..rows {
                 self.matrix.format.decode_row(self.matrix.expert_row(head, row), decoded);
                 for (token, sums) in stretch.clone().zip(sums.chunks_exact_mut(inner)) {
-                    // SAFETY: the input is older than the last barrier.
-                    let x = unsafe { step.arena.rows(self.x, token..token + 1) }[head * rows + row];
+                    let x = step.row(self.x, token)[head * rows + row];
                     step.kernels.add_scaled_wide(x, decoded, sums);
                 }
             }
             for (token, sums) in stretch.zip(sums.chunks_exact(inner)) {
-                // SAFETY: this head's columns of this token are this chunk's.
-                let out = unsafe { step.arena.part_mut(self.out, token, head * inner..(head + 1) * inner) };
-                step.kernels.narrow(sums, out);
+                step.kernels.narrow(sums, chunk.row_mut(step, &self.out, token));
             }
         }
     }

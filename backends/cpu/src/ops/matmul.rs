@@ -5,13 +5,14 @@
 //! x [rows, inner] (or [rows, K, inner]) · Wᵀ → [rows, out] (or [rows, K, out]).
 //! Chunks are runs of 16-row panels. A panel is unpacked once for all tiles of its group.
 
-use super::activations::{Activations, Kinds, Tile};
+use super::activations::{Kinds, Tile};
 use super::router::Route;
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
 use crate::kernels::{Lanes, PANEL_ROWS, Panel, PanelF32, STEP_ELEMS, WideLanes, flat_mut, wide_flat};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
+use crate::tiles::{FilledTiles, TileMut};
 use moe_run_graph::ir::StepSizes;
 use moe_run_graph::quant::Activation;
 
@@ -32,7 +33,7 @@ pub struct Norm {
     /// Added to the mean square.
     pub eps: f32,
     /// Where the normed rows go, if anybody wants them.
-    pub out: Option<Val>,
+    pub out: Option<Output>,
 }
 
 /// One matrix of the launch.
@@ -44,7 +45,7 @@ pub struct Projection {
     /// [groups, out], added at the end.
     pub bias: Option<Box<[f32]>>,
     /// Where the product goes, if anybody wants it.
-    pub out: Option<Val>,
+    pub out: Option<Output>,
 }
 
 /// Which expert each row meets.
@@ -52,7 +53,7 @@ pub enum Experts {
     /// The choice is stored.
     Chosen {
         /// [T, K].
-        ids: Val,
+        ids: Input,
     },
     /// The launch chooses.
     Route(Route),
@@ -67,34 +68,48 @@ pub enum Then {
     /// residual + product.
     Add {
         /// [rows, out].
-        residual: Val,
+        residual: Input,
         /// [rows, out].
-        out: Val,
+        out: Output,
     },
     /// silu(first) · second.
     Gated {
         /// silu(first), if anybody wants it.
-        activated: Option<Val>,
+        activated: Option<Output>,
         /// The result, if anybody wants it.
-        out: Option<Val>,
+        out: Option<Output>,
     },
     /// Σ_k weight_k · product_k, and a residual.
     Combine {
         /// [T, K].
-        weights: Val,
+        weights: Input,
         /// The sum alone, if anybody wants it.
-        combined: Option<Val>,
+        combined: Option<Output>,
         /// residual and result.
-        add: Option<(Val, Val)>,
+        add: Option<(Input, Output)>,
     },
+}
+
+impl Then {
+    /// For matrices of so many rows: an expert's result is a row.
+    pub fn with_width(self, rows: usize) -> Then {
+        let wide = |out: Output| out.with_width(rows);
+        match self {
+            Then::Add { residual, out } => Then::Add { residual: residual.with_width(rows), out: wide(out) },
+            Then::Gated { activated, out } => {
+                Then::Gated { activated: activated.map(wide), out: out.map(wide) }
+            }
+            Then::Nothing | Then::Combine { .. } => self,
+        }
+    }
 }
 
 /// The launch.
 pub struct MatMuls {
     /// The input.
-    pub x: Val,
+    pub x: Input,
     /// Rows of `x` to take first: ids [R] and where the chosen rows go, if anybody wants them.
-    pub pick: Option<(Val, Option<Val>)>,
+    pub pick: Option<(Input, Option<Output>)>,
     /// Before the product.
     pub norm: Option<Norm>,
     /// K and the choice; `None` for a dense product.
@@ -117,46 +132,45 @@ impl MatMuls {
 
     /// Slots in the largest step.
     pub fn max_slots(&self, max: StepSizes) -> usize {
-        let lead = self.pick.as_ref().map_or(self.x.lead, |(ids, _)| ids.lead).of(max);
-        match &self.experts {
-            Some((per_tok, ..)) => lead * per_tok,
-            None => lead * (self.x.width / self.inner()),
-        }
+        self.slots(self.rows(max))
     }
 
     fn inner(&self) -> usize {
         self.projections[0].matrix.inner
     }
 
-    fn rows(&self, step: &Step<'_>) -> usize {
-        self.pick.as_ref().map_or(self.x.lead, |(ids, _)| ids.lead).of(step.sizes)
-            * if self.experts.is_some() { 1 } else { self.x.width / self.inner() }
+    fn rows(&self, sizes: StepSizes) -> usize {
+        self.pick.as_ref().map_or(self.x, |(ids, _)| *ids).rows(sizes)
+            * if self.experts.is_some() { 1 } else { self.x.width() / self.inner() }
     }
 
-    /// Row `row` of the input, picked and normed.
+    /// Columns of a row, copied.
+    pub(super) fn put(step: &Step<'_>, to: &Output, row: usize, first: usize, x: &[f32]) {
+        // SAFETY: whoever asks has these columns of the row alone. Panels, and runs of panels, of a group belong to one
+        // chunk, and a row of a result to one group; rows that are picked, normed or routed belong to the chunk of their
+        // tile, or in a one-token step to the first worker.
+        unsafe { to.part_mut(step, row, first..first + x.len()) }.copy_from_slice(x);
+    }
+
+    /// Row `row` of the input, picked and normed; with `write`, stored where it is wanted on the way.
     fn input<'a>(&self, step: &Step<'a>, row: usize, normed: &'a mut [f32], write: bool) -> &'a [f32] {
-        let inner = self.inner();
-        let x = Val { width: inner, ..self.x };
-        // SAFETY: inputs were written before the last barrier; `write` is set for one worker, whose
-        // rows nobody else writes.
-        unsafe {
-            let mut source = row;
-            if let Some((ids, out)) = &self.pick {
-                source = step.arena.ids(*ids, row..row + 1)[0] as usize;
+        let x = self.x.with_width(self.inner());
+        let x = match &self.pick {
+            None => step.row(x, row),
+            Some((ids, out)) => {
+                let x = step.row(x, step.ids(*ids, row..row + 1)[0] as usize);
                 if let (Some(out), true) = (out, write) {
-                    step.arena
-                        .rows_mut(*out, row..row + 1)
-                        .copy_from_slice(step.arena.rows(x, source..source + 1));
+                    Self::put(step, out, row, 0, x);
                 }
+                x
             }
-            let x = step.arena.rows(x, source..source + 1);
-            let Some(norm) = &self.norm else { return x };
-            step.kernels.rms_norm(x, &norm.weight, norm.eps, normed);
-            if let (Some(out), true) = (norm.out, write) {
-                step.arena.rows_mut(out, row..row + 1).copy_from_slice(normed);
-            }
-            normed
+        };
+        let Some(norm) = &self.norm else { return x };
+        step.kernels.rms_norm(x, &norm.weight, norm.eps, normed);
+        if let (Some(out), true) = (&norm.out, write) {
+            Self::put(step, out, row, 0, normed);
         }
+        normed
     }
 
     /// Panels of all matrices (of the pair, with a gate) that a group has.
@@ -178,12 +192,12 @@ impl MatMuls {
         (group, which, panel)
     }
 
-    /// Fills a tile.
+    /// Fills a tile of slots from `first` on.
     fn prepare(
         &self,
         step: &Step<'_>,
-        to: &Activations,
-        tile: Tile,
+        mut to: TileMut<'_>,
+        first: usize,
         pairs: &[u32],
         scratch: RowScratch<'_>,
         write: bool,
@@ -193,11 +207,10 @@ impl MatMuls {
             _ => 1,
         };
         let RowScratch { normed, row } = scratch;
-        for lane in 0..tile.tokens {
-            let at = pairs[tile.first + lane] as usize / per_row;
+        for lane in 0..to.tokens {
+            let at = pairs[first + lane] as usize / per_row;
             let x = self.input(step, at, &mut normed[..self.inner()], write);
-            // SAFETY: the tile is this worker's: its chunk, or its own buffer.
-            unsafe { to.put(step.kernels, self.kinds, tile, lane, x, row) };
+            to.put(step.kernels, lane, x, row);
         }
     }
 
@@ -220,8 +233,7 @@ impl MatMuls {
         if let ([tile], Activation::Q8(block)) = (tiles, matrix.activation)
             && tile.tokens == 1
         {
-            // SAFETY: prepared before the last barrier, or by this worker.
-            let x = unsafe { work.activations.q8(block, *tile, inner, 0) };
+            let x = work.activations.q8(block, *tile, inner, 0);
             if step.kernels.dot_rows(matrix.format, bytes, inner, x, &[], &mut sums[0].0[..rows]) {
                 return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
             }
@@ -237,15 +249,13 @@ impl MatMuls {
             let stride = matrix.row_bytes();
             let part = PANEL_ROWS * per_step;
             step.kernels.prefetch(&behind[(i * part).min(behind.len())..((i + 1) * part).min(behind.len())]);
-            // SAFETY (activations below): prepared before the last barrier, or by this worker.
             match (matrix.layout, matrix.activation) {
                 (Some(layout), Activation::Q8(block)) => {
                     step.kernels.unpack(matrix.format, bytes, stride, rows, elems, work.panel);
                     let mut done = 0;
                     for tile in tiles {
                         let out = &mut sums[done..done + tile.tokens];
-                        // SAFETY: see above.
-                        let x = unsafe { work.activations.q8(block, *tile, inner, i) };
+                        let x = work.activations.q8(block, *tile, inner, i);
                         step.kernels.mul_q8(layout, work.panel, elems / layout.sub_elems, x, out);
                         done += tile.tokens;
                     }
@@ -255,10 +265,8 @@ impl MatMuls {
                     let mut done = 0;
                     for tile in tiles {
                         let out = &mut sums[done..done + tile.tokens];
-                        // SAFETY: see above.
-                        let x = unsafe {
-                            work.activations.floats(activation == Activation::F16, *tile, inner, i)
-                        };
+                        let f16 = activation == Activation::F16;
+                        let x = work.activations.floats(f16, *tile, inner, i);
                         let (w, x) = (&work.wide.w[..elems], &x[..elems * tile.tokens]);
                         if matrix.wide {
                             step.kernels.mul_wide(w, x, &mut work.wide_sums[done..done + tile.tokens]);
@@ -296,20 +304,17 @@ impl MatMuls {
         &self,
         step: &Step<'_>,
         work: &Work<'_>,
-        to: Option<Val>,
+        to: Option<&Output>,
         from: usize,
         which: usize,
         panel: usize,
         tiles: &[Tile],
     ) {
         let Some(to) = to else { return };
-        let rows = self.projections[which].matrix.rows;
-        let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(rows);
-        let to = Val { width: rows, ..to };
+        let first = panel * PANEL_ROWS;
+        let columns = PANEL_ROWS.min(self.projections[which].matrix.rows - first);
         for (pair, sum) in work.pairs[slots_of(tiles)].iter().zip(&work.sums[from]) {
-            // SAFETY: these columns of this row belong to this chunk.
-            let to = unsafe { step.arena.part_mut(to, *pair as usize, columns.clone()) };
-            copy_lanes(sum, to);
+            Self::put(step, to, *pair as usize, first, &sum.0[..columns]);
         }
     }
 
@@ -318,31 +323,29 @@ impl MatMuls {
         let tiles = work.tiles_of(group);
         let slots = slots_of(tiles);
         self.product(step, work, 0, which, panel, tiles);
-        self.store(step, work, self.projections[which].out, 0, which, panel, tiles);
+        self.store(step, work, self.projections[which].out.as_ref(), 0, which, panel, tiles);
         match &self.then {
             Then::Nothing | Then::Combine { .. } => {}
             Then::Add { residual, out } => {
                 let rows = self.projections[which].matrix.rows;
                 let columns = panel * PANEL_ROWS..(panel * PANEL_ROWS + PANEL_ROWS).min(rows);
-                let residual = Val { width: rows, ..*residual };
                 for (pair, sum) in work.pairs[slots].iter().zip(&mut work.sums[0]) {
                     let pair = *pair as usize;
-                    // SAFETY: the residual is older than the last barrier.
-                    let residual = unsafe { &step.arena.rows(residual, pair..pair + 1)[columns.clone()] };
+                    let residual = &step.row(*residual, pair)[columns.clone()];
                     sum.0.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
                 }
-                self.store(step, work, Some(*out), 0, which, panel, tiles);
+                self.store(step, work, Some(out), 0, which, panel, tiles);
             }
             Then::Gated { activated, out } => {
                 self.product(step, work, 1, 1, panel, tiles);
-                self.store(step, work, self.projections[1].out, 1, 1, panel, tiles);
+                self.store(step, work, self.projections[1].out.as_ref(), 1, 1, panel, tiles);
                 let [gate, up] = &mut *work.sums;
                 let (gate, up) = (flat_mut(&mut gate[..slots.len()]), flat_mut(&mut up[..slots.len()]));
                 step.kernels.swiglu_in_place(gate, up);
-                self.store(step, work, *out, 1, 1, panel, tiles);
+                self.store(step, work, out.as_ref(), 1, 1, panel, tiles);
                 if activated.is_some() {
                     step.kernels.silu_in_place(flat_mut(&mut work.sums[0][..slots.len()]));
-                    self.store(step, work, *activated, 0, 0, panel, tiles);
+                    self.store(step, work, activated.as_ref(), 0, 0, panel, tiles);
                 }
             }
         }
@@ -356,13 +359,12 @@ impl MatMuls {
         let tokens = step.sizes.tokens;
         let width = panels.len();
         work.combined[..tokens * width].fill(WideLanes([0.0; PANEL_ROWS]));
-        // SAFETY: the router's weights were written before the last barrier, and nothing writes them in this phase.
-        let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..tokens * per_tok) };
+        let weights = step.rows(weights.with_width(1), 0..tokens * per_tok);
         for group in 0..work.groups() {
             let tiles = work.tiles_of(group);
             for panel in panels.clone() {
                 self.product(step, work, 0, 0, panel, tiles);
-                self.store(step, work, self.projections[0].out, 0, 0, panel, tiles);
+                self.store(step, work, self.projections[0].out.as_ref(), 0, 0, panel, tiles);
                 let pairs = &work.pairs[slots_of(tiles)];
                 let to = &mut work.combined[panel - panels.start..tokens * width];
                 step.kernels.combine(&work.sums[0][..pairs.len()], pairs, weights, *per_tok, width, to);
@@ -382,15 +384,13 @@ impl MatMuls {
             let mut sums = [0.0; MAX_COMBINED];
             let sums = &mut sums[..columns.len()];
             step.kernels.narrow(wide, sums);
-            // SAFETY: the columns of this row belong to this chunk; the residual is older than the last barrier.
-            unsafe {
-                if let Some(out) = combined {
-                    step.arena.part_mut(*out, token, columns.clone()).copy_from_slice(sums);
-                }
-                if let Some((residual, out)) = add {
-                    let residual = &step.arena.rows(*residual, token..token + 1)[columns.clone()];
-                    step.kernels.add(residual, sums, step.arena.part_mut(*out, token, columns.clone()));
-                }
+            if let Some(out) = combined {
+                Self::put(step, out, token, columns.start, sums);
+            }
+            if let Some((residual, out)) = add {
+                let residual = &step.row(*residual, token)[columns.clone()];
+                sums.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
+                Self::put(step, out, token, columns.start, sums);
             }
         }
     }
@@ -401,14 +401,6 @@ fn slots_of(tiles: &[Tile]) -> std::ops::Range<usize> {
     match (tiles.first(), tiles.last()) {
         (Some(first), Some(last)) => first.first..last.first + last.tokens,
         _ => 0..0,
-    }
-}
-
-/// Copies a panel's row of results; short where the matrix ends.
-fn copy_lanes(from: &Lanes, to: &mut [f32]) {
-    match to.first_chunk_mut::<PANEL_ROWS>() {
-        Some(to) => *to = from.0,
-        None => to.copy_from_slice(&from.0[..to.len()]),
     }
 }
 
@@ -425,7 +417,7 @@ pub(super) struct Work<'a> {
     pub(super) sums: &'a mut [Vec<Lanes>; 2],
     wide_sums: &'a mut Vec<WideLanes>,
     pub(super) combined: &'a mut Vec<WideLanes>,
-    pub(super) activations: &'a Activations,
+    pub(super) activations: FilledTiles<'a>,
     pub(super) pairs: &'a [u32],
     tiles: &'a [Tile],
     first_tile: &'a [u32],
@@ -442,8 +434,8 @@ impl<'a> Work<'a> {
 }
 
 impl Launch for MatMuls {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
-        let rows = self.rows(step);
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
+        let rows = self.rows(step.sizes);
         if rows == 0 {
             return;
         }
@@ -452,16 +444,21 @@ impl Launch for MatMuls {
         let Scratch {
             panel, wide, sums, wide_sums, combined, row, normed, activations, slots, chosen, ..
         } = scratch;
-        // SAFETY (ids): written before the last barrier.
         match &self.experts {
             None => slots.dense(rows),
             Some((per_tok, experts, choice)) => {
                 let ids = match choice {
-                    // SAFETY: see above.
-                    Experts::Chosen { ids } => Some(unsafe { step.arena.ids(*ids, 0..rows) }),
+                    Experts::Chosen { ids } => Some(step.ids(*ids, 0..rows)),
                     Experts::Route(route) => {
-                        route.token(step, 0, &mut chosen.0[..*per_tok], &mut chosen.1[..*per_tok], writer);
-                        Some(&chosen.0[..*per_tok])
+                        let (ids, weights) = (&mut chosen.0[..*per_tok], &mut chosen.1[..*per_tok]);
+                        route.token(step, 0, ids, weights);
+                        if let (Some(to), true) = (&route.ids, writer) {
+                            Self::put(step, to, 0, 0, bytemuck::cast_slice(ids));
+                        }
+                        if let (Some(to), true) = (&route.weights, writer) {
+                            Self::put(step, to, 0, 0, weights);
+                        }
+                        Some(&*ids)
                     }
                     Experts::All => None,
                 };
@@ -474,22 +471,25 @@ impl Launch for MatMuls {
         }
         // One row for all of a token's experts: a single tile serves them.
         let shared_row = one && !self.row_per_expert;
-        let mut rows_scratch = |tile, to: &Activations, write| {
-            let scratch = RowScratch { normed: &mut normed[..], row: &mut *row };
-            self.prepare(step, to, tile, &slots.pairs, scratch, write);
-        };
+        let (kinds, inner) = (self.kinds, self.inner());
         let activations = if one {
             let wanted = if shared_row { 1 } else { self.slots(1) };
             for tile in &slots.tiles[..wanted] {
-                rows_scratch(*tile, activations, writer);
+                let (to, scratch) =
+                    (activations.own_tile_mut(kinds, *tile, inner), RowScratch { normed, row });
+                self.prepare(step, to, tile.first, &slots.pairs, scratch, writer);
             }
-            &*activations
+            activations.own_filled()
         } else {
             for i in worker.chunks(slots.tiles.len()) {
-                rows_scratch(slots.tiles[i], step.activations, true);
+                let (tile, scratch) = (slots.tiles[i], RowScratch { normed, row });
+                // SAFETY: all workers cut the same slots into the same tiles; this one is this chunk's.
+                let to = unsafe { step.activations.tile_mut(kinds, tile, inner) };
+                self.prepare(step, to, tile.first, &slots.pairs, scratch, true);
             }
             worker.barrier();
-            step.activations
+            // SAFETY: filled before the barrier; what fills them next is another launch, behind another.
+            unsafe { step.activations.filled() }
         };
         let mut work = Work {
             panel,

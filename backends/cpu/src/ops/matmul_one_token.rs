@@ -6,7 +6,7 @@ use super::activations::Tile;
 use super::matmul::{MatMuls, Then, Work};
 use super::{Step, Worker};
 use crate::kernels::{PANEL_ROWS, WideLanes, flat, flat_mut, wide_flat_mut};
-use crate::memory::Val;
+use crate::share::Output;
 use moe_run_graph::quant::Activation;
 use std::ops::Range;
 
@@ -23,12 +23,19 @@ fn chunk_panels(panels: usize, worker: &Worker<'_>) -> usize {
     }
 }
 
+/// Copies a run's sums to a row of `to`, where anybody wants them.
+fn store(step: &Step<'_>, to: Option<&Output>, row: usize, first: usize, sums: &[f32]) {
+    if let Some(to) = to {
+        MatMuls::put(step, to, row, first, sums);
+    }
+}
+
 impl MatMuls {
     /// This worker's share of a one-token step.
     pub(super) fn one_token(
         &self,
         step: &Step<'_>,
-        worker: &Worker<'_>,
+        worker: &mut Worker<'_>,
         work: &mut Work<'_>,
         shared_row: bool,
     ) {
@@ -83,19 +90,14 @@ impl MatMuls {
         let (bytes, rows) = matrix.panels_at(tile.group, panels.clone());
         let tile = if shared_row { Tile { first: 0, ..tile } } else { tile };
         let out = &mut flat_mut(&mut work.sums[to])[..rows];
-        // SAFETY: this worker prepared its own activations.
-        let done = unsafe {
-            match matrix.activation {
-                Activation::Q8(block) => {
-                    let x = work.activations.q8(block, tile, matrix.inner, 0);
-                    step.kernels.dot_rows(matrix.format, bytes, matrix.inner, x, then, out)
-                }
-                activation => {
-                    let f16 = activation == Activation::F16;
-                    let x = work.activations.floats(f16, tile, matrix.inner, 0);
-                    let x = &x[..matrix.inner];
-                    step.kernels.dot_floats(matrix.format, bytes, x, matrix.wide, then, out)
-                }
+        let done = match matrix.activation {
+            Activation::Q8(block) => {
+                let x = work.activations.q8(block, tile, matrix.inner, 0);
+                step.kernels.dot_rows(matrix.format, bytes, matrix.inner, x, then, out)
+            }
+            activation => {
+                let x = work.activations.floats(activation == Activation::F16, tile, matrix.inner, 0);
+                step.kernels.dot_floats(matrix.format, bytes, &x[..matrix.inner], matrix.wide, then, out)
             }
         };
         if done {
@@ -106,22 +108,6 @@ impl MatMuls {
             self.product(step, work, to, which, panel, &[tile]);
             work.sums[to][i] = work.sums[to][0];
         }
-    }
-
-    /// Copies a run's sums to a row of `to`, where anybody wants them.
-    fn store_run(
-        &self,
-        step: &Step<'_>,
-        to: Option<Val>,
-        which: usize,
-        row: usize,
-        first: usize,
-        sums: &[f32],
-    ) {
-        let Some(to) = to else { return };
-        let to = Val { width: self.projections[which].matrix.rows, ..to };
-        // SAFETY: these columns of this row belong to this chunk.
-        unsafe { step.arena.part_mut(to, row, first..first + sums.len()) }.copy_from_slice(sums);
     }
 
     /// A run of panels of a group through every matrix that goes with it, and what is fused behind; `next` is read next.
@@ -143,28 +129,25 @@ impl MatMuls {
         let gated = matches!(self.then, Then::Gated { .. });
         let then = if gated { self.run_at(work, (group, 1, panels.start)) } else { next };
         self.multiply(step, work, 0, which, tile, panels.clone(), then, shared_row);
-        self.store_run(step, projection.out, which, pair, first, &flat(&work.sums[0])[..count]);
+        store(step, projection.out.as_ref(), pair, first, &flat(&work.sums[0])[..count]);
         match &self.then {
             Then::Nothing | Then::Combine { .. } => {}
             Then::Add { residual, out } => {
-                let wide = |val: &Val| Val { width: projection.matrix.rows, ..*val };
-                // SAFETY: the residual is older than the last barrier; these columns belong to this chunk.
-                unsafe {
-                    let residual = &step.arena.rows(wide(residual), pair..pair + 1)[first..first + count];
-                    let out = step.arena.part_mut(wide(out), pair, first..first + count);
-                    step.kernels.add(&flat(&work.sums[0])[..count], residual, out);
-                }
+                let residual = &step.row(*residual, pair)[first..first + count];
+                let sums = &mut flat_mut(&mut work.sums[0])[..count];
+                sums.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
+                store(step, Some(out), pair, first, sums);
             }
             Then::Gated { activated, out } => {
                 self.multiply(step, work, 1, 1, tile, panels.clone(), next, shared_row);
-                self.store_run(step, self.projections[1].out, 1, pair, first, &flat(&work.sums[1])[..count]);
+                store(step, self.projections[1].out.as_ref(), pair, first, &flat(&work.sums[1])[..count]);
                 let [gate, up] = &mut *work.sums;
                 let (gate, up) = (flat_mut(&mut gate[..panels.len()]), flat_mut(&mut up[..panels.len()]));
                 step.kernels.swiglu_in_place(gate, up);
-                self.store_run(step, *out, 1, pair, first, &up[..count]);
+                store(step, out.as_ref(), pair, first, &up[..count]);
                 if activated.is_some() {
                     step.kernels.silu_in_place(gate);
-                    self.store_run(step, *activated, 0, pair, first, &gate[..count]);
+                    store(step, activated.as_ref(), pair, first, &gate[..count]);
                 }
             }
         }
@@ -183,9 +166,8 @@ impl MatMuls {
         let (Then::Combine { weights, .. }, Some((per_tok, ..))) = (&self.then, &self.experts) else {
             return;
         };
-        let (matrix, out) = (&self.projections[0].matrix, self.projections[0].out);
-        // SAFETY: the router's weights were written before the last barrier, and nothing writes them in this phase.
-        let weights = unsafe { step.arena.rows(Val { width: 1, ..*weights }, 0..*per_tok) };
+        let (matrix, out) = (&self.projections[0].matrix, self.projections[0].out.as_ref());
+        let weights = step.rows(weights.with_width(1), 0..*per_tok);
         work.combined[..panels.len()].fill(WideLanes([0.0; PANEL_ROWS]));
         let first = panels.start * PANEL_ROWS;
         let count = (panels.end * PANEL_ROWS).min(matrix.rows) - first;
@@ -199,7 +181,7 @@ impl MatMuls {
             self.multiply(step, work, 0, 0, tile, panels.clone(), then, shared_row);
             let sums = &flat(&work.sums[0])[..count];
             let pair = work.pairs[tile.first] as usize;
-            self.store_run(step, out, 0, pair, first, sums);
+            store(step, out, pair, first, sums);
             step.kernels.add_scaled_wide(weights[pair], sums, &mut wide_flat_mut(work.combined)[..count]);
         }
         self.store_combined(step, work, panels);

@@ -1,28 +1,50 @@
-//! The CPU's launches. Each runs on all workers at once: it draws chunks, and meets the others at barriers.
+//! The CPU's launches. Each runs on all workers at once: it draws chunks, and meets the others at barriers. What a chunk may
+//! write, and how without `unsafe`, is in [`crate::share`]; the files that need more than that say so at each place.
 
+#[forbid(unsafe_code)]
 pub mod activations;
 pub mod attention;
 pub mod attention_scores;
+#[forbid(unsafe_code)]
 pub mod causal_conv;
+#[forbid(unsafe_code)]
 pub mod concat;
+#[forbid(unsafe_code)]
 pub mod elementwise;
+#[forbid(unsafe_code)]
 pub mod embed;
+#[forbid(unsafe_code)]
 pub mod expert_matmul;
+#[forbid(unsafe_code)]
 pub mod head_matmul;
+#[forbid(unsafe_code)]
 pub mod kv_write;
+#[forbid(unsafe_code)]
+pub mod layer_norm;
 pub mod matmul;
+#[forbid(unsafe_code)]
 mod matmul_one_token;
+#[forbid(unsafe_code)]
+pub mod mul_heads;
+#[forbid(unsafe_code)]
 pub mod pointwise;
+#[forbid(unsafe_code)]
+pub mod position_scale;
+#[forbid(unsafe_code)]
 pub mod rms_norm;
+#[forbid(unsafe_code)]
 pub mod rope;
+#[forbid(unsafe_code)]
 pub mod router;
+#[forbid(unsafe_code)]
 pub mod weights;
 
 use super::kernels::{Kernels, Lanes, Panel, PanelF32, WideLanes};
 use super::memory::Arena;
 use super::pool::Worker;
 use super::state::CpuState;
-use activations::{Activations, RowBuffers};
+use super::tiles::ActivationTiles;
+use activations::RowBuffers;
 use expert_matmul::Slots;
 pub use matmul_one_token::RUN_PANELS;
 use moe_run_graph::ir::StepSizes;
@@ -49,7 +71,7 @@ pub struct Step<'a> {
     /// The KV cache.
     pub state: &'a CpuState,
     /// Activations prepared for a product, when T > 1.
-    pub activations: &'a Activations,
+    pub activations: &'a ActivationTiles,
     /// Cosines and sines by RoPE table.
     pub rope: &'a [rope::RopeTable],
     /// Partial results of split attention.
@@ -104,7 +126,7 @@ pub struct Scratch {
     /// One row on its way into a tile.
     pub row: RowBuffers,
     /// Activations of a one-token step: every worker prepares its own, which saves a barrier.
-    pub activations: Activations,
+    pub activations: ActivationTiles,
     /// Which slot goes to which expert.
     pub slots: Slots,
     /// Chosen experts and their weights, of a one-token step.
@@ -116,5 +138,17 @@ pub struct Scratch {
 /// One launch.
 pub trait Launch: Send + Sync {
     /// Runs this worker's share. Ends without a barrier: the caller puts one between launches.
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch);
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch);
+}
+
+#[cfg(test)]
+mod tests {
+    /// The other files forbid it; these three write what no chunk's number can say.
+    #[test]
+    fn unsafe_blocks_of_launches_are_few() {
+        let files =
+            [include_str!("attention.rs"), include_str!("attention_scores.rs"), include_str!("matmul.rs")];
+        let counts = files.map(|file| file.matches("unsafe {").count() + file.matches("unsafe fn").count());
+        assert_eq!(counts, [5, 1, 3], "unsafe in launches: see `share`");
+    }
 }

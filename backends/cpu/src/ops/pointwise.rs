@@ -1,8 +1,8 @@
 //! A function of each element.
 
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 use moe_run_graph::ir::PointwiseFn;
 
 /// The launch.
@@ -10,25 +10,21 @@ pub struct Pointwise {
     /// Which function.
     pub function: PointwiseFn,
     /// [.., width].
-    pub x: Val,
-    /// The same shape.
-    pub out: Val,
+    pub x: Input,
+    /// The same shape, shared by tiles of one row and [`CHUNK_ELEMS`] columns.
+    pub out: Output,
 }
 
 /// Elements of a row that are one chunk: a row of logits alone keeps every worker busy.
-const CHUNK_ELEMS: usize = 4096;
+pub const CHUNK_ELEMS: usize = 4096;
 
 impl Launch for Pointwise {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        let chunks = self.x.width.div_ceil(CHUNK_ELEMS);
-        for chunk in worker.chunks(self.x.lead.of(step.sizes) * chunks) {
-            let (row, first) = (chunk / chunks, chunk % chunks * CHUNK_ELEMS);
-            let columns = first..(first + CHUNK_ELEMS).min(self.x.width);
-            // SAFETY: these columns of the row are this chunk's; the input is older than the last barrier.
-            unsafe {
-                let x = &step.arena.rows(self.x, row..row + 1)[columns.clone()];
-                step.kernels.pointwise(self.function, x, step.arena.part_mut(self.out, row, columns));
-            }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        let rows = self.x.rows(step.sizes);
+        for mut chunk in worker.shares(rows * self.x.width().div_ceil(CHUNK_ELEMS)) {
+            let row = chunk.number() % rows;
+            let (out, columns) = chunk.part_mut(step, &self.out, row);
+            step.kernels.pointwise(self.function, &step.row(self.x, row)[columns], out);
         }
     }
 }

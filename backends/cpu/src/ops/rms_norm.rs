@@ -1,15 +1,15 @@
 //! RMSNorm as a launch of its own, of whole rows or of each head.
 
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 
 /// The launch.
 pub struct RmsNorm {
     /// [.., heads · weight.len()].
-    pub x: Val,
+    pub x: Input,
     /// The same shape.
-    pub out: Val,
+    pub out: Output,
     /// w.
     pub weight: Box<[f32]>,
     /// Added to the mean square.
@@ -17,13 +17,11 @@ pub struct RmsNorm {
 }
 
 impl Launch for RmsNorm {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for row in worker.chunks(self.x.lead.of(step.sizes)) {
-            // SAFETY: the row is this chunk's; the input is older than the last barrier.
-            unsafe {
-                let out = step.arena.rows_mut(self.out, row..row + 1);
-                step.kernels.rms_norm(step.arena.rows(self.x, row..row + 1), &self.weight, self.eps, out);
-            }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(self.x.rows(step.sizes)) {
+            let row = chunk.number();
+            let out = chunk.row_mut(step, &self.out, row);
+            step.kernels.rms_norm(step.row(self.x, row), &self.weight, self.eps, out);
         }
     }
 }

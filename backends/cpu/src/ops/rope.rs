@@ -1,8 +1,8 @@
-//! RoPE: the table of cosines and sines, and the launch that turns rows of heads.
+//! RoPE: the table of cosines and sines, and the launch that rotates rows of heads.
 
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 use moe_run_graph::ir::{RopePairing, RopeSpec};
 
 /// Positions that are computed at once when a step reaches them.
@@ -49,27 +49,25 @@ impl RopeTable {
 /// RoPE as a launch of its own.
 pub struct Rope {
     /// [T, heads · head_dim].
-    pub x: Val,
+    pub x: Input,
     /// The same shape.
-    pub out: Val,
+    pub out: Output,
     /// Which table.
     pub table: usize,
-    /// Which elements are turned together.
+    /// Which elements are rotated together.
     pub pairing: RopePairing,
     /// Elements of a head.
     pub head_dim: usize,
 }
 
 impl Launch for Rope {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, _: &mut Scratch) {
-        for token in worker.chunks(step.sizes.tokens) {
-            // SAFETY: the row is this chunk's.
-            unsafe {
-                let out = step.arena.rows_mut(self.out, token..token + 1);
-                out.copy_from_slice(step.arena.rows(self.x, token..token + 1));
-                let cos_sin = step.rope[self.table].row(step.position(token));
-                step.kernels.rope(self.pairing, self.head_dim, cos_sin, out);
-            }
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        for mut chunk in worker.shares(step.sizes.tokens) {
+            let token = chunk.number();
+            let out = chunk.row_mut(step, &self.out, token);
+            out.copy_from_slice(step.row(self.x, token));
+            let cos_sin = step.rope[self.table].row(step.position(token));
+            step.kernels.rope(self.pairing, self.head_dim, cos_sin, out);
         }
     }
 }

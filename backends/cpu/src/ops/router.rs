@@ -2,12 +2,12 @@
 //! last.
 
 use super::{Launch, Scratch, Step};
-use crate::memory::Val;
 use crate::pool::Worker;
+use crate::share::{Input, Output};
 use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, RouterAttrs};
 
 /// Tokens in a chunk.
-const CHUNK_TOKENS: usize = 16;
+pub const CHUNK_TOKENS: usize = 16;
 
 /// The most groups of experts: a bit each.
 const MAX_GROUPS: usize = 64;
@@ -17,7 +17,7 @@ pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts: _,
         num_experts_per_tok: _,
-        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
@@ -31,7 +31,7 @@ pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
 /// The choice for the tokens of a step.
 pub struct Route {
     /// [T, E].
-    pub logits: Val,
+    pub logits: Input,
     /// Gate, K, scale.
     pub attrs: RouterAttrs,
     /// [E], added for the choice only.
@@ -39,31 +39,16 @@ pub struct Route {
     /// [E], a factor of each expert's weight.
     pub expert_scale: Option<Box<[f32]>>,
     /// [T, K], if anybody wants them.
-    pub ids: Option<Val>,
+    pub ids: Option<Output>,
     /// [T, K], if anybody wants them.
-    pub weights: Option<Val>,
+    pub weights: Option<Output>,
 }
 
 impl Route {
-    /// Chooses for one token. With `write`, stores the choice too.
-    pub fn token(&self, step: &Step<'_>, token: usize, ids: &mut [u32], weights: &mut [f32], write: bool) {
-        // SAFETY: the logits were written before the last barrier; `write` is set for one worker.
-        unsafe {
-            choose(
-                &self.attrs,
-                step.arena.rows(self.logits, token..token + 1),
-                self.bias.as_deref(),
-                self.expert_scale.as_deref(),
-                ids,
-                weights,
-            );
-            if let (Some(to), true) = (self.ids, write) {
-                step.arena.ids_mut(to, token..token + 1).copy_from_slice(ids);
-            }
-            if let (Some(to), true) = (self.weights, write) {
-                step.arena.rows_mut(to, token..token + 1).copy_from_slice(weights);
-            }
-        }
+    /// Chooses for one token.
+    pub fn token(&self, step: &Step<'_>, token: usize, ids: &mut [u32], weights: &mut [f32]) {
+        let (logits, bias) = (step.row(self.logits, token), self.bias.as_deref());
+        choose(&self.attrs, logits, bias, self.expert_scale.as_deref(), ids, weights);
     }
 }
 
@@ -112,16 +97,16 @@ fn choose(
     let gate = |e: usize| match attrs.gate {
         GateKind::Sigmoid => 1.0 / (1.0 + (-logit(e)).exp()),
         // Softmax keeps the logits' order, and its denominator comes later.
-        GateKind::Softmax | GateKind::SoftmaxAfterTopK => logit(e),
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => logit(e),
     };
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }));
     let total = match attrs.gate {
         GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => 1.0,
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => 1.0,
     };
     let probability = |e: usize| match attrs.gate {
         GateKind::Softmax => (logit(e) - max).exp() / total,
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => gate(e),
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => gate(e),
     };
     // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
     let rank = |e: usize| match bias {
@@ -150,9 +135,22 @@ fn choose(
         (ids[at], weights[at]) = (e as u32, value);
         found = (found + 1).min(ids.len());
     }
+    if attrs.gate == GateKind::SparseMixer {
+        for (i, weight) in weights.iter_mut().enumerate() {
+            let best = logit(ids[i] as usize);
+            let left = (0..logits.len()).filter(|e| !ids[..i].contains(&(*e as u32))).map(logit);
+            let near = left.filter(|s| GateKind::is_near(*s, best));
+            let share = 1.0 / near.map(|s| (s - best).exp()).sum::<f64>();
+            let own = expert_scale.map_or(1.0, |scale| f64::from(scale[ids[i] as usize]));
+            *weight = (share * f64::from(attrs.scale) * own) as f32;
+        }
+        return;
+    }
     let chosen = |id: u32| match attrs.gate {
         GateKind::Sigmoid => gate(id as usize),
-        GateKind::Softmax | GateKind::SoftmaxAfterTopK => (logit(id as usize) - max).exp(),
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => {
+            (logit(id as usize) - max).exp()
+        }
     };
     // e^(l − max) / Σ over all, then over the chosen: the first sum cancels where both are asked for, unless it is a NaN, by
     // which a NaN among the logits that were not chosen makes itself known.
@@ -168,12 +166,19 @@ fn choose(
 }
 
 impl Launch for Route {
-    fn run(&self, step: &Step<'_>, worker: &Worker<'_>, scratch: &mut Scratch) {
+    /// Ids and weights are shared by [`CHUNK_TOKENS`] rows.
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
         let (tokens, per_tok) = (step.sizes.tokens, self.attrs.num_experts_per_tok);
-        for chunk in worker.chunks(tokens.div_ceil(CHUNK_TOKENS)) {
-            for token in chunk * CHUNK_TOKENS..((chunk + 1) * CHUNK_TOKENS).min(tokens) {
+        for mut chunk in worker.shares(tokens.div_ceil(CHUNK_TOKENS)) {
+            for token in chunk.range(CHUNK_TOKENS, tokens) {
                 let (ids, weights) = (&mut scratch.chosen.0[..per_tok], &mut scratch.chosen.1[..per_tok]);
-                self.token(step, token, ids, weights, true);
+                self.token(step, token, ids, weights);
+                if let Some(to) = &self.ids {
+                    chunk.ids_mut(step, to, token).copy_from_slice(ids);
+                }
+                if let Some(to) = &self.weights {
+                    chunk.row_mut(step, to, token).copy_from_slice(weights);
+                }
             }
         }
     }

@@ -1,36 +1,9 @@
 //! Weights as launches hold them: a view of the mapped bytes, cut into panels.
 
 use crate::kernels::{PANEL_ROWS, PanelLayout};
+use crate::memory::WeightBytes;
 use moe_run_graph::quant::{Activation, Format};
 use std::ops::Range;
-
-/// Bytes of a weight source that the executable keeps alive.
-#[derive(Clone, Copy)]
-pub struct WeightBytes {
-    start: *const u8,
-    len: usize,
-}
-
-// SAFETY: shared, read-only bytes.
-unsafe impl Send for WeightBytes {}
-// SAFETY: as above.
-unsafe impl Sync for WeightBytes {}
-
-impl WeightBytes {
-    /// Forgets the lifetime.
-    ///
-    /// # Safety
-    /// Whoever owns `bytes` outlives every use of the result and leaves the bytes as they are.
-    pub unsafe fn new(bytes: &[u8]) -> WeightBytes {
-        WeightBytes { start: bytes.as_ptr(), len: bytes.len() }
-    }
-
-    /// The bytes.
-    pub fn get(&self) -> &[u8] {
-        // SAFETY: promised to `new`.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
-    }
-}
 
 /// Rows of a tensor [out, in] or [E, out, in], as a matmul reads them.
 #[derive(Clone)]

@@ -37,6 +37,7 @@ pub(crate) fn fits_tiles(emit: &Emit<'_>, attrs: &AttentionAttrs) -> bool {
     emit.matrix_units
         && emit.kv_type == KvType::F16
         && attrs.head_dim == attrs.value_head_dim
+        && !attrs.value_in_key
         && matches!(attrs.head_dim, 64 | 128)
 }
 
@@ -58,12 +59,13 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         value_head_dim: dv,
         scale: _,
         window,
+        chunk,
         soft_cap: _,
         sinks: _,
-        value_in_key,
+        value_in_key: _,
     } = *attrs;
-    if value_in_key {
-        return Some("values that are parts of keys".into());
+    if let Some(chunk) = chunk {
+        return Some(format!("chunks of {chunk} positions"));
     }
     if d % 4 != 0 || dv % 4 != 0 || d > MAX_HEAD_DIM || dv > MAX_VALUE_HEAD_DIM {
         return Some(format!(
@@ -117,6 +119,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         Param::F32(attrs.scale),
         window(attrs),
         soft_cap(attrs),
+        int(usize::from(attrs.value_in_key)),
         int(splits),
     ];
     emit.push("attention", [blocks, splits, tokens], TILE as u32, shared_bytes(attrs), params);

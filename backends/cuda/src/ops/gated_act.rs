@@ -5,6 +5,38 @@ use crate::driver::Param;
 use moe_run_graph::ir::{ActivationFn, Node};
 use moe_run_runtime::error::BackendError;
 
+/// The function's number in kernels/common/gate.cuh, 0 for none, and its alpha and limit.
+pub(super) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] {
+    let (code, alpha, limit) = match activation {
+        None => (0, 0.0, 0.0),
+        Some(ActivationFn::Silu) => (1, 0.0, 0.0),
+        Some(ActivationFn::ClampedSwiglu { alpha, limit }) => (2, alpha, limit),
+        Some(ActivationFn::Sigmoid) => (3, 0.0, 0.0),
+        Some(ActivationFn::GeluTanh) => (4, 0.0, 0.0),
+        // Refused before: `lacking`.
+        Some(ActivationFn::Relu) => (5, 0.0, 0.0),
+        Some(ActivationFn::Softplus) => (6, 0.0, 0.0),
+        Some(ActivationFn::LimitedSwiglu { limit }) => (7, 0.0, limit),
+    };
+    [Param::I32(code), Param::F32(alpha), Param::F32(limit)]
+}
+
+/// Which function the kernels lack.
+pub(super) fn lacking(activation: Option<ActivationFn>) -> Option<String> {
+    match activation {
+        None
+        | Some(
+            ActivationFn::Silu
+            | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+            | ActivationFn::Sigmoid
+            | ActivationFn::GeluTanh,
+        ) => None,
+        Some(ActivationFn::Relu) => Some("a ReLU".into()),
+        Some(ActivationFn::Softplus) => Some("a softplus".into()),
+        Some(ActivationFn::LimitedSwiglu { limit: _ }) => Some("a SwiGLU with a limit".into()),
+    }
+}
+
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {
     let n = emit.elems(node.inputs[0]);
     let threads = threads_for(n);
@@ -15,17 +47,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -
         emit.opt_value(node.outputs[1]),
         int(n),
     ];
-    let kernel = match activation {
-        ActivationFn::Silu => "gated_act",
-        // Refused before: `supports`.
-        ActivationFn::GeluTanh => return Err(BackendError::mismatch(node.op.stem())),
-        ActivationFn::ClampedSwiglu { alpha, limit } => {
-            params.extend([Param::F32(alpha), Param::F32(limit)]);
-            "gated_act_clamped"
-        }
-        // Refused before: `supports`.
-        ActivationFn::Sigmoid => return Err(BackendError::mismatch(node.op.stem())),
-    };
-    emit.push(kernel, [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
+    params.extend(activation_params(Some(activation)));
+    emit.push("gated_act", [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
     Ok(())
 }

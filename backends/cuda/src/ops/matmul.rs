@@ -11,7 +11,7 @@ use moe_run_runtime::error::BackendError;
 pub(crate) const ROWS_PER_BLOCK: usize = 8;
 pub(crate) const THREADS: u32 = 32 * ROWS_PER_BLOCK as u32;
 /// Tokens that share a decoded weight row.
-const TOKEN_TILE: usize = 8;
+pub(super) const TOKEN_TILE: usize = 8;
 /// From so many tokens on whole tiles are multiplied, where the device has matrix units.
 pub(crate) const TILES_FROM_TOKENS: usize = 9;
 /// Weight rows and tokens of a tile: TILE_ROWS and TILE_TOKENS in kernels/matmul_tiles.cu.

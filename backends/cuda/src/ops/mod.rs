@@ -4,18 +4,23 @@ mod add;
 pub(super) mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
+mod concat;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod head_matmul;
 mod kv_write;
 pub(super) mod matmul;
 mod mul;
+mod pointwise;
 mod rms_norm;
 mod rope;
 pub(super) mod router;
 mod scratch;
+mod slice;
 
 pub(super) use attention::split_geometry;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
@@ -26,7 +31,8 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    ActivationFn, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
+    WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
@@ -140,12 +146,11 @@ impl Emit<'_> {
     pub fn node(&mut self, node: &Node) -> Result<(), BackendError> {
         match &node.op {
             Op::Embed { table, scale } => embed::emit(self, node, table, *scale),
-            Op::RmsNorm { weight: Some(weight), eps, heads } => {
-                rms_norm::emit(self, node, *weight, *eps, *heads)
-            }
+            Op::RmsNorm { weight, eps, heads } => rms_norm::emit(self, node, *weight, *eps, *heads),
+            Op::HeadMatMul { weight, transposed } => head_matmul::emit(self, node, weight, *transposed),
             Op::MatMul { weight, bias, scale } => matmul::emit(self, node, weight, *bias, *scale),
             Op::Rope { table, pairing, heads } => rope::emit(self, node, *table, *pairing, *heads),
-            Op::KvWrite { key, value: Some(value) } => kv_write::emit(self, node, *key, *value),
+            Op::KvWrite { key, value } => kv_write::emit(self, node, *key, *value),
             Op::Attention(attrs) => attention::emit(self, node, attrs),
             Op::AttentionScores(attrs) => attention_scores::emit(self, node, attrs),
             Op::AttentionSoftmax(attrs) => attention_softmax::emit(self, node, attrs),
@@ -156,14 +161,14 @@ impl Emit<'_> {
             Op::Add => add::emit(self, node),
             Op::Mul => mul::emit(self, node),
             Op::GetRows => get_rows::emit(self, node),
+            Op::Pointwise { function } => pointwise::emit(self, node, *function),
+            Op::Concat { heads } => concat::emit(self, node, *heads),
+            Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
+            Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
             // Refused before: `supports`.
-            Op::RmsNorm { weight: None, eps: _, heads: _ }
-            | Op::HeadMatMul { .. }
-            | Op::KvWrite { key: _, value: None }
-            | Op::Pointwise { .. }
-            | Op::Concat { .. }
-            | Op::Slice { .. }
-            | Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+            Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
+                Err(BackendError::mismatch(node.op.stem()))
+            }
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -206,29 +211,28 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     check_step_operands(NAME, graph, node)?;
     let lacking = match &node.op {
         Op::Embed { table, scale: _ } => any_rows(table),
-        Op::RmsNorm { weight: Some(_), eps: _, heads: _ } => None,
-        Op::RmsNorm { weight: None, eps: _, heads: _ } => Some("a norm without weight".into()),
+        Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
         Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
         Op::ExpertMatMul { weight, bias: _ } => {
             any_rows(weight).or_else(|| expert_matmul::lacking(graph, weight))
         }
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => None,
-        Op::KvWrite { key: _, value: Some(_) } => None,
-        Op::KvWrite { key: _, value: None } => Some("values that are parts of keys".into()),
+        Op::KvWrite { key: _, value: _ } => None,
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
-        Op::GatedAct {
-            activation: ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ },
-        } => None,
-        Op::GatedAct { activation: ActivationFn::Sigmoid } => Some("a sigmoid has no kernel here yet".into()),
-        Op::GatedAct { activation: ActivationFn::GeluTanh } => Some("GELU".into()),
-        Op::HeadMatMul { .. }
-        | Op::Pointwise { .. }
-        | Op::Concat { .. }
-        | Op::Slice { .. }
-        | Op::CausalConv(_) => Some("it has no kernel here yet".into()),
+        Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
+        Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
+            Some("it has no kernel here yet".into())
+        }
+        // `gated_act::activation_params` numbers each function.
+        Op::GatedAct { activation } => gated_act::lacking(Some(*activation)),
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
+            gated_act::lacking(*activation)
+        }
+        Op::Pointwise { function: _ } => None,
+        Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     };

@@ -35,7 +35,7 @@ impl ScratchSizes {
         let mut s = ScratchSizes::default();
         for node in &graph.nodes {
             match &node.op {
-                Op::MatMul { .. } => {
+                Op::MatMul { .. } | Op::HeadMatMul { .. } => {
                     s.act_elems = s.act_elems.max(graph.value(node.inputs[0]).shape.elems(max))
                 }
                 Op::ExpertMatMul { weight, .. } => {
@@ -52,7 +52,9 @@ impl ScratchSizes {
                 }
                 Op::Embed { .. }
                 | Op::RmsNorm { .. }
-                | Op::HeadMatMul { .. }
+                | Op::LayerNorm { .. }
+                | Op::PositionScale(_)
+                | Op::MulHeads
                 | Op::Rope { .. }
                 | Op::KvWrite { .. }
                 | Op::AttentionScores(_)

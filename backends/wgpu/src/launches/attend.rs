@@ -46,6 +46,7 @@ impl<'n> Parts<'n> {
             value_head_dim,
             scale: _,
             window: _,
+            chunk: None,
             soft_cap: _,
             sinks: _,
             value_in_key: false,

@@ -7,6 +7,9 @@ use moe_run_runtime::error::BackendError;
 
 const LANES: u32 = 128;
 
+/// Lanes for wide values: a lane has two elements of them.
+const MAX_LANES: u32 = 256;
+
 /// Elements of queries that a workgroup keeps in its memory.
 const QUERY_ELEMS: usize = 2048;
 
@@ -47,9 +50,10 @@ pub(crate) fn emit_attention(
         y
     };
     let sizes = [
-        ("LANES", LANES),
+        ("LANES", if attrs.value_head_dim > 2 * LANES as usize { MAX_LANES } else { LANES }),
         ("HEAD_DIM", attrs.head_dim as u32),
         ("VALUE_DIM", attrs.value_head_dim as u32),
+        ("VALUE_STRIDE", if attrs.value_in_key { attrs.head_dim } else { attrs.value_head_dim } as u32),
         ("GROUP", group),
         ("QUERY_ROWS", rows),
     ];
@@ -113,12 +117,13 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         value_head_dim: dv,
         scale: _,
         window,
+        chunk,
         soft_cap: _,
         sinks: _,
-        value_in_key,
+        value_in_key: _,
     } = *attrs;
-    if value_in_key {
-        return Some("values that are parts of keys".into());
+    if let Some(chunk) = chunk {
+        return Some(format!("chunks of {chunk} positions"));
     }
     if let Some(window) = window.filter(|w| u32::try_from(*w).is_err()) {
         return Some(format!("a window of {window}, wanted at most {}", u32::MAX));
@@ -126,7 +131,7 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
     if d % 2 != 0 || dv % 2 != 0 || d == 0 || dv == 0 {
         return Some(format!("head sizes {d} and {dv}, wanted even numbers"));
     }
-    let (most, most_values) = (QUERY_ELEMS, 2 * LANES as usize);
+    let (most, most_values) = (QUERY_ELEMS, 2 * MAX_LANES as usize);
     (d > most || dv > most_values)
         .then(|| format!("head sizes {d} and {dv}, wanted at most {most} and {most_values}"))
 }

@@ -20,10 +20,11 @@ pub(super) fn emit(
     e: &mut Emitter<'_>,
     node: &Node,
     key: StateId,
-    value: StateId,
+    value: Option<StateId>,
 ) -> Result<(), BackendError> {
-    let slots = e.at(node.inputs[2])?;
-    for (i, state) in [(0, key), (1, value)] {
+    let slots = *node.inputs.last().ok_or_else(|| BackendError::mismatch(node.op.stem()))?;
+    let slots = e.at(slots)?;
+    for (i, state) in std::iter::once(key).chain(value).enumerate() {
         let width = e.plan.graph.state(state).row_elems();
         let x = e.at(node.inputs[i])?;
         let variant = e.variant("kv_write", &[("LANES", LANES)]).kv(e.kv_type);
@@ -43,7 +44,7 @@ pub(super) fn emit(
     Ok(())
 }
 
-pub(super) fn lacking(graph: &Graph, key: StateId, value: StateId) -> Option<String> {
-    let odd = [key, value].into_iter().map(|s| graph.state(s).row_elems()).find(|w| w % 2 != 0);
+pub(super) fn lacking(graph: &Graph, key: StateId, value: Option<StateId>) -> Option<String> {
+    let odd = std::iter::once(key).chain(value).map(|s| graph.state(s).row_elems()).find(|w| w % 2 != 0);
     odd.map(|width| format!("rows of {width} elements, wanted an even number"))
 }

@@ -4,18 +4,26 @@ mod add;
 mod attention;
 mod attention_scores;
 mod attention_softmax;
+mod causal_conv;
+mod concat;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod head_matmul;
 mod kv_write;
+mod layer_norm;
 mod matmul;
 mod mul;
+mod mul_heads;
+mod pointwise;
+mod position_scale;
 mod rms_norm;
 mod rope;
 mod router;
 pub(super) mod sample;
+mod slice;
 
 pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
 pub(super) use kv_write::row_words;
@@ -24,17 +32,18 @@ pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
 pub(super) use router::{choice_params, group_codes};
 
 use super::emit::Emitter;
-use moe_run_graph::ir::{ActivationFn, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};
+use moe_run_graph::ir::{CausalConvAttrs, Graph, Node, Op, RopePairing, WeightHome, WeightSlice};
 use moe_run_runtime::error::BackendError;
 
 /// Adds the dispatches of one node.
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Embed { table, scale } => embed::emit(e, node, table, *scale),
-        Op::RmsNorm { weight: Some(weight), eps, heads } => rms_norm::emit(e, node, *weight, *eps, *heads),
+        Op::RmsNorm { weight, eps, heads } => rms_norm::emit(e, node, *weight, *eps, *heads),
+        Op::HeadMatMul { weight, transposed } => head_matmul::emit(e, node, weight, *transposed),
         Op::MatMul { weight, bias, scale } => matmul::emit(e, node, weight, *bias, *scale),
         Op::Rope { table, pairing, heads } => rope::emit(e, node, *table, *pairing, *heads),
-        Op::KvWrite { key, value: Some(value) } => kv_write::emit(e, node, *key, *value),
+        Op::KvWrite { key, value } => kv_write::emit(e, node, *key, *value),
         Op::Attention(attrs) => attention::emit(e, node, attrs),
         Op::AttentionScores(attrs) => attention_scores::emit(e, node, attrs),
         Op::AttentionSoftmax(attrs) => attention_softmax::emit(e, node, attrs),
@@ -45,14 +54,13 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Add => add::emit(e, node),
         Op::Mul => mul::emit(e, node),
         Op::GetRows => get_rows::emit(e, node),
-        // Refused before: `lacking`.
-        Op::RmsNorm { weight: None, eps: _, heads: _ }
-        | Op::HeadMatMul { .. }
-        | Op::KvWrite { key: _, value: None }
-        | Op::Pointwise { .. }
-        | Op::Concat { .. }
-        | Op::Slice { .. }
-        | Op::CausalConv(_) => Err(BackendError::mismatch(node.op.stem())),
+        Op::Pointwise { function } => pointwise::emit(e, node, *function),
+        Op::Concat { heads } => concat::emit(e, node, *heads),
+        Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
+        Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
+        Op::LayerNorm { weight, bias, eps } => layer_norm::emit(e, node, *weight, *bias, *eps),
+        Op::PositionScale(attrs) => position_scale::emit(e, node, attrs),
+        Op::MulHeads => mul_heads::emit(e, node),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -63,8 +71,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
 pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
     match &node.op {
         Op::Embed { table, scale: _ } => any_rows(table),
-        Op::RmsNorm { weight: Some(_), eps: _, heads: _ } => None,
-        Op::RmsNorm { weight: None, eps: _, heads: _ } => Some("a norm without weight".into()),
+        Op::RmsNorm { weight: _, eps: _, heads: _ } => None,
         Op::MatMul { weight, bias: _, scale: _ } => any_rows(weight),
         Op::ExpertMatMul { weight, bias: _ } => {
             any_rows(weight).or_else(|| expert_matmul::lacking(graph, weight))
@@ -72,22 +79,19 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads } => {
             rope::lacking(graph, node, *heads)
         }
-        Op::KvWrite { key, value: Some(value) } => kv_write::lacking(graph, *key, *value),
-        Op::KvWrite { key: _, value: None } => Some("values that are parts of keys".into()),
+        Op::KvWrite { key, value } => kv_write::lacking(graph, *key, *value),
         Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
-        Op::GatedAct {
-            activation:
-                ActivationFn::Silu | ActivationFn::ClampedSwiglu { alpha: _, limit: _ } | ActivationFn::Sigmoid,
-        } => None,
-        Op::GatedAct { activation: ActivationFn::GeluTanh } => Some("GELU".into()),
-        Op::HeadMatMul { .. }
-        | Op::Pointwise { .. }
-        | Op::Concat { .. }
-        | Op::Slice { .. }
-        | Op::CausalConv(_) => Some("it has no shader here yet".into()),
+        Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
+        Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
+        Op::PositionScale(attrs) => position_scale::lacking(attrs),
+        // `gated_act::activation_params` numbers each function.
+        Op::GatedAct { activation: _ } => None,
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::Pointwise { function: _ } => None,
+        Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,
         Op::Tap { stage: _ } => None,
     }

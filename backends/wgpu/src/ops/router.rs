@@ -17,6 +17,8 @@ fn gate_code(gate: GateKind) -> u32 {
         GateKind::Softmax => 0,
         GateKind::Sigmoid => 1,
         GateKind::SoftmaxAfterTopK => 2,
+        // Refused before: `lacking`.
+        GateKind::SparseMixer => 3,
     }
 }
 
@@ -56,6 +58,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &RouterAttrs) -> Res
     let variant = e.variant("router", &[("LANES", LANES), ("KEYS", num_experts), ("GROUPS", groups)]);
     let mut params = vec![("x", x.into()), ("ids", ids.into()), ("weights", weights.into())];
     params.extend(choice_params(e, attrs)?);
+    params.push(("expert_scale", e.small(attrs.expert_scale)?.into()));
     let tokens = Extent::Rows { rows: Rows::of(e.shape(node.outputs[0])), times: 1, over: 1 };
     e.push(variant, Grid::new(tokens, Extent::Fixed(1), Extent::Fixed(1)), &params);
     Ok(())
@@ -65,15 +68,15 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts: experts,
         num_experts_per_tok: _,
-        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        gate,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
         groups: _,
-        expert_scale,
+        expert_scale: _,
     } = *attrs;
-    if expert_scale.is_some() {
-        return Some("a scale of each expert".into());
+    if gate == GateKind::SparseMixer {
+        return Some("a sparsemixer".into());
     }
     (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
 }

@@ -18,13 +18,21 @@ fn variants(features: Features) -> Vec<Variant> {
         lanes("expert_combine", 64),
         lanes("add", 256),
         lanes("mul", 256),
+        lanes("mul_heads", 256),
+        lanes("position_scale", 256),
+        lanes("layer_norm", 64),
+        lanes("layer_norm", 256),
         lanes("get_rows", 64),
+        lanes("slice", 256),
+        lanes("concat", 256),
+        lanes("pointwise", 256),
         Variant::new(
             "router",
             features,
             &[("LANES", 64), ("KEYS", MAX_ROUTED_EXPERTS as u32), ("GROUPS", 1)],
         ),
         Variant::new("router", features, &[("LANES", 64), ("KEYS", 256), ("GROUPS", 8)]),
+        Variant::new("causal_conv", features, &[("LANES", 256), ("CHANNELS", 32)]),
         Variant::new("top_candidates", features, &[("LANES", 256), ("KEYS", 1024)]),
         Variant::new("group_tokens", features, &[("LANES", 128), ("EXPERTS", 128), ("TILE_TOKENS", 16)]),
     ];
@@ -32,6 +40,7 @@ fn variants(features: Features) -> Vec<Variant> {
     let expert_tile = [("TILE_ROWS", 64), ("TILE_TOKENS", 16), ("LANE_ROWS", 4), ("LANE_TOKENS", 1)];
     for format in Format::ALL {
         all.push(lanes("embed", 64).weight("weight", format));
+        all.push(lanes("head_matmul_transposed", 64).weight("weight", format));
         let inputs: &[Input] =
             if format.is_quantized() { &[Input::F32, Input::F16, Input::Q8] } else { &[Input::F32] };
         for &input in inputs {
@@ -60,8 +69,24 @@ fn variants(features: Features) -> Vec<Variant> {
     }
     for &kv_type in KvType::ALL {
         all.push(lanes("kv_write", 64).kv(kv_type));
+        // Latent attention.
+        let sizes = [
+            ("LANES", 256),
+            ("HEAD_DIM", 576),
+            ("VALUE_DIM", 512),
+            ("VALUE_STRIDE", 576),
+            ("GROUP", 16),
+            ("QUERY_ROWS", 3),
+        ];
+        all.push(Variant::new("attention", features, &sizes).kv(kv_type));
         for (head_dim, group) in [(64, 4), (128, 8), (128, 1), (256, 16)] {
-            let sizes = [("LANES", 128), ("HEAD_DIM", head_dim), ("VALUE_DIM", head_dim), ("GROUP", group)];
+            let sizes = [
+                ("LANES", 128),
+                ("HEAD_DIM", head_dim),
+                ("VALUE_DIM", head_dim),
+                ("VALUE_STRIDE", head_dim),
+                ("GROUP", group),
+            ];
             let rows = (2048 / head_dim).min(16);
             let mut attention = Variant::new("attention", features, &sizes).kv(kv_type);
             attention.sizes.insert("QUERY_ROWS", rows);

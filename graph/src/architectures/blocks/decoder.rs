@@ -5,7 +5,7 @@ use super::ffn::FfnSpec;
 use super::{attention, embedding, ffn, lm_head};
 use crate::architectures::{LowerError, Lowering};
 use crate::gguf::keys::blk;
-use crate::ir::LayerIdx;
+use crate::ir::{LayerIdx, ValueId};
 
 /// What a decoder's layers are made of.
 #[derive(Debug, Clone, Copy)]
@@ -26,15 +26,29 @@ impl DecoderSpec {
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
 pub fn lower(l: &mut Lowering<'_>, spec: &DecoderSpec) -> Result<(), LowerError> {
+    let x = embedding::lower(l)?;
+    lower_from(l, x, spec)
+}
+
+/// Appends everything behind the embedding `x` [T, D].
+///
+/// # Errors
+/// [`LowerError`] for missing or misshapen tensors.
+pub fn lower_from(l: &mut Lowering<'_>, mut x: ValueId, spec: &DecoderSpec) -> Result<(), LowerError> {
+    leave_out_drafts(l);
+    for i in 0..l.config.num_hidden_layers {
+        let layer = LayerIdx(i as u32);
+        let layer_input = x;
+        x = attention::lower(l, layer, x, &spec.attention)?;
+        x = ffn::lower(l, layer, [x, layer_input], &spec.ffn)?;
+    }
+    lm_head::lower(l, x)
+}
+
+/// Leaves out the layers behind those that run, which only predict further tokens.
+pub(in crate::architectures) fn leave_out_drafts(l: &mut Lowering<'_>) {
     let layers = l.config.num_hidden_layers;
     for draft in layers..layers + l.config.num_nextn_predict_layers {
         l.leave_out(blk(draft, ""), "multi-token prediction layer, used only for drafting");
     }
-    let mut x = embedding::lower(l)?;
-    for i in 0..layers {
-        let layer = LayerIdx(i as u32);
-        x = attention::lower(l, layer, x, &spec.attention)?;
-        x = ffn::lower(l, layer, x, &spec.ffn)?;
-    }
-    lm_head::lower(l, x)
 }
