@@ -27,6 +27,15 @@ Examples:
   moe-run tokenize --messages chat.json --chat-template template.jinja --render-only
 ";
 
+/// Of `parse`.
+pub const PARSE: &str = "\
+Examples:
+  moe-run parse --chat-template template.jinja -f answer.txt
+  moe-run parse -m model.gguf --tools tools.json --messages chat.json -f answer.txt
+  moe-run parse --chat-template template.jinja --template-var enable_thinking=false --unfinished -f answer.txt
+  moe-run parse --chat-template template.jinja --deltas -f answer.txt      as it would be streamed
+";
+
 /// Of `trace`.
 pub const TRACE: &str = "\
 Examples:

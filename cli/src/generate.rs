@@ -28,6 +28,10 @@ pub struct GenerateArgs {
     /// End before this text; may be given more than once
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub stop: Vec<String>,
+
+    /// Control tokens are given as text, too, as what reads calls of tools wants it. No option.
+    #[arg(skip)]
+    pub spells_control_tokens: bool,
 }
 
 /// Why a generation ended.
@@ -49,6 +53,11 @@ pub enum StopReason {
 }
 
 impl StopReason {
+    /// Whether the model itself came to an end.
+    pub fn is_model_end(self) -> bool {
+        matches!(self, StopReason::EndToken | StopReason::StopText)
+    }
+
     /// For people.
     pub fn explain(self) -> &'static str {
         match self {
@@ -193,6 +202,9 @@ pub fn generate_observed(
     let generation_started = Instant::now();
     let mut decoder =
         tokenizer.map_or_else(StreamDecoder::new, |tokenizer| StreamDecoder::behind(tokenizer, prompt));
+    if args.spells_control_tokens {
+        decoder = decoder.with_control_tokens();
+    }
     let mut stops = StopTexts::new(args.stop.iter().cloned());
     let mut emit = |piece: &str| -> Result<(), CliError> {
         if !piece.is_empty() {

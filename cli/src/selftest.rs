@@ -329,7 +329,7 @@ fn test_demo(
                 report.failures.push(format!("{question:?}: logits: relative L2 {distance:.1e}"));
             }
         }
-        let args = GenerateArgs { max_tokens: Some(40), stop: Vec::new() };
+        let args = GenerateArgs { max_tokens: Some(40), ..GenerateArgs::default() };
         let outcome = generate(&mut found, Some(&tokenizer), &mut sampler, &prompt, &args, |_| Ok(()))?;
         if outcome.stop_reason == StopReason::Interrupted {
             return Err(CliError::Interrupted);
