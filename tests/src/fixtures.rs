@@ -171,7 +171,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("cuda", "phimoe/"),
     ("cuda", "smallthinker/"),
     ("cuda", "step35/"),
-    ("wgpu", "llama4/"),
     ("wgpu", "phimoe/"),
 ];
 
