@@ -110,6 +110,8 @@ const ARCHITECTURES: &[&str] = &[
     "gpt-oss/mxfp4",
     "gpt-oss/mxfp4-mxfp4_moe",
     "gpt-oss/yarn-real",
+    "granitehybrid/small-f16",
+    "granitehybrid/small-q4_k_m",
     "granitemoe/main",
     "granitemoe/main-q8_0",
     "granitemoe/shared",
@@ -120,6 +122,8 @@ const ARCHITECTURES: &[&str] = &[
     "hy_v3/hy3-q4_0",
     "laguna/xs",
     "laguna/xs-q4_0",
+    "lfm2moe/small-f16",
+    "lfm2moe/small-q8_0",
     "llama-moe/llama3",
     "llama-moe/mixtral",
     "llama-moe/mixtral-q4_0",
@@ -132,6 +136,9 @@ const ARCHITECTURES: &[&str] = &[
     "minimax-m2/main-mxfp4_moe",
     "mistral4/small-4",
     "mistral4/small-4-q4_0",
+    "nemotron_h_moe/latent-f16",
+    "nemotron_h_moe/latent-q4_k_m",
+    "nemotron_h_moe/small-f16",
     "olmoe/main",
     "olmoe/main-q4_0",
     "phimoe/main",
@@ -139,9 +146,13 @@ const ARCHITECTURES: &[&str] = &[
     "qwen2moe/fused-qkv",
     "qwen2moe/main",
     "qwen2moe/main-q8_0",
+    "qwen35moe/small-f16",
+    "qwen35moe/small-q4_k_m",
     "qwen3moe/linear",
     "qwen3moe/yarn",
     "qwen3moe/yarn-q8_0",
+    "qwen3next/small-f16",
+    "qwen3next/small-fused-q8_0",
     "qwen3vlmoe/main",
     "qwen3vlmoe/main-mxfp4_moe",
     "smallthinker/main",
@@ -161,23 +172,39 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
     ARCHITECTURES.iter().filter_map(pair).collect()
 }
 
-/// Which backend refuses which of those models, by the beginning of the stem: it lacks an operation, and says which.
-const REFUSED: &[(&str, &str)] = &[
-    ("cuda", "cohere2moe/"),
-    ("cuda", "dbrx/"),
-    ("cuda", "laguna/"),
-    ("cuda", "llama4/"),
-    ("cuda", "mistral4/"),
-    ("cuda", "phimoe/"),
-    ("cuda", "smallthinker/"),
-    ("cuda", "step35/"),
-    ("wgpu", "phimoe/"),
+/// Which backend refuses which of those models, by the beginning of the stem, for lack of one of which operations: it says
+/// which.
+const REFUSED: &[(&str, &str, &[&str])] = &[
+    ("cuda", "cohere2moe/", &["layer_norm"]),
+    ("cuda", "dbrx/", &["layer_norm"]),
+    ("cuda", "granitehybrid/", &["ssm_scan"]),
+    ("cuda", "laguna/", &["gated_act", "mul_heads"]),
+    ("cuda", "llama4/", &["attention", "position_scale"]),
+    ("cuda", "mistral4/", &["position_scale"]),
+    ("cuda", "nemotron_h_moe/", &["ssm_scan", "pointwise"]),
+    ("cuda", "phimoe/", &["layer_norm", "router"]),
+    ("cuda", "qwen35moe/", &["delta_gates", "delta_rule"]),
+    ("cuda", "qwen3next/", &["delta_gates", "delta_rule"]),
+    ("cuda", "smallthinker/", &["gated_act"]),
+    ("cuda", "step35/", &["mul_heads"]),
+    ("wgpu", "granitehybrid/", &["ssm_scan"]),
+    ("wgpu", "nemotron_h_moe/", &["ssm_scan"]),
+    ("wgpu", "phimoe/", &["router"]),
+    ("wgpu", "qwen35moe/", &["delta_gates", "delta_rule"]),
+    ("wgpu", "qwen3next/", &["delta_gates", "delta_rule"]),
 ];
 
 /// Whether a backend computes all that a model of [`architecture_models`] asks for.
 #[must_use]
 pub fn computes(backend: &str, stem: &str) -> bool {
-    !REFUSED.iter().any(|(name, prefix)| *name == backend && stem.starts_with(prefix))
+    lacks(backend, stem).is_empty()
+}
+
+/// The operations one of which a backend names when it refuses such a model; none where it computes it.
+#[must_use]
+pub fn lacks(backend: &str, stem: &str) -> &'static [&'static str] {
+    let refused = REFUSED.iter().find(|(name, prefix, _)| *name == backend && stem.starts_with(prefix));
+    refused.map_or(&[], |(.., ops)| ops)
 }
 
 /// Whether the longest matrices are asked for (`scripts/test.sh --full`).

@@ -118,11 +118,11 @@ fn a_shader_that_does_not_compile_is_named_with_the_compilers_words() {
     if !has_adapter() {
         return;
     }
-    let backend = with(Faults { broken_shader: Some("route_experts"), ..Faults::default() });
+    let backend = with(Faults { broken_shader: Some("route_gate_up"), ..Faults::default() });
     let error = compile(&backend, &tiny(), 64).err().unwrap();
     let text = error.to_string();
     // The variant with formats, sizes and features; what is wrong; what to try.
-    for wanted in ["shader route_experts_q4_k_q4_k_q8 ", "LANES=", "broken_by_a_test", "--backend cpu"] {
+    for wanted in ["shader route_gate_up_q4_k_q4_k_q8 ", "LANES=", "broken_by_a_test", "--backend cpu"] {
         assert!(text.contains(wanted), "{wanted} in {text}");
     }
     assert_eq!(CliError::from(error).exit_code(), ExitCode::Failed);

@@ -196,6 +196,9 @@ pub trait State: Send {
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
+/// The rows of a sequence's own states.
+pub type SequenceStates = Vec<(StateId, Vec<f32>)>;
+
 /// A compiled graph: plans for its token classes and the weights, immutable; steps run on a [`State`].
 pub trait Executable: Send {
     /// What it is.
@@ -307,6 +310,33 @@ pub trait Executable: Send {
     /// [`BackendError::Device`] if it failed.
     fn wait(&mut self) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    /// What a sequence's own states hold behind the last step; nothing where they are not read between steps.
+    ///
+    /// # Errors
+    /// What the device reports; a state of another backend.
+    fn sequence_states(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+    ) -> Result<SequenceStates, BackendError> {
+        let _ = (state, place);
+        Ok(SequenceStates::new())
+    }
+
+    /// Puts back what [`Executable::sequence_states`] gave.
+    ///
+    /// # Errors
+    /// As there.
+    fn restore_sequence_states(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+        kept: &SequenceStates,
+    ) -> Result<(), BackendError> {
+        let _ = (state, place, kept);
+        Err(BackendError::Input("no states were kept".into()))
     }
 
     /// A graph output (logits, or whatever a segment ends in) of the last step.

@@ -5,11 +5,14 @@
 //! device may do differently is here. Deliberately absent: anything between two steps but the sizes of the last one.
 
 mod access;
+mod kept;
 mod pool;
 
 use crate::choice::{argmax, best_candidates, not_taken};
 use crate::error::BackendError;
-use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepLimits, StepTokens};
+use crate::executable::{
+    Executable, ExecutableInfo, Observer, SequenceStates, State, StepInput, StepLimits, StepTokens,
+};
 use crate::executable::{HostTensor, TensorView, ViewData, deliver_taps};
 use access::Access;
 use moe_run_graph::ids::TokenId;
@@ -520,6 +523,23 @@ impl<R: Recorder> Executable for Runner<R> {
 
     fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
         self.recorder.copy_bytes_per_second()
+    }
+
+    fn sequence_states(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+    ) -> Result<SequenceStates, BackendError> {
+        kept::read(&mut self.recorder, &self.plans[0].graph, state, place)
+    }
+
+    fn restore_sequence_states(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+        kept: &SequenceStates,
+    ) -> Result<(), BackendError> {
+        kept::restore(&mut self.recorder, state, place, kept)
     }
 
     fn wait(&mut self) -> Result<(), BackendError> {

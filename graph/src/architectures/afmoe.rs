@@ -10,7 +10,7 @@ use super::blocks::ffn::FfnSpec;
 use super::lowering::Presence;
 use super::{Architecture, LowerError, Lowering, only};
 use crate::config::{AttentionDefaults, ConfigError, ModelConfig, MoeDefaults, Reader};
-use crate::gguf::keys::{arch, layer as tensor};
+use crate::gguf::keys::{arch, layer as tensor, tensor as of_model};
 use crate::ir::{ActivationFn, GateKind, Op, PointwiseFn};
 
 pub(super) const ROW: Architecture = Architecture { name: "afmoe", configure, lower };
@@ -18,7 +18,7 @@ pub(super) const ROW: Architecture = Architecture { name: "afmoe", configure, lo
 const DECODER: DecoderSpec = DecoderSpec {
     attention: AttentionSpec {
         qk_norm: Presence::Required,
-        output_gate: Some(ActivationFn::Sigmoid),
+        gate: Some(ActivationFn::Sigmoid),
         post_norm: Some(tensor::POST_ATTENTION_NORM),
         ..AttentionSpec::PLAIN
     },
@@ -55,5 +55,5 @@ fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
     let x = embedding::lower(l)?;
     let function = PointwiseFn::Scale((l.config.hidden_size as f64).sqrt() as f32);
     let x = only(l.graph.push(None, "embedding_scale", Op::Pointwise { function }, &[x])?);
-    decoder::lower_from(l, x, &DECODER)
+    decoder::lower_from(l, x, &DECODER, of_model::OUTPUT_NORM)
 }

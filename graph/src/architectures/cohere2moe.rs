@@ -9,7 +9,7 @@ use super::blocks::ffn::{self, FfnSpec};
 use super::blocks::{decoder, embedding, lm_head};
 use super::{Architecture, LowerError, Lowering, only};
 use crate::config::{AttentionDefaults, ConfigError, ModelConfig, MoeDefaults, NormKind, Reader};
-use crate::gguf::keys::{arch, blk, layer as tensor};
+use crate::gguf::keys::{arch, blk, layer as tensor, tensor as of_model};
 use crate::ir::{GateKind, LayerIdx, Op, Stage};
 
 pub(super) const ROW: Architecture = Architecture { name: "cohere2moe", configure, lower };
@@ -63,5 +63,5 @@ fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
         x = only(l.graph.push(at, "ffn_residual", Op::Add, &[residual, fed])?);
         l.graph.tap(at, Stage::PostFfnResidual, &[x])?;
     }
-    lm_head::lower(l, x)
+    lm_head::lower(l, x, of_model::OUTPUT_NORM)
 }

@@ -126,7 +126,7 @@ fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
         }
         l.graph.tap(Some(layer), Stage::PostFfnResidual, &[x])?;
     }
-    lm_head::lower(l, x)
+    lm_head::lower(l, x, of_model::OUTPUT_NORM)
 }
 
 /// The further inputs of all layers, side by side [T, layers · width]: of the token, and of the scaled embedding `x`.

@@ -19,7 +19,7 @@ pub(super) const ROW: Architecture =
 const DECODER: DecoderSpec = DecoderSpec {
     attention: AttentionSpec {
         qk_norm: Presence::Required,
-        output_gate: Some(ActivationFn::Softplus),
+        gate: Some(ActivationFn::Softplus),
         ..AttentionSpec::PLAIN
     },
     ffn: FfnSpec { selection_bias: Presence::Optional, ..FfnSpec::PLAIN },

@@ -21,22 +21,27 @@ mod exaone_moe;
 mod gemma4;
 mod glm4moe;
 mod gpt_oss;
+mod granitehybrid;
 mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
 mod laguna;
+mod lfm2moe;
 mod llama;
 mod llama4;
 mod mimo2;
 mod minimax_m2;
 mod mistral3;
 mod mistral4;
+mod nemotron_h_moe;
 mod olmoe;
 mod phimoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod qwen3vlmoe;
 mod smallthinker;
 mod step35;
@@ -94,6 +99,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
     laguna::ROW,
     cohere2moe::ROW,
     llama4::ROW,
+    lfm2moe::ROW,
+    qwen35moe::ROW,
+    qwen35moe::DENSE_ROW,
+    qwen3next::ROW,
+    granitehybrid::ROW,
+    nemotron_h_moe::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.

@@ -21,7 +21,7 @@ const DECODER: DecoderSpec = DecoderSpec {
         qk_norm: Presence::Required,
         rope_divisors: Presence::Optional,
         rope_divisors_of: RopeDivisors::FullAttention,
-        output_gate: Some(ActivationFn::Sigmoid),
+        gate: Some(ActivationFn::Sigmoid),
         ..AttentionSpec::PLAIN
     },
     ffn: FfnSpec { selection_bias: Presence::Optional, ..FfnSpec::PLAIN },

@@ -28,7 +28,8 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
     let window = if b.one_in(3) { Some(b.pick(&[1, 2, 5, 16, 31, 64, 100, 1000])) } else { None };
     let soft_cap = if b.one_in(4) { Some(b.pick(&[0.5, 5.0, 50.0])) } else { None };
     let sinks = b.one_in(4).then(|| b.vector("sinks", &[num_attention_heads], 0.5));
-    let chunk = b.one_in(8).then(|| b.pick(&[1, 7, 64, 100]));
+    // One of the windows stands for chunks, which CUDA lacks.
+    let (window, chunk) = if window == Some(1000) { (None, Some(64)) } else { (window, None) };
     b.note("H", num_attention_heads);
     b.note("G", num_key_value_heads);
     b.note("d", head_dim);

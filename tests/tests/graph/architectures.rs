@@ -136,7 +136,7 @@ fn groups_of_experts_are_read_where_some_are_left_out() {
         let model = changed("bailingmoe2/main", |key, _| change(key)).unwrap();
         model.config.layers.iter().find_map(|layer| match &layer.ffn {
             FfnConfig::Moe(moe) => moe.groups,
-            FfnConfig::Dense { .. } => None,
+            FfnConfig::Dense { .. } | FfnConfig::Absent => None,
         })
     };
     let some = ExpertGroups { n_group: 4, topk_group: 2, score: GroupScore::BestTwo };
@@ -402,7 +402,7 @@ fn latent_attention_keeps_one_row_and_stretches_its_scores() {
     assert_eq!(old.layers[0].attention.latent, Some(LatentConfig { q_lora_rank: None, ..latent }));
     let gate = |config: &ModelConfig| match &config.layers[1].ffn {
         FfnConfig::Moe(moe) => (moe.gate, moe.norm_topk_prob, moe.groups.is_some()),
-        FfnConfig::Dense { .. } => panic!("dense"),
+        FfnConfig::Dense { .. } | FfnConfig::Absent => panic!("no experts"),
     };
     assert_eq!(gate(&old), (GateKind::Softmax, false, false));
     assert_eq!(gate(&model.config), (GateKind::Sigmoid, true, true));

@@ -23,6 +23,7 @@ mod scratch;
 mod slice;
 
 pub(super) use attention::split_geometry;
+pub(super) use gated_act::activation_params;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;
@@ -31,8 +32,8 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
-    WeightSlice,
+    CausalConvAttrs, Graph, Node, Op, OpKind, PointwiseFn, RopePairing, StateId, StepSizes, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, Activation};
 use moe_run_runtime::error::BackendError;
@@ -166,9 +167,12 @@ impl Emit<'_> {
             Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
             // Refused before: `supports`.
-            Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
-                Err(BackendError::mismatch(node.op.stem()))
-            }
+            Op::LayerNorm { .. }
+            | Op::PositionScale(_)
+            | Op::MulHeads
+            | Op::DeltaGates { .. }
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_) => Err(BackendError::mismatch(node.op.stem())),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -228,6 +232,10 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         }
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation } => gated_act::lacking(Some(*activation)),
+        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no kernel here yet".into()),
+        Op::Pointwise { function: PointwiseFn::ReluSquared } => {
+            Some("a squared ReLU has no kernel here yet".into())
+        }
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
             gated_act::lacking(*activation)
         }

@@ -1,7 +1,7 @@
 //! Norm, q/k/v, Q/K norm, RoPE, KV cache, causal attention with grouped queries, output gate, o_proj, post-norm, residual.
 
 use super::branch::Branch;
-use super::{latent_attention, norm, rope};
+use super::{latent_attention, norm, output_gate, rope};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::AttentionConfig;
@@ -39,8 +39,10 @@ pub struct AttentionSpec {
     pub rope_divisors_name: &'static str,
     /// Which those are.
     pub rope_divisors_of: RopeDivisors,
-    /// A product of the normed input whose function multiplies what attention gives.
-    pub output_gate: Option<ActivationFn>,
+    /// q_proj has a gate of what comes out beside each head's queries.
+    pub output_gate: bool,
+    /// A product of the normed input by itself, whose function multiplies what attention gives.
+    pub gate: Option<ActivationFn>,
     /// The tensor of the norm of o_proj's product.
     pub post_norm: Option<&'static str>,
 }
@@ -78,7 +80,8 @@ impl AttentionSpec {
         rope_divisors: Presence::Never,
         rope_divisors_name: ROPE_FREQS,
         rope_divisors_of: RopeDivisors::EveryLayer,
-        output_gate: None,
+        output_gate: false,
+        gate: None,
         post_norm: None,
     };
 }
@@ -121,26 +124,42 @@ pub(in crate::architectures) fn branch(
     spec: &AttentionSpec,
 ) -> Result<(ValueId, usize), LowerError> {
     let config = l.config.layers[layer.index()].attention.clone();
-    let (attended, width) = match &config.latent {
-        Some(latent) => latent_attention::lower(l, layer, normed, &config, latent)?,
+    let (attended, width, beside) = match &config.latent {
+        Some(latent) => {
+            let (attended, width) = latent_attention::lower(l, layer, normed, &config, latent)?;
+            (attended, width, None)
+        }
         None => plain(l, layer, normed, &config, spec)?,
     };
-    let attended = gated(l, layer, [normed, attended], width, &config, spec)?;
+    let (attended, gate) = gated(l, layer, [normed, attended], width, &config, spec)?;
     l.graph.tap(Some(layer), Stage::Attention, &[attended])?;
-    Ok((attended, width))
+    if let Some(gate) = gate {
+        l.graph.tap(Some(layer), Stage::AttnGate, &[gate])?;
+    }
+    match beside {
+        Some(gate) => Ok((output_gate::apply(l, layer, gate, attended)?, width)),
+        None => Ok((attended, width)),
+    }
 }
 
-/// Attention whose keys and values are those of heads.
+/// Attention whose keys and values are those of heads, its width, and the gate that q_proj had beside the queries.
 fn plain(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     normed: ValueId,
     config: &AttentionConfig,
     spec: &AttentionSpec,
-) -> Result<(ValueId, usize), LowerError> {
+) -> Result<(ValueId, usize, Option<ValueId>), LowerError> {
     let heads = config.num_attention_heads;
     let [q, kv @ ..] = &project(l, layer, normed, config, spec)?[..] else { return Err(missing(layer)) };
-    let (q, k) = place(l, layer, *q, kv.first().copied(), config, spec)?;
+    let (q, gate) = match spec.output_gate {
+        true => {
+            let [q, gate] = output_gate::split(l, layer, *q, config)?;
+            (q, Some(gate))
+        }
+        false => (*q, None),
+    };
+    let (q, k) = place(l, layer, q, kv.first().copied(), config, spec)?;
     let q = temper(l, layer, q, config)?;
     let attrs = AttentionAttrs {
         num_attention_heads: heads,
@@ -161,7 +180,7 @@ fn plain(
         }
         _ => config.kv_layer.and_then(|other| l.caches.get(&other)).copied().ok_or_else(|| missing(layer))?,
     };
-    Ok((attend(l, layer, q, cache, attrs)?, heads * config.value_head_dim))
+    Ok((attend(l, layer, q, cache, attrs)?, heads * config.value_head_dim, gate))
 }
 
 /// The error for a layer without keys and values of its own or of another: a file with its k_proj would have them.
@@ -213,7 +232,7 @@ fn project(
         }
     }
     let rows = [
-        config.num_attention_heads * config.head_dim,
+        config.num_attention_heads * config.head_dim * if spec.output_gate { 2 } else { 1 },
         kv_heads * config.head_dim,
         kv_heads * config.value_head_dim,
     ];
@@ -416,7 +435,7 @@ pub(super) fn temper(
 }
 
 /// What attention gives, times the function of a product of the normed input: of one number a head or an element, as its
-/// tensor's shape tells.
+/// tensor's shape tells; and that function.
 fn gated(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
@@ -424,8 +443,8 @@ fn gated(
     width: usize,
     config: &AttentionConfig,
     spec: &AttentionSpec,
-) -> Result<ValueId, LowerError> {
-    let Some(activation) = spec.output_gate else { return Ok(attended) };
+) -> Result<(ValueId, Option<ValueId>), LowerError> {
+    let Some(activation) = spec.gate else { return Ok((attended, None)) };
     let (at, heads) = (Some(layer), config.num_attention_heads);
     let name = blk(layer.index(), tensor::ATTN_GATE);
     let by_head = l.rows(&name) == Some(heads) && heads != width;
@@ -435,12 +454,11 @@ fn gated(
     let act = Op::GatedAct { activation };
     if by_head {
         let gate = l.graph.push(at, "attn_gate", act, &[gate, gate])?[0];
-        l.graph.tap(at, Stage::AttnGate, &[gate])?;
-        return Ok(only(l.graph.push(at, "attention_gated", Op::MulHeads, &[attended, gate])?));
+        let out = l.graph.push(at, "attention_gated", Op::MulHeads, &[attended, gate])?;
+        return Ok((only(out), Some(gate)));
     }
     let out = l.graph.push(at, "attention_gated", act, &[gate, attended])?;
-    l.graph.tap(at, Stage::AttnGate, &[out[0]])?;
-    Ok(out[1])
+    Ok((out[1], Some(out[0])))
 }
 
 /// Keys and values into states of the layer; values that are parts of keys have none of their own.

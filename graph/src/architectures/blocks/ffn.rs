@@ -1,7 +1,7 @@
 //! Norm, one gated MLP or experts, post-norm, residual.
 
 use super::branch::Branch;
-use super::{dense_ffn, moe, norm};
+use super::{dense_ffn, moe, norm, ungated_moe};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::{FfnConfig, LayerConfig};
@@ -80,6 +80,10 @@ pub fn lower(
     spec: &FfnSpec,
 ) -> Result<ValueId, LowerError> {
     let at = Some(layer);
+    let ffn = l.config.layers[layer.index()].ffn.clone();
+    if ffn == FfnConfig::Absent {
+        return Ok(x);
+    }
     let normed = norm::lower(l, at, "ffn_norm", &blk(layer.index(), spec.norm), x, 1)?;
     l.graph.tap(at, Stage::FfnNorm, &[normed])?;
     let out = branch(l, layer, [normed, x, layer_input], spec)?.scaled;
@@ -110,7 +114,8 @@ pub(in crate::architectures) fn branch(
     [normed, x, layer_input]: [ValueId; 3],
     spec: &FfnSpec,
 ) -> Result<Branch, LowerError> {
-    let LayerConfig { attention: _, ffn, expert_limit, limit } = l.config.layers[layer.index()].clone();
+    let LayerConfig { attention: _, mixer: _, ffn, expert_limit, limit } =
+        l.config.layers[layer.index()].clone();
     let limited =
         |limit: Option<f32>, plain| limit.map_or(plain, |limit| ActivationFn::LimitedSwiglu { limit });
     let spec = &FfnSpec {
@@ -119,9 +124,11 @@ pub(in crate::architectures) fn branch(
         ..*spec
     };
     match ffn {
+        FfnConfig::Absent => Ok(Branch { scaled: normed, plain: normed }),
         FfnConfig::Dense { intermediate_size } => {
             dense_ffn::lower(l, layer, normed, intermediate_size, spec.activation)
         }
+        FfnConfig::Moe(config) if !config.gated => ungated_moe::lower(l, layer, normed, &config, spec),
         FfnConfig::Moe(config) => {
             let routed = match spec.router_input {
                 RouterInput::Normed => normed,

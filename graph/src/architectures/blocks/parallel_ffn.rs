@@ -22,6 +22,7 @@ pub fn lower(
     let normed = norm::lower(l, at, "ffn_norm", &blk(layer.index(), spec.norm), x, 1)?;
     l.graph.tap(at, Stage::FfnNorm, &[normed])?;
     let out = match l.config.layers[layer.index()].ffn.clone() {
+        FfnConfig::Absent => return Ok(x),
         FfnConfig::Dense { intermediate_size } => {
             dense_ffn::lower(l, layer, normed, intermediate_size, spec.activation)?.scaled
         }
