@@ -12,8 +12,11 @@ use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetR
 use super::ops::embed::Embed;
 use super::ops::head_matmul::{self, TransposedHeads};
 use super::ops::kv_write::{self, Cache, Heads, KvWrite};
+use super::ops::layer_norm::LayerNorm;
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
+use super::ops::mul_heads::MulHeads;
 use super::ops::pointwise::{self, Pointwise};
+use super::ops::position_scale::PositionScale;
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::Rope;
 use super::ops::router::{self, Route};
@@ -229,6 +232,9 @@ impl Compiler<'_> {
             Op::HeadMatMul { weight, transposed: false } => (weight, None, None),
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::PositionScale(_)
+            | Op::MulHeads
             | Op::HeadMatMul { weight: _, transposed: true }
             | Op::Rope { .. }
             | Op::KvWrite { .. }
@@ -510,6 +516,21 @@ impl Compiler<'_> {
                 let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
                 Box::new(RmsNorm { x, out, weight, width, eps })
             }
+            Op::LayerNorm { weight, bias, eps } => Box::new(LayerNorm {
+                x: self.input(node, 0)?,
+                out: self.output(node)?,
+                weight: self.vector(*weight)?,
+                bias: self.opt_vector(*bias)?,
+                eps: *eps,
+            }),
+            Op::PositionScale(attrs) => {
+                Box::new(PositionScale { x: self.input(node, 0)?, out: self.output(node)?, attrs: *attrs })
+            }
+            Op::MulHeads => Box::new(MulHeads {
+                x: self.input(node, 0)?,
+                factors: self.input(node, 1)?,
+                out: self.output(node)?,
+            }),
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
                 let (table, head_dim) = (table.index(), x.width() / heads);

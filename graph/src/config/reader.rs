@@ -1,11 +1,12 @@
 //! The keys of one architecture, read with bounds, and what most architectures make of them.
 
 use super::{
-    AttentionConfig, ConfigError, FfnConfig, LayerConfig, MixerConfig, ModelConfig, MoeConfig, RopeConfig,
+    AttentionConfig, ConfigError, FfnConfig, LatentConfig, LayerConfig, MixerConfig, ModelConfig, MoeConfig,
+    NormKind, RopeConfig,
 };
 use crate::architectures::TensorTable;
 use crate::gguf::{MetaArray, MetaValue, Metadata, keys};
-use crate::ir::{ExpertGroups, GateKind, GroupScore, RopePairing, RopeScaling};
+use crate::ir::{ExpertGroups, GateKind, GroupScore, PositionScaleAttrs, RopePairing, RopeScaling};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -34,6 +35,9 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     (keys::arch::EMBEDDING_SCALE, &[0.0, 1.0]),
     (keys::arch::RESIDUAL_SCALE, &[0.0, 1.0]),
     (keys::arch::LOGIT_SCALE, &[0.0, 1.0]),
+    (keys::arch::TEMPERATURE_SCALE, &[0.0]),
+    (keys::arch::SHARED_KV_LAYERS, &[0.0]),
+    (keys::arch::EMBEDDING_LENGTH_PER_LAYER_INPUT, &[0.0]),
 ];
 
 /// Keys that files of any architecture may have and that say nothing about a forward pass without training.
@@ -187,6 +191,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A number, where the key is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is not finite.
+    pub fn opt_number(&self, rest: &str) -> Result<Option<f32>, ConfigError> {
+        match self.metadata.opt_f32(&self.key(rest))? {
+            Some(x) if !x.is_finite() => Err(self.wrong(rest, x, "a finite number")),
+            x => Ok(x),
+        }
+    }
+
     /// A positive number, where the key is there.
     ///
     /// # Errors
@@ -214,10 +229,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`ConfigError`] where its value is not finite.
     pub fn opt_factor(&self, rest: &str) -> Result<Option<f32>, ConfigError> {
-        match self.metadata.opt_f32(&self.key(rest))? {
-            Some(x) if !x.is_finite() => Err(self.wrong(rest, x, "a finite number")),
-            x => Ok(x.filter(|x| *x != 0.0)),
-        }
+        Ok(self.opt_number(rest)?.filter(|x| *x != 0.0))
     }
 
     /// Layers that run.
@@ -234,7 +246,11 @@ impl<'a> Reader<'a> {
         Ok(blocks - draft)
     }
 
-    fn num_blocks(&self) -> Result<usize, ConfigError> {
+    /// Layers that run, and those behind them that draft.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a count that no model has.
+    pub fn num_blocks(&self) -> Result<usize, ConfigError> {
         let blocks = self.dimension(keys::arch::BLOCK_COUNT)?;
         if blocks > MAX_LAYERS {
             return Err(self.wrong(keys::arch::BLOCK_COUNT, blocks, format!("1 to {MAX_LAYERS}")));
@@ -294,6 +310,38 @@ impl<'a> Reader<'a> {
         Ok((1..=self.num_hidden_layers()?).map(|layer| !layer.is_multiple_of(period)).collect())
     }
 
+    /// A yes or no for each layer that runs: an array, or a period, of whose layers the first is a no. `default` is the
+    /// period where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is neither.
+    pub fn flags_or_first(&self, rest: &str, default: usize) -> Result<Vec<bool>, ConfigError> {
+        if let Some(MetaValue::Array(_)) = self.metadata.get(&self.key(rest)) {
+            return self.flags(rest);
+        }
+        let period = self.opt_dimension(rest)?.unwrap_or(default);
+        Ok((0..self.num_hidden_layers()?).map(|layer| !layer.is_multiple_of(period)).collect())
+    }
+
+    /// A bound for each layer that runs, `None` where it is 0; `None` where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is no array with one a layer, or no bounds.
+    pub fn opt_limits(&self, rest: &str) -> Result<Option<Vec<Option<f32>>>, ConfigError> {
+        let key = self.key(rest);
+        let limits = match self.metadata.get(&key) {
+            None => return Ok(None),
+            Some(MetaValue::Array(MetaArray::F32(limits))) => limits.clone(),
+            Some(MetaValue::Array(MetaArray::F64(limits))) => limits.iter().map(|x| *x as f32).collect(),
+            Some(_) => self.metadata.usize_array(&key)?.into_iter().map(|n| n as f32).collect(),
+        };
+        let limits = self.one_a_layer(rest, limits)?;
+        if let Some(bad) = limits.iter().find(|x| !(x.is_finite() && **x >= 0.0)) {
+            return Err(self.wrong(rest, bad, "positive numbers, or 0 for none"));
+        }
+        Ok(Some(limits.into_iter().map(|x| Some(x).filter(|x| *x > 0.0)).collect()))
+    }
+
     pub(super) fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
         let layers = self.num_hidden_layers()?;
         if array.len() != layers && array.len() != self.num_blocks()? {
@@ -305,7 +353,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Rows of the embedding table. The table itself says it; metadata may speak of a smaller vocabulary.
-    fn vocab_size(&self) -> Result<usize, ConfigError> {
+    ///
+    /// # Errors
+    /// [`ConfigError`] where what states it is no size.
+    pub fn vocab_size(&self) -> Result<usize, ConfigError> {
         let stated = self.opt_dimension(keys::arch::VOCAB_SIZE)?;
         let table = self.tensors.get(keys::tensor::TOKEN_EMBD).map(|(shape, _)| shape.as_slice());
         if let Some([outer @ .., vocab_size, _]) = table
@@ -330,13 +381,27 @@ impl<'a> Reader<'a> {
         ffn: Vec<FfnConfig>,
     ) -> Result<ModelConfig, ConfigError> {
         // Nemotron-H states the RMS norms' under the key of the other norm.
-        let rms_norm_eps = match self.opt_positive(keys::arch::RMS_EPS)? {
+        let eps = match self.opt_positive(keys::arch::RMS_EPS)? {
             Some(eps) => eps,
             None if self.metadata.get(&self.key(keys::arch::LAYER_NORM_EPS)).is_some() => {
                 self.positive(keys::arch::LAYER_NORM_EPS)?
             }
             None => self.positive(keys::arch::RMS_EPS)?,
         };
+        self.model_with(attention, ffn, NormKind::Rms, eps)
+    }
+
+    /// The model of these layers, with norms of this kind and epsilon.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for what all models state.
+    pub fn model_with(
+        &self,
+        attention: Vec<AttentionConfig>,
+        ffn: Vec<FfnConfig>,
+        norm: NormKind,
+        rms_norm_eps: f32,
+    ) -> Result<ModelConfig, ConfigError> {
         let layers = attention.into_iter().zip(ffn);
         Ok(ModelConfig {
             architecture: self.architecture.to_owned(),
@@ -346,12 +411,21 @@ impl<'a> Reader<'a> {
             num_hidden_layers: self.num_hidden_layers()?,
             num_nextn_predict_layers: self.count(keys::arch::NEXTN_PREDICT_LAYERS)?,
             max_position_embeddings: self.dimension(keys::arch::CONTEXT_LENGTH)?,
+            norm,
             rms_norm_eps,
             embedding_scale: None,
             residual_scale: None,
             logits_scale: None,
+            logits_soft_cap: None,
+            per_layer_input_size: None,
             layers: layers
-                .map(|(attention, ffn)| LayerConfig { attention, mixer: MixerConfig::Attention, ffn })
+                .map(|(attention, ffn)| LayerConfig {
+                    attention,
+                    mixer: MixerConfig::Attention,
+                    ffn,
+                    expert_limit: None,
+                    limit: None,
+                })
                 .collect(),
             unused_keys: Vec::new(),
         })
@@ -396,8 +470,99 @@ impl<'a> Reader<'a> {
             scale: (1.0 / (head_dim as f64).sqrt()) as f32,
             value_scale: None,
             sliding_window: None,
+            chunk: None,
+            qkv_bound: None,
+            plain_qk_norm: false,
             rope: Some(self.rope(defaults, head_dim)?),
+            latent: None,
+            kv_layer: None,
+            temperature: None,
         })
+    }
+
+    /// Latent attention in every layer that runs, as one KV head over latents.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for dimensions that do not fit each other.
+    pub fn latent_attention(&self) -> Result<Vec<AttentionConfig>, ConfigError> {
+        use keys::arch as k;
+        // In files with a tensor for k and one for v these speak of the latents.
+        self.without_effect(&[k::HEAD_COUNT_KV, k::KEY_LENGTH, k::VALUE_LENGTH]);
+        let either = |mla, plain| match self.opt_dimension(mla)? {
+            Some(n) => Ok(n),
+            None => self.dimension(plain),
+        };
+        let head_dim = either(k::KEY_LENGTH_MLA, k::KEY_LENGTH)?;
+        let v_head_dim = either(k::VALUE_LENGTH_MLA, k::VALUE_LENGTH)?;
+        let kv_lora_rank = self.dimension(k::KV_LORA_RANK)?;
+        let mut rope = self.rope(&AttentionDefaults::INTERLEAVED, head_dim)?;
+        let rope_dims = self.dimension(k::ROPE_DIMENSION_COUNT)?;
+        if rope_dims >= head_dim {
+            let wanted = format!("fewer than the {head_dim} elements of a head");
+            return Err(self.wrong(k::ROPE_DIMENSION_COUNT, rope_dims, wanted));
+        }
+        // Files without attn_q_a have queries without a latent, whatever the key says.
+        let direct = self.has(&keys::blk(0, keys::layer::ATTN_Q));
+        let q_lora_rank = Some(self.count(k::Q_LORA_RANK)?).filter(|n| *n > 0 && !direct);
+        let stretch = self.without_stretched_angles(&mut rope)?;
+        let latent = LatentConfig {
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim: head_dim - rope_dims,
+            qk_rope_head_dim: rope_dims,
+            v_head_dim,
+        };
+        let temperature = self.temperature()?;
+        let layer = |num_attention_heads| AttentionConfig {
+            num_attention_heads,
+            num_key_value_heads: 1,
+            head_dim: kv_lora_rank + rope_dims,
+            value_head_dim: kv_lora_rank,
+            scale: (stretch * stretch / (head_dim as f64).sqrt()) as f32,
+            value_scale: None,
+            sliding_window: None,
+            chunk: None,
+            qkv_bound: None,
+            plain_qk_norm: false,
+            rope: Some(rope.clone()),
+            latent: Some(latent),
+            kv_layer: None,
+            temperature,
+        };
+        Ok(self.per_layer(k::HEAD_COUNT, None)?.into_iter().map(layer).collect())
+    }
+
+    /// Takes YaRN's factor off cosines and sines where the file says what stands in its place: by how much a score's two sides
+    /// are stretched, which is given; 1 where it does not say.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key's value is no number.
+    pub fn without_stretched_angles(&self, rope: &mut RopeConfig) -> Result<f64, ConfigError> {
+        use keys::arch as k;
+        let log_multiplier = self.opt_factor(k::ROPE_SCALING_YARN_LOG_MULTIPLIER)?;
+        let cosines = self.opt_positive(k::ROPE_SCALING_ATTN_FACTOR)?.map_or(1.0, f64::from);
+        let mut stretch = 1.0;
+        if let (RopeScaling::Yarn { factor, attention_factor, .. }, Some(multiplier)) =
+            (&mut rope.scaling, log_multiplier)
+        {
+            stretch = 1.0 + f64::from(multiplier) * factor.ln();
+            *attention_factor = cosines;
+        }
+        Ok(stretch)
+    }
+
+    /// How queries grow with their position: 1 + scale · ln(1 + ⌊position / length⌋).
+    ///
+    /// # Errors
+    /// [`ConfigError`] where there is a scale and no length.
+    pub fn temperature(&self) -> Result<Option<PositionScaleAttrs>, ConfigError> {
+        let length = self.opt_dimension(keys::arch::TEMPERATURE_LENGTH)?;
+        let Some(scale) = self.opt_factor(keys::arch::TEMPERATURE_SCALE)? else { return Ok(None) };
+        let length = match length {
+            Some(length) => length,
+            None => self.dimension(keys::arch::TEMPERATURE_LENGTH)?,
+        };
+        Ok(Some(PositionScaleAttrs { scale, length, offset: 0 }))
     }
 
     fn rope(&self, defaults: &AttentionDefaults, head_dim: usize) -> Result<RopeConfig, ConfigError> {

@@ -3,7 +3,8 @@
 use super::graph::WeightId;
 use super::graph::{Graph, Lifetime, Node, StateId};
 use super::op::{
-    AttentionAttrs, DType, Dim, ExpertGroups, GroupScore, Op, PointwiseFn, RouterAttrs, Shape, WeightSlice,
+    AttentionAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, Op, PointwiseFn, RouterAttrs, Shape,
+    WeightSlice,
 };
 use super::recurrent::{DeltaRuleAttrs, SsmScanAttrs};
 use crate::quant::Format;
@@ -53,6 +54,15 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             }
             Ok(vec![f32(rule.shape(0).clone())])
         }
+        Op::LayerNorm { weight, bias, eps: _ } => {
+            rule.arity(1)?;
+            let width = rule.width(0)?;
+            rule.vector(*weight, width)?;
+            if let Some(bias) = bias {
+                rule.vector(*bias, width)?;
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
         Op::MatMul { weight, bias, .. } => {
             rule.arity(1)?;
             let (out, inner) = rule.matrix(weight)?;
@@ -90,6 +100,18 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
                 return Err(rule.wrong(
                     format!("{heads} heads of at least {} (even) elements", spec.dims),
                     rule.shape(0).to_string(),
+                ));
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::PositionScale(attrs) => {
+            rule.arity(2)?;
+            rule.width(0)?;
+            rule.per_token(1, "positions")?;
+            if attrs.length == 0 || !attrs.scale.is_finite() || rule.shape(0).0[0] != Dim::Tokens {
+                return Err(rule.wrong(
+                    "x [T, n], a length of 1 or more and a finite scale".into(),
+                    format!("{}, {} and {}", rule.shape(0), attrs.length, attrs.scale),
                 ));
             }
             Ok(vec![f32(rule.shape(0).clone())])
@@ -158,6 +180,11 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             if let Some(bias) = attrs.selection_bias {
                 rule.vector(bias, attrs.num_experts)?;
             }
+            let bare = attrs.selection_bias.is_none() && attrs.groups.is_none() && !attrs.norm_topk_prob;
+            if attrs.gate == GateKind::SparseMixer && !bare {
+                let wanted = "a sparsemixer without bias, groups and renormalising";
+                return Err(rule.wrong(wanted.into(), "one with them".into()));
+            }
             if let Some(scale) = attrs.expert_scale {
                 rule.vector(scale, attrs.num_experts)?;
             }
@@ -208,6 +235,16 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.arity(2)?;
             rule.same(0, 1)?;
             Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::MulHeads => {
+            rule.arity(2)?;
+            let (width, heads) = (rule.width(0)?, rule.width(1)?);
+            let (x, factors) = (rule.shape(0), rule.shape(1));
+            if heads == 0 || width % heads != 0 || !x.stands_beside(factors) {
+                let wanted = "x [T, heads · d] and factors [T, heads]";
+                return Err(rule.wrong(wanted.into(), format!("{x} and {factors}")));
+            }
+            Ok(vec![f32(x.clone())])
         }
         Op::Pointwise { function } => {
             rule.arity(1)?;
@@ -445,6 +482,7 @@ impl Rule<'_> {
             value_head_dim,
             scale: _,
             window,
+            chunk,
             soft_cap,
             sinks,
             value_in_key,
@@ -461,8 +499,8 @@ impl Rule<'_> {
         if head_dim == 0 || value_head_dim == 0 {
             return Err(self.wrong("heads of at least 1".into(), format!("{head_dim} and {value_head_dim}")));
         }
-        if window == Some(0) {
-            return Err(self.wrong("a window of at least 1, or none".into(), "0".into()));
+        if window == Some(0) || chunk == Some(0) {
+            return Err(self.wrong("a window or chunk of at least 1, or none".into(), "0".into()));
         }
         if let Some(cap) = soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return Err(self.wrong("a finite soft_cap above 0, or none".into(), cap.to_string()));

@@ -18,7 +18,7 @@ pub use graph::{
 };
 pub use op::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, Op,
-    OpKind, PointwiseFn, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
+    OpKind, PointwiseFn, PositionScaleAttrs, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
 };
 pub use pattern::LaunchPattern;
 pub use recurrent::{DeltaRuleAttrs, HeadMap, SsmScanAttrs};

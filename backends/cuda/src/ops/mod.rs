@@ -167,9 +167,12 @@ impl Emit<'_> {
             Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
             // Refused before: `supports`.
-            Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => {
-                Err(BackendError::mismatch(node.op.stem()))
-            }
+            Op::LayerNorm { .. }
+            | Op::PositionScale(_)
+            | Op::MulHeads
+            | Op::DeltaGates { .. }
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_) => Err(BackendError::mismatch(node.op.stem())),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -224,12 +227,17 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
+        Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
+            Some("it has no kernel here yet".into())
+        }
         // `gated_act::activation_params` numbers each function.
-        Op::GatedAct { activation: _ } => None,
-        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::GatedAct { activation } => gated_act::lacking(Some(*activation)),
         Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no kernel here yet".into()),
         Op::Pointwise { function: PointwiseFn::ReluSquared } => {
             Some("a squared ReLU has no kernel here yet".into())
+        }
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
+            gated_act::lacking(*activation)
         }
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
