@@ -59,7 +59,7 @@ pub fn silu(x: f32) -> f32 {
 #[inline(always)]
 pub fn gelu_tanh(x: f32) -> f32 {
     // 2·√(2/π), and 0.044715 times that.
-    let u = x * (x * x).mul_add(0.071_354_814, 1.595_769_1);
+    let u = x * (x * x).mul_add(0.071_354_814, 1.595_769);
     x / (1.0 + exp(-u))
 }
 
