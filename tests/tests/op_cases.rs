@@ -130,7 +130,7 @@ fn ops_that_read_quantized_weights() {
 fn attention_over_every_kv_type() {
     over_seeds("attention", &[Activations::F32], KvType::ALL, 20);
     over_seeds("kv_write", &[Activations::F32], KvType::ALL, 6);
-    over_seeds("attention_scores", &[Activations::F32], KvType::ALL, 20);
+    over_seeds("attention_scores", &[Activations::F32], KvType::ALL, 40);
     over_seeds("attention_softmax", &[Activations::F32], &[KvType::F32], 6);
 }
 
