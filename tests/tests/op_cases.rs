@@ -164,7 +164,7 @@ fn every_group() {
         let mut met = BTreeSet::new();
         for group in GroupCase::ALL.iter().filter(|group| is_asked_for(group.name())) {
             let mut tally = Tally::default();
-            let few = seeds(backend.as_ref(), 12);
+            let few = seeds(backend.as_ref(), 24);
             for seed in 0..SEARCHED {
                 let case = groups::case(*group, seed).unwrap();
                 for (i, activations) in [Activations::F32, Activations::Q8].into_iter().enumerate() {
