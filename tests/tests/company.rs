@@ -321,7 +321,7 @@ fn company_changes_no_bit_of_a_hybrid_model() {
 /// A chat's next prompt, which parts from what is held, is not read from its beginning: states were kept at a border of blocks.
 #[test]
 fn a_hybrid_models_next_prompt_goes_on_from_a_border_of_blocks() {
-    let Some(path) = fixtures::find("arch/qwen35moe/small-q4_k_m.gguf") else { return };
+    let Some(path) = fixtures::find("arch/qwen3next/small-fused-q8_0.gguf") else { return };
     let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
     let tokens = text(&model, 5, 240);
     for backend in [&Cpu as &dyn Backend, &Reference] {

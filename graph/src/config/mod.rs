@@ -5,6 +5,7 @@
 //! from a file's or a model's name, and no key of the architecture is passed over: what `configure` did not look at is
 //! refused where it would change the results, and listed in [`ModelConfig::unused_keys`] where nobody here knows it.
 
+mod attention;
 mod hybrid;
 mod reader;
 

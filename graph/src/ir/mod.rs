@@ -10,6 +10,7 @@ pub mod op;
 pub mod pattern;
 mod recurrent;
 pub mod rope;
+mod shape;
 pub mod stage;
 
 pub use graph::{
