@@ -130,7 +130,7 @@ fn ops_that_read_quantized_weights() {
 fn attention_over_every_kv_type() {
     over_seeds("attention", &[Activations::F32], KvType::ALL, 20);
     over_seeds("kv_write", &[Activations::F32], KvType::ALL, 6);
-    over_seeds("attention_scores", &[Activations::F32], KvType::ALL, 20);
+    over_seeds("attention_scores", &[Activations::F32], KvType::ALL, 40);
     over_seeds("attention_softmax", &[Activations::F32], &[KvType::F32], 6);
 }
 
@@ -164,7 +164,7 @@ fn every_group() {
         let mut met = BTreeSet::new();
         for group in GroupCase::ALL.iter().filter(|group| is_asked_for(group.name())) {
             let mut tally = Tally::default();
-            let few = seeds(backend.as_ref(), 12);
+            let few = seeds(backend.as_ref(), 24);
             for seed in 0..SEARCHED {
                 let case = groups::case(*group, seed).unwrap();
                 for (i, activations) in [Activations::F32, Activations::Q8].into_iter().enumerate() {
