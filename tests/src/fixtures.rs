@@ -147,16 +147,7 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
 
 /// Which backend refuses which of those models, by the beginning of the stem, for lack of one of which operations: it says
 /// which.
-const REFUSED: &[(&str, &str, &[&str])] = &[
-    ("cuda", "granitehybrid/", &["ssm_scan"]),
-    ("cuda", "nemotron_h_moe/", &["ssm_scan", "pointwise"]),
-    ("cuda", "qwen35moe/", &["delta_gates", "delta_rule"]),
-    ("cuda", "qwen3next/", &["delta_gates", "delta_rule"]),
-    ("wgpu", "granitehybrid/", &["ssm_scan"]),
-    ("wgpu", "nemotron_h_moe/", &["ssm_scan"]),
-    ("wgpu", "qwen35moe/", &["delta_gates", "delta_rule"]),
-    ("wgpu", "qwen3next/", &["delta_gates", "delta_rule"]),
-];
+const REFUSED: &[(&str, &str, &[&str])] = &[];
 
 /// Whether a backend computes all that a model of [`architecture_models`] asks for.
 #[must_use]
