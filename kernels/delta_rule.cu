@@ -1,13 +1,13 @@
 // DeltaRule: the gated delta rule, token by token. For each value head, with q̂ = q / √(Σq² + eps) · scale and k̂ likewise without
-// scale: S ← e^g · S; S ← S + k̂ ⊗ β·(v − Sᵀk̂); out = Sᵀq̂, S [dk, dv] of the sequence, 0 before position 0.
+// scale: S ← g · S; S ← S + k̂ ⊗ β·(v − Sᵀk̂); out = Sᵀq̂, S [dk, dv] of the sequence, 0 before position 0.
 //
 // A block has 32 columns of a head's S in its registers for the whole step: a lane a column, a warp DELTA_ROWS rows. The sums
-// over rows of a token are taken of S as it was, so that one exchange does for both: out_j = Σ q̂ᵢe^gᵢ·Sᵢⱼ + (q̂·k̂)·δⱼ.
+// over rows of a token are taken of S as it was, so that one exchange does for both: out_j = Σ q̂ᵢgᵢ·Sᵢⱼ + (q̂·k̂)·δⱼ.
 #include "common/prelude.cuh"
 
 constexpr int DELTA_ROWS = 16;
 
-// What a block keeps of a token: q̂, k̂ and e^g by rows of S, zero behind the last, then q̂·k̂ and β.
+// What a block keeps of a token: q̂, k̂ and the decay g by rows of S, zero behind the last, then q̂·k̂ and β.
 struct DeltaToken {
     sptr<float> q, k, decay, dot, beta;
 };
@@ -37,7 +37,7 @@ DEVICE void stage_delta_token(DeltaToken s, aptr<const float> q, aptr<const floa
         bool inside = i < dk;
         s.q[i] = inside ? q[i] * of_q : 0.0f;
         s.k[i] = inside ? k[i] * of_k : 0.0f;
-        s.decay[i] = inside ? expf(g[decays == 1 ? 0 : i]) : 0.0f;
+        s.decay[i] = inside ? g[decays == 1 ? 0 : i] : 0.0f;
     }
     if (lane == 0) {
         s.dot[0] = qk * of_q * of_k;
@@ -45,11 +45,11 @@ DEVICE void stage_delta_token(DeltaToken s, aptr<const float> q, aptr<const floa
     }
 }
 
-// qkv [T, 2·Hk·dk + Hv·dv], beta [T, Hv], log_decay [T, Hv · decays], state [Hv, dk, dv] → y [T, Hv·dv]. Grid: (ceil(dv / 32), Hv);
+// qkv [T, 2·Hk·dk + Hv·dv], beta [T, Hv], decay [T, Hv · decays], state [Hv, dk, dv] → y [T, Hv·dv]. Grid: (ceil(dv / 32), Hv);
 // a warp for every 16 rows, at most 16. key_heads Hk; tiled: value head h reads key head h % Hk, else h / (Hv / Hk). Shared:
 // chunk · (3 · 16 · warps + 4) floats, then 4 · 32 · warps.
 extern "C" __global__ void __launch_bounds__(512, 1)
-    delta_rule(aptr<const float> qkv, aptr<const float> beta, aptr<const float> log_decay, aptr<const int> positions,
+    delta_rule(aptr<const float> qkv, aptr<const float> beta, aptr<const float> decay, aptr<const int> positions,
                aptr<float> state, aptr<float> y, int tokens, int key_heads, int dk, int dv, int tiled, int decays,
                float eps, float scale, int chunk) {
     SHARED_DYNAMIC(float, base);
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         for (int t = warp; t < count; t += warps) {
             aptr<const float> row = qkv + static_cast<long long>(from + t) * width + key_head * dk;
             stage_delta_token(delta_token(base, rows, t), row, row + key_heads * dk,
-                              log_decay + ((from + t) * heads + head) * decays, beta[(from + t) * heads + head], dk, rows,
+                              decay + ((from + t) * heads + head) * decays, beta[(from + t) * heads + head], dk, rows,
                               decays, eps, scale);
         }
         __syncthreads();

@@ -1,4 +1,4 @@
-// DeltaGates: beta = sigmoid(b), log_decay = a · softplus(dt + dt_bias), a of its head. One lane an element of log_decay.
+// DeltaGates: beta = sigmoid(b), decay = e^(a · softplus(dt + dt_bias)), a of its head. One lane an element of decay.
 #include numbers
 #include arena
 #include softplus
@@ -11,7 +11,7 @@ struct Params {
     a: u32,
     dt_bias: u32,
     beta: u32,
-    log_decay: u32,
+    decay: u32,
     heads: u32,
     of_head: u32,
 }
@@ -25,8 +25,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let of_row = i % width;
-    let decay = small(p.a + of_row / p.of_head) * softplus(load(p.dt + i) + small(p.dt_bias + of_row));
-    store(p.log_decay + i, decay);
+    let decay = exp(small(p.a + of_row / p.of_head) * softplus(load(p.dt + i) + small(p.dt_bias + of_row)));
+    store(p.decay + i, decay);
     if (i % p.of_head == 0u) {
         let head = i / p.of_head;
         store(p.beta + head, 1.0 / (1.0 + exp(-load(p.b + head))));

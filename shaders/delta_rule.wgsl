@@ -1,8 +1,8 @@
 // DeltaRule: the gated delta rule, token by token. For each value head, with q̂ = q / √(Σq² + eps) · scale and k̂ likewise without
-// scale: S ← e^g · S; S ← S + k̂ ⊗ β·(v − Sᵀk̂); out = Sᵀq̂, S [dk, dv] of the sequence, 0 before position 0.
+// scale: S ← g · S; S ← S + k̂ ⊗ β·(v − Sᵀk̂); out = Sᵀq̂, S [dk, dv] of the sequence, 0 before position 0.
 //
 // A workgroup keeps 32 columns of a head's S for the whole step: a lane a column and every PARTS-th row. The sums over rows of a
-// token are taken of S as it was, so that one exchange does for both: out_j = Σ q̂ᵢe^gᵢ·Sᵢⱼ + (q̂·k̂)·δⱼ. Grid (dv / 32, Hv).
+// token are taken of S as it was, so that one exchange does for both: out_j = Σ q̂ᵢgᵢ·Sᵢⱼ + (q̂·k̂)·δⱼ. Grid (dv / 32, Hv).
 #include numbers
 #include arena
 #include lanes
@@ -12,7 +12,7 @@ struct Params {
     qkv: u32,
     // [T, Hv] and [T, Hv · decays].
     beta: u32,
-    log_decay: u32,
+    decay_at: u32,
     positions: u32,
     y: u32,
     key_heads: u32,
@@ -70,11 +70,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         squares = sum_lanes4(lane, squares);
         let of_q = p.scale / sqrt(squares.x + p.eps);
         let of_k = 1.0 / sqrt(squares.y + p.eps);
-        let g = p.log_decay + (t * p.heads + head) * p.decays;
+        let g = p.decay_at + (t * p.heads + head) * p.decays;
         for (var i = lane.index; i < KEY_DIM; i += LANES) {
             queries[i] = load(q + i) * of_q;
             keys[i] = load(k + i) * of_k;
-            decay[i] = exp(load(g + select(i, 0u, p.decays == 1u)));
+            decay[i] = load(g + select(i, 0u, p.decays == 1u));
         }
         workgroupBarrier();
         var sums = vec2<f32>(0.0);

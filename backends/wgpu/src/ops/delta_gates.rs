@@ -15,14 +15,14 @@ pub(super) fn emit(
     let (heads, width) = (e.width(node, node.inputs[0])?, e.width(node, node.inputs[1])?);
     let rows = Rows::of(e.shape(node.outputs[1]));
     let (b, dt) = (e.at(node.inputs[0])?, e.at(node.inputs[1])?);
-    let (beta, log_decay) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
+    let (beta, decay) = (e.output(node.outputs[0]), e.output(node.outputs[1]));
     let params = [
         ("b", b.into()),
         ("dt", dt.into()),
         ("a", e.small(Some(a))?.into()),
         ("dt_bias", e.small(Some(dt_bias))?.into()),
         ("beta", beta.into()),
-        ("log_decay", log_decay.into()),
+        ("decay", decay.into()),
         ("heads", heads.into()),
         ("of_head", (width / heads.max(1)).into()),
     ];

@@ -25,14 +25,14 @@ pub(super) fn lacking(attrs: &DeltaRuleAttrs) -> Option<String> {
 }
 
 pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &DeltaRuleAttrs) -> Result<(), BackendError> {
-    let (qkv, beta, log_decay) = (e.at(node.inputs[0])?, e.at(node.inputs[1])?, e.at(node.inputs[2])?);
+    let (qkv, beta, decay) = (e.at(node.inputs[0])?, e.at(node.inputs[1])?, e.at(node.inputs[2])?);
     let decays = e.width(node, node.inputs[2])? / attrs.num_value_heads as u32;
     let y = e.output(node.outputs[0]);
     let variant = e.variant("delta_rule", &[("LANES", LANES), ("KEY_DIM", attrs.key_head_dim as u32)]);
     let params = [
         ("qkv", qkv.into()),
         ("beta", beta.into()),
-        ("log_decay", log_decay.into()),
+        ("decay_at", decay.into()),
         ("positions", e.at(node.inputs[3])?.into()),
         ("y", y.into()),
         ("key_heads", (attrs.num_key_heads as u32).into()),
