@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use moe_run_backends::{BackendError, partial_file, sampler::Sampler};
+use moe_run_backends::{BackendError, generate::StopReason, partial_file, sampler::Sampler};
 use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::Tokenizer,
@@ -22,7 +22,7 @@ use crate::{
     answer::{self, AnswerView},
     common::{BackendArgs, ModelArgs},
     engine::Engine,
-    generate::{GenerateArgs, StopReason, generate},
+    generate::{self, GenerateArgs, generate},
     inputs::{self, BYTE_ORDER_MARK},
     messages, output, output_file,
     prompt::{read_template, template_var},
@@ -467,7 +467,7 @@ fn answer(
     })?;
     let parsed = view.map(|view| view.finish(outcome.stop_reason.is_model_end())).transpose()?;
     output::text("\n")?;
-    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    output::note(&generate::summary(&outcome));
     if outcome.stop_reason == StopReason::Interrupted && outcome.output_tokens.is_empty() {
         conversation.messages.truncate(conversation.messages.len() - taken_back);
     } else if let Some(parsed) = parsed {

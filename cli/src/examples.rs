@@ -127,6 +127,23 @@ Examples:
   moe-run completions zsh > _moe-run                    in a directory of $fpath
 ";
 
+/// The architectures that can be run, in lines of a terminal's width.
+pub fn architectures() -> String {
+    const COLUMNS: usize = 80;
+    let mut text = "Architectures that can be run:\n ".to_owned();
+    let mut column = 1;
+    for row in moe_run_graph::architectures::ARCHITECTURES {
+        if column + 1 + row.name.len() > COLUMNS {
+            text.push_str("\n ");
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(row.name);
+        column += 1 + row.name.len();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};
@@ -169,21 +186,4 @@ mod tests {
             }
         }
     }
-}
-
-/// The architectures that can be run, in lines of a terminal's width.
-pub fn architectures() -> String {
-    const COLUMNS: usize = 80;
-    let mut text = "Architectures that can be run:\n ".to_owned();
-    let mut column = 1;
-    for row in moe_run_graph::architectures::ARCHITECTURES {
-        if column + 1 + row.name.len() > COLUMNS {
-            text.push_str("\n ");
-            column = 1;
-        }
-        text.push(' ');
-        text.push_str(row.name);
-        column += 1 + row.name.len();
-    }
-    text
 }

@@ -38,7 +38,6 @@ pub mod run;
 pub mod sampling;
 pub mod save_args;
 pub mod selftest;
-pub mod stop;
 pub mod synth;
 pub mod tokenize;
 pub mod trace;

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use moe_run_backends::{Activations, KvType, Observer, sampler::SamplerOptions, session::LogitsRows};
+use moe_run_backends::{
+    Activations, KvType, Observer, generate::StopReason, sampler::SamplerOptions, session::LogitsRows,
+};
 use moe_run_graph::ids::TokenId;
 use moe_run_text::toolcalls::Answer;
 use serde::Serialize;
@@ -11,7 +13,7 @@ use crate::{
     CliError, ExitCode,
     common::{BackendArgs, ModelArgs},
     engine::Engine,
-    generate::{GenerateArgs, Outcome, StopReason, generate_observed},
+    generate::{self, GenerateArgs, Outcome, generate_observed},
     output,
     prompt::{Prompt, PromptArgs},
     sampling::{SamplerArgs, read_back_line},
@@ -183,7 +185,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::text("\n")?;
     }
-    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    output::note(&generate::summary(&outcome));
     if let Some(sink) = sink {
         if outcome.timings.prompt_tokens_evaluated < prompt_tokens.len() {
             output::warning("no tensors were saved: the prompt's evaluation was interrupted");

@@ -2,8 +2,9 @@
 //! the reference backend under the same definition of activations and KV cache.
 
 use crate::common::{backend_names, check_device};
-use crate::generate::{GenerateArgs, StopReason, generate};
+use crate::generate::{GenerateArgs, generate};
 use crate::{CliError, ExitCode, demo, output};
+use moe_run_backends::generate::StopReason;
 use moe_run_backends::reference::Reference;
 use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::{LogitsRows, Session};

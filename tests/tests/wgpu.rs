@@ -161,14 +161,8 @@ fn fused_launches_stand_beside_split_tensors() {
         (launches, all)
     };
     let (launches, whole) = run(&Wgpu::default());
-    let fused = [
-        "norm_qkv",
-        "attention_step",
-        "matmul_residual",
-        "norm_router",
-        "route_gate_up",
-        "down_combine",
-    ];
+    let fused =
+        ["norm_qkv", "attention_step", "matmul_residual", "norm_router", "route_gate_up", "down_combine"];
     let count = |patterns: &[&str]| patterns.iter().filter(|p| fused.contains(p)).count();
     let all = count(&launches);
     let mut counts = Vec::new();

@@ -3,7 +3,8 @@
 
 use moe_run::ExitCode;
 use moe_run::error::CliError;
-use moe_run::generate::{GenerateArgs, StopReason, generate};
+use moe_run::generate::{GenerateArgs, generate};
+use moe_run_backends::generate::StopReason;
 use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::Session;
 use moe_run_backends::wgpu::{Faults, Features, Wgpu, WgpuOptions};

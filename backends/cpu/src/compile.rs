@@ -22,7 +22,7 @@ use super::patterns;
 use super::share::{Input, Operands, Output, Share, StateInput, StateOutput};
 use moe_run_graph::ir::{ActivationFn, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::{ActProfile, Activation, Format};
+use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::WeightSource;
 use std::sync::Arc;
@@ -201,7 +201,7 @@ impl Compiler<'_> {
         // bit from moving one; a model without quantized weights has none, and needs the speed of f32.
         let steps_follow = matches!(self.profile, ActProfile::Q8 { .. })
             && self.plan.graph.weights.iter().any(|w| w.format.is_quantized());
-        let floats = activation == Activation::F32 && !decl.format.is_quantized();
+        let floats = activation == ActivationPrecision::F32 && !decl.format.is_quantized();
         matrix.wide = floats && (decl.format == Format::F32 || steps_follow);
         Ok(matrix)
     }

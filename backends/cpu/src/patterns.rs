@@ -1,6 +1,8 @@
 //! The groups of nodes that the CPU runs as one launch: which of graph/src/groups fit, and their nodes by role.
 
-use moe_run_graph::groups::parts::{Attended, ExpertProduct, Gated, Norm, Picked, Product, Rotated, Sum, Written};
+use moe_run_graph::groups::parts::{
+    Attended, ExpertProduct, Gated, Norm, Picked, Product, Rotated, Sum, Written,
+};
 use moe_run_graph::groups::{
     AttentionStep, DownCombine, ExpertsGateUp, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv,
     NormRouter, Placed, RopeKv, RouteGateUp, group_of,
@@ -212,7 +214,8 @@ fn placed_roles(q: &Placed, k: &Placed, write: &Written) -> Vec<NodeId> {
 
 impl Runs for RopeKv {
     fn fits(&self, graph: &Graph) -> bool {
-        let RopeKv { q, k, write: Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } } = self;
+        let RopeKv { q, k, write: Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } } =
+            self;
         placed_alike(graph, q, k)
     }
 
@@ -241,7 +244,8 @@ impl Runs for AttentionStep {
             return false;
         };
         // A worker norms and rotates the heads of one KV head: each by itself.
-        let by_head = |placed: &Placed, wanted: usize| placed.rope.as_ref().is_some_and(|r| r.heads == wanted);
+        let by_head =
+            |placed: &Placed, wanted: usize| placed.rope.as_ref().is_some_and(|r| r.heads == wanted);
         placed_alike(graph, q, k) && by_head(q, *num_attention_heads) && by_head(k, *num_key_value_heads)
     }
 

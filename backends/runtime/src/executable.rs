@@ -316,20 +316,16 @@ pub trait Executable: Send {
     ///
     /// # Errors
     /// What the device reports; a state of another backend.
-    fn sequence_states(
-        &mut self,
-        state: &mut dyn State,
-        place: usize,
-    ) -> Result<SequenceStates, BackendError> {
+    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
         let _ = (state, place);
         Ok(SequenceStates::new())
     }
 
-    /// Puts back what [`Executable::sequence_states`] gave.
+    /// Puts back what [`Executable::read_sequence`] gave.
     ///
     /// # Errors
     /// As there.
-    fn restore_sequence_states(
+    fn restore_sequence(
         &mut self,
         state: &mut dyn State,
         place: usize,
@@ -404,18 +400,33 @@ pub trait Backend: Send + Sync {
         options: &CompileOptions,
     ) -> Result<Arc<dyn Weights>, BackendError>;
 
-    /// Loads the weights of a graph (a whole model or a segment) and compiles it: for who needs it once.
+    /// Loads the weights of a graph and compiles it: what was opened is told once. A backend that plans to load takes the same
+    /// plans.
     ///
     /// # Errors
     /// As [`Backend::load`] and [`Weights::compile`].
+    fn load_and_compile(
+        &self,
+        graph: &Graph,
+        source: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), BackendError> {
+        let weights = self.load(graph, source, options)?;
+        let executable = weights.compile(graph, &CompileOptions { opened: None, ..options.clone() })?;
+        Ok((weights, executable))
+    }
+
+    /// As [`Backend::load_and_compile`], of a graph (a whole model or a segment) that is needed once.
+    ///
+    /// # Errors
+    /// As [`Backend::load_and_compile`].
     fn compile(
         &self,
         graph: &Graph,
         source: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
-        let weights = self.load(graph, source, options)?;
-        weights.compile(graph, &CompileOptions { opened: None, ..options.clone() })
+        Ok(self.load_and_compile(graph, source, options)?.1)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod choice;
 pub mod error;
 pub mod executable;
 pub mod exp;
+pub mod generate;
 pub mod host_memory;
 pub mod options;
 pub mod partial_file;

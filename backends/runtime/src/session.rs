@@ -140,7 +140,7 @@ impl Session {
         if self.rewind() == Rewind::Checkpoint {
             match self.checkpoints.iter().find(|(len, _)| *len == len_tokens) {
                 Some((_, kept)) => {
-                    self.executable.restore_sequence_states(self.state.as_mut(), 0, kept)?;
+                    self.executable.restore_sequence(self.state.as_mut(), 0, kept)?;
                 }
                 None => check_rewind(Rewind::Checkpoint, held_tokens, len_tokens)?,
             }
@@ -281,7 +281,7 @@ impl Session {
 
     /// Keeps what the sequence's own states hold.
     fn keep_states(&mut self) -> Result<(), BackendError> {
-        let kept = self.executable.sequence_states(self.state.as_mut(), 0)?;
+        let kept = self.executable.read_sequence(self.state.as_mut(), 0)?;
         if kept.is_empty() {
             return Ok(());
         }

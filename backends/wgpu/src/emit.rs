@@ -10,7 +10,7 @@ use super::shader::{Features, Input, Variant};
 use super::weight_map::{Tensor, WeightMap};
 use moe_run_graph::ir::{Dim, Node, RopeTableId, Shape, StateId, StepSizes, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::Plan;
-use moe_run_graph::quant::{ActProfile, Activation, Format};
+use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
 use std::collections::HashMap;
@@ -312,9 +312,9 @@ impl<'a> Emitter<'a> {
     /// What a matmul with weights of `format` reads.
     pub fn input_kind(&self, format: Format) -> Input {
         match self.profile.for_weights(format) {
-            Activation::F32 => Input::F32,
-            Activation::F16 => Input::F16,
-            Activation::Q8(_) => Input::Q8,
+            ActivationPrecision::F32 => Input::F32,
+            ActivationPrecision::F16 => Input::F16,
+            ActivationPrecision::Q8(_) => Input::Q8,
         }
     }
 

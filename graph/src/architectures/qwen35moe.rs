@@ -28,7 +28,6 @@ pub(super) const DECODER: DecoderSpec = DecoderSpec {
         shared_expert_gate: Presence::Required,
         ..FfnSpec::PLAIN
     },
-    ..DecoderSpec::PLAIN
 };
 
 fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {

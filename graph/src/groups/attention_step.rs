@@ -93,7 +93,8 @@ impl AttentionStep {
     #[must_use]
     pub fn norm_span(&self) -> Option<NormSpan> {
         let attrs = &self.attention.attrs;
-        let is = |placed: &Placed, wanted: usize| placed.norm.as_ref().is_none_or(|norm| norm.heads == wanted);
+        let is =
+            |placed: &Placed, wanted: usize| placed.norm.as_ref().is_none_or(|norm| norm.heads == wanted);
         if is(&self.q, attrs.num_attention_heads) && is(&self.k, attrs.num_key_value_heads) {
             return Some(NormSpan::Heads);
         }

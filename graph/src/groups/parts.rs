@@ -1,8 +1,8 @@
 //! What groups are made of: one node each, taken apart. Every attribute of the op is there.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, RopePairing, RopeTableId, RouterAttrs, StateId, ValueId, WeightId,
-    WeightSlice,
+    ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, RopePairing, RopeTableId, RouterAttrs, StateId,
+    ValueId, WeightId, WeightSlice,
 };
 
 /// [`Op::RmsNorm`]: x → y.
@@ -215,7 +215,9 @@ impl Rotated {
     /// The part, if the node is one.
     #[must_use]
     pub fn of(node: &Node) -> Option<Rotated> {
-        let (Op::Rope { table, pairing, heads }, [x, positions]) = (&node.op, &node.inputs[..]) else { return None };
+        let (Op::Rope { table, pairing, heads }, [x, positions]) = (&node.op, &node.inputs[..]) else {
+            return None;
+        };
         let (x, positions, y) = (*x, *positions, node.outputs[0]);
         Some(Rotated { node: node.id, x, positions, table: *table, pairing: *pairing, heads: *heads, y })
     }
@@ -278,7 +280,8 @@ impl Attended {
     /// The part, if the node is one.
     #[must_use]
     pub fn of(node: &Node) -> Option<Attended> {
-        let (Op::Attention(attrs), [q, keys, values, positions, sequence]) = (&node.op, &node.inputs[..]) else {
+        let (Op::Attention(attrs), [q, keys, values, positions, sequence]) = (&node.op, &node.inputs[..])
+        else {
             return None;
         };
         Some(Attended {

@@ -6,7 +6,8 @@ use super::small::{activation, choice, logits, row, turn};
 use super::{Builder, OpCase, TOLERANCE};
 use crate::tolerance::{Relation, moved};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv, NormRouter, RouteGateUp,
+    AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv, NormRouter,
+    RouteGateUp,
 };
 use moe_run_graph::ir::{
     DType, Dim, GateKind, LayerIdx, Op, RouterAttrs, Shape, ValueId, WeightHome, WeightId, WeightSlice,
@@ -299,28 +300,30 @@ fn attention_step(b: &mut Builder) -> Result<Steps, BackendError> {
     let positions = b.graph.inputs.positions;
     let mut inner = Vec::new();
     // The norms of both, or the rotations of both.
-    let mut place = |b: &mut Builder, is_norm: bool, [q, k]: [ValueId; 2]| -> Result<[ValueId; 2], BackendError> {
-        let placed = match (is_norm, norms) {
-            (true, "none") => return Ok([q, k]),
-            (true, _) => {
-                let of = |heads: usize| if norms == "rows" { (heads * d, 1) } else { (d, heads) };
-                let ((q_width, q_heads), (k_width, k_heads)) = (of(heads), of(kv_heads));
-                let q = norm(b, "q_norm", q, q_width, q_heads, eps)?;
-                [q, norm(b, "k_norm", k, k_width, k_heads, k_eps)?]
-            }
-            (false, _) if !rotates => return Ok([q, k]),
-            (false, _) => {
-                let mut rope = |name, x, (table, pairing), heads| {
-                    Ok::<ValueId, BackendError>(
-                        b.graph.push(LAYER, name, Op::Rope { table, pairing, heads }, &[x, positions])?[0],
-                    )
-                };
-                [rope("q_rope", q, q_turn, heads)?, rope("k_rope", k, k_turn, kv_heads)?]
-            }
+    let mut place =
+        |b: &mut Builder, is_norm: bool, [q, k]: [ValueId; 2]| -> Result<[ValueId; 2], BackendError> {
+            let placed = match (is_norm, norms) {
+                (true, "none") => return Ok([q, k]),
+                (true, _) => {
+                    let of = |heads: usize| if norms == "rows" { (heads * d, 1) } else { (d, heads) };
+                    let ((q_width, q_heads), (k_width, k_heads)) = (of(heads), of(kv_heads));
+                    let q = norm(b, "q_norm", q, q_width, q_heads, eps)?;
+                    [q, norm(b, "k_norm", k, k_width, k_heads, k_eps)?]
+                }
+                (false, _) if !rotates => return Ok([q, k]),
+                (false, _) => {
+                    let mut rope = |name, x, (table, pairing), heads| {
+                        Ok::<ValueId, BackendError>(
+                            b.graph.push(LAYER, name, Op::Rope { table, pairing, heads }, &[x, positions])?
+                                [0],
+                        )
+                    };
+                    [rope("q_rope", q, q_turn, heads)?, rope("k_rope", k, k_turn, kv_heads)?]
+                }
+            };
+            inner.extend(placed);
+            Ok(placed)
         };
-        inner.extend(placed);
-        Ok(placed)
-    };
     let first = place(b, !norm_last, [q, k])?;
     let [q, k] = place(b, norm_last, first)?;
     let cache = attention::cache(b, &attrs, k, v)?;

@@ -191,7 +191,8 @@ fn launches_of_a_decode_layer_of_every_architecture() {
         table.insert(stem.to_owned(), counts.trim().to_owned());
     }
     let update = std::env::var_os("MOE_RUN_UPDATE_GOLDEN").is_some();
-    let backends: Vec<_> = registry::all().into_iter().filter(|b| ["cuda", "wgpu"].contains(&b.name())).collect();
+    let backends: Vec<_> =
+        registry::all().into_iter().filter(|b| ["cuda", "wgpu"].contains(&b.name())).collect();
     let mut wrong = Vec::new();
     for (stem, model, _) in fixtures::architecture_models() {
         let graph = Model::open(&model).unwrap().graph;

@@ -2,7 +2,9 @@
 
 use crate::common::{one_layer, plan_of};
 use moe_run_graph::groups::{LaunchPattern, Matcher};
-use moe_run_graph::ir::{ActivationFn, DType, Dim, Graph, LayerIdx, Node, Op, Shape, Stage, StepSizes, ValueId};
+use moe_run_graph::ir::{
+    ActivationFn, DType, Dim, Graph, LayerIdx, Node, Op, Shape, Stage, StepSizes, ValueId,
+};
 use moe_run_graph::ir::{WeightHome, WeightSlice};
 use moe_run_graph::passes::{
     Plan, PlanOptions, TapSelection, drop_unrequested_taps, group_launches, none_alone, verify_plan,
@@ -22,12 +24,11 @@ fn run(name: &'static str, steps: Vec<(&'static str, Option<&'static str>, bool)
                 n.op.stem() == *stem
                     && name.is_none_or(|name| name == n.name)
                     && n.layer == anchor.layer
-                        && taken.last().is_none_or(|last| last.id < n.id)
+                    && taken.last().is_none_or(|last| last.id < n.id)
             };
             let joins = |n: &&Node| {
-                let reads = |t: &&Node| {
-                    n.inputs.iter().any(|v| t.outputs.contains(v) || t.inputs.contains(v))
-                };
+                let reads =
+                    |t: &&Node| n.inputs.iter().any(|v| t.outputs.contains(v) || t.inputs.contains(v));
                 if taken.is_empty() { n.id == anchor.id } else { taken.iter().any(reads) }
             };
             let free = matcher.graph().nodes.iter().filter(|n| matcher.is_free(n));
@@ -142,9 +143,7 @@ fn the_first_pattern_that_fits_takes_its_run_and_the_rest_stand_alone() {
     assert_eq!(qkv.0, "norm_qkv_rope");
     assert_eq!(
         qkv.1,
-        [vec![
-            "attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "kv_write"
-        ]]
+        [vec!["attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "kv_write"]]
     );
     assert!(launches.contains(&("gate_up", vec![vec!["gate_proj", "up_proj", "swiglu"]])));
     assert!(launches.contains(&("matmul", vec![vec!["o_proj"]])));

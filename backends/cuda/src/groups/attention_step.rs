@@ -54,7 +54,9 @@ impl Runs for AttentionStep {
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {
         let AttentionStep { q, k, write, attention } = self;
         let a = &attention.attrs;
-        let norm = |norm: Option<&Norm>| norm.map_or((Param::NULL, 0.0), |n| (emit.weights.opt_vector(n.weight), n.eps));
+        let norm = |norm: Option<&Norm>| {
+            norm.map_or((Param::NULL, 0.0), |n| (emit.weights.opt_vector(n.weight), n.eps))
+        };
         let ((q_norm, q_eps), (k_norm, k_eps)) = (norm(q.norm.as_ref()), norm(k.norm.as_ref()));
         let (table, dims, interleaved) = match &q.rope {
             Some(rope) => (

@@ -1,8 +1,8 @@
 //! kernels/gate_up.cu.
 
 use super::{
-    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, is_known, matmul, normed_bytes, one_row, stage,
-    whole_norm, width,
+    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, is_known, matmul, normed_bytes, one_row, stage, whole_norm,
+    width,
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params};
@@ -17,7 +17,9 @@ impl Runs for GateUp {
         let GateUp { norm, gate, up, act } = self;
         let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
         let plain = |product: &Product| {
-            let Product { node: _, x: _, weight, bias: None, scale: None, y: _ } = product else { return false };
+            let Product { node: _, x: _, weight, bias: None, scale: None, y: _ } = product else {
+                return false;
+            };
             any_rows(weight)
         };
         norm.as_ref().is_none_or(|norm| whole_norm(graph, norm))

@@ -1,8 +1,8 @@
 //! kernels/route_gate_up.cu.
 
 use super::{
-    MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, is_known, matmul, one_row, ops, stage,
-    staged_bytes, width,
+    MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, is_known, matmul, one_row, ops, stage, staged_bytes,
+    width,
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params, router};

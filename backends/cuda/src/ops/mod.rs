@@ -38,7 +38,7 @@ use moe_run_graph::ir::{
     CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
     WeightSlice,
 };
-use moe_run_graph::quant::{ActProfile, Activation};
+use moe_run_graph::quant::{ActProfile, ActivationPrecision};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
 
@@ -193,7 +193,7 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: Ac
     let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
     let format = graph.weight(slice.tensor).format;
     let activation = profile.for_weights(format);
-    let is_q8 = matches!(activation, Activation::Q8(_));
+    let is_q8 = matches!(activation, ActivationPrecision::Q8(_));
     let act = if is_q8 { "q8" } else { "f32" };
     let (one, many) = match node.op.kind() {
         OpKind::MatMul => (format!("matmul_{act}_t1"), format!("matmul_{act}_t8")),
@@ -205,7 +205,7 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: Ac
         matmul::TILES_FROM_TOKENS.. if is_q8 => "matmul_tiles".to_owned(),
         2.. => many,
     };
-    let rounds = if activation == Activation::F16 { "round_f16 + " } else { "" };
+    let rounds = if activation == ActivationPrecision::F16 { "round_f16 + " } else { "" };
     format!("{rounds}{kernel} ({})", format.name())
 }
 

@@ -48,7 +48,8 @@ pub(super) fn emit(
     rows_each: u32,
 ) -> Result<(), BackendError> {
     let graph = &e.plan.graph;
-    let matrix = super::product(graph, product).ok_or_else(|| BackendError::mismatch(MatMulResidual::NAME))?;
+    let matrix =
+        super::product(graph, product).ok_or_else(|| BackendError::mismatch(MatMulResidual::NAME))?;
     let layout = e.layout(&product.weight)?;
     let (rows, cols) = (matrix.rows as u32, matrix.cols as u32);
     let sizes = [("LANES", LANES as u32), ("ROWS", rows_each), ("COLS", cols)];

@@ -16,8 +16,8 @@ use super::emit::{Emitter, FEW_ROWS};
 use super::ops;
 use moe_run_graph::groups::parts::{ExpertProduct, Norm, Product};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv, NormRouter, RouteGateUp,
-    group_of,
+    AttentionStep, DownCombine, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv, NormRouter,
+    RouteGateUp, group_of,
 };
 use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::passes::Launch;

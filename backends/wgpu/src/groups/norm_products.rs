@@ -1,7 +1,9 @@
 //! RmsNorm and the matmuls that read it: q, k and v, or the router's. One goes through norm_matmul.wgsl, two or three through
 //! norm_qkv.wgsl.
 
-use super::{Matrix, Runs, WORKGROUP_BYTES, matmul_residual, product, row_per_token, staged_bytes, whole_norm};
+use super::{
+    Matrix, Runs, WORKGROUP_BYTES, matmul_residual, product, row_per_token, staged_bytes, whole_norm,
+};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use crate::params::Param;
 use moe_run_graph::groups::parts::{Norm, Product};

@@ -7,14 +7,14 @@ use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
 use std::ops::Range;
 
 /// A step that waits in front of one of its launches, or behind it.
-pub(super) struct Access<'a, R: Recorder> {
+pub(super) struct StepValues<'a, R: Recorder> {
     pub recorder: &'a mut R,
     pub state: &'a mut R::State,
     pub step: &'a Step<'a>,
     pub launch: usize,
 }
 
-impl<R: Recorder> Access<'_, R> {
+impl<R: Recorder> StepValues<'_, R> {
     /// Fails for a value whose memory holds another one by now, or not yet it.
     fn check_alive(&self, value: ValueId) -> Result<(), BackendError> {
         match self.step.plan.memory.slot(value) {
@@ -47,7 +47,7 @@ impl<R: Recorder> Access<'_, R> {
     }
 }
 
-impl<R: Recorder> ValueAccess for Access<'_, R> {
+impl<R: Recorder> ValueAccess for StepValues<'_, R> {
     fn sizes(&self) -> StepSizes {
         self.step.sizes
     }
