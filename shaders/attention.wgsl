@@ -49,6 +49,7 @@ struct Params {
     parts: u32,
     num_key_value_heads: u32,
     window: u32,
+    chunk: u32,
     // 0: none.
     soft_cap: f32,
     scale: f32,
@@ -115,7 +116,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             var score = MASKED;
             if (row < rows && cached < end) {
                 let position = arena[p.positions + row / GROUP];
-                if (visible(cached, position, p.window)) {
+                if (visible(cached, position, p.window, p.chunk)) {
                     let key_row = cached * key_row_words(key_width);
                     var product = 0.0;
                     for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {

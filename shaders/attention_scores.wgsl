@@ -11,6 +11,7 @@ struct Params {
     y: u32,
     num_key_value_heads: u32,
     window: u32,
+    chunk: u32,
     soft_cap: f32,
     scale: f32,
 }
@@ -27,7 +28,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let key_width = p.num_key_value_heads * HEAD_DIM;
     let position = arena[p.positions + wg.y];
     var score = 0.0;
-    if (visible(cached, position, p.window)) {
+    if (visible(cached, position, p.window, p.chunk)) {
         let q = p.q + (wg.y * heads + wg.z) * HEAD_DIM;
         let key_row = cached * key_row_words(key_width);
         for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {

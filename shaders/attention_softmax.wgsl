@@ -10,6 +10,7 @@ struct Params {
     positions: u32,
     y: u32,
     window: u32,
+    chunk: u32,
     sinks: u32,
 }
 
@@ -28,7 +29,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         largest = small(p.sinks + wg.y);
     }
     for (var i = lane.index; i < now.cached; i += LANES) {
-        if (visible(i, position, p.window)) {
+        if (visible(i, position, p.window, p.chunk)) {
             largest = max(largest, load(p.x + row + i));
         }
     }
@@ -39,7 +40,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     var partial = 0.0;
     for (var i = lane.index; i < now.cached; i += LANES) {
-        if (visible(i, position, p.window)) {
+        if (visible(i, position, p.window, p.chunk)) {
             partial += exp(load(p.x + row + i) - largest);
         }
     }
@@ -49,7 +50,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     for (var i = lane.index; i < now.cached; i += LANES) {
         var weight = 0.0;
-        if (visible(i, position, p.window)) {
+        if (visible(i, position, p.window, p.chunk)) {
             weight = exp(load(p.x + row + i) - largest) / sum;
         }
         store(p.y + row + i, weight);

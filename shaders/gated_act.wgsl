@@ -1,4 +1,4 @@
-// GatedAct: gate, up → act(gate) and act(gate) · up; clamped, times clamp(up, −limit, limit) + 1. One lane an element.
+// GatedAct: gate, up → act(gate) and act(gate) · up; clamped, times clamp(up, −limit, limit) + 1; limited, times that clamp. One lane an element.
 #include numbers
 #include arena
 #include activate
@@ -29,9 +29,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         store(p.activated + i, activated);
     }
     var up = load(p.up + i);
-    if (p.activation == ACT_CLAMPED_SWIGLU) {
+    if (p.activation == ACT_CLAMPED_SWIGLU || p.activation == ACT_LIMITED_SWIGLU) {
         up = select(up, p.limit, up > p.limit);
-        up = select(up, -p.limit, up < -p.limit) + 1.0;
+        up = select(up, -p.limit, up < -p.limit) + select(0.0, 1.0, p.activation == ACT_CLAMPED_SWIGLU);
     }
     store(p.y + i, activated * up);
 }

@@ -224,6 +224,7 @@ impl OpBench {
                 value_head_dim: head_dim,
                 scale: (head_dim as f32).sqrt().recip(),
                 window: None,
+                chunk: None,
                 soft_cap: None,
                 sinks: None,
                 value_in_key: false,

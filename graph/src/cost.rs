@@ -184,6 +184,9 @@ pub fn node_cost(
             }
         }
         Op::RmsNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::PositionScale(_)
+        | Op::MulHeads
         | Op::Rope { .. }
         | Op::AttentionSoftmax(_)
         | Op::Router(_)
@@ -276,14 +279,14 @@ fn row_bytes(graph: &Graph, slice: &WeightSlice) -> u64 {
 
 /// Cached rows that some query of the step sees.
 fn visible_rows(a: &AttentionAttrs, sizes: StepSizes) -> u64 {
-    let seen = a.window.map_or(sizes.cached, |w| sizes.cached.min(w + sizes.tokens - 1));
-    seen as u64
+    let first = a.first_visible(sizes.cached.saturating_sub(sizes.tokens));
+    (sizes.cached - first.min(sizes.cached)) as u64
 }
 
 /// q·kᵀ and softmax·v over the pairs of query and visible position: query t of T sees S − T + 1 + t of them.
 fn attention_flops(a: &AttentionAttrs, sizes: StepSizes) -> u64 {
     let first = sizes.cached.saturating_sub(sizes.tokens) + 1;
-    let pairs: usize = (0..sizes.tokens).map(|t| a.window.map_or(first + t, |w| w.min(first + t))).sum();
+    let pairs: usize = (first..).take(sizes.tokens).map(|end| end - a.first_visible(end - 1)).sum();
     2 * pairs as u64 * a.num_attention_heads as u64 * (a.head_dim + a.value_head_dim) as u64
 }
 
@@ -308,6 +311,7 @@ mod tests {
             value_head_dim: 1,
             scale: 1.0,
             window,
+            chunk: None,
             soft_cap: None,
             sinks: None,
             value_in_key: false,

@@ -51,7 +51,7 @@ const fn line(stems: &'static [&'static str], value: f64, cause: &'static str) -
 }
 
 /// Ops that multiply with stored weights: their inputs are what `--activations` rounds.
-const PRODUCTS: &[&str] = &["matmul", "expert_matmul"];
+const PRODUCTS: &[&str] = &["matmul", "head_matmul", "expert_matmul"];
 /// Ops that read the KV cache.
 const CACHE: &[&str] = &["attention", "attention_scores", "attention_softmax", "kv_write"];
 
@@ -84,7 +84,11 @@ const LOCAL: &[Line] = &[
         "one table of f32 cosines and sines; a product, a difference and the product's contraction",
     ),
     line(&["add", "mul"], 2e-7, "one rounding to f32"),
-    line(&["rms_norm"], 3e-6, "a sum of up to 8192 squares in f32 and one reciprocal square root"),
+    line(
+        &["rms_norm", "layer_norm"],
+        3e-6,
+        "a sum of up to 8192 squares in f32 and one reciprocal square root",
+    ),
     line(PRODUCTS, 1e-5, "sums of up to 16384 products in f32, in another order"),
     line(
         &["attention", "attention_scores", "attention_softmax"],
@@ -92,7 +96,7 @@ const LOCAL: &[Line] = &[
         "f32 sums, and exp of a device's own",
     ),
     line(&["router"], 1e-5, "exp of a device's own, and a division"),
-    line(&["gated_act"], 1e-5, "exp of a device's own, and a division"),
+    line(&["gated_act", "pointwise"], 1e-5, "exp of a device's own, and a division"),
     line(&["expert_combine"], 3e-6, "sums of up to 32 products in f32"),
     line(ANY, 1e-6, "a few roundings to f32"),
 ];

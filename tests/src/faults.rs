@@ -43,6 +43,12 @@ pub enum Fault {
     CausalOffByOne,
     /// One lane of the norm before attention is NaN.
     NanLane,
+    /// The scores lack the factor by which YaRN stretches them.
+    UnstretchedScores,
+    /// Experts are chosen from all groups.
+    GroupsIgnored,
+    /// The part of each query head that is not rotated is taken for the one that is.
+    WrongPartOfHeads,
     /// A recurrent layer's convolution takes its inputs in the reverse order.
     ReversedConvolution,
     /// The shared expert counts whole, whatever its gate says.
@@ -69,19 +75,24 @@ impl Fault {
         Fault::NanLane,
     ];
 
+    /// Those of latent attention and of experts in groups, which other models have no ops for.
+    pub const LATENT: &'static [Fault] =
+        &[Fault::UnstretchedScores, Fault::GroupsIgnored, Fault::WrongPartOfHeads, Fault::CausalOffByOne];
+
     /// The node that is made wrong.
     #[must_use]
     pub fn node_name(self) -> &'static str {
         match self {
             Fault::DroppedExpert => "combine",
             Fault::WrongExpert => "down_proj",
-            Fault::UniformRouterWeights | Fault::NoRenormalising => "router_topk",
+            Fault::UniformRouterWeights | Fault::NoRenormalising | Fault::GroupsIgnored => "router_topk",
             Fault::SkippedQNorm => "q_norm",
             Fault::SkippedKNorm => "k_norm",
             Fault::RopeBase | Fault::RopePairing => "q_rope",
             Fault::SwappedScaleNibble => "o_proj",
             Fault::ResidualTwice => "ffn_residual",
-            Fault::CausalOffByOne => "attention",
+            Fault::CausalOffByOne | Fault::UnstretchedScores => "attention",
+            Fault::WrongPartOfHeads => "q_pe",
             Fault::NanLane => "attn_norm",
             Fault::ReversedConvolution => "conv",
             Fault::SkippedSharedGate => "shared_expert_sigmoid",
@@ -118,6 +129,19 @@ impl Fault {
             Fault::NoRenormalising => {
                 let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
                 attrs.norm_topk_prob = false;
+            }
+            Fault::UnstretchedScores => {
+                let Op::Attention(attrs) = &mut graph.nodes[at].op else { return None };
+                // (0.1 · ln 40 + 1)², as DeepSeek's models have it.
+                attrs.scale /= 1.873_8;
+            }
+            Fault::GroupsIgnored => {
+                let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
+                attrs.groups.take()?;
+            }
+            Fault::WrongPartOfHeads => {
+                let Op::Slice { start, .. } = &mut graph.nodes[at].op else { return None };
+                *start = 0;
             }
             Fault::RopePairing => {
                 let Op::Rope { pairing, .. } = &mut graph.nodes[at].op else { return None };
@@ -287,6 +311,7 @@ impl Hook {
                 let q = input(values, 0)?.data.to_f32();
                 let sizes = values.sizes();
                 let mut rows = [Vec::new(), Vec::new()];
+                let value_width = if attrs.value_in_key { attrs.head_dim } else { attrs.value_head_dim };
                 for (i, rows) in rows.iter_mut().enumerate() {
                     if let Some(state) = plan.graph.value(node.inputs[1 + i]).state {
                         *rows = values.read_state(state, 0..sizes.cached)?;
@@ -298,7 +323,8 @@ impl Hook {
                     for (t, out) in out.chunks_exact_mut(width).enumerate() {
                         // The first position has nothing else to see.
                         let seen = (first + t).max(1);
-                        attend(attrs, &q[t * attrs.num_attention_heads * attrs.head_dim..], &rows, seen, out);
+                        let q = &q[t * attrs.num_attention_heads * attrs.head_dim..];
+                        attend(attrs, q, &rows, value_width, seen, out);
                     }
                 })
             }
@@ -337,8 +363,15 @@ fn edit(
     Ok(value)
 }
 
-/// One query over the first `seen` cached positions.
-fn attend(attrs: &AttentionAttrs, q: &[f32], [keys, cached]: &[Vec<f32>; 2], seen: usize, out: &mut [f32]) {
+/// One query over the first `seen` cached positions, whose values stand in rows `value_width` wide a head.
+fn attend(
+    attrs: &AttentionAttrs,
+    q: &[f32],
+    [keys, cached]: &[Vec<f32>; 2],
+    value_width: usize,
+    seen: usize,
+    out: &mut [f32],
+) {
     let (d, dv, groups) = (attrs.head_dim, attrs.value_head_dim, attrs.num_key_value_heads);
     for head in 0..attrs.num_attention_heads {
         let (group, q) = (head / attrs.group_size(), &q[head * d..(head + 1) * d]);
@@ -352,7 +385,7 @@ fn attend(attrs: &AttentionAttrs, q: &[f32], [keys, cached]: &[Vec<f32>; 2], see
         let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
         for lane in 0..dv {
             let weighted = |(s, x): (usize, &f64)| {
-                (x - max).exp() / sum * f64::from(cached[(s * groups + group) * dv + lane])
+                (x - max).exp() / sum * f64::from(cached[(s * groups + group) * value_width + lane])
             };
             out[head * dv + lane] = scores.iter().enumerate().map(weighted).sum::<f64>() as f32;
         }

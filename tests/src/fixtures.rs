@@ -81,8 +81,19 @@ pub fn tiny_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
 
 /// Files of one architecture each with stages from float64, by stem below `arch/`: one small case of each is carried.
 const ARCHITECTURES: &[&str] = &[
+    "afmoe/trinity",
+    "afmoe/trinity-q4_0",
     "bailingmoe2/main",
     "bailingmoe2/main-q8_0",
+    "cohere2moe/north-mini",
+    "cohere2moe/north-mini-q4_0",
+    "dbrx/main",
+    "dbrx/main-q8_0",
+    "deepseek2/glm-4.7-flash",
+    "deepseek2/v2-lite",
+    "deepseek2/v2-lite-kvb",
+    "deepseek2/v3",
+    "deepseek2/v3-q4_0",
     "dots1/main",
     "dots1/main-mxfp4_moe",
     "ernie4_5-moe/main",
@@ -90,6 +101,9 @@ const ARCHITECTURES: &[&str] = &[
     "ernie4_5-moe/no-shared",
     "exaone-moe/k-exaone",
     "exaone-moe/k-exaone-q4_0",
+    "gemma4/a4b",
+    "gemma4/a4b-q4_0",
+    "gemma4/e2b-dense",
     "glm4moe/air",
     "glm4moe/air-q8_0",
     "glm4moe/big",
@@ -106,20 +120,29 @@ const ARCHITECTURES: &[&str] = &[
     "hunyuan-moe/main-q4_k_m",
     "hy_v3/hy3",
     "hy_v3/hy3-q4_0",
+    "laguna/xs",
+    "laguna/xs-q4_0",
     "lfm2moe/small-f16",
     "lfm2moe/small-q8_0",
     "llama-moe/llama3",
     "llama-moe/mixtral",
     "llama-moe/mixtral-q4_0",
+    "llama4/maverick",
+    "llama4/scout",
+    "llama4/scout-q4_0",
     "mimo2/flash",
     "mimo2/flash-q4_k_m",
     "minimax-m2/main",
     "minimax-m2/main-mxfp4_moe",
+    "mistral4/small-4",
+    "mistral4/small-4-q4_0",
     "nemotron_h_moe/latent-f16",
     "nemotron_h_moe/latent-q4_k_m",
     "nemotron_h_moe/small-f16",
     "olmoe/main",
     "olmoe/main-q4_0",
+    "phimoe/main",
+    "phimoe/main-q8_0",
     "qwen2moe/fused-qkv",
     "qwen2moe/main",
     "qwen2moe/main-q8_0",
@@ -132,6 +155,10 @@ const ARCHITECTURES: &[&str] = &[
     "qwen3next/small-fused-q8_0",
     "qwen3vlmoe/main",
     "qwen3vlmoe/main-mxfp4_moe",
+    "smallthinker/main",
+    "smallthinker/main-q4_0",
+    "step35/flash",
+    "step35/flash-q4_0",
 ];
 
 /// The models of further architectures that have stage files, by stem, with those present.
@@ -147,7 +174,17 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
 
 /// Which backend refuses which of those models, by the beginning of the stem, for lack of one of which operations: it says
 /// which.
-const REFUSED: &[(&str, &str, &[&str])] = &[];
+const REFUSED: &[(&str, &str, &[&str])] = &[
+    ("cuda", "cohere2moe/", &["layer_norm"]),
+    ("cuda", "dbrx/", &["layer_norm"]),
+    ("cuda", "laguna/", &["gated_act", "mul_heads"]),
+    ("cuda", "llama4/", &["attention", "position_scale"]),
+    ("cuda", "mistral4/", &["position_scale"]),
+    ("cuda", "phimoe/", &["layer_norm", "router"]),
+    ("cuda", "smallthinker/", &["gated_act"]),
+    ("cuda", "step35/", &["mul_heads"]),
+    ("wgpu", "phimoe/", &["router"]),
+];
 
 /// Whether a backend computes all that a model of [`architecture_models`] asks for.
 #[must_use]

@@ -116,6 +116,7 @@ pub fn model() -> Result<(Graph, Arc<dyn WeightSource>), GraphError> {
         value_head_dim: HEAD_DIM,
         scale: (HEAD_DIM as f32).powf(-0.5),
         window: None,
+        chunk: None,
         soft_cap: None,
         sinks: None,
         value_in_key: false,

@@ -236,6 +236,16 @@ fn on_the_cpu_company_changes_no_bit_in_any_format() {
     }
 }
 
+/// Latents, caches that several layers read, chunks, gates and windows.
+#[test]
+fn on_the_cpu_company_changes_no_bit_of_any_kind_of_layer() {
+    for stem in ["deepseek2/v3-q4_0", "gemma4/a4b-q4_0", "llama4/scout-q4_0", "step35/flash-q4_0"] {
+        let Some(path) = fixtures::find(&format!("arch/{stem}.gguf")) else { continue };
+        let model = subject(&Model::open(&path).unwrap());
+        company(&Cpu, &model, &options(Activations::Q8, KvType::F16), 30, CONTEXT);
+    }
+}
+
 /// Weights in F16 and BF16 are summed in another order in a step of one token than in one of several, so that decoding
 /// reads them as fast as memory gives them: the last bits differ. To have them the same, a step of one token would unpack
 /// panels as the others do.
@@ -311,7 +321,7 @@ fn company_changes_no_bit_of_a_hybrid_model() {
 /// A chat's next prompt, which parts from what is held, is not read from its beginning: states were kept at a border of blocks.
 #[test]
 fn a_hybrid_models_next_prompt_goes_on_from_a_border_of_blocks() {
-    let Some(path) = fixtures::find("arch/qwen35moe/small-q4_k_m.gguf") else { return };
+    let Some(path) = fixtures::find("arch/qwen3next/small-fused-q8_0.gguf") else { return };
     let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
     let tokens = text(&model, 5, 240);
     for backend in [&Cpu as &dyn Backend, &Reference] {

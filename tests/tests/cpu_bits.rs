@@ -134,6 +134,40 @@ fn a_prompt_in_pieces_gives_the_same_bits() {
     }
 }
 
+/// What the tiny model's layers lack: latents, norms behind, gates, chunks, a norm for two parts. Their weights are quantized:
+/// the order of the sums over plain floats alone is not defined.
+const KINDS: &[&str] = &[
+    "afmoe/trinity-q4_0",
+    "cohere2moe/north-mini-q4_0",
+    "deepseek2/v3-q4_0",
+    "gemma4/a4b-q4_0",
+    "laguna/xs-q4_0",
+    "llama4/scout-q4_0",
+    "mistral4/small-4-q4_0",
+    "smallthinker/main-q4_0",
+    "step35/flash-q4_0",
+];
+
+/// In pieces and token by token as at once, and as the reference.
+#[test]
+fn every_kind_of_layer_has_its_bits() {
+    for (stem, path, _) in fixtures::architecture_models().into_iter().filter(|m| KINDS.contains(&m.0)) {
+        let model = Model::open(&path).unwrap();
+        let options = CompileOptions { threads: Some(2), ctx_size: 64, ..CompileOptions::default() };
+        let want = logits(&model, &options, 37, false);
+        assert!(want.iter().flatten().all(|x| x.is_finite()), "{stem}");
+        for micro_batch in [1, 5] {
+            let options = CompileOptions { micro_batch: Some(micro_batch), ..options.clone() };
+            let got = logits(&model, &options, 37, false);
+            assert!(bits(&got) == bits(&want), "{stem}, micro-batch {micro_batch}");
+        }
+        let executable = Cpu.compile(&model.graph, model.file.clone(), &options).unwrap();
+        let same = CompileOptions { ctx_size: 64, ..cases::same_definition(executable.info()) };
+        let reference = logits_of(&Reference, &model, &same, 37, false);
+        assert!(bits(&reference) == bits(&want), "{stem}: not the reference's bits");
+    }
+}
+
 #[test]
 fn eight_bits_are_the_references() {
     let mut seen = 0;

@@ -291,6 +291,20 @@ fn every_fault_is_named_on_the_cpu_with_8_bit_activations() {
     every_fault_is_named_on_tiny("cpu", Activations::Q8);
 }
 
+/// Latent attention, and experts that are chosen by groups: in layers with experts.
+#[test]
+fn every_fault_of_latent_attention_is_named() {
+    let model = fixtures::find("arch/deepseek2/v3.gguf").expect("carried");
+    let stages = fixtures::find("arch/deepseek2/v3.stages.safetensors").expect("carried");
+    let tokens = StageFile::read(&stages).tokens;
+    for name in ["reference", "cpu"] {
+        if let Some(mut setting) = setting(name, &model, &tokens, Activations::F32) {
+            setting.layers = vec![1, 2];
+            setting.every_fault_is_named(Fault::LATENT);
+        }
+    }
+}
+
 /// A model with recurrent layers: both faults in both of them.
 #[test]
 fn every_fault_is_named_in_recurrent_layers() {

@@ -153,8 +153,13 @@ fn a_dry_run_has_the_real_size_and_no_weights() {
 #[test]
 fn every_preset_is_a_model_of_the_size_that_its_files_have() {
     // Gigabytes of the files that most people have: ggml-org's of gpt-oss, llama-quantize's Q4_K_M of the others.
-    let real =
-        [("gpt-oss-20b", 12.1), ("gpt-oss-120b", 63.4), ("mixtral-8x7b", 28.4), ("qwen3-30b-a3b", 18.6)];
+    let real = [
+        ("gpt-oss-20b", 12.1),
+        ("gpt-oss-120b", 63.4),
+        ("mixtral-8x7b", 28.4),
+        ("qwen3-30b-a3b", 18.6),
+        ("deepseek-v3", 404.4),
+    ];
     let dir = tempfile::tempdir().unwrap();
     for preset in PRESETS {
         let path = dir.path().join(format!("{}.gguf", preset.name));

@@ -31,6 +31,9 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         Op::Mul => Some(|a, b| a * b),
         Op::Embed { .. }
         | Op::RmsNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::PositionScale(_)
+        | Op::MulHeads
         | Op::MatMul { .. }
         | Op::HeadMatMul { .. }
         | Op::Rope { .. }

@@ -1,26 +1,30 @@
 //! Stage 5: Plan → launches with their buffers resolved.
 
+mod attention;
 mod recurrent;
 
 use super::memory::{Val, WeightBytes};
 use super::ops::Launch as Work;
 use super::ops::activations::Kinds;
-use super::ops::attention::{Attention, Largest};
+use super::ops::attention::Largest;
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
 use super::ops::concat::Concat;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
 use super::ops::head_matmul::{self, TransposedHeads};
-use super::ops::kv_write::{self, Cache, Heads, KvWrite};
+use super::ops::kv_write::{Heads, KvWrite};
+use super::ops::layer_norm::LayerNorm;
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
+use super::ops::mul_heads::MulHeads;
 use super::ops::pointwise::{self, Pointwise};
+use super::ops::position_scale::PositionScale;
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::Rope;
 use super::ops::router::{self, Route};
 use super::ops::weights::Matrix;
 use super::patterns;
 use super::share::{Input, Operands, Output, Share, StateInput, StateOutput};
-use moe_run_graph::ir::{ActivationFn, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{ActivationFn, Node, Op, StateId, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
@@ -229,6 +233,9 @@ impl Compiler<'_> {
             Op::HeadMatMul { weight, transposed: false } => (weight, None, None),
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::PositionScale(_)
+            | Op::MulHeads
             | Op::HeadMatMul { weight: _, transposed: true }
             | Op::Rope { .. }
             | Op::KvWrite { .. }
@@ -348,77 +355,6 @@ impl Compiler<'_> {
         Ok(Then::Gated { activated: self.maybe(act.outputs[0]), out: self.maybe(act.outputs[1]) })
     }
 
-    fn heads(&self, norm: Option<&Node>, rope: &Node) -> Result<Heads, BackendError> {
-        let share = Share::Rows(kv_write::CHUNK_TOKENS);
-        let Op::Rope { table, pairing, heads } = rope.op else {
-            return Err(BackendError::mismatch(rope.op.stem()));
-        };
-        let width = self.plan.graph.value(rope.outputs[0]).shape.fixed_elems();
-        let norm = match norm {
-            Some(node) => {
-                let norm = self.norm(node)?;
-                Some((norm.weight, norm.eps, norm.out.map(|out| out.shared(share))))
-            }
-            None => None,
-        };
-        let out = self.maybe(rope.outputs[0]).map(|out| out.shared(share));
-        Ok(Heads { head_dim: width / heads, norm, rope: Some((table.index(), pairing)), out })
-    }
-
-    fn attention(
-        &mut self,
-        node: &Node,
-        q: Input,
-        fresh: Option<(Heads, Cache)>,
-    ) -> Result<Box<dyn Work>, BackendError> {
-        let Op::Attention(attrs) = &node.op else { return Err(BackendError::mismatch(node.op.stem())) };
-        self.needs.attention = self.needs.attention.with(attrs);
-        Ok(Box::new(Attention {
-            attrs: attrs.clone(),
-            sinks: self.opt_vector(attrs.sinks)?,
-            q,
-            out: self.output(node)?,
-            key: self.state(node, node.inputs[1])?,
-            value: self.state(node, node.inputs[2])?,
-            fresh,
-        }))
-    }
-
-    /// What goes into the cache and where, shared as [`KvWrite`] does.
-    fn cache(
-        &self,
-        write: &Node,
-        k: Input,
-        heads: Heads,
-        key: StateId,
-        value: Option<StateId>,
-    ) -> Result<Cache, BackendError> {
-        let state = |id| self.state_output(id, Share::Rows(kv_write::CHUNK_TOKENS));
-        let value = match value {
-            Some(value) => Some((self.input(write, 1)?, state(value))),
-            None => None,
-        };
-        Ok(Cache { k, heads, key: state(key), value })
-    }
-
-    /// The nodes of ROPE_KV and ATTENTION_STEP: q and what happens to it, and the cache.
-    fn rotated(&self, nodes: &[&Node]) -> Result<(Input, Heads, Cache), BackendError> {
-        let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::Rope).collect();
-        let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::RmsNorm).collect();
-        let write = nodes.iter().copied().find(|n| n.op.kind() == OpKind::KvWrite);
-        let ([q_rope, k_rope], Some(write)) = (ropes.as_slice(), write) else {
-            return Err(BackendError::mismatch("rotations into the cache"));
-        };
-        let Op::KvWrite { key, value } = write.op else {
-            return Err(BackendError::mismatch(write.op.stem()));
-        };
-        let q = self.input(norms.first().unwrap_or(q_rope), 0)?;
-        let k = self.input(norms.get(1).unwrap_or(k_rope), 0)?;
-        let heads = self.heads(norms.get(1).copied(), k_rope)?;
-        let cache = self.cache(write, k, heads, key, value)?;
-        Ok((q, self.heads(norms.first().copied(), q_rope)?, cache))
-    }
-
     fn launch(&mut self, launch: &Launch) -> Result<Box<dyn Work>, BackendError> {
         let plan = self.plan;
         let nodes = plan.launch_nodes(launch).collect();
@@ -510,6 +446,21 @@ impl Compiler<'_> {
                 let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
                 Box::new(RmsNorm { x, out, weight, width, eps })
             }
+            Op::LayerNorm { weight, bias, eps } => Box::new(LayerNorm {
+                x: self.input(node, 0)?,
+                out: self.output(node)?,
+                weight: self.vector(*weight)?,
+                bias: self.opt_vector(*bias)?,
+                eps: *eps,
+            }),
+            Op::PositionScale(attrs) => {
+                Box::new(PositionScale { x: self.input(node, 0)?, out: self.output(node)?, attrs: *attrs })
+            }
+            Op::MulHeads => Box::new(MulHeads {
+                x: self.input(node, 0)?,
+                factors: self.input(node, 1)?,
+                out: self.output(node)?,
+            }),
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
                 let (table, head_dim) = (table.index(), x.width() / heads);

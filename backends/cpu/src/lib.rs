@@ -25,8 +25,8 @@ use moe_run_graph::passes::{PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, MemoryNeed,
-    WeightSource, WeightTable, Weights, check_weights, mapped_bytes,
+    Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, Loaded,
+    MemoryNeed, WeightSource, WeightTable, Weights, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use moe_run_runtime::runner::Runner;
@@ -87,7 +87,7 @@ impl Backend for Cpu {
         graph: &Graph,
         source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), BackendError> {
+    ) -> Result<Loaded, BackendError> {
         let threads = threads(options.threads)?;
         let (weights, programs) = CpuWeights::load(graph, source, options, threads)?;
         let executable = weights.executable(new_pool(threads)?, programs)?;

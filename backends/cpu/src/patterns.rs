@@ -236,6 +236,7 @@ impl Runs for AttentionStep {
             value_head_dim: _,
             scale: _,
             window: _,
+            chunk: _,
             soft_cap: _,
             sinks: _,
             value_in_key: false,

@@ -100,7 +100,6 @@ impl Output {
     ///
     /// # Safety
     /// Nobody else reads or writes them until the next barrier, and what is lent is given back before.
-    #[expect(clippy::mut_from_ref, reason = "disjoint parts of one value are what it is for")]
     pub unsafe fn part_mut<'a>(&self, step: &Step<'a>, row: usize, columns: Range<usize>) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { step.arena.part_mut(self.val, row, columns) }
@@ -110,7 +109,6 @@ impl Output {
     ///
     /// # Safety
     /// As [`Output::part_mut`].
-    #[expect(clippy::mut_from_ref, reason = "disjoint parts of one value are what it is for")]
     pub unsafe fn cached_row_mut<'a>(&self, step: &Step<'a>, row: usize) -> &'a mut [f32] {
         let width = step.sizes.cached;
         // SAFETY: the caller's promise.

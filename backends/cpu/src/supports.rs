@@ -4,7 +4,8 @@ use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DeltaRuleAttrs, Dim, Graph, HeadMap, Node, Op,
-    PointwiseFn, RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome, WeightSlice,
+    PointwiseFn, PositionScaleAttrs, RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome,
+    WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -18,6 +19,9 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Embed { table, scale: _ } => on_device(table),
         Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
+        Op::LayerNorm { weight: _, bias: _, eps: _ } => {}
+        Op::PositionScale(PositionScaleAttrs { scale: _, length: _, offset: _ }) => {}
+        Op::MulHeads => {}
         Op::MatMul { weight, bias: _, scale: _ }
         | Op::HeadMatMul { weight, transposed: _ }
         | Op::ExpertMatMul { weight, bias: _ } => on_device(weight),
@@ -35,7 +39,10 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 ActivationFn::Silu
                 | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
                 | ActivationFn::GeluTanh
-                | ActivationFn::Sigmoid,
+                | ActivationFn::Sigmoid
+                | ActivationFn::Relu
+                | ActivationFn::Softplus
+                | ActivationFn::LimitedSwiglu { limit: _ },
         } => {}
         Op::CausalConv(CausalConvAttrs {
             weight: _,
@@ -46,7 +53,10 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                     ActivationFn::Silu
                     | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
                     | ActivationFn::GeluTanh
-                    | ActivationFn::Sigmoid,
+                    | ActivationFn::Sigmoid
+                    | ActivationFn::Relu
+                    | ActivationFn::Softplus
+                    | ActivationFn::LimitedSwiglu { limit: _ },
                 ),
             state: _,
         }) => {}
@@ -140,6 +150,7 @@ fn any_heads(attrs: &AttentionAttrs) {
         value_head_dim: _,
         scale: _,
         window: _,
+        chunk: _,
         soft_cap: _,
         sinks: _,
         value_in_key: _,

@@ -22,10 +22,9 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Which cached positions a query at `position` sees: causal, and no further back than the window.
+/// Which cached positions a query at `position` sees: causal, and no further back than window and chunk.
 pub(super) fn visible(position: u32, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
-    let end = position as usize + 1;
-    attrs.window.map_or(0, |w| end.saturating_sub(w))..end
+    attrs.first_visible(position as usize)..position as usize + 1
 }
 
 /// (scale · q)·k by fused multiply-adds, first to last, softly capped.

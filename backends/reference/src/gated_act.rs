@@ -1,7 +1,9 @@
 //! act(gate), and act(gate) · up, in a clamped SwiGLU act(gate) · (clamp(up) + 1).
 
 use moe_run_graph::ir::ActivationFn;
-use moe_run_runtime::exp::{clamped_silu, clamped_up, gelu_tanh, sigmoid, silu};
+use moe_run_runtime::exp::{
+    clamp, clamped_silu, clamped_up, gelu_tanh, limited_silu, relu, sigmoid, silu, softplus,
+};
 
 /// `gate`, `up` → `activated`, `gated`; all of one length.
 pub(super) fn gated_act(
@@ -15,7 +17,12 @@ pub(super) fn gated_act(
         activated[i] = activate(activation, gate[i]);
         gated[i] = activated[i]
             * match activation {
-                ActivationFn::Silu | ActivationFn::GeluTanh | ActivationFn::Sigmoid => up[i],
+                ActivationFn::Silu
+                | ActivationFn::GeluTanh
+                | ActivationFn::Sigmoid
+                | ActivationFn::Relu
+                | ActivationFn::Softplus => up[i],
+                ActivationFn::LimitedSwiglu { limit } => clamp(up[i], limit),
                 ActivationFn::ClampedSwiglu { alpha: _, limit } => clamped_up(up[i], limit),
             };
     }
@@ -28,5 +35,8 @@ pub(super) fn activate(activation: ActivationFn, x: f32) -> f32 {
         ActivationFn::GeluTanh => gelu_tanh(x),
         ActivationFn::ClampedSwiglu { alpha, limit } => clamped_silu(x, alpha, limit),
         ActivationFn::Sigmoid => sigmoid(x),
+        ActivationFn::Relu => relu(x),
+        ActivationFn::Softplus => softplus(x),
+        ActivationFn::LimitedSwiglu { limit } => limited_silu(x, limit),
     }
 }

@@ -5,7 +5,8 @@ use super::{
     add, attention, attention_scores, attention_softmax, causal_conv, concat, delta_gates, delta_rule, embed,
     expert_combine, expert_matmul, head_matmul,
 };
-use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router, slice, ssm_scan};
+use super::{gated_act, get_rows, kv_write, layer_norm, matmul, mul, mul_heads, pointwise, position_scale};
+use super::{rms_norm, rope, router, slice, ssm_scan};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ir::{
@@ -103,6 +104,10 @@ impl<'a> Interpreter<'a> {
                 let weight = self.opt_vector(*weight)?;
                 rms_norm::rms_norm(self.f32(input(0))?, width, weight.as_deref(), *eps, out);
             }
+            (Op::LayerNorm { weight, bias, eps }, [TensorData::F32(out)]) => {
+                let (weight, bias) = (self.vector(*weight)?, self.opt_vector(*bias)?);
+                layer_norm::layer_norm(self.f32(input(0))?, &weight, bias.as_deref(), *eps, out);
+            }
             (Op::MatMul { weight, bias, scale }, [TensorData::F32(out)]) => {
                 let matrix = self.matrix(weight)?;
                 let x = Rounded::new(self.f32(input(0))?, self.profile.for_weights(matrix.format));
@@ -130,6 +135,9 @@ impl<'a> Interpreter<'a> {
                 out.copy_from_slice(self.f32(input(0))?);
                 let spec = &self.graph.rope_tables[table.index()];
                 rope::rope(out, self.u32(input(1))?, *heads, spec, *pairing);
+            }
+            (Op::PositionScale(attrs), [TensorData::F32(out)]) => {
+                position_scale::position_scale(self.f32(input(0))?, self.u32(input(1))?, attrs, out);
             }
             (Op::KvWrite { key, value }, _) => {
                 let slots = self.u32(input(node.inputs.len() - 1))?.to_vec();
@@ -231,6 +239,9 @@ impl<'a> Interpreter<'a> {
             }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),
+            (Op::MulHeads, [TensorData::F32(out)]) => {
+                mul_heads::mul_heads(self.f32(input(0))?, self.f32(input(1))?, out);
+            }
             (Op::Pointwise { function }, [TensorData::F32(out)]) => {
                 pointwise::pointwise(*function, self.f32(input(0))?, out);
             }
@@ -249,9 +260,11 @@ impl<'a> Interpreter<'a> {
             (
                 op @ (Op::Embed { .. }
                 | Op::RmsNorm { .. }
+                | Op::LayerNorm { .. }
                 | Op::MatMul { .. }
                 | Op::HeadMatMul { .. }
                 | Op::Rope { .. }
+                | Op::PositionScale(_)
                 | Op::Attention(_)
                 | Op::AttentionScores(_)
                 | Op::AttentionSoftmax(_)
@@ -265,6 +278,7 @@ impl<'a> Interpreter<'a> {
                 | Op::SsmScan(_)
                 | Op::Add
                 | Op::Mul
+                | Op::MulHeads
                 | Op::Pointwise { .. }
                 | Op::Concat { .. }
                 | Op::Slice { .. }

@@ -21,9 +21,12 @@ mod get_rows;
 mod head_matmul;
 mod interpret;
 mod kv_write;
+mod layer_norm;
 pub mod matmul;
 mod mul;
+mod mul_heads;
 mod pointwise;
+mod position_scale;
 mod rms_norm;
 mod rope;
 mod router;
@@ -33,8 +36,8 @@ mod ssm_scan;
 use interpret::Interpreter;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DeltaRuleAttrs, GateKind, Graph, HeadMap,
-    LaunchPattern, Lifetime, Node, Op, PointwiseFn, RopePairing, RouterAttrs, SsmScanAttrs, StateDecl,
-    StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    LaunchPattern, Lifetime, Node, Op, PointwiseFn, PositionScaleAttrs, RopePairing, RouterAttrs,
+    SsmScanAttrs, StateDecl, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -109,6 +112,9 @@ impl Backend for Reference {
                 let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = weight;
             }
             Op::RmsNorm { weight: _, eps: _, heads: _ } => {}
+            Op::LayerNorm { weight: _, bias: _, eps: _ } => {}
+            Op::PositionScale(PositionScaleAttrs { scale: _, length: _, offset: _ }) => {}
+            Op::MulHeads => {}
             Op::Rope { table: _, pairing: RopePairing::Half | RopePairing::Interleaved, heads: _ } => {}
             Op::KvWrite { key: _, value: _ } => {}
             Op::Attention(attrs) | Op::AttentionScores(attrs) | Op::AttentionSoftmax(attrs) => {
@@ -119,6 +125,7 @@ impl Backend for Reference {
                     value_head_dim: _,
                     scale: _,
                     window: _,
+                    chunk: _,
                     soft_cap: _,
                     sinks: _,
                     value_in_key: _,
@@ -128,7 +135,8 @@ impl Backend for Reference {
                 let RouterAttrs {
                     num_experts: _,
                     num_experts_per_tok: _,
-                    gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+                    gate:
+                        GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
                     norm_topk_prob: _,
                     scale: _,
                     selection_bias: _,
@@ -141,7 +149,10 @@ impl Backend for Reference {
                     ActivationFn::Silu
                     | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
                     | ActivationFn::GeluTanh
-                    | ActivationFn::Sigmoid,
+                    | ActivationFn::Sigmoid
+                    | ActivationFn::Relu
+                    | ActivationFn::Softplus
+                    | ActivationFn::LimitedSwiglu { limit: _ },
             } => {}
             Op::CausalConv(attrs) => {
                 let CausalConvAttrs {
@@ -153,7 +164,10 @@ impl Backend for Reference {
                             ActivationFn::Silu
                             | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
                             | ActivationFn::GeluTanh
-                            | ActivationFn::Sigmoid,
+                            | ActivationFn::Sigmoid
+                            | ActivationFn::Relu
+                            | ActivationFn::Softplus
+                            | ActivationFn::LimitedSwiglu { limit: _ },
                         ),
                     state: _,
                 } = attrs;

@@ -20,6 +20,16 @@ fn softmax(x: &[f64]) -> Vec<f64> {
     exp.into_iter().map(|e| e / sum).collect()
 }
 
+/// The share of each expert in a softmax over itself and those near it that are not better: `order` are the best, best first.
+fn sparse_mixer(logits: &[f64], order: &[usize]) -> Vec<f64> {
+    let share = |(i, expert): (usize, &usize)| {
+        let best = logits[*expert];
+        let left = (0..logits.len()).filter(|e| !order[..i].contains(e)).map(|e| logits[e]);
+        1.0 / left.filter(|s| GateKind::is_near(*s, best)).map(|s| (s - best).exp()).sum::<f64>()
+    };
+    order.iter().enumerate().map(share).collect()
+}
+
 /// Whether each expert belongs to one of the best groups; `values` are what its experts are ranked by.
 fn in_best_groups(values: &[f64], groups: &ExpertGroups) -> Vec<bool> {
     let size = values.len() / groups.n_group;
@@ -57,7 +67,7 @@ pub(super) fn router(
         let gate: Vec<f64> = match attrs.gate {
             GateKind::Softmax => softmax(&logits),
             GateKind::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
-            GateKind::SoftmaxAfterTopK => logits.clone(),
+            GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => logits.clone(),
         };
         let values: Vec<f64> = match selection_bias {
             Some(bias) => gate.iter().zip(bias).map(|(g, b)| g + f64::from(*b)).collect(),
@@ -73,8 +83,10 @@ pub(super) fn router(
         order.truncate(k);
 
         let mut chosen: Vec<f64> = order.iter().map(|e| gate[*e]).collect();
-        if attrs.gate == GateKind::SoftmaxAfterTopK {
-            chosen = softmax(&chosen);
+        match attrs.gate {
+            GateKind::Softmax | GateKind::Sigmoid => {}
+            GateKind::SoftmaxAfterTopK => chosen = softmax(&chosen),
+            GateKind::SparseMixer => chosen = sparse_mixer(&logits, &order),
         }
         let sum = if attrs.norm_topk_prob { chosen.iter().sum() } else { 1.0 };
         for (i, expert) in order.iter().enumerate() {

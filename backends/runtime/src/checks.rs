@@ -13,7 +13,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
     let StepInputs { tokens: _, positions, sequence, kv_slots, logits_rows: _ } = graph.inputs;
     let slots_at = node.op.written_states().len();
     let wanted: &[(&str, usize, ValueId)] = match node.op.kind() {
-        OpKind::Rope => &[("positions", 1, positions)],
+        OpKind::Rope | OpKind::PositionScale => &[("positions", 1, positions)],
         OpKind::KvWrite => &[("kv_slots", slots_at, kv_slots)],
         OpKind::Attention => &[("positions", 3, positions), ("sequence", 4, sequence)],
         OpKind::AttentionScores => &[("positions", 2, positions), ("sequence", 3, sequence)],
@@ -24,6 +24,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::SsmScan => &[("positions", 2, positions), ("sequence", 3, sequence)],
         OpKind::Embed
         | OpKind::RmsNorm
+        | OpKind::LayerNorm
         | OpKind::MatMul
         | OpKind::HeadMatMul
         | OpKind::Router
@@ -33,6 +34,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         | OpKind::DeltaGates
         | OpKind::Add
         | OpKind::Mul
+        | OpKind::MulHeads
         | OpKind::Pointwise
         | OpKind::Concat
         | OpKind::Slice

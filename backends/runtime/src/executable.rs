@@ -342,6 +342,9 @@ pub trait Executable: Send {
     fn output(&mut self, index: usize) -> Result<HostTensor, BackendError>;
 }
 
+/// Weights, and a graph compiled on them.
+pub type Loaded = (Arc<dyn Weights>, Box<dyn Executable>);
+
 /// A way to run graphs.
 pub trait Backend: Send + Sync {
     /// What `--backend` takes.
@@ -410,7 +413,7 @@ pub trait Backend: Send + Sync {
         graph: &Graph,
         source: Arc<dyn WeightSource>,
         options: &CompileOptions,
-    ) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), BackendError> {
+    ) -> Result<Loaded, BackendError> {
         let weights = self.load(graph, source, options)?;
         let executable = weights.compile(graph, &CompileOptions { opened: None, ..options.clone() })?;
         Ok((weights, executable))

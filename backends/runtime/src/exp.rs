@@ -59,8 +59,21 @@ pub fn silu(x: f32) -> f32 {
 #[inline(always)]
 pub fn gelu_tanh(x: f32) -> f32 {
     // 2·√(2/π), and 0.044715 times that.
-    let u = x * (x * x).mul_add(0.071_354_814, 1.595_769_1);
+    let u = x * (x * x).mul_add(0.071_354_814, 1.595_769);
     x / (1.0 + exp(-u))
+}
+
+/// max(x, 0). NaN stays NaN.
+#[inline(always)]
+pub fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// min(silu(x), limit). NaN stays NaN.
+#[inline(always)]
+pub fn limited_silu(x: f32, limit: f32) -> f32 {
+    let y = silu(x);
+    if y > limit { limit } else { y }
 }
 
 /// cap · tanh(x / cap), by e^(−2|x|/cap). NaN stays NaN.
@@ -226,11 +239,17 @@ mod tests {
                 assert!((f64::from(soft_cap(x, cap)) - want).abs() <= 2e-7 * f64::from(cap), "{x} of {cap}");
             }
             assert_eq!(clamp(x, 2.5), x.clamp(-2.5, 2.5));
+            assert_eq!((relu(x), limited_silu(x, 1.5)), (x.max(0.0), silu(x).min(1.5)));
+            let want = wide.exp().ln_1p();
+            assert!((f64::from(softplus(x)) - want).abs() <= 4e-7 * want, "{x}");
         }
         assert!(
             gelu_tanh(f32::NAN).is_nan()
                 && soft_cap(f32::NAN, 30.0).is_nan()
                 && clamp(f32::NAN, 1.0).is_nan()
+        );
+        assert!(
+            softplus(f32::NAN).is_nan() && relu(f32::NAN).is_nan() && limited_silu(f32::NAN, 1.0).is_nan()
         );
         assert_eq!((soft_cap(f32::INFINITY, 30.0), soft_cap(f32::NEG_INFINITY, 30.0)), (30.0, -30.0));
     }

@@ -27,6 +27,6 @@ pub mod weights;
 pub use error::BackendError;
 pub use executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, Observer, OnOpened, Opened, Progress, State, StepInput, TapValue, TensorData,
+    KvType, Loaded, MemoryNeed, Observer, OnOpened, Opened, Progress, State, StepInput, TapValue, TensorData,
     TensorView, ValueAccess, ViewData, WeightSource, Weights,
 };

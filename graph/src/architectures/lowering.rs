@@ -2,7 +2,7 @@
 
 use super::{LowerError, TensorTable, format_of};
 use crate::config::ModelConfig;
-use crate::ir::{Graph, LeftOut, WeightHome, WeightId, WeightSlice};
+use crate::ir::{Graph, LeftOut, ValueId, WeightHome, WeightId, WeightSlice};
 use crate::quant::Format;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -13,6 +13,8 @@ pub struct Lowering<'a> {
     pub config: &'a ModelConfig,
     /// The graph so far.
     pub graph: Graph,
+    /// Keys and values in the states, by the layer that writes them.
+    pub caches: BTreeMap<usize, [ValueId; 2]>,
     tensors: &'a TensorTable,
     vectors: &'a dyn Fn(&str) -> Option<Vec<f32>>,
     used: BTreeSet<String>,
@@ -46,7 +48,15 @@ impl<'a> Lowering<'a> {
     ) -> Lowering<'a> {
         let mut graph = Graph::new();
         graph.num_layers = config.num_hidden_layers;
-        Lowering { config, graph, tensors, vectors, used: BTreeSet::new(), weights: BTreeMap::new() }
+        Lowering {
+            config,
+            graph,
+            caches: BTreeMap::new(),
+            tensors,
+            vectors,
+            used: BTreeSet::new(),
+            weights: BTreeMap::new(),
+        }
     }
 
     /// The graph, if every tensor has been used or left out by name.
@@ -63,6 +73,12 @@ impl<'a> Lowering<'a> {
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// The rows of a matrix in the file.
+    #[must_use]
+    pub fn rows(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).and_then(|(shape, _)| shape.iter().rev().nth(1).copied())
     }
 
     /// Whether a tensor is to be read.
@@ -120,6 +136,25 @@ impl<'a> Lowering<'a> {
             return Ok(*id);
         }
         let id = self.graph.add_weight(name, wanted.to_vec(), format);
+        self.weights.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    /// The weight of a tensor that stands in the file as `stored` and is read as `shape`, of as many rows.
+    ///
+    /// # Errors
+    /// As [`Lowering::weight`].
+    pub fn weight_as(
+        &mut self,
+        name: &str,
+        stored: &[usize],
+        shape: &[usize],
+    ) -> Result<WeightId, LowerError> {
+        let format = self.used(name, stored)?;
+        if let Some(id) = self.weights.get(name) {
+            return Ok(*id);
+        }
+        let id = self.graph.add_weight(name, shape.to_vec(), format);
         self.weights.insert(name.to_owned(), id);
         Ok(id)
     }
@@ -216,6 +251,31 @@ impl<'a> Lowering<'a> {
                 Ok(values)
             }
             _ => Err(LowerError::Values { name: name.to_owned(), wanted: len }),
+        }
+    }
+
+    /// The first `len` values of a vector in F32 that has so many or `whole`; they become part of the graph itself.
+    ///
+    /// # Errors
+    /// As [`Lowering::values`].
+    pub fn leading_values(&mut self, name: &str, len: usize, whole: usize) -> Result<Vec<f32>, LowerError> {
+        let found = self.tensors.get(name).and_then(|(shape, _)| shape.last().copied());
+        let stored = if found == Some(whole) && whole > len { whole } else { len };
+        let mut values = self.values(name, stored)?;
+        values.truncate(len);
+        Ok(values)
+    }
+
+    /// A factor in F32 that becomes part of the graph itself.
+    ///
+    /// # Errors
+    /// As [`Lowering::vector`], and [`LowerError::Values`] where it is not finite.
+    pub fn factor(&mut self, name: &str) -> Result<f32, LowerError> {
+        let format = self.used(name, &[1])?;
+        is_f32(name, format)?;
+        match (self.vectors)(name).as_deref() {
+            Some([factor]) if factor.is_finite() => Ok(*factor),
+            _ => Err(LowerError::Values { name: name.to_owned(), wanted: 1 }),
         }
     }
 

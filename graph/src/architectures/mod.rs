@@ -10,22 +10,32 @@ pub mod blocks;
 mod error;
 mod lowering;
 
+mod afmoe;
 mod bailingmoe2;
+mod cohere2moe;
+mod dbrx;
+mod deepseek2;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
+mod gemma4;
 mod glm4moe;
 mod gpt_oss;
 mod granitehybrid;
 mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
+mod laguna;
 mod lfm2moe;
 mod llama;
+mod llama4;
 mod mimo2;
 mod minimax_m2;
+mod mistral3;
+mod mistral4;
 mod nemotron_h_moe;
 mod olmoe;
+mod phimoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
@@ -33,6 +43,8 @@ mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
 mod qwen3vlmoe;
+mod smallthinker;
+mod step35;
 
 pub use error::LowerError;
 pub use lowering::Lowering;
@@ -75,6 +87,18 @@ pub const ARCHITECTURES: &[Architecture] = &[
     granitemoe::ROW,
     bailingmoe2::ROW,
     qwen2::ROW,
+    deepseek2::ROW,
+    mistral4::ROW,
+    mistral3::ROW,
+    gemma4::ROW,
+    smallthinker::ROW,
+    phimoe::ROW,
+    dbrx::ROW,
+    step35::ROW,
+    afmoe::ROW,
+    laguna::ROW,
+    cohere2moe::ROW,
+    llama4::ROW,
     lfm2moe::ROW,
     qwen35moe::ROW,
     qwen35moe::DENSE_ROW,

@@ -5,6 +5,7 @@
 //! from a file's or a model's name, and no key of the architecture is passed over: what `configure` did not look at is
 //! refused where it would change the results, and listed in [`ModelConfig::unused_keys`] where nobody here knows it.
 
+mod attention;
 mod hybrid;
 mod reader;
 
@@ -12,7 +13,7 @@ pub use reader::{AttentionDefaults, MoeDefaults, Reader};
 
 use crate::architectures::{TensorTable, architecture};
 use crate::gguf::{GgufError, Metadata};
-use crate::ir::{ExpertGroups, GateKind, HeadMap, RopePairing, RopeScaling};
+use crate::ir::{ExpertGroups, GateKind, HeadMap, PositionScaleAttrs, RopePairing, RopeScaling};
 use crate::shown::shown;
 use serde::Serialize;
 use std::fmt;
@@ -74,7 +75,10 @@ pub struct ModelConfig {
     pub num_nextn_predict_layers: usize,
     /// Positions that the model was trained for.
     pub max_position_embeddings: usize,
-    /// Added to the mean square of every RMSNorm.
+    /// Which norm whole rows have.
+    #[serde(skip_serializing_if = "NormKind::is_rms")]
+    pub norm: NormKind,
+    /// Added to the mean square, or the variance, of every norm.
     pub rms_norm_eps: f32,
     /// Multiplies the embedding's rows; `None` is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,6 +89,12 @@ pub struct ModelConfig {
     /// Multiplies the logits; `None` is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logits_scale: Option<f32>,
+    /// Logits are cap · tanh(logits / cap).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits_soft_cap: Option<f32>,
+    /// Elements of a further input of every layer; `None`: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_layer_input_size: Option<usize>,
     /// One entry a layer: real files differ by layer.
     pub layers: Vec<LayerConfig>,
     /// Keys of the architecture that nothing here knows: they had no effect.
@@ -102,6 +112,31 @@ pub struct LayerConfig {
     pub mixer: MixerConfig,
     /// Dense or experts.
     pub ffn: FfnConfig,
+    /// What bounds the routed experts' SwiGLU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_limit: Option<f32>,
+    /// What bounds that of a dense layer or of the shared expert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<f32>,
+}
+
+/// The norms of whole rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// RMSNorm.
+    #[default]
+    Rms,
+    /// LayerNorm without bias.
+    Layer,
+    /// LayerNorm with a bias.
+    LayerBiased,
+}
+
+impl NormKind {
+    fn is_rms(&self) -> bool {
+        *self == NormKind::Rms
+    }
 }
 
 /// What mixes tokens in a layer.
@@ -221,8 +256,42 @@ pub struct AttentionConfig {
     /// Only the last so many positions are seen, the query's own included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<usize>,
+    /// Only positions of the query's own chunk of so many are seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<usize>,
+    /// Bound of q, k and v on both sides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qkv_bound: Option<f32>,
+    /// RMSNorm of the heads of q and k without weight, behind RoPE.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub plain_qk_norm: bool,
     /// How positions are told; `None`: not at all.
     pub rope: Option<RopeConfig>,
+    /// Keys and values are made of a latent, which alone is kept; heads are then what attention over latents has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentConfig>,
+    /// The earlier layer whose keys and values this one reads; `None`: it has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_layer: Option<usize>,
+    /// Queries grow with their position.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<PositionScaleAttrs>,
+}
+
+/// Multi-head latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LatentConfig {
+    /// The queries' own latent; `None`: they are a product of the hidden state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub q_lora_rank: Option<usize>,
+    /// Elements of the latent.
+    pub kv_lora_rank: usize,
+    /// Elements of a query's and key's head that are not rotated.
+    pub qk_nope_head_dim: usize,
+    /// Those that are: of one key for all heads.
+    pub qk_rope_head_dim: usize,
+    /// d of values.
+    pub v_head_dim: usize,
 }
 
 /// One layer's rotary position embedding.

@@ -1,11 +1,11 @@
 //! The keys of one architecture, read with bounds, and what most architectures make of them.
 
 use super::{
-    AttentionConfig, ConfigError, FfnConfig, LayerConfig, MixerConfig, ModelConfig, MoeConfig, RopeConfig,
+    AttentionConfig, ConfigError, FfnConfig, LayerConfig, MixerConfig, ModelConfig, MoeConfig, NormKind,
 };
 use crate::architectures::TensorTable;
 use crate::gguf::{MetaArray, MetaValue, Metadata, keys};
-use crate::ir::{ExpertGroups, GateKind, GroupScore, RopePairing, RopeScaling};
+use crate::ir::{ExpertGroups, GateKind, GroupScore, RopePairing};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -34,6 +34,9 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     (keys::arch::EMBEDDING_SCALE, &[0.0, 1.0]),
     (keys::arch::RESIDUAL_SCALE, &[0.0, 1.0]),
     (keys::arch::LOGIT_SCALE, &[0.0, 1.0]),
+    (keys::arch::TEMPERATURE_SCALE, &[0.0]),
+    (keys::arch::SHARED_KV_LAYERS, &[0.0]),
+    (keys::arch::EMBEDDING_LENGTH_PER_LAYER_INPUT, &[0.0]),
 ];
 
 /// Keys that files of any architecture may have and that say nothing about a forward pass without training.
@@ -187,6 +190,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A number, where the key is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is not finite.
+    pub fn opt_number(&self, rest: &str) -> Result<Option<f32>, ConfigError> {
+        match self.metadata.opt_f32(&self.key(rest))? {
+            Some(x) if !x.is_finite() => Err(self.wrong(rest, x, "a finite number")),
+            x => Ok(x),
+        }
+    }
+
     /// A positive number, where the key is there.
     ///
     /// # Errors
@@ -214,10 +228,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`ConfigError`] where its value is not finite.
     pub fn opt_factor(&self, rest: &str) -> Result<Option<f32>, ConfigError> {
-        match self.metadata.opt_f32(&self.key(rest))? {
-            Some(x) if !x.is_finite() => Err(self.wrong(rest, x, "a finite number")),
-            x => Ok(x.filter(|x| *x != 0.0)),
-        }
+        Ok(self.opt_number(rest)?.filter(|x| *x != 0.0))
     }
 
     /// Layers that run.
@@ -234,7 +245,11 @@ impl<'a> Reader<'a> {
         Ok(blocks - draft)
     }
 
-    fn num_blocks(&self) -> Result<usize, ConfigError> {
+    /// Layers that run, and those behind them that draft.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a count that no model has.
+    pub fn num_blocks(&self) -> Result<usize, ConfigError> {
         let blocks = self.dimension(keys::arch::BLOCK_COUNT)?;
         if blocks > MAX_LAYERS {
             return Err(self.wrong(keys::arch::BLOCK_COUNT, blocks, format!("1 to {MAX_LAYERS}")));
@@ -294,6 +309,38 @@ impl<'a> Reader<'a> {
         Ok((1..=self.num_hidden_layers()?).map(|layer| !layer.is_multiple_of(period)).collect())
     }
 
+    /// A yes or no for each layer that runs: an array, or a period, of whose layers the first is a no. `default` is the
+    /// period where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is neither.
+    pub fn flags_or_first(&self, rest: &str, default: usize) -> Result<Vec<bool>, ConfigError> {
+        if let Some(MetaValue::Array(_)) = self.metadata.get(&self.key(rest)) {
+            return self.flags(rest);
+        }
+        let period = self.opt_dimension(rest)?.unwrap_or(default);
+        Ok((0..self.num_hidden_layers()?).map(|layer| !layer.is_multiple_of(period)).collect())
+    }
+
+    /// A bound for each layer that runs, `None` where it is 0; `None` where the key is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where its value is no array with one a layer, or no bounds.
+    pub fn opt_limits(&self, rest: &str) -> Result<Option<Vec<Option<f32>>>, ConfigError> {
+        let key = self.key(rest);
+        let limits = match self.metadata.get(&key) {
+            None => return Ok(None),
+            Some(MetaValue::Array(MetaArray::F32(limits))) => limits.clone(),
+            Some(MetaValue::Array(MetaArray::F64(limits))) => limits.iter().map(|x| *x as f32).collect(),
+            Some(_) => self.metadata.usize_array(&key)?.into_iter().map(|n| n as f32).collect(),
+        };
+        let limits = self.one_a_layer(rest, limits)?;
+        if let Some(bad) = limits.iter().find(|x| !(x.is_finite() && **x >= 0.0)) {
+            return Err(self.wrong(rest, bad, "positive numbers, or 0 for none"));
+        }
+        Ok(Some(limits.into_iter().map(|x| Some(x).filter(|x| *x > 0.0)).collect()))
+    }
+
     pub(super) fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
         let layers = self.num_hidden_layers()?;
         if array.len() != layers && array.len() != self.num_blocks()? {
@@ -305,7 +352,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Rows of the embedding table. The table itself says it; metadata may speak of a smaller vocabulary.
-    fn vocab_size(&self) -> Result<usize, ConfigError> {
+    ///
+    /// # Errors
+    /// [`ConfigError`] where what states it is no size.
+    pub fn vocab_size(&self) -> Result<usize, ConfigError> {
         let stated = self.opt_dimension(keys::arch::VOCAB_SIZE)?;
         let table = self.tensors.get(keys::tensor::TOKEN_EMBD).map(|(shape, _)| shape.as_slice());
         if let Some([outer @ .., vocab_size, _]) = table
@@ -330,13 +380,27 @@ impl<'a> Reader<'a> {
         ffn: Vec<FfnConfig>,
     ) -> Result<ModelConfig, ConfigError> {
         // Nemotron-H states the RMS norms' under the key of the other norm.
-        let rms_norm_eps = match self.opt_positive(keys::arch::RMS_EPS)? {
+        let eps = match self.opt_positive(keys::arch::RMS_EPS)? {
             Some(eps) => eps,
             None if self.metadata.get(&self.key(keys::arch::LAYER_NORM_EPS)).is_some() => {
                 self.positive(keys::arch::LAYER_NORM_EPS)?
             }
             None => self.positive(keys::arch::RMS_EPS)?,
         };
+        self.model_with(attention, ffn, NormKind::Rms, eps)
+    }
+
+    /// The model of these layers, with norms of this kind and epsilon.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for what all models state.
+    pub fn model_with(
+        &self,
+        attention: Vec<AttentionConfig>,
+        ffn: Vec<FfnConfig>,
+        norm: NormKind,
+        rms_norm_eps: f32,
+    ) -> Result<ModelConfig, ConfigError> {
         let layers = attention.into_iter().zip(ffn);
         Ok(ModelConfig {
             architecture: self.architecture.to_owned(),
@@ -346,117 +410,24 @@ impl<'a> Reader<'a> {
             num_hidden_layers: self.num_hidden_layers()?,
             num_nextn_predict_layers: self.count(keys::arch::NEXTN_PREDICT_LAYERS)?,
             max_position_embeddings: self.dimension(keys::arch::CONTEXT_LENGTH)?,
+            norm,
             rms_norm_eps,
             embedding_scale: None,
             residual_scale: None,
             logits_scale: None,
+            logits_soft_cap: None,
+            per_layer_input_size: None,
             layers: layers
-                .map(|(attention, ffn)| LayerConfig { attention, mixer: MixerConfig::Attention, ffn })
+                .map(|(attention, ffn)| LayerConfig {
+                    attention,
+                    mixer: MixerConfig::Attention,
+                    ffn,
+                    expert_limit: None,
+                    limit: None,
+                })
                 .collect(),
             unused_keys: Vec::new(),
         })
-    }
-
-    /// Attention of every layer that runs.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for dimensions that do not fit each other.
-    pub fn attention(&self, defaults: &AttentionDefaults) -> Result<Vec<AttentionConfig>, ConfigError> {
-        let heads = self.per_layer(keys::arch::HEAD_COUNT, None)?;
-        let kv_heads = self.per_layer(keys::arch::HEAD_COUNT_KV, Some(&heads))?;
-        heads.into_iter().zip(kv_heads).map(|(h, g)| self.layer_attention(defaults, h, g)).collect()
-    }
-
-    pub(super) fn layer_attention(
-        &self,
-        defaults: &AttentionDefaults,
-        num_attention_heads: usize,
-        num_key_value_heads: usize,
-    ) -> Result<AttentionConfig, ConfigError> {
-        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-            return Err(self.wrong(
-                keys::arch::HEAD_COUNT_KV,
-                num_key_value_heads,
-                format!("a divisor of {num_attention_heads} heads"),
-            ));
-        }
-        // The file states head_dim; hidden_size / heads is the default of the format, and wrong for many models.
-        let head_dim = match self.opt_dimension(keys::arch::KEY_LENGTH)? {
-            Some(n) => n,
-            None => {
-                let hidden_size = self.dimension(keys::arch::EMBEDDING_LENGTH)?;
-                self.plausible(keys::arch::KEY_LENGTH, hidden_size / num_attention_heads)?
-            }
-        };
-        Ok(AttentionConfig {
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            value_head_dim: self.opt_dimension(keys::arch::VALUE_LENGTH)?.unwrap_or(head_dim),
-            scale: (1.0 / (head_dim as f64).sqrt()) as f32,
-            value_scale: None,
-            sliding_window: None,
-            rope: Some(self.rope(defaults, head_dim)?),
-        })
-    }
-
-    fn rope(&self, defaults: &AttentionDefaults, head_dim: usize) -> Result<RopeConfig, ConfigError> {
-        let dims =
-            self.opt_dimension(keys::arch::ROPE_DIMENSION_COUNT)?.unwrap_or(head_dim / defaults.rope_one_in);
-        if dims > head_dim || dims % 2 != 0 {
-            return Err(self.wrong(
-                keys::arch::ROPE_DIMENSION_COUNT,
-                dims,
-                format!("an even number up to head_dim {head_dim}"),
-            ));
-        }
-        let theta = self.opt_positive(keys::arch::ROPE_FREQ_BASE)?;
-        Ok(RopeConfig {
-            theta: theta.map_or(defaults.rope_theta, f64::from),
-            dims,
-            pairing: defaults.rope_pairing,
-            scaling: self.rope_scaling()?,
-        })
-    }
-
-    fn rope_scaling(&self) -> Result<RopeScaling, ConfigError> {
-        use keys::arch as k;
-        let kind = self.metadata.opt_str(&self.key(k::ROPE_SCALING_TYPE))?.unwrap_or("linear");
-        let old = self.opt_positive(k::ROPE_SCALE_LINEAR)?;
-        let factor = self.opt_factor(k::ROPE_SCALING_FACTOR)?.or(old).map_or(1.0, f64::from);
-        let original = self.opt_dimension(k::ROPE_SCALING_ORIG_CTX)?;
-        if factor <= 0.0 {
-            return Err(self.wrong(k::ROPE_SCALING_FACTOR, factor, "a positive number"));
-        }
-        match kind {
-            "none" => Ok(RopeScaling::None),
-            "linear" if factor == 1.0 => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor }),
-            "yarn" => {
-                let number = |rest, default| -> Result<f64, ConfigError> {
-                    Ok(self.opt_positive(rest)?.map_or(default, f64::from))
-                };
-                // ext_factor mixes stretched and plain angles; 1 is YaRN as it was published.
-                let mix: f64 = number(k::ROPE_SCALING_YARN_EXT_FACTOR, 1.0)?;
-                if mix != 1.0 {
-                    return Err(self.wrong(k::ROPE_SCALING_YARN_EXT_FACTOR, mix, "1"));
-                }
-                let stretched = number(k::ROPE_SCALING_YARN_ATTN_FACTOR, 1.0 + 0.1 * factor.ln())?;
-                Ok(RopeScaling::Yarn {
-                    factor,
-                    original_max_position_embeddings: match original {
-                        Some(n) => n,
-                        None => self.dimension(k::CONTEXT_LENGTH)?,
-                    },
-                    beta_fast: number(k::ROPE_SCALING_YARN_BETA_FAST, 32.0)?,
-                    beta_slow: number(k::ROPE_SCALING_YARN_BETA_SLOW, 1.0)?,
-                    attention_factor: stretched * number(k::ROPE_SCALING_ATTN_FACTOR, 1.0)?,
-                    // No key says otherwise: an architecture does.
-                    truncate: true,
-                })
-            }
-            other => Err(self.wrong(k::ROPE_SCALING_TYPE, other, "none, linear or yarn")),
-        }
     }
 
     /// One SwiGLU in every layer that runs.

@@ -2,7 +2,7 @@
 
 use crate::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DeltaRuleAttrs, ExpertGroups, Graph, Op, PointwiseFn,
-    RopeScaling, RopeSpec, RouterAttrs, SsmScanAttrs, WeightSlice,
+    PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs, SsmScanAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -124,6 +124,15 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("scale", float(*scale));
             }
         }
+        Op::LayerNorm { weight: _, bias, eps } => {
+            put("bias", bias.map_or(Value::Null, |_| true.into()));
+            put("eps", float(*eps));
+        }
+        Op::PositionScale(PositionScaleAttrs { scale, length, offset }) => {
+            put("scale", float(*scale));
+            put("length", json!(length));
+            put("offset", json!(offset));
+        }
         Op::HeadMatMul { weight: _, transposed } => {
             put("transposed", if *transposed { true.into() } else { Value::Null });
         }
@@ -144,6 +153,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         | Op::DeltaGates { a: _, dt_bias: _ }
         | Op::Add
         | Op::Mul
+        | Op::MulHeads
         | Op::GetRows
         | Op::Tap { stage: _ } => {}
     }
@@ -162,6 +172,12 @@ fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
             put("limit", float(limit));
         }
         ActivationFn::GeluTanh => put("activation", json!("gelu_tanh")),
+        ActivationFn::Relu => put("activation", json!("relu")),
+        ActivationFn::Softplus => put("activation", json!("softplus")),
+        ActivationFn::LimitedSwiglu { limit } => {
+            put("activation", json!("limited_swiglu"));
+            put("limit", float(limit));
+        }
         ActivationFn::Sigmoid => put("activation", json!("sigmoid")),
     }
 }
@@ -174,6 +190,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
         value_head_dim,
         scale,
         window,
+        chunk,
         soft_cap,
         sinks,
         value_in_key,
@@ -186,6 +203,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
     }
     put("scale", float(*scale));
     put("window", json!(window));
+    put("chunk", json!(chunk));
     put("soft_cap", soft_cap.map_or(Value::Null, float));
     put("sinks", sinks.map_or(Value::Null, |_| true.into()));
     put("value_in_key", if *value_in_key { true.into() } else { Value::Null });

@@ -359,9 +359,11 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             Op::KvWrite { .. } => &["keys", "values"],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
             | Op::MatMul { .. }
             | Op::HeadMatMul { .. }
             | Op::Rope { .. }
+            | Op::PositionScale(_)
             | Op::Attention(_)
             | Op::AttentionScores(_)
             | Op::AttentionSoftmax(_)
@@ -372,6 +374,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
+            | Op::MulHeads
             | Op::Pointwise { .. }
             | Op::Concat { .. }
             | Op::Slice { .. }

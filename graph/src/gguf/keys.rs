@@ -93,8 +93,32 @@ pub mod arch {
     pub const KEY_LENGTH: &str = "attention.key_length";
     /// head_dim of values: u32.
     pub const VALUE_LENGTH: &str = "attention.value_length";
+    /// q_lora_rank of latent attention: u32; absent or 0: queries have no latent.
+    pub const Q_LORA_RANK: &str = "attention.q_lora_rank";
+    /// kv_lora_rank of latent attention: u32.
+    pub const KV_LORA_RANK: &str = "attention.kv_lora_rank";
+    /// head_dim of queries and keys where key_length speaks of latents: u32.
+    pub const KEY_LENGTH_MLA: &str = "attention.key_length_mla";
+    /// head_dim of values where value_length speaks of latents: u32.
+    pub const VALUE_LENGTH_MLA: &str = "attention.value_length_mla";
+    /// head_dim of queries and keys in layers with a window: u32.
+    pub const KEY_LENGTH_SWA: &str = "attention.key_length_swa";
+    /// head_dim of values in layers with a window: u32.
+    pub const VALUE_LENGTH_SWA: &str = "attention.value_length_swa";
+    /// The last so many layers read keys and values of earlier ones: u32.
+    pub const SHARED_KV_LAYERS: &str = "attention.shared_kv_layers";
+    /// How much queries grow with the logarithm of their position: f32.
+    pub const TEMPERATURE_SCALE: &str = "attention.temperature_scale";
+    /// Positions in which they do not: u32.
+    pub const TEMPERATURE_LENGTH: &str = "attention.temperature_length";
     /// rms_norm_eps: f32.
     pub const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+    /// Bounds of the routed experts' SwiGLU, one a layer: f32, 0 for none.
+    pub const SWIGLU_CLAMP_EXP: &str = "swiglu_clamp_exp";
+    /// Bounds of the shared expert's and dense layers' SwiGLU, one a layer: f32, 0 for none.
+    pub const SWIGLU_CLAMP_SHEXP: &str = "swiglu_clamp_shexp";
+    /// Every so many-th layer has experts: u32.
+    pub const MOE_EVERY_N_LAYERS: &str = "moe_every_n_layers";
     /// rope_theta: f32.
     pub const ROPE_FREQ_BASE: &str = "rope.freq_base";
     /// How many of a head's dimensions are rotated: u32.
@@ -119,6 +143,10 @@ pub mod arch {
     pub const ROPE_SCALING_YARN_BETA_FAST: &str = "rope.scaling.yarn_beta_fast";
     /// Turns within the original context up to which a pair is stretched fully: f32.
     pub const ROPE_SCALING_YARN_BETA_SLOW: &str = "rope.scaling.yarn_beta_slow";
+    /// 0.1 · mscale_all_dim: the scores are multiplied by (1 + this · ln(factor))²: f32.
+    pub const ROPE_SCALING_YARN_LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
+    /// How many of a head's dimensions are rotated in layers with a window: u32.
+    pub const ROPE_DIMENSION_COUNT_SWA: &str = "rope.dimension_count_swa";
     /// Pairs that each of a position's axes rotates: 4 i32; on text all axes say the same.
     pub const ROPE_DIMENSION_SECTIONS: &str = "rope.dimension_sections";
     /// Multiplies the scores in place of 1/√head_dim: f32.
@@ -151,6 +179,8 @@ pub mod arch {
     pub const NEXTN_PREDICT_LAYERS: &str = "nextn_predict_layers";
     /// The first so many layers that add vision features: u32.
     pub const DEEPSTACK_LAYERS: &str = "n_deepstack_layers";
+    /// Elements of a further input of every layer: u32.
+    pub const EMBEDDING_LENGTH_PER_LAYER_INPUT: &str = "embedding_length_per_layer_input";
     /// num_experts: u32.
     pub const EXPERT_COUNT: &str = "expert_count";
     /// num_experts_per_tok: u32.
@@ -209,6 +239,18 @@ pub mod tensor {
     pub const TOKEN_EMBD_NORM: &str = "token_embd_norm.weight";
     /// lm_head, `[vocab_size, hidden_size]`; the embedding table serves where it is absent.
     pub const OUTPUT: &str = "output.weight";
+    /// Embedding table of further inputs of the layers, `[vocab_size, layers · their width]`.
+    pub const PER_LAYER_TOKEN_EMBD: &str = "per_layer_token_embd.weight";
+    /// The hidden state's part of those inputs, `[layers · their width, hidden_size]`.
+    pub const PER_LAYER_MODEL_PROJ: &str = "per_layer_model_proj.weight";
+    /// Norm of that part, of each layer's by itself, `[their width]`.
+    pub const PER_LAYER_PROJ_NORM: &str = "per_layer_proj_norm.weight";
+    /// lm_head's bias, `[vocab_size]`.
+    pub const OUTPUT_BIAS: &str = "output.bias";
+    /// What divides RoPE's frequencies within the original context, `[rope_dims / 2]`.
+    pub const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
+    /// What divides them beyond it.
+    pub const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
     /// What divides RoPE's frequencies, `[rope_dims / 2]`.
     pub const ROPE_FREQS: &str = "rope_freqs.weight";
 }
@@ -227,6 +269,22 @@ pub mod layer {
     pub const ATTN_QKV: &str = "attn_qkv.weight";
     /// Their biases in one tensor, in the same order.
     pub const ATTN_QKV_BIAS: &str = "attn_qkv.bias";
+    /// q_a_proj, `[q_lora_rank, hidden_size]`.
+    pub const ATTN_Q_A: &str = "attn_q_a.weight";
+    /// Norm of the queries' latent, `[q_lora_rank]`.
+    pub const ATTN_Q_A_NORM: &str = "attn_q_a_norm.weight";
+    /// q_b_proj, `[num_attention_heads · head_dim, q_lora_rank]`.
+    pub const ATTN_Q_B: &str = "attn_q_b.weight";
+    /// kv_a_proj_with_mqa, `[kv_lora_rank + rotated dims, hidden_size]`.
+    pub const ATTN_KV_A_MQA: &str = "attn_kv_a_mqa.weight";
+    /// Norm of the latent of keys and values, `[kv_lora_rank]`.
+    pub const ATTN_KV_A_NORM: &str = "attn_kv_a_norm.weight";
+    /// kv_b_proj, `[num_attention_heads · (nope + v), kv_lora_rank]`: of each head k's rows, then v's.
+    pub const ATTN_KV_B: &str = "attn_kv_b.weight";
+    /// Its k rows, of each head transposed, `[num_attention_heads, kv_lora_rank, nope]`.
+    pub const ATTN_K_B: &str = "attn_k_b.weight";
+    /// Its v rows, `[num_attention_heads, v, kv_lora_rank]`.
+    pub const ATTN_V_B: &str = "attn_v_b.weight";
     /// q_proj's bias.
     pub const ATTN_Q_BIAS: &str = "attn_q.bias";
     /// k_proj's bias.
@@ -272,6 +330,8 @@ pub mod layer {
     pub const ATTN_SINKS: &str = "attn_sinks.weight";
     /// o_proj, `[hidden_size, num_attention_heads · head_dim]`.
     pub const ATTN_OUTPUT: &str = "attn_output.weight";
+    /// DBRX's norm before the feed-forward part, `[hidden_size]`.
+    pub const ATTN_OUTPUT_NORM: &str = "attn_output_norm.weight";
     /// o_proj's bias.
     pub const ATTN_OUTPUT_BIAS: &str = "attn_output.bias";
     /// In some architectures the norm before the feed-forward part, in others one behind attention, `[hidden_size]`.
@@ -280,6 +340,26 @@ pub mod layer {
     pub const FFN_NORM: &str = "ffn_norm.weight";
     /// Router, `[num_experts, hidden_size]`.
     pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
+    /// Norm in front of a router that has one of its own, `[hidden_size]`.
+    pub const FFN_GATE_INP_SCALE: &str = "ffn_gate_inp.scale";
+    /// A factor of each expert's weight, `[num_experts]`.
+    pub const FFN_DOWN_EXPS_SCALE: &str = "ffn_down_exps.scale";
+    /// Norm behind the feed-forward part, `[hidden_size]`.
+    pub const POST_FFW_NORM: &str = "post_ffw_norm.weight";
+    /// Norm behind an MLP that stands beside experts, `[hidden_size]`.
+    pub const POST_FFW_NORM_1: &str = "post_ffw_norm_1.weight";
+    /// Norm before those experts, `[hidden_size]`.
+    pub const PRE_FFW_NORM_2: &str = "pre_ffw_norm_2.weight";
+    /// Norm behind them, `[hidden_size]`.
+    pub const POST_FFW_NORM_2: &str = "post_ffw_norm_2.weight";
+    /// A factor of the residual stream at the layer's end, `[1]`.
+    pub const LAYER_OUTPUT_SCALE: &str = "layer_output_scale.weight";
+    /// Gate of the layer's further input, `[its width, hidden_size]`.
+    pub const INP_GATE: &str = "inp_gate.weight";
+    /// What takes it to the hidden state, `[hidden_size, its width]`.
+    pub const PROJ: &str = "proj.weight";
+    /// Norm of that, `[hidden_size]`.
+    pub const POST_NORM: &str = "post_norm.weight";
     /// What is added to the router's gate values for the choice, `[num_experts]`.
     pub const EXP_PROBS_B: &str = "exp_probs_b.bias";
     /// The same under the name that some converters give it.

@@ -10,6 +10,7 @@ pub mod op;
 pub mod pattern;
 mod recurrent;
 pub mod rope;
+mod shape;
 pub mod stage;
 
 pub use graph::{
@@ -18,7 +19,7 @@ pub use graph::{
 };
 pub use op::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, Op,
-    OpKind, PointwiseFn, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
+    OpKind, PointwiseFn, PositionScaleAttrs, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
 };
 pub use pattern::LaunchPattern;
 pub use recurrent::{DeltaRuleAttrs, HeadMap, SsmScanAttrs};

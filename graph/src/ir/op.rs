@@ -7,135 +7,10 @@
 use super::graph::{RopeTableId, StateId, WeightId};
 use super::recurrent::{DeltaRuleAttrs, SsmScanAttrs};
 use super::rope::RopePairing;
+pub use super::shape::{Dim, Shape, StepSizes};
 use super::stage::Stage;
 use serde::Serialize;
-use std::fmt;
 use std::ops::Range;
-
-/// One axis of a value's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Dim {
-    /// T: the tokens of the step; known when the step runs, bounded by the plan's token class.
-    Tokens,
-    /// R: the rows whose logits the step asks for.
-    LogitsRows,
-    /// S: cached positions up to and including this step's.
-    Cached,
-    /// A number fixed by the model.
-    Fixed(usize),
-}
-
-/// The sizes that a step gives to the run-time axes (or their upper bounds, when memory is planned).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct StepSizes {
-    /// T.
-    pub tokens: usize,
-    /// R.
-    pub logits_rows: usize,
-    /// S.
-    pub cached: usize,
-}
-
-impl Dim {
-    /// The number of elements along this axis in a step of the given sizes.
-    #[must_use]
-    pub fn size(self, sizes: StepSizes) -> usize {
-        match self {
-            Dim::Tokens => sizes.tokens,
-            Dim::LogitsRows => sizes.logits_rows,
-            Dim::Cached => sizes.cached,
-            Dim::Fixed(n) => n,
-        }
-    }
-}
-
-impl fmt::Display for Dim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Dim::Tokens => f.write_str("T"),
-            Dim::LogitsRows => f.write_str("R"),
-            Dim::Cached => f.write_str("S"),
-            Dim::Fixed(n) => write!(f, "{n}"),
-        }
-    }
-}
-
-impl Serialize for Dim {
-    /// A number where it is fixed, else the axis's letter.
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Dim::Fixed(n) => serializer.serialize_u64(*n as u64),
-            Dim::Tokens | Dim::LogitsRows | Dim::Cached => serializer.collect_str(self),
-        }
-    }
-}
-
-/// A value's shape, outermost axis first.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Shape(pub Vec<Dim>);
-
-impl Shape {
-    /// The shape with the given axes.
-    #[must_use]
-    pub fn new(dims: &[Dim]) -> Shape {
-        Shape(dims.to_vec())
-    }
-
-    /// The concrete sizes in a step.
-    #[must_use]
-    pub fn resolve(&self, sizes: StepSizes) -> Vec<usize> {
-        self.0.iter().map(|d| d.size(sizes)).collect()
-    }
-
-    /// Elements in a step of the given sizes.
-    #[must_use]
-    pub fn elems(&self, sizes: StepSizes) -> usize {
-        self.0.iter().map(|d| d.size(sizes)).product()
-    }
-
-    /// The fixed size of the last axis; `None` for a scalar or a run-time last axis.
-    #[must_use]
-    pub fn width(&self) -> Option<usize> {
-        match self.0.last() {
-            Some(Dim::Fixed(n)) => Some(*n),
-            _ => None,
-        }
-    }
-
-    /// Whether all axes but the last are the other's: the two can stand side by side.
-    #[must_use]
-    pub fn stands_beside(&self, other: &Shape) -> bool {
-        match (self.0.split_last(), other.0.split_last()) {
-            (Some((_, a)), Some((_, b))) => a == b,
-            _ => false,
-        }
-    }
-
-    /// The product of all fixed axes: the elements that one token (or row) holds.
-    #[must_use]
-    pub fn fixed_elems(&self) -> usize {
-        self.0.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product()
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[")?;
-        for (i, d) in self.0.iter().enumerate() {
-            if i > 0 {
-                f.write_str(", ")?;
-            }
-            write!(f, "{d}")?;
-        }
-        f.write_str("]")
-    }
-}
-
-impl Serialize for Shape {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(&self.0)
-    }
-}
 
 /// What a value's elements are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -185,6 +60,8 @@ pub struct AttentionAttrs {
     pub scale: f32,
     /// Only the last `window` positions are seen.
     pub window: Option<usize>,
+    /// Only positions of the query's own chunk are seen: of `[i·chunk, (i+1)·chunk)` that which holds it.
+    pub chunk: Option<usize>,
     /// scores = cap · tanh(scores / cap).
     pub soft_cap: Option<f32>,
     /// One extra logit a head `[H]` in the softmax's denominator; F32.
@@ -195,6 +72,13 @@ pub struct AttentionAttrs {
 }
 
 impl AttentionAttrs {
+    /// The first position that a query at `position` sees: by its window and its chunk.
+    #[must_use]
+    pub fn first_visible(&self, position: usize) -> usize {
+        let window = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        window.max(self.chunk.map_or(0, |chunk| position / chunk.max(1) * chunk))
+    }
+
     /// Query heads that share one KV head.
     #[must_use]
     pub fn group_size(&self) -> usize {
@@ -212,6 +96,17 @@ pub enum GateKind {
     Sigmoid,
     /// the best K logits, then softmax over those.
     SoftmaxAfterTopK,
+    /// the best K logits; the weight of each is its share of a softmax over those not better than it, m, whose logit s is near:
+    /// m − s ≤ 0.02 · max(|s|, m). Phi's sparsemixer as it is without training, its jitter being 0.01.
+    SparseMixer,
+}
+
+impl GateKind {
+    /// Whether a logit is near another that is not below it: what [`GateKind::SparseMixer`] keeps.
+    #[must_use]
+    pub fn is_near(logit: f64, best: f64) -> bool {
+        best - logit <= 0.02 * logit.abs().max(best)
+    }
 }
 
 /// What a group of experts is ranked by.
@@ -275,6 +170,35 @@ pub enum ActivationFn {
     GeluTanh,
     /// sigmoid(x): attention's output gates.
     Sigmoid,
+    /// max(x, 0).
+    Relu,
+    /// ln(1 + e^x).
+    Softplus,
+    /// min(silu(x), limit). [`Op::GatedAct`] multiplies it by clamp(up, −limit, limit) in place of up.
+    LimitedSwiglu {
+        /// Bound of the gate from above, of up on both sides.
+        limit: f32,
+    },
+}
+
+/// The attributes of [`Op::PositionScale`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PositionScaleAttrs {
+    /// Multiplies the logarithm.
+    pub scale: f32,
+    /// Positions that share a factor.
+    pub length: usize,
+    /// Added to the position.
+    pub offset: usize,
+}
+
+impl PositionScaleAttrs {
+    /// The factor at a position, in f64 up to the result.
+    #[must_use]
+    pub fn factor(&self, position: u32) -> f32 {
+        let steps = (position as usize + self.offset) / self.length.max(1);
+        (1.0 + f64::from(self.scale) * (steps as f64).ln_1p()) as f32
+    }
 }
 
 /// The function of [`Op::Pointwise`].
@@ -364,6 +288,15 @@ ops! {
         /// Heads in the last axis; 1 norms the whole axis.
         heads: usize,
     };
+    /// (x − mean(x)) / sqrt(var(x) + eps) · w (+ b) over the last axis; var is the mean of squares.
+    LayerNorm = "layer_norm" {
+        /// w, `[width]`; F32.
+        weight: WeightId,
+        /// b, `[width]`; F32.
+        bias: Option<WeightId>,
+        /// Added to the variance.
+        eps: f32,
+    };
     /// x [.., in] · Wᵀ (· scale) (+ bias), W [out, in] of any format → [.., out].
     MatMul = "matmul" {
         /// W.
@@ -392,6 +325,9 @@ ops! {
         /// Heads in the last axis.
         heads: usize,
     };
+    /// x `[T, n]`, positions `[T]` → x · (1 + scale · ln(1 + ⌊(position + offset) / length⌋)): queries that grow with their
+    /// position. The factor is rounded to f32 once.
+    PositionScale = "position_scale" (PositionScaleAttrs);
     /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots, rounded to the KV type. Without a
     /// values' state: k, kv_slots → the one.
     KvWrite = "kv_write" {
@@ -456,6 +392,8 @@ ops! {
     Add = "add";
     /// a · b, element by element.
     Mul = "mul";
+    /// x `[T, H·d]`, factors `[T, H]` → each head times its factor.
+    MulHeads = "mul_heads";
     /// A function of each element: x → the same shape.
     Pointwise = "pointwise" {
         /// Which.
@@ -501,7 +439,9 @@ impl Op {
             | Op::HeadMatMul { weight, transposed: _ }
             | Op::ExpertMatMul { weight, bias: _ } => Some(weight),
             Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
             | Op::Rope { .. }
+            | Op::PositionScale(_)
             | Op::KvWrite { .. }
             | Op::Attention(_)
             | Op::AttentionScores(_)
@@ -515,6 +455,7 @@ impl Op {
             | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
+            | Op::MulHeads
             | Op::Pointwise { .. }
             | Op::Concat { .. }
             | Op::Slice { .. }
@@ -540,9 +481,11 @@ impl Op {
             Op::SsmScan(s) => vec![s.state],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
             | Op::MatMul { .. }
             | Op::HeadMatMul { .. }
             | Op::Rope { .. }
+            | Op::PositionScale(_)
             | Op::Attention(_)
             | Op::AttentionScores(_)
             | Op::AttentionSoftmax(_)
@@ -553,6 +496,7 @@ impl Op {
             | Op::DeltaGates { .. }
             | Op::Add
             | Op::Mul
+            | Op::MulHeads
             | Op::Pointwise { .. }
             | Op::Concat { .. }
             | Op::Slice { .. }
@@ -567,6 +511,7 @@ impl Op {
         match self {
             Op::Embed { table, scale: _ } => vec![table.tensor],
             Op::RmsNorm { weight, eps: _, heads: _ } => weight.iter().copied().collect(),
+            Op::LayerNorm { weight, bias, eps: _ } => std::iter::once(*weight).chain(*bias).collect(),
             Op::HeadMatMul { weight, transposed: _ } => vec![weight.tensor],
             Op::MatMul { weight, bias, scale: _ } | Op::ExpertMatMul { weight, bias } => {
                 std::iter::once(weight.tensor).chain(*bias).collect()
@@ -578,6 +523,7 @@ impl Op {
             Op::DeltaGates { a, dt_bias } => vec![*a, *dt_bias],
             Op::SsmScan(s) => vec![s.a, s.d, s.dt_bias],
             Op::Rope { table: _, pairing: _, heads: _ }
+            | Op::PositionScale(_)
             | Op::KvWrite { key: _, value: _ }
             | Op::AttentionScores(_)
             | Op::GatedAct { activation: _ }
@@ -585,6 +531,7 @@ impl Op {
             | Op::DeltaRule(_)
             | Op::Add
             | Op::Mul
+            | Op::MulHeads
             | Op::Pointwise { function: _ }
             | Op::Concat { heads: _ }
             | Op::Slice { heads: _, start: _, len: _ }

@@ -42,6 +42,12 @@ stages! {
     Embedding "embedding" Model;
     /// RMSNorm before attention [T, D].
     AttnNorm "attn_norm" Layer;
+    /// The queries' latent before its norm, where they have one [T, q_lora_rank].
+    QAProj "q_a_proj" Layer;
+    /// The queries' latent after its norm, where they have one [T, q_lora_rank].
+    QANorm "q_a_norm" Layer;
+    /// The latent that keys and values are made of, after its norm [T, kv_lora_rank].
+    KvANorm "kv_a_norm" Layer;
     /// q, k, v after their matmuls, side by side [T, (H+2G)·d].
     QkvMatmul "qkv_matmul" Layer;
     /// The same after the bias, where the model has one.
@@ -50,19 +56,33 @@ stages! {
     QNorm "q_norm" Layer;
     /// Per-head RMSNorm of k, before RoPE [T, G·d].
     KNorm "k_norm" Layer;
-    /// q after RoPE [T, H·d].
+    /// Per-head RMSNorm of v [T, G·dv].
+    VNorm "v_norm" Layer;
+    /// Latent attention: the part of each query's head that is not rotated [T, H·nope].
+    QNope "q_nope" Layer;
+    /// Latent attention: the part that is, before RoPE [T, H·rope].
+    QPe "q_pe" Layer;
+    /// q after RoPE; of latent attention the rotated part [T, H·d].
     QPostRope "q_post_rope" Layer;
     /// k after RoPE, before the cache's rounding [T, G·d].
     KPostRope "k_post_rope" Layer;
+    /// Latent attention: q_nope through each head's k matrix [T, H·kv_lora_rank].
+    QAbsorbed "q_absorbed" Layer;
+    /// Latent attention: what meets the cache [T, H·(kv_lora_rank + rope)].
+    QLatent "q_latent" Layer;
+    /// Latent attention: what is cached, before its rounding [T, kv_lora_rank + rope].
+    KLatent "k_latent" Layer;
     /// q·kᵀ·scale [H, T, S]; 0 after the query's position.
     AttnScores "attn_scores" Layer;
     /// After mask and softmax [H, T, S].
     AttnSoftmax "attn_softmax" Layer;
-    /// softmax · v, before o_proj [T, H·d].
+    /// Latent attention: softmax · latents, before each head's v matrix [T, H·kv_lora_rank].
+    AttnLatent "attn_latent" Layer;
+    /// softmax · v, before o_proj; times the output gate where that is a tensor of its own [T, H·d].
     Attention "attention" Layer;
-    /// The output gate after its sigmoid [T, H·d].
+    /// The output gate after its function [T, H·d], or one a head [T, H].
     AttnGate "attn_gate" Layer;
-    /// softmax · v times the output gate [T, H·d].
+    /// softmax · v times the output gate that q_proj gives beside the queries [T, H·d].
     AttentionGated "attention_gated" Layer;
     /// A causal convolution's result after its bias and activation [T, channels].
     ConvOut "conv_out" Layer;
@@ -82,10 +102,14 @@ stages! {
     SsmState "ssm_state" Layer;
     /// What attention or another mixer adds to the residual stream, after its last product [T, D].
     AttnOut "attn_out" Layer;
+    /// RMSNorm of attn_out, where there is one [T, D].
+    PostAttnNorm "post_attn_norm" Layer;
     /// Residual stream after attention [T, D].
     PostAttnResidual "post_attn_residual" Layer;
     /// RMSNorm before the experts [T, D].
     FfnNorm "ffn_norm" Layer;
+    /// RMSNorm before the experts where ffn_norm is that before an MLP beside them [T, D].
+    FfnNorm2 "ffn_norm_2" Layer;
     /// Router logits [T, E].
     MoeLogits "moe_logits" Layer;
     /// Chosen experts, best first [T, K].
@@ -126,6 +150,14 @@ stages! {
     MoeRoutedOut "moe_routed_out" Layer;
     /// Σ weight · ffn_out, and the gated shared expert where there is one [T, D].
     MoeFfnOut "moe_ffn_out" Layer;
+    /// Each expert's output before weighting where ffn_out is that of an MLP beside them [T, K, D].
+    MoeExpertOut "moe_expert_out" Layer;
+    /// RMSNorm of the MLP beside the experts [T, D].
+    PostFfnNorm1 "post_ffn_norm_1" Layer;
+    /// RMSNorm of the experts beside it [T, D].
+    PostFfnNorm2 "post_ffn_norm_2" Layer;
+    /// RMSNorm of the feed-forward part's output, where there is one [T, D].
+    PostFfnNorm "post_ffn_norm" Layer;
     /// Residual stream after the experts [T, D]; alias `layer_output`.
     PostFfnResidual "post_ffn_residual" Layer;
     /// RMSNorm before lm_head [R, D].

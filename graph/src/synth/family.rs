@@ -26,11 +26,11 @@ pub(super) fn count(n: usize) -> MetaValue {
     MetaValue::U32(n as u32) // dimensions are far below 2^32
 }
 
-fn text(s: &str) -> MetaValue {
+pub(super) fn text(s: &str) -> MetaValue {
     MetaValue::String(s.to_owned())
 }
 
-const fn nothing(_: &Preset) -> Tensors {
+pub(super) const fn nothing(_: &Preset) -> Tensors {
     Vec::new()
 }
 
@@ -52,12 +52,12 @@ pub(super) fn common_keys(p: &Preset, layers: usize) -> Keys {
     ]
 }
 
-fn expert_width(p: &Preset) -> Keys {
+pub(super) fn expert_width(p: &Preset) -> Keys {
     vec![(arch::EXPERT_FEED_FORWARD_LENGTH, count(p.moe_intermediate_size))]
 }
 
 /// Keys of a sigmoid router with shared experts behind dense first layers; the gate's function as `gate` says.
-fn deepseek_like(p: &Preset, gate: Option<u32>) -> Keys {
+pub(super) fn deepseek_like(p: &Preset, gate: Option<u32>) -> Keys {
     let mut keys = expert_width(p);
     keys.extend([
         (arch::EXPERT_SHARED_COUNT, count(p.n_shared_experts)),
@@ -69,10 +69,10 @@ fn deepseek_like(p: &Preset, gate: Option<u32>) -> Keys {
     keys
 }
 
-const SIGMOID: u32 = 2;
+pub(super) const SIGMOID: u32 = 2;
 
 /// Norms before both parts, the second one under `ffn_norm`; q, k, v and o.
-fn attention(p: &Preset, ffn_norm: &'static str) -> Tensors {
+pub(super) fn attention(p: &Preset, ffn_norm: &'static str) -> Tensors {
     let (d, q, kv) = (p.hidden_size, p.q_dim(), p.kv_dim());
     vec![
         (name::ATTN_NORM, vec![d]),
@@ -89,7 +89,7 @@ fn qkv_bias(p: &Preset) -> Tensors {
     vec![(name::ATTN_Q_BIAS, vec![q]), (name::ATTN_K_BIAS, vec![kv]), (name::ATTN_V_BIAS, vec![kv])]
 }
 
-fn qk_norm_of_a_head(p: &Preset) -> Tensors {
+pub(super) fn qk_norm_of_a_head(p: &Preset) -> Tensors {
     vec![(name::ATTN_Q_NORM, vec![p.head_dim]), (name::ATTN_K_NORM, vec![p.head_dim])]
 }
 
@@ -97,7 +97,7 @@ fn qk_norm_of_a_row(p: &Preset) -> Tensors {
     vec![(name::ATTN_Q_NORM, vec![p.q_dim()]), (name::ATTN_K_NORM, vec![p.kv_dim()])]
 }
 
-fn experts(p: &Preset) -> Tensors {
+pub(super) fn experts(p: &Preset) -> Tensors {
     let (e, f, d) = (p.num_experts, p.moe_intermediate_size, p.hidden_size);
     vec![
         (name::FFN_GATE_INP, vec![e, d]),
@@ -107,11 +107,11 @@ fn experts(p: &Preset) -> Tensors {
     ]
 }
 
-fn selection_bias(p: &Preset) -> Tensors {
+pub(super) fn selection_bias(p: &Preset) -> Tensors {
     vec![(name::EXP_PROBS_B, vec![p.num_experts])]
 }
 
-fn shared_expert(p: &Preset, width: usize) -> Tensors {
+pub(super) fn shared_expert(p: &Preset, width: usize) -> Tensors {
     let d = p.hidden_size;
     vec![
         (name::FFN_GATE_SHEXP, vec![width, d]),
@@ -120,13 +120,13 @@ fn shared_expert(p: &Preset, width: usize) -> Tensors {
     ]
 }
 
-fn dense(p: &Preset) -> Tensors {
+pub(super) fn dense(p: &Preset) -> Tensors {
     let (d, f) = (p.hidden_size, p.intermediate_size);
     vec![(name::FFN_GATE, vec![f, d]), (name::FFN_UP, vec![f, d]), (name::FFN_DOWN, vec![d, f])]
 }
 
 /// Dense first layers, then experts with a selection bias and shared experts.
-fn deepseek_like_ffn(p: &Preset, layer: usize) -> Tensors {
+pub(super) fn deepseek_like_ffn(p: &Preset, layer: usize) -> Tensors {
     if layer < p.first_k_dense_replace {
         return dense(p);
     }
@@ -301,20 +301,25 @@ pub(super) static GPT_OSS: Family = Family {
     model: nothing,
 };
 
-fn sections(of: [i32; 4]) -> MetaValue {
+pub(super) fn sections(of: [i32; 4]) -> MetaValue {
     MetaValue::Array(MetaArray::I32(of.to_vec()))
 }
 
 /// The tensors of the whole model.
 pub(super) fn model_tensors(p: &Preset) -> Tensors {
+    let own = (p.family.model)(p);
+    // LFM2's final norm has another name.
+    let has_norm = own.iter().any(|(name, _)| *name == tensor::TOKEN_EMBD_NORM);
     let mut tensors = vec![
         (tensor::OUTPUT, vec![p.vocab_size, p.hidden_size]),
         (tensor::OUTPUT_NORM, vec![p.hidden_size]),
         (tensor::TOKEN_EMBD, vec![p.vocab_size, p.hidden_size]),
     ];
-    if p.tie_word_embeddings {
-        tensors.remove(0);
-    }
-    tensors.extend((p.family.model)(p));
+    tensors.retain(|(name, _)| match *name {
+        tensor::OUTPUT => !p.tie_word_embeddings,
+        tensor::OUTPUT_NORM => !has_norm,
+        _ => true,
+    });
+    tensors.extend(own);
     tensors
 }

@@ -7,6 +7,8 @@
 
 mod blocks;
 mod family;
+mod family_hybrid;
+mod family_latent;
 mod preset;
 mod presets;
 mod write;

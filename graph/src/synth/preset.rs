@@ -71,6 +71,8 @@ pub(super) enum Values {
     Rms(f32),
     /// A norm's weights, around 1.
     Norm,
+    /// How fast a recurrence forgets: around −1.
+    Decay,
 }
 
 impl Mixture {
@@ -109,6 +111,12 @@ impl Mixture {
     }
 }
 
+/// Matrices that no mixture quantizes: routers, norms of groups, convolutions and what recurrences are made of.
+fn stays_float(name: &str) -> bool {
+    let small = [layer::SSM_A, layer::SSM_D, layer::SSM_CONV1D, layer::SHORTCONV_CONV];
+    small.contains(&name) || name.contains("ffn_gate_inp") || name.ends_with("norm.weight")
+}
+
 /// Spreads: a matmul of normalised activations with weights of root mean square 1 / √in gives values around 1, so the
 /// residual stream grows with the root of the number of layers. The router's are twice that, so that a token's choice of
 /// experts is a firm one, and lm_head's four times, so that the next token is not a plain draw. o_proj's are a fifth:
@@ -121,6 +129,7 @@ fn values(name: &str, fan_in: usize) -> Values {
         tensor::OUTPUT => matmul(4.0),
         layer::FFN_GATE_INP => matmul(2.0),
         layer::ATTN_OUTPUT => matmul(0.2),
+        layer::SSM_A => Values::Decay,
         _ if name.ends_with("norm.weight") => Values::Norm,
         _ if name.ends_with(".bias") => Values::Rms(0.1),
         _ => matmul(1.0),
@@ -193,8 +202,7 @@ impl Preset {
     /// The tensor called `rest`, in the file `name`.
     fn tensor(&self, name: String, rest: &str, shape: Vec<usize>, more_bits: bool) -> SynthTensor {
         let fan_in = shape.last().copied().unwrap_or(1);
-        // Vectors, the router and convolutions stay as they are.
-        let float = shape.len() == 1 || rest.ends_with(".bias") || rest.contains("ffn_gate_inp");
+        let float = shape.len() == 1 || rest.ends_with(".bias") || stays_float(rest);
         let format = match float {
             true => Format::F32,
             false => self.mixture.format(rest, fan_in, self.num_experts, more_bits),

@@ -1,8 +1,8 @@
 //! The models whose shapes are known, after their `config.json` on Hugging Face. Draft layers, which their files may have and
 //! no plain pass reads, are left away.
 
-use super::family;
 use super::preset::{Mixture, Preset};
+use super::{family, family_hybrid, family_latent};
 
 const QWEN3_30B: Preset = Preset {
     name: "qwen3-30b-a3b",
@@ -112,6 +112,63 @@ const QWEN2_57B: Preset = Preset {
     shared_expert_intermediate_size: 20_480,
     max_position_embeddings: 32_768,
     rope_theta: 1e6,
+    ..QWEN3_30B
+};
+
+const DEEPSEEK_V3: Preset = Preset {
+    name: "deepseek-v3",
+    base_name: "DeepSeek-V3-0324",
+    size_label: "256x20B",
+    family: &family_latent::DEEPSEEK_V3,
+    num_hidden_layers: 61,
+    hidden_size: 7168,
+    num_attention_heads: 128,
+    num_experts: 256,
+    num_experts_per_tok: 8,
+    moe_intermediate_size: 2048,
+    intermediate_size: 18_432,
+    n_shared_experts: 1,
+    first_k_dense_replace: 3,
+    routed_scaling_factor: 2.5,
+    vocab_size: 129_280,
+    max_position_embeddings: 163_840,
+    rope_theta: 1e4,
+    ..QWEN3_30B
+};
+
+const QWEN3_NEXT: Preset = Preset {
+    name: "qwen3-next-80b-a3b",
+    base_name: "Qwen3-Next-80B-A3B-Instruct",
+    size_label: "512x2.5B",
+    family: &family_hybrid::QWEN3NEXT,
+    num_attention_heads: 16,
+    num_key_value_heads: 2,
+    head_dim: 256,
+    num_experts: 512,
+    num_experts_per_tok: 10,
+    moe_intermediate_size: 512,
+    intermediate_size: 5120,
+    shared_expert_intermediate_size: 512,
+    ..QWEN3_30B
+};
+
+const GRANITE_H_SMALL: Preset = Preset {
+    name: "granite-4.0-h-small",
+    base_name: "granite-4.0-h-small",
+    size_label: "72x2.4B",
+    family: &family_hybrid::GRANITE_H_SMALL,
+    num_hidden_layers: 40,
+    hidden_size: 4096,
+    num_key_value_heads: 8,
+    num_experts: 72,
+    num_experts_per_tok: 10,
+    moe_intermediate_size: 768,
+    shared_expert_intermediate_size: 1536,
+    tie_word_embeddings: true,
+    vocab_size: 100_352,
+    max_position_embeddings: 1_048_576,
+    rope_theta: 1e4,
+    rms_norm_eps: 1e-5,
     ..QWEN3_30B
 };
 
@@ -323,6 +380,124 @@ pub static PRESETS: &[Preset] = &[
         vocab_size: 157_184,
         max_position_embeddings: 32_768,
         rope_theta: 600_000.0,
+        ..QWEN3_30B
+    },
+    Preset {
+        name: "deepseek-v2-lite",
+        base_name: "DeepSeek-V2-Lite-Chat",
+        size_label: "64x1.5B",
+        family: &family_latent::DEEPSEEK_V2_LITE,
+        num_hidden_layers: 27,
+        num_attention_heads: 16,
+        num_experts: 64,
+        num_experts_per_tok: 6,
+        moe_intermediate_size: 1408,
+        intermediate_size: 10_944,
+        n_shared_experts: 2,
+        routed_scaling_factor: 1.0,
+        first_k_dense_replace: 1,
+        hidden_size: 2048,
+        vocab_size: 102_400,
+        ..DEEPSEEK_V3
+    },
+    DEEPSEEK_V3,
+    Preset {
+        name: "kimi-k2",
+        base_name: "Kimi-K2-Instruct",
+        size_label: "384x14B",
+        family: &family_latent::KIMI_K2,
+        num_attention_heads: 64,
+        num_experts: 384,
+        first_k_dense_replace: 1,
+        routed_scaling_factor: 2.827,
+        vocab_size: 163_840,
+        max_position_embeddings: 131_072,
+        rope_theta: 5e4,
+        ..DEEPSEEK_V3
+    },
+    Preset {
+        name: "glm-4.7-flash",
+        base_name: "GLM-4.7-Flash",
+        size_label: "64x2.6B",
+        family: &family_latent::GLM_4_7_FLASH,
+        num_hidden_layers: 47,
+        hidden_size: 2048,
+        num_attention_heads: 20,
+        num_experts: 64,
+        num_experts_per_tok: 4,
+        moe_intermediate_size: 1536,
+        intermediate_size: 10_240,
+        first_k_dense_replace: 1,
+        routed_scaling_factor: 1.8,
+        vocab_size: 154_880,
+        max_position_embeddings: 202_752,
+        rope_theta: 1e6,
+        rms_norm_eps: 1e-5,
+        ..DEEPSEEK_V3
+    },
+    QWEN3_NEXT,
+    Preset {
+        name: "qwen3.5-35b-a3b",
+        base_name: "Qwen3.5-35B-A3B",
+        size_label: "256x2.6B",
+        family: &family_hybrid::QWEN35MOE,
+        num_hidden_layers: 40,
+        num_experts: 256,
+        num_experts_per_tok: 8,
+        vocab_size: 248_320,
+        ..QWEN3_NEXT
+    },
+    Preset {
+        name: "nemotron-3-nano-30b-a3b",
+        base_name: "NVIDIA-Nemotron-3-Nano-30B-A3B",
+        size_label: "128x3.1B",
+        family: &family_hybrid::NEMOTRON_H_MOE,
+        num_hidden_layers: 52,
+        hidden_size: 2688,
+        num_attention_heads: 32,
+        num_key_value_heads: 2,
+        num_experts_per_tok: 6,
+        moe_intermediate_size: 1856,
+        shared_expert_intermediate_size: 3712,
+        routed_scaling_factor: 2.5,
+        vocab_size: 131_072,
+        rope_theta: 1e4,
+        rms_norm_eps: 1e-5,
+        ..QWEN3_30B
+    },
+    GRANITE_H_SMALL,
+    Preset {
+        name: "granite-4.0-h-tiny",
+        base_name: "granite-4.0-h-tiny",
+        size_label: "64x994M",
+        family: &family_hybrid::GRANITE_H_TINY,
+        hidden_size: 1536,
+        num_attention_heads: 12,
+        num_key_value_heads: 4,
+        num_experts: 64,
+        num_experts_per_tok: 6,
+        moe_intermediate_size: 512,
+        shared_expert_intermediate_size: 1024,
+        ..GRANITE_H_SMALL
+    },
+    Preset {
+        name: "lfm2-8b-a1b",
+        base_name: "LFM2-8B-A1B",
+        size_label: "32x1.7B",
+        family: &family_hybrid::LFM2MOE,
+        num_hidden_layers: 24,
+        num_key_value_heads: 8,
+        head_dim: 64,
+        num_experts: 32,
+        num_experts_per_tok: 4,
+        moe_intermediate_size: 1792,
+        intermediate_size: 7168,
+        first_k_dense_replace: 2,
+        tie_word_embeddings: true,
+        vocab_size: 65_536,
+        max_position_embeddings: 128_000,
+        rope_theta: 1e6,
+        rms_norm_eps: 1e-5,
         ..QWEN3_30B
     },
 ];

@@ -133,9 +133,10 @@ impl Synth {
         let mut random = Random::new(&[self.seed, tensor as u64, chunk as u64]);
         match *values {
             Values::Rms(rms) => fill(spec.format, rms, &mut random, &mut out),
-            Values::Norm => {
+            Values::Norm | Values::Decay => {
+                let sign = if *values == Values::Decay { -1.0 } else { 1.0 };
                 for y in out.as_chunks_mut::<4>().0 {
-                    *y = (1.0 + 0.2 * random.signed_unit()).to_le_bytes();
+                    *y = (sign + 0.2 * random.signed_unit()).to_le_bytes();
                 }
             }
         }

@@ -28,12 +28,15 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
     let window = if b.one_in(3) { Some(b.pick(&[1, 2, 5, 16, 31, 64, 100, 1000])) } else { None };
     let soft_cap = if b.one_in(4) { Some(b.pick(&[0.5, 5.0, 50.0])) } else { None };
     let sinks = b.one_in(4).then(|| b.vector("sinks", &[num_attention_heads], 0.5));
+    // One of the windows stands for chunks, which CUDA lacks.
+    let (window, chunk) = if window == Some(1000) { (None, Some(64)) } else { (window, None) };
     b.note("H", num_attention_heads);
     b.note("G", num_key_value_heads);
     b.note("d", head_dim);
     b.note("dv", value_head_dim);
     b.note("in_key", value_in_key);
     b.note("window", format!("{window:?}"));
+    b.note("chunk", format!("{chunk:?}"));
     b.note("cap", format!("{soft_cap:?}"));
     b.note("sinks", sinks.is_some());
     AttentionAttrs {
@@ -43,6 +46,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
         value_head_dim,
         scale,
         window,
+        chunk,
         soft_cap,
         sinks,
         value_in_key,
@@ -130,7 +134,7 @@ pub(super) fn attention(b: &mut Builder) -> Result<Steps, BackendError> {
 
 /// What was written, read back: the keys by their scores, the values by attention that sees the token's own alone.
 pub(super) fn kv_write(b: &mut Builder) -> Result<Steps, BackendError> {
-    let attrs = AttentionAttrs { window: Some(1), soft_cap: None, sinks: None, ..attrs(b) };
+    let attrs = AttentionAttrs { window: Some(1), chunk: None, soft_cap: None, sinks: None, ..attrs(b) };
     let (q, cache) = cached(b, &attrs)?;
     let values = attend(b, &attrs, q, &cache)?;
     let keys = scores(b, &AttentionAttrs { window: None, ..attrs.clone() }, q, &cache)?;

@@ -3,8 +3,8 @@
 use super::Builder;
 use super::attention::Steps;
 use moe_run_graph::ir::{
-    ActivationFn, DType, Dim, ExpertGroups, GateKind, GroupScore, Op, PointwiseFn, RopePairing, RopeScaling,
-    RopeSpec, RopeTableId, RouterAttrs, Shape, Stage,
+    ActivationFn, DType, Dim, ExpertGroups, GateKind, GroupScore, Op, PointwiseFn, PositionScaleAttrs,
+    RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::HostTensor;
@@ -30,6 +30,48 @@ pub(super) fn rms_norm(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("width", width);
     b.note("weight", weight.is_some());
     Ok((vec![b.step(0, t, &[], bound)], t))
+}
+
+pub(super) fn layer_norm(b: &mut Builder) -> Result<Steps, BackendError> {
+    let width = b.pick(&[1, 33, 32, 100, 256, 768, 2048]);
+    let (weight, bias) = (b.vector("norm", &[width], 1.0), b.sometimes("bias", &[width]));
+    let x = b.boundary(row(width), DType::F32);
+    let eps = b.pick(&[1e-6, 1e-5, 1e-2]);
+    b.graph.outputs = b.graph.push(None, "norm", Op::LayerNorm { weight, bias, eps }, &[x])?;
+    let (t, bound) = (b.tokens(), b.pick(&[1e-2, 1.0, 100.0]));
+    b.note("T", t);
+    b.note("width", width);
+    b.note("bias", bias.is_some());
+    Ok((vec![b.step(0, t, &[], bound)], t))
+}
+
+pub(super) fn position_scale(b: &mut Builder) -> Result<Steps, BackendError> {
+    let width = b.pick(&[1, 33, 128, 2048]);
+    let x = b.boundary(row(width), DType::F32);
+    let attrs = PositionScaleAttrs {
+        scale: b.pick(&[0.1, 0.5, -0.01]),
+        length: b.pick(&[1, 8, 8192]),
+        offset: b.between(0, 1),
+    };
+    let positions = b.graph.inputs.positions;
+    b.graph.outputs = b.graph.push(None, "temperature", Op::PositionScale(attrs), &[x, positions])?;
+    let (t, first) = (b.tokens(), b.pick(&[0, 1, 8190, 40000]));
+    b.note("T", t);
+    b.note("position", first);
+    b.note("width", width);
+    Ok((vec![b.step(first, t, &[], 1.0)], first as usize + t))
+}
+
+pub(super) fn mul_heads(b: &mut Builder) -> Result<Steps, BackendError> {
+    let (heads, width) = (b.pick(&[1, 2, 3, 16, 64]), b.pick(&[1, 33, 64, 128]));
+    let x = b.boundary(row(heads * width), DType::F32);
+    let factors = b.boundary(row(heads), DType::F32);
+    b.graph.outputs = b.graph.push(None, "mul_heads", Op::MulHeads, &[x, factors])?;
+    let t = b.tokens();
+    b.note("T", t);
+    b.note("heads", heads);
+    b.note("width", width);
+    Ok((vec![b.step(0, t, &[], 1.0)], t))
 }
 
 /// A table for heads of `d` elements, of which it turns all or some, and how they are paired.
@@ -65,9 +107,13 @@ pub(super) fn choice(b: &mut Builder, most_experts: usize) -> RouterAttrs {
     let num_experts = b.pick(&counts[..fitting]);
     let most = if b.one_in(8) { 32 } else { 8 };
     let num_experts_per_tok = b.between(1, most).min(num_experts);
-    let gate = b.pick(&[GateKind::Softmax, GateKind::Sigmoid, GateKind::SoftmaxAfterTopK]);
-    let selection_bias = b.sometimes("bias", &[num_experts]);
-    let norm_topk_prob = b.one_in(2);
+    let sparse = b.one_in(8);
+    let gate = match sparse {
+        true => GateKind::SparseMixer,
+        false => b.pick(&[GateKind::Softmax, GateKind::Sigmoid, GateKind::SoftmaxAfterTopK]),
+    };
+    let selection_bias = if sparse { None } else { b.sometimes("bias", &[num_experts]) };
+    let norm_topk_prob = b.one_in(2) && !sparse;
     let scale = b.pick(&[1.0, 2.5, 0.5]);
     b.note("E", num_experts);
     b.note("K", num_experts_per_tok);
@@ -75,7 +121,7 @@ pub(super) fn choice(b: &mut Builder, most_experts: usize) -> RouterAttrs {
     b.note("bias", selection_bias.is_some());
     b.note("norm", norm_topk_prob);
     b.note("scale", scale);
-    let groups = groups(b, num_experts, num_experts_per_tok);
+    let groups = if sparse { None } else { groups(b, num_experts, num_experts_per_tok) };
     b.note("groups", format!("{groups:?}"));
     let expert_scale = b.one_in(6).then(|| b.vector("expert_scale", &[num_experts], 1.0));
     b.note("expert_scale", expert_scale.is_some());
@@ -140,7 +186,7 @@ fn is_clear(attrs: &RouterAttrs, logits: &[f32], bias: &[f32]) -> bool {
     let gate = |l: f64| match attrs.gate {
         GateKind::Softmax => l.exp() / total,
         GateKind::Sigmoid => 1.0 / (1.0 + (-l).exp()),
-        GateKind::SoftmaxAfterTopK => l,
+        GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => l,
     };
     let values = logits.iter().zip(bias).map(|(l, b)| gate(f64::from(*l)) + f64::from(*b));
     let values: Vec<f64> = values.collect();
@@ -176,8 +222,14 @@ pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
 pub(super) fn activation(b: &mut Builder) -> ActivationFn {
     let clamped =
         ActivationFn::ClampedSwiglu { alpha: b.pick(&[1.702, 1.0, 0.5]), limit: b.pick(&[7.0, 2.5]) };
-    let others = [clamped, ActivationFn::GeluTanh, ActivationFn::Sigmoid];
-    let activation = if b.one_in(2) { ActivationFn::Silu } else { b.pick(&others) };
+    let limited = ActivationFn::LimitedSwiglu { limit: b.pick(&[7.0, 0.9]) };
+    let others = [ActivationFn::GeluTanh, ActivationFn::Sigmoid, ActivationFn::Relu, ActivationFn::Softplus];
+    let activation = match b.between(0, 9) {
+        0..5 => ActivationFn::Silu,
+        5..7 => clamped,
+        7 => limited,
+        _ => b.pick(&others),
+    };
     b.note("activation", format!("{activation:?}"));
     activation
 }

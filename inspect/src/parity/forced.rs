@@ -183,7 +183,10 @@ impl Forced<'_> {
                 self.error(node, &a, &b, width, None)?
             }
             Op::Embed { .. }
+            | Op::LayerNorm { .. }
             | Op::HeadMatMul { .. }
+            | Op::PositionScale(_)
+            | Op::MulHeads
             | Op::Attention(_)
             | Op::GatedAct { .. }
             | Op::ExpertCombine

@@ -98,7 +98,10 @@ pub(super) fn local_error(
         Op::ExpertMatMul { weight, bias: _ } => Some((weight, 1.0)),
         Op::Embed { .. }
         | Op::RmsNorm { .. }
+        | Op::LayerNorm { .. }
         | Op::HeadMatMul { .. }
+        | Op::PositionScale(_)
+        | Op::MulHeads
         | Op::Rope { .. }
         | Op::KvWrite { .. }
         | Op::Attention(_)

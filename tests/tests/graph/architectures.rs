@@ -3,10 +3,12 @@
 use crate::common::{Dumped, one_layer};
 use moe_run_graph::Model;
 use moe_run_graph::architectures::{ARCHITECTURES, LowerError};
-use moe_run_graph::config::{ConfigError, FfnConfig};
+use moe_run_graph::config::{ConfigError, FfnConfig, LatentConfig, ModelConfig};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
-use moe_run_graph::ir::{ExpertGroups, GroupScore, Op, RopePairing, RopeScaling, RopeSpec};
+use moe_run_graph::ir::{
+    ExpertGroups, GateKind, GroupScore, Op, RopePairing, RopeScaling, RopeSpec, StateRole,
+};
 use moe_run_graph::passes::{TapSelection, drop_unrequested_taps};
 use moe_run_graph::quant::Format;
 use moe_run_tests::fixtures::{self, crate_dir};
@@ -356,4 +358,82 @@ fn a_residual_scale_is_in_what_flows_and_not_in_what_taps_show() {
     // The logits' factor divides, and has to be there.
     let text = refused("granitemoe/shared", "granitemoe.logit_scale", V::F32(0.0));
     assert!(text.contains("wanted a positive number"), "{text}");
+}
+
+/// The dimensions of a fixture without some of its keys.
+fn configured_without(stem: &str, keys: &[&str]) -> ModelConfig {
+    let file = GgufFile::open(fixture(stem)).unwrap();
+    let kept = file.metadata().iter().filter(|(key, _)| !keys.iter().any(|rest| key.ends_with(rest)));
+    let pairs: Vec<_> = kept.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    let metadata = Metadata::from_pairs(stem, pairs).unwrap();
+    ModelConfig::read(&metadata, &moe_run_graph::architectures::tensor_table(&file)).unwrap()
+}
+
+#[test]
+fn latent_attention_keeps_one_row_and_stretches_its_scores() {
+    let model = Model::open(&fixture("deepseek2/v3")).unwrap();
+    let rows: Vec<_> = model.graph.states.iter().map(|s| (s.role, s.heads, s.width)).collect();
+    assert_eq!(rows, [(StateRole::Key, 1, 32 + 16); 3], "rank and rotated elements, once a layer");
+    let latent = LatentConfig {
+        q_lora_rank: Some(32),
+        kv_lora_rank: 32,
+        qk_nope_head_dim: 32,
+        qk_rope_head_dim: 16,
+        v_head_dim: 32,
+    };
+    let attention_factor = |config: &ModelConfig| {
+        let attention = &config.layers[1].attention;
+        assert_eq!(attention.latent, Some(latent));
+        match &attention.rope.as_ref().unwrap().scaling {
+            RopeScaling::Yarn { attention_factor, .. } => (*attention_factor, attention.scale),
+            other => panic!("{other:?}"),
+        }
+    };
+    let stretch = 1.0 + 0.1 * 40f64.ln();
+    let (cosines, scale) = attention_factor(&model.config);
+    assert_eq!(cosines, 1.0);
+    assert!((f64::from(scale) - stretch * stretch / 48f64.sqrt()).abs() < 1e-7);
+    // A model without that stretch has YaRN's own, of the angles.
+    let (cosines, scale) = attention_factor(&configured_without("deepseek2/v3", &["yarn_log_multiplier"]));
+    assert!((cosines - stretch).abs() < 1e-12 && (f64::from(scale) - 1.0 / 48f64.sqrt()).abs() < 1e-7);
+
+    // The files of before April 2025: other keys, one tensor, no latent of the queries.
+    let old = Model::open(&fixture("deepseek2/v2-lite-kvb")).unwrap().config;
+    assert_eq!(old.layers[0].attention.latent, Some(LatentConfig { q_lora_rank: None, ..latent }));
+    let gate = |config: &ModelConfig| match &config.layers[1].ffn {
+        FfnConfig::Moe(moe) => (moe.gate, moe.norm_topk_prob, moe.groups.is_some()),
+        FfnConfig::Dense { .. } | FfnConfig::Absent => panic!("no experts"),
+    };
+    assert_eq!(gate(&old), (GateKind::Softmax, false, false));
+    assert_eq!(gate(&model.config), (GateKind::Sigmoid, true, true));
+    let silent = ["expert_gating_func", "expert_weights_norm", "expert_group_count"];
+    assert_eq!(gate(&configured_without("deepseek2/v3", &silent)), (GateKind::Softmax, false, false));
+}
+
+#[test]
+fn gemma_layers_read_earlier_caches_and_cap_their_logits() {
+    let config = configured_without("gemma4/e2b-dense", &["final_logit_softcapping"]);
+    let read: Vec<_> = config.layers.iter().map(|layer| layer.attention.kv_layer).collect();
+    assert_eq!(read, [None, None, Some(0), Some(1)], "the last earlier layer of the same kind");
+    assert_eq!((config.logits_soft_cap, config.per_layer_input_size), (Some(30.0), Some(32)));
+    let model = Model::open(&fixture("gemma4/e2b-dense")).unwrap();
+    assert_eq!(model.graph.states.len(), 4, "keys and values of two layers");
+    let error = refused("gemma4/e2b-dense", "gemma4.attention.shared_kv_layers", V::U32(4));
+    assert!(error.contains("an earlier layer of each kind"), "{error}");
+}
+
+#[test]
+fn windows_chunks_and_limits_are_of_their_layers() {
+    let of = |stem: &str| Model::open(&fixture(stem)).unwrap().config.layers;
+    let windows = |stem: &str| -> Vec<bool> {
+        of(stem).iter().map(|layer| layer.attention.sliding_window.is_some()).collect()
+    };
+    assert_eq!(windows("laguna/xs"), [false, true, true, true], "the first of four sees everything");
+    assert_eq!(windows("afmoe/trinity"), [true, true, true, false], "the last of four does");
+    let chunks: Vec<_> = of("llama4/scout").iter().map(|layer| layer.attention.chunk).collect();
+    assert_eq!(chunks, [Some(8192), Some(8192), Some(8192), None]);
+    let limits: Vec<_> = of("step35/flash").iter().map(|layer| (layer.expert_limit, layer.limit)).collect();
+    assert_eq!(limits, [(None, None), (Some(0.75), None), (None, Some(0.5))]);
+    let refused = refused("llama4/scout", "llama4.expert_used_count", V::U32(2));
+    assert!(refused.contains("wanted 1"), "{refused}");
 }

@@ -164,7 +164,18 @@ fn order_and_names_of_nodes_change_no_group() {
 const MOST: usize = 8;
 
 /// Those that take more, and why.
-const MORE: &[(&str, &str)] = &[];
+const MORE: &[(&str, &str)] = &[
+    ("afmoe/", "post-norms, and an output gate that is a product by itself, are launches of their own"),
+    ("cohere2moe/", "no group has a LayerNorm, nor one norm for attention and experts"),
+    ("dbrx/", "no group has a LayerNorm, nor the bounds of q, k and v"),
+    ("deepseek2/", "latent attention is op by op: slices, heads' products, what is put side by side"),
+    ("gemma4/", "post-norms, two feed-forward parts with norms of their own, further inputs"),
+    ("laguna/", "a softplus and a factor a head are launches of their own"),
+    ("llama4/", "norms behind RoPE without weight, weights on the experts' input"),
+    ("mistral4/", "latent attention, as in deepseek2"),
+    ("smallthinker/", "the router is not behind the experts' norm, and no group has a ReLU"),
+    ("step35/", "a factor a head is a launch of its own, and no group has a SwiGLU with limits"),
+];
 
 /// The most launches of any layer in a step of one token, and the patterns of that layer.
 fn of_a_layer(backend: &dyn Backend, graph: &Graph) -> Option<(usize, Vec<&'static str>)> {

@@ -2,8 +2,8 @@
 
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, DType, DeltaRuleAttrs, Dim, ExpertGroups, GateKind, Graph, GroupScore,
-    HeadMap, LayerIdx, Lifetime, Op, PointwiseFn, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape,
-    SsmScanAttrs, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
+    HeadMap, LayerIdx, Lifetime, Op, PointwiseFn, PositionScaleAttrs, RopePairing, RopeScaling, RopeSpec,
+    RouterAttrs, Shape, SsmScanAttrs, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -108,6 +108,19 @@ fn rms_norm() {
 }
 
 #[test]
+fn layer_norm() {
+    let mut b = Bench::new();
+    let (w32, w8) = (b.vector(32), b.vector(8));
+    let x = b.f32(&[Tokens, Fixed(32)]);
+    let op = |weight, bias| Op::LayerNorm { weight, bias, eps: 1e-5 };
+    b.accepts(op(w32, None), &[x], &[&[Tokens, Fixed(32)]]);
+    b.accepts(op(w32, Some(w32)), &[x], &[&[Tokens, Fixed(32)]]);
+    b.refuses(op(w8, None), &[x], "F32 [32]");
+    b.refuses(op(w32, Some(w8)), &[x], "F32 [32]");
+    b.refuses(op(w32, None), &[x, x], "1 operands");
+}
+
+#[test]
 fn matmul_and_its_slices() {
     let mut b = Bench::new();
     let w = b.slice(&[64, 32], Format::Q8_0);
@@ -171,6 +184,7 @@ fn cache_and_attention() {
         value_head_dim: 16,
         scale: 0.5,
         window: None,
+        chunk: None,
         soft_cap: None,
         sinks: None,
         value_in_key: false,
@@ -405,6 +419,15 @@ fn small_ops() {
         b.refuses(op, &[x], "2 operands");
     }
     b.accepts(Op::Add, &[x, x], &[&[Tokens, Fixed(32)]]);
+    let heads = b.f32(&[Tokens, Fixed(4)]);
+    b.accepts(Op::MulHeads, &[x, heads], &[&[Tokens, Fixed(32)]]);
+    b.refuses(Op::MulHeads, &[heads, x], "factors [T, heads]");
+    let temperature = |length, scale| Op::PositionScale(PositionScaleAttrs { scale, length, offset: 1 });
+    let positions = b.graph.inputs.positions;
+    b.accepts(temperature(8, 0.1), &[x, positions], &[&[Tokens, Fixed(32)]]);
+    b.refuses(temperature(0, 0.1), &[x, positions], "a length of 1 or more");
+    b.refuses(temperature(8, f32::INFINITY), &[x, positions], "a finite scale");
+    b.refuses(temperature(8, 0.1), &[x, x], "positions [T]");
     let pointwise = |function| Op::Pointwise { function };
     b.accepts(pointwise(PointwiseFn::Scale(-2.0)), &[x], &[&[Tokens, Fixed(32)]]);
     b.refuses(pointwise(PointwiseFn::Scale(f32::NAN)), &[x], "a finite factor");

@@ -99,6 +99,20 @@ compiled_for_each! {
     fn gelu_tanh(gate: &[f32], out: &mut [f32]) = vector::gelu_tanh_row;
     /// gelu(gate) · up.
     fn geglu_tanh(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::geglu_tanh;
+    /// max(gate, 0).
+    fn relu(gate: &[f32], out: &mut [f32]) = vector::relu_row;
+    /// max(gate, 0) · up.
+    fn reglu(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::reglu;
+    /// ln(1 + e^gate).
+    fn softplus(gate: &[f32], out: &mut [f32]) = vector::softplus_row;
+    /// ln(1 + e^gate) · up.
+    fn softplus_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::softplus_gate;
+    /// The gate of a SwiGLU with a limit.
+    fn limited_silu(limit: f32, gate: &[f32], out: &mut [f32]) = vector::limited_silu_row;
+    /// A SwiGLU with a limit.
+    fn limited_swiglu(limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) = vector::limited_swiglu;
+    /// (x − mean) / sqrt(var + eps) · w + b, for each run of `weight.len()` elements; an empty b is 0.
+    fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = vector::layer_norm;
     /// A function of each element.
     fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) = vector::pointwise;
     /// sigmoid(gate).
@@ -162,6 +176,9 @@ impl Kernels {
             ActivationFn::Silu => self.silu(gate, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_silu(alpha, limit, gate, out),
             ActivationFn::GeluTanh => self.gelu_tanh(gate, out),
+            ActivationFn::Relu => self.relu(gate, out),
+            ActivationFn::Softplus => self.softplus(gate, out),
+            ActivationFn::LimitedSwiglu { limit } => self.limited_silu(limit, gate, out),
             ActivationFn::Sigmoid => self.sigmoid(gate, out),
         }
     }
@@ -172,6 +189,9 @@ impl Kernels {
             ActivationFn::Silu => self.swiglu(gate, up, out),
             ActivationFn::ClampedSwiglu { alpha, limit } => self.clamped_swiglu(alpha, limit, gate, up, out),
             ActivationFn::GeluTanh => self.geglu_tanh(gate, up, out),
+            ActivationFn::Relu => self.reglu(gate, up, out),
+            ActivationFn::Softplus => self.softplus_gate(gate, up, out),
+            ActivationFn::LimitedSwiglu { limit } => self.limited_swiglu(limit, gate, up, out),
             ActivationFn::Sigmoid => self.sigmoid_gate(gate, up, out),
         }
     }

@@ -7,7 +7,8 @@
 use super::layout::{Lanes, PANEL_ROWS, WideLanes};
 use moe_run_graph::ir::{PointwiseFn, RopePairing};
 use moe_run_runtime::exp::{
-    ROUND, clamp, clamped_silu, clamped_up, exp_shifted, gelu_tanh, relu_squared, sigmoid, silu, soft_cap,
+    ROUND, clamp, clamped_silu, clamped_up, exp_shifted, gelu_tanh, limited_silu, relu, relu_squared,
+    sigmoid, silu, soft_cap, softplus,
 };
 
 /// Lanes of a partial sum; the widest vector's.
@@ -156,6 +157,74 @@ pub fn geglu_tanh(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((gate, up), out) in gate.iter().zip(up).zip(out) {
         *out = gelu_tanh(*gate) * *up;
     }
+}
+
+/// max(gate, 0).
+#[inline(always)]
+pub fn relu_row(gate: &[f32], out: &mut [f32]) {
+    gate.iter().zip(out).for_each(|(gate, out)| *out = relu(*gate));
+}
+
+/// max(gate, 0) · up.
+#[inline(always)]
+pub fn reglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    gate.iter().zip(up).zip(out).for_each(|((gate, up), out)| *out = relu(*gate) * *up);
+}
+
+/// ln(1 + e^gate).
+#[inline(always)]
+pub fn softplus_row(gate: &[f32], out: &mut [f32]) {
+    gate.iter().zip(out).for_each(|(gate, out)| *out = softplus(*gate));
+}
+
+/// ln(1 + e^gate) · up.
+#[inline(always)]
+pub fn softplus_gate(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    gate.iter().zip(up).zip(out).for_each(|((gate, up), out)| *out = softplus(*gate) * *up);
+}
+
+/// The gate of a SwiGLU with a limit.
+#[inline(always)]
+pub fn limited_silu_row(limit: f32, gate: &[f32], out: &mut [f32]) {
+    gate.iter().zip(out).for_each(|(gate, out)| *out = limited_silu(*gate, limit));
+}
+
+/// A SwiGLU with a limit.
+#[inline(always)]
+pub fn limited_swiglu(limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let each = gate.iter().zip(up).zip(out);
+    each.for_each(|((gate, up), out)| *out = limited_silu(*gate, limit) * clamp(*up, limit));
+}
+
+/// (x − mean) / sqrt(var + eps) · w + b, for each run of `weight.len()` elements; in f64 up to the result. An empty b is 0.
+#[inline(always)]
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let mean = sum_of(x, |v| v) / width as f64;
+        let variance = sum_of(x, |v| (v - mean) * (v - mean)) / width as f64;
+        let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+        for i in 0..width {
+            let bias = bias.get(i).map_or(0.0, |b| f64::from(*b));
+            out[i] = ((f64::from(x[i]) - mean) * factor * f64::from(weight[i]) + bias) as f32;
+        }
+    }
+}
+
+/// Σ f(x) in f64.
+#[inline(always)]
+fn sum_of(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    let mut sums = [0.0f64; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for x in chunks {
+        for i in 0..LANES {
+            sums[i] += f(f64::from(x[i]));
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        sums[i] += f(f64::from(*x));
+    }
+    fold(sums)
 }
 
 /// A function of each element.

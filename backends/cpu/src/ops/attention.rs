@@ -23,6 +23,8 @@ use std::ops::Range;
 const TILE_KEYS: usize = BLOCK_TOKENS;
 /// Query rows (tokens × heads of the group) in a task, about.
 const TASK_ROWS: usize = 64;
+/// Query heads of a task of one token, where all share one latent.
+const TASK_HEADS: usize = 16;
 
 /// A worker's tiles.
 pub struct Tiles {
@@ -143,6 +145,8 @@ pub struct Attention {
 #[derive(Clone)]
 struct Task<'a> {
     kv_head: usize,
+    /// Of the KV head's query heads.
+    heads: Range<usize>,
     sequence: &'a StepSequence<'a>,
     tokens: Range<usize>,
     keys: Range<usize>,
@@ -151,8 +155,8 @@ struct Task<'a> {
 impl Attention {
     /// The cached positions that a token sees.
     fn visible(&self, step: &Step<'_>, token: usize) -> Range<usize> {
-        let end = step.position(token) + 1;
-        self.attrs.window.map_or(0, |w| end.saturating_sub(w))..end
+        let position = step.position(token);
+        self.attrs.first_visible(position)..position + 1
     }
 
     /// Columns of a token's row, copied.
@@ -167,8 +171,8 @@ impl Attention {
     /// last, which holds the token's own position, writes the cache.
     fn load_queries(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, scale, .. } = self.attrs;
-        let group = self.attrs.group_size();
-        let first = task.kv_head * group * d;
+        let group = task.heads.len();
+        let first = (task.kv_head * self.attrs.group_size() + task.heads.start) * d;
         for token in task.tokens.clone() {
             let x = &step.row(self.q, token)[first..first + group * d];
             let x = match &self.fresh {
@@ -221,7 +225,7 @@ impl Attention {
     fn run_task(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles, panel: &mut Panel) {
         self.load_queries(step, task, tiles);
         let dv = self.attrs.value_head_dim;
-        let rows = task.tokens.len() * self.attrs.group_size();
+        let rows = task.tokens.len() * task.heads.len();
         let parts = task.keys.start / PART_POSITIONS..task.keys.end.div_ceil(PART_POSITIONS);
         if parts.len() == 1 {
             return self.run_part(step, task, tiles, panel);
@@ -248,7 +252,7 @@ impl Attention {
     /// [`Attention::run_task`] for keys of one part, with the queries in place.
     fn run_part(&self, step: &Step<'_>, task: &Task<'_>, tiles: &mut Tiles, panel: &mut Panel) {
         let AttentionAttrs { head_dim: d, value_head_dim: dv, soft_cap, .. } = self.attrs;
-        let group = self.attrs.group_size();
+        let group = task.heads.len();
         let rows = task.tokens.len() * group;
         tiles.out[..rows * dv].fill(0.0);
         tiles.shift[..rows].fill(NO_SHIFT);
@@ -341,18 +345,26 @@ impl Attention {
         let first_part = visible.start / PART_POSITIONS;
         let parts = visible.end.div_ceil(PART_POSITIONS) - first_part;
         let at = |kv_head: usize, part: usize| (kv_head * parts + part) * group;
+        // The heads of the one latent are shared out too, unless they are rotated first: who does that writes the cache.
+        let together = match (&self.fresh, self.attrs.value_in_key) {
+            (None, true) => group.min(TASK_HEADS),
+            _ => group,
+        };
+        let blocks = group.div_ceil(together);
         let tiles = &mut scratch.attention;
-        for chunk in worker.chunks(self.attrs.num_key_value_heads * parts) {
+        for chunk in worker.chunks(self.attrs.num_key_value_heads * parts * blocks) {
+            let (chunk, block) = (chunk / blocks, chunk % blocks);
             let (kv_head, part) = (chunk / parts, chunk % parts);
+            let heads = block * together..((block + 1) * together).min(group);
             let start = visible.start.max((first_part + part) * PART_POSITIONS);
             let end = visible.end.min((first_part + part + 1) * PART_POSITIONS);
-            let task = Task { kv_head, sequence, tokens: 0..1, keys: start..end };
+            let task = Task { kv_head, heads: heads.clone(), sequence, tokens: 0..1, keys: start..end };
             self.run_task(step, &task, tiles, &mut scratch.panel);
-            for h in 0..group {
+            for (row, h) in heads.enumerate() {
                 let head = kv_head * group + h;
-                let out = &mut tiles.out[h * dv..][..dv];
+                let out = &mut tiles.out[row * dv..][..dv];
                 if parts == 1 {
-                    self.finish(step.kernels, head, tiles.shift[h], tiles.sum[h], out);
+                    self.finish(step.kernels, head, tiles.shift[row], tiles.sum[row], out);
                     Self::put(step, &self.out, 0, head * dv, out);
                     continue;
                 }
@@ -360,7 +372,7 @@ impl Attention {
                 // SAFETY: this part's partials are this chunk's.
                 unsafe {
                     step.partials.values.write(at * dv..(at + 1) * dv).copy_from_slice(out);
-                    step.partials.sums.write(at..at + 1)[0] = [f64::from(tiles.shift[h]), tiles.sum[h]];
+                    step.partials.sums.write(at..at + 1)[0] = [f64::from(tiles.shift[row]), tiles.sum[row]];
                 }
             }
         }
@@ -449,7 +461,7 @@ impl Launch for Attention {
             let kv_head = chunk % kv_heads;
             let (sequence, range) = step.stretch(per_task, stretches - 1 - chunk / kv_heads);
             let keys = self.visible(step, range.start).start..self.visible(step, range.end - 1).end;
-            let task = Task { kv_head, sequence, tokens: range.clone(), keys };
+            let task = Task { kv_head, heads: 0..group, sequence, tokens: range.clone(), keys };
             let tiles = &mut scratch.attention;
             self.run_task(step, &task, tiles, &mut scratch.panel);
             for row in 0..range.len() * group {

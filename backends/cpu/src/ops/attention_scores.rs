@@ -12,9 +12,9 @@ use std::ops::Range;
 /// Query rows that share the decoding of a panel of keys.
 const TASK_ROWS: usize = 64;
 
-/// Positions that a query sees: causal, and no further back than the window.
+/// Positions that a query sees: causal, and no further back than window and chunk.
 fn visible(position: usize, attrs: &AttentionAttrs) -> Range<usize> {
-    attrs.window.map_or(0, |w| (position + 1).saturating_sub(w))..position + 1
+    attrs.first_visible(position)..position + 1
 }
 
 /// scale · q·k, softly capped: [H, T, S], 0 where the query does not see.

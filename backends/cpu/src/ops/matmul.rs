@@ -49,6 +49,7 @@ pub struct Projection {
 }
 
 /// Which expert each row meets.
+#[expect(clippy::large_enum_variant, reason = "one a launch, made when it is compiled")]
 pub enum Experts {
     /// The choice is stored.
     Chosen {

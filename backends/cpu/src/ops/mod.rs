@@ -21,11 +21,17 @@ pub mod expert_matmul;
 pub mod head_matmul;
 #[forbid(unsafe_code)]
 pub mod kv_write;
+#[forbid(unsafe_code)]
+pub mod layer_norm;
 pub mod matmul;
 #[forbid(unsafe_code)]
 mod matmul_one_token;
 #[forbid(unsafe_code)]
+pub mod mul_heads;
+#[forbid(unsafe_code)]
 pub mod pointwise;
+#[forbid(unsafe_code)]
+pub mod position_scale;
 #[forbid(unsafe_code)]
 pub mod rms_norm;
 #[forbid(unsafe_code)]

@@ -17,7 +17,7 @@ pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts: _,
         num_experts_per_tok: _,
-        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
@@ -97,16 +97,16 @@ fn choose(
     let gate = |e: usize| match attrs.gate {
         GateKind::Sigmoid => 1.0 / (1.0 + (-logit(e)).exp()),
         // Softmax keeps the logits' order, and its denominator comes later.
-        GateKind::Softmax | GateKind::SoftmaxAfterTopK => logit(e),
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => logit(e),
     };
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }));
     let total = match attrs.gate {
         GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => 1.0,
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => 1.0,
     };
     let probability = |e: usize| match attrs.gate {
         GateKind::Softmax => (logit(e) - max).exp() / total,
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK => gate(e),
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => gate(e),
     };
     // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
     let rank = |e: usize| match bias {
@@ -135,9 +135,22 @@ fn choose(
         (ids[at], weights[at]) = (e as u32, value);
         found = (found + 1).min(ids.len());
     }
+    if attrs.gate == GateKind::SparseMixer {
+        for (i, weight) in weights.iter_mut().enumerate() {
+            let best = logit(ids[i] as usize);
+            let left = (0..logits.len()).filter(|e| !ids[..i].contains(&(*e as u32))).map(logit);
+            let near = left.filter(|s| GateKind::is_near(*s, best));
+            let share = 1.0 / near.map(|s| (s - best).exp()).sum::<f64>();
+            let own = expert_scale.map_or(1.0, |scale| f64::from(scale[ids[i] as usize]));
+            *weight = (share * f64::from(attrs.scale) * own) as f32;
+        }
+        return;
+    }
     let chosen = |id: u32| match attrs.gate {
         GateKind::Sigmoid => gate(id as usize),
-        GateKind::Softmax | GateKind::SoftmaxAfterTopK => (logit(id as usize) - max).exp(),
+        GateKind::Softmax | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => {
+            (logit(id as usize) - max).exp()
+        }
     };
     // e^(l − max) / Σ over all, then over the chosen: the first sum cancels where both are asked for, unless it is a NaN, by
     // which a NaN among the logits that were not chosen makes itself known.

@@ -59,10 +59,14 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         value_head_dim: dv,
         scale: _,
         window,
+        chunk,
         soft_cap: _,
         sinks: _,
         value_in_key: _,
     } = *attrs;
+    if let Some(chunk) = chunk {
+        return Some(format!("chunks of {chunk} positions"));
+    }
     if d % 4 != 0 || dv % 4 != 0 || d > MAX_HEAD_DIM || dv > MAX_VALUE_HEAD_DIM {
         return Some(format!(
             "key heads of {d} and value heads of {dv}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \

@@ -172,6 +172,10 @@ impl Emit<'_> {
             Op::DeltaRule(attrs) => delta_rule::emit(self, node, attrs),
             Op::SsmScan(attrs) => ssm_scan::emit(self, node, attrs),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
+            // Refused before: `supports`.
+            Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
+                Err(BackendError::mismatch(node.op.stem()))
+            }
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -226,12 +230,17 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
-        // `gated_act::activation_params` numbers each function.
-        Op::GatedAct { activation: _ } => None,
-        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
+            Some("it has no kernel here yet".into())
+        }
         Op::DeltaGates { a: _, dt_bias: _ } => None,
         Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
         Op::SsmScan(attrs) => ssm_scan::lacking(attrs),
+        // `gated_act::activation_params` numbers each function.
+        Op::GatedAct { activation } => gated_act::lacking(Some(*activation)),
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
+            gated_act::lacking(*activation)
+        }
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,

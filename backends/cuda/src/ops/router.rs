@@ -19,13 +19,16 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts,
         num_experts_per_tok,
-        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK,
+        gate,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
         groups,
         expert_scale: _,
     } = *attrs;
+    if gate == GateKind::SparseMixer {
+        return Some("a sparsemixer".into());
+    }
     if let Some(ExpertGroups { n_group, topk_group: _, score: _ }) = groups
         && n_group > MAX_GROUPS
     {
@@ -44,6 +47,8 @@ pub(crate) fn gate_code(gate: GateKind) -> Param {
         GateKind::Softmax => 0,
         GateKind::Sigmoid => 1,
         GateKind::SoftmaxAfterTopK => 2,
+        // Refused before: `lacking`.
+        GateKind::SparseMixer => 3,
     })
 }
 

@@ -52,6 +52,9 @@ impl ScratchSizes {
                 }
                 Op::Embed { .. }
                 | Op::RmsNorm { .. }
+                | Op::LayerNorm { .. }
+                | Op::PositionScale(_)
+                | Op::MulHeads
                 | Op::Rope { .. }
                 | Op::KvWrite { .. }
                 | Op::AttentionScores(_)

@@ -23,6 +23,7 @@ impl Runs for AttentionStep {
             value_head_dim,
             scale: _,
             window: _,
+            chunk: _,
             soft_cap: _,
             sinks: _,
             value_in_key: false,

@@ -133,6 +133,7 @@ fn is_known(activation: ActivationFn) -> bool {
         | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
         | ActivationFn::GeluTanh
         | ActivationFn::Sigmoid => true,
+        ActivationFn::Relu | ActivationFn::Softplus | ActivationFn::LimitedSwiglu { limit: _ } => false,
     }
 }
 

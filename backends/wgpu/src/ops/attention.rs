@@ -64,6 +64,7 @@ pub(crate) fn emit_attention(
         ("parts", parts.into()),
         ("num_key_value_heads", (attrs.num_key_value_heads as u32).into()),
         ("window", (attrs.window.unwrap_or(0) as u32).into()),
+        ("chunk", (attrs.chunk.unwrap_or(0) as u32).into()),
         ("soft_cap", attrs.soft_cap.unwrap_or(0.0).into()),
         ("scale", attrs.scale.into()),
         ("sinks", e.small(attrs.sinks)?.into()),
@@ -117,12 +118,13 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         value_head_dim: dv,
         scale: _,
         window,
+        chunk,
         soft_cap: _,
         sinks: _,
         value_in_key: _,
     } = *attrs;
-    if let Some(window) = window.filter(|w| u32::try_from(*w).is_err()) {
-        return Some(format!("a window of {window}, wanted at most {}", u32::MAX));
+    if let Some(many) = window.into_iter().chain(chunk).find(|n| u32::try_from(*n).is_err()) {
+        return Some(format!("a window or chunk of {many}, wanted at most {}", u32::MAX));
     }
     if d % 2 != 0 || dv % 2 != 0 || d == 0 || dv == 0 {
         return Some(format!("head sizes {d} and {dv}, wanted even numbers"));

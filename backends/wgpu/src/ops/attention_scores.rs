@@ -18,6 +18,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         ("y", y.into()),
         ("num_key_value_heads", (attrs.num_key_value_heads as u32).into()),
         ("window", (attrs.window.unwrap_or(0) as u32).into()),
+        ("chunk", (attrs.chunk.unwrap_or(0) as u32).into()),
         ("soft_cap", attrs.soft_cap.unwrap_or(0.0).into()),
         ("scale", attrs.scale.into()),
     ];

@@ -15,6 +15,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         ("positions", positions.into()),
         ("y", y.into()),
         ("window", (attrs.window.unwrap_or(0) as u32).into()),
+        ("chunk", (attrs.chunk.unwrap_or(0) as u32).into()),
         ("sinks", e.small(attrs.sinks)?.into()),
     ];
     let tokens = Extent::Rows { rows: Rows { axis: Axis::Tokens, each: 1 }, times: 1, over: 1 };

@@ -15,6 +15,9 @@ pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [(&'static 
         Some(ActivationFn::ClampedSwiglu { alpha, limit }) => (2, alpha, limit),
         Some(ActivationFn::Sigmoid) => (3, 1.0, 0.0),
         Some(ActivationFn::GeluTanh) => (4, 1.0, 0.0),
+        Some(ActivationFn::Relu) => (5, 1.0, 0.0),
+        Some(ActivationFn::Softplus) => (6, 1.0, 0.0),
+        Some(ActivationFn::LimitedSwiglu { limit }) => (7, 1.0, limit),
     };
     [("activation", code.into()), ("alpha", alpha.into()), ("limit", limit.into())]
 }

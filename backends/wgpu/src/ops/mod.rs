@@ -15,9 +15,12 @@ mod gated_act;
 mod get_rows;
 mod head_matmul;
 mod kv_write;
+mod layer_norm;
 mod matmul;
 mod mul;
+mod mul_heads;
 mod pointwise;
+mod position_scale;
 mod rms_norm;
 mod rope;
 mod router;
@@ -62,6 +65,9 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::DeltaRule(attrs) => delta_rule::emit(e, node, attrs),
         Op::SsmScan(attrs) => ssm_scan::emit(e, node, attrs),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
+        Op::LayerNorm { weight, bias, eps } => layer_norm::emit(e, node, *weight, *bias, *eps),
+        Op::PositionScale(attrs) => position_scale::emit(e, node, attrs),
+        Op::MulHeads => mul_heads::emit(e, node),
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -86,6 +92,8 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
+        Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
+        Op::PositionScale(attrs) => position_scale::lacking(attrs),
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,

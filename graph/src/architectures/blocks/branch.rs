@@ -6,7 +6,7 @@ use crate::ir::{LayerIdx, Op, ValueId};
 /// A result times the model's residual scale, and without it: stages show a block's result, not what is left of it.
 /// Without a residual scale the two are one value.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Branch {
+pub(in crate::architectures) struct Branch {
     /// What flows on.
     pub scaled: ValueId,
     /// What taps show.

@@ -6,7 +6,7 @@ use super::{attention, delta_net, embedding, ffn, lm_head, mamba2, short_conv};
 use crate::architectures::{LowerError, Lowering};
 use crate::config::MixerConfig;
 use crate::gguf::keys::{blk, tensor};
-use crate::ir::LayerIdx;
+use crate::ir::{LayerIdx, ValueId};
 
 /// What a decoder's layers are made of.
 #[derive(Debug, Clone, Copy)]
@@ -35,13 +35,24 @@ pub fn lower(l: &mut Lowering<'_>, spec: &DecoderSpec) -> Result<(), LowerError>
 /// # Errors
 /// As [`lower`].
 pub fn lower_to(l: &mut Lowering<'_>, spec: &DecoderSpec, final_norm: &str) -> Result<(), LowerError> {
-    let layers = l.config.num_hidden_layers;
-    for draft in layers..layers + l.config.num_nextn_predict_layers {
-        l.leave_out(blk(draft, ""), "multi-token prediction layer, used only for drafting");
-    }
-    let mut x = embedding::lower(l)?;
-    for i in 0..layers {
+    let x = embedding::lower(l)?;
+    lower_from(l, x, spec, final_norm)
+}
+
+/// Appends everything behind the embedding `x` [T, D].
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_from(
+    l: &mut Lowering<'_>,
+    mut x: ValueId,
+    spec: &DecoderSpec,
+    final_norm: &str,
+) -> Result<(), LowerError> {
+    leave_out_drafts(l);
+    for i in 0..l.config.num_hidden_layers {
         let layer = LayerIdx(i as u32);
+        let layer_input = x;
         x = match l.config.layers[i].mixer.clone() {
             MixerConfig::Absent => x,
             MixerConfig::Attention => attention::lower(l, layer, x, &spec.attention)?,
@@ -49,7 +60,15 @@ pub fn lower_to(l: &mut Lowering<'_>, spec: &DecoderSpec, final_norm: &str) -> R
             MixerConfig::DeltaNet(config) => delta_net::lower(l, layer, x, &config)?,
             MixerConfig::Mamba2(config) => mamba2::lower(l, layer, x, &config)?,
         };
-        x = ffn::lower(l, layer, x, &spec.ffn)?;
+        x = ffn::lower(l, layer, [x, layer_input], &spec.ffn)?;
     }
     lm_head::lower(l, x, final_norm)
+}
+
+/// Leaves out the layers behind those that run, which only predict further tokens.
+pub(in crate::architectures) fn leave_out_drafts(l: &mut Lowering<'_>) {
+    let layers = l.config.num_hidden_layers;
+    for draft in layers..layers + l.config.num_nextn_predict_layers {
+        l.leave_out(blk(draft, ""), "multi-token prediction layer, used only for drafting");
+    }
 }

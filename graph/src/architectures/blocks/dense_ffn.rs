@@ -1,4 +1,4 @@
-//! One SwiGLU for all tokens.
+//! One gated MLP for all tokens.
 
 use super::branch::Branch;
 use crate::architectures::{LowerError, Lowering, only};
@@ -12,16 +12,17 @@ pub(super) struct SwiGluNames {
     pub act: &'static str,
     /// The second name is that of the product without the model's residual scale.
     pub down: ([&'static str; 2], &'static str),
-    /// gate, up, silu(gate), silu(gate) · up, what comes out.
+    /// gate, up, act(gate), act(gate) · up, what comes out.
     pub stages: [Stage; 5],
 }
 
-/// Appends down(silu(gate x) · up x), with its taps.
+/// Appends down(act(gate x) · up x), with its taps.
 pub(super) fn swiglu(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     x: ValueId,
     width: usize,
+    activation: ActivationFn,
     names: &SwiGluNames,
 ) -> Result<Branch, LowerError> {
     let (at, hidden_size) = (Some(layer), l.config.hidden_size);
@@ -36,7 +37,7 @@ pub(super) fn swiglu(
     };
     let gate = project(l, names.gate)?;
     let up = project(l, names.up)?;
-    let act = l.graph.push(at, names.act, Op::GatedAct { activation: ActivationFn::Silu }, &[gate, up])?;
+    let act = l.graph.push(at, names.act, Op::GatedAct { activation }, &[gate, up])?;
     let (down, rest) = names.down;
     let weight = l.matrix(&blk(layer.index(), rest), hidden_size, width)?;
     let op = |scale| Op::MatMul { weight: weight.clone(), bias: None, scale };
@@ -57,6 +58,7 @@ pub(super) fn lower(
     layer: LayerIdx,
     normed: ValueId,
     intermediate_size: usize,
+    activation: ActivationFn,
 ) -> Result<Branch, LowerError> {
     let names = SwiGluNames {
         gate: ("gate_proj", tensor::FFN_GATE),
@@ -65,5 +67,5 @@ pub(super) fn lower(
         down: (["down_proj", "down_proj_unscaled"], tensor::FFN_DOWN),
         stages: [Stage::FfnGate, Stage::FfnUp, Stage::FfnSilu, Stage::FfnSwigl, Stage::FfnOut],
     };
-    swiglu(l, layer, normed, intermediate_size, &names)
+    swiglu(l, layer, normed, intermediate_size, activation, &names)
 }

@@ -1,9 +1,10 @@
 //! The residual stream → logits [R, vocab] of the rows that the step asks for.
 
 use super::norm;
+use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::gguf::keys;
-use crate::ir::{Op, Stage, ValueId};
+use crate::ir::{Op, PointwiseFn, Stage, ValueId};
 
 /// Appends row choice, final norm and lm_head, and makes the logits the graph's output. Where the file has no lm_head,
 /// the embedding table serves (tied weights). Where it has no `final_norm`, the usual name serves.
@@ -19,8 +20,13 @@ pub fn lower(l: &mut Lowering<'_>, x: ValueId, final_norm: &str) -> Result<(), L
     l.graph.tap(None, Stage::FinalNorm, &[x])?;
     let name = if l.has(keys::tensor::OUTPUT) { keys::tensor::OUTPUT } else { keys::tensor::TOKEN_EMBD };
     let weight = l.matrix(name, vocab_size, hidden_size)?;
-    let op = Op::MatMul { weight, bias: None, scale: l.config.logits_scale };
-    let logits = only(l.graph.push(None, "lm_head", op, &[x])?);
+    let bias = l.opt_vector(keys::tensor::OUTPUT_BIAS, vocab_size, Presence::Optional)?;
+    let op = Op::MatMul { weight, bias, scale: l.config.logits_scale };
+    let mut logits = only(l.graph.push(None, "lm_head", op, &[x])?);
+    if let Some(cap) = l.config.logits_soft_cap {
+        let op = Op::Pointwise { function: PointwiseFn::SoftCap(cap) };
+        logits = only(l.graph.push(None, "logits_soft_cap", op, &[logits])?);
+    }
     l.graph.tap(None, Stage::LmHead, &[logits])?;
     l.graph.outputs.push(logits);
     Ok(())

@@ -5,7 +5,7 @@ use super::dense_ffn::{SwiGluNames, swiglu};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering};
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{GateKind, LayerIdx, Op, RouterAttrs, Stage, ValueId};
+use crate::ir::{ActivationFn, GateKind, LayerIdx, Op, RouterAttrs, Stage, ValueId};
 
 /// Appends the shared expert of the normed input [T, D], `width` wide, times its gate where there is one.
 ///
@@ -17,6 +17,7 @@ pub(super) fn lower(
     normed: ValueId,
     width: usize,
     gate: Presence,
+    activation: ActivationFn,
 ) -> Result<Branch, LowerError> {
     let at = Some(layer);
     let names = SwiGluNames {
@@ -32,7 +33,7 @@ pub(super) fn lower(
             Stage::ShexpOut,
         ],
     };
-    let out = swiglu(l, layer, normed, width, &names)?;
+    let out = swiglu(l, layer, normed, width, activation, &names)?;
     let gate_name = blk(layer.index(), tensor::FFN_GATE_INP_SHEXP);
     if !l.wants(&gate_name, gate) {
         return Ok(out);
