@@ -177,21 +177,13 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
 const REFUSED: &[(&str, &str, &[&str])] = &[
     ("cuda", "cohere2moe/", &["layer_norm"]),
     ("cuda", "dbrx/", &["layer_norm"]),
-    ("cuda", "granitehybrid/", &["ssm_scan"]),
     ("cuda", "laguna/", &["gated_act", "mul_heads"]),
     ("cuda", "llama4/", &["attention", "position_scale"]),
     ("cuda", "mistral4/", &["position_scale"]),
-    ("cuda", "nemotron_h_moe/", &["ssm_scan", "pointwise"]),
     ("cuda", "phimoe/", &["layer_norm", "router"]),
-    ("cuda", "qwen35moe/", &["delta_gates", "delta_rule"]),
-    ("cuda", "qwen3next/", &["delta_gates", "delta_rule"]),
     ("cuda", "smallthinker/", &["gated_act"]),
     ("cuda", "step35/", &["mul_heads"]),
-    ("wgpu", "granitehybrid/", &["ssm_scan"]),
-    ("wgpu", "nemotron_h_moe/", &["ssm_scan"]),
     ("wgpu", "phimoe/", &["router"]),
-    ("wgpu", "qwen35moe/", &["delta_gates", "delta_rule"]),
-    ("wgpu", "qwen3next/", &["delta_gates", "delta_rule"]),
 ];
 
 /// Whether a backend computes all that a model of [`architecture_models`] asks for.

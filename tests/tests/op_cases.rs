@@ -106,17 +106,7 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], few: u
 }
 
 /// Ops that a backend does not have yet: each of their cases is refused by a typed error.
-const LACKING: &[(&str, &str)] = &[
-    ("cuda", "layer_norm"),
-    ("cuda", "position_scale"),
-    ("cuda", "mul_heads"),
-    ("cuda", "delta_gates"),
-    ("cuda", "delta_rule"),
-    ("cuda", "ssm_scan"),
-    ("wgpu", "delta_gates"),
-    ("wgpu", "delta_rule"),
-    ("wgpu", "ssm_scan"),
-];
+const LACKING: &[(&str, &str)] = &[("cuda", "layer_norm"), ("cuda", "position_scale"), ("cuda", "mul_heads")];
 
 #[test]
 fn ops_that_read_quantized_weights() {

@@ -6,6 +6,8 @@ mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
 mod concat;
+mod delta_gates;
+mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -21,6 +23,7 @@ mod rope;
 pub(super) mod router;
 mod scratch;
 mod slice;
+mod ssm_scan;
 
 pub(super) use attention::split_geometry;
 pub(super) use gated_act::activation_params;
@@ -32,8 +35,8 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    CausalConvAttrs, Graph, Node, Op, OpKind, PointwiseFn, RopePairing, StateId, StepSizes, ValueId,
-    WeightHome, WeightSlice,
+    CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
+    WeightSlice,
 };
 use moe_run_graph::quant::{ActProfile, ActivationPrecision};
 use moe_run_runtime::error::BackendError;
@@ -165,14 +168,14 @@ impl Emit<'_> {
             Op::Pointwise { function } => pointwise::emit(self, node, *function),
             Op::Concat { heads } => concat::emit(self, node, *heads),
             Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
+            Op::DeltaGates { a, dt_bias } => delta_gates::emit(self, node, *a, *dt_bias),
+            Op::DeltaRule(attrs) => delta_rule::emit(self, node, attrs),
+            Op::SsmScan(attrs) => ssm_scan::emit(self, node, attrs),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
             // Refused before: `supports`.
-            Op::LayerNorm { .. }
-            | Op::PositionScale(_)
-            | Op::MulHeads
-            | Op::DeltaGates { .. }
-            | Op::DeltaRule(_)
-            | Op::SsmScan(_) => Err(BackendError::mismatch(node.op.stem())),
+            Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
+                Err(BackendError::mismatch(node.op.stem()))
+            }
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -230,12 +233,11 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
             Some("it has no kernel here yet".into())
         }
+        Op::DeltaGates { a: _, dt_bias: _ } => None,
+        Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
+        Op::SsmScan(attrs) => ssm_scan::lacking(attrs),
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation } => gated_act::lacking(Some(*activation)),
-        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no kernel here yet".into()),
-        Op::Pointwise { function: PointwiseFn::ReluSquared } => {
-            Some("a squared ReLU has no kernel here yet".into())
-        }
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
             gated_act::lacking(*activation)
         }

@@ -6,6 +6,8 @@ mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
 mod concat;
+mod delta_gates;
+mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -24,6 +26,7 @@ mod rope;
 mod router;
 pub(super) mod sample;
 mod slice;
+mod ssm_scan;
 
 pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
 pub(super) use gated_act::activation_params;
@@ -58,14 +61,13 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Pointwise { function } => pointwise::emit(e, node, *function),
         Op::Concat { heads } => concat::emit(e, node, *heads),
         Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
+        Op::DeltaGates { a, dt_bias } => delta_gates::emit(e, node, *a, *dt_bias),
+        Op::DeltaRule(attrs) => delta_rule::emit(e, node, attrs),
+        Op::SsmScan(attrs) => ssm_scan::emit(e, node, attrs),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
         Op::LayerNorm { weight, bias, eps } => layer_norm::emit(e, node, *weight, *bias, *eps),
         Op::PositionScale(attrs) => position_scale::emit(e, node, attrs),
         Op::MulHeads => mul_heads::emit(e, node),
-        // Refused before: `lacking`.
-        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => {
-            Err(BackendError::mismatch(node.op.stem()))
-        }
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -95,7 +97,9 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
-        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no shader here yet".into()),
+        Op::DeltaGates { a: _, dt_bias: _ } => None,
+        Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
+        Op::SsmScan(attrs) => ssm_scan::lacking(attrs),
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,

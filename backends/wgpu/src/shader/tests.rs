@@ -24,6 +24,11 @@ fn variants(features: Features) -> Vec<Variant> {
         lanes("layer_norm", 256),
         lanes("get_rows", 64),
         lanes("slice", 256),
+        lanes("delta_gates", 256),
+        Variant::new("delta_rule", features, &[("LANES", 256), ("KEY_DIM", 128)]),
+        Variant::new("delta_rule", features, &[("LANES", 256), ("KEY_DIM", 512)]),
+        Variant::new("ssm_scan", features, &[("LANES", 256), ("STATE_SIZE", 128)]),
+        Variant::new("ssm_scan", features, &[("LANES", 256), ("STATE_SIZE", 1024)]),
         lanes("concat", 256),
         lanes("pointwise", 256),
         Variant::new(
