@@ -184,7 +184,7 @@ fn harness_code_and_table_hold_the_same_kernels() {
     assert_eq!(listed, harness);
 }
 
-/// What is in local memory is explained in kernels/README.md: one register of one kernel.
+/// What is in local memory is named in kernels/README.md, with its cause: three kernels, each on one chip.
 #[test]
 fn the_table_has_no_unexplained_local_memory() {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
@@ -201,7 +201,7 @@ fn the_table_has_no_unexplained_local_memory() {
             }
         }
     }
-    assert_eq!(found, [("route_gate_up", 12, 8)]);
+    assert_eq!(found, [("attention_step", 264, 72), ("norm_matmul", 16, 8), ("route_gate_up", 24, 8)]);
 }
 
 /// Launches overlap on 9.0: a kernel that did not wait for the one in front would read what is not there yet.
