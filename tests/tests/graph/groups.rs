@@ -170,9 +170,16 @@ const MORE: &[(&str, &str)] = &[
     ("dbrx/", "no group has a LayerNorm, nor the bounds of q, k and v"),
     ("deepseek2/", "latent attention is op by op: slices, heads' products, what is put side by side"),
     ("gemma4/", "post-norms, two feed-forward parts with norms of their own, further inputs"),
+    (
+        "granitehybrid/",
+        "no group has a recurrence: its products, convolution, scan and gate are launches of their own",
+    ),
     ("laguna/", "a softplus and a factor a head are launches of their own"),
     ("llama4/", "norms behind RoPE without weight, weights on the experts' input"),
     ("mistral4/", "latent attention, as in deepseek2"),
+    ("nemotron_h_moe/latent", "experts without a gate on a latent of their own are launches of their own"),
+    ("qwen35moe/", "no group has a recurrence, nor an output gate"),
+    ("qwen3next/", "no group has a recurrence, nor an output gate"),
     ("smallthinker/", "the router is not behind the experts' norm, and no group has a ReLU"),
     ("step35/", "a factor a head is a launch of its own, and no group has a SwiGLU with limits"),
 ];
