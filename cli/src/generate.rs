@@ -110,9 +110,9 @@ pub fn generate(
     generate_observed(session, tokenizer, sampler, prompt, args, LogitsRows::Last, None, write)
 }
 
-/// As [`generate`], with an observer of the prompt's evaluation and the rows of logits that it needs.
+/// As [`generate()`], with an observer of the prompt's evaluation and the rows of logits that it needs.
 ///
-/// Errors: as [`generate`], and the observer's.
+/// Errors: as [`generate()`], and the observer's.
 pub fn generate_observed(
     session: &mut Session,
     tokenizer: Option<&Tokenizer>,

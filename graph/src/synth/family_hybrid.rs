@@ -62,7 +62,7 @@ fn qwen_keys(p: &Preset, more: Keys) -> Keys {
 /// A layer of Qwen3-Next and Qwen3.5; `ba`: how the delta net's beta and alpha come.
 fn qwen_layer(p: &Preset, i: usize, ba: Tensors) -> Tensors {
     let d = p.hidden_size;
-    let mixer = if (i + 1) % FULL_ATTENTION_INTERVAL == 0 {
+    let mixer = if (i + 1).is_multiple_of(FULL_ATTENTION_INTERVAL) {
         // Behind each head's query its gate.
         let (q, kv) = (p.q_dim(), p.kv_dim());
         let attention = vec![

@@ -26,7 +26,7 @@ pub fn l2_norm(x: &[f32], eps: f32, scale: f32, out: &mut [f32]) {
     }
 }
 
-/// One token's vectors of a head, each [dk].
+/// One token's vectors of a head, each `[dk]`.
 #[derive(Clone, Copy)]
 pub struct DeltaToken<'a> {
     /// Normed and scaled.
@@ -123,9 +123,9 @@ pub struct ScanToken<'a> {
     pub decay: f32,
     /// What of x goes past the state.
     pub d: f32,
-    /// B [N].
+    /// B `[N]`.
     pub b: &'a [f32],
-    /// C [N].
+    /// C `[N]`.
     pub c: &'a [f32],
 }
 
