@@ -302,7 +302,6 @@ fn company_changes_no_bit_of_a_recurrent_model() {
     }
 }
 
-/// What a chat, a prompt that changes and a step that is queued ahead ask of a state that cannot go back.
 /// Short convolutions, gated delta nets of both orders of heads, mamba2.
 #[test]
 fn company_changes_no_bit_of_a_hybrid_model() {
@@ -350,6 +349,7 @@ fn a_hybrid_models_next_prompt_goes_on_from_a_border_of_blocks() {
     }
 }
 
+/// What a chat, a prompt that changes and a step that is queued ahead ask of a state that cannot go back.
 #[test]
 fn a_state_that_cannot_go_back_says_so() {
     let model = recurrent();
