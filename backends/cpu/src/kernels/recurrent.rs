@@ -1,26 +1,16 @@
 //! What recurrent layers do with one token of one head: the gated delta rule and mamba2's scan, as
 //! `moe_run_graph::ir::Op` defines their sums. As in `vector`, lanes and their order are part of each function.
 
-/// Lanes of the widest vector.
-const LANES: usize = 16;
+use super::vector::{LANES, squares};
+
 /// Columns of a state that are updated at once: their sums stay in registers.
 const COLUMNS: usize = 4 * LANES;
 
 /// x / √(Σx² + eps) · scale, in f64 up to the result.
 #[inline(always)]
 pub fn l2_norm(x: &[f32], eps: f32, scale: f32, out: &mut [f32]) {
-    let mut sums = [0.0f64; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for x in chunks {
-        for i in 0..LANES {
-            sums[i] += f64::from(x[i]) * f64::from(x[i]);
-        }
-    }
-    for (i, x) in rest.iter().enumerate() {
-        sums[i] += f64::from(*x) * f64::from(*x);
-    }
-    let squares: f64 = sums.iter().sum();
-    let factor = f64::from(scale) / (squares + f64::from(eps)).sqrt();
+    let sum: f64 = squares(x).iter().sum();
+    let factor = f64::from(scale) / (sum + f64::from(eps)).sqrt();
     for (x, out) in x.iter().zip(out) {
         *out = (f64::from(*x) * factor) as f32;
     }

@@ -12,28 +12,34 @@ use moe_run_runtime::exp::{
 };
 
 /// Lanes of a partial sum; the widest vector's.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// x / sqrt(mean(x²) + eps) · w, for each run of `weight.len()` elements; in f64 up to the result.
 #[inline(always)]
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let width = weight.len();
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let mut sums = [0.0f64; LANES];
-        let (chunks, rest) = x.as_chunks::<LANES>();
-        for x in chunks {
-            for i in 0..LANES {
-                sums[i] += f64::from(x[i]) * f64::from(x[i]);
-            }
-        }
-        for (i, x) in rest.iter().enumerate() {
-            sums[i] += f64::from(*x) * f64::from(*x);
-        }
-        let factor = 1.0 / (fold(sums) / width as f64 + f64::from(eps)).sqrt();
+        let factor = 1.0 / (fold(squares(x)) / width as f64 + f64::from(eps)).sqrt();
         for i in 0..width {
             out[i] = (f64::from(x[i]) * factor * f64::from(weight[i])) as f32;
         }
     }
+}
+
+/// Σx² in f64, a partial sum a lane.
+#[inline(always)]
+pub fn squares(x: &[f32]) -> [f64; LANES] {
+    let mut sums = [0.0f64; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for x in chunks {
+        for i in 0..LANES {
+            sums[i] += f64::from(x[i]) * f64::from(x[i]);
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        sums[i] += f64::from(*x) * f64::from(*x);
+    }
+    sums
 }
 
 #[inline(always)]

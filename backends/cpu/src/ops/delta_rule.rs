@@ -98,32 +98,28 @@ impl Launch for DeltaRule {
         for mut chunk in worker.shares(attrs.num_value_heads) {
             let head = chunk.number();
             let values = 2 * attrs.key_width() + head * dv;
-            for run in step.runs {
-                let place = step.sequences[run.sequence].place as usize;
-                for first in run.rows.clone().step_by(TILE) {
-                    let tokens = first..(first + TILE).min(run.rows.end);
-                    if step.position(first) == 0 {
-                        chunk.row_and_state(step, (&self.out, first), (&self.state, place)).1.fill(0.0);
-                    }
-                    for (token, to) in tokens.clone().zip(scratch.normed.chunks_exact_mut(4 * dk)) {
-                        self.prepare(step, token, head, to);
-                    }
-                    for column in (0..dv).step_by(PART) {
-                        let part = column..(column + PART).min(dv);
-                        for (token, vectors) in tokens.clone().zip(scratch.normed.chunks_exact(4 * dk)) {
-                            let v = &step.row(self.qkv, token)[values + part.start..values + part.end];
-                            let beta = step.row(self.beta, token)[head];
-                            let (out, state) =
-                                chunk.row_and_state(step, (&self.out, token), (&self.state, place));
-                            let token = DeltaToken {
-                                q: &vectors[..dk],
-                                k: &vectors[dk..2 * dk],
-                                decay: &vectors[2 * dk..3 * dk],
-                                decayed_k: &vectors[3 * dk..],
-                                beta,
-                            };
-                            step.kernels.delta_rule(token, v, state, dv, column, &mut out[part.clone()]);
-                        }
+            for (place, tokens) in step.tiles(TILE) {
+                if step.position(tokens.start) == 0 {
+                    chunk.row_and_state(step, (&self.out, tokens.start), (&self.state, place)).1.fill(0.0);
+                }
+                for (token, to) in tokens.clone().zip(scratch.normed.chunks_exact_mut(4 * dk)) {
+                    self.prepare(step, token, head, to);
+                }
+                for column in (0..dv).step_by(PART) {
+                    let part = column..(column + PART).min(dv);
+                    for (token, vectors) in tokens.clone().zip(scratch.normed.chunks_exact(4 * dk)) {
+                        let v = &step.row(self.qkv, token)[values + part.start..values + part.end];
+                        let beta = step.row(self.beta, token)[head];
+                        let (out, state) =
+                            chunk.row_and_state(step, (&self.out, token), (&self.state, place));
+                        let token = DeltaToken {
+                            q: &vectors[..dk],
+                            k: &vectors[dk..2 * dk],
+                            decay: &vectors[2 * dk..3 * dk],
+                            decayed_k: &vectors[3 * dk..],
+                            beta,
+                        };
+                        step.kernels.delta_rule(token, v, state, dv, column, &mut out[part.clone()]);
                     }
                 }
             }

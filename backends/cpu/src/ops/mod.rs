@@ -88,6 +88,14 @@ impl Step<'_> {
         self.positions[token] as usize
     }
 
+    /// The rows of each sequence, up to `most` at a time and in order, with the sequence's place.
+    pub fn tiles(&self, most: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+        self.runs.iter().flat_map(move |run| {
+            let (place, end) = (self.sequences[run.sequence].place as usize, run.rows.end);
+            run.rows.clone().step_by(most).map(move |first| (place, first..(first + most).min(end)))
+        })
+    }
+
     /// The slot of a token's keys and values.
     pub fn slot(&self, token: usize) -> usize {
         self.slots[token] as usize

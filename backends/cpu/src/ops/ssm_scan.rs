@@ -41,29 +41,25 @@ impl Launch for SsmScan {
             let head = chunk.number();
             let b_at = attrs.x_width() + attrs.group(head) * size;
             let c_at = b_at + attrs.group_width();
-            for run in step.runs {
-                let place = step.sequences[run.sequence].place as usize;
-                for first in run.rows.clone().step_by(TILE) {
-                    let tokens = first..(first + TILE).min(run.rows.end);
-                    if step.position(first) == 0 {
-                        chunk.row_and_state(step, (&self.out, first), (&self.state, place)).1.fill(0.0);
-                    }
-                    let mut gates = [(0.0, 0.0); TILE];
-                    for (token, gate) in tokens.clone().zip(&mut gates) {
-                        let delta = softplus(step.row(self.dt, token)[head] + self.dt_bias[head]);
-                        *gate = (delta, exp(self.a[head] * delta));
-                    }
-                    for part in (0..rows).step_by(at_once).map(|row| row..(row + at_once).min(rows)) {
-                        for (token, (delta, decay)) in tokens.clone().zip(gates) {
-                            let xbc = step.row(self.xbc, token);
-                            let (b, c) = (&xbc[b_at..b_at + size], &xbc[c_at..c_at + size]);
-                            let x = &xbc[head * rows..(head + 1) * rows][part.clone()];
-                            let (out, state) =
-                                chunk.row_and_state(step, (&self.out, token), (&self.state, place));
-                            let state = &mut state[part.start * size..part.end * size];
-                            let token = ScanToken { delta, decay, d: self.d[head], b, c };
-                            step.kernels.ssm_scan(token, x, state, &mut out[part.clone()]);
-                        }
+            for (place, tokens) in step.tiles(TILE) {
+                if step.position(tokens.start) == 0 {
+                    chunk.row_and_state(step, (&self.out, tokens.start), (&self.state, place)).1.fill(0.0);
+                }
+                let mut gates = [(0.0, 0.0); TILE];
+                for (token, gate) in tokens.clone().zip(&mut gates) {
+                    let delta = softplus(step.row(self.dt, token)[head] + self.dt_bias[head]);
+                    *gate = (delta, exp(self.a[head] * delta));
+                }
+                for part in (0..rows).step_by(at_once).map(|row| row..(row + at_once).min(rows)) {
+                    for (token, (delta, decay)) in tokens.clone().zip(gates) {
+                        let xbc = step.row(self.xbc, token);
+                        let (b, c) = (&xbc[b_at..b_at + size], &xbc[c_at..c_at + size]);
+                        let x = &xbc[head * rows..(head + 1) * rows][part.clone()];
+                        let (out, state) =
+                            chunk.row_and_state(step, (&self.out, token), (&self.state, place));
+                        let state = &mut state[part.start * size..part.end * size];
+                        let token = ScanToken { delta, decay, d: self.d[head], b, c };
+                        step.kernels.ssm_scan(token, x, state, &mut out[part.clone()]);
                     }
                 }
             }
