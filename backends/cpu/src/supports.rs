@@ -34,32 +34,10 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 return Err(BackendError::Unsupported { backend: NAME, node, op, detail });
             }
         }
-        Op::GatedAct {
-            activation:
-                ActivationFn::Silu
-                | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                | ActivationFn::GeluTanh
-                | ActivationFn::Sigmoid
-                | ActivationFn::Relu
-                | ActivationFn::Softplus
-                | ActivationFn::LimitedSwiglu { limit: _ },
-        } => {}
-        Op::CausalConv(CausalConvAttrs {
-            weight: _,
-            bias: _,
-            activation:
-                None
-                | Some(
-                    ActivationFn::Silu
-                    | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                    | ActivationFn::GeluTanh
-                    | ActivationFn::Sigmoid
-                    | ActivationFn::Relu
-                    | ActivationFn::Softplus
-                    | ActivationFn::LimitedSwiglu { limit: _ },
-                ),
-            state: _,
-        }) => {}
+        Op::GatedAct { activation } => any_activation(*activation),
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
+            activation.iter().copied().for_each(any_activation)
+        }
         Op::DeltaGates { a: _, dt_bias: _ } => {}
         Op::DeltaRule(DeltaRuleAttrs {
             num_key_heads: _,
@@ -106,6 +84,19 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 graph.value(*value).shape
             ),
         }),
+    }
+}
+
+/// Each of the functions is computed.
+fn any_activation(activation: ActivationFn) {
+    match activation {
+        ActivationFn::Silu
+        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+        | ActivationFn::GeluTanh
+        | ActivationFn::Sigmoid
+        | ActivationFn::Relu
+        | ActivationFn::Softplus
+        | ActivationFn::LimitedSwiglu { limit: _ } => {}
     }
 }
 

@@ -68,6 +68,19 @@ const MICRO_BATCH: usize = 512;
 /// Its one device.
 const DEVICE: &str = "scalar interpreter";
 
+/// Each of the functions is defined here.
+fn any_activation(activation: ActivationFn) {
+    match activation {
+        ActivationFn::Silu
+        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+        | ActivationFn::GeluTanh
+        | ActivationFn::Sigmoid
+        | ActivationFn::Relu
+        | ActivationFn::Softplus
+        | ActivationFn::LimitedSwiglu { limit: _ } => {}
+    }
+}
+
 impl Backend for Reference {
     fn name(&self) -> &'static str {
         NAME
@@ -144,33 +157,10 @@ impl Backend for Reference {
                     expert_scale: _,
                 } = attrs;
             }
-            Op::GatedAct {
-                activation:
-                    ActivationFn::Silu
-                    | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                    | ActivationFn::GeluTanh
-                    | ActivationFn::Sigmoid
-                    | ActivationFn::Relu
-                    | ActivationFn::Softplus
-                    | ActivationFn::LimitedSwiglu { limit: _ },
-            } => {}
+            Op::GatedAct { activation } => any_activation(*activation),
             Op::CausalConv(attrs) => {
-                let CausalConvAttrs {
-                    weight: _,
-                    bias: _,
-                    activation:
-                        None
-                        | Some(
-                            ActivationFn::Silu
-                            | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-                            | ActivationFn::GeluTanh
-                            | ActivationFn::Sigmoid
-                            | ActivationFn::Relu
-                            | ActivationFn::Softplus
-                            | ActivationFn::LimitedSwiglu { limit: _ },
-                        ),
-                    state: _,
-                } = attrs;
+                let CausalConvAttrs { weight: _, bias: _, activation, state: _ } = attrs;
+                activation.iter().copied().for_each(any_activation);
             }
             Op::DeltaGates { a: _, dt_bias: _ } => {}
             Op::DeltaRule(attrs) => {
