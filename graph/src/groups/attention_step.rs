@@ -2,7 +2,7 @@
 
 use super::parts::{Attended, Norm, Rotated, Written};
 use super::{Group, Matcher};
-use crate::ir::{Node, NodeId, ValueId};
+use crate::ir::{Graph, Node, NodeId, ValueId};
 
 /// What queries or keys go through between their matmul and where they are used: norm and rotation, either, or none.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,16 +101,28 @@ impl AttentionStep {
         (is(&self.q, 1) && is(&self.k, 1)).then_some(NormSpan::WholeRows)
     }
 
-    /// Whether the norms stand behind the rotations; `None` where that differs.
+    /// Whether what queries and keys go through is what one launch knows: rotated alike, or neither; norms of heads or of whole
+    /// rows, each with one weight for all heads, and behind the rotations only those of heads.
     #[must_use]
-    pub fn is_norm_last(&self) -> Option<bool> {
+    pub fn is_placed_alike(&self, graph: &Graph) -> bool {
+        let weighs = |Placed { x: _, norm, rope: _, is_norm_last: _, y: _ }: &Placed| {
+            norm.as_ref().is_none_or(|norm| norm.shared_weight(graph).is_some())
+        };
+        let (Some(span), Some(is_norm_last)) = (self.norm_span(), self.is_norm_last()) else { return false };
+        self.is_rotated_alike()
+            && weighs(&self.q)
+            && weighs(&self.k)
+            && (!is_norm_last || span == NormSpan::Heads)
+    }
+
+    /// Whether the norms stand behind the rotations; `None` where that differs.
+    fn is_norm_last(&self) -> Option<bool> {
         let is_last = |placed: &Placed| placed.norm.is_some() && placed.is_norm_last;
         (is_last(&self.q) == is_last(&self.k)).then_some(is_last(&self.q))
     }
 
     /// Whether queries and keys are rotated alike, head by head, by the positions of the mask; or neither is.
-    #[must_use]
-    pub fn is_rotated_alike(&self) -> bool {
+    fn is_rotated_alike(&self) -> bool {
         let AttentionStep { q, k, write: _, attention } = self;
         let attrs = &attention.attrs;
         let by = |placed: &Placed, wanted: usize| {

@@ -11,7 +11,8 @@ use moe_run_runtime::executable::KvType;
 
 impl Runs for AttentionStep {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
-        let AttentionStep { q, k, write, attention } = self;
+        // What becomes of q and k is told apart by `is_placed_alike`.
+        let AttentionStep { q: _, k: _, write, attention } = self;
         let Written { node: _, k: _, v: Some(_), slots: _, key: _, value: Some(_), states: _ } = write else {
             return false;
         };
@@ -31,18 +32,9 @@ impl Runs for AttentionStep {
         else {
             return false;
         };
-        // The rest is told apart by `norm_span`, `is_norm_last` and `is_rotated_alike`.
-        let weighs = |Placed { x: _, norm, rope: _, is_norm_last: _, y: _ }: &Placed| {
-            norm.as_ref().is_none_or(|norm| norm.shared_weight(graph).is_some())
-        };
-        let (Some(span), Some(is_norm_last)) = (self.norm_span(), self.is_norm_last()) else { return false };
         // A head of the cache is whole units: of Q8_0, two blocks.
         let unit = if kv_type == KvType::Q8_0 { 64 } else { 2 };
-        self.is_rotated_alike()
-            && weighs(q)
-            && weighs(k)
-            // Norms behind the rotation are of heads.
-            && (!is_norm_last || span == NormSpan::Heads)
+        self.is_placed_alike(graph)
             && attrs.group_size() <= max_query_rows(attrs)
             && head_dim.is_multiple_of(unit)
             && value_head_dim.is_multiple_of(unit)
