@@ -1,8 +1,9 @@
 //! RmsNorm, or none, gate and up of a dense layer or a shared expert, and the activation of both.
 
-use super::{Runs, WORKGROUP_BYTES, is_known, product, row_per_token, staged_bytes, whole_norm};
+use super::{
+    Runs, WORKGROUP_BYTES, gated_params, is_known, product, row_per_token, staged_bytes, whole_norm,
+};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
-use crate::ops::activation_params;
 use moe_run_graph::groups::parts::{Gated, Product};
 use moe_run_graph::groups::{GateUp, Group};
 use moe_run_graph::ir::Graph;
@@ -37,7 +38,6 @@ impl Runs for GateUp {
         let (Some(g), Some(u)) = (product(graph, gate), product(graph, up)) else {
             return Err(BackendError::mismatch(Self::NAME));
         };
-        let (gate_layout, up_layout) = (e.layout(&gate.weight)?, e.layout(&up.weight)?);
         let (rows, cols) = (g.rows as u32, g.cols as u32);
         let sizes = [("LANES", LANES as u32), ("ROWS", ROWS), ("COLS", cols)];
         let variant = e.variant("gate_up", &sizes).weight("gate", g.format).weight("up", u.format);
@@ -49,19 +49,8 @@ impl Runs for GateUp {
             ("eps", norm.as_ref().map_or(0.0, |n| n.eps).into()),
             ("cols", cols.into()),
             ("normed", norm.as_ref().map_or(NONE, |n| stored(e, n.y)).into()),
-            ("rows", rows.into()),
-            ("gate_first", (g.first as u32).into()),
-            ("up_first", (u.first as u32).into()),
-            ("gate_y", stored(e, gate.y).into()),
-            ("up_y", stored(e, up.y).into()),
-            ("activated", stored(e, act.activated).into()),
-            ("y", e.output(act.y).into()),
-            ("gate_row_words", (gate_layout.row_words as u32).into()),
-            ("gate_blocks", (gate_layout.blocks as u32).into()),
-            ("up_row_words", (up_layout.row_words as u32).into()),
-            ("up_blocks", (up_layout.blocks as u32).into()),
         ];
-        params.extend(activation_params(Some(act.activation)));
+        params.extend(gated_params(e, [(&g, &gate.weight, gate.y), (&u, &up.weight, up.y)], act)?);
         let tokens = Extent::Rows { rows: Rows::of(e.shape(act.y)), times: 1, over: 1 };
         e.push(variant, Grid::new(Extent::Fixed(rows.div_ceil(ROWS)), tokens, Extent::Fixed(1)), &params);
         e.bind_part(&gate.weight, 0);

@@ -12,9 +12,10 @@ mod matmul_residual;
 mod norm_products;
 mod route_gate_up;
 
-use super::emit::{Emitter, FEW_ROWS};
-use super::ops;
-use moe_run_graph::groups::parts::{ExpertProduct, Norm, Product};
+use super::emit::{Emitter, FEW_ROWS, NONE};
+use super::ops::{self, activation_params};
+use super::params::Param;
+use moe_run_graph::groups::parts::{ExpertProduct, Gated, Norm, Product};
 use moe_run_graph::groups::{
     AttentionStep, DownCombine, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv, NormRouter,
     RouteGateUp, group_of,
@@ -135,6 +136,32 @@ fn is_known(activation: ActivationFn) -> bool {
         | ActivationFn::Sigmoid => true,
         ActivationFn::Relu | ActivationFn::Softplus | ActivationFn::LimitedSwiglu { limit: _ } => false,
     }
+}
+
+/// What gate and up (matrix, tensor, result) and the activation of both tell a shader: rows, layouts, where results go.
+fn gated_params(
+    e: &mut Emitter<'_>,
+    [(gate, gate_weight, gate_y), (up, up_weight, up_y)]: [(&Matrix, &WeightSlice, ValueId); 2],
+    act: &Gated,
+) -> Result<Vec<(&'static str, Param)>, BackendError> {
+    let (gate_layout, up_layout) = (e.layout(gate_weight)?, e.layout(up_weight)?);
+    let [gate_y, up_y, activated] =
+        [gate_y, up_y, act.activated].map(|value| e.stored(value).unwrap_or(NONE));
+    let mut params = vec![
+        ("rows", (gate.rows as u32).into()),
+        ("gate_first", (gate.first as u32).into()),
+        ("up_first", (up.first as u32).into()),
+        ("gate_y", gate_y.into()),
+        ("up_y", up_y.into()),
+        ("activated", activated.into()),
+        ("y", e.output(act.y).into()),
+        ("gate_row_words", (gate_layout.row_words as u32).into()),
+        ("gate_blocks", (gate_layout.blocks as u32).into()),
+        ("up_row_words", (up_layout.row_words as u32).into()),
+        ("up_blocks", (up_layout.blocks as u32).into()),
+    ];
+    params.extend(activation_params(Some(act.activation)));
+    Ok(params)
 }
 
 /// One row for a token: what a launch with tokens along y computes.
