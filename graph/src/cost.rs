@@ -211,12 +211,8 @@ pub fn launch_cost(
     sizes: StepSizes,
     state_row_bytes: &dyn Fn(usize) -> usize,
 ) -> Cost {
-    let mut cost = Cost::default();
-    for phase in &launch.phases {
-        let nodes: Vec<&Node> = phase.iter().filter_map(|id| plan.graph.node(*id)).collect();
-        cost += group_cost(&plan.graph, &nodes, sizes, state_row_bytes, |v| plan.is_stored(v));
-    }
-    cost
+    let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
+    group_cost(&plan.graph, &nodes, sizes, state_row_bytes, |v| plan.is_stored(v))
 }
 
 /// A node as if it were a launch of its own, its operands read from memory. `is_read` says whether anything reads a

@@ -142,7 +142,7 @@ fn patterns_of(case: &OpCase, backend: &dyn Backend, options: &CompileOptions) -
         let patterns = backend.patterns(*tokens, options);
         group_launches(&case.graph, &patterns, &none_alone)
     });
-    launches.filter(|launch| launch.len() > 1).map(|launch| launch.pattern).collect()
+    launches.filter(|launch| launch.nodes.len() > 1).map(|launch| launch.pattern).collect()
 }
 
 /// Every group of every backend, as a launch and op by op: each pattern that a backend has is met by some case that runs.

@@ -180,14 +180,8 @@ fn nodes(input: &DumpInput<'_>, graph: &Graph, plan: Option<&Plan>) -> Vec<NodeV
     for value in graph.nodes.iter().flat_map(|n| &n.inputs).chain(&graph.outputs) {
         is_read[value.index()] = true;
     }
-    let place: HashMap<NodeId, (u32, usize)> = plan
-        .iter()
-        .flat_map(|p| &p.launches)
-        .flat_map(|l| {
-            let phases = l.phases.iter().enumerate();
-            phases.flat_map(move |(phase, ids)| ids.iter().map(move |id| (*id, (l.id.0, phase))))
-        })
-        .collect();
+    let launches = plan.iter().flat_map(|p| &p.launches);
+    let place: HashMap<NodeId, u32> = launches.flat_map(|l| l.nodes.iter().map(|id| (*id, l.id.0))).collect();
     let feeds_outputs = graph.feeds_outputs();
     let shown = graph.nodes.iter().zip(&feeds_outputs);
     shown
@@ -204,8 +198,8 @@ fn nodes(input: &DumpInput<'_>, graph: &Graph, plan: Option<&Plan>) -> Vec<NodeV
             weights: node.op.weights().iter().map(|w| w.0).collect(),
             states: states_of(graph, node),
             production: *production,
-            launch: place.get(&node.id).map(|p| p.0),
-            phase: place.get(&node.id).map(|p| p.1),
+            launch: place.get(&node.id).copied(),
+            phase: place.get(&node.id).map(|_| 0),
             cost: input
                 .cost(lone_node_cost(graph, node, input.sizes, input.kv_row_bytes, |v| is_read[v.index()])),
         })
@@ -255,7 +249,7 @@ fn launches(input: &DumpInput<'_>, plan: &Plan) -> Vec<LaunchView> {
         .filter(|l| input.shows(l.layer))
         .map(|launch| {
             let cost = launch_cost(plan, launch, input.sizes, input.kv_row_bytes);
-            let inside: Vec<NodeId> = launch.nodes().collect();
+            let inside = &launch.nodes;
             let mut reads: Vec<u32> = plan
                 .launch_nodes(launch)
                 .flat_map(|n| &n.inputs)
@@ -269,7 +263,7 @@ fn launches(input: &DumpInput<'_>, plan: &Plan) -> Vec<LaunchView> {
                 id: launch.id.0,
                 kind: launch.pattern,
                 layer: launch.layer.map(LayerIdx::index),
-                phases: launch.phases.iter().map(|p| p.iter().map(|n| n.0).collect()).collect(),
+                phases: vec![launch.nodes.iter().map(|n| n.0).collect()],
                 taps: plan.launch_taps(launch).map(|(n, _)| n.path()).collect(),
                 recomputed: launch.recomputed,
                 reads,

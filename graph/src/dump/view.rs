@@ -200,7 +200,7 @@ pub struct NodeView {
     pub production: bool,
     /// The launch that holds it.
     pub launch: Option<u32>,
-    /// Its phase in that launch.
+    /// Its phase in that launch: 0, as launches have one.
     pub phase: Option<usize>,
     /// Run by itself.
     pub cost: CostView,
@@ -300,7 +300,7 @@ pub struct LaunchView {
     pub kind: &'static str,
     /// Its layer; `None` for the whole model's.
     pub layer: Option<usize>,
-    /// Nodes by phase.
+    /// Nodes by phase: one list.
     pub phases: Vec<Vec<u32>>,
     /// Paths of the taps that it delivers.
     pub taps: Vec<String>,

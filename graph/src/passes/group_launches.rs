@@ -37,33 +37,14 @@ pub struct Launch {
     pub id: LaunchId,
     /// The pattern's name, or the op's stem.
     pub pattern: &'static str,
-    /// Nodes by phase, in execution order.
-    pub phases: Vec<Vec<NodeId>>,
+    /// Its nodes, in execution order.
+    pub nodes: Vec<NodeId>,
     /// Taps whose value is complete when this launch is.
     pub taps: Vec<NodeId>,
     /// The layer; `None` for the whole model's.
     pub layer: Option<LayerIdx>,
     /// Feeds nothing but taps.
     pub recomputed: bool,
-}
-
-impl Launch {
-    /// The nodes, in execution order.
-    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.phases.iter().flatten().copied()
-    }
-
-    /// The nodes, counted.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.phases.iter().map(Vec::len).sum()
-    }
-
-    /// Whether it holds nothing; never true in a plan.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// The launches of a graph, in execution order. No group takes a node that is to be `alone`.
@@ -99,14 +80,14 @@ pub fn group_launches(
         }
     }
     for (pattern, nodes) in units.in_order() {
-        add(&mut launches, &mut computed, pattern, &[nodes], false);
+        add(&mut launches, &mut computed, pattern, &nodes, false);
         while let Some(i) = recomputed.iter().position(|n| n.inputs.iter().all(|v| computed.contains(v))) {
             let node = recomputed.remove(i);
-            add(&mut launches, &mut computed, node.op.stem(), &[vec![node]], true);
+            add(&mut launches, &mut computed, node.op.stem(), &[node], true);
         }
     }
     for node in recomputed {
-        add(&mut launches, &mut computed, node.op.stem(), &[vec![node]], true);
+        add(&mut launches, &mut computed, node.op.stem(), &[node], true);
     }
     attach_taps(graph, &mut launches);
     launches
@@ -215,26 +196,23 @@ fn add(
     launches: &mut Vec<Launch>,
     computed: &mut HashSet<ValueId>,
     pattern: &'static str,
-    phases: &[Vec<&Node>],
+    nodes: &[&Node],
     recomputed: bool,
 ) {
-    computed.extend(phases.iter().flatten().flat_map(|n| n.outputs.iter().copied()));
+    computed.extend(nodes.iter().flat_map(|n| n.outputs.iter().copied()));
     launches.push(Launch {
         id: LaunchId(launches.len() as u32),
         pattern,
-        layer: phases.iter().flatten().next().and_then(|n| n.layer),
-        phases: phases.iter().map(|p| p.iter().map(|n| n.id).collect()).collect(),
+        layer: nodes.first().and_then(|n| n.layer),
+        nodes: nodes.iter().map(|n| n.id).collect(),
         taps: Vec::new(),
         recomputed,
     });
 }
 
 fn attach_taps(graph: &Graph, launches: &mut [Launch]) {
-    let launch_of: HashMap<NodeId, usize> = launches
-        .iter()
-        .enumerate()
-        .flat_map(|(i, l)| l.nodes().map(move |n| (n, i)).collect::<Vec<_>>())
-        .collect();
+    let launch_of: HashMap<NodeId, usize> =
+        launches.iter().enumerate().flat_map(|(i, l)| l.nodes.iter().map(move |n| (*n, i))).collect();
     for (tap, _) in graph.taps() {
         let producers = tap.inputs.iter().filter_map(|v| graph.value(*v).producer);
         // A tap of boundary inputs alone is complete before anything runs: the first launch delivers it.

@@ -77,12 +77,12 @@ impl Plan {
     #[must_use]
     pub fn launch_of(&self, value: ValueId) -> Option<&Launch> {
         let producer = self.graph.value(value).producer?;
-        self.launches.iter().find(|l| l.nodes().any(|n| n == producer))
+        self.launches.iter().find(|l| l.nodes.contains(&producer))
     }
 
     /// The nodes of a launch, in execution order.
     pub fn launch_nodes<'a>(&'a self, launch: &'a Launch) -> impl Iterator<Item = &'a Node> {
-        launch.nodes().filter_map(|id| self.graph.node(id))
+        launch.nodes.iter().filter_map(|id| self.graph.node(*id))
     }
 
     /// The taps that are delivered after a launch: node and stage.

@@ -1,4 +1,4 @@
-//! One arena for every value that crosses a launch or a phase, is tapped, or is an output, and for what a router by itself
+//! One arena for every value that crosses a launch, is tapped, or is an output, and for what a router by itself
 //! makes; for no other.
 //!
 //! A value lives from the launch that makes it to the last launch that reads it; outputs live to the end. Placement is
@@ -49,12 +49,11 @@ impl MemoryPlan {
 /// Plans the arena of a grouped graph.
 #[must_use]
 pub fn plan_memory(graph: &Graph, launches: &[Launch], max_sizes: StepSizes) -> MemoryPlan {
-    let mut place: HashMap<NodeId, (usize, usize)> = HashMap::new();
+    // A launch, and whether the node is a tap behind it.
+    let mut place: HashMap<NodeId, (usize, bool)> = HashMap::new();
     for (l, launch) in launches.iter().enumerate() {
-        for (p, phase) in launch.phases.iter().enumerate() {
-            place.extend(phase.iter().map(|n| (*n, (l, p))));
-        }
-        place.extend(launch.taps.iter().map(|n| (*n, (l, usize::MAX))));
+        place.extend(launch.nodes.iter().map(|n| (*n, (l, false))));
+        place.extend(launch.taps.iter().map(|n| (*n, (l, true))));
     }
     let mut last_use: HashMap<ValueId, usize> = HashMap::new();
     let mut stored: HashMap<ValueId, bool> = HashMap::new();
@@ -68,8 +67,7 @@ pub fn plan_memory(graph: &Graph, launches: &[Launch], max_sizes: StepSizes) -> 
         }
     }
     // A router by itself writes ids and weights, whether both are read or not.
-    let alone = |l: &&Launch| l.phases.iter().map(Vec::len).sum::<usize>() == 1;
-    for node in launches.iter().filter(alone).flat_map(|l| l.phases.iter().flatten()) {
+    for node in launches.iter().filter(|l| l.nodes.len() == 1).flat_map(|l| &l.nodes) {
         if let Some(node) = graph.node(*node).filter(|n| matches!(n.op, Op::Router(_))) {
             stored.extend(node.outputs.iter().map(|output| (*output, true)));
         }

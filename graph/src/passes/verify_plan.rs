@@ -7,8 +7,8 @@ use crate::ir::{DType, NodeId, Op};
 use crate::verify::GraphError;
 use std::collections::HashMap;
 
-/// A launch and a phase; a tap stands behind every phase of the launch that delivers it.
-type Place = (usize, usize);
+/// A launch, and whether it is a tap behind it.
+type Place = (usize, bool);
 
 /// Checks every rule of a plan.
 ///
@@ -20,7 +20,7 @@ pub fn verify_plan(plan: &Plan) -> Result<(), GraphError> {
     for node in &plan.graph.nodes {
         let is_tap = matches!(node.op, Op::Tap { .. });
         let at = match place.get(&node.id) {
-            Some(at) if is_tap == (at.1 == usize::MAX) => *at,
+            Some(at) if is_tap == at.1 => *at,
             _ => {
                 let detail = "not in exactly one launch".to_owned();
                 return Err(broken("node-in-one-launch", "group_launches", node.path(), detail));
@@ -64,10 +64,9 @@ pub fn verify_plan(plan: &Plan) -> Result<(), GraphError> {
 fn places(plan: &Plan) -> Result<HashMap<NodeId, Place>, GraphError> {
     let mut place = HashMap::new();
     for (l, launch) in plan.launches.iter().enumerate() {
-        let taps = launch.taps.iter().map(|id| (*id, usize::MAX));
-        let nodes = launch.phases.iter().enumerate().flat_map(|(p, ids)| ids.iter().map(move |id| (*id, p)));
-        for (id, phase) in nodes.chain(taps) {
-            if plan.graph.node(id).is_none() || place.insert(id, (l, phase)).is_some() {
+        let taps = launch.taps.iter().map(|id| (*id, true));
+        for (id, is_tap) in launch.nodes.iter().map(|id| (*id, false)).chain(taps) {
+            if plan.graph.node(id).is_none() || place.insert(id, (l, is_tap)).is_some() {
                 return Err(GraphError::Rule {
                     rule: "node-in-one-launch",
                     after: "group_launches",

@@ -64,7 +64,7 @@ impl Forced<'_> {
     ) -> Result<(), ParityError> {
         self.unforced = false;
         let step = place(values);
-        let inside: HashSet<NodeId> = launch.nodes().collect();
+        let inside: HashSet<NodeId> = launch.nodes.iter().copied().collect();
         let mut done: HashSet<ValueId> = HashSet::new();
         for node in plan.launch_nodes(launch) {
             for &input in &node.inputs {

@@ -74,14 +74,14 @@ fn a_group_gives_its_struct_and_launches_of_what_fits() {
     let launches = group_launches(&graph, &[LaunchPattern::new(fits)], &none_alone);
     let names: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
     assert_eq!(names, ["mul_add", "mul", "add"]);
-    let nodes: Vec<&Node> = launches[0].nodes().map(|id| graph.node(id).unwrap()).collect();
+    let nodes: Vec<&Node> = launches[0].nodes.iter().map(|id| graph.node(*id).unwrap()).collect();
     let group: MulAdd = group_of(&graph, &nodes).unwrap();
     let [x, y] = graph.boundary[..] else { panic!("two inputs") };
     assert_eq!((group.a, group.b, group.add.other, group.add.y), (x, y, x, graph.outputs[0]));
     assert_eq!(group_of::<MulAdd>(&graph, &nodes[..1]), None, "half of a group is none");
     // What is to be alone is in no group.
     let alone = |node: &Node| matches!(node.op, Op::Mul);
-    assert!(group_launches(&graph, &[LaunchPattern::new(fits)], &alone).iter().all(|l| l.len() == 1));
+    assert!(group_launches(&graph, &[LaunchPattern::new(fits)], &alone).iter().all(|l| l.nodes.len() == 1));
 }
 
 /// A group that would need what only comes of it is none: product → other → sum, with the product in the sum as well.
@@ -93,7 +93,7 @@ fn a_group_that_its_own_result_leads_back_to_is_not_made() {
     let other = graph.push(None, "other", Op::Add, &[product, y]).unwrap()[0];
     graph.outputs = graph.push(None, "sum", Op::Add, &[product, other]).unwrap();
     let launches = group_launches(&graph, &[LaunchPattern::new(fits)], &none_alone);
-    let held: Vec<(&str, usize)> = launches.iter().map(|l| (l.pattern, l.len())).collect();
+    let held: Vec<(&str, usize)> = launches.iter().map(|l| (l.pattern, l.nodes.len())).collect();
     assert_eq!(held, [("mul_add", 2), ("add", 1)], "the one of `other`, not the one around it");
 }
 
@@ -130,7 +130,7 @@ fn shuffled(graph: &Graph, random: &mut Random) -> (Graph, HashMap<NodeId, NodeI
 
 /// What each launch is and holds, whatever their order.
 fn held(launches: &[Launch], id: impl Fn(NodeId) -> NodeId) -> BTreeSet<(&'static str, BTreeSet<NodeId>)> {
-    launches.iter().map(|l| (l.pattern, l.nodes().map(&id).collect())).collect()
+    launches.iter().map(|l| (l.pattern, l.nodes.iter().copied().map(&id).collect())).collect()
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn order_and_names_of_nodes_change_no_group() {
                     let patterns = backend.patterns(tokens, &CompileOptions::default());
                     let launches = |graph| group_launches(graph, &patterns, &none_alone);
                     let (wanted, found) = (launches(&graph), launches(&other));
-                    groups += wanted.iter().filter(|l| l.len() > 1).count();
+                    groups += wanted.iter().filter(|l| l.nodes.len() > 1).count();
                     let case = format!("{name} on {} with {tokens} tokens", backend.name());
                     assert_eq!(held(&found, |id| old[&id]), held(&wanted, |id| id), "{case}");
                 }

@@ -71,7 +71,7 @@ fn experts() -> LaunchPattern {
 
 fn names(plan: &Plan) -> Vec<(&'static str, Vec<Vec<&'static str>>)> {
     let of = |ids: &Vec<_>| ids.iter().map(|id| plan.graph.node(*id).unwrap().name).collect();
-    plan.launches.iter().map(|l| (l.pattern, l.phases.iter().map(of).collect())).collect()
+    plan.launches.iter().map(|l| (l.pattern, vec![of(&l.nodes)])).collect()
 }
 
 fn selection(stages: &[(Stage, Option<usize>)]) -> TapSelection {
@@ -193,7 +193,7 @@ fn optional_steps_may_be_absent_and_a_pattern_of_nothing_fits_nothing() {
     let launches = group_launches(&graph, &[nothing, refused, tail.clone()], &none_alone);
     let patterns: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
     assert_eq!(patterns, ["add", "tail"]);
-    assert_eq!(launches[1].len(), 2);
+    assert_eq!(launches[1].nodes.len(), 2);
     // No group takes what is to be alone.
     let launches = group_launches(&graph, &[tail], &|n| matches!(n.op, Op::Mul));
     let patterns: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
@@ -284,23 +284,21 @@ fn nothing_is_overwritten_while_needed(plan: &Plan) {
         arena[range].iter().all(|owner| *owner == Some(v))
     };
     for launch in &plan.launches {
-        for phase in &launch.phases {
-            let nodes: Vec<_> = phase.iter().map(|id| plan.graph.node(*id).unwrap()).collect();
-            let made: Vec<ValueId> = nodes.iter().flat_map(|n| n.outputs.iter().copied()).collect();
-            let outside = |v: &ValueId| !made.contains(v) && plan.graph.value(*v).producer.is_some();
-            let inputs = || nodes.iter().flat_map(|n| n.inputs.iter().copied()).filter(outside);
-            for v in inputs() {
-                assert!(is_whole(&arena, v), "{v} is gone before launch {}", launch.id);
+        let nodes: Vec<_> = launch.nodes.iter().map(|id| plan.graph.node(*id).unwrap()).collect();
+        let made: Vec<ValueId> = nodes.iter().flat_map(|n| n.outputs.iter().copied()).collect();
+        let outside = |v: &ValueId| !made.contains(v) && plan.graph.value(*v).producer.is_some();
+        let inputs = || nodes.iter().flat_map(|n| n.inputs.iter().copied()).filter(outside);
+        for v in inputs() {
+            assert!(is_whole(&arena, v), "{v} is gone before launch {}", launch.id);
+        }
+        for v in &made {
+            if let Some(range) = range(*v) {
+                arena[range].fill(Some(*v));
             }
-            for v in &made {
-                if let Some(range) = range(*v) {
-                    arena[range].fill(Some(*v));
-                }
-            }
-            // A phase reads while it writes: nothing that it reads may lie where it writes.
-            for v in inputs() {
-                assert!(is_whole(&arena, v), "{v} is overwritten by its reader, launch {}", launch.id);
-            }
+        }
+        // A phase reads while it writes: nothing that it reads may lie where it writes.
+        for v in inputs() {
+            assert!(is_whole(&arena, v), "{v} is overwritten by its reader, launch {}", launch.id);
         }
         for (tap, _) in plan.launch_taps(launch) {
             for v in tap.inputs.iter().filter(|v| plan.graph.value(**v).producer.is_some()) {
@@ -326,7 +324,7 @@ fn memory_is_never_shared_by_living_values() {
             assert!(plan.memory.arena_bytes <= plan.memory.naive_bytes);
             arena_bytes += plan.memory.arena_bytes;
             naive_bytes += plan.memory.naive_bytes;
-            groups += plan.launches.iter().filter(|l| l.len() > 1).count();
+            groups += plan.launches.iter().filter(|l| l.nodes.len() > 1).count();
         }
     }
     assert!(groups > 300, "only {groups} groups were met");
@@ -346,11 +344,11 @@ fn a_broken_plan_is_refused_by_the_rule_that_it_breaks() {
         }
     };
     broken("node-in-one-launch", &|p| {
-        p.launches[3].phases[0].clear();
+        p.launches[3].nodes.clear();
     });
     broken("node-in-one-launch", &|p| {
-        let twice = p.launches[0].phases[0][0];
-        p.launches[2].phases[0].push(twice);
+        let twice = p.launches[0].nodes[0];
+        p.launches[2].nodes.push(twice);
     });
     broken("node-in-one-launch", &|p| {
         let with_taps = p.launches.iter_mut().find(|l| !l.taps.is_empty()).unwrap();
