@@ -39,6 +39,8 @@ if [ "$install" = 1 ]; then
   if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" = 0 ]; then
       export DEBIAN_FRONTEND=noninteractive
+      # An installation that was cut off before leaves dpkg refusing all others until it is finished.
+      dpkg --configure -a
       apt-get update -qq
       apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     else
