@@ -4,5 +4,6 @@
 #![deny(missing_docs)]
 
 pub mod chat;
+pub mod constraint;
 pub mod tokenizer;
 pub mod toolcalls;
