@@ -1,6 +1,9 @@
 //! Prompt → text: evaluates a prompt, then samples and decodes token by token until something ends it.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use moe_run_backends::{
     BackendError, Observer,
@@ -8,11 +11,14 @@ use moe_run_backends::{
     session::{LogitsRows, Session},
 };
 use moe_run_graph::ids::TokenId;
-use moe_run_text::tokenizer::{StreamDecoder, Tokenizer};
+use moe_run_text::{
+    constraint::{Constraint, Rule},
+    tokenizer::{StreamDecoder, Tokenizer},
+};
 use serde::Serialize;
 
 use crate::{
-    CliError, common,
+    CliError, common, inputs,
     interrupt::Generation,
     stop::{StopTexts, stop_text},
 };
@@ -29,9 +35,39 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub stop: Vec<String>,
 
+    /// Hold the text to a JSON schema, which this file has; what the schema says and cannot be held is refused
+    #[arg(long, value_name = "FILE", group = "constraint")]
+    pub json_schema: Option<PathBuf>,
+
+    /// Hold the text to a grammar, which this file has in Lark's notation, as llguidance takes it
+    #[arg(long, value_name = "FILE", group = "constraint")]
+    pub grammar: Option<PathBuf>,
+
+    /// Hold the text to a regular expression, which matches all of it
+    #[arg(long, value_name = "PATTERN", group = "constraint", allow_hyphen_values = true)]
+    pub regex: Option<String>,
+
     /// Control tokens are given as text, too, as what reads calls of tools wants it. No option.
     #[arg(skip)]
     pub spells_control_tokens: bool,
+}
+
+impl GenerateArgs {
+    /// What the text is held to, where it is.
+    ///
+    /// Errors: a file cannot be read, or a schema is not JSON.
+    pub fn rule(&self) -> Result<Option<Rule>, CliError> {
+        if let Some(path) = &self.json_schema {
+            let text = inputs::read_text(path, "the schema")?;
+            let schema = serde_json::from_str(&text)
+                .map_err(|e| CliError::bad_input(format!("{}: not valid JSON: {e}", path.display())))?;
+            return Ok(Some(Rule::JsonSchema(schema)));
+        }
+        if let Some(path) = &self.grammar {
+            return Ok(Some(Rule::Grammar(inputs::read_text(path, "the grammar")?)));
+        }
+        Ok(self.regex.clone().map(Rule::Regex))
+    }
 }
 
 /// Why a generation ended.
@@ -42,6 +78,8 @@ pub enum StopReason {
     EndToken,
     /// A text of `--stop` came.
     StopText,
+    /// The text is what it is held to, and nothing can follow.
+    ConstraintComplete,
     /// `--max-tokens` are there.
     MaxTokens,
     /// The context has no room for another token.
@@ -55,7 +93,7 @@ pub enum StopReason {
 impl StopReason {
     /// Whether the model itself came to an end.
     pub fn is_model_end(self) -> bool {
-        matches!(self, StopReason::EndToken | StopReason::StopText)
+        matches!(self, StopReason::EndToken | StopReason::StopText | StopReason::ConstraintComplete)
     }
 
     /// For people.
@@ -63,6 +101,7 @@ impl StopReason {
         match self {
             StopReason::EndToken => "the model ended",
             StopReason::StopText => "a stop text came",
+            StopReason::ConstraintComplete => "the text is complete",
             StopReason::MaxTokens => "--max-tokens reached",
             StopReason::ContextFull => "the context is full: raise --ctx-size to go on",
             StopReason::Interrupted => "interrupted",
@@ -157,9 +196,10 @@ pub fn generate(
     sampler: &mut Sampler,
     prompt: &[TokenId],
     args: &GenerateArgs,
+    constraint: Option<Constraint>,
     write: impl FnMut(&str) -> Result<(), CliError>,
 ) -> Result<Outcome, CliError> {
-    generate_observed(session, tokenizer, sampler, prompt, args, LogitsRows::Last, None, write)
+    generate_observed(session, tokenizer, sampler, prompt, args, constraint, LogitsRows::Last, None, write)
 }
 
 /// As [`generate`], with an observer of the prompt's evaluation and the rows of logits that it needs.
@@ -171,6 +211,7 @@ pub fn generate_observed(
     sampler: &mut Sampler,
     prompt: &[TokenId],
     args: &GenerateArgs,
+    mut constraint: Option<Constraint>,
     rows: LogitsRows,
     observer: Option<&mut dyn Observer>,
     mut write: impl FnMut(&str) -> Result<(), CliError>,
@@ -224,7 +265,14 @@ pub fn generate_observed(
         if args.max_tokens.is_some_and(|max| output_tokens.len() >= max) {
             break StopReason::MaxTokens;
         }
-        let token = match next_token(session, sampler, &mut read_back, args, output_tokens.len()) {
+        if constraint.as_ref().is_some_and(Constraint::is_complete) {
+            break StopReason::ConstraintComplete;
+        }
+        let chosen = match &mut constraint {
+            Some(constraint) => next_allowed(session, sampler, &mut read_back, constraint),
+            None => next_token(session, sampler, &mut read_back, args, output_tokens.len()),
+        };
+        let token = match chosen {
             Ok(token) => token,
             Err(error) => {
                 failure = Some(error);
@@ -281,6 +329,20 @@ pub fn generate_observed(
 struct ReadBack {
     logits: Vec<f32>,
     candidates: Vec<(TokenId, f32)>,
+}
+
+/// The next token among those that a constraint allows; it is told of it.
+fn next_allowed(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    read_back: &mut ReadBack,
+    constraint: &mut Constraint,
+) -> Result<TokenId, CliError> {
+    session.choosable_logits(&mut read_back.logits)?;
+    let allowed = constraint.allowed()?;
+    let token = sampler.sample_allowed(&mut read_back.logits, allowed.words(), session.tokens())?;
+    constraint.accept(token)?;
+    Ok(token)
 }
 
 /// The next token, of which `chosen` are there already.
