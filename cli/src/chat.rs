@@ -11,9 +11,9 @@ use std::{
 use moe_run_backends::{BackendError, generate::StopReason, partial_file, sampler::Sampler};
 use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
-    constraint::{Rule, Vocabulary},
+    constraint::{Constraint, ConstraintError, Lead, Rule, Vocabulary},
     tokenizer::Tokenizer,
-    toolcalls::Answer,
+    toolcalls::{Ahead, Answer, Syntax},
 };
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Map, Value, json};
@@ -341,6 +341,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
     let rule = args.generate.rule()?;
     let tools = args.tools.as_deref().map(messages::read_tools).transpose()?;
+    if rule.is_some() && tools.is_some() {
+        return Err(CliError::bad_input(generate::RULE_AND_TOOLS));
+    }
     let started = Instant::now();
     let model = args.model.open()?;
     Tokenizer::check_kind(model.metadata())?;
@@ -349,11 +352,14 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut engine = Engine::load(model, &args.backend, started)?;
     let template = engine.chat_template(given_template.as_ref())?;
     let held = match rule {
-        Some(rule) => Some((Vocabulary::new(engine.tokenizer()?)?, rule)),
+        Some(rule) => {
+            let vocabulary = Vocabulary::new(engine.tokenizer()?)?;
+            Some(Held { vocabulary, rule, syntax: Syntax::of(&template) })
+        }
         None => None,
     };
     // What cannot be held is said before the first question.
-    held.as_ref().map(|(vocabulary, rule)| vocabulary.constrain(rule)).transpose()?;
+    held.as_ref().map(|held| held.constrain(&Lead::default())).transpose()?;
     let how = How { generate: &args.generate, held: held.as_ref() };
     output::note(&sampling_line);
     if let Some(line) = read_back_line(&sampler, engine.session.executable()) {
@@ -408,7 +414,21 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
 struct How<'a> {
     generate: &'a GenerateArgs,
     /// What each is held to.
-    held: Option<&'a (Vocabulary, Rule)>,
+    held: Option<&'a Held>,
+}
+
+/// What answers are held to.
+#[derive(Debug)]
+struct Held {
+    vocabulary: Vocabulary,
+    rule: Rule,
+    syntax: Syntax,
+}
+
+impl Held {
+    fn constrain(&self, lead: &Lead) -> Result<Constraint, ConstraintError> {
+        self.vocabulary.constrain(&self.rule, lead)
+    }
 }
 
 /// Which call waits.
@@ -472,7 +492,13 @@ fn answer(
         return Err(TurnError::Refused(format!("error: {error}, or /reset")));
     }
     let mut args = how.generate.clone();
-    let constraint = how.held.map(|(vocabulary, rule)| vocabulary.constrain(rule)).transpose()?;
+    let constraint = match how.held {
+        Some(held) => {
+            let prompt = template.render_text(&conversation.input())?;
+            Some(held.constrain(&held.syntax.lead(&prompt, Ahead::Content))?)
+        }
+        None => None,
+    };
     let mut view = match conversation.tools {
         Some(_) => Some(AnswerView::new(template, &conversation.input(), false)?),
         None => None,

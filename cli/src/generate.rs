@@ -72,6 +72,9 @@ impl GenerateArgs {
     }
 }
 
+/// What is said where tools and a rule are given together.
+pub const RULE_AND_TOOLS: &str = "--tools: an answer that is held to a rule has no calls; wanted --tools or one of --json-schema, --grammar and --regex";
+
 /// A text's constraint as the runtime asks it.
 struct Held(Constraint);
 

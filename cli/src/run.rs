@@ -135,6 +135,9 @@ impl Checked {
         backend.check()?;
         let rule = generate.rule()?;
         let prompt = prompt.resolve()?;
+        if rule.is_some() && prompt.has_tools() {
+            return Err(CliError::bad_input(generate::RULE_AND_TOOLS));
+        }
         Ok(Checked { model, prompt, generate, sampler, backend, json, save, rule })
     }
 }
@@ -161,7 +164,10 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     let prompt_tokens = prompt.encode(&engine)?;
     let constraint = match rule {
-        Some(rule) => Some(Vocabulary::new(engine.tokenizer()?)?.constrain(&rule)?),
+        Some(rule) => {
+            let lead = prompt.lead(&engine.model)?;
+            Some(Vocabulary::new(engine.tokenizer()?)?.constrain(&rule, &lead)?)
+        }
         None => None,
     };
     let mut view = prompt.answer_view(&engine.model, json)?;

@@ -5,7 +5,11 @@
 //! generation are allowed where the text may end. Rules come from strangers: their size and nesting are bounded before they are
 //! compiled, on a stack that is known to suffice, and the engine's own limits bound states, steps and memory. A keyword of a
 //! schema that cannot be held is refused by name, never ignored.
+//! Where a model reasons before it answers, its reasoning is free, and the rule holds what comes behind it ([`Lead`]).
 //! Deliberately absent: logits and sampling.
+
+mod keywords;
+mod lead;
 
 use std::{fmt, sync::Arc};
 
@@ -15,10 +19,13 @@ use llguidance::{
     toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv},
 };
 use moe_run_graph::{ids::TokenId, shown::shown};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+pub use lead::{Lead, Place};
+
 use crate::tokenizer::{TokenKind, Tokenizer};
+use lead::{Pieces, Progress, Taken};
 
 /// Bytes of a rule; schemas in use stay far below.
 const MAX_RULE: usize = 1 << 20;
@@ -32,6 +39,8 @@ const MAX_LEXER_STATES: usize = 30_000;
 const MAX_GRAMMAR: usize = 200_000;
 /// Longer tokens stand for nothing that a grammar could want.
 const MAX_TOKEN_BYTES: usize = 4096;
+
+const JSON_SCHEMA: &str = "JSON schema";
 
 /// Why a text cannot be held to a rule, or no longer.
 #[derive(Debug, Error)]
@@ -82,58 +91,66 @@ pub enum Rule {
 impl Rule {
     fn kind(&self) -> &'static str {
         match self {
-            Rule::JsonSchema(_) => "JSON schema",
+            Rule::JsonSchema(_) => JSON_SCHEMA,
             Rule::Regex(_) => "regular expression",
             Rule::Grammar(_) => "grammar",
         }
     }
 
-    /// Errors: it is too large or too deep.
+    /// Errors: it is too large or too deep, or a schema has a keyword that cannot be held.
     fn check(&self) -> Result<(), ConstraintError> {
-        let (bytes, depth) = match self {
-            Rule::JsonSchema(schema) => {
-                let depth = value_depth(schema);
-                // What is too deep is not written out, either.
-                let bytes = if depth > MAX_DEPTH { 0 } else { schema.to_string().len() };
-                (bytes, depth)
+        match self {
+            Rule::JsonSchema(schema) => check_schema(schema),
+            Rule::Regex(text) | Rule::Grammar(text) => {
+                check_size(self.kind(), || text.len(), bracket_depth(text))
             }
-            Rule::Regex(text) | Rule::Grammar(text) => (text.len(), bracket_depth(text)),
-        };
-        if bytes > MAX_RULE {
-            return Err(ConstraintError::Size {
-                kind: self.kind(),
-                found: format!("{bytes} bytes"),
-                most: MAX_RULE,
-            });
         }
-        if depth > MAX_DEPTH {
-            let found = format!("nesting of {depth}");
-            return Err(ConstraintError::Size { kind: self.kind(), found, most: MAX_DEPTH });
-        }
-        Ok(())
     }
 
     /// The engine's form of it.
-    fn grammar(&self) -> Result<TopLevelGrammar, ConstraintError> {
-        let options = || json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    fn grammar(&self) -> TopLevelGrammar {
         match self {
-            Rule::JsonSchema(Value::Object(schema)) => {
-                if schema.contains_key("x-guidance") {
-                    let detail = "the keyword \"x-guidance\" is not taken".to_owned();
-                    return Err(ConstraintError::Rule { kind: self.kind(), detail });
-                }
-                let mut schema = schema.clone();
-                schema.insert("x-guidance".to_owned(), options());
-                Ok(TopLevelGrammar::from_json_schema(Value::Object(schema)))
-            }
-            // `true` takes any value; what is no schema is refused by the engine.
-            Rule::JsonSchema(other) => {
-                Ok(TopLevelGrammar::from_json_schema(json!({"allOf": [other], "x-guidance": options()})))
-            }
-            Rule::Regex(text) => Ok(TopLevelGrammar::from_regex(text)),
-            Rule::Grammar(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
+            Rule::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_options(schema)),
+            Rule::Regex(text) => TopLevelGrammar::from_regex(text),
+            Rule::Grammar(text) => TopLevelGrammar::from_lark(text.clone()),
         }
     }
+}
+
+/// Errors: a schema is too large or too deep, or has a keyword that cannot be held.
+pub(crate) fn check_schema(schema: &Value) -> Result<(), ConstraintError> {
+    check_size(JSON_SCHEMA, || schema.to_string().len(), value_depth(schema))?;
+    keywords::check(schema).map_err(|detail| ConstraintError::Rule { kind: JSON_SCHEMA, detail })
+}
+
+/// Errors: a rule is too large or too deep.
+fn check_size(
+    kind: &'static str,
+    bytes: impl FnOnce() -> usize,
+    depth: usize,
+) -> Result<(), ConstraintError> {
+    if depth > MAX_DEPTH {
+        let found = format!("nesting of {depth}");
+        return Err(ConstraintError::Size { kind, found, most: MAX_DEPTH });
+    }
+    // What is too deep is not written out.
+    let bytes = bytes();
+    if bytes > MAX_RULE {
+        return Err(ConstraintError::Size { kind, found: format!("{bytes} bytes"), most: MAX_RULE });
+    }
+    Ok(())
+}
+
+/// A schema with the engine's options: one blank behind each comma and colon, none elsewhere. `true` takes any value; what is no
+/// schema is refused by the engine.
+pub(crate) fn with_options(schema: &Value) -> Value {
+    let mut schema = match schema {
+        Value::Object(schema) => schema.clone(),
+        other => Map::from_iter([("allOf".to_owned(), json!([other]))]),
+    };
+    let options = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    schema.insert(keywords::OPTIONS.to_owned(), options);
+    Value::Object(schema)
 }
 
 /// How deeply a value is nested, counted without recursion.
@@ -183,12 +200,22 @@ impl TokenizerEnv for Tokens {
     }
 }
 
+/// A control token that rules may write as text, and the tokens that spell a beginning of it.
+#[derive(Debug)]
+struct Mark {
+    id: TokenId,
+    /// A bit a token.
+    beginnings: Vec<u32>,
+}
+
 /// A tokenizer's tokens, ready for constraints.
 #[derive(Clone)]
 pub struct Vocabulary {
     factory: Arc<ParserFactory>,
     /// Tokens that end a generation.
     ends: Arc<[TokenId]>,
+    pieces: Arc<Pieces>,
+    marks: Arc<[Mark]>,
 }
 
 impl fmt::Debug for Vocabulary {
@@ -202,23 +229,40 @@ impl Vocabulary {
     ///
     /// Errors: no token ends a generation.
     pub fn new(tokenizer: &Tokenizer) -> Result<Vocabulary, ConstraintError> {
+        Vocabulary::with_marks(tokenizer, &[])
+    }
+
+    /// As [`Vocabulary::new`], but the control tokens among `marks` are text, for rules that write them, as those of
+    /// [`Syntax::calls`](crate::toolcalls::Syntax::calls) do. Where a mark must come, its token does.
+    ///
+    /// Errors: no token ends a generation.
+    pub fn with_marks(tokenizer: &Tokenizer, marks: &[String]) -> Result<Vocabulary, ConstraintError> {
         let ids = || (0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX)).map(TokenId);
-        let ends = tokenizer.end_of_generation().to_vec();
+        let mut ends = tokenizer.end_of_generation().to_vec();
+        ends.retain(|id| id.index() < tokenizer.vocab_size());
         let first_end = ends.first().ok_or(ConstraintError::NoEnd)?;
-        let words: Vec<Vec<u8>> = ids()
-            .map(|id| {
-                let bytes = tokenizer.piece(id).unwrap_or_default();
-                match tokenizer.kind(id) {
-                    Some(TokenKind::Normal | TokenKind::UserDefined) if bytes.len() <= MAX_TOKEN_BYTES => {
-                        bytes
-                    }
-                    Some(TokenKind::Control) if bytes.len() <= MAX_TOKEN_BYTES => {
-                        [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes.as_slice()].concat()
-                    }
-                    _ => Vec::new(),
+        let mut pieces = Pieces::default();
+        let mut marked = Vec::new();
+        let mut words: Vec<Vec<u8>> = Vec::new();
+        for id in ids() {
+            let bytes =
+                tokenizer.piece(id).filter(|bytes| bytes.len() <= MAX_TOKEN_BYTES).unwrap_or_default();
+            let kind = tokenizer.kind(id);
+            pieces.push(&bytes, kind == Some(TokenKind::Control));
+            words.push(match kind {
+                _ if bytes.is_empty() => bytes,
+                Some(TokenKind::Control)
+                    if !ends.contains(&id) && marks.iter().any(|m| m.as_bytes() == bytes) =>
+                {
+                    marked.push(id);
+                    bytes
                 }
-            })
-            .collect();
+                Some(TokenKind::Control) => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes.as_slice()].concat(),
+                Some(TokenKind::Unused) | None => Vec::new(),
+                Some(TokenKind::Normal | TokenKind::UserDefined | TokenKind::Byte) => bytes,
+            });
+        }
+        let marks = marked.into_iter().map(|id| Mark { id, beginnings: beginnings(&pieces, id) }).collect();
         let info = TokRxInfo::new(words.len().try_into().unwrap_or(u32::MAX), first_end.0);
         let end_ids: Vec<u32> = ends.iter().map(|id| id.0).collect();
         let trie = TokTrie::from(&info, &words).with_eos_tokens(&end_ids);
@@ -231,16 +275,21 @@ impl Vocabulary {
         limits.max_lexer_states = MAX_LEXER_STATES;
         limits.max_grammar_size = MAX_GRAMMAR;
         limits.verbose_errors = false;
-        Ok(Vocabulary { factory: Arc::new(factory), ends: ends.into() })
+        Ok(Vocabulary { factory: Arc::new(factory), ends: ends.into(), pieces: Arc::new(pieces), marks })
     }
 
-    /// A constraint at the beginning of a text.
+    /// Words of a bit a token.
+    fn words(&self) -> usize {
+        self.pieces.len().div_ceil(32)
+    }
+
+    /// A constraint at the beginning of an answer that begins with `lead`.
     ///
     /// Errors: the rule is not valid, cannot be held, or is too large.
-    pub fn constrain(&self, rule: &Rule) -> Result<Constraint, ConstraintError> {
+    pub fn constrain(&self, rule: &Rule, lead: &Lead) -> Result<Constraint, ConstraintError> {
         rule.check()?;
         let wrong = |detail: String| ConstraintError::Rule { kind: rule.kind(), detail };
-        let grammar = rule.grammar()?;
+        let grammar = rule.grammar();
         let compile = || {
             let mut matcher = Matcher::new(self.factory.create_parser(grammar));
             // The first mask tells what compiling does not.
@@ -251,8 +300,22 @@ impl Vocabulary {
         };
         let matcher =
             on_known_stack(compile).and_then(|compiled| compiled).map_err(|e| wrong(first_line(&e)))?;
-        Ok(Constraint { matcher, ends: Arc::clone(&self.ends), words: Vec::new() })
+        let lead = Progress::new(lead, Arc::clone(&self.pieces));
+        Ok(Constraint { matcher, lead, vocabulary: self.clone(), words: Vec::new() })
     }
+}
+
+/// The tokens that spell a beginning of a token's text, but not all of it.
+fn beginnings(pieces: &Pieces, id: TokenId) -> Vec<u32> {
+    let mark = pieces.of(id);
+    let mut words = Vec::new();
+    for (index, bytes) in pieces.all() {
+        if bytes.len() < mark.len() && mark.starts_with(bytes) {
+            words.resize(words.len().max(index / 32 + 1), 0);
+            lead::set(&mut words, index);
+        }
+    }
+    words
 }
 
 /// The text up to the first line end: what follows are the engine's own notes.
@@ -293,13 +356,14 @@ impl Allowed<'_> {
 /// A rule, and how far a text has come in it.
 pub struct Constraint {
     matcher: Matcher,
-    ends: Arc<[TokenId]>,
+    lead: Progress,
+    vocabulary: Vocabulary,
     words: Vec<u32>,
 }
 
 impl fmt::Debug for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Constraint").field("is_complete", &self.matcher.is_stopped()).finish_non_exhaustive()
+        f.debug_struct("Constraint").field("is_complete", &self.is_complete()).finish_non_exhaustive()
     }
 }
 
@@ -308,17 +372,43 @@ impl Constraint {
     ///
     /// Errors: telling them costs more than is allowed.
     pub fn allowed(&mut self) -> Result<Allowed<'_>, ConstraintError> {
-        let mask = self.matcher.compute_mask_or_eos().map_err(step)?;
         self.words.clear();
-        self.words.extend_from_slice(mask.as_slice());
+        if self.lead.asks_rule() {
+            let mask = self.matcher.compute_mask_or_eos().map_err(step)?;
+            self.words.extend_from_slice(mask.as_slice());
+            self.prefer_marks();
+        }
+        if !self.lead.is_over() {
+            self.words.resize(self.words.len().max(self.vocabulary.words()), 0);
+            self.lead.allow(&self.vocabulary.ends, &mut self.words);
+        }
         Ok(Allowed(&self.words))
+    }
+
+    /// Where marks must come, only their tokens may: not the text that spells them.
+    fn prefer_marks(&mut self) {
+        let allowed = |mark: &&Mark| Allowed(&self.words).contains(mark.id);
+        let marks: Vec<&Mark> = self.vocabulary.marks.iter().filter(allowed).collect();
+        if marks.is_empty() {
+            return;
+        }
+        let mut only = vec![0; self.words.len()];
+        marks.iter().for_each(|mark| lead::set(&mut only, mark.id.index()));
+        let is_forced = self.words.iter().enumerate().all(|(at, word)| {
+            let spelled =
+                marks.iter().filter_map(|mark| mark.beginnings.get(at)).fold(only[at], |a, b| a | b);
+            word & !spelled == 0
+        });
+        if is_forced {
+            self.words = only;
+        }
     }
 
     /// The token that was chosen comes next. One that ends the generation is none of the text's.
     ///
     /// Errors: it was not allowed.
     pub fn accept(&mut self, id: TokenId) -> Result<(), ConstraintError> {
-        if self.ends.contains(&id) {
+        if self.lead.asks_rule() && self.vocabulary.ends.contains(&id) {
             return match self.matcher.is_stopped() || self.matcher.is_accepting().map_err(step)? {
                 true => Ok(()),
                 false => Err(ConstraintError::Step {
@@ -326,13 +416,28 @@ impl Constraint {
                 }),
             };
         }
-        self.matcher.consume_token(id.0).map_err(step)
+        if self.lead.is_over() {
+            return self.matcher.consume_token(id.0).map_err(step);
+        }
+        let matcher = &mut self.matcher;
+        let rule = |id: TokenId| {
+            let may = !matcher.is_stopped();
+            if may {
+                matcher.try_consume_tokens(&[id.0]).map(|taken| taken == 1).map_err(step)
+            } else {
+                Ok(false)
+            }
+        };
+        if self.lead.accept(id, rule)? == Taken::LeadFromStart {
+            self.matcher.reset().map_err(step)?;
+        }
+        Ok(())
     }
 
     /// Whether the text is complete, and nothing can follow.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.matcher.is_stopped() && !self.matcher.is_error()
+        self.lead.is_over() && self.matcher.is_stopped() && !self.matcher.is_error()
     }
 }
 
