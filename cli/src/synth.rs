@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Seek, SeekFrom, Write},
     num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -100,8 +100,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let partial = PartialFile::create(&args.output).map_err(|e| unwritable(&e))?;
     let file = partial.file().map_err(|e| unwritable(&e))?;
     if args.dry_run {
-        io::Write::write_all(&mut &*file, synth.layout().header()).map_err(|e| unwritable(&e))?;
-        file.set_len(file_bytes as u64).map_err(|e| unwritable(&e))?;
+        write_sparse(&synth, file).map_err(|e| unwritable(&e))?;
     } else {
         write(synth, file, &args.output, &generation)?;
     }
@@ -127,6 +126,17 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         output::note(&format!("{file}: {tensors} tensors, {gb:.2} GB{kind}, in {seconds:.1} s"));
     }
     Ok(ExitCode::Ok)
+}
+
+/// Writes what a graph needs to know, and leaves the weights out.
+fn write_sparse(synth: &Synth, mut file: &File) -> io::Result<()> {
+    file.write_all(synth.layout().header())?;
+    file.set_len(synth.layout().file_bytes() as u64)?;
+    for (offset_bytes, bytes) in synth.factors() {
+        file.seek(SeekFrom::Start(offset_bytes as u64))?;
+        file.write_all(&bytes)?;
+    }
+    Ok(())
 }
 
 /// Streams the weights, with a progress bar where standard error is a terminal, until done or Ctrl-C.

@@ -71,6 +71,8 @@ pub(super) enum Values {
     Rms(f32),
     /// A norm's weights, around 1.
     Norm,
+    /// What multiplies or divides, around 1; lowering reads some of them.
+    Factor,
     /// How fast a recurrence forgets: around −1.
     Decay,
 }
@@ -136,7 +138,7 @@ fn values(name: &str, fan_in: usize) -> Values {
         | tensor::ROPE_FACTORS_LONG
         | layer::LAYER_OUTPUT_SCALE
         | layer::FFN_GATE_INP_SCALE
-        | layer::FFN_DOWN_EXPS_SCALE => Values::Norm,
+        | layer::FFN_DOWN_EXPS_SCALE => Values::Factor,
         _ if name.ends_with("norm.weight") => Values::Norm,
         _ if name.ends_with(".bias") => Values::Rms(0.1),
         _ => matmul(1.0),

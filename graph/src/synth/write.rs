@@ -133,7 +133,7 @@ impl Synth {
         let mut random = Random::new(&[self.seed, tensor as u64, chunk as u64]);
         match *values {
             Values::Rms(rms) => fill(spec.format, rms, &mut random, &mut out),
-            Values::Norm | Values::Decay => {
+            Values::Norm | Values::Factor | Values::Decay => {
                 let sign = if *values == Values::Decay { -1.0 } else { 1.0 };
                 for y in out.as_chunks_mut::<4>().0 {
                     *y = (sign + 0.2 * random.signed_unit()).to_le_bytes();
@@ -141,6 +141,17 @@ impl Synth {
             }
         }
         out
+    }
+
+    /// The bytes that lowering reads, and where they stand in the file: what a file without weights has to have.
+    pub fn factors(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
+        let is_factor = move |tensor: &usize| self.tensors[*tensor].values == Values::Factor;
+        (0..self.tensors.len()).filter(is_factor).flat_map(move |tensor| {
+            let begin = self.layout.tensors()[tensor].offset_bytes();
+            let chunk_bytes = CHUNK_BLOCKS * self.tensors[tensor].spec.format.block_bytes();
+            (0..self.chunks(tensor))
+                .map(move |chunk| (begin + chunk * chunk_bytes, self.chunk(tensor, chunk)))
+        })
     }
 
     /// All pieces in the order of the file.
