@@ -8,14 +8,13 @@ use moe_run_backends::{
     session::{LogitsRows, Session},
 };
 use moe_run_graph::ids::TokenId;
-use moe_run_text::tokenizer::{StreamDecoder, Tokenizer};
+use moe_run_text::{
+    stop::StopTexts,
+    tokenizer::{StreamDecoder, Tokenizer},
+};
 use serde::Serialize;
 
-use crate::{
-    CliError, common,
-    interrupt::Generation,
-    stop::{StopTexts, stop_text},
-};
+use crate::{CliError, common, interrupt::Generation};
 
 /// What may end a generation besides the model.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -28,6 +27,16 @@ pub struct GenerateArgs {
     /// End before this text; may be given more than once
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub stop: Vec<String>,
+}
+
+/// A stop text of the command line.
+///
+/// Errors: it is empty.
+fn stop_text(argument: &str) -> Result<String, String> {
+    if argument.is_empty() {
+        return Err("wanted a text of at least one character".to_owned());
+    }
+    Ok(argument.to_owned())
 }
 
 /// Why a generation ended.

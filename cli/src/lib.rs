@@ -36,7 +36,8 @@ pub mod run;
 pub mod sampling;
 pub mod save_args;
 pub mod selftest;
-pub mod stop;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod synth;
 pub mod tokenize;
 pub mod trace;

@@ -4,5 +4,6 @@
 #![deny(missing_docs)]
 
 pub mod chat;
+pub mod stop;
 pub mod tokenizer;
 pub mod toolcalls;

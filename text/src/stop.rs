@@ -1,10 +1,13 @@
-//! `--stop TEXT`: ends the text before the first stop text, though it may arrive in pieces.
+//! Stop texts: a text that arrives in pieces ends before the first of them.
+//!
+//! Input: pieces of text, cut anywhere. Output: the text that is certain to come before any stop text, as early as can be.
 
 /// Looks for stop texts in streamed text, and holds back what may be the beginning of one.
 #[derive(Clone, Debug, Default)]
 pub struct StopTexts {
     texts: Vec<String>,
     held: String,
+    found: Option<usize>,
 }
 
 /// What came of a piece of text.
@@ -19,13 +22,21 @@ pub struct Passed {
 impl StopTexts {
     /// Stop texts, of which none is empty: an empty one would end every text at its beginning.
     pub fn new(texts: impl IntoIterator<Item = String>) -> StopTexts {
-        StopTexts { texts: texts.into_iter().collect(), held: String::new() }
+        StopTexts { texts: texts.into_iter().collect(), held: String::new(), found: None }
+    }
+
+    /// The stop text that ended the text.
+    pub fn found(&self) -> Option<&str> {
+        self.found.and_then(|at| self.texts.get(at)).map(String::as_str)
     }
 
     /// Takes a piece of text.
     pub fn push(&mut self, piece: &str) -> Passed {
         self.held.push_str(piece);
-        if let Some(start) = self.texts.iter().filter_map(|t| self.held.find(t.as_str())).min() {
+        let found =
+            self.texts.iter().enumerate().filter_map(|(at, t)| Some((self.held.find(t.as_str())?, at)));
+        if let Some((start, at)) = found.min() {
+            self.found = Some(at);
             self.held.truncate(start);
             return Passed { text: std::mem::take(&mut self.held), stopped: true };
         }
@@ -38,16 +49,6 @@ impl StopTexts {
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
-}
-
-/// A stop text of the command line.
-///
-/// Errors: it is empty.
-pub fn stop_text(argument: &str) -> Result<String, String> {
-    if argument.is_empty() {
-        return Err("wanted a text of at least one character".to_owned());
-    }
-    Ok(argument.to_owned())
 }
 
 /// Bytes of the longest end of `text` that is a beginning, but not the whole, of `stop`.
