@@ -200,7 +200,8 @@ pub fn generate_observed(
     }
 
     let generation_started = Instant::now();
-    let mut decoder = StreamDecoder::new();
+    let mut decoder =
+        tokenizer.map_or_else(StreamDecoder::new, |tokenizer| StreamDecoder::behind(tokenizer, prompt));
     let mut stops = StopTexts::new(args.stop.iter().cloned());
     let mut emit = |piece: &str| -> Result<(), CliError> {
         if !piece.is_empty() {

@@ -96,7 +96,8 @@ fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
         _ => inputs::read_stdin()?,
     };
     let tokenizer = tokenizer(args.model.open_file()?.metadata())?;
-    let ids = encode_raw(&tokenizer, &text)?;
+    let mut ids = encode_raw(&tokenizer, &text)?;
+    ids.extend(tokenizer.trailing_eos());
     if args.json {
         output::json(&Report::new(None, &ids, &tokenizer))?;
     } else {

@@ -2,10 +2,13 @@
 
 use std::fmt;
 
+use bytemuck::{Pod, Zeroable};
 use serde::{Deserialize, Serialize};
 
 /// A token of the model's vocabulary: an index into `tokenizer.ggml.tokens`, and a row of the embedding table.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, Pod, Zeroable,
+)]
 #[repr(transparent)]
 #[serde(transparent)]
 pub struct TokenId(pub u32);

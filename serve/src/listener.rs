@@ -1,10 +1,9 @@
 //! From tokens to text, on the engine's thread: pieces as they become certain, and the end where a stop text comes.
 
-use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::{Chosen, EndReason, Ended, Flow, Listener};
 use moe_run_text::{
     stop::StopTexts,
-    tokenizer::{StreamDecoder, Tokenizer, Utf8Stream},
+    tokenizer::{StreamDecoder, Tokenizer},
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -59,39 +58,13 @@ impl Finished {
     }
 }
 
-/// How tokens become text.
-#[derive(Debug)]
-enum Decoder {
-    /// Control tokens are no text.
-    WithoutControl(StreamDecoder),
-    /// Control tokens are spelled out, for who reads a format of them.
-    Spelled(Utf8Stream),
-}
-
-impl Decoder {
-    fn push(&mut self, tokenizer: &Tokenizer, token: TokenId) -> String {
-        match self {
-            // A token without a text of its own, such as a row of padding, gives none.
-            Decoder::WithoutControl(decoder) => decoder.push(tokenizer, token).unwrap_or_default(),
-            Decoder::Spelled(utf8) => utf8.push(&tokenizer.piece(token).unwrap_or_default()),
-        }
-    }
-
-    fn finish(&mut self) -> String {
-        match self {
-            Decoder::WithoutControl(decoder) => decoder.finish(),
-            Decoder::Spelled(utf8) => utf8.finish(),
-        }
-    }
-}
-
 /// Sends one choice's text to whoever answers the request.
 #[derive(Debug)]
 pub struct TextListener {
     index: usize,
     tokenizer: Arc<Tokenizer>,
     sender: UnboundedSender<(usize, Event)>,
-    decoder: Decoder,
+    decoder: StreamDecoder,
     stops: StopTexts,
     wants_tokens: bool,
     /// Bytes of text until now, and of those that were sent.
@@ -102,19 +75,15 @@ pub struct TextListener {
 }
 
 impl TextListener {
-    /// A listener of choice `index`. `spells_control`: control tokens are text.
+    /// A listener of choice `index`, whose text `decoder` makes of its tokens.
     pub fn new(
         index: usize,
         tokenizer: Arc<Tokenizer>,
         sender: UnboundedSender<(usize, Event)>,
+        decoder: StreamDecoder,
         stops: StopTexts,
         wants_tokens: bool,
-        spells_control: bool,
     ) -> TextListener {
-        let decoder = match spells_control {
-            true => Decoder::Spelled(Utf8Stream::default()),
-            false => Decoder::WithoutControl(StreamDecoder::new()),
-        };
         let held = VecDeque::new();
         TextListener { index, tokenizer, sender, decoder, stops, wants_tokens, seen: 0, sent: 0, held }
     }
@@ -133,7 +102,8 @@ impl TextListener {
 
 impl Listener for TextListener {
     fn token(&mut self, chosen: &Chosen) -> Flow {
-        let text = self.decoder.push(&self.tokenizer, chosen.token);
+        // A token without a text of its own, such as a row of padding, gives none.
+        let text = self.decoder.push(&self.tokenizer, chosen.token).unwrap_or_default();
         self.seen += text.len();
         if self.wants_tokens {
             self.held.push_back((self.seen, chosen.clone()));

@@ -6,7 +6,7 @@ use moe_run_runtime::sampler::SamplerOptions;
 use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
     stop::StopTexts,
-    tokenizer::{ControlTokens, Tokenizer},
+    tokenizer::{ControlTokens, StreamDecoder, Tokenizer},
     toolcalls::{Format, Syntax},
 };
 use std::sync::Arc;
@@ -148,6 +148,8 @@ impl Model {
         let (sender, receiver) = unbounded_channel();
         let mut requests = Vec::new();
         for prompt in prompts {
+            let decoder = StreamDecoder::behind(&self.tokenizer, &prompt.tokens);
+            let decoder = if spells_control { decoder.with_control_tokens() } else { decoder };
             for choice in 0..sampling.n {
                 let mut choose: Choose = sampling.choose.clone();
                 // Each choice has random numbers of its own.
@@ -156,9 +158,9 @@ impl Model {
                     requests.len(),
                     Arc::clone(&self.tokenizer),
                     sender.clone(),
+                    decoder.clone(),
                     StopTexts::new(sampling.stops.iter().cloned()),
                     sampling.choose.logprobs.is_some(),
-                    spells_control,
                 );
                 requests.push(Request {
                     prompt: prompt.tokens.clone(),

@@ -135,7 +135,7 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
 }
 
 /// Which backend refuses which of those models, by the beginning of the stem: it lacks an operation, and says which.
-const REFUSED: &[(&str, &str)] = &[("cuda", "bailingmoe2/")];
+const REFUSED: &[(&str, &str)] = &[];
 
 /// Whether a backend computes all that a model of [`architecture_models`] asks for.
 #[must_use]

@@ -407,16 +407,36 @@ fn pre_tokenizers_of_one_rule() {
     }
 }
 
+/// Older files do not say how their text is cut: it is cut by one rule for all of them, and that is said.
+#[test]
+fn an_unnamed_pre_tokenizer_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for (value, said) in [(None, "absent"), (string(""), "\"\""), (string("default"), "\"default\"")] {
+        let file = vocabulary(&dir, "pre.gguf", &[(keys::TOKENIZER_PRE, value)]);
+        let found = tokenize(&["-m", &file, "a+b 12345"]).succeeded();
+        let [warning] = lines(&found, "warning: ")[..] else { panic!("{found:#?}") };
+        for word in [&file, keys::TOKENIZER_PRE, said, "convert"] {
+            assert!(warning.contains(word), "{word}: {warning}");
+        }
+        assert_eq!(
+            found.json()["pieces"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|p| p.as_str().unwrap())
+                .collect::<String>(),
+            "a+b 12345"
+        );
+    }
+}
+
 #[test]
 fn an_unknown_tokenizer_is_one_error_of_every_command() {
     let dir = tempfile::tempdir().unwrap();
     let text = written(&dir, "t.txt", b"hi");
     for (key, value, code, said) in [
         (keys::TOKENIZER_PRE, string("some-new-name"), 3, "\"some-new-name\""),
-        (keys::TOKENIZER_PRE, string("default"), 3, "\"default\""),
-        (keys::TOKENIZER_PRE, string(""), 3, "\"\""),
-        (keys::TOKENIZER_PRE, None, 2, "missing"),
-        (keys::TOKENIZER_MODEL, string("llama"), 3, "\"llama\""),
+        (keys::TOKENIZER_MODEL, string("bert"), 3, "\"bert\""),
         (keys::TOKENIZER_MODEL, None, 2, "no tokenizer"),
     ] {
         let file = model(&dir, "unknown.gguf", TOKENS, &[(TWO, 1.0)], &[(key, value)]);

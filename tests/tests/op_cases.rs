@@ -35,9 +35,9 @@ fn seeds(backend: &dyn Backend, few: u64) -> std::ops::Range<u64> {
     }
 }
 
-/// Whether to run an op or a group: `MOE_OP=matmul` runs one alone.
+/// Whether to run an op or a group: `MOE_OP=matmul,router` runs these alone.
 fn is_asked_for(name: &str) -> bool {
-    std::env::var("MOE_OP").map_or(true, |one| one == name)
+    std::env::var("MOE_OP").map_or(true, |some| some.split(',').any(|one| one == name))
 }
 
 /// Runs a case and compares it with the reference; `None` where the backend refuses it with a typed error.

@@ -94,6 +94,53 @@ fn templates_of_models_render_as_hugging_face_renders_them() {
     assert!(rendered > 500, "{rendered} rendered");
 }
 
+/// `toolcalls/` of `MOE_FIXTURES`: the prompts that models' answers follow, by how they end.
+#[test]
+fn prompts_of_tool_calls_end_as_the_models_saw_them() {
+    #[derive(Deserialize)]
+    struct Cases {
+        tools: Value,
+        cases: Vec<Case>,
+    }
+    #[derive(Deserialize)]
+    struct Case {
+        template: String,
+        case: String,
+        messages: Value,
+        extra: Map<String, Value>,
+        prompt_tail: String,
+    }
+    let Some(path) = fixtures::find("toolcalls/cases.json") else { return };
+    let Cases { tools, cases } = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let mut different = String::new();
+    for case in &cases {
+        let source = path.with_file_name("templates").join(&case.template);
+        let template = ChatTemplate::from_source(&std::fs::read_to_string(source).unwrap()).unwrap();
+        let mut extra = case.extra.clone();
+        extra.extend(
+            [("bos_token", "<bos>"), ("eos_token", "<eos>")]
+                .map(|(name, text)| (name.to_owned(), text.into())),
+        );
+        let input = ChatInput {
+            messages: case.messages.clone(),
+            // Where a case has no tools, its parser is not told of them; the prompt was.
+            tools: Some(tools.clone()),
+            add_generation_prompt: true,
+            extra,
+        };
+        let found = template.render_text(&input);
+        if !found.as_ref().is_ok_and(|text| text.ends_with(&case.prompt_tail)) {
+            writeln!(
+                different,
+                "{}, {}: wanted …{:?}, found {found:?}",
+                case.template, case.case, case.prompt_tail
+            )
+            .unwrap();
+        }
+    }
+    assert!(cases.len() > 400 && different.is_empty(), "{different}");
+}
+
 /// Templates that would overflow a stack, fill the memory or take minutes, each of a kind.
 fn hostile() -> Vec<(&'static str, String)> {
     let nested = |made: &str, used: &str| {

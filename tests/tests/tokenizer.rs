@@ -181,9 +181,9 @@ fn what_is_not_known_is_refused_by_name() {
         |s: &[&str]| Some(MetaValue::Array(MetaArray::String(s.iter().map(|&s| s.to_owned()).collect())));
     let cases: [(&str, Option<MetaValue>, &[&str]); 10] = [
         (keys::TOKENIZER_MODEL, None, &["test.gguf", "no tokenizer", "--tokens"]),
-        (keys::TOKENIZER_MODEL, string("llama"), &["\"llama\"", "gpt2"]),
-        (keys::TOKENIZER_PRE, string("no-such-rule"), &["\"no-such-rule\"", "\"qwen2\""]),
-        (keys::TOKENIZER_PRE, None, &[keys::TOKENIZER_PRE]),
+        (keys::TOKENIZER_MODEL, string("t5"), &["\"t5\"", "gpt2", "llama", "gemma4"]),
+        (keys::TOKENIZER_MODEL, string("llama"), &["test.gguf", keys::TOKENIZER_SCORES]),
+        (keys::TOKENIZER_PRE, string("no-such-rule"), &["\"no-such-rule\"", "\"qwen2\"", "\"sarvam-moe\""]),
         (keys::TOKENIZER_MERGES, strings(&["ab"]), &["entry 0", "\"ab\""]),
         (keys::TOKENIZER_MERGES, strings(&["no such"]), &["byte-pair"]),
         (keys::TOKENIZER_TOKENS, strings(&[]), &["0 tokens"]),

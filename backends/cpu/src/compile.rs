@@ -26,6 +26,7 @@ use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, Activation, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::WeightSource;
+use std::sync::Arc;
 
 /// The sizes that scratch memory must have for a program.
 #[derive(Clone, Copy, Default)]
@@ -73,7 +74,7 @@ impl Needs {
 /// A plan with its launches.
 pub struct Program {
     /// The plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// One for each launch of the plan.
     pub work: Vec<Box<dyn Work>>,
     /// Where each value lives; `None` for values inside launches, and states.
@@ -103,7 +104,7 @@ pub fn compile(plan: Plan, weights: &dyn WeightSource, profile: ActProfile) -> R
     for value in &plan.graph.values {
         needs.row_elems = needs.row_elems.max(value.shape.fixed_elems());
     }
-    Ok(Program { plan, work, places, arena_words, needs })
+    Ok(Program { plan: Arc::new(plan), work, places, arena_words, needs })
 }
 
 /// The plan's slots, and behind them the boundary inputs.
@@ -253,6 +254,12 @@ impl Compiler<'_> {
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, BackendError> {
+        let (weight, eps) = self.norm_weight(node)?;
+        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
+    }
+
+    /// The weight of a norm's head, and its eps.
+    fn norm_weight(&self, node: &Node) -> Result<(Box<[f32]>, f32), BackendError> {
         let Op::RmsNorm { weight, eps, heads } = node.op else {
             return Err(BackendError::mismatch(node.op.stem()));
         };
@@ -263,7 +270,7 @@ impl Compiler<'_> {
                 vec![1.0; width / heads].into()
             }
         };
-        Ok(Norm { weight, eps, out: self.maybe(node.outputs[0]) })
+        Ok((weight, eps))
     }
 
     fn route(&self, node: &Node) -> Result<Route, BackendError> {
@@ -501,9 +508,9 @@ impl Compiler<'_> {
                 out: self.output(node)?,
             }),
             Op::RmsNorm { weight: _, eps: _, heads: _ } => {
-                let norm = self.norm(node)?;
+                let (weight, eps) = self.norm_weight(node)?;
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
-                Box::new(RmsNorm { x, out, weight: norm.weight, eps: norm.eps })
+                Box::new(RmsNorm { x, out, weight, eps })
             }
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);

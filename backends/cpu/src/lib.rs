@@ -29,6 +29,7 @@ use moe_run_runtime::executable::{
     WeightSource, WeightTable, Weights, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
+use moe_run_runtime::runner::Runner;
 use pool::Pool;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -139,7 +140,9 @@ impl CpuWeights {
         programs.tell_opened(graph, self.source.as_ref(), options);
         let Programs { one, many, info } = programs;
         let (kernels, source) = (Kernels::detect(), Arc::clone(&self.source));
-        Ok(Box::new(executable::CpuExecutable::new(one, many, info, kernels, pool, source)?))
+        let recorder = executable::CpuRecorder::new(one, many, info, kernels, pool, source)?;
+        let plans = recorder.plans();
+        Ok(Box::new(Runner::new(recorder, plans)))
     }
 }
 

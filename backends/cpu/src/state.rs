@@ -82,6 +82,15 @@ impl CpuState {
         Ok(CpuState { kv_type, capacity_tokens, max_sequences, states })
     }
 
+    /// Whether it has what these declare, stored in this type.
+    pub fn is_of(&self, decls: &[StateDecl], kv_type: KvType) -> bool {
+        let same = |(rows, decl): (&StateRows, &StateDecl)| {
+            let per_token = matches!(decl.lifetime, Lifetime::PerToken { .. });
+            (rows.heads, rows.width) == (decl.heads, decl.width) && (rows.block_rows > 1) == per_token
+        };
+        self.kv_type == kv_type && self.states.len() == decls.len() && self.states.iter().zip(decls).all(same)
+    }
+
     /// How rows are stored.
     pub fn format(&self) -> Format {
         match self.kv_type {
@@ -193,13 +202,16 @@ impl CpuState {
         })
     }
 
-    /// Slots of a state as f32, `[slots, heads · width]`. The state is borrowed alone, so nobody else touches it.
-    pub fn read(&mut self, kernels: Kernels, state: usize, slots: Range<usize>) -> Vec<f32> {
+    /// Slots of a state as f32, `[slots, heads · width]`, between steps: launches have a state only while [`Recorder::run`]
+    /// borrows it mutably.
+    ///
+    /// [`Recorder::run`]: moe_run_runtime::runner::Recorder::run
+    pub fn read(&self, kernels: Kernels, state: usize, slots: Range<usize>) -> Vec<f32> {
         let (heads, width) = (self.states[state].heads, self.states[state].width);
         let mut out = vec![0.0; slots.len() * heads * width];
         for (slot, row) in slots.zip(out.chunks_exact_mut(heads * width)) {
             for (head, out) in row.chunks_exact_mut(width).enumerate() {
-                // SAFETY: `&mut self`.
+                // SAFETY: no step runs.
                 unsafe { self.decode(kernels, state, head, slot, out) };
             }
         }

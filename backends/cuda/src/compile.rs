@@ -201,7 +201,7 @@ impl CudaRecorder {
         let mut words = vec![0u32; INPUTS * input_stride];
         for (place, (_, given)) in words.chunks_exact_mut(*input_stride).zip(step.inputs()) {
             if let Some(given) = given {
-                place[..given.len()].copy_from_slice(&given);
+                place[..given.len()].copy_from_slice(given);
             }
         }
         let first = if step.takes_choice() { *input_stride } else { 0 };
@@ -310,8 +310,8 @@ impl Recorder for CudaRecorder {
         state.is_for(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)
     }
 
-    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
-        self.choose_next_token(row)
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {
+        self.choose_next_token(row).map(|()| None)
     }
 
     fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {

@@ -1,6 +1,6 @@
 //! One step: evaluates node after node on host tensors.
 
-use super::{ReferenceExecutable, ReferenceState};
+use super::ReferenceState;
 use super::{
     add, attention, attention_scores, attention_softmax, causal_conv, concat, embed, expert_combine,
     expert_matmul, head_matmul,
@@ -8,68 +8,25 @@ use super::{
 use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router, slice};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
-use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{
-    CausalConvAttrs, DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice,
-};
+use moe_run_graph::ir::{CausalConvAttrs, DType, Graph, Node, Op, StepSizes, ValueId, WeightId, WeightSlice};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{
-    HostTensor, KvType, StepInput, TensorData, TensorView, ValueAccess, WeightSource,
-};
-use std::ops::Range;
+use moe_run_runtime::executable::{HostTensor, KvType, StepInput, TensorData, WeightSource};
 
 /// A step in progress.
 pub(super) struct Interpreter<'a> {
-    graph: &'a Graph,
-    weights: &'a dyn WeightSource,
-    profile: ActProfile,
-    kv_type: KvType,
-    sizes: StepSizes,
-    input: StepInput<'a>,
-    state: &'a mut ReferenceState,
-    values: Vec<Option<HostTensor>>,
+    pub graph: &'a Graph,
+    pub weights: &'a dyn WeightSource,
+    pub profile: ActProfile,
+    pub kv_type: KvType,
+    pub sizes: StepSizes,
+    pub input: &'a StepInput<'a>,
+    pub state: &'a mut ReferenceState,
+    /// By id; the inputs are there.
+    pub values: &'a mut Vec<Option<HostTensor>>,
 }
 
 impl<'a> Interpreter<'a> {
-    /// Starts a step: the inputs become values, everything else of an earlier step is forgotten.
-    pub(super) fn new(
-        executable: &'a ReferenceExecutable,
-        state: &'a mut ReferenceState,
-        input: &StepInput<'a>,
-        tokens: &[TokenId],
-        mut values: Vec<Option<HostTensor>>,
-    ) -> Interpreter<'a> {
-        let graph = &executable.plan.graph;
-        values.clear();
-        values.resize(graph.values.len(), None);
-        let tokens: Vec<u32> = tokens.iter().map(|t| t.0).collect();
-        for (value, ids) in [
-            (graph.inputs.tokens, tokens.as_slice()),
-            (graph.inputs.positions, input.positions),
-            (graph.inputs.sequence, input.sequence),
-            (graph.inputs.kv_slots, input.kv_slots),
-            (graph.inputs.logits_rows, input.logits_rows),
-        ] {
-            values[value.index()] = Some(HostTensor::u32(vec![ids.len()], ids.to_vec()));
-        }
-        Interpreter {
-            graph,
-            weights: executable.weights.as_ref(),
-            profile: executable.profile,
-            kv_type: executable.info.kv_type,
-            sizes: input.sizes(),
-            input: *input,
-            state,
-            values,
-        }
-    }
-
-    /// The values, kept for reading outputs.
-    pub(super) fn into_values(self) -> Vec<Option<HostTensor>> {
-        self.values
-    }
-
     fn tensor(&self, value: ValueId) -> Result<&HostTensor, BackendError> {
         self.values[value.index()].as_ref().ok_or_else(|| BackendError::Value {
             value: value.to_string(),
@@ -306,63 +263,8 @@ impl<'a> Interpreter<'a> {
         let (positions, sequence) = (self.u32(positions)?, self.u32(sequence)?);
         Ok(Rows { positions, sequence, sequences: self.input.sequences })
     }
-
-    fn slots(&self, state: StateId, slots: &Range<usize>) -> Result<Range<usize>, BackendError> {
-        let width = self.graph.state(state).row_elems();
-        if slots.start > slots.end || slots.end * width > self.state.rows[state.index()].len() {
-            return Err(BackendError::Value {
-                value: state.to_string(),
-                detail: format!("slots {slots:?} of {}", self.state.rows[state.index()].len() / width),
-            });
-        }
-        Ok(slots.start * width..slots.end * width)
-    }
 }
 
 fn wrong_type(value: ValueId, wanted: &str) -> BackendError {
     BackendError::Value { value: value.to_string(), detail: format!("is not of type {wanted}") }
-}
-
-impl ValueAccess for Interpreter<'_> {
-    fn sizes(&self) -> StepSizes {
-        self.sizes
-    }
-
-    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
-        self.tensor(value).cloned()
-    }
-
-    fn show(
-        &mut self,
-        value: ValueId,
-        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
-    ) -> Result<(), BackendError> {
-        look(self.tensor(value)?.view())
-    }
-
-    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
-        let wanted = self.graph.value(value).shape.resolve(self.sizes);
-        if tensor.shape != wanted {
-            return Err(BackendError::Value {
-                value: value.to_string(),
-                detail: format!("shape {:?}, wanted {wanted:?}", tensor.shape),
-            });
-        }
-        self.values[value.index()] = Some(tensor.clone());
-        Ok(())
-    }
-
-    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        let range = self.slots(state, &slots)?;
-        Ok(self.state.rows[state.index()][range].to_vec())
-    }
-
-    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
-        let width = self.graph.state(state).row_elems();
-        let range = self.slots(state, &(first_slot..first_slot + rows.len() / width))?;
-        let stored = &mut self.state.rows[state.index()][range];
-        stored.copy_from_slice(rows);
-        stored.chunks_exact_mut(width).for_each(|row| self.kv_type.round_row(row));
-        Ok(())
-    }
 }

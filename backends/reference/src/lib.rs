@@ -28,23 +28,25 @@ mod router;
 mod slice;
 
 use interpret::Interpreter;
-use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, GateKind, Graph, LaunchPattern, Lifetime, Node, Op,
-    PointwiseFn, RopePairing, RouterAttrs, StepSizes, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, GateKind, Graph, LaunchPattern, Lifetime, Node, Op,
+    PointwiseFn, RopePairing, RouterAttrs, StateDecl, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
-use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
+use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, Observer, State, StepInput, StepLimits, StepTokens, WeightSource, WeightTable,
-    Weights, check_kv_rows, check_step_operands, check_weights, deliver_taps, mapped_bytes, not_taken,
+    KvType, MemoryNeed, State, TensorData, WeightSource, WeightTable, Weights, check_kv_rows,
+    check_step_operands, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
+use moe_run_runtime::runner::{Recorder, Runner, Step};
 use std::any::Any;
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The reference backend.
 #[derive(Debug, Clone, Copy, Default)]
@@ -229,28 +231,25 @@ impl Weights for ReferenceWeights {
     fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
         self.table.find(graph)?;
         let (plan, info) = planned(graph, self.source.as_ref(), options)?;
-        Ok(Box::new(ReferenceExecutable {
+        let plan = Arc::new(plan);
+        let recorder = ReferenceRecorder {
             weights: Arc::clone(&self.source),
             profile: Reference.profile(options),
-            vocab_size: plan.graph.vocab_size(),
             values: vec![None; plan.graph.values.len()],
-            taken: None,
-            plan,
+            plan: Arc::clone(&plan),
             info,
-        }))
+        };
+        Ok(Box::new(Runner::new(recorder, vec![plan])))
     }
 }
 
-struct ReferenceExecutable {
-    plan: Plan,
+struct ReferenceRecorder {
+    plan: Arc<Plan>,
     weights: Arc<dyn WeightSource>,
     profile: ActProfile,
     info: ExecutableInfo,
-    vocab_size: Option<usize>,
     /// Every value of the last step, by id.
     values: Vec<Option<HostTensor>>,
-    /// The token that the last step chose itself.
-    taken: Option<TokenId>,
 }
 
 /// Rows of every state as the KV type reads them back.
@@ -283,28 +282,46 @@ impl State for ReferenceState {
     }
 }
 
-impl Executable for ReferenceExecutable {
+impl ReferenceRecorder {
+    /// The nodes of some launches, one after another.
+    fn nodes(
+        &mut self,
+        step: &Step<'_>,
+        state: &mut ReferenceState,
+        launches: &[Launch],
+    ) -> Result<(), BackendError> {
+        let (weights, profile) = (self.weights.as_ref(), self.profile);
+        let (kv_type, values) = (self.info.kv_type, &mut self.values);
+        let (graph, sizes, input) = (&step.plan.graph, step.sizes, step.input);
+        let mut run = Interpreter { graph, weights, profile, kv_type, sizes, input, state, values };
+        launches.iter().flat_map(|launch| step.plan.launch_nodes(launch)).try_for_each(|node| run.node(node))
+    }
+
+    /// The elements of some slots of a state.
+    fn elems(&self, id: StateId, slots: Range<usize>) -> Range<usize> {
+        let width = self.plan.graph.state(id).row_elems();
+        slots.start * width..slots.end * width
+    }
+}
+
+impl Recorder for ReferenceRecorder {
+    type State = ReferenceState;
+
+    const BLOCK_TABLES: bool = true;
+
     fn info(&self) -> &ExecutableInfo {
         &self.info
     }
 
-    fn plan(&self, _tokens: usize) -> &Plan {
-        &self.plan
-    }
-
-    fn new_state(&self) -> Result<Box<dyn State>, BackendError> {
+    fn new_state(&self) -> Result<ReferenceState, BackendError> {
         self.new_pool(self.plan.max_sizes.cached, 1)
     }
 
-    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Box<dyn State>, BackendError> {
+    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<ReferenceState, BackendError> {
         let graph = &self.plan.graph;
         let size_bytes = KvType::F32.pool_bytes(graph, tokens, sequences);
         let rows = graph.states.iter().map(|s| {
-            let rows = match s.lifetime {
-                Lifetime::PerToken { .. } => tokens,
-                Lifetime::PerSequence => sequences,
-            };
-            let elems = rows.checked_mul(s.row_elems());
+            let elems = rows_of(s, tokens, sequences).checked_mul(s.row_elems());
             elems.and_then(|elems| bytemuck::allocation::try_zeroed_slice_box(elems).ok())
         });
         let rows = rows.collect::<Option<Vec<_>>>().ok_or_else(|| BackendError::OutOfMemory {
@@ -313,81 +330,100 @@ impl Executable for ReferenceExecutable {
             available_bytes: 0,
             advice: "lower --ctx-size".into(),
         })?;
-        Ok(Box::new(ReferenceState { rows, capacity_tokens: tokens, max_sequences: sequences, size_bytes }))
+        Ok(ReferenceState { rows, capacity_tokens: tokens, max_sequences: sequences, size_bytes })
     }
 
-    fn step(
-        &mut self,
-        state: &mut dyn State,
-        input: &StepInput<'_>,
-        mut observer: Option<&mut dyn Observer>,
-    ) -> Result<(), BackendError> {
-        let Some(state) = state.as_any_mut().downcast_mut::<ReferenceState>() else {
-            return Err(BackendError::Input("the state belongs to another backend".into()));
-        };
-        input.check(&StepLimits {
-            sizes: self.plan.max_sizes,
-            vocab_size: self.vocab_size,
-            slots: state.capacity_tokens,
-            places: state.max_sequences,
-        })?;
-        let chosen;
-        let tokens: &[TokenId] = match input.tokens {
-            StepTokens::Host(tokens) => {
-                self.taken = None;
-                tokens
-            }
-            StepTokens::Argmax { row } => {
-                chosen = [self.argmax(row)?];
-                self.taken = Some(chosen[0]);
-                &chosen
-            }
-        };
-        let values = std::mem::take(&mut self.values);
-        let mut run = Interpreter::new(self, state, input, tokens, values);
-        let result = (|| {
-            for launch in &self.plan.launches {
-                if let Some(observer) = observer.as_deref_mut() {
-                    observer.before_launch(&self.plan, launch, &mut run)?;
-                }
-                let start = Instant::now();
-                for node in self.plan.launch_nodes(launch) {
-                    run.node(node)?;
-                }
-                let elapsed = start.elapsed();
-                if let Some(observer) = observer.as_deref_mut() {
-                    observer.after_launch(&self.plan, launch, elapsed, &mut run)?;
-                    deliver_taps(&self.plan, launch, input, &mut run, observer)?;
-                }
-            }
-            Ok(())
-        })();
-        self.values = run.into_values();
-        result
+    fn fits(&self, state: &ReferenceState) -> bool {
+        let elems = |s| rows_of(s, state.capacity_tokens, state.max_sequences) * s.row_elems();
+        state.rows.iter().map(|rows| rows.len()).eq(self.plan.graph.states.iter().map(elems))
     }
 
-    fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
-        let logits = self.output(0)?;
-        let width = logits.shape.last().copied().unwrap_or(0);
-        let data = logits.data.to_f32();
-        let Some(found) = data.get(row * width..(row + 1) * width) else {
-            return Err(BackendError::Input(format!("row {row} of {} rows of logits", logits.shape[0])));
-        };
-        out.clear();
-        out.extend_from_slice(found);
+    /// The inputs become values, and everything of an earlier step is forgotten.
+    fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
+        self.values.fill(None);
+        for (value, words) in step.inputs() {
+            self.values[value.index()] =
+                words.map(|words| HostTensor::u32(vec![words.len()], words.to_vec()));
+        }
         Ok(())
     }
 
-    fn taken(&mut self) -> Result<TokenId, BackendError> {
-        self.taken.ok_or_else(not_taken)
+    fn run(&mut self, step: &Step<'_>, state: &mut ReferenceState) -> Result<(), BackendError> {
+        self.nodes(step, state, &step.plan.launches)
     }
 
-    fn output(&mut self, index: usize) -> Result<HostTensor, BackendError> {
-        let value = self.plan.graph.outputs.get(index);
-        let tensor = value.and_then(|v| self.values.get(v.index())?.clone());
-        tensor.ok_or_else(|| BackendError::Value {
-            value: format!("output {index}"),
-            detail: "no step has computed it".into(),
-        })
+    fn run_launch(
+        &mut self,
+        step: &Step<'_>,
+        launch: usize,
+        state: &mut ReferenceState,
+    ) -> Result<Duration, BackendError> {
+        let start = Instant::now();
+        self.nodes(step, state, &step.plan.launches[launch..=launch])?;
+        Ok(start.elapsed())
+    }
+
+    fn read(
+        &mut self,
+        _class: usize,
+        _sizes: StepSizes,
+        value: ValueId,
+    ) -> Result<Option<Cow<'_, [u32]>>, BackendError> {
+        let words = self.values[value.index()].as_ref().map(|tensor| match &tensor.data {
+            TensorData::F32(data) => bytemuck::cast_slice(data),
+            TensorData::U32(data) => data.as_slice(),
+        });
+        Ok(words.map(Cow::Borrowed))
+    }
+
+    fn write(
+        &mut self,
+        _class: usize,
+        sizes: StepSizes,
+        value: ValueId,
+        words: &[u32],
+    ) -> Result<bool, BackendError> {
+        let decl = self.plan.graph.value(value);
+        let data = match decl.dtype {
+            DType::F32 => TensorData::F32(bytemuck::cast_slice(words).to_vec()),
+            DType::U32 => TensorData::U32(words.to_vec()),
+            DType::State => return Ok(false),
+        };
+        self.values[value.index()] = Some(HostTensor { shape: decl.shape.resolve(sizes), data });
+        Ok(true)
+    }
+
+    fn read_state(
+        &mut self,
+        state: &ReferenceState,
+        id: StateId,
+        slots: Range<usize>,
+    ) -> Result<Vec<f32>, BackendError> {
+        Ok(state.rows[id.index()][self.elems(id, slots)].to_vec())
+    }
+
+    fn write_state(
+        &mut self,
+        state: &mut ReferenceState,
+        id: StateId,
+        first_slot: usize,
+        rows: &[f32],
+    ) -> Result<(), BackendError> {
+        let decl = self.plan.graph.state(id);
+        let stored = &mut state.rows[id.index()][first_slot * decl.row_elems()..][..rows.len()];
+        stored.copy_from_slice(rows);
+        // What a whole sequence has is f32 under any KV type.
+        if let Lifetime::PerToken { .. } = decl.lifetime {
+            stored.chunks_exact_mut(decl.row_elems()).for_each(|row| self.info.kv_type.round_row(row));
+        }
+        Ok(())
+    }
+}
+
+/// Rows of a state in a pool of so many tokens and sequences.
+fn rows_of(decl: &StateDecl, tokens: usize, sequences: usize) -> usize {
+    match decl.lifetime {
+        Lifetime::PerToken { .. } => tokens,
+        Lifetime::PerSequence => sequences,
     }
 }

@@ -1,4 +1,4 @@
-//! How a step goes, on any device: checks, inputs, launches, observers, and what is read afterwards.
+//! How a step goes, on any device and on the host: checks, inputs, launches, observers, and what is read afterwards.
 //!
 //! Input: plans of one graph, a class of steps each, and a [`Recorder`] that runs their launches. Output: an
 //! [`Executable`]. What a device does by itself (memory, queues, recordings, choosing from logits) is the recorder's; what no
@@ -7,7 +7,7 @@
 mod access;
 mod pool;
 
-use crate::choice::{argmax, best_candidates};
+use crate::choice::{argmax, best_candidates, not_taken};
 use crate::error::BackendError;
 use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepLimits, StepTokens};
 use crate::executable::{HostTensor, TensorView, ViewData, deliver_taps};
@@ -43,18 +43,18 @@ impl<'a> Step<'a> {
 
     /// The graph's inputs with their words, in the graph's order; `None` for a token that is in its place.
     #[must_use]
-    pub fn inputs(&self) -> [(ValueId, Option<Cow<'a, [u32]>>); 5] {
+    pub fn inputs(&self) -> [(ValueId, Option<&'a [u32]>); 5] {
         let (inputs, given) = (&self.plan.graph.inputs, self.input);
         let tokens = match given.tokens {
-            StepTokens::Host(tokens) => Some(tokens.iter().map(|t| t.0).collect()),
+            StepTokens::Host(tokens) => Some(bytemuck::cast_slice(tokens)),
             StepTokens::Argmax { .. } => None,
         };
         [
-            (inputs.tokens, tokens.map(Cow::Owned)),
-            (inputs.positions, Some(Cow::Borrowed(given.positions))),
-            (inputs.sequence, Some(Cow::Borrowed(given.sequence))),
-            (inputs.kv_slots, Some(Cow::Borrowed(given.kv_slots))),
-            (inputs.logits_rows, Some(Cow::Borrowed(given.logits_rows))),
+            (inputs.tokens, tokens),
+            (inputs.positions, Some(given.positions)),
+            (inputs.sequence, Some(given.sequence)),
+            (inputs.kv_slots, Some(given.kv_slots)),
+            (inputs.logits_rows, Some(given.logits_rows)),
         ]
     }
 }
@@ -89,21 +89,46 @@ impl LogitsRow {
             _ => None,
         }
     }
+
+    /// What may be chosen from, of the words of all rows.
+    fn choosable_of<'w>(&self, words: &'w [u32]) -> &'w [f32] {
+        &self.of_words(words)[..self.choosable]
+    }
+
+    fn of_words<'w>(&self, words: &'w [u32]) -> &'w [f32] {
+        let rows: &[f32] = bytemuck::cast_slice(words);
+        &rows[self.row * self.width..][..self.width]
+    }
 }
 
-/// What a device does for one compiled graph. Classes number its plans, those of few tokens first.
+/// What a device, or the host, does for one compiled graph. Classes number its plans, those of few tokens first.
 pub trait Recorder: Send {
     /// The state that its launches read and write.
     type State: State + 'static;
 
+    /// Whether its launches read block tables: then the sequences of a pool go through a step together, in the state that
+    /// [`Recorder::new_pool`] makes; else one after another, each in a state of its own.
+    const BLOCK_TABLES: bool = false;
+
     /// What it is.
     fn info(&self) -> &ExecutableInfo;
 
-    /// Allocates the declared state.
+    /// Allocates the declared state for one sequence of the compiled context size.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`] with the arithmetic.
     fn new_state(&self) -> Result<Self::State, BackendError>;
+
+    /// Allocates the declared state for several sequences, which share so many tokens; asked for where there are
+    /// [`Recorder::BLOCK_TABLES`].
+    ///
+    /// # Errors
+    /// As [`Recorder::new_state`].
+    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Self::State, BackendError> {
+        Err(BackendError::Input(format!(
+            "one state of {tokens} tokens for {sequences} sequences, wanted one each"
+        )))
+    }
 
     /// Whether its launches can use a state, which may be another executable's.
     fn fits(&self, state: &Self::State) -> bool;
@@ -116,11 +141,14 @@ pub trait Recorder: Send {
         Ok(())
     }
 
-    /// Puts the best token of a row where the next step of one token reads it; that step begins behind this call.
+    /// Puts the best token of a row where the next step of one token reads it, which begins behind this call; or tells it,
+    /// where logits lie on the host.
     ///
     /// # Errors
     /// What the device reports.
-    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError>;
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {
+        self.argmax(row).map(Some)
+    }
 
     /// Begins a step: writes its inputs.
     ///
@@ -195,13 +223,20 @@ pub trait Recorder: Send {
     ///
     /// # Errors
     /// What the device reports.
-    fn logits(&mut self, row: &LogitsRow, out: &mut Vec<f32>) -> Result<(), BackendError>;
+    fn logits(&mut self, row: &LogitsRow, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let words = stored(self.read(row.class, row.sizes, row.value)?, row.value)?;
+        out.clear();
+        out.extend_from_slice(row.of_words(&words));
+        Ok(())
+    }
 
     /// [`Executable::argmax`].
     ///
     /// # Errors
     /// What the device reports, and a NaN among the logits.
-    fn argmax(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError>;
+    fn argmax(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError> {
+        argmax(row.choosable_of(&stored(self.read(row.class, row.sizes, row.value)?, row.value)?))
+    }
 
     /// [`Executable::candidates`].
     ///
@@ -212,13 +247,18 @@ pub trait Recorder: Send {
         row: &LogitsRow,
         count: usize,
         out: &mut Vec<(TokenId, f32)>,
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), BackendError> {
+        let words = stored(self.read(row.class, row.sizes, row.value)?, row.value)?;
+        best_candidates(row.choosable_of(&words), count, out)
+    }
 
-    /// [`Executable::taken`].
+    /// [`Executable::taken`], of a token that [`Recorder::choose_next`] did not tell.
     ///
     /// # Errors
     /// As [`Executable::taken`].
-    fn taken(&mut self) -> Result<TokenId, BackendError>;
+    fn taken(&mut self) -> Result<TokenId, BackendError> {
+        Err(not_taken())
+    }
 
     /// [`Executable::queues_steps`].
     fn queues_steps(&self) -> bool {
@@ -255,7 +295,9 @@ pub struct Runner<R> {
     vocab_size: Option<usize>,
     /// Class and sizes of the last step; `None` before the first, and behind one that failed.
     last: Option<(usize, StepSizes)>,
-    /// Rows of logits of the last step of several sequences; `None` behind a step of one.
+    /// The token that the last step took from the step before, where the host chose it.
+    taken: Option<TokenId>,
+    /// Rows of logits of the last step of several sequences, run one after another; `None` behind any other step.
     each: Option<Vec<Vec<f32>>>,
 }
 
@@ -264,7 +306,7 @@ impl<R: Recorder> Runner<R> {
     #[must_use]
     pub fn new(recorder: R, plans: Vec<Arc<Plan>>) -> Runner<R> {
         let vocab_size = plans.first().and_then(|plan| plan.graph.vocab_size());
-        Runner { recorder, plans, vocab_size, last: None, each: None }
+        Runner { recorder, plans, vocab_size, last: None, taken: None, each: None }
     }
 
     /// What runs the launches.
@@ -292,8 +334,8 @@ impl<R: Recorder> Runner<R> {
         input.check(&StepLimits { sizes, vocab_size: self.vocab_size, slots, places })
     }
 
-    /// A checked step of one sequence, whose slots are its positions.
-    fn step_one(
+    /// A checked step, of as many sequences as the recorder takes.
+    fn step_checked(
         &mut self,
         state: &mut R::State,
         input: &StepInput<'_>,
@@ -303,11 +345,16 @@ impl<R: Recorder> Runner<R> {
             return Err(BackendError::Input("the state belongs to another executable".into()));
         }
         self.recorder.check()?;
-        if let StepTokens::Argmax { row } = input.tokens {
-            let row = self.row(row)?;
-            self.recorder.choose_next(&row)?;
-        }
-        self.last = None;
+        let chosen = match input.tokens {
+            StepTokens::Host(_) => None,
+            StepTokens::Argmax { row } => {
+                let row = self.row(row)?;
+                self.recorder.choose_next(&row)?
+            }
+        };
+        let tokens = if chosen.is_some() { StepTokens::Host(chosen.as_slice()) } else { input.tokens };
+        let input = &StepInput { tokens, ..*input };
+        (self.last, self.taken) = (None, chosen);
         let class = self.class(input.len());
         let plan = Arc::clone(&self.plans[class]);
         let step = Step { class, plan: &plan, sizes: input.sizes(), input };
@@ -354,7 +401,7 @@ impl<R: Recorder> Runner<R> {
                 Some(observer) => Some(&mut **observer),
                 None => None,
             };
-            self.step_one(&mut pool.states[place], &alone, observer)?;
+            self.step_checked(&mut pool.states[place], &alone, observer)?;
             for (at, (i, _)) in wanted.iter().enumerate() {
                 let row = self.row(at)?;
                 self.recorder.logits(&row, &mut logits[*i])?;
@@ -397,6 +444,9 @@ impl<R: Recorder> Executable for Runner<R> {
     }
 
     fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Box<dyn State>, BackendError> {
+        if R::BLOCK_TABLES {
+            return Ok(Box::new(self.recorder.new_pool(tokens, sequences)?));
+        }
         Ok(Box::new(Pool::new(&self.recorder, tokens, sequences)?))
     }
 
@@ -414,9 +464,11 @@ impl<R: Recorder> Executable for Runner<R> {
         let Some(state) = state.downcast_mut::<R::State>() else {
             return Err(BackendError::Input("the state belongs to another backend".into()));
         };
-        self.check(input, state.capacity_tokens(), 1)?;
-        input.check_one_sequence()?;
-        self.step_one(state, input, observer)
+        self.check(input, state.capacity_tokens(), state.max_sequences())?;
+        if !R::BLOCK_TABLES {
+            input.check_one_sequence()?;
+        }
+        self.step_checked(state, input, observer)
     }
 
     fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
@@ -452,7 +504,10 @@ impl<R: Recorder> Executable for Runner<R> {
     }
 
     fn taken(&mut self) -> Result<TokenId, BackendError> {
-        self.recorder.taken()
+        match self.taken {
+            Some(token) => Ok(token),
+            None => self.recorder.taken(),
+        }
     }
 
     fn queues_steps(&self) -> bool {
@@ -500,13 +555,18 @@ fn show<R: Recorder>(
     value: ValueId,
     look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
 ) -> Result<(), BackendError> {
-    let words = recorder.read(class, sizes, value)?.ok_or_else(|| not_stored(value))?;
+    let words = stored(recorder.read(class, sizes, value)?, value)?;
     let declared = plan.graph.value(value);
     let data = match declared.dtype {
         DType::U32 => ViewData::U32(&words),
         DType::F32 | DType::State => ViewData::F32(bytemuck::cast_slice(&words)),
     };
     look(TensorView { shape: &declared.shape.resolve(sizes), data })
+}
+
+/// Words that a plan stores.
+fn stored(words: Option<Cow<'_, [u32]>>, value: ValueId) -> Result<Cow<'_, [u32]>, BackendError> {
+    words.ok_or_else(|| not_stored(value))
 }
 
 fn wrong(value: impl std::fmt::Display, detail: impl Into<String>) -> BackendError {

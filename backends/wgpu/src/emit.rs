@@ -367,16 +367,29 @@ impl<'a> Emitter<'a> {
 
     /// The rows of a value as a matmul reads them: as they are, or made 8-bit in scratch.
     pub fn activations(&mut self, value: ValueId, input: Input) -> Result<u32, BackendError> {
+        let heads = 1;
+        self.activations_of_heads(value, input, heads)
+    }
+
+    /// The same, each of the heads in the last axis being a row.
+    pub fn activations_of_heads(
+        &mut self,
+        value: ValueId,
+        input: Input,
+        heads: usize,
+    ) -> Result<u32, BackendError> {
         let x = self.at(value)?;
         if input != Input::Q8 {
             return Ok(x);
         }
         let shape = self.shape(value);
-        let cols = shape.width().ok_or_else(|| BackendError::Value {
+        let width = shape.width().ok_or_else(|| BackendError::Value {
             value: value.to_string(),
             detail: format!("{shape} has no fixed last axis"),
-        })? as u32;
+        })?;
+        let cols = (width / heads.max(1)) as u32;
         let rows = Rows::of(shape);
+        let rows = Rows { each: rows.each * heads as u32, ..rows };
         let row_words = cols / 4 + cols / 32;
         let y = self.scratch(rows.count(self.plan.max_sizes) * row_words as usize);
         let variant = self.variant("quantize_q8", &[("LANES", 64)]);

@@ -136,7 +136,7 @@ impl WgpuRecorder {
         let place = |value: &ValueId| self.map.places.inputs.get(value).copied().unwrap_or(0) as usize;
         let given = step.inputs().into_iter();
         let mut pieces: Vec<(usize, Vec<u32>)> =
-            given.filter_map(|(value, words)| Some((place(&value), words?.into_owned()))).collect();
+            given.filter_map(|(value, words)| Some((place(&value), words?.to_vec()))).collect();
         for (i, spec) in graph.rope_tables.iter().enumerate() {
             let Some(at) = self.map.places.rope.get(&RopeTableId(i as u32)) else { continue };
             self.angles.resize(step.input.positions.len() * spec.dims, 0.0);
@@ -419,12 +419,13 @@ impl Recorder for WgpuRecorder {
         self.device.check()
     }
 
-    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {
         // A step leaves what it chose where the next one reads it.
         match self.chooser.as_ref().and_then(|c| c.chosen.as_ref()) {
-            Some(chosen) if chosen.row == row.row => Ok(()),
-            _ => self.choose(row),
+            Some(chosen) if chosen.row == row.row => {}
+            _ => self.choose(row)?,
         }
+        Ok(None)
     }
 
     fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {

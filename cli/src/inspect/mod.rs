@@ -16,6 +16,7 @@ use moe_run_graph::{
     quant::{Format, GgmlType, NonFinite},
     shown::{shown, shown_bytes, shown_list},
 };
+use moe_run_text::tokenizer::TokenizerSummary;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -86,6 +87,10 @@ struct Report {
     memory: Option<Memory>,
     /// Why there is no `config` and no `memory`.
     not_runnable: Option<String>,
+    /// How text becomes tokens, where the file has a tokenizer that is known.
+    tokenizer: Option<TokenizerSummary>,
+    /// Why there is none.
+    no_tokenizer: Option<String>,
     check: Option<Check>,
 }
 
@@ -215,6 +220,10 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
         }
         Err(error) => (Vec::new(), None, None, Some(error.to_string())),
     };
+    let (tokenizer, no_tokenizer) = match TokenizerSummary::from_metadata(file.metadata()) {
+        Ok(summary) => (Some(summary), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     Report {
         schema_version: 1,
         file: file.metadata().origin().to_owned(),
@@ -239,6 +248,8 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
         dimensions,
         memory,
         not_runnable,
+        tokenizer,
+        no_tokenizer,
         check: None,
     }
 }
@@ -376,6 +387,9 @@ fn text(report: &Report, file: &GgufFile, all: bool) -> String {
         [part_lines(report, all), memory_lines(report), format_lines(report, all), model_lines(report)];
     let mut lines = vec![format!("File: {} ({})", shown(&report.file), human_bytes(report.file_bytes))];
     lines.extend(parts.into_iter().flatten());
+    if let Some(tokenizer) = &report.tokenizer {
+        lines.push(format!("Tokenizer: {tokenizer}"));
+    }
     let check = report.check.as_ref().map_or_else(Vec::new, |check| check_lines(check, all));
 
     let (keys, count) = (metadata.len(), tensors.len());

@@ -53,6 +53,12 @@ pub const TOKENIZER_PADDING: &str = "tokenizer.ggml.padding_token_id";
 pub const TOKENIZER_ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 /// `tokenizer.ggml.add_eos_token`: bool.
 pub const TOKENIZER_ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+/// `tokenizer.ggml.scores`: f32 per id, how good a piece of SentencePiece is.
+pub const TOKENIZER_SCORES: &str = "tokenizer.ggml.scores";
+/// `tokenizer.ggml.add_space_prefix`: bool, whether a text of SentencePiece's gets a space in front (absent: it does).
+pub const TOKENIZER_ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+/// `tokenizer.ggml.remove_extra_whitespaces`: bool, whether of several spaces one is left, and none at the ends.
+pub const TOKENIZER_REMOVE_EXTRA_WHITESPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 /// `tokenizer.chat_template`: string, Jinja.
 pub const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 /// What all tokenizer keys begin with, the chat template's included.

@@ -4,6 +4,8 @@ use thiserror::Error;
 
 use moe_run_graph::{gguf::GgufError, shown::shown};
 
+use super::method::MODELS;
+
 /// Why a tokenizer could not be built or used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -20,7 +22,7 @@ pub enum TokenizerError {
     },
     /// A kind of tokenizer that is not known.
     #[error(
-        "{}: tokenizer.ggml.model: found {found:?}, wanted \"gpt2\" (byte-level BPE), so there is no text; `run`, \
+        "{}: tokenizer.ggml.model: found {found:?}, wanted one of {MODELS}, so there is no text; `run`, \
          `trace` and `parity` take token ids (--tokens)",
         shown(file)
     )]
@@ -44,18 +46,6 @@ pub enum TokenizerError {
         /// The names that are known.
         known: String,
     },
-    /// A file that does not name its pre-tokenizer.
-    #[error(
-        "{}: key \"tokenizer.ggml.pre\" is missing, wanted one of {known}; a wrong one would give wrong ids silently, so \
-         there is no text; convert the model again; `run`, `trace` and `parity` take token ids (--tokens)",
-        shown(file)
-    )]
-    PreTokenizerAbsent {
-        /// File concerned.
-        file: String,
-        /// The names that are known.
-        known: String,
-    },
     /// A metadata key that is absent or of the wrong type.
     #[error(transparent)]
     Metadata(#[from] GgufError),
@@ -74,6 +64,35 @@ pub enum TokenizerError {
         found: usize,
         /// How many tokens there are.
         wanted: usize,
+    },
+    /// `scores` and `tokens` differ in length.
+    #[error(
+        "tokenizer.ggml.scores: found {found} scores, wanted {wanted}, one per token; convert the model again"
+    )]
+    ScoreCount {
+        /// How many scores there are.
+        found: usize,
+        /// How many tokens there are.
+        wanted: usize,
+    },
+    /// A text that positions cannot count.
+    #[error("found a text of {bytes} bytes, wanted less than 4294967296; give it in parts")]
+    TextSize {
+        /// How many bytes it has.
+        bytes: usize,
+    },
+    /// Control and user-defined tokens that are longer, or more, than can be looked for in a text.
+    #[error(
+        "tokenizer.ggml.tokens: found control and user-defined tokens of {bytes} bytes, the longest of {longest}, wanted at \
+         most {} and {}; convert the model again",
+        super::special::MAX_BYTES,
+        super::special::MAX_TOKEN_BYTES
+    )]
+    SpecialTokens {
+        /// Of all of them together.
+        bytes: usize,
+        /// Of the longest.
+        longest: usize,
     },
     /// A token type outside 0 to 6.
     #[error("tokenizer.ggml.token_type: token {id} has type {found}, wanted 0 to 6; convert the model again")]
@@ -125,7 +144,6 @@ impl TokenizerError {
             TokenizerError::Absent { .. }
                 | TokenizerError::Model { .. }
                 | TokenizerError::PreTokenizer { .. }
-                | TokenizerError::PreTokenizerAbsent { .. }
         )
     }
 }

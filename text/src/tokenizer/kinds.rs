@@ -4,7 +4,8 @@
 //! model never saw, and `<|im_end|>` would end nothing. So a token that is called text counts as a control token if its
 //! text is that of a known one, or looks like one (`<|this|>`, `[THIS]`) and is written by the chat template or named by
 //! a key; a `<tag>` that the template writes counts as user-defined. A text that merging gives anyway needs no
-//! correction: it is a word. What ends a generation counts as a control token even where it is called user-defined.
+//! correction: it is a word. What ends a generation counts as a control token even where it is called user-defined, as the
+//! published types of some are.
 //! Types that are right are left alone; what is put right is said by [`TokenizerWarning`](super::TokenizerWarning).
 
 use std::collections::{HashMap, HashSet};
@@ -35,9 +36,12 @@ const ENDS: [&str; 16] = [
     "<｜end▁of▁sentence｜>",
 ];
 
-/// Ends where they are control tokens. Vocabularies hold the same texts as words too (Qwen's has `</s>`), so nothing is
-/// concluded from the text alone.
-const ENDS_IF_CONTROL: [&str; 6] = ["</s>", "<eos>", "[EOS]", "<turn|>", "<|tool_response>", "[e~["];
+/// Ends where they are control or user-defined tokens. Vocabularies hold the same texts as words too (Qwen's has `</s>`), so
+/// nothing is concluded from the text alone.
+const ENDS_IF_CONTROL: [&str; 6] = ["</s>", "<eos>", "[EOS]", "<turn|>", TOOL_RESPONSE, "[e~["];
+
+/// Gemma 4's end of a turn that calls tools.
+const TOOL_RESPONSE: &str = "<|tool_response>";
 
 /// Control tokens of filling in the middle that no answer goes on behind: padding, a repository's name, a file's border.
 const ENDS_OF_FILLING: [&str; 11] = [
@@ -92,22 +96,32 @@ pub struct Correction {
     pub taken_as: TokenKind,
 }
 
-/// Types from `tokenizer.ggml.token_type`; all are normal where the key is absent.
+/// Types from `tokenizer.ggml.token_type`; all are normal where the key is absent. With `byte_tokens` the texts `<0x00>` to
+/// `<0xFF>` are the bytes that they spell, typed so or as text.
 ///
 /// Errors: there is not one for each token, or one that is not known.
-pub fn of_file(metadata: &Metadata, vocab_size: usize) -> Result<Vec<TokenKind>, TokenizerError> {
-    let Some(types) = metadata.opt_i32_array(keys::TOKENIZER_TOKEN_TYPE)? else {
-        return Ok(vec![TokenKind::Normal; vocab_size]);
+pub fn of_file(
+    metadata: &Metadata,
+    texts: &[String],
+    byte_tokens: bool,
+) -> Result<Vec<TokenKind>, TokenizerError> {
+    let text_or_byte = |text: &str| match byte_of(text) {
+        Some(_) if byte_tokens => TokenKind::Byte,
+        _ => TokenKind::Normal,
     };
-    if types.len() != vocab_size {
-        return Err(TokenizerError::TypeCount { found: types.len(), wanted: vocab_size });
+    let Some(types) = metadata.opt_i32_array(keys::TOKENIZER_TOKEN_TYPE)? else {
+        return Ok(texts.iter().map(|text| text_or_byte(text)).collect());
+    };
+    if types.len() != texts.len() {
+        return Err(TokenizerError::TypeCount { found: types.len(), wanted: texts.len() });
     }
     types
         .iter()
+        .zip(texts)
         .enumerate()
-        .map(|(id, &t)| match t {
+        .map(|(id, (&t, text))| match t {
             // 0 is "undefined" and 6 a byte token of SentencePiece: neither is special in a byte-level vocabulary.
-            0 | 1 | 6 => Ok(TokenKind::Normal),
+            0 | 1 | 6 => Ok(text_or_byte(text)),
             // The unknown token (2) is never text, so it is treated like a control token.
             2 | 3 => Ok(TokenKind::Control),
             4 => Ok(TokenKind::UserDefined),
@@ -115,6 +129,13 @@ pub fn of_file(metadata: &Metadata, vocab_size: usize) -> Result<Vec<TokenKind>,
             found => Err(TokenizerError::TokenType { id, found }),
         })
         .collect()
+}
+
+/// The byte that a text like `<0x0A>` spells.
+pub fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_hexadecimal = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    u8::from_str_radix(digits, 16).ok().filter(|_| is_hexadecimal)
 }
 
 /// Puts types right. `named` are the tokens that keys name, and `is_word` says whether merging gives a text as that token.
@@ -146,12 +167,22 @@ pub fn correct(
         )
         .collect();
     let written = written(&templates);
+    // Beside a turn's own end </s> is a tag of HTML.
+    let has_tool_response = texts.iter().any(|text| text == TOOL_RESPONSE);
     let mut corrections = Vec::new();
     for ((id, text), kind) in (0u32..).map(TokenId).zip(texts).zip(kinds) {
         let taken_as = match kind {
-            TokenKind::Control => continue,
+            TokenKind::Control | TokenKind::Byte => continue,
             TokenKind::UserDefined if ENDS.contains(&text.as_str()) => TokenKind::Control,
-            TokenKind::UserDefined => continue,
+            TokenKind::UserDefined => {
+                // Files call these so for a reason of their own: nothing is wrong.
+                let ends =
+                    ENDS_IF_CONTROL.contains(&text.as_str()) || ENDS_OF_FILLING.contains(&text.as_str());
+                if ends && !(has_tool_response && text == "</s>") {
+                    *kind = TokenKind::Control;
+                }
+                continue;
+            }
             TokenKind::Normal | TokenKind::Unused => {
                 let is_written = written.contains(text.as_str());
                 match looks_like(text, named.contains(&id), is_written) {
@@ -223,8 +254,7 @@ pub fn ends(texts: &[String], kinds: &[TokenKind], named: impl Iterator<Item = T
     // are these. Beside a turn's own end </s> is text.
     let has = |text: &str| controls.contains_key(text);
     let of_messages = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
-    let is_no_end =
-        |text: &str| (of_messages && text == "<|end|>") || (text == "</s>" && has("<|tool_response>"));
+    let is_no_end = |text: &str| (of_messages && text == "<|end|>") || (text == "</s>" && has(TOOL_RESPONSE));
     let known = ENDS.into_iter().chain(ENDS_IF_CONTROL).chain(ENDS_OF_FILLING);
     let texts = known.filter(|text| !is_no_end(text));
     let mut ends: Vec<TokenId> = named.chain(texts.flat_map(control)).collect();
@@ -236,7 +266,7 @@ pub fn ends(texts: &[String], kinds: &[TokenKind], named: impl Iterator<Item = T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use TokenKind::{Control, Normal, Unused, UserDefined};
+    use TokenKind::{Byte, Control, Normal, Unused, UserDefined};
 
     #[test]
     fn the_shapes_of_markers() {
@@ -272,7 +302,7 @@ mod tests {
             .map(|t| ("tokenizer.ggml.token_type", MetaValue::Array(moe_run_graph::gguf::MetaArray::I32(t))));
         let pairs = [("tokenizer.chat_template.default", template)].into_iter().chain(types);
         let metadata = Metadata::from_pairs("f", pairs).unwrap();
-        let mut kinds = of_file(&metadata, texts.len()).unwrap();
+        let mut kinds = of_file(&metadata, &texts, false).unwrap();
         // "<b>" is one that merging gives.
         let found = correct(&metadata, &texts, &mut kinds, named, |text, _| text == "<b>").unwrap();
         (kinds, found.into_iter().map(|c| c.text).collect())
@@ -300,6 +330,28 @@ mod tests {
         let (kinds, found) = corrected(Some(vec![5, 4, 3, 5, 4, 1, 1, 1, 3, 3]), &[]);
         assert_eq!((kinds[1], kinds[0], kinds[3]), (Control, Unused, Unused));
         assert_eq!(found, ["<|im_end|>"]);
+    }
+
+    #[test]
+    fn bytes_and_ends_by_their_texts() {
+        for (text, byte) in
+            [("<0x0A>", Some(10)), ("<0xff>", Some(255)), ("<0x+1>", None), ("<0x1>", None), ("<0x0A", None)]
+        {
+            assert_eq!(byte_of(text), byte, "{text}");
+        }
+        let texts = ["<0x41>", "</s>", "<|fim_pad|>", "<|tool_response>", "<0x42>"].map(str::to_owned);
+        let types = |types: [i32; 5]| {
+            let types = MetaValue::Array(moe_run_graph::gguf::MetaArray::I32(types.to_vec()));
+            Metadata::from_pairs("f", [("tokenizer.ggml.token_type", types)]).unwrap()
+        };
+        let metadata = types([6, 4, 4, 1, 1]);
+        let mut kinds = of_file(&metadata, &texts, true).unwrap();
+        let found = correct(&metadata, &texts[..3], &mut kinds[..3], &[], |_, _| true).unwrap();
+        assert_eq!((kinds.as_slice(), found), ([Byte, Control, Control, Normal, Byte].as_slice(), vec![]));
+        let metadata = types([6, 4, 4, 4, 6]);
+        let mut kinds = of_file(&metadata, &texts, false).unwrap();
+        correct(&metadata, &texts, &mut kinds, &[], |_, _| true).unwrap();
+        assert_eq!(kinds, [Normal, UserDefined, Control, Control, Normal]);
     }
 
     #[test]

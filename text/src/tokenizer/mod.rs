@@ -1,8 +1,9 @@
 //! Stage 8 and the way in: text ↔ token ids, by the tokenizer that the file itself states.
 //!
 //! Input: the metadata of a GGUF file. Output: a [`Tokenizer`], built once and then read-only.
-//! Byte-level BPE (`tokenizer.ggml.model` "gpt2") is what is known; the merging is the `tokenizers` crate's. How text is cut
-//! into words beforehand is `pretokenize`'s, by `tokenizer.ggml.pre`; a name that is not listed there is refused.
+//! `method` says which of the known kinds it is, `model` holds these: byte-level BPE (`tokenizer.ggml.model` "gpt2"), cut into
+//! words by one of the `rules` as `tokenizer.ggml.pre` names it, and BPE over lines (gemma4, sarvam-moe), whose merging is
+//! the `tokenizers` crate's; and `sentencepiece`. A name that is not listed is refused.
 //! Deliberately absent: Unicode normalisation (these files are made for readers that do none), and the guessing of a
 //! tokenizer from a model's name.
 //!
@@ -13,14 +14,15 @@
 mod bytes;
 mod error;
 mod kinds;
+mod method;
+mod model;
 mod pretokenize;
+mod rules;
+mod sentencepiece;
 mod special;
 mod stream;
+mod summary;
 mod warning;
-
-use std::collections::HashMap;
-
-use tokenizers::{Model, models::bpe::BPE};
 
 use moe_run_graph::{
     gguf::{Metadata, keys},
@@ -28,12 +30,14 @@ use moe_run_graph::{
 };
 
 use crate::chat::Rendered;
-use pretokenize::PreTokenizer;
+use method::Method;
+use model::Model;
 use special::{Fragment, SpecialTokens};
 
 pub use error::TokenizerError;
 pub use kinds::Correction;
 pub use stream::{StreamDecoder, Utf8Stream};
+pub use summary::TokenizerSummary;
 pub use warning::TokenizerWarning;
 
 /// Whether control tokens that are spelled out in a text become control tokens.
@@ -48,8 +52,10 @@ pub enum ControlTokens {
 /// What a token is: by `tokenizer.ggml.token_type`, where that is not wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TokenKind {
-    /// A byte sequence of the byte-level alphabet.
+    /// Text, or part of a character in the byte-level alphabet.
     Normal,
+    /// One byte that is spelled out, `<0x0A>`.
+    Byte,
     /// Steers the model; is no text.
     Control,
     /// Text that is one token whatever the merges say.
@@ -61,18 +67,16 @@ pub enum TokenKind {
 /// Text ↔ ids, as one GGUF file states it.
 #[derive(Debug)]
 pub struct Tokenizer {
-    bpe: BPE,
-    /// Bytes that a text may hold and no token stands for; hardly ever any.
-    missing_bytes: Vec<u8>,
-    pre_tokenizer: PreTokenizer,
+    model: Model,
     special: SpecialTokens,
-    /// The texts of the vocabulary as the file writes them (byte-level alphabet for normal tokens).
+    /// The texts of the vocabulary as the file writes them (normal tokens in the byte-level alphabet, or with U+2581 for blanks).
     texts: Vec<String>,
     kinds: Vec<TokenKind>,
     bos: Option<TokenId>,
     eos: Option<TokenId>,
     end_of_generation: Vec<TokenId>,
     add_bos: bool,
+    add_eos: bool,
     warnings: Vec<TokenizerWarning>,
 }
 
@@ -104,29 +108,26 @@ impl SpecialIds {
         let padding = read(keys::TOKENIZER_PADDING)?;
         Ok(SpecialIds { bos, eos, eot, eom, padding, out_of_range })
     }
-}
 
-/// How the file's text is cut into words.
-///
-/// Errors: the file has no tokenizer, or one of a kind that is not known.
-fn pre_tokenizer(metadata: &Metadata) -> Result<PreTokenizer, TokenizerError> {
-    let file = || metadata.origin().to_owned();
-    let model = metadata.opt_str(keys::TOKENIZER_MODEL)?;
-    let Some(model) = model.filter(|model| !keys::TOKENIZER_MODEL_NONE.contains(model)) else {
-        return Err(TokenizerError::Absent { file: file() });
-    };
-    if model != "gpt2" {
-        return Err(TokenizerError::Model { file: file(), found: model.to_owned() });
+    /// With SentencePiece's ids where no key says so: 1 begins and 2 ends a text, if they are control tokens.
+    ///
+    /// Errors: the file's types cannot be read.
+    fn with_defaults(mut self, metadata: &Metadata, method: &Method) -> Result<SpecialIds, TokenizerError> {
+        const CONTROL: i32 = 3;
+        if !matches!(method, Method::SentencePiece) {
+            return Ok(self);
+        }
+        let types = metadata.opt_i32_array(keys::TOKENIZER_TOKEN_TYPE)?;
+        for (key, id, default) in
+            [(keys::TOKENIZER_BOS, &mut self.bos, 1), (keys::TOKENIZER_EOS, &mut self.eos, 2)]
+        {
+            let is_control = types.as_ref().is_some_and(|types| types.get(default) == Some(&CONTROL));
+            if metadata.get(key).is_none() && is_control {
+                *id = Some(TokenId(default as u32));
+            }
+        }
+        Ok(self)
     }
-    let known = PreTokenizer::known_names;
-    let Some(name) = metadata.opt_str(keys::TOKENIZER_PRE)? else {
-        return Err(TokenizerError::PreTokenizerAbsent { file: file(), known: known() });
-    };
-    PreTokenizer::by_name(name).ok_or_else(|| TokenizerError::PreTokenizer {
-        file: file(),
-        found: name.to_owned(),
-        known: known(),
-    })
 }
 
 impl Tokenizer {
@@ -134,17 +135,18 @@ impl Tokenizer {
     ///
     /// Errors: there is none in the file, it is of a kind that is not known, or its keys contradict each other.
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
-        let pre_tokenizer = pre_tokenizer(metadata)?;
+        let (method, unnamed) = Method::of_file(metadata)?;
         let texts = metadata.string_array(keys::TOKENIZER_TOKENS)?.to_vec();
         if texts.is_empty() || u32::try_from(texts.len()).is_err() {
             return Err(TokenizerError::VocabularySize { found: texts.len() });
         }
-        let kinds = kinds::of_file(metadata, texts.len())?;
-        let merges = metadata.string_array(keys::TOKENIZER_MERGES)?;
-        let (bpe, missing_bytes) = byte_pair_encoding(&texts, merges, pre_tokenizer.ignores_merges())?;
+        let kinds = kinds::of_file(metadata, &texts, method.has_byte_tokens())?;
+        let adds_bos = method.adds_bos(metadata.opt_bool(keys::TOKENIZER_ADD_BOS)?);
+        let adds_eos = metadata.opt_bool(keys::TOKENIZER_ADD_EOS)?.unwrap_or(false);
+        let ids = SpecialIds::of_file(metadata, texts.len())?.with_defaults(metadata, &method)?;
+        let model = Model::new(method, metadata, &texts, &kinds)?;
 
-        let mut warnings = Vec::new();
-        let ids = SpecialIds::of_file(metadata, texts.len())?;
+        let mut warnings: Vec<TokenizerWarning> = unnamed.into_iter().collect();
         if !ids.out_of_range.is_empty() {
             warnings.push(TokenizerWarning::Ids {
                 file: metadata.origin().to_owned(),
@@ -153,18 +155,16 @@ impl Tokenizer {
             });
         }
         let SpecialIds { bos, eos, eot, eom, padding, .. } = ids;
-        let adds_bos = metadata.opt_bool(keys::TOKENIZER_ADD_BOS)?.unwrap_or(pre_tokenizer.adds_bos());
         let mut tokenizer = Tokenizer {
-            bpe,
-            missing_bytes,
-            pre_tokenizer,
-            special: SpecialTokens::new(&[], &[]),
+            model,
+            special: SpecialTokens::default(),
             texts,
             kinds: Vec::new(),
             bos,
             eos,
             end_of_generation: Vec::new(),
             add_bos: adds_bos && bos.is_some(),
+            add_eos: adds_eos && eos.is_some(),
             warnings,
         };
         tokenizer.set_kinds(metadata, kinds, &[bos, eos, eot, eom, padding])?;
@@ -177,7 +177,7 @@ impl Tokenizer {
     ///
     /// Errors: it has none, or one that is not known.
     pub fn check_kind(metadata: &Metadata) -> Result<(), TokenizerError> {
-        pre_tokenizer(metadata).map(drop)
+        Method::of_file(metadata).map(drop)
     }
 
     /// Takes the file's types, put right where they are wrong.
@@ -187,16 +187,14 @@ impl Tokenizer {
         mut kinds: Vec<TokenKind>,
         named: &[Option<TokenId>],
     ) -> Result<(), TokenizerError> {
-        let is_word = |text: &str, id: TokenId| {
-            let mut ids = Vec::new();
-            self.encode_plain(text, &mut ids).is_ok() && ids == [id]
-        };
+        let of_file = kinds.clone();
+        let is_word = |text: &str, id: TokenId| self.model.is_word(text, id, &of_file);
         let named: Vec<TokenId> = named.iter().copied().flatten().collect();
         let corrections = kinds::correct(metadata, &self.texts, &mut kinds, &named, is_word)?;
         if !corrections.is_empty() {
             self.warnings.push(TokenizerWarning::Types { file: metadata.origin().to_owned(), corrections });
         }
-        self.special = SpecialTokens::new(&self.texts, &kinds);
+        self.special = SpecialTokens::new(&self.texts, &kinds)?;
         self.kinds = kinds;
         Ok(())
     }
@@ -214,7 +212,7 @@ impl Tokenizer {
         for fragment in self.special.split(text, control) {
             match fragment {
                 Fragment::Token(id) => ids.push(id),
-                Fragment::Text(text) => self.encode_plain(text, &mut ids)?,
+                Fragment::Text(text) => self.model.encode(text, &self.kinds, &mut ids)?,
             }
         }
         Ok(ids)
@@ -239,29 +237,16 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// BPE of a text without special tokens.
-    fn encode_plain(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
-        for word in self.pre_tokenizer.words(text) {
-            if let Some(byte) = word.bytes().find(|byte| self.missing_bytes.contains(byte)) {
-                return Err(TokenizerError::MissingByte { byte });
-            }
-            let tokens =
-                self.bpe.tokenize(&bytes::to_alphabet(word.as_bytes())).map_err(TokenizerError::Bpe)?;
-            ids.extend(tokens.iter().map(|t| TokenId(t.id)));
-        }
-        Ok(())
-    }
-
     /// The bytes that a token stands for: of a normal token its bytes (not necessarily whole UTF-8 characters), of any
     /// other its text. `None` for an id outside the vocabulary.
     pub fn piece(&self, id: TokenId) -> Option<Vec<u8>> {
         let text = self.texts.get(id.index())?;
-        let bytes = match self.kinds[id.index()] {
-            // A normal token may hold characters outside the alphabet in some files; those stand for themselves.
-            TokenKind::Normal => bytes::from_alphabet(text),
-            TokenKind::Control | TokenKind::UserDefined | TokenKind::Unused => None,
-        };
-        Some(bytes.unwrap_or_else(|| text.as_bytes().to_vec()))
+        let plain = || text.as_bytes().to_vec();
+        Some(match self.kinds[id.index()] {
+            TokenKind::Normal => self.model.bytes(text),
+            TokenKind::Byte => self.model.byte(text).map_or_else(plain, |byte| vec![byte]),
+            TokenKind::Control | TokenKind::UserDefined | TokenKind::Unused => plain(),
+        })
     }
 
     /// The piece as text, incomplete characters as U+FFFD. For display; text is put together by [`StreamDecoder`].
@@ -322,47 +307,24 @@ impl Tokenizer {
         self.bos.filter(|_| self.add_bos)
     }
 
+    /// The token that a whole text ends with, where the file asks for one. (A prompt that is to be answered has none.)
+    pub fn trailing_eos(&self) -> Option<TokenId> {
+        self.eos.filter(|_| self.add_eos)
+    }
+
+    /// Whether normal tokens are written in the byte-level alphabet, so that every text comes back; otherwise U+2581 comes back
+    /// as a space.
+    pub fn is_byte_level(&self) -> bool {
+        matches!(self.model, Model::ByteLevel { .. })
+    }
+
+    /// Whether a text gets a space in front, at its beginning and behind control and user-defined tokens.
+    pub fn adds_space_prefix(&self) -> bool {
+        self.model.adds_space_prefix()
+    }
+
     /// The text of a token as the file writes it. `None` for an id outside the vocabulary.
     pub fn raw_text(&self, id: TokenId) -> Option<&str> {
         self.texts.get(id.index()).map(String::as_str)
     }
-}
-
-/// The first byte of characters beyond U+3FFFF: some published vocabularies (starcoder's) lack it and those behind it. A text
-/// with one is refused, not the file.
-const FAR_PLANES: u8 = 0xF1;
-
-/// Bytes that UTF-8 uses and no token stands for.
-fn missing_bytes(vocabulary: &HashMap<String, u32>) -> impl Iterator<Item = u8> {
-    let used = (0..=0xF4u8).filter(|b| !matches!(b, 0xC0 | 0xC1));
-    used.filter(|byte| !vocabulary.contains_key(&bytes::to_alphabet(&[*byte])))
-}
-
-/// The merging model, after checks that no word can be lost in it; and the bytes that a text may not hold.
-fn byte_pair_encoding(
-    texts: &[String],
-    merges: &[String],
-    ignore_merges: bool,
-) -> Result<(BPE, Vec<u8>), TokenizerError> {
-    // Where a text occurs twice the lower id is the one that text becomes.
-    let mut vocabulary: HashMap<String, u32> = HashMap::with_capacity(texts.len());
-    for (id, text) in (0u32..).zip(texts) {
-        vocabulary.entry(text.clone()).or_insert(id);
-    }
-    // A byte without a token would vanish from the text. (Bytes that UTF-8 never uses may lack one.)
-    let missing: Vec<u8> = missing_bytes(&vocabulary).collect();
-    if let Some(&byte) = missing.iter().find(|byte| **byte < FAR_PLANES) {
-        return Err(TokenizerError::MissingByte { byte });
-    }
-    let mut pairs = Vec::with_capacity(merges.len());
-    for (index, merge) in merges.iter().enumerate() {
-        let Some((left, right)) = merge.split_once(' ').filter(|(l, r)| !l.is_empty() && !r.is_empty())
-        else {
-            return Err(TokenizerError::Merge { index, found: merge.clone() });
-        };
-        pairs.push((left.to_owned(), right.to_owned()));
-    }
-    let vocabulary = vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>();
-    let builder = BPE::builder().vocab_and_merges(vocabulary, pairs).ignore_merges(ignore_merges);
-    Ok((builder.build().map_err(TokenizerError::Bpe)?, missing))
 }

@@ -1,145 +1,91 @@
-//! How text is cut into words before BPE merges inside each: one entry per name of `tokenizer.ggml.pre`.
+//! How text is cut into words before BPE merges inside each, by one of the [`rules`](super::rules).
 //!
-//! The patterns are published with the models (`tokenizer.json`, pre_tokenizer). They hold one lookahead, `\s+(?!\S)`; it
-//! is done by hand here, so that the rest runs on an engine whose time is linear in the text and which cannot give up
-//! half-way: a backtracking engine stops at its step limit on a long run of blanks, and the text after it would be cut
-//! wrongly without a word. Where a name stands for several patterns, each cuts what the one before it left.
+//! The published patterns hold one lookahead, `\s+(?!\S)`; it is done by hand here, so that the rest runs on an engine whose
+//! time is linear in the text and which cannot give up half-way: a backtracking engine stops at its step limit on a long run
+//! of blanks, and the text after it would be cut wrongly without a word.
 
 use regex::Regex;
 
-/// How a family of models cuts.
+use super::rules::{Groups, RULES, Rule, Step};
+
+/// A step, made ready.
 #[derive(Debug)]
-struct Rule {
-    /// Names of `tokenizer.ggml.pre`. Converters name a pre-tokenizer after the model that they first saw it with, so one
-    /// rule has several names; these are those that llama.cpp gives the same pattern.
-    names: &'static [&'static str],
-    /// One after the other, each on the pieces of the one before. The last two alternatives of the published patterns,
-    /// `\s+(?!\S)|\s+`, are one `\s+` here.
-    patterns: &'static [&'static str],
-    /// A word that is a token as a whole is taken before any merge.
-    ignore_merges: bool,
-    /// Whether a text begins with BOS where the file does not say.
-    add_bos: bool,
+enum Cutter {
+    /// Of [`Step::Matches`].
+    Matches {
+        pattern: Regex,
+        /// What its last alternative is.
+        blanks: Blanks,
+    },
+    /// Of [`Step::Groups`].
+    Groups {
+        digits: Regex,
+        /// What may not follow digits that are cut.
+        word: Option<Regex>,
+    },
 }
 
-/// Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE.
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
-/// Qwen3.5: marks belong to letters.
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
-/// Llama 3, which is GPT-4's: up to three digits are a word.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
-/// GPT-4o: a word begins with an upper-case letter.
-const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
-/// GPT-2: line ends are blanks like others.
-const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
-/// Each digit by itself, before the rest.
-const DIGIT: &str = r"\p{N}";
-/// Ling.
-const BAILING: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+";
+/// Whether a pattern ends with `\s+(?!\S)|\s+`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Blanks {
+    /// It does not.
+    No,
+    /// It does.
+    Last,
+    /// It does, after an alternative for blanks with line ends.
+    LastAfterLineEnds,
+}
 
-const RULES: &[Rule] = &[
-    Rule {
-        names: &[
-            "qwen2",
-            "deepseek-r1-qwen",
-            "kormo",
-            "f2llmv2",
-            "megrez",
-            "stablelm2",
-            "hunyuan",
-            "solar-open",
-            "grok-2",
-        ],
-        patterns: &[QWEN2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule { names: &["qwen35"], patterns: &[QWEN35], ignore_merges: false, add_bos: false },
-    Rule {
-        names: &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
-        patterns: &[LLAMA3],
-        ignore_merges: true,
-        add_bos: true,
-    },
-    Rule { names: &["glm4", "glm5"], patterns: &[LLAMA3], ignore_merges: true, add_bos: false },
-    Rule {
-        names: &["dbrx", "smaug-bpe", "chatglm-bpe"],
-        patterns: &[LLAMA3],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule {
-        names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
-        patterns: &[GPT_4O],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule {
-        names: &[
-            "gpt-2",
-            "phi-2",
-            "gigachat",
-            "mellum",
-            "exaone4",
-            "olmo",
-            "granite-docling",
-            "trillion",
-            "mpt",
-        ],
-        patterns: &[GPT_2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule {
-        names: &[
-            "refact",
-            "command-r",
-            "starcoder",
-            "smollm",
-            "codeshell",
-            "exaone",
-            "minerva-7b",
-            "mellum2",
-        ],
-        patterns: &[DIGIT, GPT_2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule {
-        names: &["bailingmoe", "bailingmoe2", "llada-moe"],
-        patterns: &[BAILING],
-        ignore_merges: false,
-        add_bos: false,
-    },
-];
+impl Cutter {
+    #[expect(
+        clippy::expect_used,
+        reason = "the patterns are constants; every one of RULES is built by a test"
+    )]
+    fn new(step: &Step) -> Cutter {
+        let regex = |pattern: &str| Regex::new(pattern).expect("a constant pattern");
+        match step {
+            Step::Matches(pattern) => {
+                let blanks = match (pattern.ends_with(r"|\s+"), pattern.contains(r"\s*[\r\n]")) {
+                    (false, _) => Blanks::No,
+                    (true, false) => Blanks::Last,
+                    (true, true) => Blanks::LastAfterLineEnds,
+                };
+                Cutter::Matches { pattern: regex(pattern), blanks }
+            }
+            Step::Groups(Groups::Everywhere) => Cutter::Groups { digits: regex(r"\p{N}+"), word: None },
+            Step::Groups(Groups::AtWordEnds) => Cutter::Groups {
+                digits: regex(r"\d+"),
+                // What a word is made of where `\b` is looked for (Oniguruma).
+                word: Some(regex(r"^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]")),
+            },
+        }
+    }
+
+    fn cut<'a>(&self, text: &'a str, words: &mut Vec<&'a str>) {
+        match self {
+            Cutter::Matches { pattern, blanks } => words.extend(cut(pattern, *blanks, text)),
+            Cutter::Groups { digits, word } => cut_groups(digits, word.as_ref(), text, words),
+        }
+    }
+}
 
 /// Cuts text into words.
 #[derive(Debug)]
 pub struct PreTokenizer {
     rule: &'static Rule,
-    /// Each with whether it has an alternative for line ends.
-    patterns: Vec<(Regex, bool)>,
+    cutters: Vec<Cutter>,
 }
 
 impl PreTokenizer {
-    /// The names that are known, in quotes.
-    pub fn known_names() -> String {
-        let names = RULES.iter().flat_map(|rule| rule.names);
-        names.map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+    /// The names that are known.
+    pub fn known_names() -> impl Iterator<Item = &'static str> {
+        RULES.iter().flat_map(|rule| rule.names).copied()
     }
 
     /// The pre-tokenizer of that name; `None` where it is not listed.
     pub fn by_name(name: &str) -> Option<PreTokenizer> {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name))?;
-        #[expect(
-            clippy::expect_used,
-            reason = "the patterns are constants; every one of RULES is built by a test"
-        )]
-        let build = |pattern: &&str| {
-            (Regex::new(pattern).expect("a constant pattern"), pattern.contains(r"\s*[\r\n]"))
-        };
-        Some(PreTokenizer { rule, patterns: rule.patterns.iter().map(build).collect() })
+        Some(PreTokenizer { rule, cutters: rule.steps.iter().map(Cutter::new).collect() })
     }
 
     /// Whether a word that is a token as a whole is taken before any merge.
@@ -155,21 +101,33 @@ impl PreTokenizer {
     /// The words of a text, in order; together they are the text.
     pub fn words<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let mut words = vec![text];
-        for (pattern, has_line_ends) in &self.patterns {
-            words = words.into_iter().flat_map(|word| cut(pattern, *has_line_ends, word)).collect();
+        for cutter in &self.cutters {
+            let mut cut = Vec::with_capacity(words.len());
+            for word in words {
+                cutter.cut(word, &mut cut);
+            }
+            words = cut;
         }
         words
     }
 }
 
-/// A text cut at the matches of a pattern, whose last alternative is `\s+(?!\S)|\s+`; what none matches is a word.
-fn cut<'a>(pattern: &Regex, has_line_ends: bool, text: &'a str) -> impl Iterator<Item = &'a str> {
+/// A text cut at the matches of a pattern; what none matches is a word.
+fn cut<'a>(pattern: &Regex, blanks: Blanks, text: &'a str) -> impl Iterator<Item = &'a str> {
     let mut rest = text;
+    // Where the next match lies, if it was found behind a gap.
+    let mut found: Option<usize> = None;
     std::iter::from_fn(move || {
-        let end = match pattern.find(rest) {
-            Some(found) if found.start() == 0 => lookahead_end(rest, found.end(), has_line_ends),
-            Some(found) => found.start(),
-            None => rest.len(),
+        let end = match found.take() {
+            Some(len) => lookahead_end(rest, len, blanks),
+            None => match pattern.find(rest) {
+                Some(next) if next.start() == 0 => lookahead_end(rest, next.end(), blanks),
+                Some(next) => {
+                    found = Some(next.len());
+                    next.start()
+                }
+                None => rest.len(),
+            },
         };
         let (word, tail) = rest.split_at(end);
         rest = tail;
@@ -177,13 +135,14 @@ fn cut<'a>(pattern: &Regex, has_line_ends: bool, text: &'a str) -> impl Iterator
     })
 }
 
-/// Where a match of `\s+(?!\S)|\s+` ends, given that `\s+` ends at `end`: before the last blank, if text follows and the
+/// Where a match that ends at `end` does with the lookahead of `\s+(?!\S)|\s+`: before the last blank, if text follows and the
 /// blank is not the only one. Where the pattern has an alternative for line ends, a match with one is that alternative's; any
 /// other match has a visible character.
-fn lookahead_end(text: &str, end: usize, has_line_ends: bool) -> usize {
+fn lookahead_end(text: &str, end: usize, blanks: Blanks) -> usize {
     let word = &text[..end];
-    if end == text.len()
-        || (has_line_ends && word.contains(['\r', '\n']))
+    if blanks == Blanks::No
+        || end == text.len()
+        || (blanks == Blanks::LastAfterLineEnds && word.contains(['\r', '\n']))
         || !word.chars().all(char::is_whitespace)
     {
         return end;
@@ -191,6 +150,33 @@ fn lookahead_end(text: &str, end: usize, has_line_ends: bool) -> usize {
     match word.char_indices().next_back() {
         Some((last, _)) if last > 0 => last,
         _ => end,
+    }
+}
+
+/// A text cut around its runs of digits, and these into groups of three from the right; a run before a character of `word` is
+/// not cut, nor cut off.
+fn cut_groups<'a>(digits: &Regex, word: Option<&Regex>, text: &'a str, words: &mut Vec<&'a str>) {
+    let mut done = 0;
+    for run in digits.find_iter(text) {
+        if word.is_some_and(|word| word.is_match(&text[run.end()..])) {
+            continue;
+        }
+        if run.start() > done {
+            words.push(&text[done..run.start()]);
+        }
+        let count = run.as_str().chars().count();
+        let mut start = run.start();
+        for (index, (at, character)) in run.as_str().char_indices().enumerate() {
+            let end = run.start() + at + character.len_utf8();
+            if (count - index - 1).is_multiple_of(3) {
+                words.push(&text[start..end]);
+                start = end;
+            }
+        }
+        done = run.end();
+    }
+    if done < text.len() {
+        words.push(&text[done..]);
     }
 }
 
@@ -208,7 +194,7 @@ mod tests {
 
     #[test]
     fn every_known_pattern_compiles() {
-        for name in RULES.iter().flat_map(|rule| rule.names) {
+        for name in PreTokenizer::known_names() {
             PreTokenizer::by_name(name).unwrap();
         }
     }
@@ -216,8 +202,12 @@ mod tests {
     #[test]
     fn a_name_is_listed_or_not() {
         assert!(PreTokenizer::by_name("llama").is_none() && PreTokenizer::by_name("").is_none());
-        let names = PreTokenizer::known_names();
-        assert!(names.starts_with("\"qwen2\", ") && names.contains("\"deepseek-r1-qwen\""), "{names}");
+        let names: Vec<&str> = PreTokenizer::known_names().collect();
+        assert!(names.starts_with(&["qwen2", "deepseek-r1-qwen"]), "{names:?}");
+        let mut once = names.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), names.len());
     }
 
     #[test]
@@ -262,5 +252,46 @@ mod tests {
         assert_eq!(words_of("gpt-4o", text), ["a", " \n", " ", " b", "C", "123", "45"]);
         assert_eq!(words_of("refact", "a 12"), ["a", " ", "1", "2"]);
         assert_eq!(words_of("qwen35", "e\u{301}a"), ["e\u{301}a"]);
+    }
+
+    #[test]
+    fn digits_in_groups_from_the_right() {
+        assert_eq!(words_of("afmoe", "a1234567x12"), ["a", "1", "234", "567", "x", "12"]);
+        assert_eq!(
+            words_of("cohere2moe", "a1234 1234x ٣٤٥٦"),
+            ["a", "1", "234", " ", "123", "4", "x", " ", "٣", "٤٥٦"]
+        );
+    }
+
+    #[test]
+    fn patterns_one_after_the_other() {
+        assert_eq!(words_of("deepseek-v3", "x+1234語a  b"), ["x", "+", "123", "4", "語", "a", " ", " b"]);
+        assert_eq!(
+            words_of("deepseek-llm", "a  b\n\n 12語 ."),
+            ["a", " ", " b", "\n", "\n", " ", "12", "語", " ."]
+        );
+        assert_eq!(words_of("kimi-k2", "a語B"), ["a", "語", "B"]);
+        assert_eq!(words_of("tekken", "fooBar's"), ["foo", "Bar", "'s"]);
+        assert_eq!(words_of("exaone-moe", "a b  c"), ["a b", " ", " c"]);
+        assert_eq!(words_of("default", "a+b 12345 "), ["a", "+", "b", " ", "123", "45", " "]);
+        assert_eq!(words_of("laguna", "a \n\nb"), ["a", " ", "\n\n", "b"]);
+    }
+
+    /// Every rule, on texts of every kind of character: no character is lost, and a long text takes no longer than its length.
+    #[test]
+    fn every_rule_keeps_the_text() {
+        let texts = ["a1 \u{3000}\n\r\u{200B}語\u{301}'s?½\u{0}🙂ſ", "''ll123 ٣abc\u{85}\u{a0}", "  \n  "];
+        for name in PreTokenizer::known_names() {
+            let rule = PreTokenizer::by_name(name).unwrap();
+            for text in texts {
+                assert_eq!(rule.words(text).concat(), text, "{name}");
+                let long = text.repeat(1_000);
+                assert_eq!(rule.words(&long).concat(), long, "{name}");
+            }
+            for run in [" ", "\n", "1", "a", "語", ".", "\u{301}", " a", "'"] {
+                let long = run.repeat(30_000);
+                assert_eq!(rule.words(&long).concat(), long, "{name}: {run:?}");
+            }
+        }
     }
 }

@@ -46,11 +46,21 @@ impl Utf8Stream {
     }
 }
 
-/// Ids → text as it becomes complete. Control tokens are no text and give none, unless they are wanted.
-#[derive(Clone, Debug, Default)]
+/// Ids → text as it becomes complete. Control tokens are no text and give none, unless they are wanted. Where the tokenizer
+/// puts a space in front of texts, as SentencePiece does at the beginning and behind control and user-defined tokens, that
+/// space is none of the text.
+#[derive(Clone, Debug)]
 pub struct StreamDecoder {
     utf8: Utf8Stream,
     spells_control_tokens: bool,
+    /// The tokenizer would have put a space in front of what comes next.
+    behind_special: bool,
+}
+
+impl Default for StreamDecoder {
+    fn default() -> StreamDecoder {
+        StreamDecoder { utf8: Utf8Stream::default(), spells_control_tokens: false, behind_special: true }
+    }
 }
 
 impl StreamDecoder {
@@ -59,9 +69,17 @@ impl StreamDecoder {
         StreamDecoder::default()
     }
 
-    /// A decoder that gives control tokens as their own text: many models write calls of tools with them.
-    pub fn with_control_tokens() -> StreamDecoder {
-        StreamDecoder { spells_control_tokens: true, ..StreamDecoder::default() }
+    /// The same, giving control tokens as their own text: many models write calls of tools with them.
+    #[must_use]
+    pub fn with_control_tokens(self) -> StreamDecoder {
+        StreamDecoder { spells_control_tokens: true, ..self }
+    }
+
+    /// A decoder for what goes on behind a prompt: text behind text keeps its space.
+    pub fn behind(tokenizer: &Tokenizer, prompt: &[TokenId]) -> StreamDecoder {
+        let kind = prompt.last().and_then(|&id| tokenizer.kind(id));
+        let behind_special = matches!(kind, None | Some(TokenKind::Control | TokenKind::UserDefined));
+        StreamDecoder { behind_special, ..StreamDecoder::default() }
     }
 
     /// Takes a token and gives the text that is complete by now (often the token's; empty inside a character).
@@ -69,11 +87,15 @@ impl StreamDecoder {
     /// Errors: the id is outside of the vocabulary.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId) -> Result<String, TokenizerError> {
         let unknown = || TokenizerError::UnknownToken { id: id.0, vocab_size: tokenizer.vocab_size() };
-        let is_control = tokenizer.kind(id).ok_or_else(unknown)? == TokenKind::Control;
-        if is_control && !self.spells_control_tokens {
+        let kind = tokenizer.kind(id).ok_or_else(unknown)?;
+        let special = matches!(kind, TokenKind::Control | TokenKind::UserDefined);
+        let behind_special = std::mem::replace(&mut self.behind_special, special);
+        if kind == TokenKind::Control && !self.spells_control_tokens {
             return Ok(String::new());
         }
-        Ok(self.utf8.push(&tokenizer.piece(id).ok_or_else(unknown)?))
+        let piece = tokenizer.piece(id).ok_or_else(unknown)?;
+        let has_prefix = behind_special && !special && tokenizer.adds_space_prefix();
+        Ok(self.utf8.push(piece.strip_prefix(b" ").filter(|_| has_prefix).unwrap_or(&piece)))
     }
 
     /// Ends the text: what is left of an incomplete character is U+FFFD.

@@ -30,6 +30,13 @@ pub enum TokenizerWarning {
         /// The tokens, in the order of ids; at least one.
         corrections: Vec<Correction>,
     },
+    /// The file does not say how its text is cut into words, or only "default": it is cut by the rule of that name.
+    PreTokenizer {
+        /// File concerned.
+        file: String,
+        /// What the file says, if anything.
+        found: Option<String>,
+    },
 }
 
 impl fmt::Display for TokenizerWarning {
@@ -44,6 +51,17 @@ impl fmt::Display for TokenizerWarning {
                     "{}: {}, wanted {ids} below the vocabulary's {vocab_size}; {they} as absent",
                     shown(file),
                     each.join(", ")
+                )
+            }
+            TokenizerWarning::PreTokenizer { file, found } => {
+                write!(f, "{}: tokenizer.ggml.pre is ", shown(file))?;
+                match found {
+                    Some(found) => write!(f, "{found:?}")?,
+                    None => f.write_str("absent")?,
+                }
+                f.write_str(
+                    ", so text is cut by llama.cpp's rule of older files, which may not be how the model was trained; convert \
+                     the model again",
                 )
             }
             TokenizerWarning::Types { file, corrections } => {

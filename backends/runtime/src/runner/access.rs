@@ -32,7 +32,7 @@ impl<R: Recorder> Access<'_, R> {
     fn check_slots(&self, id: StateId, first: usize, count: usize) -> Result<(), BackendError> {
         let is_per_token = self.step.plan.graph.state(id).is_per_token();
         // What a sequence has once is one row.
-        let capacity = if is_per_token { self.state.capacity_tokens() } else { 1 };
+        let capacity = if is_per_token { self.state.capacity_tokens() } else { self.state.max_sequences() };
         match first.checked_add(count) {
             Some(end) if end <= capacity => Ok(()),
             _ => Err(wrong(id, format!("{count} slots from {first} on, of {capacity}"))),

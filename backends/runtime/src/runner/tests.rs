@@ -49,16 +49,16 @@ impl Recorder for Written {
         state.0.len() == CAPACITY * WIDTH
     }
 
-    fn choose_next(&mut self, row: &LogitsRow) -> Result<(), BackendError> {
+    fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {
         self.calls.push(format!("choose {} of class {}", row.row, row.class));
-        Ok(())
+        Ok(None)
     }
 
     fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
         let inputs = step.inputs();
         let given: Vec<String> = inputs.iter().map(|(_, words)| format!("{words:?}")).collect();
         self.calls.push(format!("begin {}: {}", step.class, given.join(" ")));
-        self.values.extend(inputs.into_iter().filter_map(|(id, words)| Some((id, words?.into_owned()))));
+        self.values.extend(inputs.into_iter().filter_map(|(id, words)| Some((id, words?.to_vec()))));
         Ok(())
     }
 

@@ -18,7 +18,10 @@ pub(super) fn emit(
     let heads = weight.experts.clone().unwrap_or(0..shape[0]);
     let format = tensor.layout.format();
     let input = e.input_kind(format);
-    let x = if transposed { e.at(node.inputs[0])? } else { e.activations(node.inputs[0], input)? };
+    let x = match transposed {
+        true => e.at(node.inputs[0])?,
+        false => e.activations_of_heads(node.inputs[0], input, heads.len())?,
+    };
     let y = e.output(value);
     let tokens = Extent::Rows { rows: Rows::of(e.shape(value)), times: 1, over: 1 };
     let (cols, rows) = (tensor.layout.cols() as u32, weight.rows.len() as u32);
