@@ -7,21 +7,44 @@
 #include "common/attend_tiles.cuh"
 #include "common/rotate.cuh"
 
+// How heads are placed. dims 0: they are not rotated. norm_last: the norm stands behind the rotation. whole_rows: it is over
+// all heads at once.
 struct Turn {
     aptr<const float> table;
-    int dims, interleaved, table_rows, position;
+    int dims, interleaved, table_rows, position, norm_last, whole_rows;
 };
 
-// One head by one warp: x [d] → normed (norm null: a copy), then turned. Taps may be null.
-DEVICE void norm_turn(aptr<const float> x, aptr<const float> norm, float eps, const Turn &turn, int d,
+// What a norm divides x [n] by; by one warp.
+DEVICE float norm_factor(aptr<const float> x, int n, float eps) {
+    float squares = 0.0f;
+    for (int i = threadIdx.x & 31; i < n; i += 32) squares += x[i] * x[i];
+    return 1.0f / sqrtf(warp_sum(squares) / float(n) + eps);
+}
+
+// One head by one warp: x [d] → normed (norm null: a copy), then turned, or the other way round. row_factor: of a whole row's
+// norm, whose weight has a number for each element of the row; norm is then the head's part of it. Taps may be null.
+DEVICE void norm_turn(aptr<const float> x, aptr<const float> norm, float eps, float row_factor, const Turn &turn, int d,
                       sptr<float> normed, sptr<float> turned, aptr<float> normed_tap, aptr<float> turned_tap) {
     int lane = threadIdx.x & 31;
-    float inverse = 1.0f;
-    if (norm != nullptr) {
+    if (turn.norm_last) {
         float squares = 0.0f;
-        for (int i = lane; i < d; i += 32) squares += x[i] * x[i];
-        inverse = 1.0f / sqrtf(warp_sum(squares) / float(d) + eps);
+        for (int i = lane; i < d; i += 32) {
+            float v = rotated(x, i, turn.position, turn.table, turn.dims, turn.interleaved, turn.table_rows);
+            normed[i] = v;
+            squares += v * v;
+            if (turned_tap != nullptr) turned_tap[i] = v;
+        }
+        float inverse = 1.0f / sqrtf(warp_sum(squares) / float(d) + eps);
+        for (int i = lane; i < d; i += 32) {
+            float v = normed[i] * inverse * norm[i];
+            turned[i] = v;
+            if (normed_tap != nullptr) normed_tap[i] = v;
+        }
+        __syncwarp();
+        return;
     }
+    float inverse = row_factor;
+    if (norm != nullptr && !turn.whole_rows) inverse = norm_factor(x, d, eps);
     for (int i = lane; i < d; i += 32) {
         float v = norm != nullptr ? x[i] * inverse * norm[i] : x[i];
         normed[i] = v;
@@ -38,6 +61,11 @@ DEVICE void norm_turn(aptr<const float> x, aptr<const float> norm, float eps, co
 
 DEVICE aptr<float> tap_at(aptr<float> tap, bool here, int offset) {
     return here && tap != nullptr ? tap + offset : aptr<float>(nullptr);
+}
+
+// A head's part of the weight of a whole row's norm.
+DEVICE aptr<const float> norm_at(aptr<const float> norm, int offset) {
+    return norm != nullptr ? norm + offset : norm;
 }
 
 template <int KV, class X> DEVICE void store_head(X x, aptr<uint8_t> cache, int n, long long at) {
@@ -88,8 +116,8 @@ DEVICE void attend_range_tiles(const Attend &a, const AttendShared &s, sptr<floa
 // D: heads of so many elements on the matrix units; 0: any, without them.
 template <int KV, int D>
 DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k, aptr<const float> v,
-                       aptr<const float> q_norm, aptr<const float> k_norm, float eps, const Turn &turn, int slot,
-                       aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
+                       aptr<const float> q_norm, aptr<const float> k_norm, float q_eps, float k_eps, const Turn &turn,
+                       int slot, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
                        aptr<uint8_t> keys, aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial,
                        aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int head0, int heads_all, int window,
                        int max_splits, bool first_chunk, sptr<float> base) {
@@ -99,18 +127,21 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
     if (split >= splits.count) return;
     AttendShared s = attend_shared(base, a.d);
     sptr<float> normed = base + ATTEND_HEADS * (a.d + ATTEND_TILE + 3), key = normed + ATTEND_HEADS * a.d;
+    float q_factor = turn.whole_rows && q_norm != nullptr ? norm_factor(q, heads_all * a.d, q_eps) : 0.0f;
     for (int h = warp; h < a.heads; h += warps) {
         int at = (head0 + h) * a.d;
-        norm_turn(q + at, q_norm, eps, turn, a.d, normed + h * a.d, s.q + h * a.d, tap_at(q_normed, split == 0, at),
-                  tap_at(q_turned, split == 0, at));
+        norm_turn(q + at, turn.whole_rows ? norm_at(q_norm, at) : q_norm, q_eps, q_factor, turn, a.d, normed + h * a.d,
+                  s.q + h * a.d, tap_at(q_normed, split == 0, at), tap_at(q_turned, split == 0, at));
     }
     int from = start + split * splits.tokens, to = from + splits.tokens < end ? from + splits.tokens : end;
     if (to == end) {
         __syncthreads();
         int at = a.kv_head * a.d;
-        if (warp == 0)
-            norm_turn(k + at, k_norm, eps, turn, a.d, normed, key, tap_at(k_normed, first_chunk, at),
-                      tap_at(k_turned, first_chunk, at));
+        if (warp == 0) {
+            float k_factor = turn.whole_rows && k_norm != nullptr ? norm_factor(k, a.kv_heads * a.d, k_eps) : 0.0f;
+            norm_turn(k + at, turn.whole_rows ? norm_at(k_norm, at) : k_norm, k_eps, k_factor, turn, a.d, normed, key,
+                      tap_at(k_normed, first_chunk, at), tap_at(k_turned, first_chunk, at));
+        }
         __syncthreads();
         long long row = static_cast<long long>(slot) * a.kv_heads + a.kv_head;
         store_head<KV>(key, keys, a.d, row * a.d);
@@ -129,13 +160,15 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
 }
 
 // Grid: (G · ceil(H/G / 8), max_splits), 128 threads; dynamic shared memory (8·(d + 128 + 3) + 9·d) floats, and 32·d + 64
-// more for tiles. d and dv are multiples of 32. tiles: on the matrix units, for an f16 cache and d = dv = 64 or 128. q_norm, k_norm [d] or null; q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as in
-// attention.cu and rope.cu; positions [1], slots [1].
+// more for tiles. d and dv are multiples of 4, for a q8_0 cache of 32. tiles: on the matrix units, for an f16 cache and
+// d = dv = 64 or 128. q_norm, k_norm [d], or with whole_rows [H·d] and [G·d], or null; with norm_last neither is null, and both
+// are [d]. dims 0: nothing is rotated, table is null. q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as
+// in attention.cu and rope.cu; positions [1], slots [1].
 extern "C" __global__ void __launch_bounds__(128)
     attention_step(aptr<const float> q, aptr<const float> k, aptr<const float> v, aptr<const float> q_norm,
-                   aptr<const float> k_norm, float eps, aptr<const float> table, int dims, int interleaved,
-                   int table_rows, aptr<const int> positions, aptr<const int> slots, aptr<float> q_normed,
-                   aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
+                   aptr<const float> k_norm, float q_eps, float k_eps, int whole_rows, int norm_last,
+                   aptr<const float> table, int dims, int interleaved, int table_rows, aptr<const int> positions,
+                   aptr<const int> slots, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
                    aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
                    aptr<int> arrived, aptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
                    int window, float soft_cap, int max_splits, int tiles) {
@@ -158,9 +191,12 @@ extern "C" __global__ void __launch_bounds__(128)
     turn.interleaved = interleaved;
     turn.table_rows = table_rows;
     turn.position = positions[0];
+    turn.norm_last = norm_last;
+    turn.whole_rows = whole_rows;
 #define STEP(KV, D)                                                                                                       \
-    step_block<KV, D>(a, q, k, v, q_norm, k_norm, eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned, keys,      \
-                   values, sinks, partial, partial_state, arrived, y, head0, heads, window, max_splits, chunk == 0, base)
+    step_block<KV, D>(a, q, k, v, q_norm, k_norm, q_eps, k_eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned,   \
+                      keys, values, sinks, partial, partial_state, arrived, y, head0, heads, window, max_splits,          \
+                      chunk == 0, base)
     if (tiles && d == 128) STEP(KV_F16, 128);
     else if (tiles) STEP(KV_F16, 64);
     else if (kv_type == KV_F16) STEP(KV_F16, 0);

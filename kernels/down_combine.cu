@@ -1,5 +1,5 @@
-// Down projection of the chosen experts, their weighted sum, residual Add, for one token. Phase 6 of a decode layer:
-// y = residual + Σ_k weight_k · (x_k · W[id_k]ᵀ), k ascending.
+// Down projection of the chosen experts, their weighted sum, the shared expert and the residual stream, for one token:
+// y = residual + (Σ_k weight_k · (x_k · W[id_k]ᵀ + bias[id_k]) + factor · shared), k ascending, factor = scale · sigmoid(logit).
 //
 // Rows of a down projection are short: `width` lanes take one expert's, so a warp has several experts under way.
 #include "common/staged.cuh"
@@ -7,11 +7,15 @@
 // Experts that a part of a warp has under way.
 constexpr int DOWN_ROWS = 2;
 
-// Grid: blocks. x [K, n], ids [K], weights [K]; down [K, rows] and combined [rows] or null. stage as in norm_matmul.cu;
+// Grid: blocks. x [K, n], ids [K], weights [K], bias [E, rows] or null; down [K, rows] and combined [rows] or null. shared
+// [rows], or null: none; shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared [rows]: what of them
+// somebody reads, or null. residual [rows], or null: none. stage as in norm_matmul.cu;
 // dynamic shared memory K·(n + n/8) bytes for STAGE_Q8. width: 8, 16 or 32.
 extern "C" __global__ void __launch_bounds__(256)
     down_combine(aptr<const float> x, aptr<const int> ids, aptr<const float> weights, int format, gptr<const uint8_t> w,
-                 unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> residual,
+                 unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> bias,
+                 aptr<const float> shared, aptr<const float> shared_logit, float shared_scale, aptr<int> factor_id,
+                 aptr<float> factor, aptr<float> gated, aptr<float> with_shared, aptr<const float> residual,
                  aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows, int experts_per_token, int stage,
                  int width) {
     SHARED_DYNAMIC(float, base);
@@ -55,6 +59,7 @@ extern "C" __global__ void __launch_bounds__(256)
                     int k = k0 + j * parts + p;
                     float one = __shfl_sync(FULL_WARP, v, p * width);
                     if (k >= experts_per_token) continue;
+                    if (bias != nullptr) one += bias[ids[k] * rows + o];
                     if (down != nullptr && lane == 0) down[k * rows + o] = one;
                     sum += weights[k] * one;
                 }
@@ -62,7 +67,19 @@ extern "C" __global__ void __launch_bounds__(256)
         }
         if (lane == 0) {
             if (combined != nullptr) combined[o] = sum;
-            y[o] = residual[o] + sum;
+            if (shared != nullptr) {
+                float s = shared[o];
+                if (shared_logit != nullptr) {
+                    float f = sigmoid(shared_logit[0]) * shared_scale;
+                    if (o == 0 && factor_id != nullptr) factor_id[0] = 0;
+                    if (o == 0 && factor != nullptr) factor[0] = f;
+                    s *= f;
+                    if (gated != nullptr) gated[o] = s;
+                }
+                sum += s;
+                if (with_shared != nullptr) with_shared[o] = sum;
+            }
+            y[o] = residual != nullptr ? residual[o] + sum : sum;
         }
     }
 }

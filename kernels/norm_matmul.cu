@@ -1,14 +1,16 @@
-// RmsNorm and the one to three MatMuls that read it, for one row: y_m = (x / sqrt(mean(x²) + eps) · w) · W_mᵀ.
+// RmsNorm and the one to three MatMuls that read it, for one row: y_m = scale_m · (x / sqrt(mean(x²) + eps) · w) · W_mᵀ + bias_m.
 //
-// Phase 1 of a decode layer (q, k, v), its router, a dense layer's gate and up, and the final norm with lm_head. Every
-// block norms the row for itself (a few KiB from the cache against megabytes of weights), then its warps take weight rows;
-// their first ones are on the way from memory meanwhile. Where there are few rows (a router's), a block shares each.
+// q, k, v; the router with a shared expert's gate; the final norm with lm_head. Every block norms the row for itself (a few KiB
+// from the cache against megabytes of weights), then its warps take weight rows; their first ones are on the way from memory
+// meanwhile. Where there are few rows (a router's), a block shares each.
 #include "common/staged.cuh"
 
 struct MatrixRows {
     int format;
     gptr<const uint8_t> w;
     unsigned long long row_bytes;
+    aptr<const float> bias;
+    float scale;
     aptr<float> y;
     int rows;
 };
@@ -18,6 +20,8 @@ struct PickedRow {
     int format, o, rows;
     gptr<const uint8_t> row;
     unsigned long long row_bytes;
+    aptr<const float> bias;
+    float scale;
     aptr<float> y;
 };
 DEVICE PickedRow pick_row(const MatrixRows (&m)[3], int i) {
@@ -29,24 +33,25 @@ DEVICE PickedRow pick_row(const MatrixRows (&m)[3], int i) {
     p.row_bytes = k == 0 ? m[0].row_bytes : k == 1 ? m[1].row_bytes : m[2].row_bytes;
     gptr<const uint8_t> w = k == 0 ? m[0].w : k == 1 ? m[1].w : m[2].w;
     p.row = w + p.o * p.row_bytes;
+    p.bias = k == 0 ? m[0].bias : k == 1 ? m[1].bias : m[2].bias;
+    p.scale = k == 0 ? m[0].scale : k == 1 ? m[1].scale : m[2].scale;
     p.y = k == 0 ? m[0].y : k == 1 ? m[1].y : m[2].y;
     return p;
 }
 
-// The widest row, in fours a thread.
-constexpr int NORM_FOURS = 8;
 // Rows a warp asks for before it waits for the launch in front.
 constexpr int PREFETCHED_ROWS = 2;
 
 // Grid: (blocks, R), 256 threads. x [·, n]; row r of the grid reads x[rows[r]] (rows null: x itself). normed [R, n] or null.
-// Unused matrices have rows 0. n % 4 = 0, n ≤ 8192. stage: which forms of the row the matrices take; n % 32 = 0 for 8 bits.
-// shared_rows: a block takes one weight row at a time, else each warp one.
+// Unused matrices have rows 0; bias [rows] or null. n % 4 = 0, n ≤ 8192. stage: which forms of the row the matrices take;
+// n % 32 = 0 for 8 bits. shared_rows: a block takes one weight row at a time, else each warp one.
 // Dynamic shared memory: 4n bytes for STAGE_F32, then n + n/8 for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256)
     norm_matmul(aptr<const float> x, aptr<const int> row_index, aptr<const float> w, float eps, aptr<float> normed, int n,
                 int stage, int shared_rows, int format0, gptr<const uint8_t> w0, unsigned long long row_bytes0,
-                aptr<float> y0, int rows0, int format1, gptr<const uint8_t> w1, unsigned long long row_bytes1,
-                aptr<float> y1, int rows1, int format2, gptr<const uint8_t> w2, unsigned long long row_bytes2,
+                aptr<const float> bias0, float scale0, aptr<float> y0, int rows0, int format1, gptr<const uint8_t> w1,
+                unsigned long long row_bytes1, aptr<const float> bias1, float scale1, aptr<float> y1, int rows1, int format2,
+                gptr<const uint8_t> w2, unsigned long long row_bytes2, aptr<const float> bias2, float scale2,
                 aptr<float> y2, int rows2) {
     SHARED_DYNAMIC(float, base);
     SHARED(float, partial, 8);
@@ -54,6 +59,7 @@ extern "C" __global__ void __launch_bounds__(256)
     m[0].format = format0, m[0].w = w0, m[0].row_bytes = row_bytes0, m[0].y = y0, m[0].rows = rows0;
     m[1].format = format1, m[1].w = w1, m[1].row_bytes = row_bytes1, m[1].y = y1, m[1].rows = rows1;
     m[2].format = format2, m[2].w = w2, m[2].row_bytes = row_bytes2, m[2].y = y2, m[2].rows = rows2;
+    m[0].bias = bias0, m[1].bias = bias1, m[2].bias = bias2, m[0].scale = scale0, m[1].scale = scale1, m[2].scale = scale2;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, all = rows0 + rows1 + rows2;
     int first = shared_rows ? blockIdx.x : blockIdx.x * warps + warp, stride = shared_rows ? gridDim.x : gridDim.x * warps;
     for (int i = first, k = 0; i < all && k < PREFETCHED_ROWS; i += stride, k++) {
@@ -63,32 +69,9 @@ extern "C" __global__ void __launch_bounds__(256)
     wait_for_previous();
 
     int r = blockIdx.y;
-    aptr<const float4> source = cast<const float4>(x + (row_index != nullptr ? row_index[r] * n : 0));
-    float4 v[NORM_FOURS];
-    float squares = 0.0f;
-#pragma unroll
-    for (int j = 0; j < NORM_FOURS; j++) {
-        int i4 = threadIdx.x + j * 256;
-        v[j] = i4 < n / 4 ? source[i4] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        squares += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
-    }
-    float inverse = 1.0f / sqrtf(block_sum(squares) / float(n) + eps);
+    aptr<float> copy = normed != nullptr && blockIdx.x == 0 ? normed + r * n : aptr<float>(nullptr);
+    StagedQ8 staged = stage_normed(x + (row_index != nullptr ? row_index[r] * n : 0), w, eps, n, stage, base, copy);
     sptr<float> row = base;
-    StagedQ8 staged = staged_q8(stage & STAGE_F32 ? base + n : base, n);
-#pragma unroll
-    for (int j = 0; j < NORM_FOURS; j++) {
-        int i4 = threadIdx.x + j * 256;
-        if (j * 256 >= n / 4) break;
-        bool inside = i4 < n / 4;
-        if (inside) {
-            float4 g = cast<const float4>(w)[i4];
-            v[j] = make_float4(v[j].x * inverse * g.x, v[j].y * inverse * g.y, v[j].z * inverse * g.z, v[j].w * inverse * g.w);
-            if (stage & STAGE_F32) cast<float4>(row)[i4] = v[j];
-            if (normed != nullptr && blockIdx.x == 0) cast<float4>(normed + r * n)[i4] = v[j];
-        }
-        if (stage & STAGE_Q8) stage_quad(v[j], i4, inside, staged);
-    }
-    __syncthreads();
     for (int i = first; i < all; i += stride) {
         PickedRow p = pick_row(m, i);
         int part = shared_rows ? int(threadIdx.x) : lane, width = shared_rows ? int(blockDim.x) : 32;
@@ -100,7 +83,10 @@ extern "C" __global__ void __launch_bounds__(256)
             for (int k = 0; k < warps; k++) sum += partial[k];
             __syncthreads();
         }
-        if (part == 0) p.y[r * p.rows + p.o] = sum;
+        if (part == 0) {
+            float v = sum * p.scale;
+            p.y[r * p.rows + p.o] = p.bias != nullptr ? v + p.bias[p.o] : v;
+        }
     }
 }
 KERNEL(norm_matmul)

@@ -37,8 +37,12 @@ struct Params {
     q_normed: u32,
     k_normed: u32,
     q_turned: u32,
-    // The turned key has a place always: it is written to the cache from there.
     k_turned: u32,
+    // The key as it is written to the cache, from there.
+    k_placed: u32,
+    // 1: the norms are of all heads at once; 1: they stand behind the rotation.
+    whole_rows: u32,
+    norm_last: u32,
 #endif
     y: u32,
     // [T, H, splits, VALUE_DIM + 2]; used with more than one part.

@@ -1,6 +1,5 @@
 // One matmul with what stands before or behind it, for a few tokens: RmsNorm → MatMul (the router), or MatMul → Add (o_proj
-// and the residual stream). Every workgroup prepares the row for itself and computes ROWS outputs.
-// Grid (rows / ROWS, T); the number of rows is a multiple of ROWS.
+// and the residual stream). Every workgroup prepares the row for itself and computes ROWS outputs. Grid (rows / ROWS, T).
 #include numbers
 #include arena
 #include lanes
@@ -21,6 +20,11 @@ struct Params {
     // The normed row, where somebody reads it; or NONE.
     normed: u32,
     rows: u32,
+    // The first row in the tensor.
+    first: u32,
+    // In `smalls`, or NONE.
+    bias: u32,
+    scale: f32,
     // The product by itself, where somebody reads it; or NONE.
     product: u32,
     // Added to the product to give y; or NONE.
@@ -46,10 +50,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     for (var i = 0u; i < ROWS; i += 4u) {
         let row = wg.x * ROWS + i;
-        let sums = weight_four_rows(lane, row, p.cols);
-        if (lane.index < 4u) {
-            let at = wg.y * p.rows + row + lane.index;
-            let sum = sums[lane.index];
+        if (row >= p.rows) {
+            break;
+        }
+        let sums = weight_four_rows(lane, p.first + row, p.first + p.rows - 1u, p.cols);
+        let out = row + lane.index;
+        if (lane.index < 4u && out < p.rows) {
+            let at = wg.y * p.rows + out;
+            var sum = sums[lane.index] * p.scale;
+            if (p.bias != NONE) {
+                sum += small(p.bias + out);
+            }
             if (p.product != NONE) {
                 store(p.product + at, sum);
             }

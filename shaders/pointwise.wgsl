@@ -1,5 +1,5 @@
-// Pointwise, as ops/pointwise.rs numbers them: 0 factor · x, 1 factor · tanh(x / factor), 2 min(max(x, −factor), factor); what is no
-// number stays so. One lane an element.
+// Pointwise, as ops/pointwise.rs numbers them: 0 factor · x, 1 factor · tanh(x / factor), 2 min(max(x, −factor), factor), 3
+// max(x, 0)²; what is no number stays so. One lane an element.
 #include numbers
 #include arena
 
@@ -30,6 +30,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     } else if (p.function == 2u) {
         y = select(x, p.factor, x > p.factor);
         y = select(y, -p.factor, y < -p.factor);
+    } else if (p.function == 3u) {
+        y = select(x * x, 0.0, x < 0.0);
     }
     store(p.y + i, y);
 }

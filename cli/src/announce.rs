@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use moe_run_backends::{MemoryNeed, OnOpened, Opened};
+use moe_run_backends::{MemoryNeed, OnOpened, Opened, auto::Chosen};
 use moe_run_graph::{
     Model,
     ir::LeftOut,
@@ -17,25 +17,14 @@ use crate::{engine::human_bytes, output};
 /// Lines that have been said: a command that loads its model several times says the same only once.
 static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// A backend that "auto" chose.
-#[derive(Clone)]
-pub struct Chosen {
-    /// It.
-    pub backend: &'static str,
-    /// Those that would have come first, each with the reason why it was not taken.
-    pub not_taken: Vec<String>,
-}
-
-impl Chosen {
-    /// The choice for people, a line each; `what` it is for.
-    pub fn text(&self, what: &str) -> String {
-        let mut text =
-            format!("auto: {} is the fastest backend that can run this model here{what}", self.backend);
-        for reason in &self.not_taken {
-            text.push_str(&format!("\n  not taken: {reason}"));
-        }
-        text
+/// The choice of "auto" for people, a line each; `what` it is for.
+pub fn choice_text(chosen: &Chosen, what: &str) -> String {
+    let mut text =
+        format!("auto: {} is the fastest backend that can run this model here{what}", chosen.backend);
+    for reason in &chosen.not_taken {
+        text.push_str(&format!("\n  not taken: {reason}"));
     }
+    text
 }
 
 /// Says what of a model's file is not run: tensors that are left out on purpose, and keys that nothing here knows.
@@ -61,7 +50,7 @@ pub fn on_opened(chosen: Option<Chosen>) -> OnOpened {
     Arc::new(move |opened: &Opened<'_>| {
         // A comparison opens another backend, too, which was named.
         if let Some(chosen) = chosen.as_ref().filter(|c| c.backend == opened.info.backend) {
-            once(&chosen.text(""));
+            once(&choice_text(chosen, ""));
         }
         let memory = memory(opened);
         match opened.memory.fits() {

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, output, parity,
-    perplexity, run, selftest, synth, tokenize, trace,
+    parse, perplexity, run, selftest, synth, tokenize, trace,
 };
 
 /// Run mixture-of-experts language models from GGUF files.
@@ -50,6 +50,9 @@ pub enum Command {
     /// Turn text into token ids, or messages into a prompt
     #[command(after_help = examples::TOKENIZE)]
     Tokenize(tokenize::Args),
+    /// Take a model's raw text apart: content, reasoning, calls of tools
+    #[command(after_help = examples::PARSE)]
+    Parse(parse::Args),
     /// Look at every layer of a prompt's evaluation: statistics, routing, saved tensors
     #[command(after_help = examples::TRACE)]
     Trace(trace::Args),
@@ -112,6 +115,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         #[cfg(feature = "serve")]
         Some(Command::Serve(args)) => crate::serve::run(args),
         Some(Command::Tokenize(args)) => tokenize::run(args),
+        Some(Command::Parse(args)) => parse::run(args),
         Some(Command::Trace(args)) => trace::run(args),
         Some(Command::Graph(args)) => graph::run(args),
         Some(Command::Diff(args)) => diff::run(args),

@@ -1,25 +1,28 @@
 //! `moe-run chat`: a conversation. Each turn renders the whole of it; what the KV cache holds already is not evaluated again.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use moe_run_backends::{BackendError, partial_file, sampler::Sampler};
+use moe_run_backends::{BackendError, generate::StopReason, partial_file, sampler::Sampler};
 use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::Tokenizer,
+    toolcalls::Answer,
 };
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Map, Value, json};
 
 use crate::{
     CliError, ExitCode,
+    answer::{self, AnswerView},
     common::{BackendArgs, ModelArgs},
     engine::Engine,
-    generate::{GenerateArgs, StopReason, generate},
+    generate::{self, GenerateArgs, generate},
     inputs::{self, BYTE_ORDER_MARK},
     messages, output, output_file,
     prompt::{read_template, template_var},
@@ -30,6 +33,7 @@ const HELP: &str = "\
 /reset        forget the conversation (the system message stays)
 /save FILE    write the conversation as JSON, in the place of a file that is there
 /load FILE    go on with a conversation from JSON
+/tool TEXT    what the tool gave that the model called; the oldest call comes first
 /help         this list
 /exit         leave, as Ctrl-D does
 Ctrl-C ends an answer. A line that ends in \\ goes on in the next one.";
@@ -60,6 +64,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
     pub template_var: Vec<(String, Value)>,
 
+    /// JSON file with tools that the model may call: an array, or an object with `tools`, as OpenAI's API has them
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+
     /// File that keeps the lines typed [default: moe-run/chat_history in the user's state directory]
     #[arg(long, value_name = "FILE")]
     pub history: Option<PathBuf>,
@@ -83,21 +91,43 @@ struct Conversation {
     messages: Vec<Value>,
     tools: Option<Value>,
     extra: Map<String, Value>,
+    /// Calls that no tool has answered: ids and names.
+    calls: VecDeque<(String, String)>,
+    /// How many calls there were.
+    call_count: usize,
 }
 
 impl Conversation {
-    fn new(system: Option<String>, extra: Map<String, Value>) -> Conversation {
-        let mut conversation = Conversation { system, messages: Vec::new(), tools: None, extra };
+    fn new(system: Option<String>, tools: Option<Value>, extra: Map<String, Value>) -> Conversation {
+        let (messages, calls, call_count) = (Vec::new(), VecDeque::new(), 0);
+        let mut conversation = Conversation { system, messages, tools, extra, calls, call_count };
         conversation.reset();
         conversation
     }
 
     fn reset(&mut self) {
+        self.calls.clear();
         self.messages = self.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
     }
 
     fn push(&mut self, role: &str, content: &str) {
         self.messages.push(json!({"role": role, "content": content}));
+    }
+
+    /// An answer, with the calls in it.
+    fn push_answer(&mut self, answer: &Answer) {
+        self.messages.push(answer::message(answer, self.call_count));
+        for call in &answer.calls {
+            self.calls.push_back((answer::call_id(self.call_count), call.name.clone()));
+            self.call_count += 1;
+        }
+    }
+
+    /// What a tool gave for the oldest call. `false` where there is none.
+    fn push_result(&mut self, text: &str) -> bool {
+        let Some((id, name)) = self.calls.pop_front() else { return false };
+        self.messages.push(json!({"role": "tool", "tool_call_id": id, "name": name, "content": text}));
+        true
     }
 
     fn input(&self) -> ChatInput {
@@ -136,7 +166,10 @@ impl Conversation {
             other => vec![other],
         };
         let extra = self.extra.clone().into_iter().chain(extra).collect();
-        let loaded = Conversation { system: self.system.clone(), messages, tools, extra };
+        let system = self.system.clone();
+        let tools = tools.or_else(|| self.tools.clone());
+        let (calls, call_count) = (VecDeque::new(), messages.len());
+        let loaded = Conversation { system, messages, tools, extra, calls, call_count };
         messages::check_conversation(path, template, &loaded.input(), control_texts)?;
         *self = loaded;
         Ok(())
@@ -151,6 +184,7 @@ enum Line<'a> {
     Reset,
     Save(&'a Path),
     Load(&'a Path),
+    Tool(&'a str),
     Help,
     Exit,
     /// Why it is no command.
@@ -170,6 +204,8 @@ impl Line<'_> {
             ("save" | "load", "") => Line::Wrong(format!("/{name} wants a file: /{name} FILE")),
             ("save", file) => Line::Save(Path::new(file)),
             ("load", file) => Line::Load(Path::new(file)),
+            ("tool", "") => Line::Wrong("/tool wants what the tool gave: /tool TEXT".to_owned()),
+            ("tool", text) => Line::Tool(text),
             ("reset", "") => Line::Reset,
             ("help", "") => Line::Help,
             ("exit" | "quit", "") => Line::Exit,
@@ -302,6 +338,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.sampler.check()?;
     args.backend.check()?;
     let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
+    let tools = args.tools.as_deref().map(messages::read_tools).transpose()?;
     let started = Instant::now();
     let model = args.model.open()?;
     Tokenizer::check_kind(model.metadata())?;
@@ -313,15 +350,26 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     if let Some(line) = read_back_line(&sampler, engine.session.executable()) {
         output::note(&line);
     }
-    let mut conversation = Conversation::new(args.system, args.template_var.into_iter().collect());
+    let mut conversation = Conversation::new(args.system, tools, args.template_var.into_iter().collect());
     if input.is_terminal {
         output::note("/help lists the commands");
     }
     while let Some(line) = input.next()? {
         match Line::parse(&line) {
             Line::Nothing => {}
+            Line::Say(_) if !conversation.calls.is_empty() => output::say(&waiting(&conversation)),
             Line::Say(text) => {
-                turn(&mut engine, &template, &mut sampler, &args.generate, &mut conversation, text)?;
+                conversation.push("user", text);
+                turn(&mut engine, &template, &mut sampler, &args.generate, &mut conversation, 1)?;
+            }
+            Line::Tool(text) => {
+                if !conversation.push_result(text) {
+                    output::say("no call waits for a result");
+                } else if conversation.calls.is_empty() {
+                    turn(&mut engine, &template, &mut sampler, &args.generate, &mut conversation, 0)?;
+                } else {
+                    output::say(&waiting(&conversation));
+                }
             }
             Line::Reset => {
                 conversation.reset();
@@ -346,23 +394,28 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::Ok)
 }
 
-/// One question and its answer.
+/// Which call waits.
+fn waiting(conversation: &Conversation) -> String {
+    let name = conversation.calls.front().map_or("", |(_, name)| name);
+    format!("the model called {name}: /tool TEXT gives it what the tool gave, /reset forgets all")
+}
+
+/// One answer. `taken_back`: the messages at the end that cannot stay where there is none.
 fn turn(
     engine: &mut Engine,
     template: &ChatTemplate,
     sampler: &mut Sampler,
     args: &GenerateArgs,
     conversation: &mut Conversation,
-    text: &str,
+    taken_back: usize,
 ) -> Result<(), CliError> {
     partial_file::check_mapped()?;
-    conversation.push("user", text);
-    let answered = answer(engine, template, sampler, args, conversation);
+    let answered = answer(engine, template, sampler, args, conversation, taken_back);
     partial_file::check_mapped()?;
     match answered {
         Ok(()) => Ok(()),
         Err(TurnError::Refused(why)) => {
-            conversation.messages.pop();
+            conversation.messages.truncate(conversation.messages.len() - taken_back);
             output::say(&why);
             Ok(())
         }
@@ -389,6 +442,7 @@ fn answer(
     sampler: &mut Sampler,
     args: &GenerateArgs,
     conversation: &mut Conversation,
+    taken_back: usize,
 ) -> Result<(), TurnError> {
     let tokenizer = engine.tokenizer()?;
     let rendered = template
@@ -400,12 +454,27 @@ fn answer(
         let error = BackendError::ContextFull { wanted_tokens: prompt.len(), capacity_tokens };
         return Err(TurnError::Refused(format!("error: {error}, or /reset")));
     }
+    let mut args = args.clone();
+    let mut view = match conversation.tools {
+        Some(_) => Some(AnswerView::new(template, &conversation.input(), false)?),
+        None => None,
+    };
+    args.spells_control_tokens = view.is_some();
     let Engine { session, tokenizer, .. } = engine;
-    let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, args, output::exact)?;
+    let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, &args, |text| match &mut view {
+        Some(view) => view.write(text),
+        None => output::exact(text),
+    })?;
+    let parsed = view.map(|view| view.finish(outcome.stop_reason.is_model_end())).transpose()?;
     output::text("\n")?;
-    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    output::note(&generate::summary(&outcome));
     if outcome.stop_reason == StopReason::Interrupted && outcome.output_tokens.is_empty() {
-        conversation.messages.pop();
+        conversation.messages.truncate(conversation.messages.len() - taken_back);
+    } else if let Some(parsed) = parsed {
+        conversation.push_answer(&parsed);
+        if !conversation.calls.is_empty() {
+            output::say(&waiting(conversation));
+        }
     } else {
         conversation.push("assistant", &outcome.text);
     }
@@ -439,11 +508,11 @@ mod tests {
         let path = directory.join("chat.json");
         let extra: Map<String, Value> =
             [("enable_thinking".to_owned(), Value::Bool(false))].into_iter().collect();
-        let mut conversation = Conversation::new(Some("Be brief.".to_owned()), extra);
+        let mut conversation = Conversation::new(Some("Be brief.".to_owned()), None, extra);
         conversation.push("user", "naïve \"日本\"\n");
         conversation.push("assistant", "ok");
         conversation.save(&path).unwrap();
-        let mut loaded = Conversation::new(None, Map::new());
+        let mut loaded = Conversation::new(None, None, Map::new());
         let template = ChatTemplate::from_source("{{ messages[0].content }}").unwrap();
         loaded.load(&path, &template, []).unwrap();
         assert_eq!(loaded.input(), conversation.input());

@@ -6,7 +6,8 @@ use std::{
 };
 
 use moe_run_backends::{
-    Backend, BackendError, CompileOptions, DeviceKind, Executable, WeightSource, Weights, registry,
+    BackendError, CompileOptions, WeightSource, Weights,
+    auto::{self, Chosen, Loaded},
     session::Session,
 };
 use moe_run_graph::Model;
@@ -17,7 +18,7 @@ use moe_run_text::{
 
 use crate::{
     CliError,
-    announce::{Chosen, not_run, on_opened},
+    announce::{not_run, on_opened},
     common::BackendArgs,
     output,
     progress::LoadBars,
@@ -74,7 +75,7 @@ impl Engine {
                 options.ctx_size
             ));
         }
-        let Compiled { weights, executable } = compile(&model, &args.backend, &options)?;
+        let Loaded { weights, executable } = load(&model, &args.backend, &options)?;
         let session = Session::new(executable)?;
         Ok(Engine { model, weights, session, tokenizer, load_time: started.elapsed() })
     }
@@ -117,23 +118,6 @@ pub fn chat_template(model: &Model, given: Option<&ChatTemplate>) -> Result<Chat
     })
 }
 
-/// The named backend; for "auto" the first that can run the model, and the choice to tell of. Nothing is opened.
-///
-/// Errors: there is no such backend, or none that can.
-pub fn backend(model: &Model, name: &str) -> Result<(Box<dyn Backend>, Option<Chosen>), CliError> {
-    if name != "auto" {
-        return Ok((registry::by_name(name)?, None));
-    }
-    let mut not_taken = Vec::new();
-    match candidates().find(|b| can_run(b.as_ref(), model, &mut not_taken)) {
-        Some(backend) => {
-            let chosen = Chosen { backend: backend.name(), not_taken };
-            Ok((backend, Some(chosen)))
-        }
-        None => Err(none_can(not_taken)),
-    }
-}
-
 /// A session of a model whose weights are loaded; says what runs where, if that has not been said.
 ///
 /// Errors: the backend lacks something, or there is not enough memory.
@@ -148,86 +132,19 @@ pub fn another_session(
     Session::new(weights.compile(&model.graph, &options)?)
 }
 
-/// A model's weights on a device, and an executable made from them.
-pub struct Compiled {
-    /// For more executables.
-    pub weights: Arc<dyn Weights>,
-    /// The first.
-    pub executable: Box<dyn Executable>,
-}
-
 /// Loads the model's weights to the named backend and compiles it; for "auto" on the first that can and has the memory. Says
 /// what was opened, whether the model fits, and what runs where.
 ///
 /// Errors: the backend or device is absent or lacks something, or there is not enough memory.
-pub fn compile(model: &Model, name: &str, options: &CompileOptions) -> Result<Compiled, CliError> {
+pub fn load(model: &Model, name: &str, options: &CompileOptions) -> Result<Loaded, CliError> {
     not_run(model);
-    let compile = |backend: &dyn Backend, chosen: Option<Chosen>| {
-        let bars = LoadBars::new();
-        let opened = Some(on_opened(chosen));
-        let options = CompileOptions { progress: bars.callback(), opened, ..options.clone() };
-        let source: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
-        let weights = backend.load(&model.graph, source, &options)?;
-        // What was opened has been said.
-        let options = CompileOptions { opened: None, ..options };
-        let executable = weights.compile(&model.graph, &options)?;
-        Ok(Compiled { weights, executable })
+    let bars = LoadBars::new();
+    let options = |chosen: Option<&Chosen>| {
+        let opened = Some(on_opened(chosen.cloned()));
+        CompileOptions { progress: bars.callback(), opened, ..options.clone() }
     };
-    if name != "auto" {
-        return Ok(compile(registry::by_name(name)?.as_ref(), None)?);
-    }
-    let mut reasons = Vec::new();
-    let mut memory = None;
-    for backend in candidates() {
-        if !can_run(backend.as_ref(), model, &mut reasons) {
-            continue;
-        }
-        let chosen = Chosen { backend: backend.name(), not_taken: reasons.clone() };
-        match compile(backend.as_ref(), Some(chosen)) {
-            Ok(compiled) => return Ok(compiled),
-            // A device that is there, and cannot be opened now.
-            Err(error @ BackendError::NoDevice { .. }) => reasons.push(error.to_string()),
-            Err(error @ BackendError::OutOfMemory { .. }) => {
-                let (text, name) = (error.to_string(), format!("backend {}", backend.name()));
-                reasons.push(if text.starts_with(&name) { text } else { format!("{name}: {text}") });
-                memory = Some(error);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // The last one's arithmetic says what would fit.
-    Err(memory.map_or_else(|| none_can(reasons), CliError::from))
-}
-
-/// What "auto" looks at, fastest first. The reference is never chosen: it defines the operations and is slow.
-fn candidates() -> impl Iterator<Item = Box<dyn Backend>> {
-    registry::all().into_iter().filter(|b| b.name() != "reference")
-}
-
-/// Whether a backend has a device that it takes by itself, and every operation of the model; if not, why.
-fn can_run(backend: &dyn Backend, model: &Model, reasons: &mut Vec<String>) -> bool {
-    let why = match backend.devices() {
-        Err(error) => error.to_string(),
-        Ok(devices) if devices.iter().all(|d| d.kind == DeviceKind::Unsupported) => {
-            let unsupported = devices.iter().flat_map(|d| d.details.last().map(|(_, why)| (&d.name, why)));
-            let each: Vec<String> = unsupported.map(|(name, why)| format!("{name} has {why}")).collect();
-            format!("backend {}: no device that can be used: {}", backend.name(), each.join(", "))
-        }
-        Ok(devices) if devices.iter().all(|d| d.kind == DeviceKind::Software) => {
-            format!("backend {}: only a software adapter, which is slow", backend.name())
-        }
-        Ok(_) => match model.graph.nodes.iter().find_map(|n| backend.supports(&model.graph, n).err()) {
-            Some(error) => error.to_string(),
-            None => return true,
-        },
-    };
-    reasons.push(why);
-    false
-}
-
-fn none_can(mut reasons: Vec<String>) -> CliError {
-    reasons.push("--backend reference runs any model, slowly".to_owned());
-    CliError::unsupported(format!("no backend can run this model here: {}", reasons.join("; ")))
+    let source: Arc<dyn WeightSource> = Arc::clone(&model.file) as Arc<dyn WeightSource>;
+    Ok(auto::load(&model.graph, &source, name, options)?)
 }
 
 /// A size for people: "9.2 MiB".

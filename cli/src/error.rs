@@ -2,7 +2,9 @@
 
 use std::{error::Error, io, path::Path};
 
-use moe_run_backends::{BackendError, partial_file::is_refusal, sampler::SamplerError};
+use moe_run_backends::{
+    BackendError, generate::GenerateError, partial_file::is_refusal, sampler::SamplerError,
+};
 use moe_run_graph::{
     ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, shown::shown,
 };
@@ -108,11 +110,21 @@ impl From<BackendError> for CliError {
     fn from(error: BackendError) -> CliError {
         match error {
             BackendError::UnknownBackend { .. }
+            | BackendError::NoBackend { .. }
             | BackendError::NoDevice { .. }
             | BackendError::Unsupported { .. }
             | BackendError::Option { .. } => CliError::unsupported(error),
             BackendError::Weight { .. } | BackendError::ContextFull { .. } => CliError::bad_input(error),
             _ => CliError::failed(error),
+        }
+    }
+}
+
+impl From<GenerateError> for CliError {
+    fn from(error: GenerateError) -> CliError {
+        match error {
+            GenerateError::Backend(error) => error.into(),
+            GenerateError::Sampler(error) => error.into(),
         }
     }
 }

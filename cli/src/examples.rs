@@ -41,6 +41,15 @@ Examples:
   moe-run tokenize --messages chat.json --chat-template template.jinja --render-only
 ";
 
+/// Of `parse`.
+pub const PARSE: &str = "\
+Examples:
+  moe-run parse --chat-template template.jinja -f answer.txt
+  moe-run parse -m model.gguf --tools tools.json --messages chat.json -f answer.txt
+  moe-run parse --chat-template template.jinja --template-var enable_thinking=false --unfinished -f answer.txt
+  moe-run parse --chat-template template.jinja --deltas -f answer.txt      as it would be streamed
+";
+
 /// Of `trace`.
 pub const TRACE: &str = "\
 Examples:
@@ -132,6 +141,23 @@ Examples:
   moe-run completions zsh > _moe-run                    in a directory of $fpath
 ";
 
+/// The architectures that can be run, in lines of a terminal's width.
+pub fn architectures() -> String {
+    const COLUMNS: usize = 80;
+    let mut text = "Architectures that can be run:\n ".to_owned();
+    let mut column = 1;
+    for row in moe_run_graph::architectures::ARCHITECTURES {
+        if column + 1 + row.name.len() > COLUMNS {
+            text.push_str("\n ");
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(row.name);
+        column += 1 + row.name.len();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};
@@ -174,21 +200,4 @@ mod tests {
             }
         }
     }
-}
-
-/// The architectures that can be run, in lines of a terminal's width.
-pub fn architectures() -> String {
-    const COLUMNS: usize = 80;
-    let mut text = "Architectures that can be run:\n ".to_owned();
-    let mut column = 1;
-    for row in moe_run_graph::architectures::ARCHITECTURES {
-        if column + 1 + row.name.len() > COLUMNS {
-            text.push_str("\n ");
-            column = 1;
-        }
-        text.push(' ');
-        text.push_str(row.name);
-        column += 1 + row.name.len();
-    }
-    text
 }

@@ -10,7 +10,7 @@ use std::{
 
 use clap::ValueEnum;
 use moe_run_backends::{
-    Backend, DeviceKind, bandwidth,
+    Backend, DeviceKind, auto, bandwidth,
     options::CompileOptions,
     registry,
     session::{LogitsRows, Session},
@@ -31,6 +31,7 @@ use moe_run_inspect::{
 
 use crate::{
     CliError, ExitCode,
+    announce::choice_text,
     common::{self, BackendArgs, ModelArgs},
     engine, output,
     output_file::{self, OutputFile},
@@ -262,9 +263,9 @@ fn dumped(
 
 /// The plan that the backend would run, without opening a device.
 fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, CliError> {
-    let (backend, chosen) = engine::backend(model, &args.backend.backend)?;
+    let (backend, chosen) = auto::backend(&model.graph, &args.backend.backend)?;
     if let Some(chosen) = chosen {
-        output::note(&chosen.text(": the plan is made for it"));
+        output::note(&choice_text(&chosen, ": the plan is made for it"));
     }
     let tokens = args.step_tokens.get();
     let max_sizes = StepSizes { tokens, logits_rows: 1, cached: args.backend.ctx_size(model) };
@@ -279,7 +280,7 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
 /// The plan that the backend does run, with the times of its launches.
 fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Result<Planned, CliError> {
     let options = CompileOptions { taps, ..args.backend.compile_options(model) };
-    let mut session = Session::new(engine::compile(model, &args.backend.backend, &options)?.executable)?;
+    let mut session = Session::new(engine::load(model, &args.backend.backend, &options)?.executable)?;
     let info = session.info().clone();
     let backend = registry::by_name(info.backend)?;
     let tokens = args.step_tokens.get();

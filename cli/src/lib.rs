@@ -6,6 +6,7 @@
 //! output, all else to standard error. Absent on purpose: any arithmetic of the model.
 
 pub mod announce;
+pub mod answer;
 pub mod args;
 pub mod bench;
 pub mod chat;
@@ -28,6 +29,7 @@ pub mod messages;
 pub mod output;
 pub mod output_file;
 pub mod parity;
+pub mod parse;
 pub mod perplexity;
 pub mod progress;
 pub mod prompt;

@@ -57,6 +57,32 @@ pub fn read_messages(path: &Path, add_generation_prompt: bool) -> Result<ChatInp
     Ok(input)
 }
 
+/// The tools in a JSON file: an array, or an object with "tools".
+///
+/// Errors: it cannot be read, is not JSON, or holds no array of objects.
+pub fn read_tools(path: &Path) -> Result<Value, CliError> {
+    let text = inputs::read_text(path, "the tools' file")?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|e| wrong(path, &format!("not valid JSON: {e}")))?;
+    let tools = match value {
+        Value::Object(mut fields) => fields
+            .remove("tools")
+            .ok_or_else(|| wrong(path, "the object has no \"tools\", wanted an array of tools"))?,
+        other => other,
+    };
+    let Value::Array(items) = &tools else {
+        return Err(wrong(path, &format!("found {}, wanted an array of tools", kind(&tools))));
+    };
+    if let Some((index, other)) = items.iter().enumerate().find(|(_, tool)| !tool.is_object()) {
+        let what = format!(
+            "tool {index}: found {}, wanted an object such as {{\"type\": \"function\", …}}",
+            kind(other)
+        );
+        return Err(wrong(path, &what));
+    }
+    Ok(tools)
+}
+
 /// Errors: a role that the template treats as it treats any word, which is to drop or to repeat it.
 pub fn check_roles(path: &Path, template: &ChatTemplate, input: &ChatInput) -> Result<(), CliError> {
     let mut rendered = None;

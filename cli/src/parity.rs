@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
-use moe_run_backends::{Activations, BackendError, CompileOptions, KvType, WeightSource, registry};
+use moe_run_backends::{Activations, BackendError, CompileOptions, KvType, WeightSource, auto, registry};
 use moe_run_graph::{
     Model,
     ids::TokenId,
@@ -22,7 +22,7 @@ use crate::{
     CliError, ExitCode,
     announce::on_opened,
     common::{self, ModelArgs},
-    engine, inputs,
+    inputs,
     interrupt::Generation,
     output, output_file,
     prompt::PromptArgs,
@@ -174,7 +174,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             (Some(activations), kv_type, if same { Relation::Same } else { Relation::Different })
         }
     };
-    let (backend, chosen) = engine::backend(&model, &args.backend)?;
+    let (backend, chosen) = auto::backend(&model.graph, &args.backend)?;
     let other = if known { Some(registry::by_name(&args.against)?) } else { None };
     let backends = registry::all();
     let against = match (&other, &saved) {

@@ -133,7 +133,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         max_logits_rows: micro_batch,
         ..args.backend.compile_options(&model)
     };
-    let compiled = engine::compile(&model, &args.backend.backend, &options)?;
+    let compiled = engine::load(&model, &args.backend.backend, &options)?;
     let mut session = Session::new(compiled.executable)?;
     let info = session.info().clone();
     output::note(&format!("{} tokens in {} chunks of {chunk_tokens}", chunks.tokens().len(), chunks.len()));

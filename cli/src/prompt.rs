@@ -14,9 +14,11 @@ use moe_run_text::{
 use serde_json::{Map, Value};
 
 use crate::{
-    CliError, common,
+    CliError,
+    answer::AnswerView,
+    common,
     engine::{Engine, chat_template},
-    inputs, output,
+    inputs, messages, output,
 };
 
 /// What the model is asked.
@@ -34,7 +36,7 @@ pub struct PromptArgs {
     /// The prompt as token ids, as they are: 1,2,3
     #[arg(long, value_name = "IDS", value_delimiter = ',', allow_negative_numbers = true,
           value_parser = common::whole_number::<u32>, group = "prompt_source",
-          conflicts_with_all = ["raw", "system", "chat_template", "template_var"])]
+          conflicts_with_all = ["raw", "system", "chat_template", "template_var", "tools"])]
     pub tokens: Vec<u32>,
 
     /// System message
@@ -42,7 +44,7 @@ pub struct PromptArgs {
     pub system: Option<String>,
 
     /// Feed the prompt as it is, without the chat template; control tokens in it are read
-    #[arg(long, conflicts_with_all = ["system", "chat_template", "template_var"])]
+    #[arg(long, conflicts_with_all = ["system", "chat_template", "template_var", "tools"])]
     pub raw: bool,
 
     /// File with a Jinja chat template, instead of the model's own
@@ -52,6 +54,10 @@ pub struct PromptArgs {
     /// Variable of the chat template, its value as JSON or plain text: enable_thinking=false
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
     pub template_var: Vec<(String, Value)>,
+
+    /// JSON file with tools that the model may call: an array, or an object with `tools`, as OpenAI's API has them
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
 }
 
 /// A prompt that has been read and checked, but not yet encoded.
@@ -106,6 +112,7 @@ impl PromptArgs {
             self.system.as_deref().map(|s| ("system", s)).into_iter().chain([("user", text.as_str())]);
         let mut input = ChatInput::conversation(turns);
         input.extra = self.template_var.into_iter().collect::<Map<_, _>>();
+        input.tools = self.tools.as_deref().map(messages::read_tools).transpose()?;
         Ok(Prompt::Chat { input, template })
     }
 }
@@ -118,6 +125,19 @@ impl Prompt {
         match self {
             Prompt::Tokens(_) => Ok(()),
             Prompt::Raw(_) | Prompt::Chat { .. } => Ok(Tokenizer::check_kind(metadata)?),
+        }
+    }
+
+    /// What takes an answer to it apart that may call tools, where it has any.
+    ///
+    /// Errors: there is no template, or it fails.
+    pub fn answer_view(&self, model: &Model, is_silent: bool) -> Result<Option<AnswerView>, CliError> {
+        match self {
+            Prompt::Chat { input, template } if input.tools.is_some() => {
+                let template = chat_template(model, template.as_ref())?;
+                AnswerView::new(&template, input, is_silent).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 

@@ -2,15 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use moe_run_backends::{Activations, KvType, Observer, sampler::SamplerOptions, session::LogitsRows};
+use moe_run_backends::{
+    Activations, KvType, Observer, generate::StopReason, sampler::SamplerOptions, session::LogitsRows,
+};
 use moe_run_graph::ids::TokenId;
+use moe_run_text::toolcalls::Answer;
 use serde::Serialize;
 
 use crate::{
     CliError, ExitCode,
     common::{BackendArgs, ModelArgs},
     engine::Engine,
-    generate::{GenerateArgs, Outcome, StopReason, generate_observed},
+    generate::{self, GenerateArgs, Outcome, generate_observed},
     output,
     prompt::{Prompt, PromptArgs},
     sampling::{SamplerArgs, read_back_line},
@@ -55,6 +58,8 @@ struct Report<'a> {
     schema_version: u32,
     model: &'a str,
     text: &'a str,
+    #[serde(flatten)]
+    answer: Option<AnswerReport<'a>>,
     prompt_tokens: &'a [TokenId],
     output_tokens: &'a [TokenId],
     stop_reason: StopReason,
@@ -66,6 +71,34 @@ struct Report<'a> {
     threads: usize,
     ctx_size: usize,
     sampling: SamplerOptions,
+}
+
+/// The text taken apart, where the model was given tools.
+#[derive(Serialize, Debug)]
+struct AnswerReport<'a> {
+    content: &'a str,
+    reasoning_content: &'a str,
+    tool_calls: Vec<CallReport<'a>>,
+}
+
+#[derive(Serialize, Debug)]
+struct CallReport<'a> {
+    name: &'a str,
+    /// JSON text, as the model wrote it: no number loses digits.
+    arguments: &'a str,
+}
+
+impl<'a> AnswerReport<'a> {
+    fn new(answer: &'a Answer) -> AnswerReport<'a> {
+        let calls = answer.calls.iter();
+        AnswerReport {
+            content: &answer.content,
+            reasoning_content: &answer.reasoning,
+            tool_calls: calls
+                .map(|call| CallReport { name: &call.name, arguments: &call.arguments })
+                .collect(),
+        }
+    }
 }
 
 /// Times in seconds; rates are null where nothing was measured.
@@ -105,7 +138,7 @@ impl Checked {
 ///
 /// Errors: arguments, model, backend, or a failure while running.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    let Checked { model, prompt, generate: generate_args, sampler, backend, json, save } =
+    let Checked { model, prompt, generate: mut generate_args, sampler, backend, json, save } =
         Checked::new(args)?;
     let started = Instant::now();
     let model = model.open()?;
@@ -122,6 +155,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         ));
     }
     let prompt_tokens = prompt.encode(&engine)?;
+    let mut view = prompt.answer_view(&engine.model, json)?;
+    generate_args.spells_control_tokens = view.is_some();
     output::note(&sampling_line);
     if let Some(line) = read_back_line(&sampler, engine.session.executable()) {
         output::note(&line);
@@ -138,14 +173,19 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         &generate_args,
         rows,
         sink.as_mut().map(|s| s as &mut dyn Observer),
-        |text| if json { Ok(()) } else { output::exact(text) },
+        |text| match &mut view {
+            Some(view) => view.write(text),
+            None if json => Ok(()),
+            None => output::exact(text),
+        },
     )?;
+    let answer = view.map(|view| view.finish(outcome.stop_reason.is_model_end())).transpose()?;
     if json {
-        output::json(&report(&engine, &prompt_tokens, &outcome, sampler.options()))?;
+        output::json(&report(&engine, &prompt_tokens, &outcome, answer.as_ref(), sampler.options()))?;
     } else {
         output::text("\n")?;
     }
-    output::note(&outcome.timings.summary(outcome.output_tokens.len(), outcome.stop_reason));
+    output::note(&generate::summary(&outcome));
     if let Some(sink) = sink {
         if outcome.timings.prompt_tokens_evaluated < prompt_tokens.len() {
             output::warning("no tensors were saved: the prompt's evaluation was interrupted");
@@ -160,6 +200,7 @@ fn report<'a>(
     engine: &'a Engine,
     prompt_tokens: &'a [TokenId],
     outcome: &'a Outcome,
+    answer: Option<&'a Answer>,
     sampling: &SamplerOptions,
 ) -> Report<'a> {
     let info = engine.session.info();
@@ -168,6 +209,7 @@ fn report<'a>(
         schema_version: 1,
         model: engine.model.metadata().origin(),
         text: &outcome.text,
+        answer: answer.map(AnswerReport::new),
         prompt_tokens,
         output_tokens: &outcome.output_tokens,
         stop_reason: outcome.stop_reason,

@@ -2,8 +2,9 @@
 //! the reference backend under the same definition of activations and KV cache.
 
 use crate::common::{backend_names, check_device};
-use crate::generate::{GenerateArgs, StopReason, generate};
+use crate::generate::{GenerateArgs, generate};
 use crate::{CliError, ExitCode, demo, output};
+use moe_run_backends::generate::StopReason;
 use moe_run_backends::reference::Reference;
 use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::{LogitsRows, Session};
@@ -329,7 +330,7 @@ fn test_demo(
                 report.failures.push(format!("{question:?}: logits: relative L2 {distance:.1e}"));
             }
         }
-        let args = GenerateArgs { max_tokens: Some(40), stop: Vec::new() };
+        let args = GenerateArgs { max_tokens: Some(40), ..GenerateArgs::default() };
         let outcome = generate(&mut found, Some(&tokenizer), &mut sampler, &prompt, &args, |_| Ok(()))?;
         if outcome.stop_reason == StopReason::Interrupted {
             return Err(CliError::Interrupted);

@@ -9,17 +9,18 @@ use std::{
 
 use moe_run_backends::{
     CompileOptions,
+    auto::Loaded,
     engine::{Engine, Settings},
     sequences::Sequences,
 };
-use moe_run_graph::{ir::Graph, quant::Format};
+use moe_run_graph::{ir::Graph, quant};
 use moe_run_serve::{Config, Listening, ServeError};
 use moe_run_text::toolcalls::{Format, Syntax};
 
 use crate::{
     CliError, ExitCode,
     common::{self, BackendArgs, ModelArgs},
-    engine::{Compiled, chat_template, compile, human_bytes},
+    engine::{chat_template, human_bytes, load},
     interrupt::Generation,
     output, prompt,
     sampling::SamplerArgs,
@@ -153,7 +154,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let parallel = share.parallel.get();
     let options = CompileOptions { max_logits_rows: parallel, ..backend.compile_options(&model) };
     let ctx_size = options.ctx_size;
-    let Compiled { weights: _, executable } = compile(&model, &backend.backend, &options)?;
+    let Loaded { weights: _, executable } = load(&model, &backend.backend, &options)?;
     let info = executable.info();
     let why_not = why_company_matters(info.backend, &model.graph);
     let pool_tokens = share.pool_tokens.map_or(ctx_size.saturating_mul(parallel), NonZeroUsize::get);
@@ -264,7 +265,7 @@ fn name_of(model: &ModelArgs) -> String {
 fn why_company_matters(backend: &str, graph: &Graph) -> Option<String> {
     match backend {
         "reference" => None,
-        "cpu" => graph.weights.iter().find(|weight| matches!(weight.format, Format::F16 | Format::Bf16)).map(
+        "cpu" => graph.weights.iter().find(|weight| matches!(weight.format, quant::Format::F16 | quant::Format::Bf16)).map(
             |weight| {
                 format!(
                     "{} is {}, which a lone token is multiplied with in another order",

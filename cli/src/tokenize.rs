@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use moe_run_graph::{gguf::GgufFile, ids::TokenId, shown::shown_json};
-use moe_run_text::{chat::ChatTemplate, tokenizer::Tokenizer};
+use moe_run_text::{
+    chat::ChatTemplate,
+    tokenizer::{ControlTokens, Tokenizer},
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,7 +14,7 @@ use crate::{
     CliError, ExitCode,
     common::ModelArgs,
     inputs, messages, output,
-    prompt::{encode_raw, read_template, tokenizer},
+    prompt::{read_template, tokenizer},
 };
 
 /// Arguments of `tokenize`.
@@ -96,8 +99,13 @@ fn tokenize(args: &Args) -> Result<ExitCode, CliError> {
         _ => inputs::read_stdin()?,
     };
     let tokenizer = tokenizer(args.model.open_file()?.metadata())?;
-    let mut ids = encode_raw(&tokenizer, &text)?;
-    ids.extend(tokenizer.trailing_eos());
+    // BOS and EOS as the file says it, whatever the text begins and ends with.
+    let of_text = tokenizer.encode(&text, ControlTokens::Parse)?;
+    let bos = tokenizer.leading_bos();
+    if bos.is_some() && of_text.first() == bos.as_ref() {
+        output::note("the text begins with BOS itself, so there are two; a prompt of --raw gets one");
+    }
+    let ids: Vec<TokenId> = bos.into_iter().chain(of_text).chain(tokenizer.trailing_eos()).collect();
     if args.json {
         output::json(&Report::new(None, &ids, &tokenizer))?;
     } else {

@@ -179,7 +179,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     let experts = |layer: usize| match &engine.model.config.layers[layer].ffn {
         FfnConfig::Moe(moe) => moe.num_experts,
-        FfnConfig::Dense { .. } => 0,
+        FfnConfig::Dense { .. } | FfnConfig::Absent => 0,
     };
     let usage = traced.routing.summary(experts);
     let stdout_is_taken = files.finish(&usage)?;

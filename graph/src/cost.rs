@@ -5,7 +5,9 @@
 //! coincide is not known before the step runs, so for several tokens the number is the one expected of even routing.
 //! Absent on purpose: the devices' speeds, caches, and values that never leave their launch.
 
-use crate::ir::{AttentionAttrs, DType, Graph, Node, Op, StepSizes, ValueId, WeightSlice};
+use crate::ir::{
+    AttentionAttrs, DType, DeltaRuleAttrs, Graph, Node, Op, SsmScanAttrs, StepSizes, ValueId, WeightSlice,
+};
 use crate::passes::{Launch, Plan};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -170,12 +172,24 @@ pub fn node_cost(
                 ..Cost::default()
             }
         }
+        Op::DeltaRule(DeltaRuleAttrs { state, .. }) | Op::SsmScan(SsmScanAttrs { state, .. }) => {
+            let elems = graph.state(*state).row_elems() as u64;
+            Cost {
+                weight_bytes: vectors_bytes(&node.op.weights()),
+                state_bytes: 8 * elems,
+                written_bytes: 4 * elems,
+                // To decay, to read, to add, to read again.
+                flops: 7 * sizes.tokens as u64 * elems,
+                ..Cost::default()
+            }
+        }
         Op::RmsNorm { .. }
         | Op::Rope { .. }
         | Op::AttentionSoftmax(_)
         | Op::Router(_)
         | Op::GatedAct { .. }
         | Op::ExpertCombine
+        | Op::DeltaGates { .. }
         | Op::Add
         | Op::Mul
         | Op::Pointwise { .. }

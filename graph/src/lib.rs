@@ -11,6 +11,7 @@ pub mod config;
 pub mod cost;
 pub mod dump;
 pub mod gguf;
+pub mod groups;
 pub mod ids;
 pub mod ir;
 pub mod model;

@@ -39,6 +39,45 @@ DEVICE void stage_q8(aptr<const float> x, int n, StagedQ8 s) {
     }
 }
 
+// The widest row that a block norms, in fours a thread of 256.
+constexpr int NORM_FOURS = 8;
+
+// Keeps x [n], normed by w (null: as it is), in the forms that `stage` names: f32 at `base`, 8 bits behind it. normed [n] or
+// null: the same in global memory. 256 threads, n % 4 = 0, n ≤ 8192; ends with a barrier.
+DEVICE StagedQ8 stage_normed(aptr<const float> x, aptr<const float> w, float eps, int n, int stage, sptr<float> base,
+                             aptr<float> normed) {
+    aptr<const float4> source = cast<const float4>(x);
+    float4 v[NORM_FOURS];
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < NORM_FOURS; j++) {
+        int i4 = threadIdx.x + j * 256;
+        v[j] = i4 < n / 4 ? source[i4] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        squares += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+    }
+    float inverse = 1.0f;
+    if (w != nullptr) inverse = 1.0f / sqrtf(block_sum(squares) / float(n) + eps);
+    StagedQ8 staged = staged_q8(stage & STAGE_F32 ? base + n : base, n);
+#pragma unroll
+    for (int j = 0; j < NORM_FOURS; j++) {
+        int i4 = threadIdx.x + j * 256;
+        if (j * 256 >= n / 4) break;
+        bool inside = i4 < n / 4;
+        if (inside) {
+            if (w != nullptr) {
+                float4 g = cast<const float4>(w)[i4];
+                v[j] = make_float4(v[j].x * inverse * g.x, v[j].y * inverse * g.y, v[j].z * inverse * g.z,
+                                   v[j].w * inverse * g.w);
+            }
+            if (stage & STAGE_F32) cast<float4>(base)[i4] = v[j];
+            if (normed != nullptr) cast<float4>(normed)[i4] = v[j];
+        }
+        if (stage & STAGE_Q8) stage_quad(v[j], i4, inside, staged);
+    }
+    __syncthreads();
+    return staged;
+}
+
 // Lane's part of the dot product of a weight row with row r of the activations: 8-bit ones where STAGE_Q8 is set and the
 // format is quantized, else f32.
 template <class X>

@@ -133,23 +133,25 @@ DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int exper
 // Begins with the logits written, ends with a barrier.
 template <class L>
 DEVICE void block_choose(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate,
-                         sptr<int> chosen) {
+                         int n_group, int topk_group, int best_two, sptr<int> chosen) {
     SHARED(uint32_t, ranks, MAX_EXPERTS);
     int lane = threadIdx.x & 31;
     float top = -infinity(), total = 0.0f;
-    if (bias != nullptr && gate == GATE_SOFTMAX) {
+    if ((bias != nullptr || n_group > 1) && gate == GATE_SOFTMAX) {
         for (int e = lane; e < experts; e += 32) top = fmaxf(top, logits[e]);
         top = warp_max(top);
         for (int e = lane; e < experts; e += 32) total += expf(logits[e] - top);
         total = warp_sum(total);
     }
+    uint32_t open = ~0u;
+    int size = experts / n_group;
+    if (n_group > 1) open = warp_open_groups(logits, bias, experts, gate, top, total, n_group, topk_group, best_two);
     for (int e = threadIdx.x; e < (experts + 3) / 4 * 4; e += blockDim.x) {
-        float v = e < experts ? logits[e] : quiet_nan();
-        if (bias != nullptr && e < experts) {
-            float value = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
-            v = value + bias[e];
-        }
-        ranks[e] = rank_of(v);
+        // Behind every other, a NaN too: what is past the end, or in a group that is not chosen from.
+        uint32_t rank = 0;
+        if (e < experts && (n_group == 1 || (open >> (e / size) & 1u)))
+            rank = rank_of(bias != nullptr ? choice_value(logits, bias, e, gate, top, total) : logits[e]) + 1;
+        ranks[e] = rank;
     }
     __syncthreads();
     for (int e = threadIdx.x; e < experts; e += blockDim.x) {
@@ -160,7 +162,7 @@ DEVICE void block_choose(L logits, aptr<const float> bias, int experts, int expe
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 uint32_t other = word_of(four, j);
-                int id = 4 * i + j; // past the end: the rank of a NaN and a higher id, so never before
+                int id = 4 * i + j; // past the end: the lowest rank and a higher id, so never before
                 before += other > mine || (other == mine && id < e);
             }
         }

@@ -1,17 +1,21 @@
 //! Runs a prompt with taps and keeps what they give.
 
+use moe_run_backends::executable::ValueAccess;
 use moe_run_backends::session::{LogitsRows, Session};
 use moe_run_backends::{Backend, BackendError, CompileOptions, HostTensor, Observer, TapValue};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::passes::TapSelection;
+use moe_run_graph::passes::{Launch, Plan, TapSelection};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Keeps every tapped value by its path (`layer-0/attn_norm`), joining micro-batches along the first axis.
 #[derive(Debug, Default)]
 pub struct Collect {
     /// The values.
     pub values: BTreeMap<String, HostTensor>,
+    /// The states that a sequence has one row of, as the last launch that changes them left them: `layer-0/conv_state`.
+    pub states: BTreeMap<String, HostTensor>,
 }
 
 impl Observer for Collect {
@@ -21,6 +25,23 @@ impl Observer for Collect {
             return Err(BackendError::Input(format!(
                 "{path} was delivered twice: prompts here fit one micro-batch"
             )));
+        }
+        Ok(())
+    }
+
+    fn after_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        _elapsed: Duration,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        for state in plan.launch_nodes(launch).flat_map(|node| node.op.written_states()) {
+            let decl = plan.graph.state(state);
+            if let Some(stage) = decl.stage() {
+                let row = HostTensor::f32(decl.shape.clone(), values.read_state(state, 0..1)?);
+                self.states.insert(stage.path(Some(decl.layer.index())), row);
+            }
         }
         Ok(())
     }

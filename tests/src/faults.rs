@@ -43,10 +43,17 @@ pub enum Fault {
     CausalOffByOne,
     /// One lane of the norm before attention is NaN.
     NanLane,
+    /// A recurrent layer's convolution takes its inputs in the reverse order.
+    ReversedConvolution,
+    /// The shared expert counts whole, whatever its gate says.
+    SkippedSharedGate,
 }
 
 impl Fault {
-    /// All of them.
+    /// Those of models with recurrent layers and a shared expert.
+    pub const HYBRID: &'static [Fault] = &[Fault::ReversedConvolution, Fault::SkippedSharedGate];
+
+    /// Those of models with attention and experts.
     pub const ALL: &'static [Fault] = &[
         Fault::DroppedExpert,
         Fault::WrongExpert,
@@ -76,6 +83,8 @@ impl Fault {
             Fault::ResidualTwice => "ffn_residual",
             Fault::CausalOffByOne => "attention",
             Fault::NanLane => "attn_norm",
+            Fault::ReversedConvolution => "conv",
+            Fault::SkippedSharedGate => "shared_expert_sigmoid",
         }
     }
 
@@ -130,6 +139,18 @@ impl Fault {
                 *eps = (1u64 << 60) as f32;
                 alter(&graph, &|_, bytes| fill_f32(bytes, (1u32 << 30) as f32))?;
             }
+            Fault::SkippedSharedGate => {
+                // One expert's weight by its sum is 1.
+                let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
+                attrs.norm_topk_prob = true;
+            }
+            Fault::ReversedConvolution => alter(&graph, &|decl, bytes| {
+                for row in bytes.chunks_exact_mut(decl.shape.last()? * size_of::<f32>()) {
+                    let reversed: Vec<u8> = row.rchunks_exact(size_of::<f32>()).flatten().copied().collect();
+                    row.copy_from_slice(&reversed);
+                }
+                Some(())
+            })?,
             Fault::NanLane => alter(&graph, &|_, bytes| fill_f32(bytes.last_chunk_mut::<4>()?, f32::NAN))?,
             Fault::SwappedScaleNibble => alter(&graph, &|decl, bytes| swap_scale_nibble(decl.format, bytes))?,
             Fault::WrongExpert => alter(&graph, &|decl, bytes| {

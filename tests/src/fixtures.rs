@@ -96,6 +96,8 @@ const ARCHITECTURES: &[&str] = &[
     "gpt-oss/mxfp4",
     "gpt-oss/mxfp4-mxfp4_moe",
     "gpt-oss/yarn-real",
+    "granitehybrid/small-f16",
+    "granitehybrid/small-q4_k_m",
     "granitemoe/main",
     "granitemoe/main-q8_0",
     "granitemoe/shared",
@@ -104,6 +106,8 @@ const ARCHITECTURES: &[&str] = &[
     "hunyuan-moe/main-q4_k_m",
     "hy_v3/hy3",
     "hy_v3/hy3-q4_0",
+    "lfm2moe/small-f16",
+    "lfm2moe/small-q8_0",
     "llama-moe/llama3",
     "llama-moe/mixtral",
     "llama-moe/mixtral-q4_0",
@@ -111,14 +115,21 @@ const ARCHITECTURES: &[&str] = &[
     "mimo2/flash-q4_k_m",
     "minimax-m2/main",
     "minimax-m2/main-mxfp4_moe",
+    "nemotron_h_moe/latent-f16",
+    "nemotron_h_moe/latent-q4_k_m",
+    "nemotron_h_moe/small-f16",
     "olmoe/main",
     "olmoe/main-q4_0",
     "qwen2moe/fused-qkv",
     "qwen2moe/main",
     "qwen2moe/main-q8_0",
+    "qwen35moe/small-f16",
+    "qwen35moe/small-q4_k_m",
     "qwen3moe/linear",
     "qwen3moe/yarn",
     "qwen3moe/yarn-q8_0",
+    "qwen3next/small-f16",
+    "qwen3next/small-fused-q8_0",
     "qwen3vlmoe/main",
     "qwen3vlmoe/main-mxfp4_moe",
 ];
@@ -134,13 +145,30 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
     ARCHITECTURES.iter().filter_map(pair).collect()
 }
 
-/// Which backend refuses which of those models, by the beginning of the stem: it lacks an operation, and says which.
-const REFUSED: &[(&str, &str)] = &[];
+/// Which backend refuses which of those models, by the beginning of the stem, for lack of one of which operations: it says
+/// which.
+const REFUSED: &[(&str, &str, &[&str])] = &[
+    ("cuda", "granitehybrid/", &["ssm_scan"]),
+    ("cuda", "nemotron_h_moe/", &["ssm_scan", "pointwise"]),
+    ("cuda", "qwen35moe/", &["delta_gates", "delta_rule"]),
+    ("cuda", "qwen3next/", &["delta_gates", "delta_rule"]),
+    ("wgpu", "granitehybrid/", &["ssm_scan"]),
+    ("wgpu", "nemotron_h_moe/", &["ssm_scan"]),
+    ("wgpu", "qwen35moe/", &["delta_gates", "delta_rule"]),
+    ("wgpu", "qwen3next/", &["delta_gates", "delta_rule"]),
+];
 
 /// Whether a backend computes all that a model of [`architecture_models`] asks for.
 #[must_use]
 pub fn computes(backend: &str, stem: &str) -> bool {
-    !REFUSED.iter().any(|(name, prefix)| *name == backend && stem.starts_with(prefix))
+    lacks(backend, stem).is_empty()
+}
+
+/// The operations one of which a backend names when it refuses such a model; none where it computes it.
+#[must_use]
+pub fn lacks(backend: &str, stem: &str) -> &'static [&'static str] {
+    let refused = REFUSED.iter().find(|(name, prefix, _)| *name == backend && stem.starts_with(prefix));
+    refused.map_or(&[], |(.., ops)| ops)
 }
 
 /// Whether the longest matrices are asked for (`scripts/test.sh --full`).

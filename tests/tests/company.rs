@@ -290,6 +290,53 @@ fn company_changes_no_bit_of_a_recurrent_model() {
 }
 
 /// What a chat, a prompt that changes and a step that is queued ahead ask of a state that cannot go back.
+/// Short convolutions, gated delta nets of both orders of heads, mamba2.
+#[test]
+fn company_changes_no_bit_of_a_hybrid_model() {
+    for stem in [
+        "granitehybrid/small-q4_k_m",
+        "lfm2moe/small-q8_0",
+        "qwen35moe/small-q4_k_m",
+        "qwen3next/small-fused-q8_0",
+    ] {
+        let Some(path) = fixtures::find(&format!("arch/{stem}.gguf")) else { continue };
+        let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+        for (activations, kv_type) in [(Activations::Q8, KvType::F16), (Activations::F32, KvType::F32)] {
+            println!("{stem} {activations} {kv_type}");
+            company(&Cpu, &model, &options(activations, kv_type), 2, CONTEXT);
+        }
+    }
+}
+
+/// A chat's next prompt, which parts from what is held, is not read from its beginning: states were kept at a border of blocks.
+#[test]
+fn a_hybrid_models_next_prompt_goes_on_from_a_border_of_blocks() {
+    let Some(path) = fixtures::find("arch/qwen35moe/small-q4_k_m.gguf") else { return };
+    let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+    let tokens = text(&model, 5, 240);
+    for backend in [&Cpu as &dyn Backend, &Reference] {
+        let options = options(Activations::Q8, KvType::F16);
+        let mut session = Session::new(compile(backend, &model, &options)).unwrap();
+        let wanted = alone(&mut session, &tokens);
+        let feed = |session: &mut Session, tokens: &[TokenId]| {
+            session.feed(tokens, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+        };
+        session.truncate(0).unwrap();
+        feed(&mut session, &tokens[..150]);
+        assert_eq!(logits_bits(&mut session), wanted[149], "cut at the border");
+        for i in 0..20 {
+            session.decode(TokenId(i), None).unwrap();
+        }
+        for (prompt, kept) in [(200, 128), (229, 128), (150, 128), (130, 128), (128, 0), (240, 64)] {
+            assert_eq!(session.reuse_prefix(&tokens[..prompt]).unwrap(), kept, "{prompt}");
+            feed(&mut session, &tokens[kept..prompt]);
+            assert_eq!(logits_bits(&mut session), wanted[prompt - 1], "{prompt}");
+            session.decode(TokenId(1), None).unwrap();
+            session.decode(TokenId(2), None).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_state_that_cannot_go_back_says_so() {
     let model = recurrent();

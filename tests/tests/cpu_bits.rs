@@ -137,12 +137,23 @@ fn a_prompt_in_pieces_gives_the_same_bits() {
 #[test]
 fn eight_bits_are_the_references() {
     let mut seen = 0;
-    // What the others lack: sinks, windows, biases, a clamped SwiGLU.
-    let gpt_oss = fixtures::architecture_models().into_iter().filter(|m| m.0 == "gpt-oss/mxfp4-mxfp4_moe");
-    for (stem, path, _) in fixtures::micro_models().into_iter().chain(fixtures::tiny_models()).chain(gpt_oss)
+    // What the others lack: sinks, windows, biases, a clamped SwiGLU; recurrent layers of each kind.
+    let further = [
+        "gpt-oss/mxfp4-mxfp4_moe",
+        "granitehybrid/small-q4_k_m",
+        "lfm2moe/small-q8_0",
+        "qwen35moe/small-q4_k_m",
+        "qwen3next/small-fused-q8_0",
+    ];
+    let further = fixtures::architecture_models().into_iter().filter(|m| further.contains(&m.0));
+    for (stem, path, _) in fixtures::micro_models().into_iter().chain(fixtures::tiny_models()).chain(further)
     {
         let model = Model::open(&path).unwrap();
         for (kv_type, prompt) in [(KvType::F16, 23), (KvType::F32, 6), (KvType::Q8_0, 12)] {
+            let narrow = model.graph.states.iter().any(|s| s.is_per_token() && !s.width.is_multiple_of(32));
+            if narrow && kv_type == KvType::Q8_0 {
+                continue; // refused: heads are no whole blocks of 32
+            }
             let options = CompileOptions { kv_type, ctx_size: 64, ..CompileOptions::default() };
             let executable = Cpu.compile(&model.graph, model.file.clone(), &options).unwrap();
             let same = CompileOptions { ctx_size: 64, ..cases::same_definition(executable.info()) };

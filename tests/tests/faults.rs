@@ -291,6 +291,24 @@ fn every_fault_is_named_on_the_cpu_with_8_bit_activations() {
     every_fault_is_named_on_tiny("cpu", Activations::Q8);
 }
 
+/// A model with recurrent layers: both faults in both of them.
+#[test]
+fn every_fault_is_named_in_recurrent_layers() {
+    for stem in ["qwen35moe/small-q4_k_m", "qwen3next/small-fused-q8_0"] {
+        let Some(model) = fixtures::find(&format!("arch/{stem}.gguf")) else { continue };
+        let Some(stages) = fixtures::find(&format!("arch/{stem}.stages.safetensors")) else { continue };
+        let tokens = StageFile::read(&stages).tokens;
+        for (name, activations) in
+            [("reference", Activations::F32), ("cpu", Activations::F32), ("cpu", Activations::Q8)]
+        {
+            if let Some(mut setting) = setting(name, &model, &tokens[..12], activations) {
+                setting.layers = vec![0, 1];
+                setting.every_fault_is_named(Fault::HYBRID);
+            }
+        }
+    }
+}
+
 /// Faults at the beginning, inside and at the end of groups, by a hook and by altered weights.
 const GROUPED: [Fault; 6] = [
     Fault::DroppedExpert,

@@ -1,13 +1,16 @@
 //! Outputs of the tiny model on every backend: greedy ones token for token, with one thread and two; sampled ones from the
 //! device's candidates as from all logits.
 
+use moe_run_backends::generate::{self, GenerateOptions, StopReason};
+use moe_run_backends::reference::Reference;
 use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{Backend, CompileOptions};
+use moe_run_backends::{Backend, BackendError, CompileOptions};
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_tests::{backends, fixtures};
 use serde_json::Value;
+use std::ops::ControlFlow::{Break, Continue};
 
 /// Prompts of each model on a GPU backend without `--full`.
 const SHORT: usize = 6;
@@ -66,6 +69,54 @@ fn check(backend: &dyn Backend, stem: &str, threads: usize, fresh: bool) {
             case["text"].as_str().or(case["output"].as_str()).unwrap_or_default()
         );
     }
+}
+
+/// The runtime's own loop: the same tokens, and every way in which it ends.
+#[test]
+fn a_generation_ends_for_its_reason() {
+    let Some(path) = fixtures::find("tiny/tiny-qwen3moe-q4_k_m.gguf") else { return };
+    let model = Model::open(&path).unwrap();
+    let end = TokenId(model.metadata().u32("tokenizer.ggml.eos_token_id").unwrap());
+    let cases = std::fs::read_to_string(fixtures::find("tiny/greedy.json").unwrap()).unwrap();
+    let cases: Value = serde_json::from_str(&cases).unwrap();
+    let cases = cases["q4_k_m"].as_array().unwrap();
+    let case =
+        cases.iter().find(|case| case["ended"] == true && ids(&case["output_tokens"]).len() > 3).unwrap();
+    let (prompt, wanted) = (ids(&case["prompt_tokens"]), ids(&case["output_tokens"]));
+    let is_end = |token| token == end;
+    let options = GenerateOptions { is_end: &is_end, ..GenerateOptions::default() };
+    let tight = prompt.len() + 2;
+    let run = |ctx_size: usize, options: &GenerateOptions<'_>, stop_at: usize| {
+        let compiled = CompileOptions { ctx_size, ..CompileOptions::default() };
+        let executable = Reference.compile(&model.graph, model.file.clone(), &compiled).unwrap();
+        let mut session = Session::new(executable).unwrap();
+        let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+        let mut seen = Vec::new();
+        let generated = generate::generate(&mut session, &mut sampler, &prompt, options, None, |token| {
+            seen.push(token);
+            let stops = seen.len() == stop_at;
+            Ok::<_, BackendError>(if stops { Break(StopReason::StopText) } else { Continue(()) })
+        });
+        let generated = generated.unwrap();
+        assert!(generated.failure.is_none() && generated.tokens == seen);
+        assert_eq!(generated.tokens, wanted[..seen.len()]);
+        (generated.stop_reason, seen.len(), generated.timings.prompt_tokens_evaluated)
+    };
+    let (all, evaluated) = (wanted.len(), prompt.len());
+    assert_eq!(run(256, &options, 0), (StopReason::EndToken, all, evaluated));
+    assert_eq!(run(256, &options, 2), (StopReason::StopText, 2, evaluated));
+    assert_eq!(
+        run(256, &GenerateOptions { max_tokens: Some(3), ..options }, 0),
+        (StopReason::MaxTokens, 3, evaluated)
+    );
+    assert_eq!(
+        run(256, &GenerateOptions { max_tokens: Some(0), ..options }, 0),
+        (StopReason::MaxTokens, 0, evaluated)
+    );
+    // The last token that is chosen has no room itself.
+    assert_eq!(run(tight, &options, 0), (StopReason::ContextFull, 3, evaluated));
+    let interrupted = GenerateOptions { is_interrupted: &|| true, ..options };
+    assert_eq!(run(256, &interrupted, 0).0, StopReason::Interrupted);
 }
 
 /// One session for all prompts: each reuses what it has in common with the one before.

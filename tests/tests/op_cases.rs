@@ -106,7 +106,14 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], few: u
 }
 
 /// Ops that a backend does not have yet: each of their cases is refused by a typed error.
-const LACKING: &[(&str, &str)] = &[];
+const LACKING: &[(&str, &str)] = &[
+    ("cuda", "delta_gates"),
+    ("cuda", "delta_rule"),
+    ("cuda", "ssm_scan"),
+    ("wgpu", "delta_gates"),
+    ("wgpu", "delta_rule"),
+    ("wgpu", "ssm_scan"),
+];
 
 #[test]
 fn ops_that_read_quantized_weights() {

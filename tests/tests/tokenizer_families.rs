@@ -194,6 +194,11 @@ fn inspect_and_tokenize_show_the_switches_of_a_file() {
     assert_eq!((&json["tokenizer"]["trailing_eos"], json["no_tokenizer"].is_null()), (&5001.into(), true));
     let ids = run(PROGRAM, ["tokenize", "--json", "-m", file, " user a b"]).succeeded().json();
     assert_eq!(ids["ids"], serde_json::json!([5005, 263, 289, 5001]));
+    // BOS as the file says it, though the text begins with one.
+    let path = fixtures::find("tokenizer/tekken/vocab.gguf").unwrap();
+    let twice = run(PROGRAM, ["tokenize", "--json", "-m", path.to_str().unwrap(), "<s>[INST]"]).succeeded();
+    assert_eq!(twice.json()["ids"], serde_json::json!([3461, 3461, 3463]));
+    assert!(twice.stderr.contains("begins with BOS itself"), "{twice:#?}");
     let none = run(
         PROGRAM,
         ["inspect", "--json", "-m", fixtures::find("micro/dense-qwen3-q4_k.gguf").unwrap().to_str().unwrap()],

@@ -41,6 +41,7 @@ struct Vocabulary {
     scores: Vec<f32>,
     merges: Vec<String>,
     switches: Vec<(&'static str, bool)>,
+    ids: Vec<(&'static str, u32)>,
 }
 
 impl Vocabulary {
@@ -71,8 +72,10 @@ impl Vocabulary {
         let mut pairs = vec![
             ("tokenizer.ggml.model", string(self.model)),
             ("tokenizer.ggml.tokens", MetaValue::Array(MetaArray::String(self.texts.clone()))),
-            ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(self.types.clone()))),
         ];
+        if !self.types.is_empty() {
+            pairs.push(("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(self.types.clone()))));
+        }
         pairs.extend(self.pre.map(|pre| ("tokenizer.ggml.pre", string(pre))));
         if self.model == "llama" {
             pairs.push(("tokenizer.ggml.scores", MetaValue::Array(MetaArray::F32(self.scores.clone()))));
@@ -80,6 +83,7 @@ impl Vocabulary {
             pairs.push(("tokenizer.ggml.merges", MetaValue::Array(MetaArray::String(self.merges.clone()))));
         }
         pairs.extend(self.switches.iter().map(|(key, value)| (*key, MetaValue::Bool(*value))));
+        pairs.extend(self.ids.iter().map(|(key, id)| (*key, MetaValue::U32(*id))));
         Tokenizer::from_metadata(&Metadata::from_pairs("random.gguf", pairs).unwrap())
     }
 }
@@ -166,6 +170,28 @@ fn pieces_of_any_scores() {
             comes_back(&tokenizer, &found, &format!("<think>{text}{text}"));
         }
     }
+}
+
+/// Without types the tokens that keys name and the bytes are known by their texts; what merging gives is a word.
+#[test]
+fn pieces_without_types() {
+    let mut vocabulary = Vocabulary::pieces();
+    for piece in ["<", "b", "s", ">", "s>", "b>", "<b>", "[", "]", "[X]"] {
+        vocabulary.push(piece, 1, -1.0);
+    }
+    vocabulary.types.clear();
+    vocabulary.switches = vec![("tokenizer.ggml.add_space_prefix", false)];
+    let text = |tokenizer: &Tokenizer, text: &str| -> Vec<String> {
+        let ids = tokenizer.encode(text, ControlTokens::Literal).unwrap();
+        ids.iter().map(|&id| tokenizer.raw_text(id).unwrap().to_owned()).collect()
+    };
+    let tokenizer = vocabulary.tokenizer().unwrap();
+    assert_eq!(text(&tokenizer, "<b>\n<s>"), ["<b>", "<0x0A>", "<s>"]);
+    vocabulary.ids = vec![("tokenizer.ggml.bos_token_id", 1), ("tokenizer.ggml.eos_token_id", 2)];
+    let tokenizer = vocabulary.tokenizer().unwrap();
+    assert_eq!(text(&tokenizer, "<b>\n<s>"), ["<b>", "<0x0A>", "<", "s>"]);
+    assert_eq!(tokenizer.end_of_generation(), [TokenId(2)]);
+    assert_eq!((tokenizer.leading_bos(), tokenizer.warnings().len()), (Some(TokenId(1)), 1));
 }
 
 /// What is generated behind a prompt: behind a control token its first space is the tokenizer's, behind text its own.

@@ -3,16 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use moe_run_tests::fixtures;
+use moe_run_tests::{
+    cli::{Finished, run_with_input},
+    fixtures,
+};
 use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
-    toolcalls::{Answer, Calls, Delta, Format, Parser, Syntax, parse},
+    toolcalls::{Answer, Call, Calls, Delta, Format, Parser, Syntax, parse},
 };
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_moe-run-under-test");
 
 #[derive(Deserialize)]
 struct Cases {
@@ -403,6 +409,25 @@ fn hostile_texts_cost_no_more_than_their_length() {
     }
 }
 
+/// Half of a surrogate pair is no character: strict readers of JSON would refuse the arguments.
+#[test]
+fn half_of_a_surrogate_pair() {
+    let syntax = syntaxes().into_iter().find(|syntax| syntax.format == Format::HermesJson).unwrap();
+    for (written, wanted) in [
+        ("\\ud83d\\ude42", "🙂"),
+        ("\\uD83D", "\u{FFFD}"),
+        ("\\ude42a", "\u{FFFD}a"),
+        ("\\ud83d\\ud83d\\ude42\\n", "\u{FFFD}🙂\n"),
+        ("\\ud83d\\n\\u00e9", "\u{FFFD}\né"),
+    ] {
+        let text =
+            format!("<tool_call>{{\"name\": \"f\", \"arguments\": {{\"a\": \"{written}\"}}}}</tool_call>");
+        let answer = parse(&syntax, "", None, &text, true);
+        let arguments: Value = serde_json::from_str(&answer.calls[0].arguments).unwrap();
+        assert_eq!(arguments["a"], wanted, "{written}");
+    }
+}
+
 /// Calls that a JSON reader would refuse for their depth are text.
 #[test]
 fn depth_is_bounded() {
@@ -417,4 +442,149 @@ fn depth_is_bounded() {
         assert_eq!(answer.calls.len(), calls, "{depth}");
         assert_eq!(answer.content.is_empty(), calls == 1);
     }
+}
+
+/// A case through `moe-run parse`: files in `directory`, the text in one or through a pipe.
+fn parse_by_command(ready: &Ready<'_>, directory: &Path, through_pipe: bool) -> Finished {
+    let case = ready.case;
+    let template = fixtures::find(&format!("toolcalls/templates/{}", case.template)).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mut input = case.extra.clone();
+    input.insert("messages".to_owned(), case.messages.clone());
+    let messages = write("messages.json", &Value::Object(input).to_string());
+    let mut args =
+        vec!["parse".to_owned(), "--chat-template".to_owned(), template.to_str().unwrap().to_owned()];
+    args.extend(["--messages".to_owned(), messages]);
+    if let Some(tools) = ready.tools {
+        args.extend(["--tools".to_owned(), write("tools.json", &tools.to_string())]);
+    }
+    if !case.finished {
+        args.push("--unfinished".to_owned());
+    }
+    if !through_pipe {
+        args.extend(["-f".to_owned(), write("text.txt", &case.text)]);
+    }
+    run_with_input(
+        PROGRAM,
+        args.iter().map(String::as_str),
+        if through_pipe { case.text.as_bytes() } else { b"" },
+    )
+}
+
+#[test]
+fn the_command_gives_each_case() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut number = 0;
+    each_case("toolcalls/few.json", |ready| {
+        number += 1;
+        let report = parse_by_command(ready, directory.path(), number % 2 == 0).succeeded().json();
+        let call = |call: &Value| Call {
+            name: call["name"].as_str().unwrap().to_owned(),
+            arguments: call["arguments"].to_string(),
+        };
+        let answer = Answer {
+            content: report["content"].as_str().unwrap().to_owned(),
+            reasoning: report["reasoning_content"].as_str().unwrap().to_owned(),
+            calls: report["tool_calls"].as_array().unwrap().iter().map(call).collect(),
+            open_call: None,
+        };
+        assert_eq!(difference(ready.case, &answer), None, "{}", ready.name());
+    });
+}
+
+#[test]
+fn the_command_shows_deltas_and_says_how_it_reads() {
+    let template = fixtures::find("toolcalls/templates/Qwen-Qwen3-0.6B.jinja").unwrap();
+    let text = b"<think>\nA b.\n</think>\n\n<tool_call>{\"name\": \"f\", \"arguments\": {\"n\": 123456789012345678901}}</tool_call>\nDone.";
+    let args = ["parse", "--chat-template", template.to_str().unwrap()];
+    let deltas = run_with_input(PROGRAM, args.into_iter().chain(["--deltas"]), text).succeeded();
+    let lines: Vec<Value> = deltas.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let arguments = json!("{\"n\": 123456789012345678901}");
+    assert_eq!(
+        lines,
+        [
+            json!({"reasoning_content": "A"}),
+            json!({"reasoning_content": " b."}),
+            json!({"tool_call": {"index": 0, "name": "f"}}),
+            json!({"tool_call": {"index": 0, "arguments": arguments}}),
+            json!({"tool_call": {"index": 0, "complete": true}}),
+            json!({"content": "Done."}),
+        ]
+    );
+    assert!(deltas.stderr.contains("hermes-json"), "{deltas:?}");
+    let whole = run_with_input(PROGRAM, args, text).succeeded();
+    assert!(whole.stdout.contains("123456789012345678901"), "no digit is lost: {whole:?}");
+    let cut =
+        run_with_input(PROGRAM, args.into_iter().chain(["--unfinished"]), b"<tool_call>{\"name\": \"f\"")
+            .succeeded();
+    assert!(cut.stderr.contains("inside of a call of f"), "{cut:?}");
+    assert_eq!(cut.json()["content"], "");
+}
+
+#[test]
+fn an_unknown_way_of_calling_and_wrong_files_are_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let template = path("plain.jinja", "{{ messages[0].content }}");
+    let plain =
+        run_with_input(PROGRAM, ["parse", "-q", "--chat-template", &template], b"<tool_call>x").succeeded();
+    assert_eq!(plain.json(), json!({"content": "<tool_call>x", "reasoning_content": "", "tool_calls": []}));
+    assert!(plain.stderr.contains("no way of calling tools that is known"), "{plain:?}");
+    let wrong = [
+        path("a.json", "{"),
+        path("b.json", "{\"tool\": []}"),
+        path("c.json", "\"x\""),
+        path("d.json", "[1]"),
+        directory.path().join("none.json").to_str().unwrap().to_owned(),
+    ];
+    for file in &wrong {
+        for args in [
+            &["parse", "--chat-template", &template, "--tools", file][..],
+            &["run", "-p", "x", "--tools", file],
+            &["chat", "--tools", file],
+        ] {
+            let refused = run_with_input(PROGRAM, args.iter().copied(), b"x");
+            assert_eq!(refused.code, 2, "{args:?}: {refused:?}");
+            assert!(refused.stderr.contains(file.as_str()), "{refused:?}");
+        }
+    }
+    let refused = run_with_input(
+        PROGRAM,
+        ["parse", "--chat-template", &path("raises.jinja", "{{ raise_exception('no') }}")],
+        b"x",
+    );
+    assert_eq!(refused.code, 2, "{refused:?}");
+}
+
+/// Answers of the demo model, which was given a tool.
+#[test]
+fn run_and_chat_take_tools() {
+    let directory = tempfile::tempdir().unwrap();
+    let tools = directory.path().join("tools.json");
+    let tool =
+        json!({"type": "function", "function": {"name": "now", "description": "The time", "parameters": {}}});
+    std::fs::write(&tools, json!({"tools": [tool]}).to_string()).unwrap();
+    let tools = tools.to_str().unwrap();
+    let args = ["run", "-p", "What is 2+2?", "--temp", "0", "-n", "16", "--tools", tools];
+    let report = run_with_input(PROGRAM, args.into_iter().chain(["--json"]), b"").succeeded().json();
+    let shown = run_with_input(PROGRAM, args, b"").succeeded();
+    let content = report["content"].as_str().unwrap();
+    assert!(shown.stdout.contains(content.trim()), "{report} {shown:?}");
+    assert!(report["tool_calls"].is_array() && report["reasoning_content"].is_string(), "{report}");
+    let without = run_with_input(PROGRAM, ["run", "-p", "2+2", "-n", "1", "--json"], b"").succeeded().json();
+    assert!(without.get("tool_calls").is_none(), "{without}");
+    let prompts = [&report, &without].map(|report| report["prompt_tokens"].as_array().unwrap().len());
+    assert!(prompts[0] > prompts[1], "the template has the tools: {prompts:?}");
+    let chat = ["chat", "--tools", tools, "--temp", "0", "-n", "8"];
+    let chat = run_with_input(PROGRAM, chat, b"/tool 12:00\nHi\n").succeeded();
+    assert!(chat.stderr.contains("no call waits for a result"), "{chat:?}");
+    assert!(!chat.stdout.trim().is_empty(), "{chat:?}");
 }

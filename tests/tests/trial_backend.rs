@@ -43,6 +43,9 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::CausalConv(_)
+        | Op::DeltaGates { .. }
+        | Op::DeltaRule(_)
+        | Op::SsmScan(_)
         | Op::Pointwise { .. }
         | Op::Concat { .. }
         | Op::Slice { .. }

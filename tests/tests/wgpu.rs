@@ -161,7 +161,8 @@ fn fused_launches_stand_beside_split_tensors() {
         (launches, all)
     };
     let (launches, whole) = run(&Wgpu::default());
-    let fused = ["norm_qkv", "attend", "matmul_add", "norm_router", "route_experts", "combine_experts"];
+    let fused =
+        ["norm_qkv", "attention_step", "matmul_residual", "norm_router", "route_gate_up", "down_combine"];
     let count = |patterns: &[&str]| patterns.iter().filter(|p| fused.contains(p)).count();
     let all = count(&launches);
     let mut counts = Vec::new();
@@ -312,7 +313,7 @@ fn real_shapes_agree_with_the_cpu() {
     };
     let (found, patterns) = run(&split(128 << 20));
     // The layer is fused all the same.
-    assert!(patterns.contains(&"route_experts") && patterns.contains(&"matmul"), "{patterns:?}");
+    assert!(patterns.contains(&"route_gate_up") && patterns.contains(&"matmul"), "{patterns:?}");
     let (wanted, _) = run(&moe_run_backends::cpu::Cpu);
     for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         assert_eq!(found.len(), 151_936);

@@ -3,7 +3,8 @@
 
 use moe_run::ExitCode;
 use moe_run::error::CliError;
-use moe_run::generate::{GenerateArgs, StopReason, generate};
+use moe_run::generate::{GenerateArgs, generate};
+use moe_run_backends::generate::StopReason;
 use moe_run_backends::sampler::{Sampler, SamplerOptions};
 use moe_run_backends::session::Session;
 use moe_run_backends::wgpu::{Faults, Features, Wgpu, WgpuOptions};
@@ -118,11 +119,11 @@ fn a_shader_that_does_not_compile_is_named_with_the_compilers_words() {
     if !has_adapter() {
         return;
     }
-    let backend = with(Faults { broken_shader: Some("route_experts"), ..Faults::default() });
+    let backend = with(Faults { broken_shader: Some("route_gate_up"), ..Faults::default() });
     let error = compile(&backend, &tiny(), 64).err().unwrap();
     let text = error.to_string();
     // The variant with formats, sizes and features; what is wrong; what to try.
-    for wanted in ["shader route_experts_q4_k_q4_k_q8 ", "LANES=", "broken_by_a_test", "--backend cpu"] {
+    for wanted in ["shader route_gate_up_q4_k_q4_k_q8 ", "LANES=", "broken_by_a_test", "--backend cpu"] {
         assert!(text.contains(wanted), "{wanted} in {text}");
     }
     assert_eq!(CliError::from(error).exit_code(), ExitCode::Failed);
@@ -146,7 +147,7 @@ fn a_device_that_is_lost_on_the_way_keeps_the_text() {
         let mut session = Session::new(compile(&backend, &model, 64).unwrap()).unwrap();
         let mut sampler = Sampler::new(options).unwrap();
         let mut written = String::new();
-        let args = GenerateArgs { max_tokens: Some(20), stop: Vec::new() };
+        let args = GenerateArgs { max_tokens: Some(20), stop: Vec::new(), spells_control_tokens: false };
         let outcome = generate(&mut session, Some(&tokenizer), &mut sampler, &prompt, &args, |text| {
             written.push_str(text);
             Ok(())

@@ -1,6 +1,44 @@
-//! Stop texts: a text that arrives in pieces ends before the first of them.
-//!
-//! Input: pieces of text, cut anywhere. Output: the text that is certain to come before any stop text, as early as can be.
+//! Tokens → text until a stop text: the text ends before the first of them, though it may arrive in pieces.
+
+use crate::tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
+use moe_run_graph::ids::TokenId;
+
+/// The text of tokens while they come, until a stop text.
+#[derive(Clone, Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    decoder: StreamDecoder,
+    stops: StopTexts,
+}
+
+impl<'a> TextStream<'a> {
+    /// The text behind a prompt.
+    pub fn behind(tokenizer: &'a Tokenizer, prompt: &[TokenId], stops: StopTexts) -> TextStream<'a> {
+        TextStream { tokenizer, decoder: StreamDecoder::behind(tokenizer, prompt), stops }
+    }
+
+    /// The same, in which control tokens are text too.
+    #[must_use]
+    pub fn with_control_tokens(self) -> TextStream<'a> {
+        TextStream { decoder: self.decoder.with_control_tokens(), ..self }
+    }
+
+    /// Takes a token and gives what is certain by now.
+    ///
+    /// Errors: the id is outside of the vocabulary.
+    pub fn push(&mut self, token: TokenId) -> Result<Passed, TokenizerError> {
+        Ok(self.stops.push(&self.decoder.push(self.tokenizer, token)?))
+    }
+
+    /// Ends a text that no stop text has ended: what was held back is text after all, unless a stop text is in it.
+    pub fn finish(&mut self) -> String {
+        let mut rest = self.stops.push(&self.decoder.finish());
+        if !rest.stopped {
+            rest.text.push_str(&self.stops.finish());
+        }
+        rest.text
+    }
+}
 
 /// Looks for stop texts in streamed text, and holds back what may be the beginning of one.
 #[derive(Clone, Debug, Default)]

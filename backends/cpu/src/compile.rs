@@ -1,11 +1,12 @@
 //! Stage 5: Plan → launches with their buffers resolved.
 
+mod recurrent;
+
 use super::memory::{Val, WeightBytes};
 use super::ops::Launch as Work;
 use super::ops::activations::Kinds;
 use super::ops::attention::{Attention, Largest};
 use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
-use super::ops::causal_conv::{CHUNK_CHANNELS, CausalConv};
 use super::ops::concat::Concat;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
@@ -19,11 +20,9 @@ use super::ops::router::{self, Route};
 use super::ops::weights::Matrix;
 use super::patterns;
 use super::share::{Input, Operands, Output, Share, StateInput, StateOutput};
-use moe_run_graph::ir::{
-    ActivationFn, CausalConvAttrs, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice,
-};
+use moe_run_graph::ir::{ActivationFn, Node, Op, OpKind, StateId, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
-use moe_run_graph::quant::{ActProfile, Activation, Format};
+use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::WeightSource;
 use std::sync::Arc;
@@ -202,7 +201,7 @@ impl Compiler<'_> {
         // bit from moving one; a model without quantized weights has none, and needs the speed of f32.
         let steps_follow = matches!(self.profile, ActProfile::Q8 { .. })
             && self.plan.graph.weights.iter().any(|w| w.format.is_quantized());
-        let floats = activation == Activation::F32 && !decl.format.is_quantized();
+        let floats = activation == ActivationPrecision::F32 && !decl.format.is_quantized();
         matrix.wide = floats && (decl.format == Format::F32 || steps_follow);
         Ok(matrix)
     }
@@ -240,6 +239,9 @@ impl Compiler<'_> {
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
+            | Op::DeltaGates { .. }
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }
@@ -399,7 +401,7 @@ impl Compiler<'_> {
         Ok(Cache { k, heads, key: state(key), value })
     }
 
-    /// The nodes of ROPE_KV and ROPE_ATTENTION: q and what happens to it, and the cache.
+    /// The nodes of ROPE_KV and ATTENTION_STEP: q and what happens to it, and the cache.
     fn rotated(&self, nodes: &[&Node]) -> Result<(Input, Heads, Cache), BackendError> {
         let ropes: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::Rope).collect();
         let norms: Vec<&Node> = nodes.iter().copied().filter(|n| n.op.kind() == OpKind::RmsNorm).collect();
@@ -419,26 +421,21 @@ impl Compiler<'_> {
 
     fn launch(&mut self, launch: &Launch) -> Result<Box<dyn Work>, BackendError> {
         let plan = self.plan;
-        let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
-        // An attribute that a group does not know must not be dropped, whoever made the plan.
-        let group = patterns::patterns(1).into_iter().find(|group| group.name == launch.pattern);
-        if group.is_some_and(|group| !(group.accepts)(&plan.graph, &nodes)) {
-            return Err(BackendError::mismatch(launch.pattern));
-        }
+        let nodes = plan.launch_nodes(launch).collect();
+        let nodes = patterns::by_role(&plan.graph, launch.pattern, nodes)?;
         match (launch.pattern, nodes.as_slice()) {
-            (patterns::NORM_QKV, [norm, products @ ..]) => {
+            (patterns::NORM_QKV | patterns::NORM_ROUTER, [norm, products @ ..]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
                 self.products(x, None, Some(norm), None, products, Then::Nothing)
             }
-            (patterns::NORM_GATE_UP, [norm, gate, up, act]) => {
+            (patterns::GATE_UP, [norm, gate, up, act]) => {
                 let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
                 self.products(x, None, Some(norm), None, &[gate, up], self.gated(act)?)
             }
-            (patterns::NORM_MATMUL, [norm, product]) => {
-                let (x, norm) = (self.input(norm, 0)?, self.norm(norm)?);
-                self.products(x, None, Some(norm), None, &[product], Then::Nothing)
+            (patterns::GATE_UP, [gate, up, act]) => {
+                self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act)?)
             }
-            (patterns::MATMUL_ADD, [product, add]) => {
+            (patterns::MATMUL_RESIDUAL, [product, add]) => {
                 let (residual, out) = self.add_to(product, add)?;
                 self.products(
                     self.input(product, 0)?,
@@ -449,7 +446,7 @@ impl Compiler<'_> {
                     Then::Add { residual, out },
                 )
             }
-            (patterns::LM_HEAD, [pick, norm, product]) => {
+            (patterns::FINAL_NORM_LM_HEAD, [pick, norm, product]) => {
                 let ids = (self.input(pick, 1)?, self.maybe(pick.outputs[0]));
                 let (x, norm) = (self.input(pick, 0)?, self.norm(norm)?);
                 self.products(x, Some(ids), Some(norm), None, &[product], Then::Nothing)
@@ -461,7 +458,7 @@ impl Compiler<'_> {
             (patterns::EXPERTS_GATE_UP, [gate, up, act]) => {
                 self.products(self.input(gate, 0)?, None, None, None, &[gate, up], self.gated(act)?)
             }
-            (patterns::EXPERTS_DOWN, [down, combine, add]) => {
+            (patterns::DOWN_COMBINE, [down, combine, add]) => {
                 let then = Then::Combine {
                     weights: self.input(combine, 1)?,
                     combined: self.maybe(combine.outputs[0]),
@@ -473,7 +470,7 @@ impl Compiler<'_> {
                 let (q, heads, cache) = self.rotated(nodes)?;
                 Ok(Box::new(KvWrite { q: Some((q, heads)), cache }))
             }
-            (patterns::ROPE_ATTENTION, [rotations @ .., attention]) => {
+            (patterns::ATTENTION_STEP, [rotations @ .., attention]) => {
                 let (q, heads, cache) = self.rotated(rotations)?;
                 self.attention(attention, q, Some((heads, cache)))
             }
@@ -507,10 +504,11 @@ impl Compiler<'_> {
                 ids: self.input(node, 0)?,
                 out: self.output(node)?,
             }),
-            Op::RmsNorm { weight: _, eps: _, heads: _ } => {
+            Op::RmsNorm { weight: _, eps: _, heads } => {
                 let (weight, eps) = self.norm_weight(node)?;
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
-                Box::new(RmsNorm { x, out, weight, eps })
+                let width = self.plan.graph.value(node.inputs[0]).shape.width().unwrap_or(0) / heads;
+                Box::new(RmsNorm { x, out, weight, width, eps })
             }
             Op::Rope { table, pairing, heads } => {
                 let (x, out) = (self.input(node, 0)?, self.output(node)?);
@@ -560,18 +558,10 @@ impl Compiler<'_> {
                 b: self.input(node, 1)?,
                 out: self.output(node)?,
             }),
-            Op::CausalConv(CausalConvAttrs { weight, bias, activation, state }) => {
-                let kept = self.plan.graph.state(*state).width;
-                Box::new(CausalConv {
-                    x: self.input(node, 0)?,
-                    out: self.output(node)?.shared(Share::Columns(CHUNK_CHANNELS)),
-                    weight: self.vector(*weight)?,
-                    bias: self.opt_vector(*bias)?,
-                    activation: *activation,
-                    state: self.state_output(*state, Share::Columns(CHUNK_CHANNELS * kept)),
-                    kept,
-                })
-            }
+            Op::CausalConv(attrs) => return self.causal_conv(node, attrs),
+            Op::DeltaGates { a, dt_bias } => return self.delta_gates(node, *a, *dt_bias),
+            Op::DeltaRule(attrs) => return self.delta_rule(node, attrs),
+            Op::SsmScan(attrs) => return self.ssm_scan(node, attrs),
             Op::Pointwise { function } => {
                 let share = Share::Tiles { rows: 1, columns: pointwise::CHUNK_ELEMS };
                 let (x, out) = (self.input(node, 0)?, self.output(node)?.shared(share));

@@ -79,7 +79,19 @@ impl Backend for Cpu {
         source: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Arc<dyn Weights>, BackendError> {
-        Ok(Arc::new(CpuWeights::load(graph, source, options, threads(options.threads)?)?))
+        Ok(Arc::new(CpuWeights::load(graph, source, options, threads(options.threads)?)?.0))
+    }
+
+    fn load_and_compile(
+        &self,
+        graph: &Graph,
+        source: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), BackendError> {
+        let threads = threads(options.threads)?;
+        let (weights, programs) = CpuWeights::load(graph, source, options, threads)?;
+        let executable = weights.executable(new_pool(threads)?, programs)?;
+        Ok((Arc::new(weights), executable))
     }
 }
 
@@ -95,7 +107,8 @@ pub fn compile_on(
     options: &CompileOptions,
 ) -> Result<Box<dyn Executable>, BackendError> {
     let threads = NonZeroUsize::new(pool.threads()).unwrap_or(NonZeroUsize::MIN);
-    CpuWeights::load(graph, source, options, threads)?.executable(pool, graph, options)
+    let (weights, programs) = CpuWeights::load(graph, source, options, threads)?;
+    weights.executable(pool, programs)
 }
 
 /// Refuses what the launches cannot run.
@@ -112,32 +125,23 @@ struct CpuWeights {
 }
 
 impl CpuWeights {
-    /// Refuses what cannot run, and says what would run.
+    /// Refuses what cannot run, and says what would run; with what was compiled to know that.
     fn load(
         graph: &Graph,
         source: Arc<dyn WeightSource>,
         options: &CompileOptions,
         threads: NonZeroUsize,
-    ) -> Result<CpuWeights, BackendError> {
+    ) -> Result<(CpuWeights, Programs), BackendError> {
         check(graph, options)?;
         check_weights(graph, source.as_ref())?;
         options.check_only_device(NAME, &topology::processor_name())?;
         let programs = Programs::new(graph, source.as_ref(), options, threads.get())?;
         programs.tell_opened(graph, source.as_ref(), options);
-        Ok(CpuWeights { table: WeightTable::new(graph), source })
+        Ok((CpuWeights { table: WeightTable::new(graph), source }, programs))
     }
 
-    /// Compiles a graph for these threads.
-    fn executable(
-        &self,
-        pool: Pool,
-        graph: &Graph,
-        options: &CompileOptions,
-    ) -> Result<Box<dyn Executable>, BackendError> {
-        check(graph, options)?;
-        self.table.find(graph)?;
-        let programs = Programs::new(graph, self.source.as_ref(), options, pool.threads())?;
-        programs.tell_opened(graph, self.source.as_ref(), options);
+    /// Runs programs of these weights on these threads.
+    fn executable(&self, pool: Pool, programs: Programs) -> Result<Box<dyn Executable>, BackendError> {
         let Programs { one, many, info } = programs;
         let (kernels, source) = (Kernels::detect(), Arc::clone(&self.source));
         let recorder = executable::CpuRecorder::new(one, many, info, kernels, pool, source)?;
@@ -152,14 +156,21 @@ impl Weights for CpuWeights {
     }
 
     fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
-        let threads = threads(options.threads)?;
-        let pool = Pool::new(threads).map_err(|e| BackendError::Device {
-            backend: NAME,
-            device: topology::processor_name(),
-            detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
-        })?;
-        self.executable(pool, graph, options)
+        let pool = new_pool(threads(options.threads)?)?;
+        check(graph, options)?;
+        self.table.find(graph)?;
+        let programs = Programs::new(graph, self.source.as_ref(), options, pool.threads())?;
+        programs.tell_opened(graph, self.source.as_ref(), options);
+        self.executable(pool, programs)
     }
+}
+
+fn new_pool(threads: NonZeroUsize) -> Result<Pool, BackendError> {
+    Pool::new(threads).map_err(|e| BackendError::Device {
+        backend: NAME,
+        device: topology::processor_name(),
+        detail: format!("cannot start {threads} threads: {e}; try a smaller --threads"),
+    })
 }
 
 /// A graph compiled for one token and for many.

@@ -1,175 +1,258 @@
-//! The groups of nodes that the CPU runs as one launch.
+//! The groups of nodes that the CPU runs as one launch: which of graph/src/groups fit, and their nodes by role.
 
-use moe_run_graph::ir::pattern::{PatternStep, maybe, op};
-use moe_run_graph::ir::{ActivationFn, AttentionAttrs, Graph, LaunchPattern, Node, Op, OpKind};
+use moe_run_graph::groups::parts::{
+    Attended, ExpertProduct, Gated, Norm, Picked, Product, Rotated, Sum, Written,
+};
+use moe_run_graph::groups::{
+    AttentionStep, DownCombine, ExpertsGateUp, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv,
+    NormRouter, Placed, RopeKv, RouteGateUp, group_of,
+};
+use moe_run_graph::ir::{ActivationFn, AttentionAttrs, Graph, LaunchPattern, Node, NodeId, ValueId};
+use moe_run_runtime::error::BackendError;
 
-/// RMSNorm and the three products that read it.
-pub const NORM_QKV: &str = "norm_qkv";
-/// RMSNorm, gate and up of a dense layer, SwiGLU.
-pub const NORM_GATE_UP: &str = "norm_gate_up";
-/// RMSNorm and a product.
-pub const NORM_MATMUL: &str = "norm_matmul";
+/// RMSNorm and the products that read it.
+pub const NORM_QKV: &str = NormQkv::NAME;
+/// RMSNorm, or none, gate and up, SwiGLU.
+pub const GATE_UP: &str = GateUp::NAME;
+/// RMSNorm and the router's product.
+pub const NORM_ROUTER: &str = NormRouter::NAME;
 /// A product and the residual.
-pub const MATMUL_ADD: &str = "matmul_add";
+pub const MATMUL_RESIDUAL: &str = MatMulResidual::NAME;
 /// Q/K norm, RoPE, cache.
-pub const ROPE_KV: &str = "rope_kv";
+pub const ROPE_KV: &str = RopeKv::NAME;
 /// Q/K norm, RoPE, cache and attention of one token.
-pub const ROPE_ATTENTION: &str = "rope_attention";
+pub const ATTENTION_STEP: &str = AttentionStep::NAME;
 /// The choice of experts, their gate and up, SwiGLU, of one token.
-pub const ROUTE_GATE_UP: &str = "route_gate_up";
+pub const ROUTE_GATE_UP: &str = RouteGateUp::NAME;
 /// Experts' gate and up, SwiGLU.
-pub const EXPERTS_GATE_UP: &str = "experts_gate_up";
+pub const EXPERTS_GATE_UP: &str = ExpertsGateUp::NAME;
 /// Experts' down, weighted sum, residual.
-pub const EXPERTS_DOWN: &str = "experts_down";
+pub const DOWN_COMBINE: &str = DownCombine::NAME;
 /// Rows of logits, final norm, lm_head.
-pub const LM_HEAD: &str = "lm_head";
-
-const ONE_TOKEN: &[LaunchPattern] = &[
-    LaunchPattern { name: ROPE_ATTENTION, phases: &[ROPE_STEPS_ATTENTION], accepts: chained_attention },
-    LaunchPattern {
-        name: ROUTE_GATE_UP,
-        phases: &[&[op("router"), op("expert_matmul"), op("expert_matmul"), op("gated_act")]],
-        accepts: gated_pair,
-    },
-];
-
-const ANY_COUNT: &[LaunchPattern] = &[
-    LaunchPattern {
-        name: NORM_QKV,
-        phases: &[&[op("rms_norm"), op("matmul"), op("matmul"), op("matmul")]],
-        accepts: share_norm,
-    },
-    LaunchPattern {
-        name: NORM_GATE_UP,
-        phases: &[&[op("rms_norm"), op("matmul"), op("matmul"), op("gated_act")]],
-        accepts: |g, n| share_norm(g, &n[..3]) && gated_pair(g, n),
-    },
-    LaunchPattern {
-        name: LM_HEAD,
-        phases: &[&[op("get_rows"), op("rms_norm"), op("matmul")]],
-        accepts: chained,
-    },
-    LaunchPattern { name: NORM_MATMUL, phases: &[&[op("rms_norm"), op("matmul")]], accepts: share_norm },
-    LaunchPattern { name: MATMUL_ADD, phases: &[&[op("matmul"), op("add")]], accepts: adds_product },
-    LaunchPattern { name: ROPE_KV, phases: &[ROPE_STEPS], accepts: turned_into_cache },
-    LaunchPattern {
-        name: EXPERTS_GATE_UP,
-        phases: &[&[op("expert_matmul"), op("expert_matmul"), op("gated_act")]],
-        accepts: gated_pair,
-    },
-    LaunchPattern {
-        name: EXPERTS_DOWN,
-        phases: &[&[op("expert_matmul"), op("expert_combine"), op("add")]],
-        accepts: |g, n| n[1].inputs[0] == n[0].outputs[0] && adds_product(g, &n[1..]),
-    },
-];
-
-const ROPE_STEPS: &[PatternStep] =
-    &[maybe(op("rms_norm")), maybe(op("rms_norm")), op("rope"), op("rope"), op("kv_write")];
-const ROPE_STEPS_ATTENTION: &[PatternStep] =
-    &[maybe(op("rms_norm")), maybe(op("rms_norm")), op("rope"), op("rope"), op("kv_write"), op("attention")];
+pub const FINAL_NORM_LM_HEAD: &str = FinalNormLmHead::NAME;
 
 /// The patterns for steps of up to `tokens` tokens, best first.
 pub fn patterns(tokens: usize) -> Vec<LaunchPattern> {
-    let one: &[LaunchPattern] = if tokens == 1 { ONE_TOKEN } else { &[] };
-    one.iter().chain(ANY_COUNT).copied().collect()
+    let mut all = Vec::new();
+    if tokens == 1 {
+        all.extend([pattern::<AttentionStep>(), pattern::<RouteGateUp>()]);
+    }
+    all.extend([
+        pattern::<FinalNormLmHead>(),
+        pattern::<NormQkv>(),
+        pattern::<NormRouter>(),
+        pattern::<GateUp>(),
+        pattern::<DownCombine>(),
+        pattern::<MatMulResidual>(),
+        pattern::<RopeKv>(),
+        pattern::<ExpertsGateUp>(),
+    ]);
+    all
+}
+
+fn pattern<G: Runs>() -> LaunchPattern {
+    LaunchPattern::new::<G>(|graph, group| group.fits(graph))
+}
+
+/// The nodes of a launch by role, as each group's [`Runs::roles`] lists them; those of a single node as they are. An attribute
+/// that a group does not know must not be dropped, whoever made the plan.
+pub fn by_role<'g>(
+    graph: &'g Graph,
+    pattern: &'static str,
+    nodes: Vec<&'g Node>,
+) -> Result<Vec<&'g Node>, BackendError> {
+    if nodes.len() == 1 {
+        return Ok(nodes);
+    }
+    let of = match pattern {
+        NORM_QKV => roles::<NormQkv>,
+        NORM_ROUTER => roles::<NormRouter>,
+        GATE_UP => roles::<GateUp>,
+        FINAL_NORM_LM_HEAD => roles::<FinalNormLmHead>,
+        MATMUL_RESIDUAL => roles::<MatMulResidual>,
+        ROPE_KV => roles::<RopeKv>,
+        ATTENTION_STEP => roles::<AttentionStep>,
+        ROUTE_GATE_UP => roles::<RouteGateUp>,
+        EXPERTS_GATE_UP => roles::<ExpertsGateUp>,
+        DOWN_COMBINE => roles::<DownCombine>,
+        _ => return Err(BackendError::mismatch(pattern)),
+    };
+    of(graph, &nodes).ok_or_else(|| BackendError::mismatch(pattern))
+}
+
+fn roles<'g, G: Runs>(graph: &'g Graph, nodes: &[&'g Node]) -> Option<Vec<&'g Node>> {
+    let group = group_of::<G>(graph, nodes).filter(|group| group.fits(graph))?;
+    group.roles().into_iter().map(|id| graph.node(id)).collect()
+}
+
+/// A group that the CPU may have a launch for.
+trait Runs: Group {
+    /// Whether it has.
+    fn fits(&self, graph: &Graph) -> bool;
+
+    /// The nodes in the order in which `compile` takes them.
+    fn roles(&self) -> Vec<NodeId> {
+        self.nodes()
+    }
 }
 
 /// A norm of whole rows, one for each token or row of logits: its weight and eps go with the launch.
-fn whole_norm(graph: &Graph, norm: &Node) -> bool {
-    matches!(norm.op, Op::RmsNorm { weight: _, eps: _, heads: 1 })
-        && graph.value(norm.inputs[0]).shape.0.len() == 2
+fn whole_norm(graph: &Graph, norm: &Norm) -> bool {
+    let Norm { node: _, x, weight: _, eps: _, heads, y: _ } = norm;
+    *heads == 1 && graph.value(*x).shape.0.len() == 2
 }
 
-/// Every product, of any slice with any bias and scale, reads the norm in front.
-fn share_norm(graph: &Graph, nodes: &[&Node]) -> bool {
-    let [norm, products @ ..] = nodes else { return false };
-    let reads_norm = |n: &&Node| {
-        matches!(n.op, Op::MatMul { weight: _, bias: _, scale: _ }) && n.inputs[0] == norm.outputs[0]
+/// A product of any slice with any bias and scale.
+fn any_product(product: &Product) -> bool {
+    let Product { node: _, x: _, weight: _, bias: _, scale: _, y: _ } = product;
+    true
+}
+
+/// The other operand of an addition has the product's shape.
+fn adds_alike(graph: &Graph, add: &Sum, product: ValueId) -> bool {
+    let Sum { node: _, other, y: _ } = add;
+    graph.value(*other).shape == graph.value(product).shape
+}
+
+fn is_swiglu(act: &Gated) -> bool {
+    let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+    *activation == ActivationFn::Silu
+}
+
+impl Runs for NormQkv {
+    fn fits(&self, graph: &Graph) -> bool {
+        let NormQkv { norm, products } = self;
+        whole_norm(graph, norm) && products.iter().all(any_product)
+    }
+}
+
+impl Runs for NormRouter {
+    fn fits(&self, graph: &Graph) -> bool {
+        let NormRouter { norm, logits } = self;
+        whole_norm(graph, norm) && logits.iter().all(any_product)
+    }
+}
+
+impl Runs for FinalNormLmHead {
+    fn fits(&self, graph: &Graph) -> bool {
+        let FinalNormLmHead { picked: Picked { node: _, x: _, rows: _, y: _ }, norm, product } = self;
+        whole_norm(graph, norm) && any_product(product)
+    }
+}
+
+impl Runs for GateUp {
+    fn fits(&self, graph: &Graph) -> bool {
+        let GateUp { norm, gate, up, act } = self;
+        let shape = |value: ValueId| &graph.value(value).shape;
+        norm.as_ref().is_none_or(|norm| whole_norm(graph, norm))
+            && any_product(gate)
+            && any_product(up)
+            && shape(gate.y) == shape(up.y)
+            && is_swiglu(act)
+    }
+}
+
+impl Runs for MatMulResidual {
+    fn fits(&self, graph: &Graph) -> bool {
+        let MatMulResidual { product, add } = self;
+        any_product(product) && adds_alike(graph, add, product.y)
+    }
+}
+
+/// Experts' products of one input, of any slice with any bias.
+fn experts_gate_up(graph: &Graph, experts: &ExpertsGateUp) -> bool {
+    let ExpertsGateUp { gate, up, act } = experts;
+    let [gate_y, up_y] = [gate, up].map(|product| {
+        let ExpertProduct { node: _, x: _, ids: _, weight: _, bias: _, y } = product;
+        &graph.value(*y).shape
+    });
+    gate_y == up_y && is_swiglu(act)
+}
+
+impl Runs for ExpertsGateUp {
+    fn fits(&self, graph: &Graph) -> bool {
+        experts_gate_up(graph, self)
+    }
+}
+
+impl Runs for RouteGateUp {
+    fn fits(&self, graph: &Graph) -> bool {
+        // Every choice that there is.
+        let RouteGateUp { routing: _, experts } = self;
+        experts_gate_up(graph, experts)
+    }
+}
+
+impl Runs for DownCombine {
+    fn fits(&self, graph: &Graph) -> bool {
+        let DownCombine { down, combined, shared: None, add: Some(add) } = self else { return false };
+        let ExpertProduct { node: _, x: _, ids: _, weight: _, bias: _, y: _ } = down;
+        adds_alike(graph, add, combined.y)
+    }
+}
+
+/// Queries and keys normed, each head by itself, or neither, then rotated.
+fn placed_alike(graph: &Graph, q: &Placed, k: &Placed) -> bool {
+    let rotates = |placed: &Placed| {
+        let Placed { x: _, norm, rope: Some(rope), is_norm_last: false, y: _ } = placed else { return false };
+        let Rotated { node: _, x: _, positions: _, table: _, pairing: _, heads, y: _ } = rope;
+        let norms = |norm: &Norm| {
+            let Norm { node: _, x: _, weight: _, eps: _, heads: normed, y: _ } = norm;
+            normed == heads && norm.shared_weight(graph).is_some()
+        };
+        norm.as_ref().is_none_or(norms)
     };
-    whole_norm(graph, norm) && products.iter().all(reads_norm)
+    rotates(q) && rotates(k) && q.norm.is_some() == k.norm.is_some()
 }
 
-/// Each node reads the one before it.
-fn chained(graph: &Graph, nodes: &[&Node]) -> bool {
-    let [pick, rest @ ..] = nodes else { return false };
-    share_norm(graph, rest) && rest.first().is_some_and(|norm| norm.inputs[0] == pick.outputs[0])
+/// q before k, norms before rotations, the cache behind.
+fn placed_roles(q: &Placed, k: &Placed, write: &Written) -> Vec<NodeId> {
+    let norms = [q, k].into_iter().filter_map(|p| p.norm.as_ref().map(|n| n.node));
+    let ropes = [q, k].into_iter().filter_map(|p| p.rope.as_ref().map(|r| r.node));
+    norms.chain(ropes).chain([write.node]).collect()
 }
 
-/// The last node adds the product of the one before it, on either side, to something else of the same shape.
-fn adds_product(graph: &Graph, nodes: &[&Node]) -> bool {
-    let [product, add] = nodes else { return false };
-    let product = product.outputs[0];
-    let sides = add.inputs.iter().filter(|v| **v == product).count();
-    sides == 1 && add.inputs.iter().all(|v| graph.value(*v).shape == graph.value(product).shape)
+impl Runs for RopeKv {
+    fn fits(&self, graph: &Graph) -> bool {
+        let RopeKv { q, k, write: Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } } =
+            self;
+        placed_alike(graph, q, k)
+    }
+
+    fn roles(&self) -> Vec<NodeId> {
+        placed_roles(&self.q, &self.k, &self.write)
+    }
 }
 
-/// The last node gates the product two before it and lets through that just before it; both read the same input,
-/// choice and widths alike; a router in front makes the choice.
-fn gated_pair(graph: &Graph, nodes: &[&Node]) -> bool {
-    let [.., gate, up, act] = nodes else { return false };
-    let first = nodes[0];
-    let routed = !matches!(first.op, Op::Router(_)) || gate.inputs.get(1) == first.outputs.first();
-    let shape = |n: &Node| &graph.value(n.outputs[0]).shape;
-    routed
-        && gate.inputs == up.inputs
-        && shape(gate) == shape(up)
-        && act.inputs == [gate.outputs[0], up.outputs[0]]
-        && matches!(act.op, Op::GatedAct { activation: ActivationFn::Silu })
-}
+impl Runs for AttentionStep {
+    fn fits(&self, graph: &Graph) -> bool {
+        let AttentionStep { q, k, write, attention } = self;
+        let Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } = write;
+        let Attended { node: _, q: _, states: _, positions: _, sequence: _, attrs, y: _ } = attention;
+        let AttentionAttrs {
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim: _,
+            value_head_dim: _,
+            scale: _,
+            window: _,
+            soft_cap: _,
+            sinks: _,
+            value_in_key: false,
+        } = attrs
+        else {
+            return false;
+        };
+        // A worker norms and rotates the heads of one KV head: each by itself.
+        let by_head =
+            |placed: &Placed, wanted: usize| placed.rope.as_ref().is_some_and(|r| r.heads == wanted);
+        placed_alike(graph, q, k) && by_head(q, *num_attention_heads) && by_head(k, *num_key_value_heads)
+    }
 
-/// Norms and rotations lead from q and k to `kv_write`: the second rotation feeds it, each norm its rotation.
-fn turned_into_cache(_: &Graph, nodes: &[&Node]) -> bool {
-    let of = |kind: OpKind| nodes.iter().copied().filter(|n| n.op.kind() == kind).collect::<Vec<_>>();
-    let (norms, ropes, writes) = (of(OpKind::RmsNorm), of(OpKind::Rope), of(OpKind::KvWrite));
-    let ([q, k], [write]) = (ropes.as_slice(), writes.as_slice()) else { return false };
-    // Each head by itself: the launch norms the heads that it rotates.
-    let norms_heads = |norm: &Node, rope: &Node| match (&norm.op, &rope.op) {
-        (Op::RmsNorm { heads, .. }, Op::Rope { heads: rotated, .. }) => {
-            heads == rotated && rope.inputs[0] == norm.outputs[0]
-        }
-        _ => false,
-    };
-    let normed = match norms.as_slice() {
-        [] => true,
-        [q_norm, k_norm] => norms_heads(q_norm, q) && norms_heads(k_norm, k),
-        _ => false,
-    };
-    normed && write.inputs[0] == k.outputs[0] && q.outputs != k.outputs
-}
-
-/// As [`turned_into_cache`], and attention reads the turned q and what was written.
-fn chained_attention(graph: &Graph, nodes: &[&Node]) -> bool {
-    let [head @ .., attention] = nodes else { return false };
-    let Op::Attention(attrs) = &attention.op else { return false };
-    let AttentionAttrs {
-        num_attention_heads,
-        num_key_value_heads,
-        head_dim: _,
-        value_head_dim: _,
-        scale: _,
-        window: _,
-        soft_cap: _,
-        sinks: _,
-        value_in_key: false,
-    } = *attrs
-    else {
-        return false;
-    };
-    let mut turns = head.iter().filter(|n| n.op.kind() == OpKind::Rope);
-    let (q, k) = (turns.next(), turns.next());
-    let write = head.last();
-    // A worker norms and turns the heads of one KV head: each by itself.
-    let by_head = |rope: Option<&&Node>, wanted: usize| {
-        let Some(rope) = rope else { return false };
-        let norm = head.iter().find(|n| n.outputs[0] == rope.inputs[0]);
-        let normed =
-            norm.is_none_or(|n| matches!(n.op, Op::RmsNorm { weight: _, eps: _, heads } if heads == wanted));
-        normed && matches!(rope.op, Op::Rope { table: _, pairing: _, heads } if heads == wanted)
-    };
-    turned_into_cache(graph, head)
-        && by_head(q, num_attention_heads)
-        && by_head(k, num_key_value_heads)
-        && q.is_some_and(|q| attention.inputs[0] == q.outputs[0])
-        && write.is_some_and(|w| attention.inputs[1..3] == w.outputs[..])
+    fn roles(&self) -> Vec<NodeId> {
+        let AttentionStep { q, k, write, attention } = self;
+        let mut all = placed_roles(q, k, write);
+        all.push(attention.node);
+        all
+    }
 }

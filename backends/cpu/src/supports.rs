@@ -3,8 +3,8 @@
 use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, Graph, Node, Op, PointwiseFn, RopePairing,
-    Shape, StateDecl, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DeltaRuleAttrs, Dim, Graph, HeadMap, Node, Op,
+    PointwiseFn, RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -50,8 +50,30 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 ),
             state: _,
         }) => {}
+        Op::DeltaGates { a: _, dt_bias: _ } => {}
+        Op::DeltaRule(DeltaRuleAttrs {
+            num_key_heads: _,
+            num_value_heads: _,
+            key_head_dim: _,
+            value_head_dim: _,
+            head_map: HeadMap::Tiled | HeadMap::Grouped,
+            eps: _,
+            scale: _,
+            state: _,
+        }) => {}
+        Op::SsmScan(SsmScanAttrs {
+            num_heads: _,
+            head_dim: _,
+            state_size: _,
+            n_groups: _,
+            a: _,
+            d: _,
+            dt_bias: _,
+            state: _,
+        }) => {}
         Op::Pointwise {
-            function: PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_),
+            function:
+                PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_) | PointwiseFn::ReluSquared,
         } => {}
         Op::Concat { heads: _ } => {}
         Op::Slice { heads: _, start: _, len: _ } => {}

@@ -9,7 +9,7 @@ use super::plans::{INPUTS, Plans, input_stride};
 use super::state::CudaState;
 use super::values::Values;
 use super::weights::{CudaWeights, GraphWeights};
-use super::{device, fused};
+use super::{device, groups};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
@@ -184,7 +184,7 @@ impl CudaRecorder {
         let nodes: Vec<_> = step.plan.launch_nodes(launch).collect();
         match nodes.as_slice() {
             [node] => emit.node(node)?,
-            group => fused::emit(&mut emit, launch.pattern, group)?,
+            group => groups::emit(&mut emit, launch.pattern, group)?,
         }
         *prepared = emit.prepared;
         Ok(emit.launches)

@@ -9,7 +9,7 @@ mod choose;
 mod compile;
 mod device;
 pub mod driver;
-mod fused;
+mod groups;
 mod load;
 mod ops;
 mod planes;
@@ -49,7 +49,7 @@ impl Backend for Cuda {
     }
 
     fn patterns(&self, tokens: usize, options: &CompileOptions) -> Vec<LaunchPattern> {
-        fused::patterns(tokens, profile(options))
+        groups::patterns(tokens, profile(options), options.kv_type)
     }
 
     fn profile(&self, options: &CompileOptions) -> ActProfile {
@@ -68,7 +68,7 @@ impl Backend for Cuda {
         let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
         let name = match nodes.as_slice() {
             [node] => ops::kernel_name(&plan.graph, node, plan.max_sizes.tokens, profile(options)),
-            _ => fused::kernel_name(launch.pattern)?.to_owned(),
+            _ => groups::kernel_name(launch.pattern)?.to_owned(),
         };
         Some(KernelInfo { name, grid: None, workgroup: None, dispatches: None, source: None })
     }

@@ -3,7 +3,7 @@
 
 use super::driver::Driver;
 use super::ops::{self, ScratchSizes};
-use super::{Cuda, NAME, device, fused};
+use super::{Cuda, NAME, device, groups};
 use moe_run_graph::ir::{Graph, StepSizes};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::ActProfile;
@@ -57,7 +57,7 @@ impl Plans {
         let plan_for = |tokens: usize| {
             let (logits_rows, cached) = (options.max_logits_rows, options.ctx_size);
             let max_sizes = StepSizes { tokens, logits_rows, cached };
-            let patterns = fused::patterns(tokens, profile);
+            let patterns = groups::patterns(tokens, profile, options.kv_type);
             plan(
                 graph,
                 &PlanOptions { taps: &options.taps, patterns: &patterns, alone: &none_alone, max_sizes },

@@ -2,13 +2,15 @@
 
 use super::ReferenceState;
 use super::{
-    add, attention, attention_scores, attention_softmax, causal_conv, concat, embed, expert_combine,
-    expert_matmul, head_matmul,
+    add, attention, attention_scores, attention_softmax, causal_conv, concat, delta_gates, delta_rule, embed,
+    expert_combine, expert_matmul, head_matmul,
 };
-use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router, slice};
+use super::{gated_act, get_rows, kv_write, matmul, mul, pointwise, rms_norm, rope, router, slice, ssm_scan};
 use attention::Rows;
 use matmul::{Matrix, Rounded};
-use moe_run_graph::ir::{CausalConvAttrs, DType, Graph, Node, Op, StepSizes, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{
+    CausalConvAttrs, DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice,
+};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{HostTensor, KvType, StepInput, TensorData, WeightSource};
@@ -188,14 +190,43 @@ impl<'a> Interpreter<'a> {
                 let (weight, bias) = (self.vector(*weight)?, self.opt_vector(*bias)?);
                 let channels = out.len() / self.sizes.tokens;
                 let x = self.f32(input(0))?.to_vec();
-                let row_elems = self.graph.state(*state).row_elems();
-                let sequences = self.input.sequences;
                 for run in self.input.runs() {
                     let elems = run.rows.start * channels..run.rows.end * channels;
-                    let place = sequences[run.sequence].place as usize;
-                    let state = &mut self.state.rows[state.index()][place * row_elems..][..row_elems];
+                    let state = self.sequence_row(*state, run.sequence);
                     let (x, out) = (&x[elems.clone()], &mut out[elems]);
                     causal_conv::causal_conv(x, &run, &weight, bias.as_deref(), *activation, state, out);
+                }
+            }
+            (Op::DeltaGates { a, dt_bias }, [TensorData::F32(beta), TensorData::F32(decay)]) => {
+                let (a, dt_bias) = (self.vector(*a)?, self.vector(*dt_bias)?);
+                let (b, dt) = (self.f32(input(0))?, self.f32(input(1))?);
+                delta_gates::delta_gates(b, dt, &a, &dt_bias, beta, decay);
+            }
+            (Op::DeltaRule(attrs), [TensorData::F32(out)]) => {
+                let tokens = self.sizes.tokens;
+                let [qkv, beta, decay] = [0, 1, 2].map(|i| self.f32(input(i)).map(<[f32]>::to_vec));
+                let (qkv, beta, decay) = (qkv?, beta?, decay?);
+                for run in self.input.runs() {
+                    let of = |all: usize| run.rows.start * all / tokens..run.rows.end * all / tokens;
+                    let out = &mut out[of(attrs.value_width() * tokens)];
+                    let (qkv, beta) = (&qkv[of(qkv.len())], &beta[of(beta.len())]);
+                    let decay = &decay[of(decay.len())];
+                    let state = self.sequence_row(attrs.state, run.sequence);
+                    delta_rule::delta_rule(qkv, beta, decay, attrs, run.first_position, state, out);
+                }
+            }
+            (Op::SsmScan(attrs), [TensorData::F32(out)]) => {
+                let tokens = self.sizes.tokens;
+                let (xbc, dt) = (self.f32(input(0))?.to_vec(), self.f32(input(1))?.to_vec());
+                let [a, d, dt_bias] = [attrs.a, attrs.d, attrs.dt_bias].map(|weight| self.vector(weight));
+                let (a, d, dt_bias) = (a?, d?, dt_bias?);
+                let weights = ssm_scan::Heads { a: &a, d: &d, dt_bias: &dt_bias };
+                for run in self.input.runs() {
+                    let of = |all: usize| run.rows.start * all / tokens..run.rows.end * all / tokens;
+                    let out = &mut out[of(attrs.x_width() * tokens)];
+                    let (xbc, dt) = (&xbc[of(xbc.len())], &dt[of(dt.len())]);
+                    let state = self.sequence_row(attrs.state, run.sequence);
+                    ssm_scan::ssm_scan(xbc, dt, attrs, &weights, run.first_position, state, out);
                 }
             }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
@@ -229,6 +260,9 @@ impl<'a> Interpreter<'a> {
                 | Op::GatedAct { .. }
                 | Op::ExpertCombine
                 | Op::CausalConv(_)
+                | Op::DeltaGates { .. }
+                | Op::DeltaRule(_)
+                | Op::SsmScan(_)
                 | Op::Add
                 | Op::Mul
                 | Op::Pointwise { .. }
@@ -251,6 +285,13 @@ impl<'a> Interpreter<'a> {
             self.values[id.index()] = Some(HostTensor { shape, data });
         }
         Ok(())
+    }
+
+    /// The row of a sequence of the step, for a state that has one for each.
+    fn sequence_row(&mut self, state: StateId, sequence: usize) -> &mut [f32] {
+        let row_elems = self.graph.state(state).row_elems();
+        let place = self.input.sequences[sequence].place as usize;
+        &mut self.state.rows[state.index()][place * row_elems..][..row_elems]
     }
 
     fn state_rows(&self, value: ValueId) -> Result<&[f32], BackendError> {

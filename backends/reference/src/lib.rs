@@ -11,6 +11,8 @@ mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
 mod concat;
+mod delta_gates;
+mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -26,11 +28,13 @@ mod rms_norm;
 mod rope;
 mod router;
 mod slice;
+mod ssm_scan;
 
 use interpret::Interpreter;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, GateKind, Graph, LaunchPattern, Lifetime, Node, Op,
-    PointwiseFn, RopePairing, RouterAttrs, StateDecl, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DeltaRuleAttrs, GateKind, Graph, HeadMap,
+    LaunchPattern, Lifetime, Node, Op, PointwiseFn, RopePairing, RouterAttrs, SsmScanAttrs, StateDecl,
+    StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -154,8 +158,37 @@ impl Backend for Reference {
                     state: _,
                 } = attrs;
             }
+            Op::DeltaGates { a: _, dt_bias: _ } => {}
+            Op::DeltaRule(attrs) => {
+                let DeltaRuleAttrs {
+                    num_key_heads: _,
+                    num_value_heads: _,
+                    key_head_dim: _,
+                    value_head_dim: _,
+                    head_map: HeadMap::Tiled | HeadMap::Grouped,
+                    eps: _,
+                    scale: _,
+                    state: _,
+                } = attrs;
+            }
+            Op::SsmScan(attrs) => {
+                let SsmScanAttrs {
+                    num_heads: _,
+                    head_dim: _,
+                    state_size: _,
+                    n_groups: _,
+                    a: _,
+                    d: _,
+                    dt_bias: _,
+                    state: _,
+                } = attrs;
+            }
             Op::Pointwise {
-                function: PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_),
+                function:
+                    PointwiseFn::Scale(_)
+                    | PointwiseFn::SoftCap(_)
+                    | PointwiseFn::Clamp(_)
+                    | PointwiseFn::ReluSquared,
             } => {}
             Op::Concat { heads: _ } => {}
             Op::Slice { heads: _, start: _, len: _ } => {}

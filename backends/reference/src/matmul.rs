@@ -1,6 +1,8 @@
 //! x · Wᵀ, a row of W at a time: decoded exactly for floats, as integers under scales for 8-bit activations.
 
-use moe_run_graph::quant::{ActBlock, ActQ8x32, ActQ8x256, Activation, Format, Integers, activation};
+use moe_run_graph::quant::{
+    ActBlock, ActQ8x32, ActQ8x256, ActivationPrecision, Format, Integers, activation,
+};
 use std::ops::Range;
 
 /// The activations as a matmul reads them.
@@ -13,11 +15,13 @@ pub enum Rounded {
 
 impl Rounded {
     /// Rounds whole rows, as many elements as whole blocks have.
-    pub fn new(x: &[f32], activation: Activation) -> Rounded {
+    pub fn new(x: &[f32], activation: ActivationPrecision) -> Rounded {
         match activation {
-            Activation::F32 => Rounded::Floats(x.to_vec()),
-            Activation::F16 => Rounded::Floats(x.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect()),
-            Activation::Q8(ActBlock::X32) => {
+            ActivationPrecision::F32 => Rounded::Floats(x.to_vec()),
+            ActivationPrecision::F16 => {
+                Rounded::Floats(x.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect())
+            }
+            ActivationPrecision::Q8(ActBlock::X32) => {
                 let mut blocks = vec![ActQ8x32 { scale: 0.0, q: [0; 32] }; x.len() / 32];
                 activation::quantize_x32(x, &mut blocks);
                 Rounded::Steps {
@@ -26,7 +30,7 @@ impl Rounded {
                     q: blocks.iter().flat_map(|b| b.q).collect(),
                 }
             }
-            Activation::Q8(ActBlock::X256) => {
+            ActivationPrecision::Q8(ActBlock::X256) => {
                 let mut blocks = vec![ActQ8x256 { scale: 0.0, q: [0; 256], sums: [0; 16] }; x.len() / 256];
                 activation::quantize_x256(x, &mut blocks);
                 Rounded::Steps {

@@ -1,7 +1,7 @@
 //! A function of each element.
 
 use moe_run_graph::ir::PointwiseFn;
-use moe_run_runtime::exp::{clamp, soft_cap};
+use moe_run_runtime::exp::{clamp, relu_squared, soft_cap};
 
 /// Both of one length.
 pub(super) fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) {
@@ -10,6 +10,7 @@ pub(super) fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) {
             PointwiseFn::Scale(factor) => factor * x,
             PointwiseFn::SoftCap(cap) => soft_cap(*x, cap),
             PointwiseFn::Clamp(limit) => clamp(*x, limit),
+            PointwiseFn::ReluSquared => relu_squared(*x),
         };
     }
 }

@@ -1,6 +1,6 @@
 //! moe-run backends: stages 5 to 7, Plan → Executable → logits → token, on every backend of this build.
 //!
-//! [`registry`] has the backends by name; the runtime that drives them is handed on whole, so that a library user needs
+//! [`registry`] has the backends by name, [`auto`] chooses one; the runtime that drives them is handed on whole, so that a library user needs
 //! this crate alone.
 //!
 //! Load a model, evaluate a prompt, look at a tap:
@@ -42,6 +42,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod auto;
 pub mod registry;
 
 #[cfg(feature = "cpu")]

@@ -20,6 +20,8 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::CausalConv | OpKind::AttentionSoftmax => {
             &[("positions", 1, positions), ("sequence", 2, sequence)]
         }
+        OpKind::DeltaRule => &[("positions", 3, positions), ("sequence", 4, sequence)],
+        OpKind::SsmScan => &[("positions", 2, positions), ("sequence", 3, sequence)],
         OpKind::Embed
         | OpKind::RmsNorm
         | OpKind::MatMul
@@ -28,6 +30,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         | OpKind::ExpertMatMul
         | OpKind::GatedAct
         | OpKind::ExpertCombine
+        | OpKind::DeltaGates
         | OpKind::Add
         | OpKind::Mul
         | OpKind::Pointwise

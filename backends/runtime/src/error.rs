@@ -14,6 +14,12 @@ pub enum BackendError {
         /// The names that exist.
         known: Vec<&'static str>,
     },
+    /// No backend of this build can run the model here.
+    #[error("no backend can run this model here: {}; --backend reference runs any model, slowly", reasons.join("; "))]
+    NoBackend {
+        /// Of each, why not.
+        reasons: Vec<String>,
+    },
     /// The backend has no device here.
     #[error("backend {backend}: no device: {detail}; {advice}")]
     NoDevice {

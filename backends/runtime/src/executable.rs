@@ -201,6 +201,9 @@ pub trait State: Send {
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
+/// The rows of a sequence's own states.
+pub type SequenceStates = Vec<(StateId, Vec<f32>)>;
+
 /// A compiled graph: plans for its token classes and the weights, immutable; steps run on a [`State`].
 pub trait Executable: Send {
     /// What it is.
@@ -314,6 +317,29 @@ pub trait Executable: Send {
         Ok(())
     }
 
+    /// What a sequence's own states hold behind the last step; nothing where they are not read between steps.
+    ///
+    /// # Errors
+    /// What the device reports; a state of another backend.
+    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
+        let _ = (state, place);
+        Ok(SequenceStates::new())
+    }
+
+    /// Puts back what [`Executable::read_sequence`] gave.
+    ///
+    /// # Errors
+    /// As there.
+    fn restore_sequence(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+        kept: &SequenceStates,
+    ) -> Result<(), BackendError> {
+        let _ = (state, place, kept);
+        Err(BackendError::Input("no states were kept".into()))
+    }
+
     /// A graph output (logits, or whatever a segment ends in) of the last step.
     ///
     /// # Errors
@@ -379,18 +405,33 @@ pub trait Backend: Send + Sync {
         options: &CompileOptions,
     ) -> Result<Arc<dyn Weights>, BackendError>;
 
-    /// Loads the weights of a graph (a whole model or a segment) and compiles it: for who needs it once.
+    /// Loads the weights of a graph and compiles it: what was opened is told once. A backend that plans to load takes the same
+    /// plans.
     ///
     /// # Errors
     /// As [`Backend::load`] and [`Weights::compile`].
+    fn load_and_compile(
+        &self,
+        graph: &Graph,
+        source: Arc<dyn WeightSource>,
+        options: &CompileOptions,
+    ) -> Result<(Arc<dyn Weights>, Box<dyn Executable>), BackendError> {
+        let weights = self.load(graph, source, options)?;
+        let executable = weights.compile(graph, &CompileOptions { opened: None, ..options.clone() })?;
+        Ok((weights, executable))
+    }
+
+    /// As [`Backend::load_and_compile`], of a graph (a whole model or a segment) that is needed once.
+    ///
+    /// # Errors
+    /// As [`Backend::load_and_compile`].
     fn compile(
         &self,
         graph: &Graph,
         source: Arc<dyn WeightSource>,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executable>, BackendError> {
-        let weights = self.load(graph, source, options)?;
-        weights.compile(graph, &CompileOptions { opened: None, ..options.clone() })
+        Ok(self.load_and_compile(graph, source, options)?.1)
     }
 }
 

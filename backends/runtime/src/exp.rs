@@ -83,6 +83,21 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// ln(1 + e^x), rounded once from f64; no size of x overflows it.
+#[inline(always)]
+pub fn softplus(x: f32) -> f32 {
+    let x = f64::from(x);
+    // NaN passes.
+    let positive = if x < 0.0 { 0.0 } else { x };
+    (positive + (-x.abs()).exp().ln_1p()) as f32
+}
+
+/// max(x, 0)²; NaN stays NaN.
+#[inline(always)]
+pub fn relu_squared(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x * x }
+}
+
 /// c · sigmoid(alpha · c) with c = min(x, limit): the gate of a clamped SwiGLU.
 #[inline(always)]
 pub fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
@@ -182,6 +197,17 @@ mod tests {
             let want = 1.0 / (1.0 + f64::from(-x).exp());
             assert!((f64::from(sigmoid(x)) - want).abs() <= 4e-7 * want, "{x}");
         }
+    }
+
+    #[test]
+    fn softplus_and_relu_squared_hold_at_their_ends() {
+        for (x, want) in [(0.0, std::f32::consts::LN_2), (-1e4, 0.0), (200.0, 200.0), (1.0, 1.313_261_7)] {
+            assert!((softplus(x) - want).abs() <= 1e-6, "{x}");
+        }
+        assert_eq!(softplus(-20.0), (-20.0f64).exp().ln_1p() as f32);
+        assert!(softplus(f32::NAN).is_nan() && softplus(f32::INFINITY) == f32::INFINITY);
+        assert_eq!((relu_squared(-3.0), relu_squared(3.0), relu_squared(-0.0)), (0.0, 9.0, 0.0));
+        assert!(relu_squared(f32::NAN).is_nan());
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod executable;
 pub mod exp;
+pub mod generate;
 pub mod host_memory;
 pub mod options;
 pub mod partial_file;

@@ -4,14 +4,16 @@
 //! [`Executable`]. What a device does by itself (memory, queues, recordings, choosing from logits) is the recorder's; what no
 //! device may do differently is here. Deliberately absent: anything between two steps but the sizes of the last one.
 
-mod access;
+mod kept;
 mod pool;
+mod values;
 
 use crate::choice::{argmax, best_candidates, not_taken};
 use crate::error::BackendError;
-use crate::executable::{Executable, ExecutableInfo, Observer, State, StepInput, StepLimits, StepTokens};
-use crate::executable::{HostTensor, TensorView, ViewData, deliver_taps};
-use access::Access;
+use crate::executable::{
+    Executable, ExecutableInfo, HostTensor, Observer, SequenceStates, State, StepInput, StepLimits,
+    StepTokens, TensorView, ViewData, deliver_taps,
+};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
@@ -20,6 +22,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use values::StepValues;
 
 /// A step, its input checked.
 #[derive(Clone, Copy)]
@@ -420,11 +423,11 @@ impl<R: Recorder> Runner<R> {
         observer: &mut dyn Observer,
     ) -> Result<(), BackendError> {
         for (launch, of_plan) in step.plan.launches.iter().enumerate() {
-            let mut access = Access { recorder: &mut self.recorder, state, step, launch };
-            observer.before_launch(step.plan, of_plan, &mut access)?;
-            let elapsed = access.recorder.run_launch(step, launch, access.state)?;
-            observer.after_launch(step.plan, of_plan, elapsed, &mut access)?;
-            deliver_taps(step.plan, of_plan, step.input, &mut access, observer)?;
+            let mut values = StepValues { recorder: &mut self.recorder, state, step, launch };
+            observer.before_launch(step.plan, of_plan, &mut values)?;
+            let elapsed = values.recorder.run_launch(step, launch, values.state)?;
+            observer.after_launch(step.plan, of_plan, elapsed, &mut values)?;
+            deliver_taps(step.plan, of_plan, step.input, &mut values, observer)?;
         }
         Ok(())
     }
@@ -520,6 +523,19 @@ impl<R: Recorder> Executable for Runner<R> {
 
     fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
         self.recorder.copy_bytes_per_second()
+    }
+
+    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
+        kept::read(&mut self.recorder, &self.plans[0].graph, state, place)
+    }
+
+    fn restore_sequence(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+        kept: &SequenceStates,
+    ) -> Result<(), BackendError> {
+        kept::restore(&mut self.recorder, state, place, kept)
     }
 
     fn wait(&mut self) -> Result<(), BackendError> {

@@ -9,7 +9,8 @@
 
 use crate::error::BackendError;
 use crate::executable::{
-    Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens, blocks_in_order,
+    BLOCK_TOKENS, Executable, ExecutableInfo, Observer, SequenceStates, State, StepInput, StepSequence,
+    StepTokens, blocks_in_order,
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
@@ -24,6 +25,11 @@ pub enum LogitsRows {
     /// `max_logits_rows` of at least its micro-batch.
     All,
 }
+
+/// Tokens at a prompt's end behind which no states are kept.
+const CHECKPOINT_SLACK_TOKENS: usize = 16;
+/// Lengths at which a sequence's own states are kept, each as large as these states.
+const MAX_CHECKPOINTS: usize = 2;
 
 /// Refuses to go back where a state cannot: to anywhere but the beginning, where every state begins anew.
 pub(crate) fn check_rewind(
@@ -48,6 +54,8 @@ pub struct Session {
     tokens: Vec<TokenId>,
     last_row: usize,
     ready: Ready,
+    /// What the sequence's own states held behind the first so many tokens, the longest last: where they can go back to.
+    checkpoints: Vec<(usize, SequenceStates)>,
 }
 
 /// What is known of the token behind those that the state holds.
@@ -74,7 +82,15 @@ impl Session {
     pub fn new(executable: Box<dyn Executable>) -> Result<Session, BackendError> {
         let state = executable.new_state()?;
         let blocks = blocks_in_order(state.capacity_tokens());
-        Ok(Session { executable, state, blocks, tokens: Vec::new(), last_row: 0, ready: Ready::Nothing })
+        Ok(Session {
+            executable,
+            state,
+            blocks,
+            tokens: Vec::new(),
+            last_row: 0,
+            ready: Ready::Nothing,
+            checkpoints: Vec::new(),
+        })
     }
 
     /// What runs it.
@@ -121,15 +137,24 @@ impl Session {
         if len_tokens >= held_tokens {
             return Ok(());
         }
-        check_rewind(self.rewind(), held_tokens, len_tokens)?;
+        if self.rewind() == Rewind::Checkpoint {
+            match self.checkpoints.iter().find(|(len, _)| *len == len_tokens) {
+                Some((_, kept)) => {
+                    self.executable.restore_sequence(self.state.as_mut(), 0, kept)?;
+                }
+                None => check_rewind(Rewind::Checkpoint, held_tokens, len_tokens)?,
+            }
+            self.checkpoints.retain(|(len, _)| *len <= len_tokens);
+        }
         self.tokens.truncate(len_tokens);
         self.ready = Ready::Nothing;
         Ok(())
     }
 
     /// Keeps what the state and `prompt` have in common and returns its length: the tokens that need no evaluation.
-    /// At least one token of the prompt is left, so that there are logits to sample from. A state that cannot go back keeps
-    /// all that it holds, where the prompt goes on from there, or nothing.
+    /// At least one token of the prompt is left, so that there are logits to sample from. Where a sequence has states of its
+    /// own it keeps all that it holds, if the prompt goes on from there, or goes back to the last length in common at which
+    /// they were kept: the beginning, or the borders of blocks at which [`Session::feed`] keeps them.
     ///
     /// # Errors
     /// As [`Session::truncate`].
@@ -137,7 +162,8 @@ impl Session {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let mut keep = common.min(prompt.len().saturating_sub(1));
         if keep < self.tokens.len() && self.rewind() == Rewind::Checkpoint {
-            keep = 0;
+            let kept = self.checkpoints.iter().map(|(len, _)| *len).filter(|len| *len <= keep);
+            keep = kept.max().unwrap_or(0);
         }
         self.truncate(keep)?;
         Ok(keep)
@@ -163,9 +189,18 @@ impl Session {
         }
         self.ready = Ready::Nothing;
         let micro_batch = self.info().micro_batch;
-        let steps = tokens.len().div_ceil(micro_batch);
-        for (i, chunk) in tokens.chunks(micro_batch).enumerate() {
+        // The states are kept at a border of blocks that the next prompt may well have in common: a template ends a prompt
+        // otherwise than it repeats it later.
+        let border = wanted_tokens.saturating_sub(CHECKPOINT_SLACK_TOKENS) / BLOCK_TOKENS * BLOCK_TOKENS;
+        let keeps = rows == LogitsRows::Last && border > start && self.rewind() == Rewind::Checkpoint;
+        let (before, behind) = tokens.split_at(if keeps { border - start } else { 0 });
+        let chunks: Vec<&[TokenId]> = before.chunks(micro_batch).chain(behind.chunks(micro_batch)).collect();
+        let steps = chunks.len();
+        for (i, chunk) in chunks.into_iter().enumerate() {
             let first = self.tokens.len();
+            if keeps && first == border {
+                self.keep_states()?;
+            }
             let positions: Vec<u32> = (first..first + chunk.len()).map(|p| p as u32).collect();
             let logits_rows: Vec<u32> = match rows {
                 LogitsRows::All => (0..chunk.len() as u32).collect(),
@@ -244,10 +279,24 @@ impl Session {
         done
     }
 
+    /// Keeps what the sequence's own states hold.
+    fn keep_states(&mut self) -> Result<(), BackendError> {
+        let kept = self.executable.read_sequence(self.state.as_mut(), 0)?;
+        if kept.is_empty() {
+            return Ok(());
+        }
+        if self.checkpoints.len() == MAX_CHECKPOINTS {
+            self.checkpoints.remove(0);
+        }
+        self.checkpoints.push((self.tokens.len(), kept));
+        Ok(())
+    }
+
     /// A step that failed has changed the state from its first position on: what cannot go back is lost whole.
     fn forget_what_failed(&mut self) {
         if self.rewind() == Rewind::Checkpoint {
             self.tokens.clear();
+            self.checkpoints.clear();
         }
     }
 

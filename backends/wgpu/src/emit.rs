@@ -4,12 +4,13 @@
 //! compute it, with parameters and grids as functions of the step's sizes. The ops' files say how each node is run.
 
 use super::NAME;
+use super::layout::RowLayout;
 use super::params::Param;
 use super::shader::{Features, Input, Variant};
 use super::weight_map::{Tensor, WeightMap};
 use moe_run_graph::ir::{Dim, Node, RopeTableId, Shape, StateId, StepSizes, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::Plan;
-use moe_run_graph::quant::{ActProfile, Activation, Format};
+use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
 use std::collections::HashMap;
@@ -311,9 +312,9 @@ impl<'a> Emitter<'a> {
     /// What a matmul with weights of `format` reads.
     pub fn input_kind(&self, format: Format) -> Input {
         match self.profile.for_weights(format) {
-            Activation::F32 => Input::F32,
-            Activation::F16 => Input::F16,
-            Activation::Q8(_) => Input::Q8,
+            ActivationPrecision::F32 => Input::F32,
+            ActivationPrecision::F16 => Input::F16,
+            ActivationPrecision::Q8(_) => Input::Q8,
         }
     }
 
@@ -345,17 +346,13 @@ impl<'a> Emitter<'a> {
         tensor.ok_or_else(|| self.unsupported(node, format!("tensor {} is not laid out", slice.tensor)))
     }
 
-    /// The matrix of a matmul.
-    pub fn matrix_of(&self, node: &Node) -> Result<&'a Tensor, BackendError> {
-        let slice = node.op.weight_slice();
-        self.matrix(node, slice.ok_or_else(|| self.unsupported(node, "it reads no matrix".into()))?)
-    }
-
-    /// Binds the one part of a matmul's matrix to the last dispatch.
-    pub fn bind_whole(&mut self, node: &Node) -> Result<(), BackendError> {
-        let slice = node.op.weight_slice();
-        self.bind_part(slice.ok_or_else(|| self.unsupported(node, "it reads no matrix".into()))?, 0);
-        Ok(())
+    /// How the rows of a slice's tensor lie.
+    pub fn layout(&self, slice: &WeightSlice) -> Result<RowLayout, BackendError> {
+        let tensor = self.tensors.matrices.get(&slice.tensor);
+        tensor.map(|tensor| tensor.layout).ok_or_else(|| BackendError::Value {
+            value: self.plan.graph.weight(slice.tensor).name.clone(),
+            detail: "is read as a matrix, and not laid out as one".into(),
+        })
     }
 
     /// Binds a part of a matrix to the last dispatch.

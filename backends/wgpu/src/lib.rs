@@ -10,7 +10,7 @@ mod device;
 mod disk_cache;
 mod emit;
 mod executable;
-mod launches;
+mod groups;
 mod layout;
 mod load;
 mod opened;
@@ -62,8 +62,8 @@ impl Backend for Wgpu {
         device::list(&self.options)
     }
 
-    fn patterns(&self, tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
-        launches::for_tokens(tokens)
+    fn patterns(&self, tokens: usize, options: &CompileOptions) -> Vec<LaunchPattern> {
+        groups::for_tokens(tokens, options.kv_type)
     }
 
     fn profile(&self, options: &CompileOptions) -> ActProfile {

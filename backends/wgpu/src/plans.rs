@@ -6,7 +6,7 @@ use super::emit::{Dispatch, Emitter, MAX_GROUPS, Places};
 use super::ops::{self, sample};
 use super::shader::{Features, compose};
 use super::weight_map::WeightMap;
-use super::{NAME, Wgpu, launches};
+use super::{NAME, Wgpu, groups};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{DType, Dim, Graph, Node, RopeTableId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
@@ -101,7 +101,7 @@ impl Plans {
                 logits_rows: options.max_logits_rows.min(tokens),
                 cached: options.ctx_size,
             };
-            let patterns = launches::for_tokens(tokens);
+            let patterns = groups::for_tokens(tokens, options.kv_type);
             // Fused launches read whole tensors.
             let alone = |node: &Node| weight_map.is_split(node);
             let options = PlanOptions { taps: &options.taps, patterns: &patterns, alone: &alone, max_sizes };
@@ -180,7 +180,7 @@ fn emit_all(
     let mut all = Vec::with_capacity(plan.launches.len());
     for launch in &plan.launches {
         emitter.begin_launch();
-        launches::emit(&mut emitter, launch)?;
+        groups::emit(&mut emitter, launch)?;
         all.push(std::mem::take(&mut emitter.dispatches));
     }
     Ok((all, places.scratch_at + emitter.max_scratch_words))
@@ -197,7 +197,7 @@ pub(super) fn kernel(
     let (map, _) = arena_map(&plan.graph, plan.max_sizes);
     let features = WgpuOptions::default().allowed;
     let mut emitter = Emitter::new(plan, &map.places, &weights, profile, kv_type, features);
-    launches::emit(&mut emitter, launch).ok()?;
+    groups::emit(&mut emitter, launch).ok()?;
     let dispatches = emitter.dispatches;
     let splits = ops::max_splits(plan.max_sizes.tokens) as u32;
     let main = dispatches.last().filter(|d| !d.when_split).or(dispatches.first())?;

@@ -107,7 +107,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         let mut session = match &weights {
             Some(weights) => engine::another_session(weights.as_ref(), &model, &options)?,
             None => {
-                let compiled = engine::compile(&model, &args.backend, &options)?;
+                let compiled = engine::load(&model, &args.backend, &options)?;
                 weights = Some(compiled.weights);
                 Session::new(compiled.executable)?
             }

@@ -485,11 +485,7 @@ fn model_lines(report: &Report) -> Vec<String> {
     // Layers may differ: the kinds that there are, in the order of their first layers.
     let mut kinds: Vec<(String, usize)> = Vec::new();
     for layer in &model.layers {
-        let attention = &layer.attention;
-        let kind = format!(
-            "{} heads over {} of keys and values, each of {}; {}",
-            attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim, layer.ffn
-        );
+        let kind = format!("{}; {}", layer.mixer_text(), layer.ffn);
         match kinds.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, count)) => *count += 1,
             None => kinds.push((kind, 1)),

@@ -132,10 +132,27 @@ impl<'a> Lowering<'a> {
         self.floats(name, &[len])
     }
 
-    fn floats(&mut self, name: &str, wanted: &[usize]) -> Result<WeightId, LowerError> {
+    /// As [`Lowering::vector`], of any shape: a convolution's weights.
+    ///
+    /// # Errors
+    /// As [`Lowering::vector`].
+    pub fn floats(&mut self, name: &str, wanted: &[usize]) -> Result<WeightId, LowerError> {
         let format = self.used(name, wanted)?;
         is_f32(name, format)?;
         self.weight(name, wanted)
+    }
+
+    /// A vector in F32 whose tensor has these axes, or one.
+    ///
+    /// # Errors
+    /// As [`Lowering::vector`].
+    pub fn flattened(&mut self, name: &str, shape: &[usize]) -> Result<WeightId, LowerError> {
+        let len: usize = shape.iter().product();
+        let flat = [len];
+        let is_flat = self.tensors.get(name).is_some_and(|(found, _)| without_outer_ones(found) == [len]);
+        let format = self.used(name, if is_flat { &flat } else { shape })?;
+        is_f32(name, format)?;
+        Ok(self.graph.add_weight(name, vec![len], format))
     }
 
     /// A vector as [`Lowering::vector`], where it is wanted.

@@ -16,17 +16,22 @@ mod ernie4_5_moe;
 mod exaone_moe;
 mod glm4moe;
 mod gpt_oss;
+mod granitehybrid;
 mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
+mod lfm2moe;
 mod llama;
 mod mimo2;
 mod minimax_m2;
+mod nemotron_h_moe;
 mod olmoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod qwen3vlmoe;
 
 pub use error::LowerError;
@@ -70,6 +75,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
     granitemoe::ROW,
     bailingmoe2::ROW,
     qwen2::ROW,
+    lfm2moe::ROW,
+    qwen35moe::ROW,
+    qwen35moe::DENSE_ROW,
+    qwen3next::ROW,
+    granitehybrid::ROW,
+    nemotron_h_moe::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.

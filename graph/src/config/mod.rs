@@ -5,13 +5,14 @@
 //! from a file's or a model's name, and no key of the architecture is passed over: what `configure` did not look at is
 //! refused where it would change the results, and listed in [`ModelConfig::unused_keys`] where nobody here knows it.
 
+mod hybrid;
 mod reader;
 
 pub use reader::{AttentionDefaults, MoeDefaults, Reader};
 
 use crate::architectures::{TensorTable, architecture};
 use crate::gguf::{GgufError, Metadata};
-use crate::ir::{ExpertGroups, GateKind, RopePairing, RopeScaling};
+use crate::ir::{ExpertGroups, GateKind, HeadMap, RopePairing, RopeScaling};
 use crate::shown::shown;
 use serde::Serialize;
 use std::fmt;
@@ -94,10 +95,111 @@ pub struct ModelConfig {
 /// One layer's dimensions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerConfig {
-    /// Attention.
+    /// Attention. A layer without it has here the numbers of the first that has it.
     pub attention: AttentionConfig,
+    /// What mixes tokens.
+    #[serde(skip_serializing_if = "MixerConfig::is_attention")]
+    pub mixer: MixerConfig,
     /// Dense or experts.
     pub ffn: FfnConfig,
+}
+
+/// What mixes tokens in a layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixerConfig {
+    /// Attention, as the layer's `attention` says.
+    Attention,
+    /// A causal convolution between two gates.
+    ShortConv {
+        /// Tokens that it reaches back over, its own included.
+        kernel: usize,
+    },
+    /// A gated delta net.
+    DeltaNet(DeltaNetConfig),
+    /// Mamba2.
+    Mamba2(Mamba2Config),
+    /// Nothing: the layer is a feed-forward part alone.
+    Absent,
+}
+
+impl MixerConfig {
+    /// Whether it is attention.
+    #[must_use]
+    pub fn is_attention(&self) -> bool {
+        matches!(self, MixerConfig::Attention)
+    }
+}
+
+/// One layer's gated delta net.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeltaNetConfig {
+    /// Hk.
+    pub num_key_heads: usize,
+    /// Hv.
+    pub num_value_heads: usize,
+    /// dk.
+    pub key_head_dim: usize,
+    /// dv.
+    pub value_head_dim: usize,
+    /// Tokens that its convolution reaches back over, its own included.
+    pub conv_kernel: usize,
+    /// Whose query and key a value head takes.
+    pub head_map: HeadMap,
+}
+
+impl DeltaNetConfig {
+    /// Elements of a token's queries, or of its keys.
+    #[must_use]
+    pub fn key_width(&self) -> usize {
+        self.num_key_heads * self.key_head_dim
+    }
+
+    /// Elements of a token's values.
+    #[must_use]
+    pub fn value_width(&self) -> usize {
+        self.num_value_heads * self.value_head_dim
+    }
+}
+
+/// One layer's mamba2.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mamba2Config {
+    /// n.
+    pub num_heads: usize,
+    /// P.
+    pub head_dim: usize,
+    /// N.
+    pub state_size: usize,
+    /// G.
+    pub n_groups: usize,
+    /// Tokens that its convolution reaches back over, its own included.
+    pub conv_kernel: usize,
+}
+
+impl LayerConfig {
+    /// What mixes its tokens, in a few words.
+    #[must_use]
+    pub fn mixer_text(&self) -> String {
+        match &self.mixer {
+            MixerConfig::Attention => format!(
+                "{} heads over {} of keys and values, each of {}",
+                self.attention.num_attention_heads,
+                self.attention.num_key_value_heads,
+                self.attention.head_dim
+            ),
+            MixerConfig::ShortConv { kernel } => format!("a short convolution over {kernel} tokens"),
+            MixerConfig::DeltaNet(net) => format!(
+                "a gated delta net of {} heads over {} of keys, each of {}",
+                net.num_value_heads, net.num_key_heads, net.value_head_dim
+            ),
+            MixerConfig::Absent => "nothing that mixes tokens".to_owned(),
+            MixerConfig::Mamba2(mamba2) => format!(
+                "mamba2 of {} heads over {} groups, each of {}",
+                mamba2.num_heads, mamba2.n_groups, mamba2.head_dim
+            ),
+        }
+    }
 }
 
 /// One layer's attention.
@@ -147,12 +249,15 @@ pub enum FfnConfig {
     },
     /// Experts behind a router.
     Moe(MoeConfig),
+    /// Nothing: the layer is a mixer alone.
+    Absent,
 }
 
 impl fmt::Display for FfnConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FfnConfig::Dense { intermediate_size } => write!(f, "dense of width {intermediate_size}"),
+            FfnConfig::Absent => f.write_str("no feed-forward part"),
             FfnConfig::Moe(moe) => {
                 let (experts, width) = (moe.num_experts, moe.moe_intermediate_size);
                 write!(f, "{experts} experts of width {width}, {} for a token", moe.num_experts_per_tok)?;
@@ -183,8 +288,18 @@ pub struct MoeConfig {
     /// Only the experts of the best groups are chosen from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<ExpertGroups>,
+    /// Each has a gate; one without is up_proj, a squared ReLU and down_proj.
+    #[serde(skip_serializing_if = "is_true")]
+    pub gated: bool,
+    /// What they read and give has so many elements, by a product in front and one behind; `None`: D.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent_size: Option<usize>,
     /// Width of the shared expert, or of all of them side by side, where there is one.
     pub shared_expert_intermediate_size: Option<usize>,
+}
+
+fn is_true(flag: &bool) -> bool {
+    *flag
 }
 
 impl ModelConfig {

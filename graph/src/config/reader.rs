@@ -1,6 +1,8 @@
 //! The keys of one architecture, read with bounds, and what most architectures make of them.
 
-use super::{AttentionConfig, ConfigError, FfnConfig, LayerConfig, ModelConfig, MoeConfig, RopeConfig};
+use super::{
+    AttentionConfig, ConfigError, FfnConfig, LayerConfig, MixerConfig, ModelConfig, MoeConfig, RopeConfig,
+};
 use crate::architectures::TensorTable;
 use crate::gguf::{MetaArray, MetaValue, Metadata, keys};
 use crate::ir::{ExpertGroups, GateKind, GroupScore, RopePairing, RopeScaling};
@@ -41,7 +43,7 @@ const WITHOUT_EFFECT: &[&str] =
 /// Metadata through the eyes of one architecture. It keeps count of what was looked at.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    metadata: &'a Metadata,
+    pub(super) metadata: &'a Metadata,
     tensors: &'a TensorTable,
     architecture: &'static str,
     looked_at: RefCell<BTreeSet<String>>,
@@ -116,7 +118,7 @@ impl<'a> Reader<'a> {
         rests.iter().for_each(|rest| drop(self.key(rest)));
     }
 
-    fn key(&self, rest: &str) -> String {
+    pub(super) fn key(&self, rest: &str) -> String {
         let key = keys::arch_key(self.architecture, rest);
         self.looked_at.borrow_mut().insert(key.clone());
         key
@@ -140,7 +142,7 @@ impl<'a> Reader<'a> {
         self.tensors.get(tensor).and_then(|(shape, _)| shape.iter().rev().nth(1).copied())
     }
 
-    fn plausible(&self, rest: &str, n: usize) -> Result<usize, ConfigError> {
+    pub(super) fn plausible(&self, rest: &str, n: usize) -> Result<usize, ConfigError> {
         if n == 0 || n > MAX_DIMENSION {
             return Err(self.wrong(rest, n, format!("1 to {MAX_DIMENSION}")));
         }
@@ -292,7 +294,7 @@ impl<'a> Reader<'a> {
         Ok((1..=self.num_hidden_layers()?).map(|layer| !layer.is_multiple_of(period)).collect())
     }
 
-    fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
+    pub(super) fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
         let layers = self.num_hidden_layers()?;
         if array.len() != layers && array.len() != self.num_blocks()? {
             let wanted = format!("one a layer: {layers}");
@@ -327,10 +329,14 @@ impl<'a> Reader<'a> {
         attention: Vec<AttentionConfig>,
         ffn: Vec<FfnConfig>,
     ) -> Result<ModelConfig, ConfigError> {
-        let rms_norm_eps = self.metadata.f32(&self.key(keys::arch::RMS_EPS))?;
-        if !(rms_norm_eps.is_finite() && rms_norm_eps > 0.0) {
-            return Err(self.wrong(keys::arch::RMS_EPS, rms_norm_eps, "a small positive number"));
-        }
+        // Nemotron-H states the RMS norms' under the key of the other norm.
+        let rms_norm_eps = match self.opt_positive(keys::arch::RMS_EPS)? {
+            Some(eps) => eps,
+            None if self.metadata.get(&self.key(keys::arch::LAYER_NORM_EPS)).is_some() => {
+                self.positive(keys::arch::LAYER_NORM_EPS)?
+            }
+            None => self.positive(keys::arch::RMS_EPS)?,
+        };
         let layers = attention.into_iter().zip(ffn);
         Ok(ModelConfig {
             architecture: self.architecture.to_owned(),
@@ -344,7 +350,9 @@ impl<'a> Reader<'a> {
             embedding_scale: None,
             residual_scale: None,
             logits_scale: None,
-            layers: layers.map(|(attention, ffn)| LayerConfig { attention, ffn }).collect(),
+            layers: layers
+                .map(|(attention, ffn)| LayerConfig { attention, mixer: MixerConfig::Attention, ffn })
+                .collect(),
             unused_keys: Vec::new(),
         })
     }
@@ -359,7 +367,7 @@ impl<'a> Reader<'a> {
         heads.into_iter().zip(kv_heads).map(|(h, g)| self.layer_attention(defaults, h, g)).collect()
     }
 
-    fn layer_attention(
+    pub(super) fn layer_attention(
         &self,
         defaults: &AttentionDefaults,
         num_attention_heads: usize,
@@ -505,8 +513,22 @@ impl<'a> Reader<'a> {
         moe_intermediate_size: usize,
         shared_expert_intermediate_size: usize,
     ) -> Result<MoeConfig, ConfigError> {
+        let per_tok = self.dimension(keys::arch::EXPERT_USED_COUNT)?;
+        self.moe_of(defaults, per_tok, moe_intermediate_size, shared_expert_intermediate_size)
+    }
+
+    /// As [`Reader::moe`], where the key of the experts that a token takes is read elsewhere.
+    ///
+    /// # Errors
+    /// As [`Reader::moe`].
+    pub fn moe_of(
+        &self,
+        defaults: &MoeDefaults,
+        num_experts_per_tok: usize,
+        moe_intermediate_size: usize,
+        shared_expert_intermediate_size: usize,
+    ) -> Result<MoeConfig, ConfigError> {
         let num_experts = self.dimension(keys::arch::EXPERT_COUNT)?;
-        let num_experts_per_tok = self.dimension(keys::arch::EXPERT_USED_COUNT)?;
         if num_experts_per_tok > num_experts {
             return Err(self.wrong(
                 keys::arch::EXPERT_USED_COUNT,
@@ -531,6 +553,8 @@ impl<'a> Reader<'a> {
             norm_topk_prob: norm.unwrap_or(defaults.norm_topk_prob),
             scale: self.opt_factor(keys::arch::EXPERT_WEIGHTS_SCALE)?.unwrap_or(1.0),
             groups: None,
+            gated: true,
+            latent_size: None,
             shared_expert_intermediate_size: Some(shared_expert_intermediate_size).filter(|n| *n > 0),
         })
     }

@@ -1,8 +1,8 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, ExpertGroups, Graph, Op, PointwiseFn, RopeScaling,
-    RopeSpec, RouterAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DeltaRuleAttrs, ExpertGroups, Graph, Op, PointwiseFn,
+    RopeScaling, RopeSpec, RouterAttrs, SsmScanAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -92,6 +92,33 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 function(*activation, &mut put);
             }
         }
+        Op::DeltaRule(d) => {
+            let DeltaRuleAttrs {
+                num_key_heads,
+                num_value_heads,
+                key_head_dim,
+                value_head_dim,
+                head_map,
+                eps,
+                scale,
+                state: _,
+            } = d;
+            put("num_key_heads", json!(num_key_heads));
+            put("num_value_heads", json!(num_value_heads));
+            put("key_head_dim", json!(key_head_dim));
+            put("value_head_dim", json!(value_head_dim));
+            put("head_map", json!(head_map));
+            put("eps", float(*eps));
+            put("scale", float(*scale));
+        }
+        Op::SsmScan(s) => {
+            let SsmScanAttrs { num_heads, head_dim, state_size, n_groups, a: _, d: _, dt_bias: _, state: _ } =
+                s;
+            put("num_heads", json!(num_heads));
+            put("head_dim", json!(head_dim));
+            put("state_size", json!(state_size));
+            put("n_groups", json!(n_groups));
+        }
         Op::Embed { table: _, scale } => {
             if let Some(scale) = scale {
                 put("scale", float(*scale));
@@ -104,6 +131,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             PointwiseFn::Scale(factor) => put("scale", float(*factor)),
             PointwiseFn::SoftCap(cap) => put("soft_cap", float(*cap)),
             PointwiseFn::Clamp(limit) => put("clamp", float(*limit)),
+            PointwiseFn::ReluSquared => put("function", json!("relu_squared")),
         },
         Op::Concat { heads } => put("heads", json!(heads)),
         Op::Slice { heads, start, len } => {
@@ -113,6 +141,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         }
         Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
+        | Op::DeltaGates { a: _, dt_bias: _ }
         | Op::Add
         | Op::Mul
         | Op::GetRows

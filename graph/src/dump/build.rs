@@ -355,6 +355,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
         let results: &[&str] = match node.op {
             Op::Router(_) => &["ids", "weights"],
             Op::GatedAct { .. } => &["act", "product"],
+            Op::DeltaGates { .. } => &["beta", "decay"],
             Op::KvWrite { .. } => &["keys", "values"],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
@@ -367,6 +368,8 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::ExpertMatMul { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }

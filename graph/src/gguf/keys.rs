@@ -175,6 +175,26 @@ pub mod arch {
     pub const LEADING_DENSE_BLOCK_COUNT: &str = "leading_dense_block_count";
     /// Every so many-th layer has experts: u32.
     pub const INTERLEAVE_MOE_LAYER_STEP: &str = "interleave_moe_layer_step";
+    /// What is added to the variance by LayerNorm: f32.
+    pub const LAYER_NORM_EPS: &str = "attention.layer_norm_epsilon";
+    /// Elements of the space that experts work in, where it is not the hidden one: u32.
+    pub const MOE_LATENT_SIZE: &str = "moe_latent_size";
+    /// Tokens that a recurrent layer's convolution reaches back over, its own included: u32.
+    pub const SSM_CONV_KERNEL: &str = "ssm.conv_kernel";
+    /// Elements of a recurrent layer's state along its keys: u32.
+    pub const SSM_STATE_SIZE: &str = "ssm.state_size";
+    /// Key heads of a delta net, groups of mamba2: u32.
+    pub const SSM_GROUP_COUNT: &str = "ssm.group_count";
+    /// Value heads of a delta net, heads of mamba2: u32.
+    pub const SSM_TIME_STEP_RANK: &str = "ssm.time_step_rank";
+    /// Elements of all of these heads: u32.
+    pub const SSM_INNER_SIZE: &str = "ssm.inner_size";
+    /// Every so many-th layer has attention, the others are recurrent: u32.
+    pub const FULL_ATTENTION_INTERVAL: &str = "full_attention_interval";
+    /// Whether a layer is recurrent: bool a layer.
+    pub const RECURRENT_LAYERS: &str = "attention.recurrent_layers";
+    /// Tokens that a short convolution reaches back over, its own included: u32.
+    pub const SHORTCONV_L_CACHE: &str = "shortconv.l_cache";
     /// vocab_size where no tokenizer says it: u32.
     pub const VOCAB_SIZE: &str = "vocab_size";
 }
@@ -185,6 +205,8 @@ pub mod tensor {
     pub const TOKEN_EMBD: &str = "token_embd.weight";
     /// Final norm, `[hidden_size]`.
     pub const OUTPUT_NORM: &str = "output_norm.weight";
+    /// The final norm of LFM2, in spite of its name, `[hidden_size]`.
+    pub const TOKEN_EMBD_NORM: &str = "token_embd_norm.weight";
     /// lm_head, `[vocab_size, hidden_size]`; the embedding table serves where it is absent.
     pub const OUTPUT: &str = "output.weight";
     /// What divides RoPE's frequencies, `[rope_dims / 2]`.
@@ -215,6 +237,37 @@ pub mod layer {
     pub const ATTN_Q_NORM: &str = "attn_q_norm.weight";
     /// Norm of keys: `[head_dim]` of each head, `[num_key_value_heads · head_dim]` of the whole row.
     pub const ATTN_K_NORM: &str = "attn_k_norm.weight";
+    /// Gate of what a recurrent layer gives, `[its heads · dim, hidden_size]`.
+    pub const ATTN_GATE: &str = "attn_gate.weight";
+    /// The logarithm's base of a recurrent layer's decay, −exp(A_log), `[heads]`.
+    pub const SSM_A: &str = "ssm_a";
+    /// What is added to a recurrent layer's time steps, `[heads]`.
+    pub const SSM_DT_BIAS: &str = "ssm_dt.bias";
+    /// A recurrent layer's convolution, `[channels, kernel]`.
+    pub const SSM_CONV1D: &str = "ssm_conv1d.weight";
+    /// Time steps of a delta net, `[heads, hidden_size]`.
+    pub const SSM_ALPHA: &str = "ssm_alpha.weight";
+    /// Gate, inputs and time steps of mamba2, `[2 · heads · dim + 2 · groups · state + heads, hidden_size]`; in old files of
+    /// Qwen3-Next queries, keys, values and gate of each key head in turn.
+    pub const SSM_IN: &str = "ssm_in.weight";
+    /// Bias of a recurrent layer's convolution, `[channels]`.
+    pub const SSM_CONV1D_BIAS: &str = "ssm_conv1d.bias";
+    /// What of mamba2's inputs goes past the state, `[heads]`.
+    pub const SSM_D: &str = "ssm_d";
+    /// How much a delta net writes, `[heads, hidden_size]`.
+    pub const SSM_BETA: &str = "ssm_beta.weight";
+    /// Both in one tensor: for each key head the rows of beta of its value heads, then those of alpha.
+    pub const SSM_BA: &str = "ssm_ba.weight";
+    /// Norm of what a recurrence gives: `[dim]` of each head, or `[groups, elements of a group]`.
+    pub const SSM_NORM: &str = "ssm_norm.weight";
+    /// Out of a recurrent layer, `[hidden_size, heads · dim]`.
+    pub const SSM_OUT: &str = "ssm_out.weight";
+    /// Gate, second gate and input of a short convolution, `[3 · hidden_size, hidden_size]`.
+    pub const SHORTCONV_IN_PROJ: &str = "shortconv.in_proj.weight";
+    /// A short convolution, `[hidden_size, kernel]`.
+    pub const SHORTCONV_CONV: &str = "shortconv.conv.weight";
+    /// Out of a short convolution, `[hidden_size, hidden_size]`.
+    pub const SHORTCONV_OUT_PROJ: &str = "shortconv.out_proj.weight";
     /// An extra logit a head in the softmax's denominator, `[num_attention_heads]`.
     pub const ATTN_SINKS: &str = "attn_sinks.weight";
     /// o_proj, `[hidden_size, num_attention_heads · head_dim]`.
@@ -252,6 +305,10 @@ pub mod layer {
     pub const FFN_DOWN_EXPS_BIAS: &str = "ffn_down_exps.bias";
     /// Gate of the shared expert, `[1, hidden_size]`.
     pub const FFN_GATE_INP_SHEXP: &str = "ffn_gate_inp_shexp.weight";
+    /// Into the experts' narrower space, `[its width, hidden_size]`.
+    pub const FFN_LATENT_DOWN: &str = "ffn_latent_down.weight";
+    /// Out of it, `[hidden_size, its width]`.
+    pub const FFN_LATENT_UP: &str = "ffn_latent_up.weight";
     /// The shared expert's gate_proj, `[its width, hidden_size]`.
     pub const FFN_GATE_SHEXP: &str = "ffn_gate_shexp.weight";
     /// The shared expert's up_proj, `[its width, hidden_size]`.

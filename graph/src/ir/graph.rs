@@ -140,6 +140,8 @@ pub enum StateRole {
     Value,
     /// The last inputs of a causal convolution, oldest first.
     Conv,
+    /// What a recurrence carries from token to token.
+    Ssm,
 }
 
 /// How long a state lives, and what its rows are counted by.
@@ -178,11 +180,23 @@ pub struct StateDecl {
     pub heads: usize,
     /// Elements of a head; a row holds heads · width elements for one token.
     pub width: usize,
+    /// The axes of a row, outermost first: its heads, and what is in one of them.
+    pub shape: Vec<usize>,
     /// How long it lives.
     pub lifetime: Lifetime,
 }
 
 impl StateDecl {
+    /// The stage that shows what it holds behind the last token, for a state that has one row for a whole sequence.
+    #[must_use]
+    pub fn stage(&self) -> Option<Stage> {
+        match self.role {
+            StateRole::Key | StateRole::Value => None,
+            StateRole::Conv => Some(Stage::ConvState),
+            StateRole::Ssm => Some(Stage::SsmState),
+        }
+    }
+
     /// Elements of a row: what one token adds, or all that one sequence has.
     #[must_use]
     pub fn row_elems(&self) -> usize {
@@ -339,7 +353,20 @@ impl Graph {
         lifetime: Lifetime,
     ) -> StateId {
         let id = StateId(self.states.len() as u32);
-        self.states.push(StateDecl { id, role, layer, heads, width, lifetime });
+        self.states.push(StateDecl { id, role, layer, heads, width, shape: vec![heads, width], lifetime });
+        id
+    }
+
+    /// The states that have one row for a whole sequence.
+    pub fn sequence_states(&self) -> impl Iterator<Item = StateId> {
+        self.states.iter().filter(|state| !state.is_per_token()).map(|state| state.id)
+    }
+
+    /// Declares a state of one layer that has one row of this shape for a whole sequence.
+    pub fn add_sequence_state(&mut self, role: StateRole, layer: LayerIdx, shape: &[usize]) -> StateId {
+        let (heads, rest) = shape.split_first().map_or((1, shape), |(heads, rest)| (*heads, rest));
+        let id = self.add_state(role, layer, heads, rest.iter().product(), Lifetime::PerSequence);
+        self.states[id.index()].shape = shape.to_vec();
         id
     }
 

@@ -5,6 +5,7 @@ use super::graph::{Graph, Lifetime, Node, StateId};
 use super::op::{
     AttentionAttrs, DType, Dim, ExpertGroups, GroupScore, Op, PointwiseFn, RouterAttrs, Shape, WeightSlice,
 };
+use super::recurrent::{DeltaRuleAttrs, SsmScanAttrs};
 use crate::quant::Format;
 use crate::verify::GraphError;
 
@@ -46,7 +47,9 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
                 );
             }
             if let Some(weight) = weight {
-                rule.vector(*weight, width / heads)?;
+                // Every head its own part of w, or all the same.
+                let own = *heads > 1 && graph.weight(*weight).shape == [width];
+                rule.vector(*weight, if own { width } else { width / heads })?;
             }
             Ok(vec![f32(rule.shape(0).clone())])
         }
@@ -209,8 +212,12 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
         Op::Pointwise { function } => {
             rule.arity(1)?;
             rule.width(0)?;
-            let (PointwiseFn::Scale(factor) | PointwiseFn::SoftCap(factor) | PointwiseFn::Clamp(factor)) =
-                *function;
+            let factor = match *function {
+                PointwiseFn::Scale(factor) | PointwiseFn::SoftCap(factor) | PointwiseFn::Clamp(factor) => {
+                    factor
+                }
+                PointwiseFn::ReluSquared => 1.0,
+            };
             let is_bound = !matches!(function, PointwiseFn::Scale(_));
             if !factor.is_finite() || (is_bound && factor <= 0.0) {
                 return Err(rule.wrong("a finite factor, a positive bound".into(), factor.to_string()));
@@ -250,6 +257,32 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
                 rule.vector(bias, channels)?;
             }
             Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::DeltaGates { a, dt_bias } => {
+            rule.arity(2)?;
+            let heads = rule.width(0)?;
+            let width = rule.width(1)?;
+            if !width.is_multiple_of(heads) || !rule.shape(0).stands_beside(rule.shape(1)) {
+                let found = format!("{} and {}", rule.shape(0), rule.shape(1));
+                return Err(rule.wrong("b [T, H] and dt [T, H·w]".into(), found));
+            }
+            rule.vector(*a, heads)?;
+            rule.vector(*dt_bias, width)?;
+            Ok(vec![f32(rule.shape(0).clone()), f32(rule.shape(1).clone())])
+        }
+        Op::DeltaRule(attrs) => {
+            rule.arity(5)?;
+            rule.delta_rule(attrs)?;
+            rule.per_token(3, "positions")?;
+            rule.per_token(4, "sequence")?;
+            Ok(vec![f32(Shape::new(&[Dim::Tokens, Dim::Fixed(attrs.value_width())]))])
+        }
+        Op::SsmScan(attrs) => {
+            rule.arity(4)?;
+            rule.ssm_scan(attrs)?;
+            rule.per_token(2, "positions")?;
+            rule.per_token(3, "sequence")?;
+            Ok(vec![f32(Shape::new(&[Dim::Tokens, Dim::Fixed(attrs.x_width())]))])
         }
         Op::Slice { heads, start, len } => {
             rule.arity(1)?;
@@ -438,6 +471,64 @@ impl Rule<'_> {
             self.vector(sinks, heads)?;
         }
         Ok(())
+    }
+
+    /// A row of so many floats a token.
+    fn tokens_by(&self, i: usize, what: &str, width: usize) -> Result<(), GraphError> {
+        self.operand(i, DType::F32, &format!("{what} [T, {width}]"), |s| {
+            s.0 == [Dim::Tokens, Dim::Fixed(width)]
+        })
+    }
+
+    /// A state of each sequence.
+    fn sequence_state(&self, id: StateId, heads: usize, width: usize) -> Result<(), GraphError> {
+        let decl = self.graph.state(id);
+        if decl.lifetime == Lifetime::PerSequence && (decl.heads, decl.width) == (heads, width) {
+            return Ok(());
+        }
+        Err(self.wrong(
+            format!("a state of each sequence, [{heads}, {width}]"),
+            format!("[{}, {}], {:?}", decl.heads, decl.width, decl.lifetime),
+        ))
+    }
+
+    /// One number is a multiple of the other, and none of `sizes` is 0.
+    fn heads_on(&self, heads: usize, groups: usize, sizes: &[usize]) -> Result<(), GraphError> {
+        if groups > 0 && heads > 0 && heads.is_multiple_of(groups) && !sizes.contains(&0) {
+            return Ok(());
+        }
+        Err(self.wrong(
+            "a multiple of heads on heads or groups, each of at least 1 element".into(),
+            format!("{heads} on {groups}, of {sizes:?}"),
+        ))
+    }
+
+    fn delta_rule(&self, attrs: &DeltaRuleAttrs) -> Result<(), GraphError> {
+        let DeltaRuleAttrs {
+            num_key_heads,
+            num_value_heads,
+            key_head_dim,
+            value_head_dim,
+            head_map: _,
+            eps: _,
+            scale: _,
+            state,
+        } = *attrs;
+        self.heads_on(num_value_heads, num_key_heads, &[key_head_dim, value_head_dim])?;
+        self.tokens_by(0, "q, k and v", 2 * attrs.key_width() + attrs.value_width())?;
+        self.tokens_by(1, "β", num_value_heads)?;
+        let of_head = self.width(2)? == num_value_heads;
+        self.tokens_by(2, "decay", if of_head { num_value_heads } else { num_value_heads * key_head_dim })?;
+        self.sequence_state(state, num_value_heads, key_head_dim * value_head_dim)
+    }
+
+    fn ssm_scan(&self, attrs: &SsmScanAttrs) -> Result<(), GraphError> {
+        let SsmScanAttrs { num_heads, head_dim, state_size, n_groups, a, d, dt_bias, state } = *attrs;
+        self.heads_on(num_heads, n_groups, &[head_dim, state_size])?;
+        self.tokens_by(0, "x, B and C", attrs.x_width() + 2 * attrs.group_width())?;
+        self.tokens_by(1, "dt", num_heads)?;
+        [a, d, dt_bias].into_iter().try_for_each(|weight| self.vector(weight, num_heads))?;
+        self.sequence_state(state, num_heads, head_dim * state_size)
     }
 
     fn weight_shape(&self, id: WeightId, wanted: &[usize]) -> Result<(), GraphError> {

@@ -8,6 +8,7 @@ pub mod graph;
 pub mod infer;
 pub mod op;
 pub mod pattern;
+mod recurrent;
 pub mod rope;
 pub mod stage;
 
@@ -20,5 +21,6 @@ pub use op::{
     OpKind, PointwiseFn, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
 };
 pub use pattern::LaunchPattern;
+pub use recurrent::{DeltaRuleAttrs, HeadMap, SsmScanAttrs};
 pub use rope::{RopePairing, RopeScaling, RopeSpec};
 pub use stage::{Stage, StageScope};

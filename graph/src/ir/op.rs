@@ -5,6 +5,7 @@
 //! differs between models is an attribute here or the shape of the graph; no backend ever sees an architecture's name.
 
 use super::graph::{RopeTableId, StateId, WeightId};
+use super::recurrent::{DeltaRuleAttrs, SsmScanAttrs};
 use super::rope::RopePairing;
 use super::stage::Stage;
 use serde::Serialize;
@@ -286,6 +287,8 @@ pub enum PointwiseFn {
     SoftCap(f32),
     /// min(max(x, −limit), limit).
     Clamp(f32),
+    /// max(x, 0)²: experts without a gate.
+    ReluSquared,
 }
 
 /// The attributes of [`Op::CausalConv`].
@@ -352,7 +355,7 @@ ops! {
         scale: Option<f32>,
     };
     /// x / sqrt(mean(x²) + eps) · w over the last axis. With `heads = n` the last axis holds n heads, each normed by
-    /// itself with the same w `[d]`: the per-head Q/K norm.
+    /// itself: all with the same w `[d]`, the per-head Q/K norm, or each with its own part of w `[width]`.
     RmsNorm = "rms_norm" {
         /// w, `[width]` or `[d]`, F32; `None`: 1.
         weight: Option<WeightId>,
@@ -429,6 +432,26 @@ ops! {
     /// `y[t, c] = act(Σ_j w[c, j] · x[t − (k−1) + j, c] (+ b[c]))`, summed in f32 by fused multiply-adds, the oldest first; `[T, C]`.
     /// Inputs of earlier steps come from the sequence's state, `[C, k−1]`, oldest first; in front of position 0 they are 0.
     CausalConv = "causal_conv" (CausalConvAttrs);
+    /// b `[T, H]`, dt `[T, H·w]` → β = sigmoid(b) `[T, H]`, and what is left of the state, decay = e^(a · softplus(dt + dt_bias))
+    /// `[T, H·w]`, a of its head: the gates of [`Op::DeltaRule`]. softplus(x) = ln(1 + e^x), of x where it is large.
+    DeltaGates = "delta_gates" {
+        /// a `[H]`, negative: −exp(A_log); F32.
+        a: WeightId,
+        /// `[H·w]`, F32.
+        dt_bias: WeightId,
+    };
+    /// qkv `[T, 2·Hk·dk + Hv·dv]` (all heads' q, then k, then v), β `[T, Hv]`, decay e `[T, Hv]` or, for each element of a key,
+    /// `[T, Hv·dk]`, positions `[T]`, sequence `[T]` → `[T, Hv·dv]`: the gated delta rule. q and k of a head are divided by
+    /// √(Σ² + eps), q is multiplied by `scale`; then for each token in order, with S [dk, dv] of the sequence and value head,
+    /// which is 0 in front of position 0: S ← e · S; S ← S + k ⊗ β·(v − Sᵀk); out = Sᵀq. Sums over dk are of f32 by fused
+    /// multiply-adds in its order: `r_j = Σ_i (k_i·e_i)·S_ij`, `S_ij ← k_i·(β·(v_j − r_j)) + e_i·S_ij`,
+    /// `out_j = Σ_i q_i·S_ij`, so that no cut of a prompt changes a bit. (A form by chunks of tokens would.)
+    DeltaRule = "delta_rule" (DeltaRuleAttrs);
+    /// xBC `[T, n·P + 2·G·N]` (all heads' x, all groups' B, all groups' C), dt `[T, n]`, positions `[T]`, sequence `[T]` →
+    /// `[T, n·P]`: mamba2's scan. For each token in order, with S [P, N] of the sequence and head, which is 0 in front of
+    /// position 0: δ = softplus(dt + dt_bias); S ← e^(a·δ) · S + δ·x ⊗ B; out = S·C + d·x. Sums over N are of f32 by fused
+    /// multiply-adds in 16 lanes, element i in lane i mod 16, which are then added up by halves.
+    SsmScan = "ssm_scan" (SsmScanAttrs);
     /// a + b.
     Add = "add";
     /// a · b, element by element.
@@ -487,6 +510,9 @@ impl Op {
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
+            | Op::DeltaGates { .. }
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }
@@ -510,6 +536,8 @@ impl Op {
         match self {
             Op::KvWrite { key, value } => std::iter::once(*key).chain(*value).collect(),
             Op::CausalConv(c) => vec![c.state],
+            Op::DeltaRule(d) => vec![d.state],
+            Op::SsmScan(s) => vec![s.state],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::MatMul { .. }
@@ -522,6 +550,7 @@ impl Op {
             | Op::ExpertMatMul { .. }
             | Op::GatedAct { .. }
             | Op::ExpertCombine
+            | Op::DeltaGates { .. }
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }
@@ -546,11 +575,14 @@ impl Op {
             Op::Attention(a) | Op::AttentionSoftmax(a) => a.sinks.into_iter().collect(),
             Op::Router(r) => r.selection_bias.into_iter().chain(r.expert_scale).collect(),
             Op::CausalConv(c) => std::iter::once(c.weight).chain(c.bias).collect(),
+            Op::DeltaGates { a, dt_bias } => vec![*a, *dt_bias],
+            Op::SsmScan(s) => vec![s.a, s.d, s.dt_bias],
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::KvWrite { key: _, value: _ }
             | Op::AttentionScores(_)
             | Op::GatedAct { activation: _ }
             | Op::ExpertCombine
+            | Op::DeltaRule(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { function: _ }

@@ -1,82 +1,145 @@
-//! Launch patterns: which runs of nodes a backend can execute as one launch.
+//! Launch patterns: which nodes a backend can execute as one launch.
 //!
-//! Nodes are never rewritten into other nodes: a pattern only says that consecutive production nodes belong together,
-//! in one phase or several. Taps do not count when a run is matched.
+//! Nodes are never rewritten into other nodes: a pattern only says, from an anchor, which production nodes belong together
+//! by what flows between them. Neither the order in which independent nodes stand nor what nodes are called matters; taps
+//! and what feeds only taps are not seen. The fusions themselves are in `groups/`, one file each.
 
-use super::graph::{Graph, Node};
+use super::graph::{Graph, Node, NodeId, ValueId};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
 
-/// One place in a pattern.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PatternStep {
-    /// The op's stem.
-    pub stem: &'static str,
-    /// The node's name, where the stem alone is not enough.
-    pub name: Option<&'static str>,
-    /// May be absent.
-    pub optional: bool,
+/// Some nodes of a graph and what flows between them, as patterns look at them: what a group has taken is not seen again.
+pub struct Matcher<'g> {
+    graph: &'g Graph,
+    free: HashSet<NodeId>,
+    readers: HashMap<ValueId, Vec<&'g Node>>,
 }
 
-/// A node with this op.
+impl<'g> Matcher<'g> {
+    /// Over the nodes that may be grouped.
+    pub fn new(graph: &'g Graph, nodes: impl IntoIterator<Item = &'g Node>) -> Matcher<'g> {
+        let mut matcher = Matcher { graph, free: HashSet::new(), readers: HashMap::new() };
+        for node in nodes {
+            matcher.free.insert(node.id);
+            let mut inputs = node.inputs.clone();
+            inputs.sort_unstable();
+            inputs.dedup();
+            for input in inputs {
+                matcher.readers.entry(input).or_default().push(node);
+            }
+        }
+        matcher
+    }
+
+    /// The whole graph: for shapes, and for who reads a value beyond what may be grouped.
+    #[must_use]
+    pub fn graph(&self) -> &'g Graph {
+        self.graph
+    }
+
+    /// Whether no group has taken a node, and one may.
+    #[must_use]
+    pub fn is_free(&self, node: &Node) -> bool {
+        self.free.contains(&node.id)
+    }
+
+    /// Takes the nodes of a group.
+    pub fn take(&mut self, nodes: &[NodeId]) {
+        for node in nodes {
+            self.free.remove(node);
+        }
+    }
+
+    /// The free node that makes a value.
+    #[must_use]
+    pub fn producer(&self, value: ValueId) -> Option<&'g Node> {
+        let id = self.graph.value(value).producer.filter(|id| self.free.contains(id))?;
+        self.graph.node(id)
+    }
+
+    /// The free nodes that read a value.
+    pub fn readers(&self, value: ValueId) -> impl Iterator<Item = &'g Node> {
+        let all = self.readers.get(&value).map_or(&[][..], Vec::as_slice);
+        all.iter().copied().filter(|node| self.is_free(node))
+    }
+
+    /// How many nodes read a value, free or not, taps aside.
+    #[must_use]
+    pub fn reader_count(&self, value: ValueId) -> usize {
+        self.readers.get(&value).map_or(0, Vec::len)
+    }
+}
+
+/// A fusion: nodes that some backend has one launch for, taken apart into what a kernel needs to know, every attribute of
+/// theirs included. A backend says whether it can (`fits`) by taking the struct apart without `..`.
+pub trait Group: Sized {
+    /// What dumps, profiles, errors and files call it, in every backend.
+    const NAME: &'static str;
+
+    /// The groups that an anchor belongs to, best first: those behind the first are for backends that cannot have it all.
+    /// They hold nothing but free nodes.
+    fn candidates(matcher: &Matcher<'_>, anchor: &Node) -> Vec<Self>;
+
+    /// The nodes, in any order.
+    fn nodes(&self) -> Vec<NodeId>;
+}
+
+/// The group that exactly these nodes are.
 #[must_use]
-pub const fn op(stem: &'static str) -> PatternStep {
-    PatternStep { stem, name: None, optional: false }
+pub fn group_of<G: Group>(graph: &Graph, nodes: &[&Node]) -> Option<G> {
+    let matcher = Matcher::new(graph, nodes.iter().copied());
+    let sorted = |mut ids: Vec<NodeId>| {
+        ids.sort_unstable();
+        ids
+    };
+    let wanted = sorted(nodes.iter().map(|n| n.id).collect());
+    let found = |anchor: &&Node| {
+        G::candidates(&matcher, anchor).into_iter().find(|group| sorted(group.nodes()) == wanted)
+    };
+    nodes.iter().find_map(found)
 }
 
-/// A node with this op and name.
-#[must_use]
-pub const fn named(stem: &'static str, name: &'static str) -> PatternStep {
-    PatternStep { stem, name: Some(name), optional: false }
-}
-
-/// A node that may be there.
-#[must_use]
-pub const fn maybe(step: PatternStep) -> PatternStep {
-    PatternStep { optional: true, ..step }
-}
+/// The nodes of every group that a pattern finds from an anchor, best first.
+type Find = dyn Fn(&Matcher<'_>, &Node) -> Vec<Vec<NodeId>> + Send + Sync;
 
 /// A group of nodes that a backend has one launch for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct LaunchPattern {
     /// What dumps, profiles and errors call it.
     pub name: &'static str,
-    /// The nodes, in execution order, by phase. A value that crosses phases gets a buffer.
-    pub phases: &'static [&'static [PatternStep]],
-    /// A last look at the matched nodes: formats, sizes, how they are connected.
-    pub accepts: fn(&Graph, &[&Node]) -> bool,
+    find: Arc<Find>,
 }
 
 impl LaunchPattern {
-    /// A pattern that accepts whatever its steps match.
+    /// The groups of a kind that fit what a backend can do.
     #[must_use]
-    pub const fn new(name: &'static str, phases: &'static [&'static [PatternStep]]) -> LaunchPattern {
-        LaunchPattern { name, phases, accepts: |_, _| true }
+    pub fn new<G: Group>(fits: impl Fn(&Graph, &G) -> bool + Send + Sync + 'static) -> LaunchPattern {
+        LaunchPattern::from_fn(G::NAME, move |matcher, anchor| {
+            let mut found = G::candidates(matcher, anchor);
+            found.retain(|group| fits(matcher.graph(), group));
+            found.iter().map(Group::nodes).collect()
+        })
     }
 
-    /// The nodes that the pattern takes from the head of `nodes` (taps left out), by phase; `None` if it does not fit or
-    /// takes nothing. All of them belong to one layer. An optional step takes a node that fits it, always: there is no
-    /// going back for a later step's sake.
+    /// The groups that a function finds from an anchor, best first, where no struct is needed of them.
     #[must_use]
-    pub fn matches<'g>(&self, graph: &Graph, nodes: &[&'g Node]) -> Option<Vec<Vec<&'g Node>>> {
-        let layer = nodes.first()?.layer;
-        let mut rest = nodes.iter().copied().peekable();
-        let mut phases = Vec::with_capacity(self.phases.len());
-        for steps in self.phases {
-            let mut phase = Vec::with_capacity(steps.len());
-            for step in *steps {
-                let fits = |n: &Node| {
-                    n.layer == layer
-                        && n.op.stem() == step.stem
-                        && step.name.is_none_or(|name| name == n.name)
-                };
-                match rest.peek() {
-                    Some(node) if fits(node) => phase.extend(rest.next()),
-                    _ if step.optional => {}
-                    _ => return None,
-                }
-            }
-            phases.push(phase);
-        }
-        let all: Vec<&Node> = phases.iter().flatten().copied().collect();
-        (!all.is_empty() && (self.accepts)(graph, &all)).then_some(phases)
+    pub fn from_fn(
+        name: &'static str,
+        find: impl Fn(&Matcher<'_>, &Node) -> Vec<Vec<NodeId>> + Send + Sync + 'static,
+    ) -> LaunchPattern {
+        LaunchPattern { name, find: Arc::new(find) }
+    }
+
+    /// The nodes of every group that an anchor belongs to, best first.
+    #[must_use]
+    pub fn find(&self, matcher: &Matcher<'_>, anchor: &Node) -> Vec<Vec<NodeId>> {
+        (self.find)(matcher, anchor)
+    }
+}
+
+impl fmt::Debug for LaunchPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LaunchPattern").field(&self.name).finish()
     }
 }

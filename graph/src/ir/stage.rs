@@ -60,7 +60,27 @@ stages! {
     AttnSoftmax "attn_softmax" Layer;
     /// softmax · v, before o_proj [T, H·d].
     Attention "attention" Layer;
-    /// After o_proj [T, D].
+    /// The output gate after its sigmoid [T, H·d].
+    AttnGate "attn_gate" Layer;
+    /// softmax · v times the output gate [T, H·d].
+    AttentionGated "attention_gated" Layer;
+    /// A causal convolution's result after its bias and activation [T, channels].
+    ConvOut "conv_out" Layer;
+    /// A short convolution's result times its gate [T, D].
+    ConvGated "conv_gated" Layer;
+    /// How much of a token a recurrence writes [T, heads].
+    SsmBeta "ssm_beta" Layer;
+    /// What a recurrence keeps of its state [T, heads].
+    SsmDecay "ssm_decay" Layer;
+    /// What a recurrence gives, before the gated norm [T, heads·dim].
+    SsmOut "ssm_out" Layer;
+    /// After it [T, heads·dim].
+    SsmNorm "ssm_norm" Layer;
+    /// The last inputs of a causal convolution behind the last token, oldest first [channels, kernel − 1].
+    ConvState "conv_state" Layer;
+    /// A recurrence's state behind the last token [heads, ..].
+    SsmState "ssm_state" Layer;
+    /// What attention or another mixer adds to the residual stream, after its last product [T, D].
     AttnOut "attn_out" Layer;
     /// Residual stream after attention [T, D].
     PostAttnResidual "post_attn_residual" Layer;
@@ -72,6 +92,8 @@ stages! {
     MoeTopkIds "moe_topk_ids" Layer;
     /// Their weights as applied [T, K].
     MoeRouter "moe_router" Layer;
+    /// What experts of a narrower space read [T, its width].
+    MoeLatentIn "moe_latent_in" Layer;
     /// gate_proj's output [T, K, F]; [T, F] in a dense layer.
     FfnGate "ffn_gate" Layer;
     /// up_proj's output [T, K, F]; [T, F] in a dense layer.
@@ -98,6 +120,8 @@ stages! {
     ShexpGated "shexp_gated" Layer;
     /// down_proj's output before weighting [T, K, D]; [T, D] in a dense layer.
     FfnOut "ffn_out" Layer;
+    /// Σ weight · ffn_out of experts of a narrower space, in it [T, its width].
+    MoeLatentOut "moe_latent_out" Layer;
     /// Σ weight · ffn_out alone, where moe_ffn_out has more [T, D].
     MoeRoutedOut "moe_routed_out" Layer;
     /// Σ weight · ffn_out, and the gated shared expert where there is one [T, D].

@@ -1,12 +1,15 @@
 //! Partitions the nodes into launches by a backend's patterns: fusion is grouping.
 //!
-//! Production nodes are matched in execution order, the first pattern that fits taking its run; a node that no pattern
-//! takes is a launch of its own, named by its op's stem. Recomputed nodes (they feed only taps) are launches of their
-//! own, behind the launch that makes the last of their inputs, so that they never change how production is grouped.
+//! Patterns take production nodes by what flows between them, the best pattern first, each from every anchor; a node that no
+//! pattern takes is a launch of its own, named by its op's stem. Launches stand behind those whose values they read.
+//! Recomputed nodes (they feed only taps) are launches of their own, behind the launch that makes the last of their inputs,
+//! so that they never change how production is grouped.
 
+use crate::ir::pattern::Matcher;
 use crate::ir::{Graph, LaunchPattern, LayerIdx, Node, NodeId, Op, ValueId};
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::fmt;
 
 /// A launch's place in the plan.
@@ -82,15 +85,21 @@ pub fn group_launches(
         graph.values.iter().filter(|v| v.producer.is_none()).map(|v| v.id).collect();
     let mut launches = Vec::new();
 
-    let mut rest = production.as_slice();
-    while let Some(first) = rest.first() {
-        let grouped = patterns.iter().find_map(|pattern| {
-            let phases = pattern.matches(graph, rest)?;
-            (!phases.iter().flatten().any(|n| alone(n))).then_some((pattern.name, phases))
-        });
-        let (pattern, phases) = grouped.unwrap_or_else(|| (first.op.stem(), vec![vec![*first]]));
-        rest = &rest[phases.iter().map(Vec::len).sum::<usize>()..];
-        add(&mut launches, &mut computed, pattern, &phases, false);
+    let mut matcher = Matcher::new(graph, production.iter().copied().filter(|n| !alone(n)));
+    let mut units = Units::new(&production);
+    for pattern in patterns {
+        for anchor in &production {
+            if !matcher.is_free(anchor) {
+                continue;
+            }
+            let found = pattern.find(&matcher, anchor);
+            if let Some(nodes) = found.into_iter().find(|nodes| units.join(nodes, pattern.name)) {
+                matcher.take(&nodes);
+            }
+        }
+    }
+    for (pattern, nodes) in units.in_order() {
+        add(&mut launches, &mut computed, pattern, &[nodes], false);
         while let Some(i) = recomputed.iter().position(|n| n.inputs.iter().all(|v| computed.contains(v))) {
             let node = recomputed.remove(i);
             add(&mut launches, &mut computed, node.op.stem(), &[vec![node]], true);
@@ -101,6 +110,105 @@ pub fn group_launches(
     }
     attach_taps(graph, &mut launches);
     launches
+}
+
+/// The production nodes in units that are to be launches; at first each by itself.
+struct Units<'g> {
+    nodes: &'g [&'g Node],
+    /// By the node's id: its place in `nodes`.
+    place: HashMap<NodeId, usize>,
+    /// By place: the places of the nodes that read what it makes.
+    readers: Vec<Vec<usize>>,
+    /// By place: its unit.
+    unit: Vec<usize>,
+    /// The places of each unit, ascending, and the pattern of a group.
+    units: Vec<(Option<&'static str>, Vec<usize>)>,
+}
+
+impl<'g> Units<'g> {
+    fn new(nodes: &'g [&'g Node]) -> Units<'g> {
+        let place: HashMap<NodeId, usize> = nodes.iter().enumerate().map(|(i, n)| (n.id, i)).collect();
+        let makers: HashMap<ValueId, usize> =
+            nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |v| (*v, i))).collect();
+        let mut readers = vec![Vec::new(); nodes.len()];
+        for (i, node) in nodes.iter().enumerate() {
+            for maker in node.inputs.iter().filter_map(|v| makers.get(v)) {
+                readers[*maker].push(i);
+            }
+        }
+        let units = (0..nodes.len()).map(|i| (None, vec![i])).collect();
+        Units { nodes, place, readers, unit: (0..nodes.len()).collect(), units }
+    }
+
+    /// Makes one unit of nodes of one layer, if they then can still be executed: nothing that one of them needs may come of
+    /// another by a way that leads outside.
+    fn join(&mut self, nodes: &[NodeId], pattern: &'static str) -> bool {
+        let places: Option<Vec<usize>> = nodes.iter().map(|id| self.place.get(id).copied()).collect();
+        let Some(mut places) = places else { return false };
+        places.sort_unstable();
+        let Some(&first) = places.first() else { return false };
+        let layer = self.nodes[first].layer;
+        if places.iter().any(|i| self.nodes[*i].layer != layer) || self.leads_back(&places) {
+            return false;
+        }
+        for place in &places {
+            let old = std::mem::replace(&mut self.unit[*place], first);
+            self.units[old] = (None, Vec::new());
+        }
+        self.units[first] = (Some(pattern), places);
+        true
+    }
+
+    /// Whether a way leads from these places to others and back.
+    fn leads_back(&self, places: &[usize]) -> bool {
+        let mut seen = vec![false; self.units.len()];
+        let outside = |place: &&usize| places.binary_search(place).is_err();
+        let mut next: Vec<usize> =
+            places.iter().flat_map(|i| &self.readers[*i]).filter(outside).copied().collect();
+        while let Some(place) = next.pop() {
+            let unit = self.unit[place];
+            if std::mem::replace(&mut seen[unit], true) {
+                continue;
+            }
+            for reader in self.units[unit].1.iter().flat_map(|i| &self.readers[*i]) {
+                if places.binary_search(reader).is_ok() {
+                    return true;
+                }
+                next.push(*reader);
+            }
+        }
+        false
+    }
+
+    /// The units, each behind those whose values it reads; where several could be next, that with the earliest node.
+    fn in_order(&self) -> Vec<(&'static str, Vec<&'g Node>)> {
+        let mut waits = vec![0usize; self.units.len()];
+        for (place, readers) in self.readers.iter().enumerate() {
+            for reader in readers.iter().filter(|r| self.unit[**r] != self.unit[place]) {
+                waits[self.unit[*reader]] += 1;
+            }
+        }
+        let is_there = |unit: &usize| !self.units[*unit].1.is_empty();
+        let ready = (0..self.units.len()).filter(is_there).filter(|u| waits[*u] == 0);
+        // A unit is numbered by its first place.
+        let mut ready: BinaryHeap<Reverse<usize>> = ready.map(Reverse).collect();
+        let mut order = Vec::new();
+        while let Some(Reverse(unit)) = ready.pop() {
+            let (pattern, places) = &self.units[unit];
+            let nodes: Vec<&Node> = places.iter().map(|i| self.nodes[*i]).collect();
+            order.push((pattern.unwrap_or_else(|| nodes[0].op.stem()), nodes));
+            for reader in places.iter().flat_map(|i| &self.readers[*i]) {
+                let reader = self.unit[*reader];
+                if reader != unit {
+                    waits[reader] -= 1;
+                    if waits[reader] == 0 {
+                        ready.push(Reverse(reader));
+                    }
+                }
+            }
+        }
+        order
+    }
 }
 
 fn add(

@@ -152,7 +152,7 @@ pub enum ActProfile {
 
 /// What the activations of one matmul are, given its weights' format.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Activation {
+pub enum ActivationPrecision {
     /// As they are.
     F32,
     /// Rounded to f16, ties to even.
@@ -163,15 +163,15 @@ pub enum Activation {
 
 impl ActProfile {
     /// The activations that weights of `format` are multiplied with. Plain floats take f32 always.
-    pub const fn for_weights(self, format: Format) -> Activation {
+    pub const fn for_weights(self, format: Format) -> ActivationPrecision {
         if !format.is_quantized() {
-            return Activation::F32;
+            return ActivationPrecision::F32;
         }
         match self {
-            ActProfile::F32 => Activation::F32,
-            ActProfile::F16 => Activation::F16,
-            ActProfile::Q8 { k_block } if format.block_elems() == 256 => Activation::Q8(k_block),
-            ActProfile::Q8 { .. } => Activation::Q8(ActBlock::X32),
+            ActProfile::F32 => ActivationPrecision::F32,
+            ActProfile::F16 => ActivationPrecision::F16,
+            ActProfile::Q8 { k_block } if format.block_elems() == 256 => ActivationPrecision::Q8(k_block),
+            ActProfile::Q8 { .. } => ActivationPrecision::Q8(ActBlock::X32),
         }
     }
 
@@ -291,10 +291,10 @@ mod tests {
     #[test]
     fn plain_floats_take_f32_and_short_blocks_take_32() {
         let q8 = ActProfile::Q8 { k_block: ActBlock::X256 };
-        assert_eq!(q8.for_weights(Format::Bf16), Activation::F32);
-        assert_eq!(q8.for_weights(Format::Q8_0), Activation::Q8(ActBlock::X32));
-        assert_eq!(q8.for_weights(Format::Iq4Xs), Activation::Q8(ActBlock::X256));
-        assert_eq!(ActProfile::F16.for_weights(Format::F32), Activation::F32);
-        assert_eq!(ActProfile::F16.for_weights(Format::Q4K), Activation::F16);
+        assert_eq!(q8.for_weights(Format::Bf16), ActivationPrecision::F32);
+        assert_eq!(q8.for_weights(Format::Q8_0), ActivationPrecision::Q8(ActBlock::X32));
+        assert_eq!(q8.for_weights(Format::Iq4Xs), ActivationPrecision::Q8(ActBlock::X256));
+        assert_eq!(ActProfile::F16.for_weights(Format::F32), ActivationPrecision::F32);
+        assert_eq!(ActProfile::F16.for_weights(Format::Q4K), ActivationPrecision::F16);
     }
 }

@@ -7,7 +7,7 @@
 
 mod format;
 
-pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, Activation};
+pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, ActivationPrecision};
 pub use check::NonFinite;
 pub use format::{Format, UnknownFormat};
 pub use ggml_type::GgmlType;

@@ -5,7 +5,13 @@ use super::attention::{self, Steps};
 use super::small::{activation, choice, logits, row, turn};
 use super::{Builder, OpCase, TOLERANCE};
 use crate::tolerance::{Relation, moved};
-use moe_run_graph::ir::{DType, Dim, LayerIdx, Op, Shape, ValueId, WeightHome, WeightId, WeightSlice};
+use moe_run_graph::groups::{
+    AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv, NormRouter,
+    RouteGateUp,
+};
+use moe_run_graph::ir::{
+    DType, Dim, GateKind, LayerIdx, Op, RouterAttrs, Shape, ValueId, WeightHome, WeightId, WeightSlice,
+};
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::ExecutableInfo;
@@ -13,22 +19,22 @@ use moe_run_runtime::executable::ExecutableInfo;
 /// The layer that the nodes belong to.
 const LAYER: Option<LayerIdx> = Some(LayerIdx(0));
 
-/// The nodes of a group, under whatever names the backends have for it.
+/// The groups (graph/src/groups), but for those that are met as parts of another's case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupCase {
     /// RmsNorm and the matmuls of q, k and v.
     NormQkv,
-    /// RmsNorm, gate and up of a dense layer, GatedAct.
-    NormGateUp,
-    /// RmsNorm and the router's matmul.
+    /// RmsNorm or none, gate and up of a dense layer, GatedAct.
+    GateUp,
+    /// RmsNorm, the router's matmul, a shared expert's gate.
     NormRouter,
     /// A matmul and the residual.
-    MatMulAdd,
-    /// Q/K norm, Rope, KvWrite, Attention.
-    RopeAttention,
-    /// Router, gate and up of the chosen experts, GatedAct.
+    MatMulResidual,
+    /// Q/K norm, Rope, KvWrite, Attention; and RopeKv.
+    AttentionStep,
+    /// Router, gate and up of the chosen experts, GatedAct; and ExpertsGateUp.
     RouteGateUp,
-    /// Down of the chosen experts, their sum, the residual.
+    /// Down of the chosen experts, their sum, a shared expert, the residual.
     DownCombine,
     /// GetRows, RmsNorm, lm_head.
     FinalNormLmHead,
@@ -38,27 +44,27 @@ impl GroupCase {
     /// All of them.
     pub const ALL: &'static [GroupCase] = &[
         GroupCase::NormQkv,
-        GroupCase::NormGateUp,
+        GroupCase::GateUp,
         GroupCase::NormRouter,
-        GroupCase::MatMulAdd,
-        GroupCase::RopeAttention,
+        GroupCase::MatMulResidual,
+        GroupCase::AttentionStep,
         GroupCase::RouteGateUp,
         GroupCase::DownCombine,
         GroupCase::FinalNormLmHead,
     ];
 
-    /// What reports call it.
+    /// The group's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            GroupCase::NormQkv => "norm + qkv",
-            GroupCase::NormGateUp => "norm + gate, up",
-            GroupCase::NormRouter => "norm + router",
-            GroupCase::MatMulAdd => "matmul + add",
-            GroupCase::RopeAttention => "rope + attention",
-            GroupCase::RouteGateUp => "route + gate, up",
-            GroupCase::DownCombine => "down + combine",
-            GroupCase::FinalNormLmHead => "norm + lm_head",
+            GroupCase::NormQkv => NormQkv::NAME,
+            GroupCase::GateUp => GateUp::NAME,
+            GroupCase::NormRouter => NormRouter::NAME,
+            GroupCase::MatMulResidual => MatMulResidual::NAME,
+            GroupCase::AttentionStep => AttentionStep::NAME,
+            GroupCase::RouteGateUp => RouteGateUp::NAME,
+            GroupCase::DownCombine => DownCombine::NAME,
+            GroupCase::FinalNormLmHead => FinalNormLmHead::NAME,
         }
     }
 }
@@ -72,10 +78,10 @@ pub fn case(group: GroupCase, seed: u64) -> Result<OpCase, BackendError> {
     b.graph.num_layers = 1;
     let (steps, ctx_size) = match group {
         GroupCase::NormQkv => norm_qkv(&mut b)?,
-        GroupCase::NormGateUp => norm_gate_up(&mut b)?,
+        GroupCase::GateUp => gate_up(&mut b)?,
         GroupCase::NormRouter => norm_router(&mut b)?,
-        GroupCase::MatMulAdd => matmul_add(&mut b)?,
-        GroupCase::RopeAttention => rope_attention(&mut b)?,
+        GroupCase::MatMulResidual => matmul_residual(&mut b)?,
+        GroupCase::AttentionStep => attention_step(&mut b)?,
         GroupCase::RouteGateUp => route_gate_up(&mut b)?,
         GroupCase::DownCombine => down_combine(&mut b)?,
         GroupCase::FinalNormLmHead => final_norm_lm_head(&mut b)?,
@@ -137,8 +143,8 @@ fn project(
     out: usize,
 ) -> Result<ValueId, BackendError> {
     let weight = widths.slice(b, name, None, out);
-    let bias = b.one_in(6).then(|| b.vector(&format!("{name} bias"), &[out], 0.0));
-    let scale = b.one_in(8).then_some(0.75);
+    let bias = b.one_in(4).then(|| b.vector(&format!("{name} bias"), &[out], 0.0));
+    let scale = b.one_in(6).then_some(0.75);
     if bias.is_some() || scale.is_some() {
         b.note(name, "biased or scaled");
     }
@@ -199,18 +205,44 @@ fn norm_qkv(b: &mut Builder) -> Result<Steps, BackendError> {
     Ok(plain_steps(b))
 }
 
-fn norm_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
+fn gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
     let widths = Widths::of(b, HIDDEN_SIZES);
     let x = b.boundary(row(widths.hidden_size), DType::F32);
-    let normed = norm(b, "ffn_norm", x, widths.hidden_size, 1, 1e-5)?;
+    let is_normed = !b.one_in(3);
+    b.note("normed", is_normed);
+    let normed = if is_normed { norm(b, "ffn_norm", x, widths.hidden_size, 1, 1e-5)? } else { x };
     let out = b.pick(&[16, 33, 64, 100, 256, 300]);
     b.note("out", out);
-    let gate = project(b, &widths, "gate_proj", normed, out)?;
-    let up = project(b, &widths, "up_proj", normed, out)?;
+    // Biased or scaled ones no launch takes as a group.
+    let plain = !b.one_in(6);
+    let product = |b: &mut Builder, name| {
+        if !plain {
+            return project(b, &widths, name, normed, out);
+        }
+        let weight = widths.slice(b, name, None, out);
+        Ok(b.graph.push(LAYER, name, Op::MatMul { weight, bias: None, scale: None }, &[normed])?[0])
+    };
+    let (gate, up) = (product(b, "gate_proj")?, product(b, "up_proj")?);
     let op = Op::GatedAct { activation: activation(b) };
     let acted = b.graph.push(LAYER, "swiglu", op, &[gate, up])?;
-    outputs(b, &[normed, gate, up, acted[0]], &acted[1..]);
+    let inner = [gate, up, acted[0]];
+    let inner: Vec<ValueId> = is_normed.then_some(normed).into_iter().chain(inner).collect();
+    outputs(b, &inner, &acted[1..]);
     Ok(plain_steps(b))
+}
+
+/// A choice of `num_experts_per_tok` by the sigmoid of each logit.
+fn sigmoid(num_experts: usize, num_experts_per_tok: usize) -> Op {
+    Op::Router(RouterAttrs {
+        num_experts,
+        num_experts_per_tok,
+        gate: GateKind::Sigmoid,
+        norm_topk_prob: false,
+        scale: 1.0,
+        selection_bias: None,
+        groups: None,
+        expert_scale: None,
+    })
 }
 
 fn norm_router(b: &mut Builder) -> Result<Steps, BackendError> {
@@ -220,11 +252,21 @@ fn norm_router(b: &mut Builder) -> Result<Steps, BackendError> {
     let experts = b.pick(&[4, 8, 33, 60, 64, 128, 160]);
     b.note("E", experts);
     let logits = project(b, &widths, "router", normed, experts)?;
-    outputs(b, &[normed], &[logits]);
+    // The best weights in order are as steady as the logits, whoever they belong to.
+    let per_tok = b.between(1, 8).min(experts);
+    let routed = b.graph.push(LAYER, "router_topk", sigmoid(experts, per_tok), &[logits])?;
+    let mut last = vec![logits, routed[1]];
+    if b.one_in(2) {
+        b.note("shared gate", true);
+        let logit = project(b, &widths, "shared_expert_gate", normed, 1)?;
+        let factor = b.graph.push(LAYER, "shared_expert_sigmoid", sigmoid(1, 1), &[logit])?;
+        last.extend([logit, factor[1]]);
+    }
+    outputs(b, &[normed], &last);
     Ok(plain_steps(b))
 }
 
-fn matmul_add(b: &mut Builder) -> Result<Steps, BackendError> {
+fn matmul_residual(b: &mut Builder) -> Result<Steps, BackendError> {
     let widths = Widths::of(b, HIDDEN_SIZES);
     let each = b.one_in(6).then_some(Dim::Fixed(3));
     let shape =
@@ -241,35 +283,49 @@ fn matmul_add(b: &mut Builder) -> Result<Steps, BackendError> {
     Ok(plain_steps(b))
 }
 
-fn rope_attention(b: &mut Builder) -> Result<Steps, BackendError> {
+fn attention_step(b: &mut Builder) -> Result<Steps, BackendError> {
     let attrs = attention::attrs(b);
-    let [mut q, mut k, v] = attention::operands(b, &attrs);
+    let [q, k, v] = attention::operands(b, &attrs);
     let (heads, kv_heads, d) = (attrs.num_attention_heads, attrs.num_key_value_heads, attrs.head_dim);
-    let mut inner = Vec::new();
     // Of each head, of whole rows, or none.
     let norms = b.pick(&["heads", "heads", "rows", "none"]);
     b.note("norms", norms);
-    if norms != "none" {
-        let eps = b.pick(&[1e-6, 1e-5]);
-        let k_eps = if b.one_in(6) { 1e-3 } else { eps };
-        let whole = norms == "rows";
-        let of = |heads: usize| if whole { (heads * d, 1) } else { (d, heads) };
-        let (width, count) = of(heads);
-        q = norm(b, "q_norm", q, width, count, eps)?;
-        let (width, count) = of(kv_heads);
-        k = norm(b, "k_norm", k, width, count, k_eps)?;
-        inner.extend([q, k]);
-    }
+    let eps = b.pick(&[1e-6, 1e-5]);
+    let k_eps = if b.one_in(6) { 1e-3 } else { eps };
     let q_turn = turn(b, d);
     let k_turn = if b.one_in(8) { turn(b, d) } else { q_turn };
+    let (rotates, norm_last) = (!b.one_in(5), b.one_in(4));
+    b.note("rotates", rotates);
+    b.note("norm last", norm_last);
     let positions = b.graph.inputs.positions;
-    let mut rope = |b: &mut Builder, name, x, (table, pairing), heads| {
-        let out = b.graph.push(LAYER, name, Op::Rope { table, pairing, heads }, &[x, positions])?[0];
-        inner.push(out);
-        Ok::<ValueId, BackendError>(out)
-    };
-    let q = rope(b, "q_rope", q, q_turn, heads)?;
-    let k = rope(b, "k_rope", k, k_turn, kv_heads)?;
+    let mut inner = Vec::new();
+    // The norms of both, or the rotations of both.
+    let mut place =
+        |b: &mut Builder, is_norm: bool, [q, k]: [ValueId; 2]| -> Result<[ValueId; 2], BackendError> {
+            let placed = match (is_norm, norms) {
+                (true, "none") => return Ok([q, k]),
+                (true, _) => {
+                    let of = |heads: usize| if norms == "rows" { (heads * d, 1) } else { (d, heads) };
+                    let ((q_width, q_heads), (k_width, k_heads)) = (of(heads), of(kv_heads));
+                    let q = norm(b, "q_norm", q, q_width, q_heads, eps)?;
+                    [q, norm(b, "k_norm", k, k_width, k_heads, k_eps)?]
+                }
+                (false, _) if !rotates => return Ok([q, k]),
+                (false, _) => {
+                    let mut rope = |name, x, (table, pairing), heads| {
+                        Ok::<ValueId, BackendError>(
+                            b.graph.push(LAYER, name, Op::Rope { table, pairing, heads }, &[x, positions])?
+                                [0],
+                        )
+                    };
+                    [rope("q_rope", q, q_turn, heads)?, rope("k_rope", k, k_turn, kv_heads)?]
+                }
+            };
+            inner.extend(placed);
+            Ok(placed)
+        };
+    let first = place(b, !norm_last, [q, k])?;
+    let [q, k] = place(b, norm_last, first)?;
     let cache = attention::cache(b, &attrs, k, v)?;
     let attended = attention::attend(b, &attrs, q, &cache)?;
     outputs(b, &inner, &attended);
@@ -339,10 +395,29 @@ fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
     let residual = b.boundary(row(out), DType::F32);
     let ids = b.graph.add_boundary(row(per_tok), DType::U32);
     let down = project_experts(b, &widths, "down_proj", [x, ids], count, out)?;
-    let combined = b.graph.push(LAYER, "combine", Op::ExpertCombine, &[down, weights])?[0];
-    let operands = if b.one_in(2) { [residual, combined] } else { [combined, residual] };
-    let sum = b.graph.push(LAYER, "ffn_residual", Op::Add, &operands)?;
-    outputs(b, &[down, combined], &sum);
+    let mut inner = vec![down];
+    let mut sum = b.graph.push(LAYER, "combine", Op::ExpertCombine, &[down, weights])?[0];
+    let mut add = |b: &mut Builder, name, sum: &mut ValueId, other| {
+        inner.push(*sum);
+        let operands = if b.one_in(2) { [other, *sum] } else { [*sum, other] };
+        *sum = b.graph.push(LAYER, name, Op::Add, &operands)?[0];
+        Ok::<(), BackendError>(())
+    };
+    let shared = b.pick(&["none", "none", "bare", "gated"]);
+    b.note("shared", shared);
+    if shared != "none" {
+        let mut x = b.boundary(row(out), DType::F32);
+        if shared == "gated" {
+            let logit = b.boundary(row(1), DType::F32);
+            let factor = b.graph.push(LAYER, "shared_expert_sigmoid", sigmoid(1, 1), &[logit])?[1];
+            x = b.graph.push(LAYER, "shared_expert_gated", Op::ExpertCombine, &[x, factor])?[0];
+        }
+        add(b, "add_shared_expert", &mut sum, x)?;
+    }
+    if !b.one_in(6) {
+        add(b, "ffn_residual", &mut sum, residual)?;
+    }
+    outputs(b, &inner, &[sum]);
     let mut at = 0;
     let mut all = Vec::new();
     for tokens in steps(b) {

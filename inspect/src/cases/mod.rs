@@ -8,6 +8,7 @@
 mod attention;
 pub mod groups;
 mod matmul;
+mod recurrent;
 mod small;
 
 use moe_run_graph::ids::TokenId;
@@ -113,7 +114,10 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::Router => small::router(&mut b)?,
         OpKind::GatedAct => small::gated_act(&mut b)?,
         OpKind::ExpertCombine => small::expert_combine(&mut b)?,
-        OpKind::CausalConv => small::causal_conv(&mut b)?,
+        OpKind::CausalConv => recurrent::causal_conv(&mut b)?,
+        OpKind::DeltaGates => recurrent::delta_gates(&mut b)?,
+        OpKind::DeltaRule => recurrent::delta_rule(&mut b)?,
+        OpKind::SsmScan => recurrent::ssm_scan(&mut b)?,
         OpKind::Add => small::elementwise(&mut b, Op::Add)?,
         OpKind::Mul => small::elementwise(&mut b, Op::Mul)?,
         OpKind::Pointwise => small::pointwise(&mut b)?,

@@ -3,8 +3,8 @@
 use super::Builder;
 use super::attention::Steps;
 use moe_run_graph::ir::{
-    ActivationFn, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, LayerIdx, Lifetime, Op,
-    PointwiseFn, RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage, StateRole,
+    ActivationFn, DType, Dim, ExpertGroups, GateKind, GroupScore, Op, PointwiseFn, RopePairing, RopeScaling,
+    RopeSpec, RopeTableId, RouterAttrs, Shape, Stage,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::HostTensor;
@@ -18,7 +18,9 @@ pub(super) fn rms_norm(b: &mut Builder) -> Result<Steps, BackendError> {
     let heads = b.pick(&[1, 1, 2, 3, 8, 32]);
     let width =
         if heads == 1 { b.pick(&[1, 33, 32, 100, 256, 768, 2048]) } else { b.pick(&[32, 64, 128, 80, 33]) };
-    let weight = (!b.one_in(4)).then(|| b.vector("norm", &[width], 1.0));
+    // Now and then a weight of its own for each head.
+    let weights = if b.one_in(8) { heads * width } else { width };
+    let weight = (!b.one_in(4)).then(|| b.vector("norm", &[weights], 1.0));
     let x = b.boundary(row(heads * width), DType::F32);
     let eps = b.pick(&[1e-6, 1e-5, 1e-2]);
     b.graph.outputs = b.graph.push(None, "norm", Op::RmsNorm { weight, eps, heads }, &[x])?;
@@ -231,6 +233,7 @@ pub(super) fn pointwise(b: &mut Builder) -> Result<Steps, BackendError> {
         PointwiseFn::SoftCap(0.5),
         PointwiseFn::Clamp(0.6),
         PointwiseFn::Clamp(8.0),
+        PointwiseFn::ReluSquared,
     ]);
     b.graph.outputs = b.graph.push(None, "pointwise", Op::Pointwise { function }, &[x])?;
     let (t, bound) = (b.tokens(), b.pick(&[1.0, 100.0]));
@@ -251,30 +254,6 @@ pub(super) fn concat(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("heads", heads);
     b.note("widths", format!("{n}+{m}"));
     Ok((vec![b.step(0, t, &[], 1.0)], t))
-}
-
-/// A convolution over a prompt in two parts and single tokens: its past crosses steps, and may be longer than one.
-pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
-    let channels = b.pick(&[1, 33, 64, 100, 512]);
-    let kernel = b.pick(&[2, 3, 4, 7]);
-    let weight = b.vector("conv", &[channels, kernel], 0.0);
-    let bias = b.sometimes("bias", &[channels]);
-    let activation = if b.one_in(2) { Some(activation(b)) } else { None };
-    let layer = LayerIdx(0);
-    b.graph.num_layers = 1;
-    let state = b.graph.add_state(StateRole::Conv, layer, channels, kernel - 1, Lifetime::PerSequence);
-    let x = b.boundary(row(channels), DType::F32);
-    let attrs = CausalConvAttrs { weight, bias, activation, state };
-    let inputs = [x, b.graph.inputs.positions, b.graph.inputs.sequence];
-    b.graph.outputs = b.graph.push(Some(layer), "conv", Op::CausalConv(attrs), &inputs)?;
-    b.note("C", channels);
-    b.note("k", kernel);
-    let (mut steps, mut at) = (Vec::new(), 0);
-    for tokens in [b.tokens(), 2, 1, 1] {
-        steps.push(b.step(at as u32, tokens, &[], 1.0));
-        at += tokens;
-    }
-    Ok((steps, at))
 }
 
 pub(super) fn slice(b: &mut Builder) -> Result<Steps, BackendError> {

@@ -188,6 +188,9 @@ impl Forced<'_> {
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
+            | Op::DeltaGates { .. }
+            | Op::DeltaRule(_)
+            | Op::SsmScan(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }

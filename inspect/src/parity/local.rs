@@ -108,6 +108,9 @@ pub(super) fn local_error(
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::CausalConv(_)
+        | Op::DeltaGates { .. }
+        | Op::DeltaRule(_)
+        | Op::SsmScan(_)
         | Op::Add
         | Op::Mul
         | Op::Pointwise { .. }

@@ -73,7 +73,7 @@ impl<'a> RoutingHead<'a> {
                 num_experts: moe.num_experts,
                 num_experts_per_tok: moe.num_experts_per_tok,
             }),
-            FfnConfig::Dense { .. } => None,
+            FfnConfig::Dense { .. } | FfnConfig::Absent => None,
         });
         RoutingHead {
             schema_version: SCHEMA_VERSION,

@@ -9,15 +9,16 @@ use super::{RowAxis, RunSettings};
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Stage, StepSizes};
-use moe_run_graph::passes::TapSelection;
+use moe_run_graph::passes::{Launch, Plan, TapSelection};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{ExecutableInfo, Observer, TapValue};
+use moe_run_runtime::executable::{ExecutableInfo, Observer, TapValue, ValueAccess};
 use moe_run_runtime::partial_file::{self, NewDirs, PartialFile, finish_all};
 use moe_run_runtime::session::LogitsRows;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The manifest's name in the directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -282,31 +283,43 @@ impl SaveSink {
                 let width = |v| capture.graph.value(v).shape.width();
                 *last = node.inputs.iter().map(|v| width(*v).unwrap_or(*last)).sum();
             }
-            let name = stage.path(layer);
-            let folder = if stage == Stage::Embedding { "layer-0/" } else { "" };
-            let file = match sink.options.format {
-                FileFormat::Aprt => format!("{folder}{name}.bin"),
-                FileFormat::Npy => format!("{folder}{name}.npy"),
-                FileFormat::Safetensors => SAFETENSORS_FILE.to_owned(),
-            };
-            sink.index.insert((stage, layer), sink.entries.len());
-            sink.entries.push(Entry {
-                name,
-                file,
-                stage,
-                layer,
-                shape,
-                positions: [0, tokens],
-                source: "production",
-                target: 0,
-                data_offset_bytes: 0,
-                rows_done: 0,
-            });
+            sink.add(stage, layer, shape);
+        }
+        for state in &capture.graph.states {
+            let layer = Some(state.layer.index());
+            if let Some(stage) = state.stage().filter(|stage| capture.taps.contains(*stage, layer)) {
+                sink.add(stage, layer, state.shape.clone());
+            }
         }
         sink.lay_out()?;
         sink.new_file(MANIFEST, &[], 0)?; // the last of the targets
         sink.find_stale();
         Ok(sink)
+    }
+
+    /// One more tensor.
+    fn add(&mut self, stage: Stage, layer: Option<usize>, shape: Vec<usize>) {
+        let tokens = self.info.tokens.len();
+        let name = stage.path(layer);
+        let folder = if stage == Stage::Embedding { "layer-0/" } else { "" };
+        let file = match self.options.format {
+            FileFormat::Aprt => format!("{folder}{name}.bin"),
+            FileFormat::Npy => format!("{folder}{name}.npy"),
+            FileFormat::Safetensors => SAFETENSORS_FILE.to_owned(),
+        };
+        self.index.insert((stage, layer), self.entries.len());
+        self.entries.push(Entry {
+            name,
+            file,
+            stage,
+            layer,
+            shape,
+            positions: [0, tokens],
+            source: "production",
+            target: 0,
+            data_offset_bytes: 0,
+            rows_done: 0,
+        });
     }
 
     /// Creates every file with its header and its full length.
@@ -475,6 +488,32 @@ impl SaveSink {
 }
 
 impl Observer for SaveSink {
+    fn after_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        _elapsed: Duration,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        for id in plan.launch_nodes(launch).flat_map(|node| node.op.written_states()) {
+            let state = plan.graph.state(id);
+            let wanted = state.stage().map(|stage| (stage, Some(state.layer.index())));
+            let Some(at) = wanted.and_then(|wanted| self.index.get(&wanted)).copied() else { continue };
+            // What a later step leaves takes its place.
+            let row = values.read_state(id, 0..1)?;
+            let entry = &mut self.entries[at];
+            let target = &self.targets[entry.target];
+            let put = |mut file: std::fs::File| {
+                file.seek(SeekFrom::Start(entry.data_offset_bytes))?;
+                file.write_all(&le_bytes(&row))
+            };
+            let fail = |source| SaveError::Io { path: target.path().to_owned(), source };
+            target.reopen().and_then(put).map_err(fail)?;
+            entry.rows_done = values.sizes().cached;
+        }
+        Ok(())
+    }
+
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
         if let Some(at) = self.index.get(&(tap.stage, tap.layer)).copied() {
             self.write(tap, at)?;

@@ -95,8 +95,10 @@ impl StageList {
         if layers.end > graph.num_layers {
             return Err(SelectError::Layers { range: layers.clone(), num_layers: graph.num_layers });
         }
+        // States have no taps: whoever wants one reads it behind the launch that changes it.
+        let states = graph.states.iter().filter_map(|s| Some((s.stage()?, Some(s.layer.index()))));
         let available: BTreeSet<(Stage, Option<usize>)> =
-            graph.taps().map(|(node, stage)| (stage, node.layer.map(|l| l.index()))).collect();
+            graph.taps().map(|(node, stage)| (stage, node.layer.map(|l| l.index()))).chain(states).collect();
         let in_range = |&(_, layer): &(Stage, Option<usize>)| layer.is_none_or(|l| layers.contains(&l));
         let stages = match self {
             StageList::All => return Ok(available.into_iter().filter(in_range).collect()),

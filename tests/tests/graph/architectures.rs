@@ -134,7 +134,7 @@ fn groups_of_experts_are_read_where_some_are_left_out() {
         let model = changed("bailingmoe2/main", |key, _| change(key)).unwrap();
         model.config.layers.iter().find_map(|layer| match &layer.ffn {
             FfnConfig::Moe(moe) => moe.groups,
-            FfnConfig::Dense { .. } => None,
+            FfnConfig::Dense { .. } | FfnConfig::Absent => None,
         })
     };
     let some = ExpertGroups { n_group: 4, topk_group: 2, score: GroupScore::BestTwo };

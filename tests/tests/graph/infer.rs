@@ -1,9 +1,9 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, DType, Dim, ExpertGroups, GateKind, Graph, GroupScore, LayerIdx, Lifetime,
-    Op, PointwiseFn, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape, Stage, StateId, StateRole,
-    ValueId, WeightHome, WeightId, WeightSlice,
+    ActivationFn, AttentionAttrs, DType, DeltaRuleAttrs, Dim, ExpertGroups, GateKind, Graph, GroupScore,
+    HeadMap, LayerIdx, Lifetime, Op, PointwiseFn, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape,
+    SsmScanAttrs, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -95,6 +95,7 @@ fn rms_norm() {
     let op = |weight, heads| Op::RmsNorm { weight: Some(weight), eps: 1e-6, heads };
     b.accepts(op(w32, 1), &[x], &[&[Tokens, Fixed(32)]]);
     b.accepts(op(w8, 4), &[x], &[&[Tokens, Fixed(32)]]);
+    b.accepts(op(w32, 4), &[x], &[&[Tokens, Fixed(32)]]);
     b.accepts(Op::RmsNorm { weight: None, eps: 1e-6, heads: 4 }, &[x], &[&[Tokens, Fixed(32)]]);
     b.refuses(op(w8, 1), &[x], "F32 [32]");
     b.refuses(op(w8, 3), &[x], "divisible by 3 heads");
@@ -284,6 +285,91 @@ fn router_and_experts() {
     b.refuses(Op::ExpertCombine, &[each, ids], "last axis of fixed size");
     b.refuses(Op::ExpertCombine, &[three, weights], "y [T, K, D] and weights [T, K]");
     b.refuses(Op::ExpertCombine, &[x, weights], "y [T, K, D] and weights [T, K]");
+}
+
+#[test]
+fn delta_gates_and_delta_rule() {
+    let mut b = Bench::new();
+    let (beta, dt, dts) =
+        (b.f32(&[Tokens, Fixed(4)]), b.f32(&[Tokens, Fixed(4)]), b.f32(&[Tokens, Fixed(32)]));
+    let (w4, w8, w32) = (b.vector(4), b.vector(8), b.vector(32));
+    let gates = |a, dt_bias| Op::DeltaGates { a, dt_bias };
+    b.accepts(gates(w4, w4), &[beta, dt], &[&[Tokens, Fixed(4)], &[Tokens, Fixed(4)]]);
+    b.accepts(gates(w4, w32), &[beta, dts], &[&[Tokens, Fixed(4)], &[Tokens, Fixed(32)]]);
+    b.refuses(gates(w8, w4), &[beta, dt], "F32 [4]");
+    b.refuses(gates(w4, w8), &[beta, dts], "F32 [32]");
+    let odd = b.f32(&[Tokens, Fixed(6)]);
+    b.refuses(gates(w4, w4), &[beta, odd], "b [T, H] and dt [T, H·w]");
+    b.refuses(gates(w4, w4), &[beta], "2 operands");
+
+    let layer = LayerIdx(0);
+    let state = b.graph.add_state(StateRole::Ssm, layer, 4, 8 * 3, Lifetime::PerSequence);
+    let attrs = DeltaRuleAttrs {
+        num_key_heads: 2,
+        num_value_heads: 4,
+        key_head_dim: 8,
+        value_head_dim: 3,
+        head_map: HeadMap::Tiled,
+        eps: 1e-6,
+        scale: 1.0,
+        state,
+    };
+    let (qkv, inputs) = (b.f32(&[Tokens, Fixed(2 * 16 + 12)]), b.graph.inputs);
+    let at = [inputs.positions, inputs.sequence];
+    let operands = |qkv, beta, g| [qkv, beta, g, at[0], at[1]];
+    b.accepts(Op::DeltaRule(attrs.clone()), &operands(qkv, beta, dt), &[&[Tokens, Fixed(12)]]);
+    b.accepts(Op::DeltaRule(attrs.clone()), &operands(qkv, beta, dts), &[&[Tokens, Fixed(12)]]);
+    b.refuses(Op::DeltaRule(attrs.clone()), &operands(dts, beta, dt), "q, k and v [T, 44]");
+    b.refuses(Op::DeltaRule(attrs.clone()), &operands(qkv, odd, dt), "β [T, 4]");
+    b.refuses(Op::DeltaRule(attrs.clone()), &operands(qkv, beta, odd), "decay [T, 32]");
+    b.refuses(Op::DeltaRule(attrs.clone()), &[qkv, beta, dt, at[0], qkv], "sequence [T]");
+    b.refuses(Op::DeltaRule(attrs.clone()), &[qkv, beta, dt, qkv, at[1]], "positions [T]");
+    b.refuses(Op::DeltaRule(attrs.clone()), &[qkv], "5 operands");
+    for heads in [0, 3] {
+        let attrs = DeltaRuleAttrs { num_key_heads: heads, ..attrs.clone() };
+        b.refuses(Op::DeltaRule(attrs), &operands(qkv, beta, dt), "a multiple of heads");
+    }
+    let (key, _) = b.states();
+    for state in [key, b.graph.add_state(StateRole::Ssm, layer, 4, 8, Lifetime::PerSequence)] {
+        let attrs = DeltaRuleAttrs { state, ..attrs.clone() };
+        b.refuses(Op::DeltaRule(attrs), &operands(qkv, beta, dt), "a state of each sequence, [4, 24]");
+    }
+}
+
+#[test]
+fn ssm_scan() {
+    let mut b = Bench::new();
+    let (w4, w8) = (b.vector(4), b.vector(8));
+    let state = b.graph.add_state(StateRole::Ssm, LayerIdx(0), 4, 8 * 3, Lifetime::PerSequence);
+    let attrs = SsmScanAttrs {
+        num_heads: 4,
+        head_dim: 8,
+        state_size: 3,
+        n_groups: 2,
+        a: w4,
+        d: w4,
+        dt_bias: w4,
+        state,
+    };
+    let (xbc, dt) = (b.f32(&[Tokens, Fixed(32 + 12)]), b.f32(&[Tokens, Fixed(4)]));
+    let inputs = b.graph.inputs;
+    let operands = [xbc, dt, inputs.positions, inputs.sequence];
+    b.accepts(Op::SsmScan(attrs.clone()), &operands, &[&[Tokens, Fixed(32)]]);
+    b.refuses(Op::SsmScan(attrs.clone()), &[dt, dt, operands[2], operands[3]], "x, B and C [T, 44]");
+    b.refuses(Op::SsmScan(attrs.clone()), &[xbc, xbc, operands[2], operands[3]], "dt [T, 4]");
+    b.refuses(Op::SsmScan(attrs.clone()), &[xbc, dt, dt, operands[3]], "positions [T]");
+    b.refuses(Op::SsmScan(attrs.clone()), &[xbc, dt, operands[2], dt], "sequence [T]");
+    b.refuses(Op::SsmScan(attrs.clone()), &[xbc, dt], "4 operands");
+    b.refuses(Op::SsmScan(SsmScanAttrs { d: w8, ..attrs.clone() }), &operands, "F32 [4]");
+    b.refuses(Op::SsmScan(SsmScanAttrs { n_groups: 3, ..attrs.clone() }), &operands, "a multiple of heads");
+    b.refuses(
+        Op::SsmScan(SsmScanAttrs { state: StateId(9), ..attrs.clone() }),
+        &operands,
+        "states of this graph",
+    );
+    let narrow = b.graph.add_state(StateRole::Ssm, LayerIdx(0), 4, 8, Lifetime::PerSequence);
+    let narrow = SsmScanAttrs { state: narrow, ..attrs };
+    b.refuses(Op::SsmScan(narrow), &operands, "a state of each sequence, [4, 24]");
 }
 
 #[test]

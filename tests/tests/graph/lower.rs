@@ -43,6 +43,7 @@ fn every_model_file_here_lowers_with_all_its_stages() {
         let per_layer = match model.config.layers[0].ffn {
             FfnConfig::Moe(_) => 22,
             FfnConfig::Dense { .. } => 18,
+            FfnConfig::Absent => unreachable!("every layer has one"),
         };
         assert_eq!(taps, 3 + per_layer * layers, "{}", path.display());
     }

@@ -6,6 +6,7 @@ mod cli;
 mod common;
 mod dumps;
 mod golden;
+mod groups;
 mod html;
 mod infer;
 mod lower;

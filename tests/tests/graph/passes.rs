@@ -1,9 +1,9 @@
 //! The passes: taps that nobody asked for, grouping by patterns, and an arena that no two living values share.
 
 use crate::common::{one_layer, plan_of};
-use moe_run_graph::ir::pattern::{PatternStep, maybe, named, op};
+use moe_run_graph::groups::{LaunchPattern, Matcher};
 use moe_run_graph::ir::{
-    ActivationFn, DType, Dim, Graph, LaunchPattern, LayerIdx, Op, Shape, Stage, StepSizes, ValueId,
+    ActivationFn, DType, Dim, Graph, LayerIdx, Node, Op, Shape, Stage, StepSizes, ValueId,
 };
 use moe_run_graph::ir::{WeightHome, WeightSlice};
 use moe_run_graph::passes::{
@@ -13,26 +13,61 @@ use moe_run_graph::quant::Format;
 use moe_run_graph::synth::Random;
 use moe_run_graph::verify::GraphError;
 
-const QKV: LaunchPattern = LaunchPattern::new(
-    "norm_qkv_rope",
-    &[
-        &[
+/// A pattern of a run of steps: from a node that fits the first, each further one takes the next free node of the layer that
+/// fits it and either reads what the run has made, or reads a value with it. A step is a stem, a name or any, and whether it may
+/// be absent.
+fn run(name: &'static str, steps: Vec<(&'static str, Option<&'static str>, bool)>) -> LaunchPattern {
+    LaunchPattern::from_fn(name, move |matcher: &Matcher<'_>, anchor: &Node| {
+        let mut taken: Vec<&Node> = Vec::new();
+        for (stem, name, is_optional) in &steps {
+            let fits = |n: &&Node| {
+                n.op.stem() == *stem
+                    && name.is_none_or(|name| name == n.name)
+                    && n.layer == anchor.layer
+                    && taken.last().is_none_or(|last| last.id < n.id)
+            };
+            let joins = |n: &&Node| {
+                let reads =
+                    |t: &&Node| n.inputs.iter().any(|v| t.outputs.contains(v) || t.inputs.contains(v));
+                if taken.is_empty() { n.id == anchor.id } else { taken.iter().any(reads) }
+            };
+            let free = matcher.graph().nodes.iter().filter(|n| matcher.is_free(n));
+            match free.filter(fits).find(joins) {
+                Some(node) => taken.push(node),
+                None if *is_optional => {}
+                None => return Vec::new(),
+            }
+        }
+        if taken.is_empty() { Vec::new() } else { vec![taken.iter().map(|n| n.id).collect()] }
+    })
+}
+
+fn one(stem: &'static str) -> (&'static str, Option<&'static str>, bool) {
+    (stem, None, false)
+}
+
+fn qkv() -> LaunchPattern {
+    let named = |stem, name| (stem, Some(name), false);
+    let maybe = |stem, name| (stem, Some(name), true);
+    run(
+        "norm_qkv_rope",
+        vec![
             named("rms_norm", "attn_norm"),
             named("matmul", "q_proj"),
             named("matmul", "k_proj"),
             named("matmul", "v_proj"),
+            maybe("rms_norm", "q_norm"),
+            maybe("rms_norm", "k_norm"),
+            one("rope"),
+            one("rope"),
+            one("kv_write"),
         ],
-        &[
-            maybe(named("rms_norm", "q_norm")),
-            maybe(named("rms_norm", "k_norm")),
-            op("rope"),
-            op("rope"),
-            op("kv_write"),
-        ],
-    ],
-);
-const EXPERTS: LaunchPattern =
-    LaunchPattern::new("gate_up", &[&[op("expert_matmul"), op("expert_matmul"), op("gated_act")]]);
+    )
+}
+
+fn experts() -> LaunchPattern {
+    run("gate_up", vec![one("expert_matmul"), one("expert_matmul"), one("gated_act")])
+}
 
 fn names(plan: &Plan) -> Vec<(&'static str, Vec<Vec<&'static str>>)> {
     let of = |ids: &Vec<_>| ids.iter().map(|id| plan.graph.node(*id).unwrap().name).collect();
@@ -102,33 +137,30 @@ fn unrequested_taps_go_and_with_them_what_fed_only_those() {
 #[test]
 fn the_first_pattern_that_fits_takes_its_run_and_the_rest_stand_alone() {
     let (_, graph) = one_layer().lower();
-    let plan = plan_of(&graph, &TapSelection::None, &[QKV, EXPERTS]);
+    let plan = plan_of(&graph, &TapSelection::None, &[qkv(), experts()]);
     let launches = names(&plan);
     let qkv = &launches[1];
     assert_eq!(qkv.0, "norm_qkv_rope");
     assert_eq!(
         qkv.1,
-        [
-            vec!["attn_norm", "q_proj", "k_proj", "v_proj"],
-            vec!["q_norm", "k_norm", "q_rope", "k_rope", "kv_write"]
-        ]
+        [vec!["attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "kv_write"]]
     );
     assert!(launches.contains(&("gate_up", vec![vec!["gate_proj", "up_proj", "swiglu"]])));
     assert!(launches.contains(&("matmul", vec![vec!["o_proj"]])));
-    // A value that crosses the phases is stored, one that stays in its phase is not.
+    // A value that leaves its launch is stored, one that stays in it is not.
     let stored = |name: &str| {
         let node = plan.graph.nodes.iter().find(|n| n.name == name).unwrap();
         plan.is_stored(node.outputs[0])
     };
-    assert!(!stored("attn_norm") && stored("q_proj") && !stored("q_norm") && stored("q_rope"));
+    assert!(!stored("attn_norm") && !stored("q_proj") && !stored("q_norm") && stored("q_rope"));
     assert!(!stored("gate_proj") && !stored("kv_write"));
 }
 
 #[test]
 fn taps_change_no_grouping_of_production() {
     let (_, graph) = one_layer().lower();
-    let bare = plan_of(&graph, &TapSelection::None, &[QKV, EXPERTS]);
-    let all = plan_of(&graph, &TapSelection::All, &[QKV, EXPERTS]);
+    let bare = plan_of(&graph, &TapSelection::None, &[qkv(), experts()]);
+    let all = plan_of(&graph, &TapSelection::All, &[qkv(), experts()]);
     let production: Vec<_> = names(&all)
         .into_iter()
         .zip(&all.launches)
@@ -155,16 +187,15 @@ fn optional_steps_may_be_absent_and_a_pattern_of_nothing_fits_nothing() {
     let c = push("c", Op::Add, &[b, x]);
     graph.outputs.push(c);
 
-    const TAIL: LaunchPattern = LaunchPattern::new("tail", &[&[maybe(op("rope")), op("mul"), op("add")]]);
-    const NOTHING: LaunchPattern = LaunchPattern::new("nothing", &[&[maybe(op("rope"))]]);
-    const REFUSED: LaunchPattern =
-        LaunchPattern { accepts: |_, _| false, ..LaunchPattern::new("refused", &[&[op("add"), op("mul")]]) };
-    let launches = group_launches(&graph, &[NOTHING, REFUSED, TAIL], &none_alone);
+    let tail = run("tail", vec![("rope", None, true), one("mul"), one("add")]);
+    let nothing = run("nothing", vec![("rope", None, true)]);
+    let refused = LaunchPattern::from_fn("refused", |_, _| Vec::new());
+    let launches = group_launches(&graph, &[nothing, refused, tail.clone()], &none_alone);
     let patterns: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
     assert_eq!(patterns, ["add", "tail"]);
     assert_eq!(launches[1].len(), 2);
     // No group takes what is to be alone.
-    let launches = group_launches(&graph, &[TAIL], &|n| matches!(n.op, Op::Mul));
+    let launches = group_launches(&graph, &[tail], &|n| matches!(n.op, Op::Mul));
     let patterns: Vec<&str> = launches.iter().map(|l| l.pattern).collect();
     assert_eq!(patterns, ["add", "mul", "add"]);
 }
@@ -176,9 +207,9 @@ fn a_group_never_reaches_into_another_layer() {
     let a = graph.push(Some(LayerIdx(0)), "a", Op::Add, &[x, x]).unwrap()[0];
     let b = graph.push(Some(LayerIdx(1)), "b", Op::Add, &[a, x]).unwrap()[0];
     graph.outputs.push(b);
-    const PAIR: LaunchPattern = LaunchPattern::new("pair", &[&[op("add"), op("add")]]);
+    let pair = run("pair", vec![one("add"), one("add")]);
     let patterns: Vec<&str> =
-        group_launches(&graph, &[PAIR], &none_alone).iter().map(|l| l.pattern).collect();
+        group_launches(&graph, &[pair], &none_alone).iter().map(|l| l.pattern).collect();
     assert_eq!(patterns, ["add", "add"]);
 }
 
@@ -238,15 +269,8 @@ fn random_patterns(random: &mut Random) -> Vec<LaunchPattern> {
     let mut pick = |n: usize| (random.next_u64() % n as u64) as usize;
     (0..1 + pick(5))
         .map(|_| {
-            let phases: Vec<&'static [PatternStep]> = (0..1 + pick(2))
-                .map(|_| {
-                    let step = |i: usize, optional| if optional { maybe(op(stems[i])) } else { op(stems[i]) };
-                    let steps: Vec<PatternStep> =
-                        (0..1 + pick(3)).map(|_| step(pick(4), pick(3) == 0)).collect();
-                    &*steps.leak()
-                })
-                .collect();
-            LaunchPattern::new("group", phases.leak())
+            let steps = (0..2 + pick(4)).map(|_| (stems[pick(4)], None, pick(3) == 0)).collect();
+            run("group", steps)
         })
         .collect()
 }
@@ -312,7 +336,7 @@ fn memory_is_never_shared_by_living_values() {
 #[test]
 fn a_broken_plan_is_refused_by_the_rule_that_it_breaks() {
     let (_, graph) = one_layer().lower();
-    let sound = plan_of(&graph, &TapSelection::All, &[QKV, EXPERTS]);
+    let sound = plan_of(&graph, &TapSelection::All, &[qkv(), experts()]);
     let broken = |rule: &str, change: &dyn Fn(&mut Plan)| {
         let mut plan = sound.clone();
         change(&mut plan);

@@ -24,7 +24,7 @@ fn crowd() -> Vec<Value> {
                 messages.insert(0, json!({"role": "system", "content": beginning}));
             }
             json!({
-                "messages": messages, "temperature": [0.0, 0.8, 1.4][number % 3], "seed": number, "max_tokens": 8 + 3 * number,
+                "messages": messages, "temperature": ([0.0, 0.8, 1.4][number % 3]), "seed": number, "max_tokens": 8 + 3 * number,
                 "ignore_eos": number % 4 == 1, "logprobs": true, "top_logprobs": number % 4,
                 "frequency_penalty": if number % 5 == 0 { 0.4 } else { 0.0 },
             })

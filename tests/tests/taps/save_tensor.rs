@@ -72,6 +72,31 @@ fn every_stage_is_saved_twice_the_same_and_equals_the_stage_file() {
     }
 }
 
+/// A recurrent layer's states are those behind the last token.
+#[test]
+fn states_are_saved_as_the_stage_file_has_them() {
+    let Some(model) = fixtures::find("arch/qwen35moe/small-f16.gguf") else { return };
+    let Some(stages) = fixtures::find("arch/qwen35moe/small-f16.stages.safetensors") else { return };
+    let stages = StageFile::read(&stages);
+    let tokens: Vec<String> = stages.tokens.iter().map(|t| t.0.to_string()).collect();
+    let (model, tokens) = (model.display().to_string(), tokens.join(","));
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("states").display().to_string();
+    let args = ["trace", "-m", &model, "--tokens", &tokens, "--backend", "cpu", "--activations", "f32"];
+    let more = ["--kv-type", "f32", "--save-tensor", "conv_state,ssm_state,ssm_out"];
+    let save = ["--save-tensor-layers", "0..2", "--save-tensor-dir", &dir];
+    let finished = run(BINARY, args.into_iter().chain(more).chain(save));
+    assert_eq!(finished.code, 0, "{finished:#?}");
+    let set = TensorSet::open(Path::new(&dir)).unwrap();
+    assert_eq!(set.tensors.len(), 6);
+    for (name, tensor) in &set.tensors {
+        let (shape, values) = &stages.values[name];
+        assert_eq!(&tensor.shape, shape, "{name}");
+        let distance = relative_l2(&tensor.read().unwrap(), values);
+        assert!(distance < 1e-4, "{name}: {distance:e}");
+    }
+}
+
 /// The interpreter with numpy and safetensors, or a loud line.
 fn python() -> Option<PathBuf> {
     let python = PathBuf::from(std::env::var_os("MOE_PYTHON").unwrap_or_else(|| "python3".into()));

@@ -188,8 +188,10 @@ impl Tokenizer {
         named: &[Option<TokenId>],
     ) -> Result<(), TokenizerError> {
         let of_file = kinds.clone();
-        let is_word = |text: &str, id: TokenId| self.model.is_word(text, id, &of_file);
         let named: Vec<TokenId> = named.iter().copied().flatten().collect();
+        // SentencePiece's control symbols have the highest score, so that without types merging would give them.
+        let is_symbol = |id| !self.is_byte_level() && named.contains(&id);
+        let is_word = |text: &str, id| !is_symbol(id) && self.model.is_word(text, id, &of_file);
         let corrections = kinds::correct(metadata, &self.texts, &mut kinds, &named, is_word)?;
         if !corrections.is_empty() {
             self.warnings.push(TokenizerWarning::Types { file: metadata.origin().to_owned(), corrections });

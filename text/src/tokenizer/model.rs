@@ -129,14 +129,12 @@ impl Model {
 
     /// Whether merging gives a text as that token.
     pub fn is_word(&self, text: &str, id: TokenId, kinds: &[TokenKind]) -> bool {
-        match self {
-            Model::ByteLevel { .. } | Model::Lines { .. } => {
-                let mut ids = Vec::new();
-                self.encode(text, kinds, &mut ids).is_ok() && ids == [id]
-            }
-            // SentencePiece keeps its control symbols apart from the pieces that text becomes.
-            Model::SentencePiece(_) => false,
-        }
+        let mut ids = Vec::new();
+        let encoded = match self {
+            Model::ByteLevel { .. } | Model::Lines { .. } => self.encode(text, kinds, &mut ids),
+            Model::SentencePiece(model) => model.encode_inside(text, kinds, &mut ids),
+        };
+        encoded.is_ok() && ids == [id]
     }
 
     /// The bytes that a normal token's text stands for.

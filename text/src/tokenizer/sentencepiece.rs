@@ -184,7 +184,28 @@ impl SentencePiece {
         kinds: &[TokenKind],
         ids: &mut Vec<TokenId>,
     ) -> Result<(), TokenizerError> {
-        let text = self.normalized(text);
+        self.encode_pieces(&self.normalized(text), kinds, ids)
+    }
+
+    /// The same of a text that has others in front: no space is added or removed.
+    ///
+    /// Errors: as [`SentencePiece::encode`].
+    pub fn encode_inside(
+        &self,
+        text: &str,
+        kinds: &[TokenKind],
+        ids: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizerError> {
+        self.encode_pieces(&text.replace(' ', BLANK), kinds, ids)
+    }
+
+    /// The ids of a text that is normalized.
+    fn encode_pieces(
+        &self,
+        text: &str,
+        kinds: &[TokenKind],
+        ids: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizerError> {
         if u32::try_from(text.len()).is_err() {
             return Err(TokenizerError::TextSize { bytes: text.len() });
         }
@@ -207,7 +228,7 @@ impl SentencePiece {
         }
         let mut queue = BinaryHeap::new();
         for right in 1..symbols.len() as u32 {
-            queue.extend(pieces.candidate(&text, &symbols, right - 1, right, &mut memo));
+            queue.extend(pieces.candidate(text, &symbols, right - 1, right, &mut memo));
         }
         while let Some(Candidate { left, right, len, id, .. }) = queue.pop() {
             let (first, second) = (symbols[left as usize], symbols[right as usize]);
@@ -219,10 +240,10 @@ impl SentencePiece {
             symbols[left as usize] = Symbol { len, next: second.next, class: Class::piece(id), ..first };
             if second.next != NONE {
                 symbols[second.next as usize].previous = left;
-                queue.extend(pieces.candidate(&text, &symbols, left, second.next, &mut memo));
+                queue.extend(pieces.candidate(text, &symbols, left, second.next, &mut memo));
             }
             if first.previous != NONE {
-                queue.extend(pieces.candidate(&text, &symbols, first.previous, left, &mut memo));
+                queue.extend(pieces.candidate(text, &symbols, first.previous, left, &mut memo));
             }
         }
         for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {

@@ -174,14 +174,9 @@ async fn json_string(reader: &Reader, sink: &mut Sink<'_>) -> Result<(), Stop> {
                 if !"\"\\/bfnrtu".contains(escaped) {
                     return Err(Stop::Not);
                 }
-                sink.push_char(c);
-                sink.push_char(escaped);
-                for _ in 0..if escaped == 'u' { 4 } else { 0 } {
-                    let digit = reader.next().await?;
-                    if !digit.is_ascii_hexdigit() {
-                        return Err(Stop::Not);
-                    }
-                    sink.push_char(digit);
+                match escaped {
+                    'u' => unicode_escape(reader, sink).await?,
+                    _ => sink.push(&format!("\\{escaped}")),
                 }
             }
             _ => sink.push_char(c),
@@ -192,9 +187,27 @@ async fn json_string(reader: &Reader, sink: &mut Sink<'_>) -> Result<(), Stop> {
     }
 }
 
+/// What stands behind `\u`, and the other half of a pair of surrogates. A half alone, which strict readers of JSON refuse, is
+/// U+FFFD.
+async fn unicode_escape(reader: &Reader, sink: &mut Sink<'_>) -> Result<(), Stop> {
+    let mut code = hexadecimal(reader, 4).await?;
+    while (0xD800..0xDC00).contains(&code) && reader.take("\\u").await? {
+        let second = hexadecimal(reader, 4).await?;
+        if (0xDC00..0xE000).contains(&second) {
+            sink.push(&format!("\\u{code:04x}\\u{second:04x}"));
+            return Ok(());
+        }
+        sink.push("\\ufffd");
+        code = second;
+    }
+    let code = if (0xD800..0xE000).contains(&code) { 0xFFFD } else { code };
+    sink.push(&format!("\\u{code:04x}"));
+    Ok(())
+}
+
 /// The text of a string of JSON.
 ///
-/// Errors: as for [`value`]; half of a surrogate pair.
+/// Errors: as for [`value`].
 pub(super) async fn json_text(reader: &Reader) -> Result<String, Stop> {
     let mut raw = String::new();
     json_string(reader, &mut Sink::Text(&mut raw)).await?;

@@ -43,14 +43,16 @@ struct Edges {
     blanks: String,
     /// Text was given.
     is_begun: bool,
-    /// The next text stands behind a tag.
+    /// There was a tag.
     is_behind_tag: bool,
+    /// Nothing but blanks came since the last tag, and they are none of the text's: blanks on one side of a tag are enough.
+    drops_blanks: bool,
 }
 
 impl Edges {
     /// What can be given of more text.
     fn text(&mut self, more: &str) -> Option<String> {
-        let more = if self.is_behind_tag && !self.is_begun { more.trim_start() } else { more };
+        let more = if self.drops_blanks { more.trim_start() } else { more };
         let text = more.trim_end();
         if text.is_empty() {
             self.blanks.push_str(more);
@@ -59,12 +61,14 @@ impl Edges {
         let given = std::mem::take(&mut self.blanks) + text;
         self.blanks.push_str(&more[text.len()..]);
         self.is_begun = true;
+        self.drops_blanks = false;
         Some(given)
     }
 
     /// A tag stands here: blanks that no text precedes belong to it.
     fn tag(&mut self) {
         self.is_behind_tag = true;
+        self.drops_blanks = !self.is_begun || !self.blanks.is_empty();
         if !self.is_begun {
             self.blanks.clear();
         }
@@ -162,7 +166,7 @@ impl Output {
     pub fn tag(&self) {
         let mut deltas = self.lock();
         deltas.content.tag();
-        deltas.reasoning.is_behind_tag = true;
+        deltas.reasoning.tag();
         deltas.reasoning.blanks.clear();
     }
 

@@ -45,6 +45,9 @@ async fn reasoning(work: &Work) {
         output.tag();
     } else {
         reader.release(true);
+        if work.prompt_tail.trim_end().ends_with(close.as_str()) {
+            output.tag();
+        }
         if reader.was_cut() {
             drop_beginning(work, &[open, close]).await;
         }

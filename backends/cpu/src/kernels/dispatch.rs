@@ -8,9 +8,10 @@ use super::neon;
 use super::prefetch::Lookahead;
 #[cfg(target_arch = "x86_64")]
 use super::prefetch::{Asked, Cache, ask};
+use super::recurrent::{DeltaToken, ScanToken};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
-use super::{fma, mul, unpack, vector};
+use super::{fma, mul, recurrent, unpack, vector};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use moe_run_graph::ir::{ActivationFn, PointwiseFn, RopePairing};
@@ -104,6 +105,13 @@ compiled_for_each! {
     fn sigmoid(gate: &[f32], out: &mut [f32]) = vector::sigmoid_row;
     /// sigmoid(gate) · up.
     fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::sigmoid_gate;
+    /// x / √(Σx² + eps) · scale.
+    fn l2_norm(x: &[f32], eps: f32, scale: f32, out: &mut [f32]) = recurrent::l2_norm;
+    /// A token of the gated delta rule over some columns of a head's state.
+    fn delta_rule(token: DeltaToken<'_>, v: &[f32], s: &mut [f32], dv: usize, first: usize, out: &mut [f32])
+        = recurrent::delta_rule;
+    /// A token of mamba2's scan over some rows of a head's state.
+    fn ssm_scan(token: ScanToken<'_>, x: &[f32], s: &mut [f32], out: &mut [f32]) = recurrent::ssm_scan;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
     /// x ← e^x · 2^−shift, and its sum.

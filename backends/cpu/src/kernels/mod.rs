@@ -1,6 +1,6 @@
 //! The CPU's arithmetic: pure functions on slices, without threads, graphs or allocation.
 //!
-//! `layout` says what panels and tiles are; `unpack`, `mul`, `fma` and `vector` hold the portable functions, which
+//! `layout` says what panels and tiles are; `unpack`, `mul`, `fma`, `vector` and `recurrent` hold the portable functions, which
 //! define; `avx2`, `avx512` and `neon` hold what the compiler would not find by itself; `prefetch` says how weights are
 //! asked for; `dispatch` chooses once, at run time.
 
@@ -15,6 +15,7 @@ mod mul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod prefetch;
+mod recurrent;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -26,3 +27,4 @@ pub use layout::{
     flat_mut, wide_flat, wide_flat_mut,
 };
 pub use prefetch::{Cache, Lookahead};
+pub use recurrent::{DeltaToken, ScanToken};

@@ -4,7 +4,7 @@
 use super::layout::{MAX_SUBS, Zero};
 use super::unpack::{RowStep, unpack_floats, unpack_panel, unpack_row};
 use super::*;
-use moe_run_graph::quant::{ActBlock, Activation, Format};
+use moe_run_graph::quant::{ActBlock, ActivationPrecision, Format};
 use moe_run_reference::matmul::{Rounded, WeightRow};
 
 /// xorshift64*: tests need spread, not quality.
@@ -183,7 +183,7 @@ fn random_tile(tokens: usize, elems: usize, block: usize, rng: &mut Rng) -> Tile
         values: Vec::new(),
         rounded: Vec::new(),
     };
-    let activation = Activation::Q8(if block == 32 { ActBlock::X32 } else { ActBlock::X256 });
+    let activation = ActivationPrecision::Q8(if block == 32 { ActBlock::X32 } else { ActBlock::X256 });
     for t in 0..tokens {
         let x: Vec<f32> = (0..elems).map(|_| rng.float()).collect();
         let (mut q, mut scale) = (vec![0i8; elems], vec![0.0; elems / block]);
@@ -388,7 +388,7 @@ fn one_token_products_of_floats_match_f64() {
                     }
                     found += 1;
                     assert_products(kernels.isa().name(), format, &bytes[1..], &x, &out);
-                    let rounded = Rounded::new(&x, Activation::F32);
+                    let rounded = Rounded::new(&x, ActivationPrecision::F32);
                     for (bytes, got) in bytes[1..].chunks_exact(row_bytes).zip(&out).filter(|_| wide) {
                         let want = WeightRow::new(format, bytes, inner, &rounded).dot(&rounded, 0, inner);
                         assert_eq!(got.to_bits(), want.to_bits(), "{} {format}", kernels.isa().name());
@@ -443,7 +443,7 @@ fn wide_products_are_the_references() {
                 kernels.mul_wide(&panel.w[..inner], &x, &mut out);
                 for t in 0..tokens {
                     let x: Vec<f32> = (0..inner).map(|k| x[k * tokens + t]).collect();
-                    let x = Rounded::new(&x, Activation::F32);
+                    let x = Rounded::new(&x, ActivationPrecision::F32);
                     for (r, bytes) in bytes.chunks_exact(4 * inner).enumerate() {
                         let want = WeightRow::new(Format::F32, bytes, inner, &x).dot(&x, 0, inner);
                         let got = out[t].0[r] as f32;

@@ -7,7 +7,7 @@
 use super::layout::{Lanes, PANEL_ROWS, WideLanes};
 use moe_run_graph::ir::{PointwiseFn, RopePairing};
 use moe_run_runtime::exp::{
-    ROUND, clamp, clamped_silu, clamped_up, exp_shifted, gelu_tanh, sigmoid, silu, soft_cap,
+    ROUND, clamp, clamped_silu, clamped_up, exp_shifted, gelu_tanh, relu_squared, sigmoid, silu, soft_cap,
 };
 
 /// Lanes of a partial sum; the widest vector's.
@@ -166,6 +166,7 @@ pub fn pointwise(function: PointwiseFn, x: &[f32], out: &mut [f32]) {
         PointwiseFn::Scale(factor) => each.for_each(|(x, out)| *out = factor * x),
         PointwiseFn::SoftCap(cap) => each.for_each(|(x, out)| *out = soft_cap(*x, cap)),
         PointwiseFn::Clamp(limit) => each.for_each(|(x, out)| *out = clamp(*x, limit)),
+        PointwiseFn::ReluSquared => each.for_each(|(x, out)| *out = relu_squared(*x)),
     }
 }
 

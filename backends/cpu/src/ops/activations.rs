@@ -6,7 +6,7 @@
 use crate::kernels::Kernels;
 use crate::tiles::{Q8TileMut, TileMut};
 use half::slice::HalfFloatSliceExt;
-use moe_run_graph::quant::{ActBlock, Activation};
+use moe_run_graph::quant::{ActBlock, ActivationPrecision};
 
 /// Which roundings a product (or all of an executable's) reads.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -23,12 +23,12 @@ pub struct Kinds {
 
 impl Kinds {
     /// These and one more.
-    pub fn with(mut self, activation: Activation) -> Kinds {
+    pub fn with(mut self, activation: ActivationPrecision) -> Kinds {
         match activation {
-            Activation::F32 => self.f32 = true,
-            Activation::F16 => self.f16 = true,
-            Activation::Q8(ActBlock::X32) => self.q8x32 = true,
-            Activation::Q8(ActBlock::X256) => self.q8x256 = true,
+            ActivationPrecision::F32 => self.f32 = true,
+            ActivationPrecision::F16 => self.f16 = true,
+            ActivationPrecision::Q8(ActBlock::X32) => self.q8x32 = true,
+            ActivationPrecision::Q8(ActBlock::X256) => self.q8x256 = true,
         }
         self
     }

@@ -14,7 +14,7 @@ use crate::pool::Worker;
 use crate::share::{Input, Output};
 use crate::tiles::{FilledTiles, TileMut};
 use moe_run_graph::ir::StepSizes;
-use moe_run_graph::quant::Activation;
+use moe_run_graph::quant::ActivationPrecision;
 
 /// Panels that a chunk of a fused down-projection takes: its sums over experts stay in the second-level cache.
 pub const COMBINE_PANELS: usize = 4;
@@ -230,7 +230,7 @@ impl MatMuls {
         let slots = slots_of(tiles).len();
         let (bytes, rows) = matrix.panel(tiles[0].group, panel);
         sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
-        if let ([tile], Activation::Q8(block)) = (tiles, matrix.activation)
+        if let ([tile], ActivationPrecision::Q8(block)) = (tiles, matrix.activation)
             && tile.tokens == 1
         {
             let x = work.activations.q8(block, *tile, inner, 0);
@@ -250,7 +250,7 @@ impl MatMuls {
             let part = PANEL_ROWS * per_step;
             step.kernels.prefetch(&behind[(i * part).min(behind.len())..((i + 1) * part).min(behind.len())]);
             match (matrix.layout, matrix.activation) {
-                (Some(layout), Activation::Q8(block)) => {
+                (Some(layout), ActivationPrecision::Q8(block)) => {
                     step.kernels.unpack(matrix.format, bytes, stride, rows, elems, work.panel);
                     let mut done = 0;
                     for tile in tiles {
@@ -265,7 +265,7 @@ impl MatMuls {
                     let mut done = 0;
                     for tile in tiles {
                         let out = &mut sums[done..done + tile.tokens];
-                        let f16 = activation == Activation::F16;
+                        let f16 = activation == ActivationPrecision::F16;
                         let x = work.activations.floats(f16, *tile, inner, i);
                         let (w, x) = (&work.wide.w[..elems], &x[..elems * tile.tokens]);
                         if matrix.wide {

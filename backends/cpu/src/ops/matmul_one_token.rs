@@ -7,7 +7,7 @@ use super::matmul::{MatMuls, Then, Work};
 use super::{Step, Worker};
 use crate::kernels::{PANEL_ROWS, WideLanes, flat, flat_mut, wide_flat_mut};
 use crate::share::Output;
-use moe_run_graph::quant::Activation;
+use moe_run_graph::quant::ActivationPrecision;
 use std::ops::Range;
 
 /// Panels in a run, at most.
@@ -91,12 +91,13 @@ impl MatMuls {
         let tile = if shared_row { Tile { first: 0, ..tile } } else { tile };
         let out = &mut flat_mut(&mut work.sums[to])[..rows];
         let done = match matrix.activation {
-            Activation::Q8(block) => {
+            ActivationPrecision::Q8(block) => {
                 let x = work.activations.q8(block, tile, matrix.inner, 0);
                 step.kernels.dot_rows(matrix.format, bytes, matrix.inner, x, then, out)
             }
             activation => {
-                let x = work.activations.floats(activation == Activation::F16, tile, matrix.inner, 0);
+                let x =
+                    work.activations.floats(activation == ActivationPrecision::F16, tile, matrix.inner, 0);
                 step.kernels.dot_floats(matrix.format, bytes, &x[..matrix.inner], matrix.wide, then, out)
             }
         };

@@ -10,6 +10,8 @@ pub mod causal_conv;
 #[forbid(unsafe_code)]
 pub mod concat;
 #[forbid(unsafe_code)]
+pub mod delta_rule;
+#[forbid(unsafe_code)]
 pub mod elementwise;
 #[forbid(unsafe_code)]
 pub mod embed;
@@ -30,6 +32,8 @@ pub mod rms_norm;
 pub mod rope;
 #[forbid(unsafe_code)]
 pub mod router;
+#[forbid(unsafe_code)]
+pub mod ssm_scan;
 #[forbid(unsafe_code)]
 pub mod weights;
 

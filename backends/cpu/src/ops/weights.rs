@@ -2,7 +2,7 @@
 
 use crate::kernels::{PANEL_ROWS, PanelLayout};
 use crate::memory::WeightBytes;
-use moe_run_graph::quant::{Activation, Format};
+use moe_run_graph::quant::{ActivationPrecision, Format};
 use std::ops::Range;
 
 /// Rows of a tensor [out, in] or [E, out, in], as a matmul reads them.
@@ -13,7 +13,7 @@ pub struct Matrix {
     /// The integer layout; `None` for plain floats.
     pub layout: Option<PanelLayout>,
     /// What it is multiplied with.
-    pub activation: Activation,
+    pub activation: ActivationPrecision,
     /// Elements of a row.
     pub inner: usize,
     /// Rows of the slice (of each expert).
@@ -31,7 +31,7 @@ impl Matrix {
     /// A slice of a tensor with `tensor_rows` rows (of each expert); `bytes` covers the tensor, which is checked.
     pub fn new(
         format: Format,
-        activation: Activation,
+        activation: ActivationPrecision,
         bytes: WeightBytes,
         inner: usize,
         tensor_rows: usize,
@@ -40,7 +40,7 @@ impl Matrix {
     ) -> Matrix {
         Matrix {
             format,
-            layout: if activation == Activation::F32 || activation == Activation::F16 {
+            layout: if activation == ActivationPrecision::F32 || activation == ActivationPrecision::F16 {
                 None
             } else {
                 PanelLayout::of(format)

@@ -1,7 +1,7 @@
 //! kernels/expert_matmul.cu: by pair for one token, grouped by expert for more; kernels/matmul_tiles.cu for many on matrix
 //! units.
 
-use super::matmul::{Activations, ROWS_PER_BLOCK, THREADS, TILE_ROWS, TILES_FROM_TOKENS, activations};
+use super::matmul::{ROWS_PER_BLOCK, RoundedInput, THREADS, TILE_ROWS, TILES_FROM_TOKENS, activations};
 use super::scratch::EXPERT_TILE;
 use super::{Emit, MAX_EXPERTS, int};
 use crate::driver::Param;
@@ -31,7 +31,7 @@ pub(super) fn emit(
     let grouped = emit.rows(node.inputs[1]) > 1;
     let x = activations(emit, node.inputs[0], &matrix)?;
     let ids = emit.value(node.inputs[1])?;
-    if let Activations::Q8(q, q_scale) = x
+    if let RoundedInput::Q8(q, q_scale) = x
         && emit.matrix_units
         && emit.rows(node.inputs[1]) >= TILES_FROM_TOKENS
     {
@@ -70,10 +70,10 @@ pub(super) fn emit(
         Param::U64(matrix.expert_bytes),
         Param::NULL, // every expert is at the place of its id
     ];
-    let is_q8 = matches!(x, Activations::Q8(..));
+    let is_q8 = matches!(x, RoundedInput::Q8(..));
     match x {
-        Activations::F32(x) => params.push(x),
-        Activations::Q8(q, q_scale) => params.extend([q, q_scale]),
+        RoundedInput::F32(x) => params.push(x),
+        RoundedInput::Q8(q, q_scale) => params.extend([q, q_scale]),
     }
     let tiles = pairs / EXPERT_TILE + experts.min(pairs);
     if grouped {

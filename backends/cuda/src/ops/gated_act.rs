@@ -6,7 +6,7 @@ use moe_run_graph::ir::{ActivationFn, Node};
 use moe_run_runtime::error::BackendError;
 
 /// The function's number in kernels/common/gate.cuh, 0 for none, and its alpha and limit.
-pub(super) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] {
+pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] {
     let (code, alpha, limit) = match activation {
         None => (0, 0.0, 0.0),
         Some(ActivationFn::Silu) => (1, 0.0, 0.0),

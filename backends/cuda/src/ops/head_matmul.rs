@@ -1,6 +1,6 @@
 //! kernels/head_matmul.cu.
 
-use super::matmul::{Activations, ROWS_PER_BLOCK, THREADS, TOKEN_TILE, activations};
+use super::matmul::{ROWS_PER_BLOCK, RoundedInput, THREADS, TOKEN_TILE, activations};
 use super::{Emit, int};
 use crate::driver::Param;
 use moe_run_graph::ir::{Node, WeightSlice};
@@ -30,14 +30,14 @@ pub(super) fn emit(
     }
     let x = activations(emit, node.inputs[0], &matrix)?;
     let kernel = match (&x, tokens > 1) {
-        (Activations::F32(_), false) => "head_matmul_f32_t1",
-        (Activations::F32(_), true) => "head_matmul_f32_t8",
-        (Activations::Q8(..), false) => "head_matmul_q8_t1",
-        (Activations::Q8(..), true) => "head_matmul_q8_t8",
+        (RoundedInput::F32(_), false) => "head_matmul_f32_t1",
+        (RoundedInput::F32(_), true) => "head_matmul_f32_t8",
+        (RoundedInput::Q8(..), false) => "head_matmul_q8_t1",
+        (RoundedInput::Q8(..), true) => "head_matmul_q8_t8",
     };
     match x {
-        Activations::F32(x) => params.push(x),
-        Activations::Q8(q, q_scale) => params.extend([q, q_scale]),
+        RoundedInput::F32(x) => params.push(x),
+        RoundedInput::Q8(q, q_scale) => params.extend([q, q_scale]),
     }
     params.extend([y, int(matrix.inner), int(matrix.rows), int(tokens)]);
     let tiles = if tokens > 1 { tokens.div_ceil(TOKEN_TILE) } else { tokens };

@@ -4,7 +4,7 @@ use super::{Emit, int, threads_for};
 use crate::driver::Param;
 use crate::weights::Matrix;
 use moe_run_graph::ir::{Node, ValueId, WeightId, WeightSlice};
-use moe_run_graph::quant::Activation;
+use moe_run_graph::quant::ActivationPrecision;
 use moe_run_runtime::error::BackendError;
 
 /// Warps of a block, and so weight rows that a block takes.
@@ -18,8 +18,8 @@ pub(crate) const TILES_FROM_TOKENS: usize = 9;
 pub(super) const TILE_ROWS: usize = 128;
 const TILE_TOKENS: usize = 32;
 
-/// Activations as a matmul kernel takes them.
-pub(super) enum Activations {
+/// The input of a product as its kernel takes it.
+pub(super) enum RoundedInput {
     /// [rows, n] f32.
     F32(Param),
     /// Steps and scales.
@@ -31,29 +31,29 @@ pub(super) fn activations(
     emit: &mut Emit<'_>,
     x: ValueId,
     matrix: &Matrix,
-) -> Result<Activations, BackendError> {
+) -> Result<RoundedInput, BackendError> {
     let elems = emit.elems(x);
     let source = emit.value(x)?;
     match emit.profile.for_weights(matrix.format) {
-        Activation::F32 => Ok(Activations::F32(source)),
-        Activation::F16 => {
+        ActivationPrecision::F32 => Ok(RoundedInput::F32(source)),
+        ActivationPrecision::F16 => {
             let rounded = emit.scratch.rounded(elems);
             emit.prepared.quantized = None;
             let threads = threads_for(elems);
             let params = vec![source, rounded, int(elems)];
             emit.push("round_f16", [elems.div_ceil(threads as usize), 1, 1], threads, 0, params);
-            Ok(Activations::F32(rounded))
+            Ok(RoundedInput::F32(rounded))
         }
-        Activation::Q8(_) => {
+        ActivationPrecision::Q8(_) => {
             let (q, scale) = emit.scratch.quantized(elems);
             if emit.prepared.quantized == Some(x) {
-                return Ok(Activations::Q8(q, scale));
+                return Ok(RoundedInput::Q8(q, scale));
             }
             emit.prepared.quantized = Some(x);
             let blocks = elems / 32;
             let params = vec![source, q, scale, int(blocks)];
             emit.push("quantize_q8", [blocks.div_ceil(ROWS_PER_BLOCK), 1, 1], THREADS, 0, params);
-            Ok(Activations::Q8(q, scale))
+            Ok(RoundedInput::Q8(q, scale))
         }
     }
 }
@@ -68,7 +68,7 @@ pub(super) fn emit(
     let matrix = emit.weights.matrix(emit.graph, weight);
     let tokens = emit.rows(node.inputs[0]);
     let x = activations(emit, node.inputs[0], &matrix)?;
-    if let Activations::Q8(q, q_scale) = x
+    if let RoundedInput::Q8(q, q_scale) = x
         && emit.matrix_units
         && tokens >= TILES_FROM_TOKENS
     {
@@ -95,14 +95,14 @@ pub(super) fn emit(
     }
     let mut params = vec![matrix.code(), matrix.data, Param::U64(matrix.row_bytes)];
     let kernel = match (&x, tokens > 1) {
-        (Activations::F32(_), false) => "matmul_f32_t1",
-        (Activations::F32(_), true) => "matmul_f32_t8",
-        (Activations::Q8(..), false) => "matmul_q8_t1",
-        (Activations::Q8(..), true) => "matmul_q8_t8",
+        (RoundedInput::F32(_), false) => "matmul_f32_t1",
+        (RoundedInput::F32(_), true) => "matmul_f32_t8",
+        (RoundedInput::Q8(..), false) => "matmul_q8_t1",
+        (RoundedInput::Q8(..), true) => "matmul_q8_t8",
     };
     match x {
-        Activations::F32(x) => params.push(x),
-        Activations::Q8(q, q_scale) => params.extend([q, q_scale]),
+        RoundedInput::F32(x) => params.push(x),
+        RoundedInput::Q8(q, q_scale) => params.extend([q, q_scale]),
     }
     params.extend([
         emit.weights.opt_vector(bias),

@@ -23,6 +23,7 @@ mod scratch;
 mod slice;
 
 pub(super) use attention::split_geometry;
+pub(super) use gated_act::activation_params;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
 use super::NAME;
@@ -31,10 +32,10 @@ use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
 use moe_run_graph::ir::{
-    CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
-    WeightSlice,
+    CausalConvAttrs, Graph, Node, Op, OpKind, PointwiseFn, RopePairing, StateId, StepSizes, ValueId,
+    WeightHome, WeightSlice,
 };
-use moe_run_graph::quant::{ActProfile, Activation};
+use moe_run_graph::quant::{ActProfile, ActivationPrecision};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
 
@@ -165,6 +166,10 @@ impl Emit<'_> {
             Op::Concat { heads } => concat::emit(self, node, *heads),
             Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
+            // Refused before: `supports`.
+            Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => {
+                Err(BackendError::mismatch(node.op.stem()))
+            }
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -186,7 +191,7 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: Ac
     let Some(slice) = node.op.weight_slice() else { return node.op.stem().to_owned() };
     let format = graph.weight(slice.tensor).format;
     let activation = profile.for_weights(format);
-    let is_q8 = matches!(activation, Activation::Q8(_));
+    let is_q8 = matches!(activation, ActivationPrecision::Q8(_));
     let act = if is_q8 { "q8" } else { "f32" };
     let (one, many) = match node.op.kind() {
         OpKind::MatMul => (format!("matmul_{act}_t1"), format!("matmul_{act}_t8")),
@@ -198,7 +203,7 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node, tokens: usize, profile: Ac
         matmul::TILES_FROM_TOKENS.. if is_q8 => "matmul_tiles".to_owned(),
         2.. => many,
     };
-    let rounds = if activation == Activation::F16 { "round_f16 + " } else { "" };
+    let rounds = if activation == ActivationPrecision::F16 { "round_f16 + " } else { "" };
     format!("{rounds}{kernel} ({})", format.name())
 }
 
@@ -222,6 +227,10 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no kernel here yet".into()),
+        Op::Pointwise { function: PointwiseFn::ReluSquared } => {
+            Some("a squared ReLU has no kernel here yet".into())
+        }
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,

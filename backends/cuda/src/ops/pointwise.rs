@@ -10,6 +10,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, function: PointwiseFn) -> R
         PointwiseFn::Scale(factor) => (0, factor),
         PointwiseFn::SoftCap(cap) => (1, cap),
         PointwiseFn::Clamp(limit) => (2, limit),
+        // Refused before: `supports`.
+        PointwiseFn::ReluSquared => return Err(BackendError::mismatch(node.op.stem())),
     };
     let n = emit.elems(node.outputs[0]);
     let threads = threads_for(n);

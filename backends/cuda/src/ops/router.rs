@@ -47,14 +47,20 @@ pub(crate) fn gate_code(gate: GateKind) -> Param {
     })
 }
 
-pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
-    let tokens = emit.rows(node.inputs[0]);
-    let [n_group, topk_group, best_two] = match attrs.groups {
+/// How many groups of experts there are, how many are chosen from, and whether their best two rank them: for
+/// kernels/common/top_k.cuh.
+pub(crate) fn group_params(attrs: &RouterAttrs) -> [usize; 3] {
+    match attrs.groups {
         None => [1, 1, 0],
         Some(ExpertGroups { n_group, topk_group, score }) => {
             [n_group, topk_group, usize::from(score == GroupScore::BestTwo)]
         }
-    };
+    }
+}
+
+pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &RouterAttrs) -> Result<(), BackendError> {
+    let tokens = emit.rows(node.inputs[0]);
+    let [n_group, topk_group, best_two] = group_params(attrs);
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.weights.opt_vector(attrs.selection_bias),

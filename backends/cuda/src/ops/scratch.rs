@@ -60,6 +60,9 @@ impl ScratchSizes {
                 | Op::GatedAct { .. }
                 | Op::ExpertCombine
                 | Op::CausalConv(_)
+                | Op::DeltaGates { .. }
+                | Op::DeltaRule(_)
+                | Op::SsmScan(_)
                 | Op::Add
                 | Op::Mul
                 | Op::Pointwise { .. }

@@ -8,7 +8,7 @@ use moe_run_runtime::error::BackendError;
 const LANES: u32 = 256;
 
 /// The function as `common/activate.wgsl` numbers it, with its alpha and limit.
-pub(super) fn activation_params(activation: Option<ActivationFn>) -> [(&'static str, Param); 3] {
+pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [(&'static str, Param); 3] {
     let (code, alpha, limit) = match activation {
         None => (0u32, 1.0, 0.0),
         Some(ActivationFn::Silu) => (1, 1.0, 0.0),

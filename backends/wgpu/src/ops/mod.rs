@@ -23,6 +23,7 @@ pub(super) mod sample;
 mod slice;
 
 pub(super) use attention::{Fused, emit_attention, max_query_rows, max_splits};
+pub(super) use gated_act::activation_params;
 pub(super) use kv_write::row_words;
 #[cfg(test)]
 pub(super) use router::MAX_EXPERTS as MAX_ROUTED_EXPERTS;
@@ -55,6 +56,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Concat { heads } => concat::emit(e, node, *heads),
         Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
+        // Refused before: `lacking`.
+        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => {
+            Err(BackendError::mismatch(node.op.stem()))
+        }
         // A tap hands on what its inputs' buffers hold: it is no launch.
         Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
     }
@@ -82,6 +87,7 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::DeltaGates { .. } | Op::DeltaRule(_) | Op::SsmScan(_) => Some("it has no shader here yet".into()),
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,

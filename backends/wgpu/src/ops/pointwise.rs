@@ -11,6 +11,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, function: PointwiseFn) -> R
         PointwiseFn::Scale(factor) => (0u32, factor),
         PointwiseFn::SoftCap(cap) => (1, cap),
         PointwiseFn::Clamp(limit) => (2, limit),
+        PointwiseFn::ReluSquared => (3, 1.0),
     };
     let value = node.outputs[0];
     let rows = Rows::of(e.shape(value));

@@ -46,11 +46,13 @@ fn variants(features: Features) -> Vec<Variant> {
             let mixed = if format.is_quantized() { Format::Q6K } else { Format::F16 };
             let qkv = Variant::new("norm_qkv", features, &sizes).weight("query", format);
             all.push(qkv.weight("key", format).weight("value", mixed).input(input));
+            let gate_up = Variant::new("gate_up", features, &sizes).weight("gate", format);
+            all.push(gate_up.weight("up", mixed).input(input));
             let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048), ("KEYS", 128), ("GROUPS", 1)];
-            let experts = Variant::new("route_experts", features, &sizes).weight("gate", format);
+            let experts = Variant::new("route_gate_up", features, &sizes).weight("gate", format);
             all.push(experts.weight("up", mixed).input(input));
             let sizes = [("LANES", 128), ("ROWS", 8), ("COLS", 6144), ("EXPERT_SLOTS", 8)];
-            let combine = Variant::new("combine_experts", features, &sizes).weight("weight", format);
+            let combine = Variant::new("down_combine", features, &sizes).weight("weight", format);
             all.push(combine.input(input));
             for op in ["matmul", "expert_matmul"] {
                 all.push(lanes(op, 64).weight("weight", format).input(input));

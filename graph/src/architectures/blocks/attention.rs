@@ -1,7 +1,7 @@
 //! Norm, q/k/v, Q/K norm, RoPE, KV cache, causal attention with grouped queries, o_proj, residual.
 
 use super::branch::Branch;
-use super::{norm, rope};
+use super::{norm, output_gate, rope};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::AttentionConfig;
@@ -28,6 +28,8 @@ pub struct AttentionSpec {
     pub sinks: Presence,
     /// What divides RoPE's angles, pair by pair: one tensor for all layers.
     pub rope_divisors: Presence,
+    /// q_proj has a gate of what comes out beside each head's queries.
+    pub output_gate: bool,
 }
 
 /// What the norm of q and k is over.
@@ -50,6 +52,7 @@ impl AttentionSpec {
         qk_norm_after_rope: false,
         sinks: Presence::Never,
         rope_divisors: Presence::Never,
+        output_gate: false,
     };
 }
 
@@ -73,6 +76,13 @@ pub fn lower(
     let normed = norm::lower(l, at, "attn_norm", &file(spec.norm), x, 1)?;
     l.graph.tap(at, Stage::AttnNorm, &[normed])?;
     let [q, k, v] = project(l, layer, normed, &config, spec)?;
+    let (q, gate) = match spec.output_gate {
+        true => {
+            let [q, gate] = output_gate::split(l, layer, q, &config)?;
+            (q, Some(gate))
+        }
+        false => (q, None),
+    };
     let [q, k] = place(l, layer, [q, k], &config, spec)?;
     let sinks = l.opt_vector(&file(tensor::ATTN_SINKS), heads, spec.sinks)?;
     let attrs = AttentionAttrs {
@@ -86,7 +96,10 @@ pub fn lower(
         sinks,
         value_in_key: false,
     };
-    let attended = attend(l, layer, [q, k, v], attrs)?;
+    let mut attended = attend(l, layer, [q, k, v], attrs)?;
+    if let Some(gate) = gate {
+        attended = output_gate::apply(l, layer, gate, attended)?;
+    }
 
     let weight = l.matrix(&file(tensor::ATTN_OUTPUT), hidden_size, value_width)?;
     let bias = l.opt_vector(&file(tensor::ATTN_OUTPUT_BIAS), hidden_size, spec.output_bias)?;
@@ -110,7 +123,7 @@ fn project(
     let file = |rest: &str| blk(layer.index(), rest);
     let kv_heads = config.num_key_value_heads;
     let rows = [
-        config.num_attention_heads * config.head_dim,
+        config.num_attention_heads * config.head_dim * if spec.output_gate { 2 } else { 1 },
         kv_heads * config.head_dim,
         kv_heads * config.value_head_dim,
     ];

@@ -1,10 +1,11 @@
-//! A decoder with norms in front: embedding, layers of attention and feed-forward part, lm_head.
+//! A decoder with norms in front: embedding, layers of attention or another mixer and feed-forward part, lm_head.
 
 use super::attention::AttentionSpec;
 use super::ffn::FfnSpec;
-use super::{attention, embedding, ffn, lm_head};
+use super::{attention, delta_net, embedding, ffn, lm_head, mamba2, short_conv};
 use crate::architectures::{LowerError, Lowering};
-use crate::gguf::keys::blk;
+use crate::config::MixerConfig;
+use crate::gguf::keys::{blk, tensor};
 use crate::ir::LayerIdx;
 
 /// What a decoder's layers are made of.
@@ -26,6 +27,14 @@ impl DecoderSpec {
 /// # Errors
 /// [`LowerError`] for missing or misshapen tensors.
 pub fn lower(l: &mut Lowering<'_>, spec: &DecoderSpec) -> Result<(), LowerError> {
+    lower_to(l, spec, tensor::OUTPUT_NORM)
+}
+
+/// As [`lower`], with another name of the last norm's tensor; where a file lacks it, the usual one serves.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_to(l: &mut Lowering<'_>, spec: &DecoderSpec, final_norm: &str) -> Result<(), LowerError> {
     let layers = l.config.num_hidden_layers;
     for draft in layers..layers + l.config.num_nextn_predict_layers {
         l.leave_out(blk(draft, ""), "multi-token prediction layer, used only for drafting");
@@ -33,8 +42,14 @@ pub fn lower(l: &mut Lowering<'_>, spec: &DecoderSpec) -> Result<(), LowerError>
     let mut x = embedding::lower(l)?;
     for i in 0..layers {
         let layer = LayerIdx(i as u32);
-        x = attention::lower(l, layer, x, &spec.attention)?;
+        x = match l.config.layers[i].mixer.clone() {
+            MixerConfig::Absent => x,
+            MixerConfig::Attention => attention::lower(l, layer, x, &spec.attention)?,
+            MixerConfig::ShortConv { kernel } => short_conv::lower(l, layer, x, kernel)?,
+            MixerConfig::DeltaNet(config) => delta_net::lower(l, layer, x, &config)?,
+            MixerConfig::Mamba2(config) => mamba2::lower(l, layer, x, &config)?,
+        };
         x = ffn::lower(l, layer, x, &spec.ffn)?;
     }
-    lm_head::lower(l, x)
+    lm_head::lower(l, x, final_norm)
 }

@@ -1,6 +1,6 @@
 //! Norm, one SwiGLU or experts, residual.
 
-use super::{dense_ffn, moe, norm};
+use super::{dense_ffn, moe, norm, ungated_moe};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::FfnConfig;
@@ -50,11 +50,17 @@ pub fn lower(
     spec: &FfnSpec,
 ) -> Result<ValueId, LowerError> {
     let at = Some(layer);
+    let ffn = l.config.layers[layer.index()].ffn.clone();
+    if ffn == FfnConfig::Absent {
+        return Ok(x);
+    }
     let normed = norm::lower(l, at, "ffn_norm", &blk(layer.index(), spec.norm), x, 1)?;
     l.graph.tap(at, Stage::FfnNorm, &[normed])?;
-    let out = match l.config.layers[layer.index()].ffn.clone() {
+    let out = match ffn {
+        FfnConfig::Absent => return Ok(x),
         FfnConfig::Dense { intermediate_size } => dense_ffn::lower(l, layer, normed, intermediate_size)?,
-        FfnConfig::Moe(config) => moe::lower(l, layer, normed, &config, spec)?,
+        FfnConfig::Moe(config) if config.gated => moe::lower(l, layer, normed, &config, spec)?,
+        FfnConfig::Moe(config) => ungated_moe::lower(l, layer, normed, &config, spec)?,
     };
     let residual = only(l.graph.push(at, "ffn_residual", Op::Add, &[x, out.scaled])?);
     l.graph.tap(at, Stage::PostFfnResidual, &[residual])?;

@@ -4,11 +4,17 @@
 pub mod attention;
 mod branch;
 pub mod decoder;
+pub mod delta_net;
 pub mod dense_ffn;
 pub mod embedding;
 pub mod ffn;
 pub mod lm_head;
+pub mod mamba2;
+mod mixer;
 pub mod moe;
 pub mod norm;
+mod output_gate;
 pub mod rope;
 pub mod shared_expert;
+pub mod short_conv;
+mod ungated_moe;

@@ -1,0 +1,132 @@
+//! DeltaGates and DeltaRule: a worker takes value heads, and walks their tokens in order, sequence after sequence. A few tokens
+//! pass over a part of a head's state together, while it is in the nearest cache: its columns do not mix.
+
+use super::{Launch, Scratch, Step};
+use crate::kernels::DeltaToken;
+use crate::pool::Worker;
+use crate::share::{Input, Output, StateOutput};
+use moe_run_graph::ir::DeltaRuleAttrs;
+use moe_run_runtime::exp::{exp, sigmoid, softplus};
+
+/// Tokens that pass over a part of a state together.
+const TILE: usize = 8;
+/// Columns of such a part.
+const PART: usize = 64;
+
+/// The launch of DeltaGates.
+pub struct DeltaGates {
+    /// [T, H].
+    pub b: Input,
+    /// [T, H·w].
+    pub dt: Input,
+    /// [H].
+    pub a: Box<[f32]>,
+    /// [H·w].
+    pub dt_bias: Box<[f32]>,
+    /// β, if anybody wants it.
+    pub beta: Option<Output>,
+    /// What is left of the state, if anybody wants it.
+    pub decay: Option<Output>,
+}
+
+impl Launch for DeltaGates {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, _: &mut Scratch) {
+        let of_head = self.dt_bias.len() / self.a.len();
+        for mut chunk in worker.shares(self.b.rows(step.sizes)) {
+            let row = chunk.number();
+            if let Some(to) = &self.beta {
+                let (b, to) = (step.row(self.b, row), chunk.row_mut(step, to, row));
+                b.iter().zip(to).for_each(|(b, to)| *to = sigmoid(*b));
+            }
+            if let Some(to) = &self.decay {
+                let (dt, to) = (step.row(self.dt, row), chunk.row_mut(step, to, row));
+                for i in 0..to.len() {
+                    to[i] = exp(self.a[i / of_head] * softplus(dt[i] + self.dt_bias[i]));
+                }
+            }
+        }
+    }
+}
+
+/// The launch.
+pub struct DeltaRule {
+    /// Shapes.
+    pub attrs: DeltaRuleAttrs,
+    /// [T, 2·Hk·dk + Hv·dv].
+    pub qkv: Input,
+    /// [T, Hv].
+    pub beta: Input,
+    /// [T, Hv] or [T, Hv·dk].
+    pub decay: Input,
+    /// [T, Hv·dv], shared by heads.
+    pub out: Output,
+    /// [Hv, dk, dv] of each sequence, shared by heads.
+    pub state: StateOutput,
+}
+
+impl DeltaRule {
+    /// Floats that a worker needs: q, k, the decay and k · decay of each token of a tile.
+    pub fn scratch_elems(attrs: &DeltaRuleAttrs) -> usize {
+        TILE * 4 * attrs.key_head_dim
+    }
+
+    /// The q, k, decay and k · decay of a token.
+    fn prepare(&self, step: &Step<'_>, token: usize, head: usize, to: &mut [f32]) {
+        let (attrs, dk) = (&self.attrs, self.attrs.key_head_dim);
+        let (qkv, decays) = (step.row(self.qkv, token), step.row(self.decay, token));
+        let at = attrs.key_head(head) * dk;
+        let of_head = decays.len() / attrs.num_value_heads;
+        let decays = &decays[head * of_head..][..of_head];
+        let (q, rest) = to.split_at_mut(dk);
+        let (k, rest) = rest.split_at_mut(dk);
+        let (decay, decayed_k) = rest.split_at_mut(dk);
+        step.kernels.l2_norm(&qkv[at..at + dk], attrs.eps, attrs.scale, q);
+        step.kernels.l2_norm(&qkv[attrs.key_width() + at..][..dk], attrs.eps, 1.0, k);
+        match decays {
+            [one] => decay.fill(*one),
+            each => decay.copy_from_slice(each),
+        }
+        for i in 0..dk {
+            decayed_k[i] = k[i] * decay[i];
+        }
+    }
+}
+
+impl Launch for DeltaRule {
+    fn run(&self, step: &Step<'_>, worker: &mut Worker<'_>, scratch: &mut Scratch) {
+        let (attrs, dk, dv) = (&self.attrs, self.attrs.key_head_dim, self.attrs.value_head_dim);
+        for mut chunk in worker.shares(attrs.num_value_heads) {
+            let head = chunk.number();
+            let values = 2 * attrs.key_width() + head * dv;
+            for run in step.runs {
+                let place = step.sequences[run.sequence].place as usize;
+                for first in run.rows.clone().step_by(TILE) {
+                    let tokens = first..(first + TILE).min(run.rows.end);
+                    if step.position(first) == 0 {
+                        chunk.row_and_state(step, (&self.out, first), (&self.state, place)).1.fill(0.0);
+                    }
+                    for (token, to) in tokens.clone().zip(scratch.normed.chunks_exact_mut(4 * dk)) {
+                        self.prepare(step, token, head, to);
+                    }
+                    for column in (0..dv).step_by(PART) {
+                        let part = column..(column + PART).min(dv);
+                        for (token, vectors) in tokens.clone().zip(scratch.normed.chunks_exact(4 * dk)) {
+                            let v = &step.row(self.qkv, token)[values + part.start..values + part.end];
+                            let beta = step.row(self.beta, token)[head];
+                            let (out, state) =
+                                chunk.row_and_state(step, (&self.out, token), (&self.state, place));
+                            let token = DeltaToken {
+                                q: &vectors[..dk],
+                                k: &vectors[dk..2 * dk],
+                                decay: &vectors[2 * dk..3 * dk],
+                                decayed_k: &vectors[3 * dk..],
+                                beta,
+                            };
+                            step.kernels.delta_rule(token, v, state, dv, column, &mut out[part.clone()]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

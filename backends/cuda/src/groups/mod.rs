@@ -1,0 +1,161 @@
+//! The decode step's grouped launches, one kernel each: which of graph/src/groups fit, and their kernels' parameters.
+//!
+//! A layer with experts is `norm_qkv`, `attention_step`, `matmul_residual`, `norm_router`, `route_gate_up`, `down_combine`; a
+//! shared expert adds `gate_up` and a matmul; a dense layer has `gate_up` and `matmul_residual` in the place of the last three.
+//! The final norm goes with lm_head.
+//!
+//! An inner value that a tap wants is written from the same registers that feed the rest. Prefill has no groups.
+
+mod attention_step;
+mod down_combine;
+mod gate_up;
+mod matmul_residual;
+mod norm_matmul;
+mod route_gate_up;
+
+use super::ops::{self, Emit, int, matmul};
+use moe_run_graph::groups::parts::{ExpertProduct, Norm};
+use moe_run_graph::groups::{
+    AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv,
+    NormRouter, RouteGateUp, group_of,
+};
+use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::quant::{ActProfile, Format};
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::KvType;
+
+/// The widest row that is kept in shared memory as f32 and in 8 bits: 5.125 bytes an element of 48 KiB.
+const MAX_NORM_ELEMS: usize = 8192;
+/// The most elements that are kept in 8 bits alone.
+const MAX_STAGED_ELEMS: usize = 32768;
+/// Blocks a multiprocessor: more would repeat a block's preparation, fewer would leave warps idle.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 8;
+
+/// A group that there is a kernel for.
+trait Runs: Group {
+    /// The kernel, for dumps.
+    const KERNEL: &'static str = Self::NAME;
+
+    /// Whether the kernel takes it, with a cache of this type.
+    fn fits(&self, graph: &Graph, kv_type: KvType) -> bool;
+
+    /// Appends the launch of a group that fits.
+    fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError>;
+}
+
+/// Calls a function for every group, best first.
+macro_rules! each_group {
+    ($call:ident) => {
+        [
+            $call!(AttentionStep),
+            $call!(RouteGateUp),
+            $call!(FinalNormLmHead),
+            $call!(NormQkv),
+            $call!(NormRouter),
+            $call!(GateUp),
+            $call!(DownCombine),
+            $call!(MatMulResidual),
+        ]
+    };
+}
+
+/// The groups for steps of up to `tokens` tokens, best first. They know f32 and 8-bit activations; f16 runs op by op.
+pub(super) fn patterns(tokens: usize, profile: ActProfile, kv_type: KvType) -> Vec<LaunchPattern> {
+    macro_rules! pattern {
+        ($group:ty) => {
+            LaunchPattern::new::<$group>(move |graph, group| group.fits(graph, kv_type))
+        };
+    }
+    if tokens == 1 && profile != ActProfile::F16 { each_group!(pattern).to_vec() } else { Vec::new() }
+}
+
+/// The kernel of a group, for dumps.
+pub(super) fn kernel_name(pattern: &str) -> Option<&'static str> {
+    macro_rules! names {
+        ($group:ty) => {
+            (<$group>::NAME, <$group as Runs>::KERNEL)
+        };
+    }
+    each_group!(names).into_iter().find(|(name, _)| *name == pattern).map(|(_, kernel)| kernel)
+}
+
+/// Appends the launch of a group; its nodes are those that the pattern matched.
+pub(super) fn emit(emit: &mut Emit<'_>, pattern: &str, nodes: &[&Node]) -> Result<(), BackendError> {
+    type Run = fn(&mut Emit<'_>, &[&Node]) -> Result<(), BackendError>;
+    macro_rules! runs {
+        ($group:ty) => {
+            (<$group>::NAME, run::<$group> as Run)
+        };
+    }
+    let run = each_group!(runs).into_iter().find(|(name, _)| *name == pattern);
+    let (_, run) = run.ok_or_else(|| BackendError::mismatch(pattern))?;
+    run(emit, nodes)
+}
+
+fn run<G: Runs>(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
+    let group = group_of::<G>(emit.graph, nodes).filter(|group| group.fits(emit.graph, emit.kv_type));
+    group.ok_or_else(|| BackendError::mismatch(G::NAME))?.emit(emit)
+}
+
+/// A norm of whole rows that a block can hold: the weight and eps go with the launch.
+fn whole_norm(graph: &Graph, norm: &Norm) -> bool {
+    let Norm { node: _, x, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
+    *heads == 1 && width(graph, *x) <= MAX_NORM_ELEMS && width(graph, *x).is_multiple_of(4)
+}
+
+/// Any rows of any experts.
+fn any_rows(slice: &WeightSlice) -> bool {
+    let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = slice;
+    true
+}
+
+/// Experts' matmul of any rows, with a bias or none.
+fn any_experts(product: &ExpertProduct) -> bool {
+    let ExpertProduct { node: _, x: _, ids: _, weight, bias: _, y: _ } = product;
+    any_rows(weight)
+}
+
+/// A function that `gated` in kernels/common/gated.cuh knows.
+fn is_known(activation: ActivationFn) -> bool {
+    match activation {
+        ActivationFn::Silu
+        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+        | ActivationFn::GeluTanh
+        | ActivationFn::Sigmoid => true,
+    }
+}
+
+/// One row for a token: what a launch without a grid over rows computes.
+fn one_row(graph: &Graph, value: ValueId) -> bool {
+    matches!(graph.value(value).shape.0[..], [Dim::Tokens, Dim::Fixed(_)])
+}
+
+fn width(graph: &Graph, value: ValueId) -> usize {
+    graph.value(value).shape.width().unwrap_or(usize::MAX)
+}
+
+/// Forms of a row of activations that a block keeps: `Stage` in kernels/common/staged.cuh.
+const STAGE_Q8: i32 = 1;
+const STAGE_F32: i32 = 2;
+
+/// The form that a format takes under the executable's profile.
+fn stage(emit: &Emit<'_>, format: Format) -> i32 {
+    let q8 = matches!(emit.profile, ActProfile::Q8 { .. }) && format.is_quantized();
+    if q8 { STAGE_Q8 } else { STAGE_F32 }
+}
+
+/// Blocks for `rows` warps' worth of work.
+fn blocks(emit: &Emit<'_>, rows: usize) -> usize {
+    let most = emit.scratch.multiprocessors as usize * BLOCKS_PER_MULTIPROCESSOR;
+    rows.div_ceil(matmul::ROWS_PER_BLOCK).min(most)
+}
+
+/// Shared bytes of `n` elements in 8 bits, where some matrix takes them.
+fn staged_bytes(n: usize, stage: i32) -> usize {
+    if stage & STAGE_Q8 != 0 { n + n / 8 } else { 0 }
+}
+
+/// Shared bytes of a row of `n` elements that is normed: also in f32, where some matrix takes it so.
+fn normed_bytes(n: usize, stage: i32) -> usize {
+    staged_bytes(n, stage) + if stage & STAGE_F32 != 0 { 4 * n } else { 0 }
+}

@@ -1,0 +1,109 @@
+//! What an observer reads and replaces while a step is held.
+
+use super::{Recorder, Step, not_stored, show, wrong};
+use crate::error::BackendError;
+use crate::executable::{HostTensor, State, TensorData, TensorView, ValueAccess};
+use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
+use std::ops::Range;
+
+/// A step that waits in front of one of its launches, or behind it.
+pub(super) struct StepValues<'a, R: Recorder> {
+    pub recorder: &'a mut R,
+    pub state: &'a mut R::State,
+    pub step: &'a Step<'a>,
+    pub launch: usize,
+}
+
+impl<R: Recorder> StepValues<'_, R> {
+    /// Fails for a value whose memory holds another one by now, or not yet it.
+    fn check_alive(&self, value: ValueId) -> Result<(), BackendError> {
+        match self.step.plan.memory.slot(value) {
+            Some(slot) if self.launch < slot.first_launch || self.launch > slot.last_launch => {
+                let detail = format!(
+                    "its memory holds it from launch {} to {}, not at {}",
+                    slot.first_launch, slot.last_launch, self.launch
+                );
+                Err(wrong(value, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_slots(&self, id: StateId, first: usize, count: usize) -> Result<(), BackendError> {
+        let is_per_token = self.step.plan.graph.state(id).is_per_token();
+        // What a sequence has once is one row.
+        let capacity = if is_per_token { self.state.capacity_tokens() } else { self.state.max_sequences() };
+        match first.checked_add(count) {
+            Some(end) if end <= capacity => Ok(()),
+            _ => Err(wrong(id, format!("{count} slots from {first} on, of {capacity}"))),
+        }
+    }
+
+    /// Experts that a router's ids may name.
+    fn id_limit(&self, value: ValueId) -> Option<usize> {
+        let graph = &self.step.plan.graph;
+        let producer = graph.value(value).producer.and_then(|node| graph.node(node))?;
+        if let Op::Router(attrs) = &producer.op { Some(attrs.num_experts) } else { None }
+    }
+}
+
+impl<R: Recorder> ValueAccess for StepValues<'_, R> {
+    fn sizes(&self) -> StepSizes {
+        self.step.sizes
+    }
+
+    fn read(&mut self, value: ValueId) -> Result<HostTensor, BackendError> {
+        let mut tensor = None;
+        self.show(value, &mut |view| {
+            tensor = Some(view.to_tensor());
+            Ok(())
+        })?;
+        tensor.ok_or_else(|| not_stored(value))
+    }
+
+    fn show(
+        &mut self,
+        value: ValueId,
+        look: &mut dyn FnMut(TensorView<'_>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        self.check_alive(value)?;
+        show(self.recorder, self.step.plan, self.step.class, self.step.sizes, value, look)
+    }
+
+    fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
+        let declared = self.step.plan.graph.value(value);
+        let wanted = declared.shape.resolve(self.step.sizes);
+        if tensor.shape != wanted || tensor.data.len() != wanted.iter().product::<usize>() {
+            return Err(wrong(value, format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
+        }
+        let words: &[u32] = match (&tensor.data, declared.dtype) {
+            (TensorData::U32(ids), DType::U32) => ids,
+            (TensorData::F32(data), DType::F32) => bytemuck::cast_slice(data),
+            (_, wanted) => return Err(wrong(value, format!("elements of another type, wanted {wanted:?}"))),
+        };
+        if declared.dtype == DType::U32
+            && let Some(limit) = self.id_limit(value)
+            && let Some(bad) = words.iter().find(|id| **id as usize >= limit)
+        {
+            return Err(wrong(value, format!("expert {bad} of {limit}")));
+        }
+        match self.recorder.write(self.step.class, self.step.sizes, value, words)? {
+            true => Ok(()),
+            false => Err(not_stored(value)),
+        }
+    }
+
+    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        self.check_slots(state, slots.start, slots.end.saturating_sub(slots.start))?;
+        self.recorder.read_state(self.state, state, slots.start..slots.end.max(slots.start))
+    }
+
+    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
+        let elems = self.step.plan.graph.state(state).row_elems();
+        if elems == 0 || !rows.len().is_multiple_of(elems) {
+            return Err(wrong(state, format!("{} elements, wanted rows of {elems}", rows.len())));
+        }
+        self.check_slots(state, first_slot, rows.len() / elems)?;
+        self.recorder.write_state(self.state, state, first_slot, rows)
+    }
+}

@@ -1,0 +1,95 @@
+//! The down matmul of the chosen experts, their weighted sum, the shared expert, and the addition to the residual stream.
+
+use super::{Runs, WORKGROUP_BYTES, experts, row_per_token, staged_bytes};
+use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
+use moe_run_graph::groups::parts::{Combined, Sum};
+use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate};
+use moe_run_graph::ir::Graph;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::KvType;
+
+const ROWS: u32 = 8;
+
+/// Lanes by the activations that they share the workgroup's memory with.
+fn lanes(elems: usize) -> Option<usize> {
+    // Two sums of four f32 for every lane.
+    [128, 64].into_iter().find(|lanes| staged_bytes(elems) + lanes * 32 <= WORKGROUP_BYTES)
+}
+
+impl Runs for DownCombine {
+    fn fits(&self, graph: &Graph, _: KvType) -> bool {
+        let DownCombine { down, combined, shared, add } = self;
+        let Combined { node: _, x: _, weights, y: _ } = combined;
+        let sums = |shared: &SharedExpert| {
+            let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ } } = shared;
+            row_per_token(graph, *x) && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
+        };
+        let Some(matrix) = experts(graph, down) else { return false };
+        let chosen = graph.value(*weights).shape.width().unwrap_or(usize::MAX);
+        graph.value(down.x).shape.0.len() == 3
+            && matrix.cols % 16 == 0
+            && chosen <= 64
+            && lanes(chosen * matrix.cols).is_some_and(|lanes| lanes >= chosen.next_power_of_two())
+            && shared.as_ref().is_none_or(sums)
+            && add.as_ref().is_none_or(|Sum { node: _, other: _, y: _ }| true)
+    }
+
+    fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {
+        let DownCombine { down, combined, shared, add } = self;
+        let defect = || BackendError::mismatch(Self::NAME);
+        let graph = &e.plan.graph;
+        let matrix = experts(graph, down).ok_or_else(defect)?;
+        let layout = e.layout(&down.weight)?;
+        let chosen = graph.value(combined.weights).shape.width().ok_or_else(defect)?;
+        let elems = chosen * matrix.cols;
+        let lanes = lanes(elems).ok_or_else(defect)?;
+        let experts = graph.weight(down.weight.tensor).shape[0];
+        let rows = matrix.rows as u32;
+        let sizes = [
+            ("LANES", lanes as u32),
+            ("ROWS", ROWS),
+            ("COLS", (elems as u32).next_multiple_of(32)),
+            ("EXPERT_SLOTS", chosen.next_power_of_two() as u32),
+        ];
+        let input = e.input_kind(matrix.format);
+        let variant = e.variant(Self::NAME, &sizes).weight("weight", matrix.format).input(input);
+        let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
+        let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
+        // What the last addition makes is the result; what comes before it is written if somebody reads it.
+        let (y, with_shared, sum) = match (add, shared) {
+            (Some(add), Some(shared)) => (add.y, stored(e, shared.add.y), stored(e, combined.y)),
+            (Some(add), None) => (add.y, NONE, stored(e, combined.y)),
+            (None, Some(shared)) => (shared.add.y, NONE, stored(e, combined.y)),
+            (None, None) => (combined.y, NONE, NONE),
+        };
+        let params = [
+            ("x", e.at(down.x)?.into()),
+            ("ids", e.at(down.ids)?.into()),
+            ("weights", e.at(combined.weights)?.into()),
+            ("shared_x", shared.as_ref().map_or(Ok(NONE), |s| e.at(s.x))?.into()),
+            ("shared_logit", gate.map_or(Ok(NONE), |g| e.at(g.routing.logits))?.into()),
+            ("shared_scale", gate.map_or(1.0, |g| g.routing.attrs.scale).into()),
+            ("factor_id", gate.map_or(NONE, |g| stored(e, g.routing.ids)).into()),
+            ("factor", gate.map_or(NONE, |g| stored(e, g.routing.weights)).into()),
+            ("gated", gate.map_or(NONE, |g| stored(e, g.gated.y)).into()),
+            ("with_shared", with_shared.into()),
+            ("residual", add.as_ref().map_or(Ok(NONE), |add| e.at(add.other))?.into()),
+            ("y", e.output(y).into()),
+            ("expert_y", stored(e, down.y).into()),
+            ("combined", sum.into()),
+            ("cols", (matrix.cols as u32).into()),
+            ("rows", rows.into()),
+            ("first_row", (matrix.first as u32).into()),
+            ("expert_rows", (matrix.expert_rows as u32).into()),
+            ("bias", e.small(down.bias)?.into()),
+            ("num_experts", (experts as u32).into()),
+            ("experts_per_token", (chosen as u32).into()),
+            ("weight_row_words", (layout.row_words as u32).into()),
+            ("weight_blocks", (layout.blocks as u32).into()),
+        ];
+        let tokens = Extent::Rows { rows: Rows::of(e.shape(combined.y)), times: 1, over: 1 };
+        e.push(variant, Grid::new(Extent::Fixed(rows.div_ceil(ROWS)), tokens, Extent::Fixed(1)), &params);
+        e.bind_part(&down.weight, 0);
+        Ok(())
+    }
+}

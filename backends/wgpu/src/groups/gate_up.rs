@@ -1,0 +1,71 @@
+//! RmsNorm, or none, gate and up of a dense layer or a shared expert, and the activation of both.
+
+use super::{Runs, WORKGROUP_BYTES, is_known, product, row_per_token, staged_bytes, whole_norm};
+use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
+use crate::ops::activation_params;
+use moe_run_graph::groups::parts::{Gated, Product};
+use moe_run_graph::groups::{GateUp, Group};
+use moe_run_graph::ir::Graph;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::KvType;
+
+const LANES: usize = 128;
+const ROWS: u32 = 16;
+
+impl Runs for GateUp {
+    fn fits(&self, graph: &Graph, _: KvType) -> bool {
+        let GateUp { norm, gate, up, act } = self;
+        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+        let plain = |product: &Product| {
+            let Product { node: _, x: _, weight: _, bias, scale, y: _ } = product;
+            bias.is_none() && scale.is_none()
+        };
+        let (Some(g), Some(u)) = (product(graph, gate), product(graph, up)) else { return false };
+        norm.as_ref().is_none_or(whole_norm)
+            && row_per_token(graph, gate.x)
+            && plain(gate)
+            && plain(up)
+            && (g.rows, g.cols) == (u.rows, u.cols)
+            && g.format.is_quantized() == u.format.is_quantized()
+            && staged_bytes(g.cols) + LANES * 16 <= WORKGROUP_BYTES
+            && is_known(*activation)
+    }
+
+    fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {
+        let GateUp { norm, gate, up, act } = self;
+        let graph = &e.plan.graph;
+        let (Some(g), Some(u)) = (product(graph, gate), product(graph, up)) else {
+            return Err(BackendError::mismatch(Self::NAME));
+        };
+        let (gate_layout, up_layout) = (e.layout(&gate.weight)?, e.layout(&up.weight)?);
+        let (rows, cols) = (g.rows as u32, g.cols as u32);
+        let sizes = [("LANES", LANES as u32), ("ROWS", ROWS), ("COLS", cols)];
+        let variant = e.variant("gate_up", &sizes).weight("gate", g.format).weight("up", u.format);
+        let variant = variant.input(e.input_kind(g.format));
+        let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
+        let mut params = vec![
+            ("x", e.at(norm.as_ref().map_or(gate.x, |n| n.x))?.into()),
+            ("norm", e.small(norm.as_ref().and_then(|n| n.weight))?.into()),
+            ("eps", norm.as_ref().map_or(0.0, |n| n.eps).into()),
+            ("cols", cols.into()),
+            ("normed", norm.as_ref().map_or(NONE, |n| stored(e, n.y)).into()),
+            ("rows", rows.into()),
+            ("gate_first", (g.first as u32).into()),
+            ("up_first", (u.first as u32).into()),
+            ("gate_y", stored(e, gate.y).into()),
+            ("up_y", stored(e, up.y).into()),
+            ("activated", stored(e, act.activated).into()),
+            ("y", e.output(act.y).into()),
+            ("gate_row_words", (gate_layout.row_words as u32).into()),
+            ("gate_blocks", (gate_layout.blocks as u32).into()),
+            ("up_row_words", (up_layout.row_words as u32).into()),
+            ("up_blocks", (up_layout.blocks as u32).into()),
+        ];
+        params.extend(activation_params(Some(act.activation)));
+        let tokens = Extent::Rows { rows: Rows::of(e.shape(act.y)), times: 1, over: 1 };
+        e.push(variant, Grid::new(Extent::Fixed(rows.div_ceil(ROWS)), tokens, Extent::Fixed(1)), &params);
+        e.bind_part(&gate.weight, 0);
+        e.bind_part(&up.weight, 0);
+        Ok(())
+    }
+}

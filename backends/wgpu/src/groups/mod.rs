@@ -1,0 +1,147 @@
+//! Stage 5, wgpu: the launches that hold several nodes, for steps of a few tokens, and how a launch becomes dispatches: which
+//! of graph/src/groups fit, and their shaders' parameters.
+//!
+//! A decode layer with experts is seven dispatches: norm and q, k, v; Q/K norm, RoPE, cache and attention; the merging of its
+//! parts; o_proj and residual; norm and router; choice, gate, up and SwiGLU; down, weighted sum and residual. Every workgroup
+//! prepares its input for itself rather than have a dispatch do it for all.
+
+mod attention_step;
+mod down_combine;
+mod gate_up;
+mod matmul_residual;
+mod norm_products;
+mod route_gate_up;
+
+use super::emit::{Emitter, FEW_ROWS};
+use super::ops;
+use moe_run_graph::groups::parts::{ExpertProduct, Norm, Product};
+use moe_run_graph::groups::{
+    AttentionStep, DownCombine, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv, NormRouter,
+    RouteGateUp, group_of,
+};
+use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::passes::Launch;
+use moe_run_graph::quant::Format;
+use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::KvType;
+
+/// Workgroup memory that WebGPU grants by default.
+const WORKGROUP_BYTES: usize = 16384;
+
+/// A group that there is a shader for.
+trait Runs: Group {
+    /// Whether the shader takes it, with a cache of this type.
+    fn fits(&self, graph: &Graph, kv_type: KvType) -> bool;
+
+    /// Adds the dispatches of a group that fits.
+    fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError>;
+}
+
+fn pattern<G: Runs>(kv_type: KvType) -> LaunchPattern {
+    LaunchPattern::new::<G>(move |graph, group| group.fits(graph, kv_type))
+}
+
+/// The groups for steps of up to `tokens` tokens, best first.
+pub(super) fn for_tokens(tokens: usize, kv_type: KvType) -> Vec<LaunchPattern> {
+    let mut patterns = Vec::new();
+    if tokens == 1 {
+        // With more tokens one workgroup would need what another writes to the cache, and the choice of experts stays a
+        // launch of its own, behind which it can be replaced.
+        patterns.extend([pattern::<AttentionStep>(kv_type), pattern::<RouteGateUp>(kv_type)]);
+    }
+    if tokens <= FEW_ROWS {
+        patterns.extend([
+            pattern::<NormQkv>(kv_type),
+            pattern::<NormRouter>(kv_type),
+            pattern::<GateUp>(kv_type),
+            pattern::<DownCombine>(kv_type),
+            pattern::<MatMulResidual>(kv_type),
+        ]);
+    }
+    patterns
+}
+
+/// Adds the dispatches of a launch.
+pub(super) fn emit(e: &mut Emitter<'_>, launch: &Launch) -> Result<(), BackendError> {
+    let plan = e.plan;
+    let nodes: Vec<&Node> = plan.launch_nodes(launch).collect();
+    let run = match (launch.pattern, nodes.as_slice()) {
+        (_, [node]) => return ops::emit(e, node),
+        (AttentionStep::NAME, _) => run::<AttentionStep>,
+        (RouteGateUp::NAME, _) => run::<RouteGateUp>,
+        (NormQkv::NAME, _) => run::<NormQkv>,
+        (NormRouter::NAME, _) => run::<NormRouter>,
+        (GateUp::NAME, _) => run::<GateUp>,
+        (DownCombine::NAME, _) => run::<DownCombine>,
+        (MatMulResidual::NAME, _) => run::<MatMulResidual>,
+        (name, _) => return Err(BackendError::mismatch(name)),
+    };
+    run(e, &nodes)
+}
+
+/// An attribute that a group's shader does not know must not be dropped, whoever made the plan.
+fn run<G: Runs>(e: &mut Emitter<'_>, nodes: &[&Node]) -> Result<(), BackendError> {
+    let group = group_of::<G>(&e.plan.graph, nodes).filter(|group| group.fits(&e.plan.graph, e.kv_type));
+    group.ok_or_else(|| BackendError::mismatch(G::NAME))?.emit(e)
+}
+
+/// What a fused launch needs to know of a matrix.
+struct Matrix {
+    format: Format,
+    cols: usize,
+    rows: usize,
+    /// The first of its rows in the tensor, or in each expert there.
+    first: usize,
+    /// Rows of an expert in the tensor.
+    expert_rows: usize,
+}
+
+/// The matrix of a slice: any rows, of all experts where there are some.
+fn matrix(graph: &Graph, slice: &WeightSlice) -> Option<Matrix> {
+    let WeightSlice { tensor, rows, experts: chosen, home: WeightHome::Device } = slice;
+    let decl = graph.weight(*tensor);
+    let (cols, expert_rows) = match decl.shape[..] {
+        [rows, cols] => (cols, rows),
+        [experts, rows, cols] if chosen.as_ref().is_none_or(|e| *e == (0..experts)) => (cols, rows),
+        _ => return None,
+    };
+    Some(Matrix { format: decl.format, cols, rows: rows.len(), first: rows.start, expert_rows })
+}
+
+/// The matrix of a MatMul, with its bias and scale, or without.
+fn product(graph: &Graph, product: &Product) -> Option<Matrix> {
+    let Product { node: _, x: _, weight, bias: _, scale: _, y: _ } = product;
+    matrix(graph, weight)
+}
+
+/// The matrix of an ExpertMatMul over all experts, with its bias or without.
+fn experts(graph: &Graph, product: &ExpertProduct) -> Option<Matrix> {
+    let ExpertProduct { node: _, x: _, ids: _, weight, bias: _, y: _ } = product;
+    matrix(graph, weight)
+}
+
+/// A norm of whole rows: its weight and eps go with the launch.
+fn whole_norm(norm: &Norm) -> bool {
+    let Norm { node: _, x: _, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
+    *heads == 1
+}
+
+/// A function that `common/activate.wgsl` and `common/gated.wgsl` know.
+fn is_known(activation: ActivationFn) -> bool {
+    match activation {
+        ActivationFn::Silu
+        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
+        | ActivationFn::GeluTanh
+        | ActivationFn::Sigmoid => true,
+    }
+}
+
+/// One row for a token: what a launch with tokens along y computes.
+fn row_per_token(graph: &Graph, value: ValueId) -> bool {
+    matches!(graph.value(value).shape.0[..], [Dim::Tokens, Dim::Fixed(_)])
+}
+
+/// Workgroup memory for `elems` activations made 8-bit: a byte each and a scale for 32.
+fn staged_bytes(elems: usize) -> usize {
+    elems + elems / 8
+}

@@ -1,0 +1,114 @@
+//! `down_combine`: the down matmul of the chosen experts and their weighted sum, with what is added to that: the shared
+//! expert's output, times its gate where it has one, and the residual stream.
+
+use super::parts::{Combined, ExpertProduct, Routing, Sum};
+use super::{Group, Matcher};
+use crate::ir::{Dim, GateKind, Node, NodeId, RouterAttrs, ValueId};
+
+/// The gate of a shared expert: a router over one expert whose weight is the factor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedGate {
+    /// The function of the logit.
+    pub routing: Routing,
+    /// The product with it.
+    pub gated: Combined,
+}
+
+impl SharedGate {
+    /// Whether the factor is scale · sigmoid(logit), as in every model that has one: a choice of one expert of one.
+    #[must_use]
+    pub fn is_sigmoid(&self) -> bool {
+        let SharedGate {
+            routing: Routing { node: _, logits: _, attrs, ids: _, weights: _ },
+            gated: Combined { node: _, x: _, weights: _, y: _ },
+        } = self;
+        matches!(
+            attrs,
+            RouterAttrs {
+                num_experts: 1,
+                num_experts_per_tok: 1,
+                gate: GateKind::Sigmoid,
+                norm_topk_prob: false,
+                scale: _,
+                // Both change who is chosen, of one.
+                selection_bias: _,
+                groups: _,
+                expert_scale: None,
+            }
+        )
+    }
+}
+
+/// The shared expert's output on its way into the sum.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedExpert {
+    /// The output, before its gate.
+    pub x: ValueId,
+    /// Its gate.
+    pub gate: Option<SharedGate>,
+    /// The addition to the routed experts' sum.
+    pub add: Sum,
+}
+
+/// Down, weighted sum, additions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DownCombine {
+    /// The product of the chosen experts.
+    pub down: ExpertProduct,
+    /// Their weighted sum.
+    pub combined: Combined,
+    /// The shared expert.
+    pub shared: Option<SharedExpert>,
+    /// The residual stream.
+    pub add: Option<Sum>,
+}
+
+impl Group for DownCombine {
+    const NAME: &'static str = "down_combine";
+
+    fn candidates(matcher: &Matcher<'_>, anchor: &Node) -> Vec<DownCombine> {
+        let found = || {
+            let combined = Combined::of(anchor).filter(|_| matcher.is_free(anchor))?;
+            let down = matcher.producer(combined.x).and_then(ExpertProduct::of)?;
+            Some((down, combined))
+        };
+        let Some((down, combined)) = found() else { return Vec::new() };
+        let of = |shared, add| DownCombine { down: down.clone(), combined: combined.clone(), shared, add };
+        let added = |value| matcher.readers(value).find_map(|reader| Sum::of(reader, value));
+        let mut all = Vec::new();
+        if let Some(first) = added(combined.y) {
+            // The first of two additions is the shared expert's, if nothing but the second reads it.
+            let second = added(first.y).filter(|_| matcher.reader_count(first.y) == 1);
+            if let Some(second) = second {
+                let bare = SharedExpert { x: first.other, gate: None, add: first.clone() };
+                if let Some((x, gate)) = gate(matcher, first.other) {
+                    let gated = SharedExpert { x, gate: Some(gate), add: first.clone() };
+                    all.push(of(Some(gated), Some(second.clone())));
+                }
+                all.push(of(Some(bare), Some(second)));
+            }
+            all.push(of(None, Some(first)));
+        }
+        all.push(of(None, None));
+        all
+    }
+
+    fn nodes(&self) -> Vec<NodeId> {
+        let DownCombine { down, combined, shared, add } = self;
+        let mut all = vec![down.node, combined.node];
+        if let Some(SharedExpert { x: _, gate, add }) = shared {
+            all.extend(gate.iter().flat_map(|SharedGate { routing, gated }| [routing.node, gated.node]));
+            all.push(add.node);
+        }
+        all.extend(add.iter().map(|add| add.node));
+        all
+    }
+}
+
+/// What makes `value` of a row and one factor for it.
+fn gate(matcher: &Matcher<'_>, value: ValueId) -> Option<(ValueId, SharedGate)> {
+    let gated = matcher.producer(value).and_then(Combined::of)?;
+    let routing = matcher.producer(gated.weights).and_then(Routing::of)?;
+    let is_row = matches!(matcher.graph().value(gated.x).shape.0[..], [Dim::Tokens, Dim::Fixed(_)]);
+    (routing.weights == gated.weights && is_row).then_some((gated.x, SharedGate { routing, gated }))
+}

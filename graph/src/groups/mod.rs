@@ -1,0 +1,27 @@
+//! The fusions that backends have one launch for: one file each, with the match by dataflow and the typed struct that it
+//! gives. A backend takes the struct apart in its `fits` (without `..`, so that no attribute is passed over) and emits it;
+//! a fusion has one name in every backend.
+
+pub mod attention_step;
+pub mod down_combine;
+pub mod experts_gate_up;
+pub mod final_norm_lm_head;
+pub mod gate_up;
+pub mod matmul_residual;
+pub mod norm_qkv;
+pub mod norm_router;
+pub mod parts;
+pub mod rope_kv;
+pub mod route_gate_up;
+
+pub use crate::ir::pattern::{Group, LaunchPattern, Matcher, group_of};
+pub use attention_step::{AttentionStep, NormSpan, Placed};
+pub use down_combine::{DownCombine, SharedExpert, SharedGate};
+pub use experts_gate_up::ExpertsGateUp;
+pub use final_norm_lm_head::FinalNormLmHead;
+pub use gate_up::GateUp;
+pub use matmul_residual::MatMulResidual;
+pub use norm_qkv::NormQkv;
+pub use norm_router::NormRouter;
+pub use rope_kv::RopeKv;
+pub use route_gate_up::RouteGateUp;
