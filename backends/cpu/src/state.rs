@@ -241,6 +241,10 @@ impl State for CpuState {
         self.max_sequences
     }
 
+    fn shares_blocks(&self) -> bool {
+        true
+    }
+
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }

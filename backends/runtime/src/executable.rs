@@ -189,6 +189,11 @@ pub trait State: Send {
         1
     }
 
+    /// Whether a block may be of several sequences at once, which then read the same rows. Not where each has a state of its own.
+    fn shares_blocks(&self) -> bool {
+        false
+    }
+
     /// Memory taken.
     fn size_bytes(&self) -> u64;
 

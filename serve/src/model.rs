@@ -1,0 +1,178 @@
+//! The model that is served: its engine, tokenizer and template, and how requests become the engine's.
+
+use moe_run_graph::ids::TokenId;
+use moe_run_runtime::engine::{Choose, Engine, Request};
+use moe_run_runtime::sampler::SamplerOptions;
+use moe_run_text::{
+    chat::{ChatInput, ChatTemplate},
+    stop::StopTexts,
+    tokenizer::{ControlTokens, StreamDecoder, Tokenizer},
+    toolcalls::{Format, Syntax},
+};
+use std::sync::Arc;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::error::ApiError;
+use crate::listener::{Event, TextListener};
+use crate::sampling::Sampling;
+
+/// A model that is ready to answer.
+#[derive(Debug)]
+pub struct Model {
+    /// What runs it.
+    pub engine: Engine,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to prompt; or why there is none.
+    pub template: Result<ChatTemplate, String>,
+    /// How the model writes calls of tools and its reasoning, by its template.
+    pub syntax: Option<Syntax>,
+    /// How tokens are chosen where a request does not say; the seed is not used.
+    pub sampler: SamplerOptions,
+    /// The seed where a request has none; another one each time where absent.
+    pub seed: Option<u64>,
+    /// Tokens that a request may have, prompt and answer together.
+    pub ctx_size: usize,
+    /// Rows of the embedding: ids lie below it.
+    pub vocab_size: usize,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+}
+
+/// A prompt, whole.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// As text, where it was one.
+    pub text: String,
+    /// As ids.
+    pub tokens: Vec<TokenId>,
+}
+
+impl Model {
+    /// The chat template.
+    ///
+    /// Errors: there is none.
+    pub fn template(&self) -> Result<&ChatTemplate, ApiError> {
+        self.template.as_ref().map_err(|why| ApiError::unsupported("messages", why))
+    }
+
+    /// How the model writes calls of tools and its reasoning.
+    ///
+    /// Errors: there is no template.
+    pub fn syntax(&self) -> Result<&Syntax, ApiError> {
+        self.syntax
+            .as_ref()
+            .ok_or_else(|| ApiError::unsupported("messages", "the model has no chat template"))
+    }
+
+    /// Whether control tokens are part of how calls and reasoning are written.
+    pub fn spells_control(&self) -> bool {
+        self.syntax.as_ref().is_some_and(|syntax| syntax.format != Format::Plain)
+    }
+
+    /// Messages as the model reads them.
+    ///
+    /// Errors: the template fails on them.
+    pub fn render(&self, input: &ChatInput) -> Result<Prompt, ApiError> {
+        let rendered = self.template()?.render(input, self.tokenizer.control_texts())?;
+        let tokens = self.tokenizer.encode_rendered(&rendered)?;
+        self.check(Prompt { text: rendered.text().to_owned(), tokens }, "messages")
+    }
+
+    /// A text as it is, in which control tokens are read; with the BOS token where the file asks for one.
+    ///
+    /// Errors: it is empty or too long.
+    pub fn raw_prompt(&self, text: String) -> Result<Prompt, ApiError> {
+        let ids = self.tokenizer.encode(&text, ControlTokens::Parse)?;
+        let bos = self.tokenizer.leading_bos().filter(|bos| ids.first() != Some(bos));
+        let tokens = bos.into_iter().chain(ids).collect();
+        self.check(Prompt { text, tokens }, "prompt")
+    }
+
+    /// Ids as they are.
+    ///
+    /// Errors: an id that is none; none, or too many.
+    pub fn token_prompt(&self, tokens: Vec<TokenId>) -> Result<Prompt, ApiError> {
+        if let Some(id) = tokens.iter().find(|id| id.index() >= self.vocab_size) {
+            let message = format!("found the id {id}, wanted ids below {}", self.vocab_size);
+            return Err(ApiError::field("prompt", "invalid_value", message));
+        }
+        self.check(Prompt { text: self.spell(&tokens), tokens }, "prompt")
+    }
+
+    fn check(&self, prompt: Prompt, name: &str) -> Result<Prompt, ApiError> {
+        match prompt.tokens.len() {
+            0 => Err(ApiError::field(name, "invalid_value", "no tokens, wanted one at least")),
+            tokens if tokens > self.ctx_size => Err(ApiError {
+                code: Some("context_length_exceeded"),
+                ..ApiError::field(
+                    name,
+                    "",
+                    format!(
+                        "this model's maximum context length is {} tokens, and the prompt has {tokens}; shorten it, or start \
+                         the server with a larger --ctx-size",
+                        self.ctx_size
+                    ),
+                )
+            }),
+            _ => Ok(prompt),
+        }
+    }
+
+    /// Ids as text, control tokens spelled out.
+    pub fn spell(&self, tokens: &[TokenId]) -> String {
+        let bytes: Vec<u8> =
+            tokens.iter().flat_map(|id| self.tokenizer.piece(*id).unwrap_or_default()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Hands prompts to the engine, `sampling.n` choices of each; what comes is told by the choice's index. When the receiver is
+    /// dropped, they end.
+    ///
+    /// Errors: the queue is full.
+    pub fn submit(
+        &self,
+        prompts: &[Prompt],
+        sampling: &Sampling,
+        spells_control: bool,
+    ) -> Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+        let capacity = self.engine.capacity();
+        if prompts.len().saturating_mul(sampling.n) > capacity {
+            let found = format!("found {} prompts of {} choices each", prompts.len(), sampling.n);
+            let message =
+                format!("{found}, wanted at most {capacity} in all: what may run or wait (--max-queue)");
+            return Err(ApiError::field("n", "invalid_value", message));
+        }
+        let end_tokens: Arc<[TokenId]> =
+            if sampling.ignores_end { Arc::new([]) } else { self.tokenizer.end_of_generation().into() };
+        let (sender, receiver) = unbounded_channel();
+        let mut requests = Vec::new();
+        for prompt in prompts {
+            let decoder = StreamDecoder::behind(&self.tokenizer, &prompt.tokens);
+            let decoder = if spells_control { decoder.with_control_tokens() } else { decoder };
+            for choice in 0..sampling.n {
+                let mut choose: Choose = sampling.choose.clone();
+                // Each choice has random numbers of its own.
+                choose.sampler.seed = choose.sampler.seed.wrapping_add(choice as u64);
+                let listener = TextListener::new(
+                    requests.len(),
+                    Arc::clone(&self.tokenizer),
+                    sender.clone(),
+                    decoder.clone(),
+                    StopTexts::new(sampling.stops.iter().cloned()),
+                    sampling.choose.logprobs.is_some(),
+                );
+                requests.push(Request {
+                    prompt: prompt.tokens.clone(),
+                    max_tokens: sampling.max_tokens,
+                    choose,
+                    mask: None,
+                    end_tokens: Arc::clone(&end_tokens),
+                    listener: Box::new(listener),
+                });
+            }
+        }
+        self.engine.submit(requests)?;
+        Ok(receiver)
+    }
+}
