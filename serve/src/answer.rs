@@ -50,10 +50,31 @@ fn ended() -> ApiError {
     )
 }
 
+/// An answer, as a stream or whole. A stream takes the record with it.
+///
+/// Errors: as [`whole`].
+pub async fn give(
+    shape: impl Shape,
+    receiver: UnboundedReceiver<(usize, Event)>,
+    choices: usize,
+    streams: bool,
+    record: &mut Option<Record>,
+) -> Result<Response<Body>, ApiError> {
+    match record.take() {
+        Some(record) if streams => Ok(stream(shape, receiver, choices, record)),
+        Some(mut kept) => {
+            let answered = whole(shape, receiver, choices, &mut kept).await;
+            *record = Some(kept);
+            answered
+        }
+        None => Err(ApiError::failed("a request without a record")),
+    }
+}
+
 /// One answer, when all choices are complete.
 ///
 /// Errors: a step failed, or the engine ended.
-pub async fn whole(
+async fn whole(
     mut shape: impl Shape,
     mut receiver: UnboundedReceiver<(usize, Event)>,
     choices: usize,
@@ -78,7 +99,7 @@ pub async fn whole(
 }
 
 /// Parts as they come. The record is written when the stream has ended, or the client has gone.
-pub fn stream(
+fn stream(
     mut shape: impl Shape,
     mut receiver: UnboundedReceiver<(usize, Event)>,
     choices: usize,

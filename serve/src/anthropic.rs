@@ -19,6 +19,7 @@ use crate::record::Record;
 use crate::respond::{self, Body};
 use crate::sampling::{Sampling, max_tokens, stop_texts};
 use crate::server::Server;
+use crate::tools::Tools;
 use crate::writer::Writer;
 
 /// Fields that would change the answer, and are not heeded.
@@ -46,9 +47,10 @@ impl Asked {
         sampling.max_tokens =
             Some(max_tokens(&mut fields, "max_tokens")?.ok_or_else(|| missing("max_tokens"))?);
         sampling.stops.extend(stop_texts(&mut fields, "stop_sequences")?);
-        let (input, one_call) = read(&mut fields)?;
+        let (input, tools) = read(&mut fields)?;
+        tools.refuse_held()?;
         let prompt = model.render(&input)?;
-        let writer = Writer::new(model.syntax()?, &prompt.text, input.tools.as_ref(), one_call);
+        let writer = Writer::new(model.syntax()?, &prompt.text, &tools, streams);
         Ok(Asked { prompt, sampling, streams, writer })
     }
 }
@@ -68,15 +70,7 @@ pub async fn message(
     let receiver = model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control())?;
     let shape =
         Message::new(new_id("msg_"), server.config.name.clone(), prompt.tokens.len(), streams, writer);
-    match record.take() {
-        Some(record) if streams => Ok(answer::stream(shape, receiver, 1, record)),
-        Some(mut kept) => {
-            let answered = answer::whole(shape, receiver, 1, &mut kept).await;
-            *record = Some(kept);
-            answered
-        }
-        None => Err(ApiError::failed("a request without a record")),
-    }
+    answer::give(shape, receiver, 1, streams, record).await
 }
 
 /// How many tokens a request's prompt has.
@@ -92,8 +86,10 @@ pub async fn count_tokens(server: &Arc<Server>, body: Bytes) -> Result<Response<
     Ok(respond::json(StatusCode::OK, &json!({"input_tokens": tokens})))
 }
 
-/// Messages, system and tools as a chat template reads them, and whether one call at most is wanted.
-fn read(fields: &mut Fields) -> Result<(ChatInput, bool), ApiError> {
+/// Messages, system and tools as a chat template reads them.
+///
+/// Errors: what is no message, block or tool.
+fn read(fields: &mut Fields) -> Result<(ChatInput, Tools), ApiError> {
     let messages = fields.array("messages")?.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::field("messages", "invalid_value", "found none, wanted one at least"));
@@ -110,21 +106,7 @@ fn read(fields: &mut Fields) -> Result<(ChatInput, bool), ApiError> {
     for (at, message) in messages.iter().enumerate() {
         read_message(message, &format!("messages[{at}]"), &mut read)?;
     }
-    let tools = read_tools(fields)?;
-    let (tools, one_call) = match fields.object("tool_choice")? {
-        None => (tools, false),
-        Some(choice) => {
-            let one_call = choice.get("disable_parallel_tool_use").and_then(Value::as_bool).unwrap_or(false);
-            match choice.get("type").and_then(Value::as_str) {
-                Some("auto") => (tools, one_call),
-                Some("none") => (Vec::new(), one_call),
-                _ => {
-                    let why = "answers are not held to a call; it takes {\"type\": \"auto\"} and {\"type\": \"none\"}";
-                    return Err(ApiError::unsupported("tool_choice", why));
-                }
-            }
-        }
-    };
+    let tools = Tools::of_anthropic(fields)?;
     let mut extra = template_variables(fields)?;
     match fields
         .object("thinking")?
@@ -140,41 +122,8 @@ fn read(fields: &mut Fields) -> Result<(ChatInput, bool), ApiError> {
             return Err(ApiError::field("thinking", "invalid_value", "wanted enabled, disabled or adaptive"));
         }
     }
-    let tools = (!tools.is_empty()).then_some(Value::Array(tools));
-    let input = ChatInput { messages: Value::Array(read), tools, add_generation_prompt: true, extra };
-    Ok((input, one_call))
-}
-
-/// Tools in OpenAI's form, which templates read.
-fn read_tools(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
-    let tools = fields.array("tools")?.unwrap_or_default();
-    let read = |(at, tool): (usize, &Value)| {
-        let name = format!("tools[{at}]");
-        match tool.get("type").and_then(Value::as_str) {
-            None | Some("custom") => {}
-            Some(_) => {
-                return Err(ApiError::unsupported(
-                    format!("{name}.type"),
-                    "only the client's own tools are called",
-                ));
-            }
-        }
-        let Some(tool_name) = tool.get("name").filter(|text| text.is_string()) else {
-            return Err(missing(&format!("{name}.name")));
-        };
-        let mut function = Map::new();
-        function.insert("name".to_owned(), tool_name.clone());
-        if let Some(text) = tool.get("description").filter(|text| text.is_string()) {
-            function.insert("description".to_owned(), text.clone());
-        }
-        match tool.get("input_schema") {
-            Some(schema @ Value::Object(_)) => drop(function.insert("parameters".to_owned(), schema.clone())),
-            None => {}
-            Some(other) => return Err(wrong_type(format!("{name}.input_schema"), other, "an object")),
-        }
-        Ok(json!({"type": "function", "function": function}))
-    };
-    tools.iter().enumerate().map(read).collect()
+    let (messages, listed) = (Value::Array(read), tools.for_template());
+    Ok((ChatInput { messages, tools: listed, add_generation_prompt: true, extra }, tools))
 }
 
 /// The text of blocks that hold nothing else.
@@ -279,13 +228,13 @@ fn read_message(message: &Value, name: &str, read: &mut Vec<Value>) -> Result<()
 mod tests {
     use super::*;
 
-    fn of(json: &Value) -> Result<(ChatInput, bool), ApiError> {
+    fn of(json: &Value) -> Result<(ChatInput, Tools), ApiError> {
         read(&mut Fields::parse(json.to_string().as_bytes())?)
     }
 
     #[test]
     fn blocks_become_messages_that_templates_read() {
-        let (input, one_call) = of(&json!({
+        let (input, tools) = of(&json!({
             "system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
             "messages": [
                 {"role": "user", "content": "a"},
@@ -303,7 +252,7 @@ mod tests {
             "thinking": {"type": "disabled"},
         }))
         .unwrap();
-        assert!(one_call);
+        assert!(tools.one_call);
         let call = json!({"id": "t1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}});
         assert_eq!(
             input.messages,

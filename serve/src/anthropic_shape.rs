@@ -141,7 +141,7 @@ impl Shape for Message {
     }
 
     fn piece(&mut self, _: usize, piece: Piece) -> Vec<Bytes> {
-        let deltas = self.writer.push(&piece.text);
+        let deltas = self.writer.push(&piece);
         self.add(deltas)
     }
 
@@ -189,6 +189,7 @@ impl Shape for Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::Tools;
     use moe_run_runtime::engine::{EndReason, Ended};
     use moe_run_text::{chat::ChatTemplate, toolcalls::Syntax};
 
@@ -196,7 +197,7 @@ mod tests {
         let template = "{% for m in messages %}<think>{{ m.reasoning_content }}</think>{{ m.content }}{% for c in m.tool_calls %}\
                         <tool_call>{{ c | tojson }}</tool_call>{% endfor %}{% endfor %}";
         let syntax = Syntax::of(&ChatTemplate::from_source(template).unwrap());
-        Message::new("msg_1".into(), "m".into(), 10, streams, Writer::new(&syntax, "Hi", None, false))
+        Message::new("msg_1".into(), "m".into(), 10, streams, Writer::new(&syntax, "Hi", &Tools::default(), streams))
     }
 
     fn finished(reason: EndReason) -> Finished {

@@ -47,11 +47,11 @@ impl Asked {
             ));
         }
         sampling.choose.logprobs = wants_logprobs.then_some(top.unwrap_or(0) as usize);
-        let one_call = !fields.bool("parallel_tool_calls")?.unwrap_or(true);
-        let input = messages::read(&mut fields, model.template()?)?;
+        let (input, tools) = messages::read(&mut fields, model.template()?)?;
+        tools.refuse_held()?;
         let prompt = model.render(&input)?;
         let syntax = model.syntax()?;
-        let writer = || Writer::new(syntax, &prompt.text, input.tools.as_ref(), one_call);
+        let writer = || Writer::new(syntax, &prompt.text, &tools, streams);
         let writers = (0..sampling.n).map(|_| writer()).collect();
         Ok(Asked { prompt, sampling, streams, includes_usage, writers })
     }
@@ -82,15 +82,7 @@ pub async fn chat(
         tokens: Tokens::default(),
         model: Arc::clone(&model),
     };
-    match record.take() {
-        Some(record) if streams => Ok(answer::stream(shape, receiver, sampling.n, record)),
-        Some(mut kept) => {
-            let answered = answer::whole(shape, receiver, sampling.n, &mut kept).await;
-            *record = Some(kept);
-            answered
-        }
-        None => Err(ApiError::failed("a request without a record")),
-    }
+    answer::give(shape, receiver, sampling.n, streams, record).await
 }
 
 /// A choice: how it is read, and what is kept of it for the whole answer.
@@ -213,9 +205,12 @@ impl Shape for Chat {
     }
 
     fn piece(&mut self, index: usize, piece: Piece) -> Vec<Bytes> {
-        let entries = openai::logprobs(&self.model.tokenizer, &piece.tokens);
+        let entries = match self.wants_logprobs {
+            true => openai::logprobs(&self.model.tokenizer, &piece.tokens),
+            false => Vec::new(),
+        };
         let Some(choice) = self.choices.get_mut(index) else { return Vec::new() };
-        let deltas = choice.writer.push(&piece.text);
+        let deltas = choice.writer.push(&piece);
         if !self.streams {
             choice.keep(deltas);
             choice.logprobs.extend(entries);
@@ -232,9 +227,9 @@ impl Shape for Chat {
     }
 
     fn end(&mut self, index: usize, finished: Finished) -> Vec<Bytes> {
-        self.tokens.add(&finished.ended.usage, index == 0);
         let Some(choice) = self.choices.get_mut(index) else { return Vec::new() };
         let deltas = choice.writer.finish(finished.is_complete());
+        self.tokens.add(&finished.ended.usage, index == 0, choice.writer.reasoning_tokens());
         let reason = match finished.is_complete() {
             true if choice.writer.has_calls() => "tool_calls",
             true => "stop",
@@ -288,6 +283,9 @@ impl Shape for Chat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::Tools;
+    use moe_run_graph::ids::TokenId;
+    use moe_run_runtime::engine::Chosen;
     use moe_run_text::{chat::ChatTemplate, toolcalls::Syntax};
 
     /// A template that shows calls in JSON between tags, and reasoning.
@@ -295,7 +293,12 @@ mod tests {
         let template = "{% for m in messages %}<think>{{ m.reasoning_content }}</think>{{ m.content }}{% for c in m.tool_calls %}\
                         <tool_call>{{ c | tojson }}</tool_call>{% endfor %}{% endfor %}";
         let syntax = Syntax::of(&ChatTemplate::from_source(template).unwrap());
-        Writer::new(&syntax, "Hi", None, one_call)
+        Writer::new(&syntax, "Hi", &Tools { one_call, ..Tools::default() }, true)
+    }
+
+    fn piece(text: &str) -> Piece {
+        let token = Chosen { token: TokenId(0), logprob: None, top: Vec::new() };
+        Piece { text: text.to_owned(), tokens: vec![token] }
     }
 
     const TEXT: &str = "<think>Hm.</think>I look.\n<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": \"é\"}}\n</tool_call>\n\
@@ -305,7 +308,7 @@ mod tests {
     fn calls_and_reasoning_are_told_whole_and_in_parts() {
         for (one_call, names) in [(false, &["a", "b"][..]), (true, &["a"])] {
             let mut whole = Choice::new(writer(one_call));
-            let deltas = [whole.writer.push(TEXT), whole.writer.finish(true)].concat();
+            let deltas = [whole.writer.push(&piece(TEXT)), whole.writer.finish(true)].concat();
             whole.keep(deltas);
             let message = whole.message();
             assert_eq!(
@@ -328,7 +331,7 @@ mod tests {
             let mut begun = Vec::new();
             let pieces: Vec<String> = TEXT.chars().map(String::from).collect();
             let mut deltas: Vec<Delta> =
-                pieces.iter().flat_map(|piece| streamed.writer.push(piece)).collect();
+                pieces.iter().flat_map(|text| streamed.writer.push(&piece(text))).collect();
             deltas.extend(streamed.writer.finish(true));
             for part in streamed.stream(deltas) {
                 content.push_str(part["content"].as_str().unwrap_or_default());
@@ -343,6 +346,7 @@ mod tests {
             assert_eq!(begun, names);
             assert_eq!(Value::from(arguments[0].as_str()), calls[0]["function"]["arguments"]);
             assert!(streamed.writer.has_calls());
+            assert_eq!(streamed.writer.reasoning_tokens(), "<think>Hm.".len());
         }
     }
 }

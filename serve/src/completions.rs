@@ -142,15 +142,7 @@ pub async fn completions(
         tokens: Tokens::default(),
         model: Arc::clone(&model),
     };
-    match record.take() {
-        Some(record) if streams => Ok(answer::stream(shape, receiver, count, record)),
-        Some(mut kept) => {
-            let answered = answer::whole(shape, receiver, count, &mut kept).await;
-            *record = Some(kept);
-            answered
-        }
-        None => Err(ApiError::failed("a request without a record")),
-    }
+    answer::give(shape, receiver, count, streams, record).await
 }
 
 /// What is kept of a choice.
@@ -252,7 +244,11 @@ impl Shape for Completions {
     fn piece(&mut self, index: usize, piece: Piece) -> Vec<Bytes> {
         let Some(choice) = self.choices.get(index) else { return Vec::new() };
         let mut characters = choice.characters;
-        let logprobs = self.logprobs(&piece.tokens, &mut characters);
+        let logprobs = match self.wants_logprobs {
+            true => self.logprobs(&piece.tokens, &mut characters),
+            false if self.streams && piece.text.is_empty() => return Vec::new(),
+            false => Logprobs::default(),
+        };
         if self.streams {
             let logprobs = if self.wants_logprobs { logprobs.json() } else { Value::Null };
             if let Some(choice) = self.choices.get_mut(index) {
@@ -272,7 +268,7 @@ impl Shape for Completions {
     }
 
     fn end(&mut self, index: usize, finished: Finished) -> Vec<Bytes> {
-        self.tokens.add(&finished.ended.usage, index.is_multiple_of(self.n));
+        self.tokens.add(&finished.ended.usage, index.is_multiple_of(self.n), 0);
         let reason = if finished.is_complete() { "stop" } else { "length" };
         if self.streams {
             return vec![self.part(index, "", Value::Null, Some(reason))];

@@ -2,7 +2,7 @@
 //!
 //! Input: a [`Model`] that is compiled, and a [`Config`]. Output: answers to HTTP requests, until the process is told to end. The
 //! engine is a plain thread; tokio drives the connections alone. `server` has connections and paths, `guard` who may ask;
-//! `chat`, `completions`, `anthropic`, `texts` are the endpoints, which read `fields`, `messages` and `sampling`; `listener` makes text of
+//! `chat`, `completions`, `responses`, `anthropic`, `texts` are the endpoints, which read `fields`, `messages`, `tools` and `sampling`; `listener` makes text of
 //! tokens, `answer` drives one answer, whole or in parts. Deliberately absent: TLS, which is a reverse proxy's.
 #![deny(missing_docs)]
 
@@ -22,9 +22,12 @@ mod openai;
 mod page;
 mod record;
 mod respond;
+mod responses;
+mod responses_shape;
 mod sampling;
 mod server;
 mod texts;
+mod tools;
 mod writer;
 
 pub use model::Model;

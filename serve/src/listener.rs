@@ -23,7 +23,7 @@ pub enum Event {
 pub struct Piece {
     /// The text; it may be empty.
     pub text: String,
-    /// The tokens, where log probabilities were asked for.
+    /// The tokens.
     pub tokens: Vec<Chosen>,
 }
 
@@ -66,7 +66,6 @@ pub struct TextListener {
     sender: UnboundedSender<(usize, Event)>,
     decoder: StreamDecoder,
     stops: StopTexts,
-    wants_tokens: bool,
     /// Bytes of text until now, and of those that were sent.
     seen: usize,
     sent: usize,
@@ -82,10 +81,9 @@ impl TextListener {
         sender: UnboundedSender<(usize, Event)>,
         decoder: StreamDecoder,
         stops: StopTexts,
-        wants_tokens: bool,
     ) -> TextListener {
         let held = VecDeque::new();
-        TextListener { index, tokenizer, sender, decoder, stops, wants_tokens, seen: 0, sent: 0, held }
+        TextListener { index, tokenizer, sender, decoder, stops, seen: 0, sent: 0, held }
     }
 
     /// Sends text with the tokens that it completes.
@@ -105,9 +103,7 @@ impl Listener for TextListener {
         // A token without a text of its own, such as a row of padding, gives none.
         let text = self.decoder.push(&self.tokenizer, chosen.token).unwrap_or_default();
         self.seen += text.len();
-        if self.wants_tokens {
-            self.held.push_back((self.seen, chosen.clone()));
-        }
+        self.held.push_back((self.seen, chosen.clone()));
         let passed = self.stops.push(&text);
         self.send(passed.text);
         if passed.stopped { Flow::Stop } else { Flow::GoOn }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::fields::{Fields, missing, wrong_type};
+use crate::tools::Tools;
 
 /// Who may speak.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
@@ -12,7 +13,7 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "f
 /// What a chat request renders: messages, tools, and further variables of the template.
 ///
 /// Errors: messages that are none; a part that is no text.
-pub fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<ChatInput, ApiError> {
+pub fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<(ChatInput, Tools), ApiError> {
     let mut messages = fields.array("messages")?.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::field("messages", "invalid_value", "found none, wanted one at least"));
@@ -25,48 +26,9 @@ pub fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<ChatInput, A
         extra.entry("reasoning_effort").or_insert(Value::String(effort));
     }
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
-    let tools = tools(fields)?;
-    Ok(ChatInput { messages: Value::Array(messages), tools, add_generation_prompt, extra })
-}
-
-/// The tools that the model may call: none where the client chooses none.
-///
-/// Errors: what is no tool; a choice that the answer would have to be held to.
-fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
-    let tools = fields.array("tools")?.unwrap_or_default();
-    for (at, tool) in tools.iter().enumerate() {
-        let name = format!("tools[{at}]");
-        match tool.get("type").and_then(Value::as_str) {
-            Some("function") => {}
-            Some(_) => {
-                return Err(ApiError::unsupported(format!("{name}.type"), "only functions are called"));
-            }
-            None => {
-                return Err(wrong_type(name, tool, "an object with \"type\": \"function\" and \"function\""));
-            }
-        }
-        let function = tool.get("function").filter(|function| function.is_object());
-        let Some(function) = function else { return Err(missing(&format!("{name}.function"))) };
-        match function.get("name") {
-            Some(Value::String(text)) if !text.is_empty() => {}
-            _ => return Err(missing(&format!("{name}.function.name"))),
-        }
-        match function.get("parameters") {
-            None | Some(Value::Null | Value::Object(_)) => {}
-            Some(other) => return Err(wrong_type(format!("{name}.function.parameters"), other, "an object")),
-        }
-    }
-    let are_wanted = match fields.take("tool_choice") {
-        None => true,
-        Some(Value::String(choice)) if choice == "auto" => true,
-        Some(Value::String(choice)) if choice == "none" => false,
-        Some(Value::String(_) | Value::Object(_)) => {
-            let why = "answers are not held to a call; it takes \"auto\" and \"none\"";
-            return Err(ApiError::unsupported("tool_choice", why));
-        }
-        Some(other) => return Err(wrong_type("tool_choice", &other, "a string or an object")),
-    };
-    Ok((are_wanted && !tools.is_empty()).then_some(Value::Array(tools)))
+    let tools = Tools::of_chat(fields)?;
+    let (messages, listed) = (Value::Array(messages), tools.for_template());
+    Ok((ChatInput { messages, tools: listed, add_generation_prompt, extra }, tools))
 }
 
 /// `chat_template_kwargs`.
@@ -84,7 +46,7 @@ pub fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, Api
 }
 
 /// Checks a message, and joins the parts of its content.
-fn prepare(message: &mut Value, name: &str, template: &ChatTemplate) -> Result<(), ApiError> {
+pub fn prepare(message: &mut Value, name: &str, template: &ChatTemplate) -> Result<(), ApiError> {
     let Value::Object(fields) = message else {
         return Err(wrong_type(name, message, "an object with \"role\" and \"content\""));
     };
@@ -164,7 +126,7 @@ mod tests {
 
     fn input(json: &str) -> Result<ChatInput, ApiError> {
         let template = ChatTemplate::from_source("{{ messages }}").unwrap();
-        read(&mut Fields::parse(json.as_bytes()).unwrap(), &template)
+        read(&mut Fields::parse(json.as_bytes()).unwrap(), &template).map(|(input, _)| input)
     }
 
     #[test]

@@ -4,11 +4,12 @@ use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::{Choose, Engine, Request};
 use moe_run_runtime::sampler::SamplerOptions;
 use moe_run_text::{
-    chat::{ChatInput, ChatTemplate},
+    chat::{ChatInput, ChatTemplate, Rendered},
     stop::StopTexts,
     tokenizer::{ControlTokens, StreamDecoder, Tokenizer},
     toolcalls::{Format, Syntax},
 };
+use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -70,11 +71,24 @@ impl Model {
         self.syntax.as_ref().is_some_and(|syntax| syntax.format != Format::Plain)
     }
 
-    /// Messages as the model reads them.
+    /// Messages as the template makes one text of them.
     ///
     /// Errors: the template fails on them.
+    pub fn rendered(&self, input: &ChatInput) -> Result<Rendered, ApiError> {
+        let template = self.template()?;
+        let render = |input: &ChatInput| template.render(input, self.tokenizer.control_texts());
+        match (render(input), without_absent_contents(input)) {
+            // Templates that know of no calls want a text of every message.
+            (Err(_), Some(input)) => Ok(render(&input)?),
+            (rendered, _) => Ok(rendered?),
+        }
+    }
+
+    /// Messages as the model reads them.
+    ///
+    /// Errors: the template fails on them; they are too long.
     pub fn render(&self, input: &ChatInput) -> Result<Prompt, ApiError> {
-        let rendered = self.template()?.render(input, self.tokenizer.control_texts())?;
+        let rendered = self.rendered(input)?;
         let tokens = self.tokenizer.encode_rendered(&rendered)?;
         self.check(Prompt { text: rendered.text().to_owned(), tokens }, "messages")
     }
@@ -160,7 +174,6 @@ impl Model {
                     sender.clone(),
                     decoder.clone(),
                     StopTexts::new(sampling.stops.iter().cloned()),
-                    sampling.choose.logprobs.is_some(),
                 );
                 requests.push(Request {
                     prompt: prompt.tokens.clone(),
@@ -175,4 +188,19 @@ impl Model {
         self.engine.submit(requests)?;
         Ok(receiver)
     }
+}
+
+/// Messages whose absent contents are empty ones; `None` where none is absent.
+fn without_absent_contents(input: &ChatInput) -> Option<ChatInput> {
+    let is_absent = |message: &Value| message.get("content").is_none_or(Value::is_null);
+    if !input.messages.as_array()?.iter().any(is_absent) {
+        return None;
+    }
+    let mut input = input.clone();
+    for message in input.messages.as_array_mut()?.iter_mut().filter(|message| is_absent(message)) {
+        if let Some(message) = message.as_object_mut() {
+            message.insert("content".to_owned(), Value::String(String::new()));
+        }
+    }
+    Some(input)
 }

@@ -63,26 +63,43 @@ pub struct Tokens {
     prompt: usize,
     cached: usize,
     output: usize,
+    reasoning: usize,
 }
 
 impl Tokens {
     /// Adds a choice; of those of one prompt the first counts the prompt.
-    pub fn add(&mut self, usage: &Usage, is_first_of_prompt: bool) {
+    pub fn add(&mut self, usage: &Usage, is_first_of_prompt: bool, reasoning: usize) {
         self.output += usage.output_tokens;
+        self.reasoning += reasoning;
         if is_first_of_prompt {
             self.prompt += usage.prompt_tokens;
             self.cached += usage.cached_tokens;
         }
     }
 
-    /// OpenAI's object.
+    /// The object of OpenAI's chats and completions.
     pub fn json(&self) -> Value {
-        let Tokens { prompt, cached, output } = self;
+        let Tokens { prompt, cached, output, reasoning } = self;
         json!({
             "prompt_tokens": prompt,
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
+        })
+    }
+}
+
+impl Tokens {
+    /// The object of OpenAI's responses.
+    pub fn of_response(&self) -> Value {
+        let Tokens { prompt, cached, output, reasoning } = self;
+        json!({
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": cached},
+            "output_tokens": output,
+            "output_tokens_details": {"reasoning_tokens": reasoning},
+            "total_tokens": prompt + output,
         })
     }
 }

@@ -22,7 +22,7 @@ use crate::model::Model;
 use crate::openai::new_id;
 use crate::record::Record;
 use crate::respond::{self, Body};
-use crate::{anthropic, chat, completions, guard, metrics, page, texts};
+use crate::{anthropic, chat, completions, guard, metrics, page, responses, texts};
 
 /// What answers carry as their system's fingerprint.
 pub const FINGERPRINT: &str = concat!("moe-run-", env!("CARGO_PKG_VERSION"));
@@ -280,7 +280,8 @@ async fn route(
     let path = path.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(path);
     let ok = |value: Value| Ok(respond::json(StatusCode::OK, &value));
     let wanted = match path {
-        "/chat/completions" | "/completions" | "/messages" | "/messages/count_tokens" => Method::POST,
+        "/chat/completions" | "/completions" | "/responses" => Method::POST,
+        "/messages" | "/messages/count_tokens" => Method::POST,
         "/tokenize" | "/detokenize" | "/apply-template" => Method::POST,
         "/" | "/page.css" | "/page.js" | "/health" | "/ready" | "/metrics" | "/models" => Method::GET,
         other if other.starts_with("/models/") => Method::GET,
@@ -312,6 +313,7 @@ async fn route(
         "/detokenize" => texts::detokenize(server, body(server, request).await?).await,
         "/apply-template" => texts::apply_template(server, body(server, request).await?).await,
         "/chat/completions" => recorded(server, request, "/v1/chat/completions").await,
+        "/responses" => recorded(server, request, "/v1/responses").await,
         "/messages" => recorded(server, request, "/v1/messages").await,
         "/messages/count_tokens" => anthropic::count_tokens(server, body(server, request).await?).await,
         "/completions" => recorded(server, request, "/v1/completions").await,
@@ -340,6 +342,7 @@ async fn recorded(
         let body = body(server, request).await?;
         match path {
             "/v1/completions" => completions::completions(server, body, &mut record).await,
+            "/v1/responses" => responses::respond(server, body, &mut record).await,
             "/v1/messages" => anthropic::message(server, body, &mut record).await,
             _ => chat::chat(server, body, &mut record).await,
         }

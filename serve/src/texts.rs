@@ -62,9 +62,8 @@ pub async fn detokenize(server: &Arc<Server>, body: Bytes) -> Result<Response<Bo
 pub async fn apply_template(server: &Arc<Server>, body: Bytes) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let render = move |model: &Model| {
-        let input = messages::read(&mut Fields::parse(&body)?, model.template()?)?;
-        let prompt = model.template()?.render_text(&input)?;
-        Ok(json!({"prompt": prompt}))
+        let (input, _) = messages::read(&mut Fields::parse(&body)?, model.template()?)?;
+        Ok(json!({"prompt": model.rendered(&input)?.text()}))
     };
     let value = server.on_worker(move || render(&model)).await?;
     Ok(respond::json(StatusCode::OK, &value))

@@ -1,9 +1,11 @@
-//! What a model writes in a chat, as content, reasoning and calls of tools: the parser of one choice, and ids for its calls.
+//! What a model writes in a chat, as content, reasoning and calls of tools: the parser of one choice, ids for its calls, and how
+//! many of its tokens were reasoning.
 
 use moe_run_text::toolcalls::{Calls, Delta, Format, Parser, Syntax};
-use serde_json::Value;
 
+use crate::listener::Piece;
 use crate::openai::new_id;
+use crate::tools::Tools;
 
 /// One choice's parser.
 #[derive(Debug)]
@@ -14,18 +16,32 @@ pub struct Writer {
     one_call: bool,
     calls: usize,
     is_closed: bool,
+    /// Tokens whose text is reasoning, and those whose text is not told yet.
+    reasoning_tokens: usize,
+    untold_tokens: usize,
 }
 
 impl Writer {
-    /// A parser of what follows `prompt`.
-    pub fn new(syntax: &Syntax, prompt: &str, tools: Option<&Value>, one_call: bool) -> Writer {
-        let parser = Parser::new(syntax, prompt, tools, Calls::Whole);
-        Writer { parser, format: syntax.format, one_call, calls: 0, is_closed: false }
+    /// A parser of what follows `prompt`. In a stream calls are told as they come; else when they are whole, so that a broken one
+    /// is content.
+    pub fn new(syntax: &Syntax, prompt: &str, tools: &Tools, streams: bool) -> Writer {
+        let listed = tools.for_template();
+        let calls = if streams && listed.is_some() { Calls::Streamed } else { Calls::Whole };
+        Writer {
+            parser: Parser::new(syntax, prompt, listed.as_ref(), calls),
+            format: syntax.format,
+            one_call: tools.one_call,
+            calls: 0,
+            is_closed: false,
+            reasoning_tokens: 0,
+            untold_tokens: 0,
+        }
     }
 
     /// More text.
-    pub fn push(&mut self, text: &str) -> Vec<Delta> {
-        let deltas = self.parser.push(text);
+    pub fn push(&mut self, piece: &Piece) -> Vec<Delta> {
+        self.untold_tokens += piece.tokens.len();
+        let deltas = self.parser.push(&piece.text);
         self.keep(deltas)
     }
 
@@ -36,6 +52,12 @@ impl Writer {
     }
 
     fn keep(&mut self, mut deltas: Vec<Delta>) -> Vec<Delta> {
+        if let Some(first) = deltas.first() {
+            let told = std::mem::take(&mut self.untold_tokens);
+            if let Delta::Reasoning(_) = first {
+                self.reasoning_tokens += told;
+            }
+        }
         deltas.retain(|delta| {
             let is_told = !self.is_closed;
             if let (Delta::CallEnd { .. }, true) = (delta, is_told) {
@@ -50,6 +72,11 @@ impl Writer {
     /// Whether a call is complete.
     pub fn has_calls(&self) -> bool {
         self.calls > 0
+    }
+
+    /// Tokens whose text was reasoning.
+    pub fn reasoning_tokens(&self) -> usize {
+        self.reasoning_tokens
     }
 
     /// An id for a call, in the form that the model's template wants back.
