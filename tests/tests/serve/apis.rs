@@ -1,9 +1,8 @@
-//! What is answered: OpenAI's and Anthropic's shapes, whole and streamed, by plain sockets and by OpenAI's own client.
+//! What is answered: OpenAI's and Anthropic's shapes, whole and streamed.
 
 use crate::{CHAT, COMPLETIONS, PROGRAM, joined, question, whole, with};
 use moe_run_tests::{cli, http::Serving};
 use serde_json::{Value, json};
-use std::process::Command;
 
 #[test]
 fn answers_are_those_of_run_in_openais_shape() {
@@ -39,6 +38,7 @@ fn answers_are_those_of_run_in_openais_shape() {
         json!({
             "prompt_tokens": prompt_tokens, "completion_tokens": output_tokens,
             "total_tokens": prompt_tokens + output_tokens, "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         })
     );
 
@@ -234,37 +234,39 @@ fn tools_reach_the_template() {
     }
 }
 
-/// OpenAI's own client, where it is installed.
+/// OpenAI's newer API says what the chat says.
 #[test]
-fn openais_client_is_answered() {
-    let script = r#"
-import sys, openai
-client = openai.OpenAI(base_url=f"http://{sys.argv[1]}/v1", api_key="none")
-messages = [{"role": "user", "content": "What is 2+2?"}]
-whole = client.chat.completions.create(model="m", messages=messages, temperature=0, logprobs=True, top_logprobs=2)
-stream = client.chat.completions.create(model="m", messages=messages, temperature=0, stream=True, stream_options={"include_usage": True})
-chunks = list(stream)
-text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-assert text == whole.choices[0].message.content and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
-assert client.models.list().data[0].id
-assert client.completions.create(model="m", prompt="Hi", max_tokens=2).choices[0].finish_reason in ("length", "stop")
-try:
-    client.chat.completions.create(model="m", messages=messages, temperature=9)
-    assert False
-except openai.BadRequestError as error:
-    assert error.param == "temperature", error
-print(text)
-"#;
-    let python = std::env::var("MOE_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has_client =
-        Command::new(&python).args(["-c", "import openai"]).output().is_ok_and(|out| out.status.success());
-    if !has_client {
-        eprintln!("SKIPPED: Python's package openai is not installed: OpenAI's own client was not tried");
-        return;
+fn responses_are_given() {
+    let server = Serving::start(PROGRAM, &["--alias", "demo"]);
+    let path = "/v1/responses";
+    let body = json!({"model": "m", "input": "What is 2+2?", "temperature": 0});
+    let chat = server.post(CHAT, &json!({"messages": question("What is 2+2?"), "temperature": 0})).ok();
+    let answer = server.post(path, &body).ok();
+    assert_eq!((&answer["object"], &answer["status"], &answer["model"]), (&json!("response"), &json!("completed"), &json!("demo")));
+    let part = &answer["output"][0]["content"][0];
+    assert_eq!((&part["type"], &part["text"]), (&json!("output_text"), &chat["choices"][0]["message"]["content"]));
+    for (name, as_name) in [("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"), ("total_tokens", "total_tokens")] {
+        assert_eq!(answer["usage"][name], chat["usage"][as_name]);
     }
-    let server = Serving::start(PROGRAM, &[]);
-    let done = Command::new(&python).args(["-c", script, &server.address]).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    assert_eq!(String::from_utf8_lossy(&done.stdout).trim(), "2 + 2 = 4");
+    let stream = server.post(path, &with(body.clone(), &json!({"stream": true}))).text();
+    let texts = stream.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = texts.map(|text| serde_json::from_str(text).unwrap()).collect();
+    let text: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    assert_eq!(text, part["text"].as_str().unwrap());
+    assert_eq!(events.last().unwrap()["type"], "response.completed");
+    let told = server.post(path, &with(body.clone(), &json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2}))).ok();
+    let logprobs = told["output"][0]["content"][0]["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len() as u64, told["usage"]["output_tokens"].as_u64().unwrap());
+    assert_eq!(logprobs[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    for (fields, param) in [
+        (json!({"input": null}), "input"),
+        (json!({"input": [{"role": "king", "content": "a"}]}), "input[0].role"),
+        (json!({"previous_response_id": "resp_1"}), "previous_response_id"),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"instructions": 3}), "instructions"),
+        (json!({"max_output_tokens": 0}), "max_output_tokens"),
+    ] {
+        let answer = server.post(path, &with(body.clone(), &fields));
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)), "{}", answer.text());
+    }
 }

@@ -2,6 +2,7 @@
 //! the bits of one, and its end.
 
 mod apis;
+mod clients;
 mod operation;
 mod refusals;
 
