@@ -1,6 +1,8 @@
 //! `moe-run serve`: OpenAI's HTTP API, many requests at once.
 
 use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, ErrorKind, Write},
     num::NonZeroUsize,
     path::PathBuf,
     sync::Arc,
@@ -8,12 +10,14 @@ use std::{
 };
 
 use moe_run_backends::{
-    CompileOptions,
+    CompileOptions, WeightSource,
     auto::Loaded,
     engine::{Engine, Settings},
-    sequences::Sequences,
+    partial_file::{self, PartialFile},
+    sequences::{CacheFileError, Sequences},
+    step::BLOCK_TOKENS,
 };
-use moe_run_graph::{ir::Graph, quant};
+use moe_run_graph::{Model, ir::Graph, quant};
 use moe_run_serve::{Config, Listening, ServeError};
 use moe_run_text::toolcalls::{Format, Syntax};
 
@@ -118,6 +122,10 @@ pub struct ShareArgs {
     #[arg(long, value_name = "MS", value_parser = common::whole_number::<NonZeroUsize>)]
     pub max_step_ms: Option<NonZeroUsize>,
 
+    /// File that the cache of prompts is saved to at the end, and taken from at the start
+    #[arg(long, value_name = "FILE", conflicts_with = "no_prefix_cache")]
+    pub cache_file: Option<PathBuf>,
+
     /// Read every prompt anew, though one with the same beginning was read before
     #[arg(long)]
     pub no_prefix_cache: bool,
@@ -159,8 +167,12 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let why_not = why_company_matters(info.backend, &model.graph);
     let pool_tokens = share.pool_tokens.map_or(ctx_size.saturating_mul(parallel), NonZeroUsize::get);
     // Every request may fill its context where it is alone.
-    let pool_tokens = pool_tokens.max(ctx_size).next_multiple_of(moe_run_backends::step::BLOCK_TOKENS);
-    let sequences = Sequences::new(executable, pool_tokens, parallel)?;
+    let pool_tokens = pool_tokens.max(ctx_size).next_multiple_of(BLOCK_TOKENS);
+    let mut sequences = Sequences::new(executable, pool_tokens, parallel)?;
+    let cache = match share.cache_file {
+        None => None,
+        Some(path) => Some(Cache::open(path, &model, &mut sequences)?),
+    };
     let pool_bytes = sequences.state_bytes();
     let shares_prefixes = !share.no_prefix_cache && sequences.shares_blocks();
     let settings = Settings {
@@ -213,8 +225,92 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     ));
     output::note(&format!("ready: http://{}", listening.address()));
     let generation = Generation::begin();
-    listening.serve(served, || generation.is_interrupted()).map_err(failed)?;
+    let sequences = listening.serve(served, || generation.is_interrupted()).map_err(failed)?;
+    if let (Some(cache), Some(sequences)) = (cache, sequences) {
+        cache.save(&sequences)?;
+    }
     Ok(ExitCode::Ok)
+}
+
+/// The file of the cache of prompts.
+struct Cache {
+    path: PathBuf,
+    /// What its blocks were computed with.
+    binding: String,
+}
+
+impl Cache {
+    /// Takes up what the file holds, where there is one.
+    ///
+    /// Errors: it cannot be read or written, is damaged or of something else; the backend keeps nothing that could be saved.
+    fn open(path: PathBuf, model: &Model, sequences: &mut Sequences) -> Result<Cache, CliError> {
+        let info = sequences.info();
+        let binding = format!(
+            "moe-run {}, model {:016x}, {}, activations {}, kv cache {}",
+            env!("CARGO_PKG_VERSION"),
+            model_hash(model),
+            info.backend,
+            info.activations,
+            info.kv_type
+        );
+        let wrong = |error: CacheFileError| CliError::bad_input(format!("{}: {error}", path.display()));
+        partial_file::check_target(&path).map_err(|error| CliError::unwritable(&path, &error))?;
+        sequences.check_cache().map_err(|error| CliError::unsupported(format!("--cache-file: {error}")))?;
+        match File::open(&path) {
+            Ok(file) => {
+                let blocks = sequences.load_cache(&binding, &mut BufReader::new(file)).map_err(wrong)?;
+                output::note(&format!("cache: {} tokens from {}", blocks * BLOCK_TOKENS, path.display()));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(CliError::unreadable(&path, &error)),
+        }
+        Ok(Cache { path, binding })
+    }
+
+    /// Errors: it cannot be written; then what was there is there still.
+    fn save(&self, sequences: &Sequences) -> Result<(), CliError> {
+        let unwritable = |error: io::Error| CliError::unwritable(&self.path, &error);
+        let file = PartialFile::create(&self.path).map_err(unwritable)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file.file().map_err(unwritable)?);
+        let blocks = match sequences.save_cache(&self.binding, &mut out) {
+            Ok(blocks) => blocks,
+            Err(CacheFileError::Read(error)) => return Err(unwritable(error)),
+            Err(error) => return Err(CliError::failed(error)),
+        };
+        out.flush().map_err(unwritable)?;
+        drop(out);
+        file.sync().and_then(|()| file.finish()).map_err(unwritable)?;
+        output::note(&format!("cache: {} tokens saved to {}", blocks * BLOCK_TOKENS, self.path.display()));
+        Ok(())
+    }
+}
+
+/// A hash of what the model is: of each tensor its name, format, shape, and bytes here and there.
+fn model_hash(model: &Model) -> u64 {
+    // Bytes that are looked at in a row, and places in a tensor.
+    const ROW: usize = 64;
+    const PLACES: usize = 8;
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    for decl in &model.graph.weights {
+        hasher.add(format!("{} {} {:?} ", decl.name, decl.format, decl.shape).as_bytes());
+        let bytes = model.file.weight(decl).unwrap_or_default();
+        let step = (bytes.len() / PLACES).max(ROW);
+        for from in (0..bytes.len()).step_by(step) {
+            hasher.add(&bytes[from..bytes.len().min(from + ROW)]);
+        }
+    }
+    hasher.0
+}
+
+/// FNV-1a.
+struct Fnv(u64);
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
 }
 
 /// Listens, and says where.

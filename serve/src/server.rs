@@ -7,6 +7,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use moe_run_runtime::sequences::Sequences;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -158,10 +159,14 @@ impl Listening {
     }
 
     /// Answers with this model until the process is told to end (SIGTERM, or `is_interrupted`), then lets answers go on for as
-    /// long as `drain` says. A second signal ends at once.
+    /// long as `drain` says. A second signal ends at once. Gives back what ran the model.
     ///
     /// Errors: signals cannot be had.
-    pub fn serve(self, model: Model, is_interrupted: impl Fn() -> bool) -> Result<(), ServeError> {
+    pub fn serve(
+        self,
+        model: Model,
+        is_interrupted: impl Fn() -> bool,
+    ) -> Result<Option<Sequences>, ServeError> {
         let Listening { runtime, server, stop, connections, .. } = self;
         let model = server.model.get_or_init(|| Arc::new(model));
         let drain = server.config.drain;
@@ -179,9 +184,9 @@ impl Listening {
             }
             Ok::<(), ServeError>(())
         })?;
-        model.engine.end();
+        let sequences = model.engine.end();
         runtime.shutdown_timeout(Duration::from_secs(1));
-        Ok(())
+        Ok(sequences)
     }
 }
 

@@ -9,7 +9,6 @@
 use crate::step::BLOCK_TOKENS;
 use moe_run_graph::ids::TokenId;
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What a block holds: a hash of its ids and of all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -19,12 +18,37 @@ impl Key {
     /// The key of a block behind `self`, which is the default for the first.
     pub(crate) fn of(self, tokens: &[TokenId]) -> Key {
         let half = |salt: u64| {
-            let mut hasher = DefaultHasher::new();
-            (salt, self.0, tokens).hash(&mut hasher);
-            hasher.finish()
+            let start = mix(mix(salt, self.0[0]), self.0[1]);
+            tokens.iter().fold(start, |hash, token| mix(hash, u64::from(token.0)))
         };
-        Key([half(0), half(1)])
+        Key([half(0x243f_6a88_85a3_08d3), half(0x1319_8a2e_0370_7344)])
     }
+
+    /// For files.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for (half, out) in self.0.iter().zip(bytes.as_chunks_mut::<8>().0) {
+            *out = half.to_le_bytes();
+        }
+        bytes
+    }
+
+    /// Of a file.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Key {
+        let mut halves = [0; 2];
+        for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *half = u64::from_le_bytes(*bytes);
+        }
+        Key(halves)
+    }
+}
+
+/// A hash with one more value, the same in every build: what files say must be found again.
+pub(crate) fn mix(hash: u64, value: u64) -> u64 {
+    // Two rounds of multiplication by an odd constant and a shift, as in SplitMix64.
+    let mut x = (hash.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 32)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 29)
 }
 
 /// What a block is known to hold.
@@ -152,6 +176,36 @@ impl Blocks {
             self.forget(number);
         }
         is_only
+    }
+
+    /// Blocks that nobody has and that hold something, the longest unused first: number, parent's key, ids.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (u32, Key, &[TokenId])> {
+        self.idle.values().filter_map(|number| {
+            let Content { key: _, parent, tokens } = self.blocks.get(*number as usize)?.content.as_ref()?;
+            Some((*number, *parent, tokens.as_ref()))
+        })
+    }
+
+    /// A block that holds these ids behind `parent` and that nobody has, for whoever fills it. `None` where there is one already,
+    /// or no block is free.
+    pub(crate) fn restore(&mut self, parent: Key, tokens: &[TokenId]) -> Option<u32> {
+        if self.by_key.contains_key(&parent.of(tokens)) {
+            return None;
+        }
+        let number = self.free.pop()?;
+        self.publish(number, parent, tokens)?;
+        self.clock += 1;
+        self.blocks.get_mut(number as usize)?.idle_since = self.clock;
+        self.idle.insert(self.clock, number);
+        Some(number)
+    }
+
+    /// Forgets what blocks hold that nobody has.
+    pub(crate) fn forget_idle(&mut self) {
+        while let Some((_, number)) = self.idle.pop_first() {
+            self.forget(number);
+            self.free.push(number);
+        }
     }
 
     fn forget(&mut self, number: u32) {

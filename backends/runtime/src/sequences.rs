@@ -5,6 +5,8 @@
 //! a sequence shares ([`Sequences::share`]) serve any later one that begins with the same tokens ([`Sequences::open_with`]).
 //! Deliberately absent: when which sequence runs, which is a scheduler's ([`crate::engine`]).
 
+mod cache_file;
+
 use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
 use crate::executable::{
@@ -13,6 +15,8 @@ use crate::executable::{
 use crate::session::check_rewind;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
+
+pub use cache_file::CacheFileError;
 
 /// A sequence of [`Sequences`], until it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

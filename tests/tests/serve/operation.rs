@@ -233,3 +233,58 @@ fn the_page_is_whole_by_itself() {
     }
     assert!(bytes < 60_000, "{bytes}");
 }
+
+/// What a server computed serves the next one; a file of something else is refused by name.
+#[test]
+fn a_cache_outlives_its_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cache");
+    let file = path.to_str().unwrap();
+    let body = json!({"prompt": "The sea is wide and deep, and so on. ".repeat(20), "max_tokens": 5, "temperature": 0, "logprobs": 1});
+    let ask = |args: &[&str]| {
+        let mut server = Serving::start(PROGRAM, &[&["--cache-file", file], args].concat());
+        let answer = server.post(COMPLETIONS, &body).ok();
+        server.terminate();
+        assert_eq!(server.child.wait().unwrap().code(), Some(0), "{}", server.said());
+        (whole(&answer), answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+    };
+    let (first, second) = (ask(&[]), ask(&[]));
+    assert_eq!(first.0, second.0);
+    assert!(first.1 == 0 && second.1 >= 64, "{} then {} tokens cached", first.1, second.1);
+    let kept = std::fs::read(&path).unwrap();
+    for (args, damage, words) in [
+        (&["--kv-type", "f32"][..], None, "wanted moe-run"),
+        (&[], Some(kept.len() / 2), "it is damaged"),
+        (&["--threads", "1"], Some(2), "it is no cache file"),
+    ] {
+        let mut bytes = kept.clone();
+        if let Some(at) = damage {
+            bytes[at] ^= 1;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let base = ["serve", "--port", "0", "--backend", "cpu", "--cache-file", file];
+        let refused = cli::run(PROGRAM, base.iter().chain(args).copied());
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains(file) && refused.stderr.contains(words), "{}", refused.stderr);
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it was");
+    }
+    // A process that is killed leaves the file of the one before it.
+    std::fs::write(&path, &kept).unwrap();
+    let mut server = Serving::start(PROGRAM, &["--cache-file", file]);
+    let stream = with(body.clone(), &json!({"stream": true, "max_tokens": 4000, "ignore_eos": true})).to_string();
+    let mut stream = server.send("POST", COMPLETIONS, &[], stream.as_bytes());
+    stream.read_exact(&mut [0; 300]).unwrap();
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    assert!(std::fs::read(&path).unwrap() == kept);
+    assert!(ask(&[]).1 >= 64);
+    // A disk that is full is said, and nothing else changes.
+    #[cfg(target_os = "linux")]
+    {
+        let mut server = Serving::start(PROGRAM, &["--cache-file", "/dev/full"]);
+        let _ = server.post(COMPLETIONS, &body).ok();
+        server.terminate();
+        assert_eq!(server.child.wait().unwrap().code(), Some(4), "{}", server.said());
+        assert!(server.said().contains("/dev/full: cannot write"), "{}", server.said());
+    }
+}

@@ -122,6 +122,16 @@ impl Scheduler {
         Arc::clone(&self.meter)
     }
 
+    /// Its sequences, all of them closed. Requests that are not complete hear nothing more.
+    #[must_use]
+    pub fn into_sequences(self) -> Sequences {
+        let Scheduler { mut sequences, running, .. } = self;
+        for running in &running {
+            sequences.close(running.id);
+        }
+        sequences
+    }
+
     /// Whether nobody runs or waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {

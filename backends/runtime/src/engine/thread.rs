@@ -35,7 +35,7 @@ pub struct Engine {
     sender: Sender<Message>,
     meter: Arc<Meter>,
     capacity: usize,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<Scheduler>>>,
 }
 
 impl Engine {
@@ -81,18 +81,18 @@ impl Engine {
         self.sender.send(Message::Submit(requests)).map_err(|_| Refused::Ended)
     }
 
-    /// Ends the thread behind the step that runs. Requests that are not complete hear nothing more, and their listeners are
-    /// dropped.
-    pub fn end(&self) {
+    /// Ends the thread behind the step that runs, and gives its sequences, all of them closed; once. Requests that are not
+    /// complete hear nothing more, and their listeners are dropped.
+    pub fn end(&self) -> Option<Sequences> {
         let _ = self.sender.send(Message::End);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A thread that panicked has said so itself.
-        drop(thread.map(JoinHandle::join));
+        thread?.join().ok().map(Scheduler::into_sequences)
     }
 }
 
 /// Steps while there is anything to do.
-fn work(mut scheduler: Scheduler, receiver: &Receiver<Message>) {
+fn work(mut scheduler: Scheduler, receiver: &Receiver<Message>) -> Scheduler {
     loop {
         let message = match scheduler.is_idle() {
             true => receiver.recv().map_err(|_| TryRecvError::Disconnected),
@@ -100,7 +100,7 @@ fn work(mut scheduler: Scheduler, receiver: &Receiver<Message>) {
         };
         match message {
             Ok(Message::Submit(requests)) => requests.into_iter().for_each(|r| scheduler.submit(r)),
-            Ok(Message::End) | Err(TryRecvError::Disconnected) => return,
+            Ok(Message::End) | Err(TryRecvError::Disconnected) => return scheduler,
             Err(TryRecvError::Empty) => scheduler.step(),
         }
     }
