@@ -1,6 +1,7 @@
 //! `moe-run serve`: OpenAI's HTTP API, many requests at once.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, BufReader, BufWriter, ErrorKind, Write},
     num::NonZeroUsize,
@@ -17,7 +18,13 @@ use moe_run_backends::{
     sequences::{CacheFileError, Sequences},
     step::BLOCK_TOKENS,
 };
-use moe_run_graph::{Model, ir::Graph, quant};
+use moe_run_graph::{
+    Model,
+    ids::LayerIdx,
+    ir::{Graph, Stage},
+    passes::TapSelection,
+    quant,
+};
 use moe_run_serve::{Config, Listening, ServeError};
 use moe_run_text::toolcalls::{Format, Syntax};
 
@@ -162,13 +169,17 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let parallel = share.parallel.get();
     let options = CompileOptions { max_logits_rows: parallel, ..backend.compile_options(&model) };
     let ctx_size = options.ctx_size;
-    let Loaded { weights: _, executable } = load(&model, &backend.backend, &options)?;
+    let Loaded { weights, executable } = load(&model, &backend.backend, &options)?;
     let info = executable.info();
     let why_not = why_company_matters(info.backend, &model.graph);
     let pool_tokens = share.pool_tokens.map_or(ctx_size.saturating_mul(parallel), NonZeroUsize::get);
     // Every request may fill its context where it is alone.
     let pool_tokens = pool_tokens.max(ctx_size).next_multiple_of(BLOCK_TOKENS);
-    let mut sequences = Sequences::new(executable, pool_tokens, parallel)?;
+    let experts = expert_taps(&model.graph);
+    let has_experts = !experts.is_empty();
+    let (graph, tapped) = (model.graph.clone(), CompileOptions { taps: TapSelection::Some(experts), ..options.clone() });
+    let mut sequences = Sequences::new(executable, pool_tokens, parallel)?
+        .with_routing(move || weights.compile(&graph, &tapped));
     let cache = match share.cache_file {
         None => None,
         Some(path) => Some(Cache::open(path, &model, &mut sequences)?),
@@ -190,6 +201,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         seed: sampler.seed,
         ctx_size,
         vocab_size: model.config.vocab_size,
+        has_experts,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     };
     // The seed that was drawn for the line is no request's.
@@ -355,6 +367,12 @@ fn name_of(model: &ModelArgs) -> String {
         .and_then(|path| path.file_stem())
         .map(|stem| stem.to_string_lossy().into_owned());
     stem.unwrap_or_else(|| "moe-run-demo".to_owned())
+}
+
+/// The taps of the experts' ids.
+fn expert_taps(graph: &Graph) -> BTreeSet<(Stage, Option<usize>)> {
+    let taps = graph.taps().filter(|(_, stage)| *stage == Stage::MoeTopkIds);
+    taps.map(|(node, stage)| (stage, node.layer.map(LayerIdx::index))).collect()
 }
 
 /// Why a request's bits may depend on the others, where they may.

@@ -21,6 +21,15 @@ const add = (kind, text) => {
   return { article, body };
 };
 
+// A part that is shown on request.
+const folded = (title, content) => {
+  const details = document.createElement("details");
+  const summary = document.createElement("summary");
+  summary.textContent = title;
+  details.append(summary, content);
+  return details;
+};
+
 const failure = async (response) => {
   const text = await response.text();
   try { return JSON.parse(text).error.message; } catch { return response.status + " " + text.slice(0, 500); }
@@ -51,11 +60,12 @@ const asked = () => {
   };
   if ($("temperature").value !== "") body.temperature = Number($("temperature").value);
   if ($("max-tokens").value !== "") body.max_tokens = Number($("max-tokens").value);
+  if ($("routing").checked) body.routing = true;
   return JSON.stringify(body);
 };
 
 const follow = async (response, shown) => {
-  let answer = "", thinking = null, usage = null, calls = "", first = 0;
+  let answer = "", thinking = null, experts = null, usage = null, calls = "", first = 0;
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
     if (event.usage) usage = event.usage;
@@ -63,17 +73,15 @@ const follow = async (response, shown) => {
     const isNear = $("messages").scrollHeight - $("messages").scrollTop - $("messages").clientHeight < 80;
     if (delta.content || delta.reasoning_content) first ||= performance.now();
     if (delta.reasoning_content) {
-      if (!thinking) {
-        const details = document.createElement("details");
-        const summary = document.createElement("summary");
-        summary.textContent = "Reasoning";
-        thinking = document.createElement("div");
-        details.append(summary, thinking);
-        shown.article.prepend(details);
-      }
+      if (!thinking) shown.article.prepend(folded("Reasoning", thinking = document.createElement("div")));
       thinking.textContent += delta.reasoning_content;
     }
-    for (const call of delta.tool_calls ?? []) calls += (call.function.name ? "\n→ " + call.function.name + " " : "") + call.function.arguments;
+    for (const { layers } of event.choices?.[0]?.routing ?? []) {
+      if (!experts) shown.article.append(folded("Experts of each token, by layer", experts = document.createElement("pre")));
+      const text = JSON.stringify(delta.content ?? delta.reasoning_content ?? "");
+      experts.textContent += text + "  " + Object.entries(layers).map(([layer, ids]) => layer + ": " + ids.join(" ")).join(" | ") + "\n";
+    }
+    for (const call of delta.tool_calls ?? []) calls += (call.function?.name ? "\n→ " + call.function.name + " " : "") + (call.function?.arguments ?? "");
     answer += delta.content ?? "";
     shown.body.textContent = answer + calls;
     if (isNear) shown.article.scrollIntoView({ block: "end" });

@@ -44,6 +44,7 @@ impl Asked {
         let streams = fields.bool("stream")?.unwrap_or(false);
         let mut sampling = Sampling::read(&mut fields, model)?;
         sampling.n = 1;
+        sampling.wants_routing = false;
         sampling.max_tokens =
             Some(max_tokens(&mut fields, "max_tokens")?.ok_or_else(|| missing("max_tokens"))?);
         sampling.stops.extend(stop_texts(&mut fields, "stop_sequences")?);

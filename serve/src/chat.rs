@@ -76,6 +76,7 @@ pub async fn chat(
         created: openai::now(),
         name: server.config.name.clone(),
         wants_logprobs: sampling.choose.logprobs.is_some(),
+        wants_routing: sampling.wants_routing,
         streams,
         includes_usage,
         choices: writers.into_iter().map(Choice::new).collect(),
@@ -93,13 +94,21 @@ struct Choice {
     reasoning: String,
     calls: Vec<Value>,
     logprobs: Vec<Value>,
+    routing: Vec<Value>,
     finish_reason: Option<&'static str>,
 }
 
 impl Choice {
     fn new(writer: Writer) -> Choice {
-        let (content, reasoning) = (String::new(), String::new());
-        Choice { writer, content, reasoning, calls: Vec::new(), logprobs: Vec::new(), finish_reason: None }
+        Choice {
+            writer,
+            content: String::new(),
+            reasoning: String::new(),
+            calls: Vec::new(),
+            logprobs: Vec::new(),
+            routing: Vec::new(),
+            finish_reason: None,
+        }
     }
 
     /// Keeps deltas for the whole answer.
@@ -167,6 +176,7 @@ struct Chat {
     created: u64,
     name: String,
     wants_logprobs: bool,
+    wants_routing: bool,
     streams: bool,
     includes_usage: bool,
     choices: Vec<Choice>,
@@ -191,9 +201,23 @@ impl Chat {
         chunk
     }
 
-    fn delta(&self, choice: usize, delta: Value, logprobs: Value, finish_reason: Option<&str>) -> Bytes {
-        let choice =
+    fn delta(&self, choice: usize, delta: Value, finish_reason: Option<&str>) -> Bytes {
+        self.part(choice, delta, Value::Null, None, finish_reason)
+    }
+
+    fn part(
+        &self,
+        choice: usize,
+        delta: Value,
+        logprobs: Value,
+        routing: Option<Value>,
+        finish_reason: Option<&str>,
+    ) -> Bytes {
+        let mut choice =
             json!({"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason});
+        if let Some(routing) = routing {
+            choice["routing"] = routing;
+        }
         respond::data(&self.chunk(json!([choice])))
     }
 }
@@ -201,7 +225,7 @@ impl Chat {
 impl Shape for Chat {
     fn begin(&mut self) -> Vec<Bytes> {
         let role = || json!({"role": "assistant", "content": "", "refusal": null});
-        (0..self.choices.len()).map(|choice| self.delta(choice, role(), Value::Null, None)).collect()
+        (0..self.choices.len()).map(|choice| self.delta(choice, role(), None)).collect()
     }
 
     fn piece(&mut self, index: usize, piece: Piece) -> Vec<Bytes> {
@@ -211,18 +235,21 @@ impl Shape for Chat {
         };
         let Some(choice) = self.choices.get_mut(index) else { return Vec::new() };
         let deltas = choice.writer.push(&piece);
+        let routing = if self.wants_routing { openai::routing(&piece.tokens) } else { Vec::new() };
         if !self.streams {
             choice.keep(deltas);
             choice.logprobs.extend(entries);
+            choice.routing.extend(routing);
             return Vec::new();
         }
         let mut parts = choice.stream(deltas);
-        if parts.is_empty() && !entries.is_empty() {
+        if parts.is_empty() && !(entries.is_empty() && routing.is_empty()) {
             parts.push(json!({"content": ""}));
         }
         // All tokens of the piece stand beside its first part.
         let mut logprobs = self.wants_logprobs.then(|| json!({"content": entries, "refusal": null}));
-        let part = |delta| self.delta(index, delta, logprobs.take().unwrap_or(Value::Null), None);
+        let mut routing = (!routing.is_empty()).then_some(Value::Array(routing));
+        let part = |delta| self.part(index, delta, logprobs.take().unwrap_or(Value::Null), routing.take(), None);
         parts.into_iter().map(part).collect()
     }
 
@@ -242,8 +269,8 @@ impl Shape for Chat {
         }
         let parts = choice.stream(deltas);
         let mut parts: Vec<Bytes> =
-            parts.into_iter().map(|delta| self.delta(index, delta, Value::Null, None)).collect();
-        parts.push(self.delta(index, json!({}), Value::Null, Some(reason)));
+            parts.into_iter().map(|delta| self.delta(index, delta, None)).collect();
+        parts.push(self.delta(index, json!({}), Some(reason)));
         parts
     }
 
@@ -263,14 +290,19 @@ impl Shape for Chat {
     }
 
     fn whole(mut self) -> Value {
-        let wants_logprobs = self.wants_logprobs;
+        let (wants_logprobs, wants_routing) = (self.wants_logprobs, self.wants_routing);
         let choices = self.choices.iter_mut().enumerate().map(|(index, choice)| {
             let logprobs = match wants_logprobs {
                 true => json!({"content": std::mem::take(&mut choice.logprobs), "refusal": null}),
                 false => Value::Null,
             };
             let (message, finish_reason) = (choice.message(), choice.finish_reason);
-            json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason})
+            let mut told =
+                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason});
+            if wants_routing {
+                told["routing"] = Value::Array(std::mem::take(&mut choice.routing));
+            }
+            told
         });
         let choices: Value = choices.collect();
         let mut whole = self.head("chat.completion");
@@ -297,7 +329,7 @@ mod tests {
     }
 
     fn piece(text: &str) -> Piece {
-        let token = Chosen { token: TokenId(0), logprob: None, top: Vec::new() };
+        let token = Chosen { token: TokenId(0), logprob: None, top: Vec::new(), experts: Vec::new() };
         Piece { text: text.to_owned(), tokens: vec![token] }
     }
 

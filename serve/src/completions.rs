@@ -58,6 +58,9 @@ impl Asked {
         let mut sampling = Sampling::read(&mut fields, model)?;
         sampling.max_tokens = Some(max_tokens(&mut fields, "max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS));
         sampling.choose.logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?.map(|top| top as usize);
+        if sampling.wants_routing {
+            return Err(ApiError::unsupported("routing", "chats tell it: ask /v1/chat/completions"));
+        }
         let echoes = fields.bool("echo")?.unwrap_or(false);
         if echoes && sampling.choose.logprobs.is_some() {
             return Err(ApiError::unsupported(

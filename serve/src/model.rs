@@ -36,6 +36,8 @@ pub struct Model {
     pub ctx_size: usize,
     /// Rows of the embedding: ids lie below it.
     pub vocab_size: usize,
+    /// Whether there are experts that `"routing": true` can tell of.
+    pub has_experts: bool,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
 }
@@ -180,6 +182,7 @@ impl Model {
                     max_tokens: sampling.max_tokens,
                     choose,
                     mask: None,
+                    wants_experts: sampling.wants_routing,
                     end_tokens: Arc::clone(&end_tokens),
                     listener: Box::new(listener),
                 });

@@ -3,7 +3,7 @@
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::{Chosen, Usage};
 use moe_run_text::tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,6 @@ pub const REFUSED: &[Refusal] = &[
     ("guided_grammar", "answers are not held to a grammar", if_empty),
     ("structured_outputs", "answers are not held to a schema", if_empty),
     ("min_tokens", "an answer ends where the model ends it", if_empty),
-    ("routing", "routing is not told", if_empty),
     ("taps", "taps are not told", if_empty),
     ("mirostat", "the sampler has no Mirostat", if_empty),
     ("dry_multiplier", "the sampler has no DRY", if_empty),
@@ -123,4 +122,14 @@ pub fn logprobs(tokenizer: &Tokenizer, tokens: &[Chosen]) -> Vec<Value> {
             entry
         })
         .collect()
+}
+
+/// Tokens with the experts of the passes that chose them, by layer.
+pub fn routing(tokens: &[Chosen]) -> Vec<Value> {
+    let of_token = |chosen: &Chosen| {
+        let layers: Map<String, Value> =
+            chosen.experts.iter().map(|(layer, experts)| (layer.to_string(), json!(experts))).collect();
+        json!({"token": chosen.token.0, "layers": layers})
+    };
+    tokens.iter().map(of_token).collect()
 }

@@ -70,6 +70,7 @@ impl Asked {
         let streams = fields.bool("stream")?.unwrap_or(false);
         let mut sampling = Sampling::read(&mut fields, model)?;
         sampling.n = 1;
+        sampling.wants_routing = false;
         sampling.max_tokens = max_tokens(&mut fields, "max_output_tokens")?;
         let top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
         sampling.choose.logprobs = match includes_logprobs(&mut fields)? || top.is_some_and(|top| top > 0) {

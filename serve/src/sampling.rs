@@ -29,6 +29,8 @@ pub struct Sampling {
     pub n: usize,
     /// Tokens that end a text are taken as any other.
     pub ignores_end: bool,
+    /// Each token is told with its experts.
+    pub wants_routing: bool,
 }
 
 impl Sampling {
@@ -60,7 +62,12 @@ impl Sampling {
         choose.check().map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", e.to_string()))?;
         let n = fields.integer("n", 1..=128)?.unwrap_or(1) as usize;
         let ignores_end = fields.bool("ignore_eos")?.unwrap_or(false);
-        Ok(Sampling { choose, max_tokens: None, stops: stop_texts(fields, "stop")?, n, ignores_end })
+        let wants_routing = fields.bool("routing")?.unwrap_or(false);
+        if wants_routing && !model.has_experts {
+            return Err(ApiError::unsupported("routing", "this model has no experts"));
+        }
+        let stops = stop_texts(fields, "stop")?;
+        Ok(Sampling { choose, max_tokens: None, stops, n, ignores_end, wants_routing })
     }
 }
 

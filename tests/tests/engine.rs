@@ -115,7 +115,8 @@ fn asked(model: &Subject, number: u64) -> (Vec<TokenId>, Choose, usize) {
 fn request(asked: &(Vec<TokenId>, Choose, usize), recorder: &Recorder) -> Request {
     let (prompt, choose, max_tokens) = asked.clone();
     let listener = Box::new(recorder.clone());
-    Request { prompt, max_tokens: Some(max_tokens), choose, mask: None, end_tokens: Arc::new([]), listener }
+    let (max_tokens, end_tokens) = (Some(max_tokens), Arc::new([]));
+    Request { prompt, max_tokens, choose, mask: None, wants_experts: false, end_tokens, listener }
 }
 
 fn alone(scheduler: &mut Scheduler, asked: &(Vec<TokenId>, Choose, usize)) -> Heard {

@@ -6,6 +6,7 @@
 //! Deliberately absent: when which sequence runs, which is a scheduler's ([`crate::engine`]).
 
 mod cache_file;
+mod routing;
 
 use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
@@ -17,6 +18,8 @@ use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
 
 pub use cache_file::CacheFileError;
+pub use routing::Experts;
+use routing::Routed;
 
 /// A sequence of [`Sequences`], until it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +62,7 @@ pub struct Sequences {
     /// By place; `None` where nobody is.
     sequences: Vec<Option<Sequence>>,
     blocks: Blocks,
+    routed: Routed,
     /// Rows of logits of the last step.
     logits_rows: usize,
 }
@@ -84,7 +88,8 @@ impl Sequences {
         // Whole blocks only, for any of them may be anybody's.
         let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
-        Ok(Sequences { executable, state, sequences, blocks, logits_rows: 0 })
+        let routed = Routed::default();
+        Ok(Sequences { executable, state, sequences, blocks, routed, logits_rows: 0 })
     }
 
     /// What runs them.
@@ -269,6 +274,11 @@ impl Sequences {
         feeds: &[Feed<'_>],
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
+        self.take_routed(false)?;
+        self.run(feeds, observer)
+    }
+
+    fn run(&mut self, feeds: &[Feed<'_>], observer: Option<&mut dyn Observer>) -> Result<(), BackendError> {
         self.reserve(feeds)?;
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
         let (mut of_sequence, mut kv_slots) = (Vec::new(), Vec::new());

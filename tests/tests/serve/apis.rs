@@ -270,3 +270,27 @@ fn responses_are_given() {
         assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)), "{}", answer.text());
     }
 }
+
+/// `"routing": true` tells the experts of each token, which change nothing of it.
+#[test]
+fn experts_are_told_where_they_are_asked_for() {
+    let server = Serving::start(PROGRAM, &[]);
+    let body = json!({"messages": question("What is 2+2?"), "temperature": 0, "logprobs": true});
+    let plain = server.post(CHAT, &body).ok();
+    let routed = server.post(CHAT, &with(body.clone(), &json!({"routing": true}))).ok();
+    assert_eq!(whole(&plain), whole(&routed));
+    assert!(plain["choices"][0].get("routing").is_none());
+    let routing = routed["choices"][0]["routing"].as_array().unwrap();
+    assert_eq!(routing.len() as u64, routed["usage"]["completion_tokens"].as_u64().unwrap());
+    for token in routing {
+        let layers = token["layers"].as_object().unwrap();
+        assert!(layers.len() > 1 && layers.values().all(|experts| {
+            let experts = experts.as_array().unwrap();
+            experts.len() == 4 && experts.iter().all(|expert| expert.as_u64().unwrap() < 16)
+        }));
+    }
+    let streamed = with(body, &json!({"routing": true, "stream": true}));
+    let (events, _) = server.post(CHAT, &streamed).events();
+    let told: Vec<&Value> = events.iter().filter_map(|e| e["choices"][0]["routing"].as_array()).flatten().collect();
+    assert_eq!(json!(told), json!(routing));
+}

@@ -6,7 +6,7 @@
 use super::Mask;
 use crate::error::BackendError;
 use crate::sampler::{Sampler, SamplerError, SamplerOptions};
-use crate::sequences::Sequences;
+use crate::sequences::{Experts, Sequences};
 use moe_run_graph::ids::TokenId;
 use std::collections::HashMap;
 
@@ -63,6 +63,8 @@ pub struct Chosen {
     pub logprob: Option<f32>,
     /// The best tokens with theirs, best first, where they were asked for.
     pub top: Vec<(TokenId, f32)>,
+    /// The experts of the pass that chose it, by layer, where they were asked for.
+    pub experts: Experts,
 }
 
 /// Why no token was chosen.
@@ -122,7 +124,7 @@ impl Chooser {
         logits: &mut Vec<f32>,
     ) -> Result<Chosen, ChooseError> {
         if self.is_plain_argmax() {
-            return Ok(Chosen { token: sequences.argmax(row)?, logprob: None, top: Vec::new() });
+            return Ok(Chosen { token: sequences.argmax(row)?, logprob: None, top: Vec::new(), experts: Experts::new() });
         }
         sequences.logits(row, logits)?;
         logits.truncate(sequences.executable().choosable(logits.len()));
@@ -152,7 +154,7 @@ impl Chooser {
             *self.counts.entry(token).or_insert(0) += 1;
         }
         let Some(LogProbs { log_sum, top }) = untouched else {
-            return Ok(Chosen { token, logprob: None, top: Vec::new() });
+            return Ok(Chosen { token, logprob: None, top: Vec::new(), experts: Experts::new() });
         };
         let is_touched = self.counts_tokens() || !self.choose.logit_bias.is_empty();
         let logit = match is_touched {
@@ -160,7 +162,7 @@ impl Chooser {
             false => logits.get(token.index()).copied(),
         };
         let logprob = logit.map(|logit| (f64::from(logit) - log_sum) as f32);
-        Ok(Chosen { token, logprob, top })
+        Ok(Chosen { token, logprob, top, experts: Experts::new() })
     }
 }
 

@@ -79,6 +79,10 @@ pub struct Request {
     pub choose: Choose,
     /// What its tokens are held to.
     pub mask: Option<Box<dyn Mask>>,
+    /// Whether each token is told with the experts of its pass ([`Sequences::with_routing`]).
+    ///
+    /// [`Sequences::with_routing`]: crate::sequences::Sequences::with_routing
+    pub wants_experts: bool,
     /// Tokens that end the text, and are not part of it, ascending.
     pub end_tokens: Arc<[TokenId]>,
     /// Who hears of it.
@@ -87,7 +91,7 @@ pub struct Request {
 
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Request { prompt, max_tokens, choose, mask: _, end_tokens: _, listener: _ } = self;
+        let Request { prompt, max_tokens, choose, mask: _, wants_experts: _, end_tokens: _, listener: _ } = self;
         f.debug_struct("Request")
             .field("prompt", &prompt.len())
             .field("max_tokens", max_tokens)

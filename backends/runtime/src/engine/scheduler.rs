@@ -7,7 +7,7 @@
 use super::choose::Chooser;
 use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
 use crate::error::BackendError;
-use crate::sequences::{Feed, SequenceId, Sequences};
+use crate::sequences::{Experts, Feed, SequenceId, Sequences};
 use crate::step::BLOCK_TOKENS;
 use moe_run_graph::ids::TokenId;
 use std::collections::VecDeque;
@@ -26,6 +26,7 @@ struct Task {
     tokens: Vec<TokenId>,
     max_tokens: Option<usize>,
     chooser: Chooser,
+    wants_experts: bool,
     end_tokens: Arc<[TokenId]>,
     listener: Box<dyn Listener>,
     usage: Usage,
@@ -146,7 +147,7 @@ impl Scheduler {
 
     /// Takes a request into the queue. One that cannot be run hears so at once.
     pub fn submit(&mut self, request: Request) {
-        let Request { prompt, max_tokens, choose, mask, end_tokens, mut listener } = request;
+        let Request { prompt, max_tokens, choose, mask, wants_experts, end_tokens, mut listener } = request;
         let usage = Usage { prompt_tokens: prompt.len(), ..Usage::default() };
         let capacity = self.sequences.capacity_tokens();
         let why = match (prompt.len(), Chooser::new(choose, mask)) {
@@ -155,6 +156,10 @@ impl Scheduler {
                 BackendError::ContextFull { wanted_tokens: tokens, capacity_tokens: capacity }.to_string()
             }
             (_, Err(error)) => error.to_string(),
+            (_, Ok(_)) if wants_experts && self.sequences.prepare_routing().is_err() => {
+                let error = self.sequences.prepare_routing().err();
+                error.map_or_else(String::new, |error| error.to_string())
+            }
             (_, Ok(chooser)) => {
                 self.submitted += 1;
                 self.waiting.push_back(Task {
@@ -162,6 +167,7 @@ impl Scheduler {
                     tokens: prompt,
                     max_tokens,
                     chooser,
+                    wants_experts,
                     end_tokens,
                     listener,
                     usage,
@@ -194,12 +200,18 @@ impl Scheduler {
             })
             .collect();
         let started = Instant::now();
-        let done = self.sequences.step(&feeds, None).and_then(|()| self.sequences.executable().wait());
+        let done = match parts.iter().any(|part| self.running[part.running].task.wants_experts) {
+            true => self.sequences.step_routed(&feeds),
+            false => self.sequences.step(&feeds, None).and_then(|()| {
+                self.sequences.executable().wait()?;
+                Ok(Vec::new())
+            }),
+        };
         let took = started.elapsed();
         self.meter.steps.fetch_add(1, Ordering::Relaxed);
         self.meter.step.add(took);
         match done {
-            Ok(()) => self.take_results(&parts, took),
+            Ok(experts) => self.take_results(&parts, experts, took),
             Err(error) => self.fail(&parts, &error.to_string()),
         }
         self.count();
@@ -342,7 +354,8 @@ impl Scheduler {
         ((max_step.as_secs_f64() / token) as usize).max(least)
     }
 
-    fn take_results(&mut self, parts: &[Part], took: Duration) {
+    /// What a step gave: rows of logits, and for each part the experts of its last row, where anybody asked.
+    fn take_results(&mut self, parts: &[Part], mut experts: Vec<Experts>, took: Duration) {
         let tokens: usize = parts.iter().map(|part| part.tokens).sum();
         let read: usize =
             parts.iter().filter(|p| !self.running[p.running].generates()).map(|p| p.tokens).sum();
@@ -353,14 +366,15 @@ impl Scheduler {
         }
         let mut row = 0;
         let mut ended = Vec::new();
-        for part in parts {
+        for (at, part) in parts.iter().enumerate() {
             let wants_logits = part.tokens == self.running[part.running].left();
             self.running[part.running].held += part.tokens;
             self.share(part.running);
             if !wants_logits {
                 continue;
             }
-            if let Some(reason) = self.choose(part.running, row) {
+            let experts = experts.get_mut(at).map(std::mem::take).unwrap_or_default();
+            if let Some(reason) = self.choose(part.running, row, experts) {
                 ended.push((part.running, reason));
             }
             row += 1;
@@ -382,13 +396,16 @@ impl Scheduler {
     }
 
     /// The next token of a request. A reason where it is the last, or none.
-    fn choose(&mut self, at: usize, row: usize) -> Option<EndReason> {
+    fn choose(&mut self, at: usize, row: usize, experts: Experts) -> Option<EndReason> {
         let capacity = self.sequences.capacity_tokens();
         let Running { task, held, .. } = &mut self.running[at];
-        let chosen = match task.chooser.next(&mut self.sequences, row, &task.tokens, &mut self.logits) {
+        let mut chosen = match task.chooser.next(&mut self.sequences, row, &task.tokens, &mut self.logits) {
             Ok(chosen) => chosen,
             Err(error) => return Some(EndReason::Failed(error.to_string())),
         };
+        if task.wants_experts {
+            chosen.experts = experts;
+        }
         let now = Instant::now();
         if task.end_tokens.binary_search(&chosen.token).is_ok() {
             return Some(EndReason::EndToken);
