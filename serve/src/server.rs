@@ -2,6 +2,7 @@
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -342,7 +343,8 @@ async fn recorded(
     request: Request<Incoming>,
     path: &'static str,
 ) -> Result<Response<Body>, ApiError> {
-    let mut record = Some(Record::begin(server, new_id("req-"), path));
+    let id = new_id("req-");
+    let mut record = Some(Record::begin(server, id.clone(), path));
     let answered = async {
         let body = body(server, request).await?;
         match path {
@@ -356,7 +358,14 @@ async fn recorded(
     if let (Err(error), Some(record)) = (&answered, &mut record) {
         record.failed(error.status.as_u16(), error.code);
     }
-    answered
+    let is_anthropic = path == "/v1/messages";
+    let mut response = answered.unwrap_or_else(|error| error.respond(is_anthropic));
+    // The id of the request's line in the log, where clients look for it.
+    let name = HeaderName::from_static(if is_anthropic { "request-id" } else { "x-request-id" });
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(name, id);
+    }
+    Ok(response)
 }
 
 /// What `/v1/models` says.
