@@ -4,7 +4,6 @@
 
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
-use moe_run_text::chat::ChatInput;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use crate::answer;
 use crate::anthropic_shape::Message;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refusal, missing, never, wrong_type};
-use crate::messages::template_variables;
+use crate::messages::{Conversation, template_variables};
 use crate::model::{Model, Prompt};
 use crate::openai::new_id;
 use crate::record::Record;
@@ -48,10 +47,10 @@ impl Asked {
         sampling.max_tokens =
             Some(max_tokens(&mut fields, "max_tokens")?.ok_or_else(|| missing("max_tokens"))?);
         sampling.stops.extend(stop_texts(&mut fields, "stop_sequences")?);
-        let (input, tools) = read(&mut fields)?;
-        tools.refuse_held()?;
-        let prompt = model.render(&input)?;
-        let writer = Writer::new(model.syntax()?, &prompt.text, &tools, streams);
+        let conversation = read(&mut fields)?;
+        conversation.tools.refuse_held()?;
+        let prompt = model.render(&conversation)?;
+        let writer = Writer::new(model.syntax()?, &prompt.text, &conversation.tools, streams);
         Ok(Asked { prompt, sampling, streams, writer })
     }
 }
@@ -80,8 +79,8 @@ pub async fn message(
 pub async fn count_tokens(server: &Arc<Server>, body: Bytes) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let count = move || {
-        let (input, _) = read(&mut Fields::parse(&body)?)?;
-        Ok(model.render(&input)?.tokens.len())
+        let conversation = read(&mut Fields::parse(&body)?)?;
+        Ok(model.render(&conversation)?.tokens.len())
     };
     let tokens = server.on_worker(count).await?;
     Ok(respond::json(StatusCode::OK, &json!({"input_tokens": tokens})))
@@ -90,7 +89,7 @@ pub async fn count_tokens(server: &Arc<Server>, body: Bytes) -> Result<Response<
 /// Messages, system and tools as a chat template reads them.
 ///
 /// Errors: what is no message, block or tool.
-fn read(fields: &mut Fields) -> Result<(ChatInput, Tools), ApiError> {
+fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
     let messages = fields.array("messages")?.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::field("messages", "invalid_value", "found none, wanted one at least"));
@@ -108,23 +107,33 @@ fn read(fields: &mut Fields) -> Result<(ChatInput, Tools), ApiError> {
         read_message(message, &format!("messages[{at}]"), &mut read)?;
     }
     let tools = Tools::of_anthropic(fields)?;
+    let output = fields.object("output_config")?.unwrap_or_default();
+    if output.get("format").is_some_and(|format| !format.is_null()) {
+        return Err(ApiError::unsupported("output_config.format", "answers are not held to a schema"));
+    }
     let mut extra = template_variables(fields)?;
-    match fields
-        .object("thinking")?
-        .as_ref()
-        .and_then(|thinking| thinking.get("type"))
-        .and_then(Value::as_str)
-    {
-        None | Some("adaptive") => {}
+    let thinking = fields.object("thinking")?;
+    match thinking.as_ref().and_then(|thinking| thinking.get("type")).and_then(Value::as_str) {
+        // The template and the model decide.
+        None | Some("adaptive" | "between_tools") => {}
         // What templates that know of it call it.
         Some("enabled") => drop(extra.entry("enable_thinking").or_insert(Value::Bool(true))),
         Some("disabled") => drop(extra.entry("enable_thinking").or_insert(Value::Bool(false))),
         Some(_) => {
-            return Err(ApiError::field("thinking", "invalid_value", "wanted enabled, disabled or adaptive"));
+            let wanted = "wanted the type \"enabled\", \"disabled\", \"adaptive\" or \"between_tools\"";
+            return Err(ApiError::field("thinking", "invalid_value", wanted));
         }
     }
-    let (messages, listed) = (Value::Array(read), tools.for_template());
-    Ok((ChatInput { messages, tools: listed, add_generation_prompt: true, extra }, tools))
+    match output.get("effort") {
+        None | Some(Value::Null) => {}
+        Some(effort @ Value::String(_)) => {
+            extra.entry("reasoning_effort").or_insert_with(|| effort.clone());
+        }
+        Some(other) => return Err(wrong_type("output_config.effort", other, "a string")),
+    }
+    // An answer goes on with the assistant's last message.
+    let goes_on = read.last().is_some_and(|last| last["role"] == "assistant" && last.get("tool_calls").is_none());
+    Conversation::new(read, tools, extra, goes_on)
 }
 
 /// The text of blocks that hold nothing else.
@@ -157,12 +166,12 @@ fn other_block(name: &str, at: usize, found: &str) -> ApiError {
 /// A message with its blocks, as one or several that a template reads.
 fn read_message(message: &Value, name: &str, read: &mut Vec<Value>) -> Result<(), ApiError> {
     let role = match message.get("role").and_then(Value::as_str) {
-        Some(role @ ("user" | "assistant")) => role,
+        Some(role @ ("user" | "assistant" | "system")) => role,
         Some(_) => {
             return Err(ApiError::field(
                 format!("{name}.role"),
                 "invalid_value",
-                "wanted \"user\" or \"assistant\"",
+                "wanted \"user\", \"assistant\" or \"system\"",
             ));
         }
         None if message.is_object() => return Err(missing(&format!("{name}.role"))),
@@ -229,13 +238,13 @@ fn read_message(message: &Value, name: &str, read: &mut Vec<Value>) -> Result<()
 mod tests {
     use super::*;
 
-    fn of(json: &Value) -> Result<(ChatInput, Tools), ApiError> {
+    fn of(json: &Value) -> Result<Conversation, ApiError> {
         read(&mut Fields::parse(json.to_string().as_bytes())?)
     }
 
     #[test]
     fn blocks_become_messages_that_templates_read() {
-        let (input, tools) = of(&json!({
+        let Conversation { input, tools, begun } = of(&json!({
             "system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
             "messages": [
                 {"role": "user", "content": "a"},
@@ -253,7 +262,7 @@ mod tests {
             "thinking": {"type": "disabled"},
         }))
         .unwrap();
-        assert!(tools.one_call);
+        assert!(tools.one_call && begun.is_none());
         let call = json!({"id": "t1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}});
         assert_eq!(
             input.messages,
@@ -269,13 +278,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_was_begun_goes_on() {
+        let messages = json!([
+            {"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+        ]);
+        let read = of(&json!({"messages": messages})).unwrap();
+        assert_eq!(read.begun.as_deref(), Some("b"));
+        assert_eq!(read.input.messages, json!([{"role": "user", "content": "a"}]));
+    }
+
+    #[test]
     fn what_cannot_be_read_is_named() {
         let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
         for (body, param) in [
             (json!({}), "messages"),
             (json!({"messages": []}), "messages"),
             (json!({"messages": [3]}), "messages[0]"),
-            (json!({"messages": [{"role": "system", "content": "a"}]}), "messages[0].role"),
+            (json!({"messages": [{"role": "king", "content": "a"}]}), "messages[0].role"),
             (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
             (user(json!([{"type": "image", "source": {}}])), "messages[0].content[0]"),
             (user(json!([{"type": "text"}])), "messages[0].content[0].text"),
@@ -285,6 +304,10 @@ mod tests {
             (
                 json!({"messages": [{"role": "user", "content": "a"}], "tool_choice": {"type": "any"}}),
                 "tool_choice",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "a"}], "output_config": {"effort": 3}}),
+                "output_config.effort",
             ),
             (json!({"messages": [{"role": "user", "content": "a"}], "thinking": {"type": "x"}}), "thinking"),
         ] {

@@ -1,7 +1,7 @@
 //! Anthropic's shape of an answer: blocks of content, whole or as events with names.
 
 use hyper::body::Bytes;
-use moe_run_runtime::engine::Usage;
+use moe_run_runtime::engine::{EndReason, Usage};
 use moe_run_text::toolcalls::Delta;
 use serde_json::{Value, json};
 
@@ -67,6 +67,7 @@ impl Message {
         json!({
             "input_tokens": self.prompt_tokens - cached.min(self.prompt_tokens), "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached, "output_tokens": self.usage.output_tokens,
+            "output_tokens_details": {"thinking_tokens": self.writer.reasoning_tokens()},
         })
     }
 
@@ -153,6 +154,7 @@ impl Shape for Message {
             _ if finished.stop_text.is_some() => "stop_sequence",
             true if self.writer.has_calls() => "tool_use",
             true => "end_turn",
+            false if finished.ended.reason == EndReason::ContextFull => "model_context_window_exceeded",
             false => "max_tokens",
         });
         self.stop_text = finished.stop_text;
@@ -190,7 +192,7 @@ impl Shape for Message {
 mod tests {
     use super::*;
     use crate::tools::Tools;
-    use moe_run_runtime::engine::{EndReason, Ended};
+    use moe_run_runtime::engine::Ended;
     use moe_run_text::{chat::ChatTemplate, toolcalls::Syntax};
 
     fn message(streams: bool) -> Message {
@@ -224,6 +226,7 @@ mod tests {
         assert_eq!((&whole["stop_reason"], &whole["stop_sequence"]), (&json!("tool_use"), &Value::Null));
         let usage = json!({
             "input_tokens": 6, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4, "output_tokens": 7,
+            "output_tokens_details": {"thinking_tokens": 0},
         });
         assert_eq!(whole["usage"], usage);
 

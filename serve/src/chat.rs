@@ -47,11 +47,11 @@ impl Asked {
             ));
         }
         sampling.choose.logprobs = wants_logprobs.then_some(top.unwrap_or(0) as usize);
-        let (input, tools) = messages::read(&mut fields, model.template()?)?;
-        tools.refuse_held()?;
-        let prompt = model.render(&input)?;
+        let conversation = messages::read(&mut fields, model.template()?)?;
+        conversation.tools.refuse_held()?;
+        let prompt = model.render(&conversation)?;
         let syntax = model.syntax()?;
-        let writer = || Writer::new(syntax, &prompt.text, &tools, streams);
+        let writer = || Writer::new(syntax, &prompt.text, &conversation.tools, streams);
         let writers = (0..sampling.n).map(|_| writer()).collect();
         Ok(Asked { prompt, sampling, streams, includes_usage, writers })
     }

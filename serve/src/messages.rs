@@ -10,10 +10,49 @@ use crate::tools::Tools;
 /// Who may speak.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
+/// What a request says until now.
+#[derive(Debug)]
+pub struct Conversation {
+    /// What the template renders.
+    pub input: ChatInput,
+    /// The tools that may be called.
+    pub tools: Tools,
+    /// The beginning of the answer, which is not told again.
+    pub begun: Option<String>,
+}
+
+impl Conversation {
+    /// A conversation whose last message, where it `goes_on`, is the beginning of the answer.
+    ///
+    /// Errors: that message is no text of the assistant's.
+    pub fn new(
+        mut messages: Vec<Value>,
+        tools: Tools,
+        extra: Map<String, Value>,
+        goes_on: bool,
+    ) -> Result<Conversation, ApiError> {
+        let begun = match goes_on.then(|| messages.pop()).flatten() {
+            None => None,
+            Some(last) => {
+                let is_text = last.get("role").is_some_and(|role| role == "assistant")
+                    && last.get("tool_calls").is_none_or(Value::is_null);
+                let text = last.get("content").and_then(Value::as_str).filter(|_| is_text);
+                let text = text.ok_or_else(|| {
+                    ApiError::field("messages", "invalid_value", "the last one is no text that an answer could go on with")
+                })?;
+                Some(text.to_owned())
+            }
+        };
+        let (messages, listed) = (Value::Array(messages), tools.for_template());
+        let input = ChatInput { messages, tools: listed, add_generation_prompt: true, extra };
+        Ok(Conversation { input, tools, begun })
+    }
+}
+
 /// What a chat request renders: messages, tools, and further variables of the template.
 ///
 /// Errors: messages that are none; a part that is no text.
-pub fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<(ChatInput, Tools), ApiError> {
+pub fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<Conversation, ApiError> {
     let mut messages = fields.array("messages")?.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::field("messages", "invalid_value", "found none, wanted one at least"));
@@ -27,8 +66,10 @@ pub fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<(ChatInput, 
     }
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
     let tools = Tools::of_chat(fields)?;
-    let (messages, listed) = (Value::Array(messages), tools.for_template());
-    Ok((ChatInput { messages, tools: listed, add_generation_prompt, extra }, tools))
+    let goes_on = fields.bool("continue_final_message")?.unwrap_or(false);
+    let mut conversation = Conversation::new(messages, tools, extra, goes_on)?;
+    conversation.input.add_generation_prompt = add_generation_prompt || goes_on;
+    Ok(conversation)
 }
 
 /// `chat_template_kwargs`.
@@ -126,7 +167,7 @@ mod tests {
 
     fn input(json: &str) -> Result<ChatInput, ApiError> {
         let template = ChatTemplate::from_source("{{ messages }}").unwrap();
-        read(&mut Fields::parse(json.as_bytes()).unwrap(), &template).map(|(input, _)| input)
+        read(&mut Fields::parse(json.as_bytes()).unwrap(), &template).map(|read| read.input)
     }
 
     #[test]
@@ -141,6 +182,20 @@ mod tests {
             serde_json::json!([{"role": "system", "content": "a\nb"}, {"role": "assistant", "content": ""}])
         );
         assert_eq!(read.extra["reasoning_effort"], "low");
+    }
+
+    #[test]
+    fn an_answer_that_was_begun_goes_on() {
+        let template = ChatTemplate::from_source("{{ messages }}").unwrap();
+        let mut fields = |last: &str| {
+            let json = format!(r#"{{"messages": [{{"role": "user", "content": "a"}}, {last}], "continue_final_message": true}}"#);
+            read(&mut Fields::parse(json.as_bytes()).unwrap(), &template)
+        };
+        let read = fields(r#"{"role": "assistant", "content": "b"}"#).unwrap();
+        assert_eq!(read.begun.as_deref(), Some("b"));
+        assert_eq!(read.input.messages.as_array().unwrap().len(), 1);
+        assert!(read.input.add_generation_prompt);
+        assert!(fields(r#"{"role": "user", "content": "b"}"#).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::error::ApiError;
 use crate::listener::{Event, TextListener};
+use crate::messages::Conversation;
 use crate::sampling::Sampling;
 
 /// A model that is ready to answer.
@@ -86,13 +87,22 @@ impl Model {
         }
     }
 
-    /// Messages as the model reads them.
+    /// A conversation as the model reads it.
     ///
-    /// Errors: the template fails on them; they are too long.
-    pub fn render(&self, input: &ChatInput) -> Result<Prompt, ApiError> {
-        let rendered = self.rendered(input)?;
-        let tokens = self.tokenizer.encode_rendered(&rendered)?;
-        self.check(Prompt { text: rendered.text().to_owned(), tokens }, "messages")
+    /// Errors: the template fails on it; it is too long; its answer was begun where the template begins reasoning.
+    pub fn render(&self, conversation: &Conversation) -> Result<Prompt, ApiError> {
+        let rendered = self.rendered(&conversation.input)?;
+        let mut tokens = self.tokenizer.encode_rendered(&rendered)?;
+        let mut text = rendered.text().to_owned();
+        if let Some(begun) = &conversation.begun {
+            if self.syntax()?.is_inside_reasoning(&text) {
+                let message = "the template begins an answer with reasoning, so that no text can be gone on with";
+                return Err(ApiError::field("messages", "invalid_value", message));
+            }
+            tokens.extend(self.tokenizer.encode(begun, ControlTokens::Literal)?);
+            text.push_str(begun);
+        }
+        self.check(Prompt { text, tokens }, "messages")
     }
 
     /// A text as it is, in which control tokens are read; with the BOS token where the file asks for one.

@@ -4,14 +4,14 @@
 
 use hyper::Response;
 use hyper::body::Bytes;
-use moe_run_text::chat::{ChatInput, ChatTemplate};
+use moe_run_text::chat::ChatTemplate;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 use crate::answer;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refusal, if_empty, missing, never, wrong_type};
-use crate::messages::{prepare, template_variables};
+use crate::messages::{Conversation, prepare, template_variables};
 use crate::model::{Model, Prompt};
 use crate::openai::REFUSED;
 use crate::record::Record;
@@ -78,10 +78,10 @@ impl Asked {
             false => None,
         };
         text(&mut fields)?;
-        let (input, tools) = read(&mut fields, model.template()?)?;
-        tools.refuse_held()?;
-        let prompt = model.render(&input)?;
-        let writer = Writer::new(model.syntax()?, &prompt.text, &tools, streams);
+        let conversation = read(&mut fields, model.template()?)?;
+        conversation.tools.refuse_held()?;
+        let prompt = model.render(&conversation)?;
+        let writer = Writer::new(model.syntax()?, &prompt.text, &conversation.tools, streams);
         Ok(Asked { prompt, sampling, streams, writer, repeated })
     }
 }
@@ -143,7 +143,7 @@ pub async fn respond(
 /// The conversation as a chat template reads it.
 ///
 /// Errors: what is no item, or no tool.
-fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<(ChatInput, Tools), ApiError> {
+fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<Conversation, ApiError> {
     let mut messages = Messages::default();
     if let Some(text) = fields.string("instructions")? {
         messages.add(json!({"role": "system", "content": text}));
@@ -176,8 +176,7 @@ fn read(fields: &mut Fields, template: &ChatTemplate) -> Result<(ChatInput, Tool
         Some(other) => return Err(wrong_type("reasoning.effort", other, "a string")),
     }
     let tools = Tools::of_responses(fields)?;
-    let listed = tools.for_template();
-    Ok((ChatInput { messages, tools: listed, add_generation_prompt: true, extra }, tools))
+    Conversation::new(messages, tools, extra, false)
 }
 
 /// Messages, each with the name of the item that it began with.
@@ -276,7 +275,7 @@ mod tests {
 
     fn of(body: &Value) -> Result<Value, ApiError> {
         let template = ChatTemplate::from_source("{{ messages }}").unwrap();
-        read(&mut Fields::parse(body.to_string().as_bytes())?, &template).map(|(input, _)| input.messages)
+        read(&mut Fields::parse(body.to_string().as_bytes())?, &template).map(|read| read.input.messages)
     }
 
     #[test]

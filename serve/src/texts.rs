@@ -62,8 +62,9 @@ pub async fn detokenize(server: &Arc<Server>, body: Bytes) -> Result<Response<Bo
 pub async fn apply_template(server: &Arc<Server>, body: Bytes) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let render = move |model: &Model| {
-        let (input, _) = messages::read(&mut Fields::parse(&body)?, model.template()?)?;
-        Ok(json!({"prompt": model.rendered(&input)?.text()}))
+        let conversation = messages::read(&mut Fields::parse(&body)?, model.template()?)?;
+        let begun = conversation.begun.as_deref().unwrap_or_default();
+        Ok(json!({"prompt": model.rendered(&conversation.input)?.text().to_owned() + begun}))
     };
     let value = server.on_worker(move || render(&model)).await?;
     Ok(respond::json(StatusCode::OK, &value))

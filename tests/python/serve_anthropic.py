@@ -5,7 +5,8 @@ import sys
 import anthropic
 
 client = anthropic.Anthropic(base_url=sys.argv[1], api_key="none", max_retries=0)
-asked = {"model": "any", "max_tokens": 50, "temperature": 0, "messages": [{"role": "user", "content": "What is 2+2?"}]}
+# Later versions of the client have no argument for the temperature.
+asked = {"model": "any", "max_tokens": 50, "extra_body": {"temperature": 0}, "messages": [{"role": "user", "content": "What is 2+2?"}]}
 
 whole = client.messages.create(**asked)
 text = whole.content[0].text
@@ -36,7 +37,11 @@ system = [{"type": "text", "text": "Be short.", "cache_control": {"type": "ephem
 answer = client.messages.create(**{**asked, "messages": history, "max_tokens": 4}, tools=[tool], system=system)
 assert answer.role == "assistant"
 
-for fields, word in [({"temperature": 9}, "temperature"), ({"messages": []}, "messages"), ({"system": 3}, "system")]:
+# An answer goes on with the assistant's last message.
+begun = client.messages.create(**{**asked, "messages": asked["messages"] + [{"role": "assistant", "content": "2 + 2"}]})
+assert begun.content[0].text == " = 4", begun
+
+for fields, word in [({"extra_body": {"temperature": 9}}, "temperature"), ({"messages": []}, "messages"), ({"system": 3}, "system")]:
     try:
         client.messages.create(**{**asked, **fields})
         raise AssertionError(f"{fields} was answered")
