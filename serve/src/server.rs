@@ -313,7 +313,10 @@ async fn route(
             Ok(respond::with_body(StatusCode::OK, metrics::CONTENT_TYPE, text))
         }
         "/models" => {
-            server.model().and_then(|model| ok(json!({"object": "list", "data": [about(server, &model)]})))
+            // With what Anthropic's clients look for beside what OpenAI's do.
+            let (name, has_more) = (&server.config.name, false);
+            let list = |data| json!({"object": "list", "data": [data], "has_more": has_more, "first_id": name, "last_id": name});
+            server.model().and_then(|model| ok(list(about(server, &model))))
         }
         "/tokenize" => texts::tokenize(server, body(server, request).await?).await,
         "/detokenize" => texts::detokenize(server, body(server, request).await?).await,
@@ -372,7 +375,7 @@ async fn recorded(
 fn about(server: &Server, model: &Model) -> Value {
     json!({
         "id": server.config.name, "object": "model", "created": model.created, "owned_by": "moe-run",
-        "max_model_len": model.ctx_size,
+        "max_model_len": model.ctx_size, "type": "model", "display_name": server.config.name,
     })
 }
 
