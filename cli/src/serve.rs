@@ -177,7 +177,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let pool_tokens = pool_tokens.max(ctx_size).next_multiple_of(BLOCK_TOKENS);
     let experts = expert_taps(&model.graph);
     let has_experts = !experts.is_empty();
-    let (graph, tapped) = (model.graph.clone(), CompileOptions { taps: TapSelection::Some(experts), ..options.clone() });
+    let (graph, tapped) =
+        (model.graph.clone(), CompileOptions { taps: TapSelection::Some(experts), ..options.clone() });
     let mut sequences = Sequences::new(executable, pool_tokens, parallel)?
         .with_routing(move || weights.compile(&graph, &tapped));
     let cache = match share.cache_file {
@@ -379,14 +380,16 @@ fn expert_taps(graph: &Graph) -> BTreeSet<(Stage, Option<usize>)> {
 fn why_company_matters(backend: &str, graph: &Graph) -> Option<String> {
     match backend {
         "reference" => None,
-        "cpu" => graph.weights.iter().find(|weight| matches!(weight.format, quant::Format::F16 | quant::Format::Bf16)).map(
-            |weight| {
+        "cpu" => graph
+            .weights
+            .iter()
+            .find(|weight| matches!(weight.format, quant::Format::F16 | quant::Format::Bf16))
+            .map(|weight| {
                 format!(
                     "{} is {}, which a lone token is multiplied with in another order",
                     weight.name, weight.format
                 )
-            },
-        ),
+            }),
         other => {
             Some(format!("{other} adds in another order where it reads a prompt than where it generates"))
         }

@@ -132,7 +132,8 @@ fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
         Some(other) => return Err(wrong_type("output_config.effort", other, "a string")),
     }
     // An answer goes on with the assistant's last message.
-    let goes_on = read.last().is_some_and(|last| last["role"] == "assistant" && last.get("tool_calls").is_none());
+    let goes_on =
+        read.last().is_some_and(|last| last["role"] == "assistant" && last.get("tool_calls").is_none());
     Conversation::new(read, tools, extra, goes_on)
 }
 

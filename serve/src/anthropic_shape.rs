@@ -199,7 +199,13 @@ mod tests {
         let template = "{% for m in messages %}<think>{{ m.reasoning_content }}</think>{{ m.content }}{% for c in m.tool_calls %}\
                         <tool_call>{{ c | tojson }}</tool_call>{% endfor %}{% endfor %}";
         let syntax = Syntax::of(&ChatTemplate::from_source(template).unwrap());
-        Message::new("msg_1".into(), "m".into(), 10, streams, Writer::new(&syntax, "Hi", &Tools::default(), streams))
+        Message::new(
+            "msg_1".into(),
+            "m".into(),
+            10,
+            streams,
+            Writer::new(&syntax, "Hi", &Tools::default(), streams),
+        )
     }
 
     fn finished(reason: EndReason) -> Finished {

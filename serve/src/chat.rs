@@ -249,7 +249,8 @@ impl Shape for Chat {
         // All tokens of the piece stand beside its first part.
         let mut logprobs = self.wants_logprobs.then(|| json!({"content": entries, "refusal": null}));
         let mut routing = (!routing.is_empty()).then_some(Value::Array(routing));
-        let part = |delta| self.part(index, delta, logprobs.take().unwrap_or(Value::Null), routing.take(), None);
+        let part =
+            |delta| self.part(index, delta, logprobs.take().unwrap_or(Value::Null), routing.take(), None);
         parts.into_iter().map(part).collect()
     }
 
@@ -268,8 +269,7 @@ impl Shape for Chat {
             return Vec::new();
         }
         let parts = choice.stream(deltas);
-        let mut parts: Vec<Bytes> =
-            parts.into_iter().map(|delta| self.delta(index, delta, None)).collect();
+        let mut parts: Vec<Bytes> = parts.into_iter().map(|delta| self.delta(index, delta, None)).collect();
         parts.push(self.delta(index, json!({}), Some(reason)));
         parts
     }

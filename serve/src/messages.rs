@@ -38,7 +38,11 @@ impl Conversation {
                     && last.get("tool_calls").is_none_or(Value::is_null);
                 let text = last.get("content").and_then(Value::as_str).filter(|_| is_text);
                 let text = text.ok_or_else(|| {
-                    ApiError::field("messages", "invalid_value", "the last one is no text that an answer could go on with")
+                    ApiError::field(
+                        "messages",
+                        "invalid_value",
+                        "the last one is no text that an answer could go on with",
+                    )
                 })?;
                 Some(text.to_owned())
             }
@@ -188,7 +192,9 @@ mod tests {
     fn an_answer_that_was_begun_goes_on() {
         let template = ChatTemplate::from_source("{{ messages }}").unwrap();
         let mut fields = |last: &str| {
-            let json = format!(r#"{{"messages": [{{"role": "user", "content": "a"}}, {last}], "continue_final_message": true}}"#);
+            let json = format!(
+                r#"{{"messages": [{{"role": "user", "content": "a"}}, {last}], "continue_final_message": true}}"#
+            );
             read(&mut Fields::parse(json.as_bytes()).unwrap(), &template)
         };
         let read = fields(r#"{"role": "assistant", "content": "b"}"#).unwrap();

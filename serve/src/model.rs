@@ -96,7 +96,8 @@ impl Model {
         let mut text = rendered.text().to_owned();
         if let Some(begun) = &conversation.begun {
             if self.syntax()?.is_inside_reasoning(&text) {
-                let message = "the template begins an answer with reasoning, so that no text can be gone on with";
+                let message =
+                    "the template begins an answer with reasoning, so that no text can be gone on with";
                 return Err(ApiError::field("messages", "invalid_value", message));
             }
             tokens.extend(self.tokenizer.encode(begun, ControlTokens::Literal)?);

@@ -261,7 +261,8 @@ impl Messages {
             }
             other => {
                 let other: String = other.chars().take(40).collect();
-                let why = format!("an item of type {other:?}; it reads messages, function calls and reasoning");
+                let why =
+                    format!("an item of type {other:?}; it reads messages, function calls and reasoning");
                 return Err(ApiError::unsupported(format!("{name}.type"), &why));
             }
         }

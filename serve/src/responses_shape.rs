@@ -130,8 +130,7 @@ impl Answer {
     /// Where the open item's text stands, and further fields.
     fn place(&self, fields: Value) -> Value {
         let item = self.items.last();
-        let mut place =
-            json!({"item_id": item.map(|item| &item["id"]), "output_index": self.items.len().saturating_sub(1)});
+        let mut place = json!({"item_id": item.map(|item| &item["id"]), "output_index": self.items.len().saturating_sub(1)});
         if self.open != Some(Kind::Call) {
             place["content_index"] = json!(0);
         }
@@ -355,7 +354,10 @@ mod tests {
         ]);
         assert_eq!(without_ids(whole["output"].clone()), output);
         assert_eq!((&whole["status"], &whole["object"]), (&json!("completed"), &json!("response")));
-        assert_eq!((&whole["usage"]["input_tokens"], &whole["usage"]["total_tokens"]), (&json!(10), &json!(17)));
+        assert_eq!(
+            (&whole["usage"]["input_tokens"], &whole["usage"]["total_tokens"]),
+            (&json!(10), &json!(17))
+        );
 
         let mut streamed = answer(true);
         let mut parts = streamed.begin();

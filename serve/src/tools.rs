@@ -97,7 +97,8 @@ impl Tools {
                 "none" => Choice::None,
                 "required" => Choice::Required,
                 _ => {
-                    let wanted = "wanted \"auto\", \"none\", \"required\", or an object that names a function";
+                    let wanted =
+                        "wanted \"auto\", \"none\", \"required\", or an object that names a function";
                     return Err(ApiError::field(NAME, "invalid_value", wanted));
                 }
             },
@@ -211,7 +212,9 @@ fn of_anthropic((at, tool): (usize, &Value)) -> Result<Value, ApiError> {
     }
     let Value::Object(tool) = tool else { return Err(wrong_type(name, tool, "an object with \"name\"")) };
     let mut function = Map::new();
-    for (field, as_field) in [("name", "name"), ("description", "description"), ("input_schema", "parameters")] {
+    for (field, as_field) in
+        [("name", "name"), ("description", "description"), ("input_schema", "parameters")]
+    {
         if let Some(value) = tool.get(field).filter(|value| !value.is_null()) {
             function.insert(as_field.to_owned(), value.clone());
         }

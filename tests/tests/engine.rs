@@ -404,7 +404,10 @@ fn a_cache_goes_to_a_file_and_comes_back() {
     let mut second = new(8 * CONTEXT);
     assert_eq!(second.load_cache("a model", &mut file.as_slice()).unwrap(), blocks);
     let after = run(&mut Scheduler::new(second, settings(true)).unwrap());
-    assert!(after.iter().zip(&before).all(|(after, before)| after >= before) && after > before, "{before:?} {after:?}");
+    assert!(
+        after.iter().zip(&before).all(|(after, before)| after >= before) && after > before,
+        "{before:?} {after:?}"
+    );
     // A smaller pool takes the latest, and what is saved again is the same.
     let mut small = new(CONTEXT);
     let room = small.free_tokens() / 64;

@@ -242,10 +242,20 @@ fn responses_are_given() {
     let body = json!({"model": "m", "input": "What is 2+2?", "temperature": 0});
     let chat = server.post(CHAT, &json!({"messages": question("What is 2+2?"), "temperature": 0})).ok();
     let answer = server.post(path, &body).ok();
-    assert_eq!((&answer["object"], &answer["status"], &answer["model"]), (&json!("response"), &json!("completed"), &json!("demo")));
+    assert_eq!(
+        (&answer["object"], &answer["status"], &answer["model"]),
+        (&json!("response"), &json!("completed"), &json!("demo"))
+    );
     let part = &answer["output"][0]["content"][0];
-    assert_eq!((&part["type"], &part["text"]), (&json!("output_text"), &chat["choices"][0]["message"]["content"]));
-    for (name, as_name) in [("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"), ("total_tokens", "total_tokens")] {
+    assert_eq!(
+        (&part["type"], &part["text"]),
+        (&json!("output_text"), &chat["choices"][0]["message"]["content"])
+    );
+    for (name, as_name) in [
+        ("input_tokens", "prompt_tokens"),
+        ("output_tokens", "completion_tokens"),
+        ("total_tokens", "total_tokens"),
+    ] {
         assert_eq!(answer["usage"][name], chat["usage"][as_name]);
     }
     let stream = server.post(path, &with(body.clone(), &json!({"stream": true}))).text();
@@ -254,7 +264,12 @@ fn responses_are_given() {
     let text: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     assert_eq!(text, part["text"].as_str().unwrap());
     assert_eq!(events.last().unwrap()["type"], "response.completed");
-    let told = server.post(path, &with(body.clone(), &json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2}))).ok();
+    let told = server
+        .post(
+            path,
+            &with(body.clone(), &json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2})),
+        )
+        .ok();
     let logprobs = told["output"][0]["content"][0]["logprobs"].as_array().unwrap();
     assert_eq!(logprobs.len() as u64, told["usage"]["output_tokens"].as_u64().unwrap());
     assert_eq!(logprobs[0]["top_logprobs"].as_array().unwrap().len(), 2);
@@ -267,7 +282,12 @@ fn responses_are_given() {
         (json!({"max_output_tokens": 0}), "max_output_tokens"),
     ] {
         let answer = server.post(path, &with(body.clone(), &fields));
-        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)), "{}", answer.text());
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["param"]),
+            (400, &json!(param)),
+            "{}",
+            answer.text()
+        );
     }
 }
 
@@ -284,13 +304,17 @@ fn experts_are_told_where_they_are_asked_for() {
     assert_eq!(routing.len() as u64, routed["usage"]["completion_tokens"].as_u64().unwrap());
     for token in routing {
         let layers = token["layers"].as_object().unwrap();
-        assert!(layers.len() > 1 && layers.values().all(|experts| {
-            let experts = experts.as_array().unwrap();
-            experts.len() == 4 && experts.iter().all(|expert| expert.as_u64().unwrap() < 16)
-        }));
+        assert!(
+            layers.len() > 1
+                && layers.values().all(|experts| {
+                    let experts = experts.as_array().unwrap();
+                    experts.len() == 4 && experts.iter().all(|expert| expert.as_u64().unwrap() < 16)
+                })
+        );
     }
     let streamed = with(body, &json!({"routing": true, "stream": true}));
     let (events, _) = server.post(CHAT, &streamed).events();
-    let told: Vec<&Value> = events.iter().filter_map(|e| e["choices"][0]["routing"].as_array()).flatten().collect();
+    let told: Vec<&Value> =
+        events.iter().filter_map(|e| e["choices"][0]["routing"].as_array()).flatten().collect();
     assert_eq!(json!(told), json!(routing));
 }

@@ -38,10 +38,13 @@ fn curl_is_answered() {
     }
     let server = Serving::start(PROGRAM, &[]);
     let url = format!("http://{}/v1/chat/completions", server.address);
-    let body = r#"{"messages": [{"role": "user", "content": "What is 2+2?"}], "temperature": 0, "stream": true}"#;
+    let body =
+        r#"{"messages": [{"role": "user", "content": "What is 2+2?"}], "temperature": 0, "stream": true}"#;
     // Without a content type of JSON, too, as hands type it; and beyond the size from which curl asks before it sends.
     let long = body.replace("What", &(" ".repeat(3000) + "What"));
-    for (body, args) in [(body, &["-sS"][..]), (body, &["-sS", "--http1.0"]), (&long, &["-sS", "-H", "Expect: 100-continue"])] {
+    for (body, args) in
+        [(body, &["-sS"][..]), (body, &["-sS", "--http1.0"]), (&long, &["-sS", "-H", "Expect: 100-continue"])]
+    {
         let done = Command::new("curl").args(args).args(["-d", body, &url]).output().unwrap();
         let text = String::from_utf8(done.stdout).unwrap();
         assert!(done.status.success() && text.ends_with("data: [DONE]\n\n"), "{text}");

@@ -271,7 +271,8 @@ fn a_cache_outlives_its_server() {
     // A process that is killed leaves the file of the one before it.
     std::fs::write(&path, &kept).unwrap();
     let mut server = Serving::start(PROGRAM, &["--cache-file", file]);
-    let stream = with(body.clone(), &json!({"stream": true, "max_tokens": 4000, "ignore_eos": true})).to_string();
+    let stream =
+        with(body.clone(), &json!({"stream": true, "max_tokens": 4000, "ignore_eos": true})).to_string();
     let mut stream = server.send("POST", COMPLETIONS, &[], stream.as_bytes());
     stream.read_exact(&mut [0; 300]).unwrap();
     server.child.kill().unwrap();

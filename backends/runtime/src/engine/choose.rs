@@ -124,7 +124,12 @@ impl Chooser {
         logits: &mut Vec<f32>,
     ) -> Result<Chosen, ChooseError> {
         if self.is_plain_argmax() {
-            return Ok(Chosen { token: sequences.argmax(row)?, logprob: None, top: Vec::new(), experts: Experts::new() });
+            return Ok(Chosen {
+                token: sequences.argmax(row)?,
+                logprob: None,
+                top: Vec::new(),
+                experts: Experts::new(),
+            });
         }
         sequences.logits(row, logits)?;
         logits.truncate(sequences.executable().choosable(logits.len()));

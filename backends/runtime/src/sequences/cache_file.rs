@@ -59,7 +59,9 @@ impl Sum {
 impl Sequences {
     fn block_bytes(&self) -> Result<usize, CacheFileError> {
         let bytes = if self.shares_blocks() { self.state.block_bytes() } else { None };
-        bytes.ok_or_else(|| CacheFileError::NoBlocks(format!("the {} backend with this model", self.info().backend)))
+        bytes.ok_or_else(|| {
+            CacheFileError::NoBlocks(format!("the {} backend with this model", self.info().backend))
+        })
     }
 
     /// Whether there is anything that [`Sequences::save_cache`] could save, ever.
