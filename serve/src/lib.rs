@@ -2,8 +2,9 @@
 //!
 //! Input: a [`Model`] that is compiled, and a [`Config`]. Output: answers to HTTP requests, until the process is told to end. The
 //! engine is a plain thread; tokio drives the connections alone. `server` has connections and paths, `guard` who may ask;
-//! `chat`, `completions`, `responses`, `anthropic`, `texts` are the endpoints, which read `fields`, `messages`, `tools` and `sampling`; `listener` makes text of
-//! tokens, `answer` drives one answer, whole or in parts. Deliberately absent: TLS, which is a reverse proxy's.
+//! `chat`, `completions`, `responses`, `anthropic`, `texts` are the endpoints, which read `fields`, `messages`, `tools` and
+//! `sampling`; `listener` makes text of tokens, `writer` takes it apart, `answer` drives one answer, whole or in parts.
+//! Deliberately absent: TLS, which is a reverse proxy's.
 #![deny(missing_docs)]
 
 mod answer;

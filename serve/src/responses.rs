@@ -251,7 +251,8 @@ impl Messages {
                 self.read.push((name.to_owned(), message));
             }
             "reasoning" => {
-                let parts = item.get("content").or(item.get("summary")).and_then(Value::as_array);
+                let parts = item.get("content").and_then(Value::as_array);
+                let parts = parts.or(item.get("summary").and_then(Value::as_array));
                 let texts = parts.into_iter().flatten().filter_map(|part| part.get("text")?.as_str());
                 let text = texts.collect::<Vec<_>>().join("\n");
                 if !text.is_empty() {
