@@ -20,8 +20,7 @@ use moe_run_backends::{
 };
 use moe_run_graph::{
     Model,
-    ids::LayerIdx,
-    ir::{Graph, Stage},
+    ir::{Graph, LayerIdx, Stage},
     passes::TapSelection,
     quant,
 };

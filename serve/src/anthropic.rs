@@ -4,7 +4,7 @@
 
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 use crate::answer;
