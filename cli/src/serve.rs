@@ -235,7 +235,6 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         share.max_queue,
         started.elapsed().as_secs_f64()
     ));
-    output::note(&format!("ready: http://{}", listening.address()));
     let generation = Generation::begin();
     let sequences = listening.serve(served, || generation.is_interrupted()).map_err(failed)?;
     if let (Some(cache), Some(sequences)) = (cache, sequences) {
