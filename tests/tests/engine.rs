@@ -51,10 +51,13 @@ fn settings(shares_prefixes: bool) -> Settings {
     Settings { max_queue: 100, max_step: None, cuts_freely: true, shares_prefixes }
 }
 
+/// A token with the bits of its log probability, and of those of the best ones.
+type Told = (TokenId, Option<u32>, Vec<(TokenId, u32)>);
+
 /// What a listener heard.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Heard {
-    tokens: Vec<(TokenId, Option<u32>, Vec<(TokenId, u32)>)>,
+    tokens: Vec<Told>,
     ended: Option<Ended>,
 }
 
