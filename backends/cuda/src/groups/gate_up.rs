@@ -1,8 +1,7 @@
 //! kernels/gate_up.cu.
 
 use super::{
-    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, is_known, matmul, normed_bytes, one_row, stage, whole_norm,
-    width,
+    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, matmul, normed_bytes, one_row, stage, whole_norm, width,
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params};
@@ -15,7 +14,8 @@ use moe_run_runtime::executable::KvType;
 impl Runs for GateUp {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let GateUp { norm, gate, up, act } = self;
-        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+        // `activation_params` numbers each function.
+        let Gated { node: _, gate: _, up: _, activation: _, activated: _, y: _ } = act;
         let plain = |product: &Product| {
             let Product { node: _, x: _, weight, bias: None, scale: None, y: _ } = product else {
                 return false;
@@ -29,7 +29,6 @@ impl Runs for GateUp {
             && plain(gate)
             && plain(up)
             && width(graph, gate.y) == width(graph, up.y)
-            && is_known(*activation)
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {

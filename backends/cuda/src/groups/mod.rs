@@ -19,7 +19,7 @@ use moe_run_graph::groups::{
     AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv,
     NormRouter, RouteGateUp, group_of,
 };
-use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::quant::{ActProfile, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
@@ -113,17 +113,6 @@ fn any_rows(slice: &WeightSlice) -> bool {
 fn any_experts(product: &ExpertProduct) -> bool {
     let ExpertProduct { node: _, x: _, ids: _, weight, bias: _, y: _ } = product;
     any_rows(weight)
-}
-
-/// A function that `gated` in kernels/common/gated.cuh knows.
-fn is_known(activation: ActivationFn) -> bool {
-    match activation {
-        ActivationFn::Silu
-        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-        | ActivationFn::GeluTanh
-        | ActivationFn::Sigmoid => true,
-        ActivationFn::Relu | ActivationFn::Softplus | ActivationFn::LimitedSwiglu { limit: _ } => false,
-    }
 }
 
 /// One row for a token: what a launch without a grid over rows computes.

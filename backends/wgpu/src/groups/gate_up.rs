@@ -1,8 +1,6 @@
 //! RmsNorm, or none, gate and up of a dense layer or a shared expert, and the activation of both.
 
-use super::{
-    Runs, WORKGROUP_BYTES, gated_params, is_known, product, row_per_token, staged_bytes, whole_norm,
-};
+use super::{Runs, WORKGROUP_BYTES, gated_params, product, row_per_token, staged_bytes, whole_norm};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use moe_run_graph::groups::parts::{Gated, Product};
 use moe_run_graph::groups::{GateUp, Group};
@@ -16,7 +14,8 @@ const ROWS: u32 = 16;
 impl Runs for GateUp {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let GateUp { norm, gate, up, act } = self;
-        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+        // `activation_params` numbers each function.
+        let Gated { node: _, gate: _, up: _, activation: _, activated: _, y: _ } = act;
         let plain = |product: &Product| {
             let Product { node: _, x: _, weight: _, bias, scale, y: _ } = product;
             bias.is_none() && scale.is_none()
@@ -29,7 +28,6 @@ impl Runs for GateUp {
             && (g.rows, g.cols) == (u.rows, u.cols)
             && g.format.is_quantized() == u.format.is_quantized()
             && staged_bytes(g.cols) + LANES * 16 <= WORKGROUP_BYTES
-            && is_known(*activation)
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {

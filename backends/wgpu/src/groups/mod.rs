@@ -20,7 +20,7 @@ use moe_run_graph::groups::{
     AttentionStep, DownCombine, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv, NormRouter,
     RouteGateUp, group_of,
 };
-use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::passes::Launch;
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
@@ -125,17 +125,6 @@ fn experts(graph: &Graph, product: &ExpertProduct) -> Option<Matrix> {
 fn whole_norm(norm: &Norm) -> bool {
     let Norm { node: _, x: _, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
     *heads == 1
-}
-
-/// A function that `common/activate.wgsl` and `common/gated.wgsl` know.
-fn is_known(activation: ActivationFn) -> bool {
-    match activation {
-        ActivationFn::Silu
-        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-        | ActivationFn::GeluTanh
-        | ActivationFn::Sigmoid => true,
-        ActivationFn::Relu | ActivationFn::Softplus | ActivationFn::LimitedSwiglu { limit: _ } => false,
-    }
 }
 
 /// What gate and up (matrix, tensor, result) and the activation of both tell a shader: rows, layouts, where results go.
