@@ -1,5 +1,6 @@
 // Down projection of the chosen experts, their weighted sum, the shared expert and the residual stream, for one token:
-// y = residual + (Σ_k weight_k · (x_k · W[id_k]ᵀ + bias[id_k]) + factor · shared), k ascending, factor = scale · sigmoid(logit).
+// y = residual + sum_scale · (Σ_k weight_k · (x_k · W[id_k]ᵀ + bias[id_k]) + factor · shared), k ascending, factor = scale ·
+// sigmoid(logit).
 //
 // Rows of a down projection are short: `width` lanes take one expert's, so a warp has several experts under way.
 #include "common/staged.cuh"
@@ -8,15 +9,15 @@
 constexpr int DOWN_ROWS = 2;
 
 // Grid: blocks. x [K, n], ids [K], weights [K], bias [E, rows] or null; down [K, rows] and combined [rows] or null. shared
-// [rows], or null: none; shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared [rows]: what of them
-// somebody reads, or null. residual [rows], or null: none. stage as in norm_matmul.cu;
+// [rows], or null: none; shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared, scaled [rows]: what
+// of them somebody reads, or null. residual [rows], or null: none. stage as in norm_matmul.cu;
 // dynamic shared memory K·(n + n/8) bytes for STAGE_Q8. width: 8, 16 or 32.
 extern "C" __global__ void __launch_bounds__(256)
     down_combine(aptr<const float> x, aptr<const int> ids, aptr<const float> weights, int format, gptr<const uint8_t> w,
                  unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> bias,
                  aptr<const float> shared, aptr<const float> shared_logit, float shared_scale, aptr<int> factor_id,
-                 aptr<float> factor, aptr<float> gated, aptr<float> with_shared, aptr<const float> residual,
-                 aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows, int experts_per_token, int stage,
+                 aptr<float> factor, aptr<float> gated, aptr<float> with_shared, float sum_scale, aptr<float> scaled,
+                 aptr<const float> residual, aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows, int experts_per_token, int stage,
                  int width) {
     SHARED_DYNAMIC(float, base);
     wait_for_previous();
@@ -78,6 +79,8 @@ extern "C" __global__ void __launch_bounds__(256)
                 }
                 sum += s;
                 if (with_shared != nullptr) with_shared[o] = sum;
+                sum *= sum_scale;
+                if (scaled != nullptr) scaled[o] = sum;
             }
             y[o] = residual != nullptr ? residual[o] + sum : sum;
         }

@@ -1,5 +1,5 @@
 // The down ExpertMatMul, ExpertCombine and what is added behind it in one launch, for a few tokens: the shared expert, times
-// scale · sigmoid(logit) where it has a gate, and the residual stream. A workgroup computes ROWS elements,
+// scale · sigmoid(logit) where it has a gate, the sum times a factor, and the residual stream. A workgroup computes ROWS elements,
 // LANES / EXPERT_SLOTS lanes to each chosen expert. Grid (rows / ROWS, T).
 #include numbers
 #include arena
@@ -8,6 +8,7 @@
 #include quantize_block
 #include decode weight
 #include activations
+#include plain_input
 #include staged
 #include dot weight
 
@@ -24,6 +25,9 @@ struct Params {
     factor: u32,
     gated: u32,
     with_shared: u32,
+    // What multiplies that, and where it goes then, if somebody reads it; or NONE.
+    sum_scale: f32,
+    scaled: u32,
     // Or NONE.
     residual: u32,
     y: u32,
@@ -76,7 +80,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     let first = wg.y * p.experts_per_token;
     // The chosen experts' rows lie side by side: one row of K · cols.
-    stage(lane, p.x + first * p.cols, p.cols * p.experts_per_token, NONE, 0.0);
+    input_at = p.x + first * p.cols;
+    stage(lane, p.cols * p.experts_per_token);
     let slot = lane.index / EXPERT_LANES;
     let in_slot = lane.index % EXPERT_LANES;
     let chosen = min(slot, p.experts_per_token - 1u);
@@ -130,6 +135,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
                 combined += shared_part(wg.y, row + lane.index, out);
                 if (p.with_shared != NONE) {
                     store(p.with_shared + out, combined);
+                }
+                combined *= p.sum_scale;
+                if (p.scaled != NONE) {
+                    store(p.scaled + out, combined);
                 }
             }
             if (p.residual != NONE) {

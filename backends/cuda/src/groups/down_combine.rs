@@ -3,7 +3,7 @@
 use super::{MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, matmul, one_row, stage, staged_bytes};
 use crate::driver::Param;
 use crate::ops::Emit;
-use moe_run_graph::groups::parts::{Combined, Sum};
+use moe_run_graph::groups::parts::{Combined, Scaled, Sum};
 use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -13,7 +13,8 @@ impl Runs for DownCombine {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let DownCombine { down, combined: Combined { node: _, x: _, weights: _, y: _ }, shared, add } = self;
         let sums = |shared: &SharedExpert| {
-            let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ } } = shared;
+            let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ }, scaled } = shared;
+            scaled.iter().for_each(|Scaled { node: _, x: _, factor: _, y: _ }| {});
             one_row(graph, *x) && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
         };
         any_experts(down)
@@ -56,15 +57,22 @@ impl Runs for DownCombine {
             ],
             None => [Param::NULL, Param::F32(1.0), Param::NULL, Param::NULL, Param::NULL],
         });
-        // What the last addition makes is the result; what comes before it is written if somebody reads it.
-        let (y, with_shared, sum) = match (add, shared) {
-            (Some(add), Some(shared)) => (add.y, emit.opt_value(shared.add.y), emit.opt_value(combined.y)),
-            (Some(add), None) => (add.y, Param::NULL, emit.opt_value(combined.y)),
-            (None, Some(shared)) => (shared.add.y, Param::NULL, emit.opt_value(combined.y)),
-            (None, None) => (combined.y, Param::NULL, Param::NULL),
-        };
+        // What comes last is the result; what comes before it is written if somebody reads it.
+        let scaled = shared.as_ref().and_then(|shared| shared.scaled.as_ref());
+        let sums = [
+            Some(combined.y),
+            shared.as_ref().map(|shared| shared.add.y),
+            scaled.map(|scaled| scaled.y),
+            add.as_ref().map(|add| add.y),
+        ];
+        let y = sums.into_iter().flatten().last().ok_or_else(|| BackendError::mismatch(Self::NAME))?;
+        let [sum, with_shared, mean, _] = sums.map(|value| {
+            value.filter(|value| *value != y).map_or(Param::NULL, |value| emit.opt_value(value))
+        });
         params.extend([
             with_shared,
+            Param::F32(scaled.map_or(1.0, |scaled| scaled.factor)),
+            mean,
             add.as_ref().map_or(Ok(Param::NULL), |add| emit.value(add.other))?,
             emit.opt_value(down.y),
             sum,

@@ -1,7 +1,8 @@
 //! kernels/gate_up.cu.
 
 use super::{
-    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, matmul, normed_bytes, one_row, stage, whole_norm, width,
+    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, matmul, norm_params, normed_bytes, one_row, stage,
+    whole_norm, width,
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params};
@@ -37,14 +38,13 @@ impl Runs for GateUp {
         let up_matrix = emit.weights.matrix(emit.graph, &up.weight);
         let forms = stage(emit, gate_matrix.format) | stage(emit, up_matrix.format);
         let n = gate_matrix.inner;
-        let (x, weight, eps, normed) = match norm {
-            Some(norm) => (norm.x, emit.weights.opt_vector(norm.weight), norm.eps, emit.opt_value(norm.y)),
-            None => (gate.x, Param::NULL, 0.0, Param::NULL),
+        let (x, normed) = match norm {
+            Some(norm) => (norm.x, emit.opt_value(norm.y)),
+            None => (gate.x, Param::NULL),
         };
-        let mut params = vec![
-            emit.value(x)?,
-            weight,
-            Param::F32(eps),
+        let mut params = vec![emit.value(x)?];
+        params.extend(norm_params(emit, norm.as_ref()));
+        params.extend([
             normed,
             int(n),
             Param::I32(forms),
@@ -54,7 +54,7 @@ impl Runs for GateUp {
             up_matrix.code(),
             up_matrix.data,
             Param::U64(up_matrix.row_bytes),
-        ];
+        ]);
         params.extend(activation_params(Some(act.activation)));
         params.extend([
             emit.opt_value(gate.y),

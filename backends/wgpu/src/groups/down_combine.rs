@@ -2,7 +2,7 @@
 
 use super::{Runs, WORKGROUP_BYTES, experts, row_per_token, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
-use moe_run_graph::groups::parts::{Combined, Sum};
+use moe_run_graph::groups::parts::{Combined, Scaled, Sum};
 use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -21,7 +21,8 @@ impl Runs for DownCombine {
         let DownCombine { down, combined, shared, add } = self;
         let Combined { node: _, x: _, weights, y: _ } = combined;
         let sums = |shared: &SharedExpert| {
-            let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ } } = shared;
+            let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ }, scaled } = shared;
+            scaled.iter().for_each(|Scaled { node: _, x: _, factor: _, y: _ }| {});
             row_per_token(graph, *x) && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
         };
         let Some(matrix) = experts(graph, down) else { return false };
@@ -55,13 +56,17 @@ impl Runs for DownCombine {
         let variant = e.variant(Self::NAME, &sizes).weight("weight", matrix.format).input(input);
         let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
         let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
-        // What the last addition makes is the result; what comes before it is written if somebody reads it.
-        let (y, with_shared, sum) = match (add, shared) {
-            (Some(add), Some(shared)) => (add.y, stored(e, shared.add.y), stored(e, combined.y)),
-            (Some(add), None) => (add.y, NONE, stored(e, combined.y)),
-            (None, Some(shared)) => (shared.add.y, NONE, stored(e, combined.y)),
-            (None, None) => (combined.y, NONE, NONE),
-        };
+        // What comes last is the result; what comes before it is written if somebody reads it.
+        let scaled = shared.as_ref().and_then(|shared| shared.scaled.as_ref());
+        let sums = [
+            Some(combined.y),
+            shared.as_ref().map(|shared| shared.add.y),
+            scaled.map(|scaled| scaled.y),
+            add.as_ref().map(|add| add.y),
+        ];
+        let y = sums.into_iter().flatten().last().ok_or_else(defect)?;
+        let [sum, with_shared, mean, _] =
+            sums.map(|value| value.filter(|value| *value != y).map_or(NONE, |value| stored(e, value)));
         let params = [
             ("x", e.at(down.x)?.into()),
             ("ids", e.at(down.ids)?.into()),
@@ -73,6 +78,8 @@ impl Runs for DownCombine {
             ("factor", gate.map_or(NONE, |g| stored(e, g.routing.weights)).into()),
             ("gated", gate.map_or(NONE, |g| stored(e, g.gated.y)).into()),
             ("with_shared", with_shared.into()),
+            ("sum_scale", scaled.map_or(1.0, |scaled| scaled.factor).into()),
+            ("scaled", mean.into()),
             ("residual", add.as_ref().map_or(Ok(NONE), |add| e.at(add.other))?.into()),
             ("y", e.output(y).into()),
             ("expert_y", stored(e, down.y).into()),
