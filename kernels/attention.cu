@@ -9,9 +9,9 @@ template <int KV>
 DEVICE void attend_block(const Attend &a, aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys,
                          aptr<const uint8_t> values, aptr<const float> sinks, aptr<float> partial,
                          aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int head0, int heads_all,
-                         int start, int max_splits, sptr<float> base) {
+                         int window, int chunk, int max_splits, sptr<float> base) {
     int t = blockIdx.z, split = blockIdx.y;
-    int end = positions[t] + 1;
+    int end = positions[t] + 1, start = first_visible(end - 1, window, chunk);
     Splits splits = splits_of(end - start, max_splits);
     if (split >= splits.count) return;
     AttendShared s = attend_shared(base, a.d);
@@ -45,10 +45,9 @@ extern "C" __global__ void __launch_bounds__(128, BLOCKS_AT_ONCE(4, 5, 6))
     a.scale = scale;
     a.soft_cap = soft_cap;
     a.value_in_key = value_in_key != 0;
-    int start = first_visible(positions[blockIdx.z], window, chunk);
 #define ATTEND(KV)                                                                                                     \
-    attend_block<KV>(a, q, positions, keys, values, sinks, partial, partial_state, arrived, y, head0, heads, start,    \
-                     max_splits, base)
+    attend_block<KV>(a, q, positions, keys, values, sinks, partial, partial_state, arrived, y, head0, heads, window,   \
+                     chunk, max_splits, base)
     if (kv_type == KV_F16) ATTEND(KV_F16);
     else if (kv_type == KV_F32) ATTEND(KV_F32);
     else ATTEND(KV_Q8_0);

@@ -1,4 +1,4 @@
-// A norm, gate and up, gated activation, for one row: the first half of a dense layer or of a shared expert. Without a norm
+// RmsNorm, gate and up, gated activation, for one row: the first half of a dense layer or of a shared expert. Without a norm
 // (w null) the row is taken as it is.
 //
 // Every block norms the row for itself; its warps hold gate and up of a row together.
@@ -8,8 +8,7 @@
 // Grid: blocks, 256 threads. x [n] → y [rows]; normed [n], gate_out, up_out, activated [rows] or null. n % 4 = 0, n ≤ 8192.
 // stage and dynamic shared memory as in norm_matmul.cu.
 extern "C" __global__ void __launch_bounds__(256)
-    gate_up(aptr<const float> x, aptr<const float> w, aptr<const float> norm_bias, float eps, int centred,
-            aptr<float> normed, int n, int stage, int gate_format, gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes, int up_format, gptr<const uint8_t> up_w,
+    gate_up(aptr<const float> x, aptr<const float> w, float eps, aptr<float> normed, int n, int stage, int gate_format, gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes, int up_format, gptr<const uint8_t> up_w,
             unsigned long long up_row_bytes, int activation, float alpha, float limit, aptr<float> gate_out,
             aptr<float> up_out, aptr<float> activated, aptr<float> y, int rows) {
     SHARED_DYNAMIC(float, base);
@@ -21,9 +20,9 @@ extern "C" __global__ void __launch_bounds__(256)
     wait_for_previous();
     RowNorm norm;
     norm.w = w;
-    norm.b = norm_bias;
+    norm.b = aptr<const float>(nullptr);
     norm.eps = eps;
-    norm.centred = centred;
+    norm.centred = 0;
     aptr<float> copy = blockIdx.x == 0 ? normed : aptr<float>(nullptr);
     StagedQ8 staged = stage_normed(x, no_post_norm(), norm, n, stage, base, copy);
     sptr<float> row = base;

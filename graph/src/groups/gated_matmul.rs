@@ -1,6 +1,7 @@
 //! `gated_matmul`: what attention or a recurrence gives, under its gate and, in some models, a norm of its heads, the matmul of
 //! that, and the addition to the residual stream behind it.
 
+use super::norm_qkv::is_gate_up;
 use super::parts::{Gated, HeadsScaled, Norm, Product, Sum};
 use super::{Group, Matcher};
 use crate::ir::{Node, NodeId, ValueId};
@@ -42,7 +43,7 @@ impl RowGate {
     fn making(matcher: &Matcher<'_>, value: ValueId) -> Option<RowGate> {
         let node = matcher.producer(value)?;
         if let Some(gated) = Gated::of(node).filter(|gated| gated.y == value) {
-            return Some(RowGate::Elements(gated));
+            return (!is_gate_up(matcher.graph(), &gated)).then_some(RowGate::Elements(gated));
         }
         let scaled = HeadsScaled::of(node)?;
         let act = matcher.producer(scaled.factors).and_then(Gated::of)?;

@@ -79,12 +79,16 @@ pub(super) fn is_read_by(graph: &Graph, value: ValueId, kind: OpKind) -> bool {
     graph.consumers(value).any(|reader| reader.op.kind() == kind)
 }
 
-/// Whether a product is the gate or the up of a feed-forward part: the other one is a product of the same row.
+/// Whether a product is the gate or the up of a feed-forward part.
 fn is_of_gate_up(graph: &Graph, product: &Product) -> bool {
-    let made =
-        |value: ValueId| graph.value(value).producer.and_then(|id| graph.node(id)).and_then(Product::of);
-    graph.consumers(product.y).filter_map(Gated::of).any(|gated| {
-        gated.gate != gated.up
-            && [gated.gate, gated.up].iter().all(|v| made(*v).is_some_and(|p| p.x == product.x))
-    })
+    graph.consumers(product.y).filter_map(Gated::of).any(|gated| is_gate_up(graph, &gated))
+}
+
+/// Whether a gate is that of a feed-forward part: it and what it lets through are two products of one row.
+pub(super) fn is_gate_up(graph: &Graph, gated: &Gated) -> bool {
+    let row = |value: ValueId| {
+        let product = graph.value(value).producer.and_then(|id| graph.node(id)).and_then(Product::of);
+        product.map(|product| product.x)
+    };
+    gated.gate != gated.up && row(gated.gate).is_some() && row(gated.gate) == row(gated.up)
 }

@@ -548,8 +548,17 @@ fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
     };
     let shared = b.pick(&["none", "none", "bare", "gated"]);
     b.note("shared", shared);
+    let mut beside = Vec::new();
     if shared != "none" {
-        let mut x = b.boundary(row(out), DType::F32);
+        // Its output, or what its own down_proj makes.
+        let of_product = b.one_in(2);
+        b.note("shared down", of_product);
+        let width = if of_product { widths.hidden_size } else { out };
+        let mut x = b.boundary(row(width), DType::F32);
+        if of_product {
+            x = project(b, &widths, "shared_expert_down_proj", x, out)?;
+            beside.push(x);
+        }
         if shared == "gated" {
             let logit = b.boundary(row(1), DType::F32);
             let factor = b.graph.push(LAYER, "shared_expert_sigmoid", sigmoid(1, 1), &[logit])?[1];
@@ -567,7 +576,7 @@ fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
     if !b.one_in(6) {
         add(b, "ffn_residual", &mut sum, residual)?;
     }
-    inner.extend(means);
+    inner.extend(means.into_iter().chain(beside));
     outputs(b, &inner, &[sum]);
     let mut at = 0;
     let mut all = Vec::new();

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params};
-use moe_run_graph::groups::parts::{Gated, Product};
+use moe_run_graph::groups::parts::{Gated, Product, RowNormKind};
 use moe_run_graph::groups::{GateUp, Group};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -23,7 +23,7 @@ impl Runs for GateUp {
             };
             any_rows(weight)
         };
-        norm.as_ref().is_none_or(|norm| whole_norm(graph, norm))
+        norm.as_ref().is_none_or(|norm| whole_norm(graph, norm) && norm.kind == RowNormKind::Rms)
             && one_row(graph, gate.x)
             && width(graph, gate.x) <= MAX_NORM_ELEMS
             && width(graph, gate.x).is_multiple_of(4)
@@ -42,9 +42,11 @@ impl Runs for GateUp {
             Some(norm) => (norm.x, emit.opt_value(norm.y)),
             None => (gate.x, Param::NULL),
         };
-        let mut params = vec![emit.value(x)?];
-        params.extend(norm_params(emit, norm.as_ref()));
-        params.extend([
+        let [weight, _, eps, _] = norm_params(emit, norm.as_ref());
+        let mut params = vec![
+            emit.value(x)?,
+            weight,
+            eps,
             normed,
             int(n),
             Param::I32(forms),
@@ -54,7 +56,7 @@ impl Runs for GateUp {
             up_matrix.code(),
             up_matrix.data,
             Param::U64(up_matrix.row_bytes),
-        ]);
+        ];
         params.extend(activation_params(Some(act.activation)));
         params.extend([
             emit.opt_value(gate.y),

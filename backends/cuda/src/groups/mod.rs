@@ -54,11 +54,11 @@ macro_rules! each_group {
             $call!(AttentionStep),
             $call!(RouteGateUp),
             $call!(FinalNormLmHead),
+            $call!(GatedMatMul),
             $call!(NormQkv),
             $call!(NormRouter),
             $call!(GateUp),
             $call!(DownCombine),
-            $call!(GatedMatMul),
             $call!(MatMulResidual),
             $call!(NormResidual),
         ]

@@ -3,8 +3,8 @@
 use super::{Runs, int, ops, whole_norm};
 use crate::driver::Param;
 use crate::ops::{Emit, rms_norm};
+use moe_run_graph::groups::NormResidual;
 use moe_run_graph::groups::parts::{RowNorm, RowNormKind, Sum};
-use moe_run_graph::groups::{Group, NormResidual};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;

@@ -3,8 +3,8 @@
 use super::{Runs, WORKGROUP_BYTES, input_params, product, row_per_token, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use crate::params::Param;
+use moe_run_graph::groups::MatMulResidual;
 use moe_run_graph::groups::parts::{Clamped, Product, Sum};
-use moe_run_graph::groups::{Group, MatMulResidual};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;

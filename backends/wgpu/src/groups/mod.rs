@@ -54,11 +54,11 @@ pub(super) fn for_tokens(tokens: usize, kv_type: KvType) -> Vec<LaunchPattern> {
     }
     if tokens <= FEW_ROWS {
         patterns.extend([
+            pattern::<GatedMatMul>(kv_type),
             pattern::<NormQkv>(kv_type),
             pattern::<NormRouter>(kv_type),
             pattern::<GateUp>(kv_type),
             pattern::<DownCombine>(kv_type),
-            pattern::<GatedMatMul>(kv_type),
             pattern::<MatMulResidual>(kv_type),
             pattern::<NormResidual>(kv_type),
         ]);

@@ -74,7 +74,8 @@ fn variants(features: Features) -> Vec<Variant> {
             all.push(experts.weight("up", mixed).input(input));
             let sizes = [("LANES", 128), ("ROWS", 8), ("COLS", 6144), ("EXPERT_SLOTS", 8)];
             let combine = Variant::new("down_combine", features, &sizes).weight("weight", format);
-            all.push(combine.input(input));
+            all.push(combine.clone().input(input));
+            all.push(combine.weight("shared_w", mixed).input(input).fused());
             for op in ["matmul", "expert_matmul"] {
                 all.push(lanes(op, 64).weight("weight", format).input(input));
             }
