@@ -11,10 +11,10 @@
 constexpr int DOWN_ROWS = 2;
 
 // Grid: blocks. x [K, n], ids [K], weights [K], bias [E, rows] or null; down [K, rows] and combined [rows] or null. shared
-// [rows], or with shared_w the [shared_n] that its product reads, or null: none; shared_y [rows] or null: the product. shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared, scaled [rows]: what
-// of them somebody reads, or null. residual [rows], or null: none. stage as in norm_matmul.cu;
-// dynamic shared memory K·(n + n/8) bytes for STAGE_Q8, rounded up to 16, then shared_n + shared_n/8 for
-// that of shared_stage. width: 8, 16 or 32.
+// [rows], or with shared_w the [shared_n] that its product reads, or null: none; shared_y [rows] or null: the product.
+// shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared, scaled [rows]: what of them somebody reads, or
+// null. residual [rows], or null: none. stage as in norm_matmul.cu. Dynamic shared memory: K·(n + n/8) bytes for STAGE_Q8,
+// rounded up to 16, then shared_n + shared_n/8 for that of shared_stage. width: 8, 16 or 32.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
     down_combine(aptr<const float> x, aptr<const int> ids, aptr<const float> weights, int format, gptr<const uint8_t> w,
                  unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> bias,
@@ -22,8 +22,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
                  unsigned long long shared_row_bytes, float shared_down_scale, int shared_n, int shared_stage,
                  aptr<float> shared_y, aptr<const float> shared_logit, float shared_scale, aptr<int> factor_id,
                  aptr<float> factor, aptr<float> gated, aptr<float> with_shared, float sum_scale, aptr<float> scaled,
-                 aptr<const float> residual, aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows, int experts_per_token, int stage,
-                 int width) {
+                 aptr<const float> residual, aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows,
+                 int experts_per_token, int stage, int width) {
     SHARED_DYNAMIC(float, base);
     wait_for_previous();
     int lane = threadIdx.x & 31, warps = blockDim.x >> 5, first = blockIdx.x * warps + (threadIdx.x >> 5);

@@ -1,7 +1,7 @@
 //! The decode step's grouped launches, one kernel each: which of graph/src/groups fit, and their kernels' parameters.
 //!
 //! A layer with experts is `norm_qkv`, `attention_step`, `matmul_residual`, `norm_router`, `route_gate_up`, `down_combine`; a
-//! shared expert adds `gate_up` and a matmul; a dense layer has `gate_up` and `matmul_residual` in the place of the last three.
+//! shared expert adds `gate_up`; a dense layer has `gate_up` and `matmul_residual` in the place of the last three.
 //! Where attention has a gate, `gated_matmul` stands in the place of `matmul_residual`; a post-norm and its addition are a part of
 //! `norm_router`, or `norm_residual`. The final norm goes with lm_head.
 //!
