@@ -1,5 +1,6 @@
 // The scores inside Attention, for looking at: q [T, H·d], key cache → [H, T, S], 0 where the query does not see.
 #include "common/kv.cuh"
+#include "common/visible.cuh"
 
 template <int KV> DEVICE float score(aptr<const float> q, aptr<const uint8_t> keys, long long at, int d) {
     float sum = 0.0f;
@@ -13,12 +14,12 @@ template <int KV> DEVICE float score(aptr<const float> q, aptr<const uint8_t> ke
 // Grid: (ceil(S / threads), T, H).
 extern "C" __global__ void attention_scores(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys,
                                             aptr<float> y, int kv_type, int kv_heads, int d, float scale, int window,
-                                            float soft_cap, int cached) {
+                                            int chunk, float soft_cap, int cached) {
     wait_for_previous();
     int s = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y, h = blockIdx.z, heads = gridDim.z;
     if (s >= cached) return;
     float v = 0.0f;
-    int end = positions[t] + 1, start = window > 0 && end > window ? end - window : 0;
+    int end = positions[t] + 1, start = first_visible(positions[t], window, chunk);
     if (s >= start && s < end) {
         aptr<const float> a = q + (t * heads + h) * d;
         long long at = (static_cast<long long>(s) * kv_heads + h / (heads / kv_heads)) * d;

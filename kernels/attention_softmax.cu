@@ -1,13 +1,13 @@
 // scores [H, T, S] → softmax over the visible positions [H, T, S]; 0 elsewhere. For looking at, like the scores.
-#include "common/prelude.cuh"
+#include "common/visible.cuh"
 
-// One warp a row. Grid: (T, H), 32 threads. window 0: none; sinks [H] or null.
+// One warp a row. Grid: (T, H), 32 threads. window and chunk 0: none; sinks [H] or null.
 extern "C" __global__ void attention_softmax(aptr<const float> scores, aptr<const int> positions, aptr<const float> sinks,
-                                             aptr<float> y, int cached, int window) {
+                                             aptr<float> y, int cached, int window, int chunk) {
     wait_for_previous();
     int t = blockIdx.x, h = blockIdx.y, lane = threadIdx.x;
     long long row = (static_cast<long long>(h) * gridDim.x + t) * cached;
-    int end = positions[t] + 1, start = window > 0 && end > window ? end - window : 0;
+    int end = positions[t] + 1, start = first_visible(positions[t], window, chunk);
     float top = sinks != nullptr ? sinks[h] : -infinity();
     for (int i = start + lane; i < end; i += 32) top = fmaxf(top, scores[row + i]);
     top = warp_max(top);

@@ -6,6 +6,7 @@
 #include "common/attend.cuh"
 #include "common/attend_tiles.cuh"
 #include "common/rotate.cuh"
+#include "common/visible.cuh"
 
 // How heads are placed. dims 0: they are not rotated. norm_last: the norm stands behind the rotation. whole_rows: it is over
 // all heads at once.
@@ -119,10 +120,10 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
                        aptr<const float> q_norm, aptr<const float> k_norm, float q_eps, float k_eps, const Turn &turn,
                        int slot, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
                        aptr<uint8_t> keys, aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial,
-                       aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int head0, int heads_all, int window,
-                       int max_splits, bool first_chunk, sptr<float> base) {
+                       aptr<float> partial_state, aptr<int> arrived, aptr<float> y, int head0, int heads_all, int start,
+                       int max_splits, bool first_part, sptr<float> base) {
     int split = blockIdx.y, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    int end = turn.position + 1, start = window > 0 && end > window ? end - window : 0;
+    int end = turn.position + 1;
     Splits splits = splits_of(end - start, max_splits);
     if (split >= splits.count) return;
     AttendShared s = attend_shared(base, a.d);
@@ -140,7 +141,7 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
         if (warp == 0) {
             float k_factor = turn.whole_rows && k_norm != nullptr ? norm_factor(k, a.kv_heads * a.d, k_eps) : 0.0f;
             norm_turn(k + at, turn.whole_rows ? norm_at(k_norm, at) : k_norm, k_eps, k_factor, turn, a.d, normed, key,
-                      tap_at(k_normed, first_chunk, at), tap_at(k_turned, first_chunk, at));
+                      tap_at(k_normed, first_part, at), tap_at(k_turned, first_part, at));
         }
         __syncthreads();
         long long row = static_cast<long long>(slot) * a.kv_heads + a.kv_head;
@@ -171,15 +172,15 @@ extern "C" __global__ void __launch_bounds__(128)
                    aptr<const int> slots, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
                    aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
                    aptr<int> arrived, aptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
-                   int window, float soft_cap, int max_splits, int tiles) {
+                   int window, int chunk, float soft_cap, int max_splits, int tiles) {
     wait_for_previous();
     SHARED_DYNAMIC(float, base);
-    int per_kv = heads / kv_heads, chunks = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
-    int chunk = blockIdx.x % chunks;
+    int per_kv = heads / kv_heads, parts = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
+    int part = blockIdx.x % parts;
     Attend a;
-    a.kv_head = blockIdx.x / chunks;
-    int head0 = a.kv_head * per_kv + chunk * ATTEND_HEADS;
-    a.heads = per_kv - chunk * ATTEND_HEADS < ATTEND_HEADS ? per_kv - chunk * ATTEND_HEADS : ATTEND_HEADS;
+    a.kv_head = blockIdx.x / parts;
+    int head0 = a.kv_head * per_kv + part * ATTEND_HEADS;
+    a.heads = per_kv - part * ATTEND_HEADS < ATTEND_HEADS ? per_kv - part * ATTEND_HEADS : ATTEND_HEADS;
     a.d = d;
     a.dv = dv;
     a.kv_heads = kv_heads;
@@ -193,10 +194,11 @@ extern "C" __global__ void __launch_bounds__(128)
     turn.position = positions[0];
     turn.norm_last = norm_last;
     turn.whole_rows = whole_rows;
+    int start = first_visible(turn.position, window, chunk);
 #define STEP(KV, D)                                                                                                       \
     step_block<KV, D>(a, q, k, v, q_norm, k_norm, q_eps, k_eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned,   \
-                      keys, values, sinks, partial, partial_state, arrived, y, head0, heads, window, max_splits,          \
-                      chunk == 0, base)
+                      keys, values, sinks, partial, partial_state, arrived, y, head0, heads, start, max_splits,           \
+                      part == 0, base)
     if (tiles && d == 128) STEP(KV_F16, 128);
     else if (tiles) STEP(KV_F16, 64);
     else if (kv_type == KV_F16) STEP(KV_F16, 0);

@@ -3,18 +3,19 @@
 // A warp takes up to 8 query heads of one token that share a KV head; the four warps of a block take four tokens in a row, so
 // that what one of them reads the others find in the cache.
 #include "common/attend_tiles.cuh"
+#include "common/visible.cuh"
 
 constexpr int TOKENS_PER_BLOCK = 4;
 
 template <int D>
 DEVICE void tokens_attend(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys,
                           aptr<const uint8_t> values, aptr<const float> sinks, aptr<float> y, int heads, int kv_heads,
-                          float scale, int window, float soft_cap, int tokens) {
-    int per_kv = heads / kv_heads, chunks = (per_kv + 7) / 8, chunk = blockIdx.x % chunks, kv_head = blockIdx.x / chunks;
-    int head0 = kv_head * per_kv + 8 * chunk, mine = min(per_kv - 8 * chunk, 8);
+                          float scale, int window, int chunk, float soft_cap, int tokens) {
+    int per_kv = heads / kv_heads, parts = (per_kv + 7) / 8, part = blockIdx.x % parts, kv_head = blockIdx.x / parts;
+    int head0 = kv_head * per_kv + 8 * part, mine = min(per_kv - 8 * part, 8);
     int token = blockIdx.y * TOKENS_PER_BLOCK + (threadIdx.x >> 5), lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     if (token >= tokens) return;
-    int end = positions[token] + 1, start = window > 0 && end > window ? end - window : 0;
+    int end = positions[token] + 1, start = first_visible(positions[token], window, chunk);
     long long row0 = static_cast<long long>(token) * heads + head0, stride = static_cast<long long>(kv_heads) * D;
     WarpAttend<D> w;
     begin<D>(w, q + row0 * D, mine);
@@ -36,9 +37,11 @@ DEVICE void tokens_attend(aptr<const float> q, aptr<const int> positions, aptr<c
 extern "C" __global__ void __launch_bounds__(128)
     attention_tiles(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
                     aptr<const float> sinks, aptr<float> y, int heads, int kv_heads, int d, float scale, int window,
-                    float soft_cap, int tokens) {
+                    int chunk, float soft_cap, int tokens) {
     wait_for_previous();
-    if (d == 128) tokens_attend<128>(q, positions, keys, values, sinks, y, heads, kv_heads, scale, window, soft_cap, tokens);
-    else tokens_attend<64>(q, positions, keys, values, sinks, y, heads, kv_heads, scale, window, soft_cap, tokens);
+#define ATTEND(D) tokens_attend<D>(q, positions, keys, values, sinks, y, heads, kv_heads, scale, window, chunk, soft_cap, tokens)
+    if (d == 128) ATTEND(128);
+    else ATTEND(64);
+#undef ATTEND
 }
 KERNEL(attention_tiles)

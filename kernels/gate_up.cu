@@ -19,7 +19,13 @@ extern "C" __global__ void __launch_bounds__(256)
         warp_prefetch(up_w + first * up_row_bytes, up_row_bytes);
     }
     wait_for_previous();
-    StagedQ8 staged = stage_normed(x, w, eps, n, stage, base, blockIdx.x == 0 ? normed : aptr<float>(nullptr));
+    RowNorm norm;
+    norm.w = w;
+    norm.b = aptr<const float>(nullptr);
+    norm.eps = eps;
+    norm.centred = 0;
+    aptr<float> copy = blockIdx.x == 0 ? normed : aptr<float>(nullptr);
+    StagedQ8 staged = stage_normed(x, no_post_norm(), norm, n, stage, base, copy);
     sptr<float> row = base;
     for (int o = first; o < rows; o += gridDim.x * warps) {
         gptr<const uint8_t> pair[2] = {gate_w + o * gate_row_bytes, up_w + o * up_row_bytes};

@@ -1,6 +1,5 @@
-// GatedAct: activated = act(gate), y = activated · up, elementwise; a clamped SwiGLU has y = activated · (clamp(up, -limit,
-// limit) + 1), whose clamps NaN passes.
-#include "common/gate.cuh"
+// GatedAct: activated = act(gate), y = activated times what it lets through of up (common/gated.cuh), elementwise.
+#include "common/gated.cuh"
 
 // Either output may be null. Grid: ceil(n / threads).
 extern "C" __global__ void gated_act(aptr<const float> gate, aptr<const float> up, aptr<float> activated, aptr<float> y,
@@ -10,12 +9,6 @@ extern "C" __global__ void gated_act(aptr<const float> gate, aptr<const float> u
     if (i >= n) return;
     float a = activate(activation, gate[i], alpha, limit);
     if (activated != nullptr) activated[i] = a;
-    if (y == nullptr) return;
-    float through = up[i];
-    if (activation == ACT_CLAMPED_SWIGLU) {
-        through = through > limit ? limit : through;
-        through = (through < -limit ? -limit : through) + 1.0f;
-    }
-    y[i] = a * through;
+    if (y != nullptr) y[i] = a * let_through(activation, up[i], limit);
 }
 KERNEL(gated_act)

@@ -1,13 +1,14 @@
 // MatMul and the residual Add behind it, for one row: y = residual + (scale · x · Wᵀ + bias).
 #include "common/staged.cuh"
 
-// Grid: blocks. x [n]; product [rows] or null: the value before the addition; bias [rows] or null. stage as in norm_matmul.cu; dynamic shared
-// memory n + n/8 bytes for STAGE_Q8.
+// Grid: blocks. x [n]; product [rows] or null: the value before the addition; bias [rows] or null. stage as in norm_matmul.cu;
+// dynamic shared memory n + n/8 bytes for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256)
     matmul_residual(aptr<const float> x, int format, gptr<const uint8_t> w, unsigned long long row_bytes,
-                    aptr<const float> bias, float scale, aptr<const float> residual, aptr<float> product, aptr<float> y, int n, int rows, int stage) {
+                    aptr<const float> bias, float scale, aptr<const float> residual, aptr<float> product, aptr<float> y, int n,
+                    int rows, int stage) {
     SHARED_DYNAMIC(float, base);
-    int warps = blockDim.x >> 5, first = blockIdx.x * warps + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    int warps = blockDim.x >> 5, first = blockIdx.x * warps + (threadIdx.x >> 5);
     if (first < rows) warp_prefetch(w + first * row_bytes, row_bytes);
     wait_for_previous();
     StagedQ8 staged = staged_q8(base, n);
@@ -15,14 +16,7 @@ extern "C" __global__ void __launch_bounds__(256)
         stage_q8(x, n, staged);
         __syncthreads();
     }
-    for (int o = first; o < rows; o += gridDim.x * warps) {
-        float v = warp_sum(staged_part(format, w + o * row_bytes, n, x, staged, stage, 0, lane, 32));
-        if (lane == 0) {
-            v *= scale;
-            if (bias != nullptr) v += bias[o];
-            if (product != nullptr) product[o] = v;
-            y[o] = residual[o] + v;
-        }
-    }
+    matmul_rows(format, w, row_bytes, bias, scale, residual, product, y, n, rows, x, staged, stage, first,
+                gridDim.x * warps);
 }
 KERNEL(matmul_residual)

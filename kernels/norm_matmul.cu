@@ -1,8 +1,9 @@
-// RmsNorm and the one to three MatMuls that read it, for one row: y_m = scale_m · (x / sqrt(mean(x²) + eps) · w) · W_mᵀ + bias_m.
+// A norm and the one to four MatMuls that read it, for one row: y_m = scale_m · norm(x) · W_mᵀ + bias_m, within ±limit_m. What
+// makes x may stand in front: a post-norm and the residual stream (common/staged.cuh).
 //
-// q, k, v; the router with a shared expert's gate; the final norm with lm_head. Every block norms the row for itself (a few KiB
-// from the cache against megabytes of weights), then its warps take weight rows; their first ones are on the way from memory
-// meanwhile. Where there are few rows (a router's), a block shares each.
+// q, k, v and a gate; the router with a shared expert's gate; the final norm with lm_head. Every block norms the row for itself
+// (a few KiB from the cache against megabytes of weights), then its warps take weight rows; their first ones are on the way
+// from memory meanwhile. Where there are few rows (a router's), a block shares each.
 #include "common/staged.cuh"
 
 struct MatrixRows {
@@ -10,57 +11,78 @@ struct MatrixRows {
     gptr<const uint8_t> w;
     unsigned long long row_bytes;
     aptr<const float> bias;
-    float scale;
-    aptr<float> y;
+    float scale, limit;
+    aptr<float> raw, y;
     int rows;
 };
 
-// Row i of up to three matrices, counted through.
+// Row i of up to four matrices, counted through.
 struct PickedRow {
     int format, o, rows;
     gptr<const uint8_t> row;
     unsigned long long row_bytes;
     aptr<const float> bias;
-    float scale;
-    aptr<float> y;
+    float scale, limit;
+    aptr<float> raw, y;
 };
-DEVICE PickedRow pick_row(const MatrixRows (&m)[3], int i) {
-    int k = i < m[0].rows ? 0 : i < m[0].rows + m[1].rows ? 1 : 2;
+DEVICE PickedRow pick_row(const MatrixRows (&m)[4], int i) {
     PickedRow p;
-    p.o = k == 0 ? i : k == 1 ? i - m[0].rows : i - m[0].rows - m[1].rows;
-    p.format = k == 0 ? m[0].format : k == 1 ? m[1].format : m[2].format;
-    p.rows = k == 0 ? m[0].rows : k == 1 ? m[1].rows : m[2].rows;
-    p.row_bytes = k == 0 ? m[0].row_bytes : k == 1 ? m[1].row_bytes : m[2].row_bytes;
-    gptr<const uint8_t> w = k == 0 ? m[0].w : k == 1 ? m[1].w : m[2].w;
-    p.row = w + p.o * p.row_bytes;
-    p.bias = k == 0 ? m[0].bias : k == 1 ? m[1].bias : m[2].bias;
-    p.scale = k == 0 ? m[0].scale : k == 1 ? m[1].scale : m[2].scale;
-    p.y = k == 0 ? m[0].y : k == 1 ? m[1].y : m[2].y;
+    p.o = i;
+    p.rows = m[0].rows;
+    p.format = m[0].format;
+    p.row = m[0].w;
+    p.row_bytes = m[0].row_bytes;
+    p.bias = m[0].bias;
+    p.scale = m[0].scale;
+    p.limit = m[0].limit;
+    p.raw = m[0].raw;
+    p.y = m[0].y;
+    int before = m[0].rows;
+#pragma unroll
+    for (int k = 1; k < 4; k++) {
+        if (i >= before) {
+            p.o = i - before;
+            p.rows = m[k].rows;
+            p.format = m[k].format;
+            p.row = m[k].w;
+            p.row_bytes = m[k].row_bytes;
+            p.bias = m[k].bias;
+            p.scale = m[k].scale;
+            p.limit = m[k].limit;
+            p.raw = m[k].raw;
+            p.y = m[k].y;
+        }
+        before += m[k].rows;
+    }
+    p.row = p.row + p.o * p.row_bytes;
     return p;
 }
 
 // Rows a warp asks for before it waits for the launch in front.
 constexpr int PREFETCHED_ROWS = 2;
 
-// Grid: (blocks, R), 256 threads. x [·, n]; row r of the grid reads x[rows[r]] (rows null: x itself). normed [R, n] or null.
-// Unused matrices have rows 0; bias [rows] or null. n % 4 = 0, n ≤ 8192. stage: which forms of the row the matrices take;
-// n % 32 = 0 for 8 bits. shared_rows: a block takes one weight row at a time, else each warp one.
+#define MATRIX(k)                                                                                                             \
+    int format##k, gptr<const uint8_t> w##k, unsigned long long row_bytes##k, aptr<const float> bias##k, float scale##k,      \
+        float limit##k, aptr<float> raw##k, aptr<float> y##k, int rows##k
+#define TAKE(k)                                                                                                               \
+    m[k].format = format##k, m[k].w = w##k, m[k].row_bytes = row_bytes##k, m[k].bias = bias##k, m[k].scale = scale##k,        \
+    m[k].limit = limit##k, m[k].raw = raw##k, m[k].y = y##k, m[k].rows = rows##k
+
+// Grid: (blocks, R), 256 threads. x [·, n]; row r of the grid reads x[row_index[r]] (row_index null: x itself). normed [R, n] or
+// null. post_w null: nothing is in front; else R = 1 and post_normed [n] may be null. Unused matrices have rows 0; bias [rows] or
+// null; limit 0: none; raw [rows] or null: before the limit. n % 4 = 0, n ≤ 8192. stage: which forms of the row the matrices
+// take; n % 32 = 0 for 8 bits. shared_rows: a block takes one weight row at a time, else each warp one.
 // Dynamic shared memory: 4n bytes for STAGE_F32, then n + n/8 for STAGE_Q8.
-extern "C" __global__ void __launch_bounds__(256)
-    norm_matmul(aptr<const float> x, aptr<const int> row_index, aptr<const float> w, float eps, aptr<float> normed, int n,
-                int stage, int shared_rows, int format0, gptr<const uint8_t> w0, unsigned long long row_bytes0,
-                aptr<const float> bias0, float scale0, aptr<float> y0, int rows0, int format1, gptr<const uint8_t> w1,
-                unsigned long long row_bytes1, aptr<const float> bias1, float scale1, aptr<float> y1, int rows1, int format2,
-                gptr<const uint8_t> w2, unsigned long long row_bytes2, aptr<const float> bias2, float scale2,
-                aptr<float> y2, int rows2) {
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 3, 3))
+    norm_matmul(aptr<const float> x, aptr<const int> row_index, aptr<const float> post_w, float post_eps,
+                aptr<const float> residual, aptr<float> post_normed, aptr<float> post_sum, aptr<const float> w,
+                aptr<const float> norm_bias, float eps, int centred, aptr<float> normed, int n, int stage, int shared_rows,
+                MATRIX(0), MATRIX(1), MATRIX(2), MATRIX(3)) {
     SHARED_DYNAMIC(float, base);
     SHARED(float, partial, 8);
-    MatrixRows m[3];
-    m[0].format = format0, m[0].w = w0, m[0].row_bytes = row_bytes0, m[0].y = y0, m[0].rows = rows0;
-    m[1].format = format1, m[1].w = w1, m[1].row_bytes = row_bytes1, m[1].y = y1, m[1].rows = rows1;
-    m[2].format = format2, m[2].w = w2, m[2].row_bytes = row_bytes2, m[2].y = y2, m[2].rows = rows2;
-    m[0].bias = bias0, m[1].bias = bias1, m[2].bias = bias2, m[0].scale = scale0, m[1].scale = scale1, m[2].scale = scale2;
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, all = rows0 + rows1 + rows2;
+    MatrixRows m[4];
+    TAKE(0), TAKE(1), TAKE(2), TAKE(3);
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, all = rows0 + rows1 + rows2 + rows3;
     int first = shared_rows ? blockIdx.x : blockIdx.x * warps + warp, stride = shared_rows ? gridDim.x : gridDim.x * warps;
     for (int i = first, k = 0; i < all && k < PREFETCHED_ROWS; i += stride, k++) {
         PickedRow p = pick_row(m, i);
@@ -69,8 +91,20 @@ extern "C" __global__ void __launch_bounds__(256)
     wait_for_previous();
 
     int r = blockIdx.y;
-    aptr<float> copy = normed != nullptr && blockIdx.x == 0 ? normed + r * n : aptr<float>(nullptr);
-    StagedQ8 staged = stage_normed(x + (row_index != nullptr ? row_index[r] * n : 0), w, eps, n, stage, base, copy);
+    bool keeps = blockIdx.x == 0;
+    RowNorm norm;
+    norm.w = w;
+    norm.b = norm_bias;
+    norm.eps = eps;
+    norm.centred = centred;
+    PostNorm post;
+    post.w = post_w;
+    post.residual = residual;
+    post.eps = post_eps;
+    post.normed = keeps ? post_normed : aptr<float>(nullptr);
+    post.sum = keeps ? post_sum : aptr<float>(nullptr);
+    aptr<float> copy = normed != nullptr && keeps ? normed + r * n : aptr<float>(nullptr);
+    StagedQ8 staged = stage_normed(x + (row_index != nullptr ? row_index[r] * n : 0), post, norm, n, stage, base, copy);
     sptr<float> row = base;
     for (int i = first; i < all; i += stride) {
         PickedRow p = pick_row(m, i);
@@ -85,7 +119,13 @@ extern "C" __global__ void __launch_bounds__(256)
         }
         if (part == 0) {
             float v = sum * p.scale;
-            p.y[r * p.rows + p.o] = p.bias != nullptr ? v + p.bias[p.o] : v;
+            if (p.bias != nullptr) v += p.bias[p.o];
+            if (p.raw != nullptr) p.raw[r * p.rows + p.o] = v;
+            if (p.limit > 0.0f) {
+                v = v > p.limit ? p.limit : v;
+                v = v < -p.limit ? -p.limit : v;
+            }
+            p.y[r * p.rows + p.o] = v;
         }
     }
 }

@@ -1,5 +1,5 @@
-// The down ExpertMatMul, ExpertCombine and what is added behind it in one launch, for a few tokens: the shared expert, times
-// scale · sigmoid(logit) where it has a gate, and the residual stream. A workgroup computes ROWS elements,
+// The down ExpertMatMul, ExpertCombine and what is added behind it in one launch, for a few tokens: the shared expert, with `fused` its down matmul too, times
+// scale · sigmoid(logit) where it has a gate, the sum times a factor, and the residual stream. A workgroup computes ROWS elements,
 // LANES / EXPERT_SLOTS lanes to each chosen expert. Grid (rows / ROWS, T).
 #include numbers
 #include arena
@@ -7,16 +7,31 @@
 #include packed
 #include quantize_block
 #include decode weight
+#if fused
+#include decode shared_w
+#endif
 #include activations
 #include staged
 #include dot weight
+#if fused
+#include dot shared_w
+#endif
 
 struct Params {
     x: u32,
     ids: u32,
     weights: u32,
-    // The shared expert's output and its gate's logit, or NONE.
+    // The shared expert's output, or with `fused` what its down matmul reads, and its gate's logit, or NONE.
     shared_x: u32,
+#if fused
+    shared_cols: u32,
+    shared_first: u32,
+    // The product, where somebody reads it; or NONE.
+    shared_y: u32,
+    shared_down_scale: f32,
+    shared_w_row_words: u32,
+    shared_w_blocks: u32,
+#endif
     shared_logit: u32,
     shared_scale: f32,
     // The gate's choice and weight, the output times that, the sum with it, where somebody reads them; or NONE.
@@ -24,6 +39,9 @@ struct Params {
     factor: u32,
     gated: u32,
     with_shared: u32,
+    // What multiplies that, and where it goes then, if somebody reads it; or NONE.
+    sum_scale: f32,
+    scaled: u32,
     // Or NONE.
     residual: u32,
     y: u32,
@@ -44,14 +62,30 @@ struct Params {
 }
 
 @group(0) @binding(4) var<storage, read> weight: array<u32>;
+#if fused
+@group(0) @binding(5) var<storage, read> shared_w: array<u32>;
+#endif
+
+// The chosen experts' rows lie side by side: one row of K · cols; the shared expert's stands behind it.
+var<private> input_at: u32;
+var<private> shared_at: u32;
+
+fn input_value(at: u32) -> f32 {
+#if fused
+    let routed = p.cols * p.experts_per_token;
+    if (at >= routed) {
+        return load(shared_at + at - routed);
+    }
+#endif
+    return load(input_at + at);
+}
 
 const EXPERT_LANES: u32 = LANES / EXPERT_SLOTS;
 
 var<workgroup> expert_sums: array<vec4<f32>, LANES>;
 
-// What the shared expert adds to an output; the lane of row 0 writes down the token's gate.
-fn shared_part(token: u32, row: u32, out: u32) -> f32 {
-    let x = load(p.shared_x + out);
+// What the shared expert, whose output is x, adds to an output; the lane of row 0 writes down the token's gate.
+fn shared_part(token: u32, row: u32, out: u32, x: f32) -> f32 {
     if (p.shared_logit == NONE) {
         return x;
     }
@@ -75,8 +109,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         return;
     }
     let first = wg.y * p.experts_per_token;
-    // The chosen experts' rows lie side by side: one row of K · cols.
-    stage(lane, p.x + first * p.cols, p.cols * p.experts_per_token, NONE, 0.0);
+    input_at = p.x + first * p.cols;
+    var elems = p.cols * p.experts_per_token;
+#if fused
+    shared_at = p.shared_x + wg.y * p.shared_cols;
+    elems += p.shared_cols;
+#endif
+    stage(lane, elems);
     let slot = lane.index / EXPERT_LANES;
     let in_slot = lane.index % EXPERT_LANES;
     let chosen = min(slot, p.experts_per_token - 1u);
@@ -96,7 +135,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         var sums = vec4<f32>(0.0);
         if (slot < p.experts_per_token) {
             for (var group = in_slot; group < groups; group += EXPERT_LANES) {
-                let a = staged(chosen * groups + group, p.cols * p.experts_per_token);
+                let a = staged(chosen * groups + group, elems);
                 sums += vec4<f32>(weight_dot(row0, group, a), weight_dot(row1, group, a), weight_dot(row2, group, a),
                     weight_dot(row3, group, a));
             }
@@ -109,6 +148,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
             }
             workgroupBarrier();
         }
+#if fused
+        let shared0 = (p.shared_first + row) * p.shared_w_row_words;
+        let shared1 = (p.shared_first + min(row + 1u, last)) * p.shared_w_row_words;
+        let shared2 = (p.shared_first + min(row + 2u, last)) * p.shared_w_row_words;
+        let shared3 = (p.shared_first + min(row + 3u, last)) * p.shared_w_row_words;
+        var products = vec4<f32>(0.0);
+        for (var group = lane.index; group < (p.shared_cols + 15u) / 16u; group += LANES) {
+            let a = staged(groups * p.experts_per_token + group, elems);
+            products += vec4<f32>(shared_w_dot(shared0, group, a), shared_w_dot(shared1, group, a), shared_w_dot(shared2, group, a),
+                shared_w_dot(shared3, group, a));
+        }
+        products = sum_lanes4(lane, products) * p.shared_down_scale;
+#endif
         if (lane.index < 4u && row + lane.index < p.rows) {
             let out = wg.y * p.rows + row + lane.index;
             var combined = 0.0;
@@ -127,9 +179,21 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
                 store(p.combined + out, combined);
             }
             if (p.shared_x != NONE) {
-                combined += shared_part(wg.y, row + lane.index, out);
+#if fused
+                let x = products[lane.index];
+                if (p.shared_y != NONE) {
+                    store(p.shared_y + out, x);
+                }
+#else
+                let x = load(p.shared_x + out);
+#endif
+                combined += shared_part(wg.y, row + lane.index, out, x);
                 if (p.with_shared != NONE) {
                     store(p.with_shared + out, combined);
+                }
+                combined *= p.sum_scale;
+                if (p.scaled != NONE) {
+                    store(p.scaled + out, combined);
                 }
             }
             if (p.residual != NONE) {

@@ -1,7 +1,8 @@
-// GatedAct: gate, up → act(gate) and act(gate) · up; clamped, times clamp(up, −limit, limit) + 1; limited, times that clamp. One lane an element.
+// GatedAct: gate, up → act(gate), and that times what it lets through (common/gated.wgsl). One lane an element.
 #include numbers
 #include arena
 #include activate
+#include gated
 
 struct Params {
     gate: u32,
@@ -28,10 +29,5 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (p.activated != NONE) {
         store(p.activated + i, activated);
     }
-    var up = load(p.up + i);
-    if (p.activation == ACT_CLAMPED_SWIGLU || p.activation == ACT_LIMITED_SWIGLU) {
-        up = select(up, p.limit, up > p.limit);
-        up = select(up, -p.limit, up < -p.limit) + select(0.0, 1.0, p.activation == ACT_CLAMPED_SWIGLU);
-    }
-    store(p.y + i, activated * up);
+    store(p.y + i, gated(activated, load(p.up + i)));
 }

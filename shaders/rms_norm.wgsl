@@ -1,11 +1,16 @@
-// RmsNorm: x / sqrt(mean(x²) + eps) · w over rows of `width`; with heads, each head is a row. Grid (heads, rows).
+// RmsNorm: x / sqrt(mean(x²) + eps) · w over rows of `width`; with heads, each head is a row. A post-norm
+// also has the residual stream: sum = residual + y. Grid (heads, rows).
 #include numbers
 #include arena
 #include lanes
 
 struct Params {
     x: u32,
+    // Or NONE, where there is a sum.
     y: u32,
+    // What is added, or NONE, and the sum.
+    residual: u32,
+    sum: u32,
     // The norm's weights in `smalls`, or NONE: 1; and from those of a head to the next one's.
     weight: u32,
     weight_step: u32,
@@ -34,6 +39,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         if (p.weight != NONE) {
             y *= small(p.weight + wg.x * p.weight_step + i);
         }
-        store(p.y + row + i, y);
+        if (p.y != NONE) {
+            store(p.y + row + i, y);
+        }
+        if (p.residual != NONE) {
+            store(p.sum + row + i, load(p.residual + row + i) + y);
+        }
     }
 }

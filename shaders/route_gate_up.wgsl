@@ -9,9 +9,11 @@
 #include route
 #include activate
 #include gated
+#include gated_pair
 #include decode gate
 #include decode up
 #include activations
+#include plain_input
 #include staged
 #include dot gate
 #include dot up
@@ -34,27 +36,13 @@ struct Params {
     expert_scale: u32,
     x: u32,
     cols: u32,
-    rows: u32,
-    // The first row of each in an expert of its tensor, and that expert's rows.
-    gate_first: u32,
+    // The rows of an expert in each tensor.
     gate_expert_rows: u32,
-    up_first: u32,
     up_expert_rows: u32,
     // [E, rows] in `smalls`, or NONE.
     gate_bias: u32,
     up_bias: u32,
-    activation: u32,
-    alpha: f32,
-    limit: f32,
-    // gate, up and act(gate), where somebody reads them; or NONE.
-    gate_y: u32,
-    up_y: u32,
-    activated: u32,
-    y: u32,
-    gate_row_words: u32,
-    gate_blocks: u32,
-    up_row_words: u32,
-    up_blocks: u32,
+#include gated_pair_params
 }
 
 @group(0) @binding(4) var<storage, read> gate: array<u32>;
@@ -78,7 +66,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
             store(p.weights + first + k, weight);
         }
     }
-    stage(lane, p.x + wg.z * p.cols, p.cols, NONE, 0.0);
+    input_at = p.x + wg.z * p.cols;
+    stage(lane, p.cols);
     let expert = route_ids[wg.y];
     let gate_first = expert * p.gate_expert_rows + p.gate_first;
     let up_first = expert * p.up_expert_rows + p.up_first;
@@ -100,17 +89,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
             if (p.up_bias != NONE) {
                 u += small(p.up_bias + expert * p.rows + out);
             }
-            let activated = activate(g);
-            if (p.gate_y != NONE) {
-                store(p.gate_y + at, g);
-            }
-            if (p.up_y != NONE) {
-                store(p.up_y + at, u);
-            }
-            if (p.activated != NONE) {
-                store(p.activated + at, activated);
-            }
-            store(p.y + at, gated(activated, u));
+            store_gated(at, g, u);
         }
     }
 }

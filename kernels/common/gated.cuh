@@ -2,13 +2,17 @@
 #pragma once
 #include "gate.cuh"
 
-// activated = act(gate); the result is activated · up, and with a clamped SwiGLU activated · (clamp(up, -limit, limit) + 1),
-// whose clamps NaN passes.
+// What act(gate) is multiplied by: up; with a clamped SwiGLU clamp(up, -limit, limit) + 1, with a limited one
+// clamp(up, -limit, limit). NaN passes the clamps.
+DEVICE float let_through(int activation, float up, float limit) {
+    if (activation != ACT_CLAMPED_SWIGLU && activation != ACT_LIMITED_SWIGLU) return up;
+    up = up > limit ? limit : up;
+    up = up < -limit ? -limit : up;
+    return activation == ACT_CLAMPED_SWIGLU ? up + 1.0f : up;
+}
+
+// activated = act(gate); the result is activated times what it lets through.
 DEVICE float gated(int activation, float gate, float up, float alpha, float limit, float &activated) {
     activated = activate(activation, gate, alpha, limit);
-    if (activation == ACT_CLAMPED_SWIGLU) {
-        up = up > limit ? limit : up;
-        up = (up < -limit ? -limit : up) + 1.0f;
-    }
-    return activated * up;
+    return activated * let_through(activation, up, limit);
 }

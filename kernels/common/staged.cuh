@@ -42,21 +42,79 @@ DEVICE void stage_q8(aptr<const float> x, int n, StagedQ8 s) {
 // The widest row that a block norms, in fours a thread of 256.
 constexpr int NORM_FOURS = 8;
 
-// Keeps x [n], normed by w (null: as it is), in the forms that `stage` names: f32 at `base`, 8 bits behind it. normed [n] or
+// A norm of a whole row: w [n], or null: none. centred: LayerNorm, which takes the mean off first; b [n] or null is added at
+// the end.
+struct RowNorm {
+    aptr<const float> w, b;
+    float eps;
+    int centred;
+};
+
+// What makes the row in front of its norm, of the row that is given: residual + its RMSNorm by w. w null: nothing. The blocks
+// that have them write the norm to normed and the sum to sum; both may be null.
+struct PostNorm {
+    aptr<const float> w, residual;
+    float eps;
+    aptr<float> normed, sum;
+};
+
+DEVICE PostNorm no_post_norm() {
+    PostNorm none;
+    none.w = none.residual = aptr<const float>(nullptr);
+    none.eps = 0.0f;
+    none.normed = none.sum = aptr<float>(nullptr);
+    return none;
+}
+
+DEVICE float four_squares(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+// Replaces the row by what `post` makes of it.
+DEVICE void post_normed(float4 (&v)[NORM_FOURS], const PostNorm &post, int n) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < NORM_FOURS; j++) squares += four_squares(v[j]);
+    float inverse = 1.0f / sqrtf(block_sum(squares) / float(n) + post.eps);
+#pragma unroll
+    for (int j = 0; j < NORM_FOURS; j++) {
+        int i4 = threadIdx.x + j * 256;
+        if (i4 >= n / 4) break;
+        float4 g = cast<const float4>(post.w)[i4], r = cast<const float4>(post.residual)[i4];
+        v[j] = make_float4(v[j].x * inverse * g.x, v[j].y * inverse * g.y, v[j].z * inverse * g.z, v[j].w * inverse * g.w);
+        if (post.normed != nullptr) cast<float4>(post.normed)[i4] = v[j];
+        v[j] = make_float4(r.x + v[j].x, r.y + v[j].y, r.z + v[j].z, r.w + v[j].w);
+        if (post.sum != nullptr) cast<float4>(post.sum)[i4] = v[j];
+    }
+}
+
+// Keeps x [n], behind `post` and under its norm, in the forms that `stage` names: f32 at `base`, 8 bits behind it. normed [n] or
 // null: the same in global memory. 256 threads, n % 4 = 0, n ≤ 8192; ends with a barrier.
-DEVICE StagedQ8 stage_normed(aptr<const float> x, aptr<const float> w, float eps, int n, int stage, sptr<float> base,
-                             aptr<float> normed) {
+DEVICE StagedQ8 stage_normed(aptr<const float> x, const PostNorm &post, const RowNorm &norm, int n, int stage,
+                             sptr<float> base, aptr<float> normed) {
     aptr<const float4> source = cast<const float4>(x);
     float4 v[NORM_FOURS];
-    float squares = 0.0f;
 #pragma unroll
     for (int j = 0; j < NORM_FOURS; j++) {
         int i4 = threadIdx.x + j * 256;
         v[j] = i4 < n / 4 ? source[i4] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        squares += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+    }
+    if (post.w != nullptr) post_normed(v, post, n);
+    if (norm.centred) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < NORM_FOURS; j++) sum += v[j].x + v[j].y + v[j].z + v[j].w;
+        float mean = block_sum(sum) / float(n);
+#pragma unroll
+        for (int j = 0; j < NORM_FOURS; j++)
+            if (int(threadIdx.x) + j * 256 < n / 4)
+                v[j] = make_float4(v[j].x - mean, v[j].y - mean, v[j].z - mean, v[j].w - mean);
     }
     float inverse = 1.0f;
-    if (w != nullptr) inverse = 1.0f / sqrtf(block_sum(squares) / float(n) + eps);
+    if (norm.w != nullptr) {
+        float squares = 0.0f;
+#pragma unroll
+        for (int j = 0; j < NORM_FOURS; j++) squares += four_squares(v[j]);
+        inverse = 1.0f / sqrtf(block_sum(squares) / float(n) + norm.eps);
+    }
     StagedQ8 staged = staged_q8(stage & STAGE_F32 ? base + n : base, n);
 #pragma unroll
     for (int j = 0; j < NORM_FOURS; j++) {
@@ -64,10 +122,14 @@ DEVICE StagedQ8 stage_normed(aptr<const float> x, aptr<const float> w, float eps
         if (j * 256 >= n / 4) break;
         bool inside = i4 < n / 4;
         if (inside) {
-            if (w != nullptr) {
-                float4 g = cast<const float4>(w)[i4];
+            if (norm.w != nullptr) {
+                float4 g = cast<const float4>(norm.w)[i4];
                 v[j] = make_float4(v[j].x * inverse * g.x, v[j].y * inverse * g.y, v[j].z * inverse * g.z,
                                    v[j].w * inverse * g.w);
+            }
+            if (norm.b != nullptr) {
+                float4 b = cast<const float4>(norm.b)[i4];
+                v[j] = make_float4(v[j].x + b.x, v[j].y + b.y, v[j].z + b.z, v[j].w + b.w);
             }
             if (stage & STAGE_F32) cast<float4>(base)[i4] = v[j];
             if (normed != nullptr) cast<float4>(normed)[i4] = v[j];
@@ -107,4 +169,22 @@ DEVICE void staged_pair(int format0, int format1, const gptr<const uint8_t> (&ro
     }
     acc[0] = staged_part(format0, row[0], n, x, s, stage, 0, lane, 32);
     acc[1] = staged_part(format1, row[1], n, x, s, stage, 0, lane, 32);
+}
+
+// Rows first, first + stride, … of a matrix [rows, n] times the activations, by one warp each: y = residual + (scale · product +
+// bias). residual, product and bias [rows] may be null.
+template <class X>
+DEVICE void matmul_rows(int format, gptr<const uint8_t> w, unsigned long long row_bytes, aptr<const float> bias, float scale,
+                        aptr<const float> residual, aptr<float> product, aptr<float> y, int n, int rows, X x, StagedQ8 staged,
+                        int stage, int first, int stride) {
+    int lane = threadIdx.x & 31;
+    for (int o = first; o < rows; o += stride) {
+        float v = warp_sum(staged_part(format, w + o * row_bytes, n, x, staged, stage, 0, lane, 32));
+        if (lane == 0) {
+            v *= scale;
+            if (bias != nullptr) v += bias[o];
+            if (product != nullptr) product[o] = v;
+            y[o] = residual != nullptr ? residual[o] + v : v;
+        }
+    }
 }

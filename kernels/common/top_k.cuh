@@ -2,7 +2,7 @@
 #pragma once
 #include "prelude.cuh"
 
-enum Gate : int { GATE_SOFTMAX = 0, GATE_SIGMOID = 1, GATE_SOFTMAX_AFTER_TOP_K = 2 };
+enum Gate : int { GATE_SOFTMAX = 0, GATE_SIGMOID = 1, GATE_SOFTMAX_AFTER_TOP_K = 2, GATE_SPARSE_MIXER = 3 };
 
 constexpr int MAX_EXPERTS = 1024;         // 32 a lane: one bit each in a register
 constexpr int MAX_EXPERTS_PER_TOKEN = 32; // one a lane
@@ -25,6 +25,19 @@ DEVICE float choice_value(L logits, aptr<const float> bias, int e, int gate, flo
     float v = logits[e];
     v = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
     return bias != nullptr ? v + bias[e] : v;
+}
+
+// One warp: the share of expert `id` in a softmax over those that do not stand before it and whose logit is near its own
+// (GateKind::is_near in graph/src/ir/op.rs).
+template <class L> DEVICE float warp_mixer_share(L logits, int experts, int id) {
+    float best = logits[id], total = 0.0f;
+    uint32_t rank = rank_of(best);
+    for (int e = threadIdx.x & 31; e < experts; e += 32) {
+        float v = logits[e];
+        bool before = rank_of(v) > rank || (rank_of(v) == rank && e < id);
+        if (!before && best - v <= 0.02f * fmaxf(fabsf(v), best)) total += expf(v - best);
+    }
+    return 1.0f / warp_sum(total);
 }
 
 // The best topk_group of n_group ≤ 32 equal runs of experts, a bit each: ranked by their best value, or by the sum of their
@@ -64,6 +77,7 @@ DEVICE uint32_t warp_open_groups(L logits, aptr<const float> bias, int experts, 
 
 // logits [E] in any memory. Lane k < K gets the k-th best expert and its weight.
 //   softmax: weight = softmax over all E.   sigmoid: of each.   softmax after top-k: over the K chosen logits.
+//   sparse mixer: warp_mixer_share of each.
 // The choice is by logit (the gates are monotonic), or by gate value + bias where there is a selection bias; with more than
 // one group, among the experts of the best.
 template <class L>
@@ -109,10 +123,14 @@ DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int exper
             }
         }
         if ((best_id & 31) == lane) taken |= 1u << (best_id >> 5);
+        float share = gate == GATE_SPARSE_MIXER ? warp_mixer_share(logits, experts, best_id) : 0.0f;
         if (k == lane) {
             mine.id = best_id;
             float v = logits[best_id];
-            mine.weight = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+            mine.weight = gate == GATE_SOFTMAX        ? expf(v - top) / total
+                          : gate == GATE_SIGMOID      ? sigmoid(v)
+                          : gate == GATE_SPARSE_MIXER ? share
+                                                      : v;
         }
     }
     bool chosen = lane < experts_per_token;
@@ -188,6 +206,11 @@ DEVICE float warp_weights(L logits, sptr<const int> chosen, int experts, int exp
         float v = logits[chosen[lane]];
         weight = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
     }
+    if (gate == GATE_SPARSE_MIXER)
+        for (int k = 0; k < experts_per_token; k++) {
+            float share = warp_mixer_share(logits, experts, chosen[k]);
+            if (k == lane) weight = share;
+        }
     if (gate == GATE_SOFTMAX_AFTER_TOP_K) {
         float m = warp_max(mine ? weight : -infinity());
         float p = mine ? expf(weight - m) : 0.0f;

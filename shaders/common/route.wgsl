@@ -1,7 +1,8 @@
 // The choice of experts: logits [E] in the arena → in workgroup memory the K best ids, best first, and their weights.
 // Ties go to the lower id, NaN ranks last, ids are distinct and below E. Each logit counts those that go before it, so the
 // whole order takes one pass and three barriers. With GROUPS > 1 only
-// those of the best groups are chosen from. Gates: 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen.
+// those of the best groups are chosen from. Gates: 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen, 3 sparse
+// mixer.
 
 var<workgroup> route_gates: array<f32, KEYS>;
 var<workgroup> route_keys: array<u32, KEYS>;
@@ -68,6 +69,23 @@ fn close_groups(lane: Lane, logits: u32) {
     workgroupBarrier();
 }
 
+// The share of expert `id` in a softmax over those that do not stand before it and whose logit is near its own
+// (GateKind::is_near in graph/src/ir/op.rs).
+fn mixer_share(logits: u32, id: u32) -> f32 {
+    let best = route_gates[id];
+    var total = 0.0;
+    for (var i = 0u; i < p.num_experts; i++) {
+        let before = route_keys[i] > route_keys[id] || (route_keys[i] == route_keys[id] && i < id);
+        if (before || is_nan(arena[logits + i])) {
+            continue;
+        }
+        if (best - route_gates[i] <= 0.02 * max(abs(route_gates[i]), best)) {
+            total += exp(route_gates[i] - best);
+        }
+    }
+    return 1.0 / total;
+}
+
 fn choose_experts(lane: Lane, logits: u32) {
     var largest = -3.4e38;
     for (var i = lane.index; i < p.num_experts; i += LANES) {
@@ -120,12 +138,18 @@ fn choose_experts(lane: Lane, logits: u32) {
         }
     }
     workgroupBarrier();
+    let best = route_gates[route_ids[0]];
+    for (var k = lane.index; k < p.experts_per_token; k += LANES) {
+        let gate = route_gates[route_ids[k]];
+        route_weights[k] = select(gate, exp(gate - best), p.gate == 2u);
+        if (p.gate == 3u) {
+            route_weights[k] = mixer_share(logits, route_ids[k]);
+        }
+    }
+    workgroupBarrier();
     if (lane.index == 0u) {
-        let best = route_gates[route_ids[0]];
         var sum = 0.0;
         for (var k = 0u; k < p.experts_per_token; k++) {
-            let gate = route_gates[route_ids[k]];
-            route_weights[k] = select(gate, exp(gate - best), p.gate == 2u);
             sum += route_weights[k];
         }
         let divisor = select(1.0, sum, p.gate == 2u || p.normalise == 1u);

@@ -1,43 +1,20 @@
-// A row of activations that every workgroup prepares for itself: normalised where a norm is given, and with q8 made 8-bit in
-// workgroup memory (COLS elements at most). Without q8 it is read from the arena as it is needed.
-
-var<private> staged_x: u32;
-var<private> staged_norm: u32;
-var<private> staged_factor: f32;
-
-fn staged_value(at: u32) -> f32 {
-    let value = load(staged_x + at);
-    if (staged_norm == NONE) {
-        return value;
-    }
-    return value * staged_factor * small(staged_norm + at);
-}
+// A row of activations that every workgroup prepares for itself: `input_value` of plain_input.wgsl, normed_input.wgsl or
+// gated_input.wgsl, with q8 made 8-bit in workgroup memory (COLS elements at most). Without q8 it is made as it is needed.
 
 #if q8
 var<workgroup> staged_q: array<vec4<u32>, COLS / 16u>;
 var<workgroup> staged_scales: array<f32, COLS / 32u>;
 #endif
 
-// Begins with the row of `cols` elements at `x`; `norm` in `smalls`, or NONE. In uniform control flow.
-fn stage(lane: Lane, x: u32, cols: u32, norm: u32, eps: f32) {
-    staged_x = x;
-    staged_norm = norm;
-    staged_factor = 1.0;
-    if (norm != NONE) {
-        var squares = 0.0;
-        for (var i = lane.index; i < cols; i += LANES) {
-            let value = load(x + i);
-            squares += value * value;
-        }
-        staged_factor = 1.0 / sqrt(sum_lanes(lane, squares) / f32(cols) + eps);
-    }
+// Behind the input's own beginning; in uniform control flow.
+fn stage(lane: Lane, cols: u32) {
 #if q8
     for (var block = lane.index; block < cols / 32u; block += LANES) {
         var values: array<vec4<f32>, 8>;
         for (var i = 0u; i < 8u; i++) {
             let at = block * 32u + i * 4u;
-            values[i] = vec4<f32>(staged_value(at), staged_value(at + 1u), staged_value(at + 2u),
-                staged_value(at + 3u));
+            values[i] = vec4<f32>(input_value(at), input_value(at + 1u), input_value(at + 2u),
+                input_value(at + 3u));
         }
         let quantized = quantize_block(values);
         staged_q[block * 2u] = vec4<u32>(quantized.q[0], quantized.q[1], quantized.q[2], quantized.q[3]);
@@ -60,9 +37,9 @@ fn staged_rounded(at: u32, cols: u32) -> f32 {
         return 0.0;
     }
 #if round_f16
-    return f16_to_f32(f32_to_f16(staged_value(at)));
+    return f16_to_f32(f32_to_f16(input_value(at)));
 #else
-    return staged_value(at);
+    return input_value(at);
 #endif
 }
 

@@ -195,33 +195,6 @@ pub fn architecture_models() -> Vec<(&'static str, PathBuf, PathBuf)> {
     ARCHITECTURES.iter().filter_map(pair).collect()
 }
 
-/// Which backend refuses which of those models, by the beginning of the stem, for lack of one of which operations: it says
-/// which.
-const REFUSED: &[(&str, &str, &[&str])] = &[
-    ("cuda", "cohere2moe/", &["layer_norm"]),
-    ("cuda", "dbrx/", &["layer_norm"]),
-    ("cuda", "laguna/", &["gated_act", "mul_heads"]),
-    ("cuda", "llama4/", &["attention", "position_scale"]),
-    ("cuda", "mistral4/", &["position_scale"]),
-    ("cuda", "phimoe/", &["layer_norm", "router"]),
-    ("cuda", "smallthinker/", &["gated_act"]),
-    ("cuda", "step35/", &["mul_heads"]),
-    ("wgpu", "phimoe/", &["router"]),
-];
-
-/// Whether a backend computes all that a model of [`architecture_models`] asks for.
-#[must_use]
-pub fn computes(backend: &str, stem: &str) -> bool {
-    lacks(backend, stem).is_empty()
-}
-
-/// The operations one of which a backend names when it refuses such a model; none where it computes it.
-#[must_use]
-pub fn lacks(backend: &str, stem: &str) -> &'static [&'static str] {
-    let refused = REFUSED.iter().find(|(name, prefix, _)| *name == backend && stem.starts_with(prefix));
-    refused.map_or(&[], |(.., ops)| ops)
-}
-
 /// Whether the longest matrices are asked for (`scripts/test.sh --full`).
 #[must_use]
 pub fn full() -> bool {

@@ -106,7 +106,7 @@ fn over_seeds(op: &str, activations: &[Activations], kv_types: &[KvType], few: u
 }
 
 /// Ops that a backend does not have yet: each of their cases is refused by a typed error.
-const LACKING: &[(&str, &str)] = &[("cuda", "layer_norm"), ("cuda", "position_scale"), ("cuda", "mul_heads")];
+const LACKING: &[(&str, &str)] = &[];
 
 #[test]
 fn ops_that_read_quantized_weights() {

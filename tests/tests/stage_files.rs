@@ -2,7 +2,7 @@
 
 use moe_run_backends::reference::Reference;
 use moe_run_backends::session::{LogitsRows, Session};
-use moe_run_backends::{Activations, Backend, BackendError, CompileOptions, KvType, WeightSource};
+use moe_run_backends::{Activations, Backend, CompileOptions, KvType, WeightSource};
 use moe_run_graph::Model;
 use moe_run_graph::architectures::{lower, tensor_table};
 use moe_run_graph::ids::TokenId;
@@ -11,7 +11,7 @@ use moe_run_tests::collect::all_taps;
 use moe_run_tests::stages::StageFile;
 use moe_run_tests::{backends, fixtures, relative_l2};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// f32 activations and KV against float64. The reference sums in f64, but for attention, and rounds to f32 once; the fast
@@ -63,30 +63,6 @@ fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path, full: b
     worst
 }
 
-/// The models of further architectures that a backend computes.
-fn computed_by(backend: &dyn Backend) -> impl Iterator<Item = (&'static str, PathBuf, PathBuf)> {
-    let name = backend.name();
-    fixtures::architecture_models().into_iter().filter(move |(stem, ..)| fixtures::computes(name, stem))
-}
-
-/// What a backend is said not to compute it refuses, naming the operation.
-#[test]
-fn what_a_backend_lacks_is_refused_by_name() {
-    for backend in backends() {
-        let lacking = |stem: &str| !fixtures::computes(backend.name(), stem);
-        for (stem, model, _) in fixtures::architecture_models().into_iter().filter(|(s, ..)| lacking(s)) {
-            let model = Model::open(&model).unwrap();
-            let error = backend
-                .compile(&model.graph, model.file.clone(), &CompileOptions::default())
-                .map(drop)
-                .expect_err("it is said to lack an operation");
-            let BackendError::Unsupported { op, detail, .. } = &error else { panic!("{stem}: {error}") };
-            let lacks = fixtures::lacks(backend.name(), stem);
-            assert!(lacks.contains(op), "{stem}: {op}: {detail}");
-        }
-    }
-}
-
 #[test]
 fn micro_models_match_their_stage_files() {
     for backend in backends() {
@@ -110,7 +86,7 @@ fn tiny_models_match_their_stage_files() {
 #[test]
 fn architectures_match_their_stage_files() {
     for backend in backends() {
-        for (stem, model, stages) in computed_by(backend.as_ref()) {
+        for (stem, model, stages) in fixtures::architecture_models() {
             let worst = check(backend.as_ref(), stem, &model, &stages, false);
             println!("{:10} {stem:24} worst stage {worst:.2e}", backend.name());
         }
@@ -165,7 +141,7 @@ fn fused_delta_nets_are_the_split_ones() {
 #[test]
 fn architectures_decode_to_their_logits() {
     for backend in backends() {
-        for (stem, model, stages) in computed_by(backend.as_ref()) {
+        for (stem, model, stages) in fixtures::architecture_models() {
             let model = Model::open(&model).unwrap();
             let wanted = StageFile::read(&stages);
             let options = CompileOptions {

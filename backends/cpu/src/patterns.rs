@@ -1,11 +1,11 @@
 //! The groups of nodes that the CPU runs as one launch: which of graph/src/groups fit, and their nodes by role.
 
 use moe_run_graph::groups::parts::{
-    Attended, ExpertProduct, Gated, Norm, Picked, Product, Rotated, Sum, Written,
+    Attended, ExpertProduct, Gated, Norm, Picked, Product, Rotated, RowNorm, RowNormKind, Sum, Written,
 };
 use moe_run_graph::groups::{
     AttentionStep, DownCombine, ExpertsGateUp, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv,
-    NormRouter, Placed, RopeKv, RouteGateUp, group_of,
+    NormRouter, Placed, Projection, RopeKv, RouteGateUp, group_of,
 };
 use moe_run_graph::ir::{ActivationFn, AttentionAttrs, Graph, LaunchPattern, Node, NodeId, ValueId};
 use moe_run_runtime::error::BackendError;
@@ -96,10 +96,10 @@ trait Runs: Group {
     }
 }
 
-/// A norm of whole rows, one for each token or row of logits: its weight and eps go with the launch.
-fn whole_norm(graph: &Graph, norm: &Norm) -> bool {
-    let Norm { node: _, x, weight: _, eps: _, heads, y: _ } = norm;
-    *heads == 1 && graph.value(*x).shape.0.len() == 2
+/// An RMSNorm of whole rows, one for each token or row of logits: its weight and eps go with the launch.
+fn whole_norm(graph: &Graph, norm: &RowNorm) -> bool {
+    let RowNorm { node: _, x, weight: _, eps: _, kind, y: _ } = norm;
+    *kind == RowNormKind::Rms && graph.value(*x).shape.0.len() == 2
 }
 
 /// A product of any slice with any bias and scale.
@@ -121,14 +121,15 @@ fn is_swiglu(act: &Gated) -> bool {
 
 impl Runs for NormQkv {
     fn fits(&self, graph: &Graph) -> bool {
-        let NormQkv { norm, products } = self;
-        whole_norm(graph, norm) && products.iter().all(any_product)
+        let NormQkv { norm, projections } = self;
+        let unbounded = |Projection { product, bound }: &Projection| any_product(product) && bound.is_none();
+        whole_norm(graph, norm) && projections.iter().all(unbounded)
     }
 }
 
 impl Runs for NormRouter {
     fn fits(&self, graph: &Graph) -> bool {
-        let NormRouter { norm, logits } = self;
+        let NormRouter { post: None, norm, logits } = self else { return false };
         whole_norm(graph, norm) && logits.iter().all(any_product)
     }
 }

@@ -97,7 +97,9 @@ impl Shared<'_> {
             let words =
                 pack(&dispatch.variant, text, &dispatch.params).map_err(|e| self.defect(e.to_string()))?;
             let words: &[u8] = bytemuck::cast_slice(&words);
-            slot[..words.len()].copy_from_slice(words);
+            let slot = slot.get_mut(..words.len()).filter(|_| words.len() as u64 <= PARAMS_BYTES);
+            let many = || self.defect(format!("{}: {} bytes of parameters", dispatch.variant, words.len()));
+            slot.ok_or_else(many)?.copy_from_slice(words);
         }
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let buffer = self.device.buffer("parameters", bytes.len() as u64, usage, "use another device")?;
@@ -156,5 +158,5 @@ impl Shared<'_> {
     }
 }
 
-/// Bytes kept for the parameters of a dispatch, a multiple of 16.
-const PARAMS_BYTES: u64 = 128;
+/// Bytes kept for the parameters of a dispatch, a multiple of 16: those of norm_qkv are the most.
+const PARAMS_BYTES: u64 = 256;

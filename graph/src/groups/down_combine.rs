@@ -1,7 +1,7 @@
 //! `down_combine`: the down matmul of the chosen experts and their weighted sum, with what is added to that: the shared
-//! expert's output, times its gate where it has one, and the residual stream.
+//! expert's down matmul or its output, times its gate where it has one, and the residual stream.
 
-use super::parts::{Combined, ExpertProduct, Routing, Sum};
+use super::parts::{Combined, ExpertProduct, Product, Routing, Scaled, Sum};
 use super::{Group, Matcher};
 use crate::ir::{Dim, GateKind, Node, NodeId, RouterAttrs, ValueId};
 
@@ -42,12 +42,16 @@ impl SharedGate {
 /// The shared expert's output on its way into the sum.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SharedExpert {
+    /// The product that makes the output.
+    pub down: Option<Product>,
     /// The output, before its gate.
     pub x: ValueId,
     /// Its gate.
     pub gate: Option<SharedGate>,
     /// The addition to the routed experts' sum.
     pub add: Sum,
+    /// What the sum of both is multiplied by: ½ for their mean.
+    pub scaled: Option<Scaled>,
 }
 
 /// Down, weighted sum, additions.
@@ -78,14 +82,32 @@ impl Group for DownCombine {
         let mut all = Vec::new();
         if let Some(first) = added(combined.y) {
             // The first of two additions is the shared expert's, if nothing but the second reads it.
-            let second = added(first.y).filter(|_| matcher.reader_count(first.y) == 1);
+            let only = |value| matcher.readers(value).next().filter(|_| matcher.reader_count(value) == 1);
+            let scaled = only(first.y).and_then(Scaled::of);
+            let sum = scaled.as_ref().map_or(first.y, |scaled| scaled.y);
+            let second = added(sum).filter(|_| matcher.reader_count(sum) == 1);
             if let Some(second) = second {
-                let bare = SharedExpert { x: first.other, gate: None, add: first.clone() };
-                if let Some((x, gate)) = gate(matcher, first.other) {
-                    let gated = SharedExpert { x, gate: Some(gate), add: first.clone() };
-                    all.push(of(Some(gated), Some(second.clone())));
+                let bare =
+                    SharedExpert { down: None, x: first.other, gate: None, add: first.clone(), scaled };
+                let gated = gate(matcher, first.other).map(|(x, gate)| SharedExpert {
+                    x,
+                    gate: Some(gate),
+                    ..bare.clone()
+                });
+                for shared in gated.into_iter().chain([bare]) {
+                    if let Some(down) = matcher.producer(shared.x).and_then(Product::of) {
+                        let shared = SharedExpert { down: Some(down), ..shared.clone() };
+                        all.push(of(Some(shared), Some(second.clone())));
+                    }
+                    all.push(of(Some(shared), Some(second.clone())));
                 }
-                all.push(of(Some(bare), Some(second)));
+            }
+            // The only addition is the shared expert's where what is added is a product of its own: a post-norm stands behind.
+            if let Some(down) = matcher.producer(first.other).and_then(Product::of) {
+                let x = first.other;
+                let shared =
+                    SharedExpert { down: Some(down), x, gate: None, add: first.clone(), scaled: None };
+                all.push(of(Some(shared), None));
             }
             all.push(of(None, Some(first)));
         }
@@ -96,9 +118,11 @@ impl Group for DownCombine {
     fn nodes(&self) -> Vec<NodeId> {
         let DownCombine { down, combined, shared, add } = self;
         let mut all = vec![down.node, combined.node];
-        if let Some(SharedExpert { x: _, gate, add }) = shared {
+        if let Some(SharedExpert { down, x: _, gate, add, scaled }) = shared {
+            all.extend(down.iter().map(|down| down.node));
             all.extend(gate.iter().flat_map(|SharedGate { routing, gated }| [routing.node, gated.node]));
             all.push(add.node);
+            all.extend(scaled.iter().map(|scaled| scaled.node));
         }
         all.extend(add.iter().map(|add| add.node));
         all

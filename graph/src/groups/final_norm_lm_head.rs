@@ -1,6 +1,6 @@
-//! `final_norm_lm_head`: the rows whose logits are asked for, their RMSNorm, lm_head.
+//! `final_norm_lm_head`: the rows whose logits are asked for, their norm, lm_head.
 
-use super::parts::{Norm, Picked, Product};
+use super::parts::{Picked, Product, RowNorm};
 use super::{Group, Matcher};
 use crate::ir::{Node, NodeId};
 
@@ -10,7 +10,7 @@ pub struct FinalNormLmHead {
     /// The choice of rows.
     pub picked: Picked,
     /// The norm of those.
-    pub norm: Norm,
+    pub norm: RowNorm,
     /// The product with the table of the vocabulary.
     pub product: Product,
 }
@@ -21,7 +21,7 @@ impl Group for FinalNormLmHead {
     fn candidates(matcher: &Matcher<'_>, anchor: &Node) -> Vec<FinalNormLmHead> {
         let found = || {
             let picked = Picked::of(anchor).filter(|_| matcher.is_free(anchor))?;
-            let norm = matcher.readers(picked.y).find_map(Norm::of)?;
+            let norm = matcher.readers(picked.y).find_map(RowNorm::of)?;
             let product = matcher.readers(norm.y).find_map(Product::of)?;
             Some(FinalNormLmHead { picked, norm, product })
         };

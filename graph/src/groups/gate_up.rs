@@ -1,7 +1,7 @@
-//! `gate_up`: the gate and up matmuls of one input and the gated activation of both, with the RMSNorm in front where it is
+//! `gate_up`: the gate and up matmuls of one input and the gated activation of both, with the norm in front where it is
 //! free: the first half of a dense layer, or of a shared expert.
 
-use super::parts::{Gated, Norm, Product};
+use super::parts::{Gated, Product, RowNorm};
 use super::{Group, Matcher};
 use crate::ir::{Node, NodeId};
 
@@ -9,7 +9,7 @@ use crate::ir::{Node, NodeId};
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateUp {
     /// The norm that makes the input.
-    pub norm: Option<Norm>,
+    pub norm: Option<RowNorm>,
     /// The gate's product.
     pub gate: Product,
     /// The product that is let through.
@@ -29,7 +29,7 @@ impl Group for GateUp {
             (gate.x == up.x && gate.node != up.node).then_some(GateUp { norm: None, gate, up, act })
         };
         let Some(bare) = found() else { return Vec::new() };
-        let norm = matcher.producer(bare.gate.x).and_then(Norm::of);
+        let norm = matcher.producer(bare.gate.x).and_then(RowNorm::of);
         let normed = norm.map(|norm| GateUp { norm: Some(norm), ..bare.clone() });
         normed.into_iter().chain([bare]).collect()
     }

@@ -1,8 +1,8 @@
 //! What groups are made of: one node each, taken apart. Every attribute of the op is there.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, RopePairing, RopeTableId, RouterAttrs, StateId,
-    ValueId, WeightId, WeightSlice,
+    ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, PointwiseFn, RopePairing, RopeTableId,
+    RouterAttrs, StateId, ValueId, WeightId, WeightSlice,
 };
 
 /// [`Op::RmsNorm`]: x → y.
@@ -39,6 +39,48 @@ impl Norm {
     }
 }
 
+/// What a norm of whole rows does beside dividing by a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowNormKind {
+    /// Nothing: RMSNorm.
+    Rms,
+    /// It takes the mean off first: LayerNorm.
+    Layer {
+        /// Added at the end, `[width]`, F32.
+        bias: Option<WeightId>,
+    },
+}
+
+/// [`Op::RmsNorm`] over one head, or [`Op::LayerNorm`]: x → y.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowNorm {
+    /// The node.
+    pub node: NodeId,
+    /// What is normed.
+    pub x: ValueId,
+    /// `[width]`, F32; `None`: 1.
+    pub weight: Option<WeightId>,
+    /// Added to the mean square, or to the variance.
+    pub eps: f32,
+    /// Which of the two.
+    pub kind: RowNormKind,
+    /// The result.
+    pub y: ValueId,
+}
+
+impl RowNorm {
+    /// The part, if the node is one.
+    #[must_use]
+    pub fn of(node: &Node) -> Option<RowNorm> {
+        let (weight, eps, kind) = match node.op {
+            Op::RmsNorm { weight, eps, heads: 1 } => (weight, eps, RowNormKind::Rms),
+            Op::LayerNorm { weight, bias, eps } => (Some(weight), eps, RowNormKind::Layer { bias }),
+            _ => return None,
+        };
+        Some(RowNorm { node: node.id, x: node.inputs[0], weight, eps, kind, y: node.outputs[0] })
+    }
+}
+
 /// [`Op::MatMul`]: x → y.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Product {
@@ -63,6 +105,72 @@ impl Product {
         let Op::MatMul { weight, bias, scale } = &node.op else { return None };
         let (x, y) = (node.inputs[0], node.outputs[0]);
         Some(Product { node: node.id, x, weight: weight.clone(), bias: *bias, scale: *scale, y })
+    }
+}
+
+/// [`Op::Pointwise`] within bounds: x → min(max(x, −limit), limit).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clamped {
+    /// The node.
+    pub node: NodeId,
+    /// What is bounded.
+    pub x: ValueId,
+    /// The bound.
+    pub limit: f32,
+    /// The result.
+    pub y: ValueId,
+}
+
+impl Clamped {
+    /// The part, if the node is one.
+    #[must_use]
+    pub fn of(node: &Node) -> Option<Clamped> {
+        let Op::Pointwise { function: PointwiseFn::Clamp(limit) } = node.op else { return None };
+        Some(Clamped { node: node.id, x: node.inputs[0], limit, y: node.outputs[0] })
+    }
+}
+
+/// [`Op::Pointwise`] times a number: x → factor · x.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scaled {
+    /// The node.
+    pub node: NodeId,
+    /// What is multiplied.
+    pub x: ValueId,
+    /// The number.
+    pub factor: f32,
+    /// The result.
+    pub y: ValueId,
+}
+
+impl Scaled {
+    /// The part, if the node is one.
+    #[must_use]
+    pub fn of(node: &Node) -> Option<Scaled> {
+        let Op::Pointwise { function: PointwiseFn::Scale(factor) } = node.op else { return None };
+        Some(Scaled { node: node.id, x: node.inputs[0], factor, y: node.outputs[0] })
+    }
+}
+
+/// [`Op::MulHeads`]: x, factors → y.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadsScaled {
+    /// The node.
+    pub node: NodeId,
+    /// The heads.
+    pub x: ValueId,
+    /// A number for each.
+    pub factors: ValueId,
+    /// The result.
+    pub y: ValueId,
+}
+
+impl HeadsScaled {
+    /// The part, if the node is one.
+    #[must_use]
+    pub fn of(node: &Node) -> Option<HeadsScaled> {
+        let (Op::MulHeads, [x, factors]) = (&node.op, &node.inputs[..]) else { return None };
+        Some(HeadsScaled { node: node.id, x: *x, factors: *factors, y: node.outputs[0] })
     }
 }
 

@@ -6,11 +6,12 @@ use super::small::{activation, choice, logits, row, turn};
 use super::{Builder, OpCase, TOLERANCE};
 use crate::tolerance::{Relation, moved};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, MatMulResidual, NormQkv, NormRouter,
-    RouteGateUp,
+    AttentionStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, MatMulResidual, NormQkv,
+    NormResidual, NormRouter, RouteGateUp,
 };
 use moe_run_graph::ir::{
-    DType, Dim, GateKind, LayerIdx, Op, RouterAttrs, Shape, ValueId, WeightHome, WeightId, WeightSlice,
+    DType, Dim, GateKind, LayerIdx, Op, PointwiseFn, RouterAttrs, Shape, ValueId, WeightHome, WeightId,
+    WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
@@ -22,12 +23,16 @@ const LAYER: Option<LayerIdx> = Some(LayerIdx(0));
 /// The groups (graph/src/groups), but for those that are met as parts of another's case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupCase {
-    /// RmsNorm and the matmuls of q, k and v.
+    /// A norm and the matmuls of q, k and v, with their bounds; an output gate's and a router's too.
     NormQkv,
-    /// RmsNorm or none, gate and up of a dense layer, GatedAct.
+    /// A norm or none, gate and up of a dense layer, GatedAct.
     GateUp,
-    /// RmsNorm, the router's matmul, a shared expert's gate.
+    /// A norm, the router's matmul, a shared expert's gate; a post-norm and the residual in front.
     NormRouter,
+    /// A post-norm and the residual.
+    NormResidual,
+    /// A gate, a norm of heads, a matmul and the residual.
+    GatedMatMul,
     /// A matmul and the residual.
     MatMulResidual,
     /// Q/K norm, Rope, KvWrite, Attention; and RopeKv.
@@ -46,6 +51,8 @@ impl GroupCase {
         GroupCase::NormQkv,
         GroupCase::GateUp,
         GroupCase::NormRouter,
+        GroupCase::NormResidual,
+        GroupCase::GatedMatMul,
         GroupCase::MatMulResidual,
         GroupCase::AttentionStep,
         GroupCase::RouteGateUp,
@@ -60,6 +67,8 @@ impl GroupCase {
             GroupCase::NormQkv => NormQkv::NAME,
             GroupCase::GateUp => GateUp::NAME,
             GroupCase::NormRouter => NormRouter::NAME,
+            GroupCase::NormResidual => NormResidual::NAME,
+            GroupCase::GatedMatMul => GatedMatMul::NAME,
             GroupCase::MatMulResidual => MatMulResidual::NAME,
             GroupCase::AttentionStep => AttentionStep::NAME,
             GroupCase::RouteGateUp => RouteGateUp::NAME,
@@ -80,6 +89,8 @@ pub fn case(group: GroupCase, seed: u64) -> Result<OpCase, BackendError> {
         GroupCase::NormQkv => norm_qkv(&mut b)?,
         GroupCase::GateUp => gate_up(&mut b)?,
         GroupCase::NormRouter => norm_router(&mut b)?,
+        GroupCase::NormResidual => norm_residual(&mut b)?,
+        GroupCase::GatedMatMul => gated_matmul(&mut b)?,
         GroupCase::MatMulResidual => matmul_residual(&mut b)?,
         GroupCase::AttentionStep => attention_step(&mut b)?,
         GroupCase::RouteGateUp => route_gate_up(&mut b)?,
@@ -164,6 +175,23 @@ fn norm(
     Ok(b.graph.push(LAYER, name, Op::RmsNorm { weight: Some(weight), eps, heads }, &[x])?[0])
 }
 
+/// A norm of whole rows: RMSNorm, or now and then LayerNorm, with a bias or without.
+fn row_norm(
+    b: &mut Builder,
+    name: &'static str,
+    x: ValueId,
+    width: usize,
+    eps: f32,
+) -> Result<ValueId, BackendError> {
+    if !b.one_in(4) {
+        return norm(b, name, x, width, 1, eps);
+    }
+    let weight = b.vector(name, &[width], 1.0);
+    let bias = b.one_in(2).then(|| b.vector("norm bias", &[width], 0.0));
+    b.note("layer norm", if bias.is_some() { "biased" } else { "plain" });
+    Ok(b.graph.push(LAYER, name, Op::LayerNorm { weight, bias, eps }, &[x])?[0])
+}
+
 /// A step of several tokens and two of one: no group, some, and all of them.
 fn steps(b: &mut Builder) -> Vec<usize> {
     let first = b.pick(&[1, 2, 3, 7, 8, 9, 17, 33]);
@@ -193,15 +221,43 @@ const HIDDEN_SIZES: &[usize] = &[64, 96, 128, 160, 256, 512, 768, 1024, 1280, 20
 fn norm_qkv(b: &mut Builder) -> Result<Steps, BackendError> {
     let widths = Widths::of(b, HIDDEN_SIZES);
     let x = b.boundary(row(widths.hidden_size), DType::F32);
-    let normed = norm(b, "attn_norm", x, widths.hidden_size, 1, 1e-6)?;
+    let normed = row_norm(b, "attn_norm", x, widths.hidden_size, 1e-6)?;
     let (kv_heads, group, d) = (b.pick(&[1, 2, 3]), b.pick(&[1, 2, 4]), b.pick(&[32, 64, 20]));
-    let q = project(b, &widths, "q_proj", normed, kv_heads * group * d)?;
-    let k = project(b, &widths, "k_proj", normed, kv_heads * d)?;
+    let mut inner = vec![normed];
+    let mut last = Vec::new();
     let dv = b.pick(&[d, d, 16]);
-    let v = project(b, &widths, "v_proj", normed, kv_heads * dv)?;
+    let bounded = b.one_in(4);
+    b.note("bounded", bounded);
+    for (name, rows) in
+        [("q_proj", kv_heads * group * d), ("k_proj", kv_heads * d), ("v_proj", kv_heads * dv)]
+    {
+        let mut y = project(b, &widths, name, normed, rows)?;
+        if bounded {
+            inner.push(y);
+            let function = PointwiseFn::Clamp(b.pick(&[0.05, 0.5]));
+            y = b.graph.push(LAYER, "clamp", Op::Pointwise { function }, &[y])?[0];
+        }
+        last.push(y);
+    }
+    // An output gate, or a router that reads the same norm.
+    let fourth = b.pick(&["none", "none", "gate", "router"]);
+    b.note("fourth", fourth);
+    match fourth {
+        "gate" => {
+            let logits = project(b, &widths, "attn_gate", normed, kv_heads * group * d)?;
+            let attended = b.boundary(row(kv_heads * group * d), DType::F32);
+            let op = Op::GatedAct { activation: activation(b) };
+            last.push(b.graph.push(LAYER, "gated", op, &[logits, attended])?[1]);
+        }
+        "router" => {
+            let logits = project(b, &widths, "router", normed, 8)?;
+            last.push(b.graph.push(LAYER, "router_topk", sigmoid(8, 2), &[logits])?[1]);
+        }
+        _ => {}
+    }
     b.note("q", kv_heads * group * d);
     b.note("kv", kv_heads * d);
-    outputs(b, &[normed], &[q, k, v]);
+    outputs(b, &inner, &last);
     Ok(plain_steps(b))
 }
 
@@ -210,7 +266,7 @@ fn gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
     let x = b.boundary(row(widths.hidden_size), DType::F32);
     let is_normed = !b.one_in(3);
     b.note("normed", is_normed);
-    let normed = if is_normed { norm(b, "ffn_norm", x, widths.hidden_size, 1, 1e-5)? } else { x };
+    let normed = if is_normed { row_norm(b, "ffn_norm", x, widths.hidden_size, 1e-5)? } else { x };
     let out = b.pick(&[16, 33, 64, 100, 256, 300]);
     b.note("out", out);
     // Biased or scaled ones no launch takes as a group.
@@ -247,8 +303,15 @@ fn sigmoid(num_experts: usize, num_experts_per_tok: usize) -> Op {
 
 fn norm_router(b: &mut Builder) -> Result<Steps, BackendError> {
     let widths = Widths::of(b, HIDDEN_SIZES);
-    let x = b.boundary(row(widths.hidden_size), DType::F32);
-    let normed = norm(b, "ffn_norm", x, widths.hidden_size, 1, 1e-6)?;
+    let mut x = b.boundary(row(widths.hidden_size), DType::F32);
+    let mut inner = Vec::new();
+    if b.one_in(3) {
+        b.note("post-norm", true);
+        x = post_norm(b, x, widths.hidden_size, &mut inner)?;
+        inner.push(x);
+    }
+    let normed = row_norm(b, "ffn_norm", x, widths.hidden_size, 1e-6)?;
+    inner.push(normed);
     let experts = b.pick(&[4, 8, 33, 60, 64, 128, 160]);
     b.note("E", experts);
     let logits = project(b, &widths, "router", normed, experts)?;
@@ -262,7 +325,87 @@ fn norm_router(b: &mut Builder) -> Result<Steps, BackendError> {
         let factor = b.graph.push(LAYER, "shared_expert_sigmoid", sigmoid(1, 1), &[logit])?;
         last.extend([logit, factor[1]]);
     }
-    outputs(b, &[normed], &last);
+    outputs(b, &inner, &last);
+    Ok(plain_steps(b))
+}
+
+/// A post-norm of `x`, which goes to `inner`, and its sum with a residual stream.
+fn post_norm(
+    b: &mut Builder,
+    x: ValueId,
+    width: usize,
+    inner: &mut Vec<ValueId>,
+) -> Result<ValueId, BackendError> {
+    let residual = b.boundary(row(width), DType::F32);
+    let normed = norm(b, "post_norm", x, width, 1, 1e-5)?;
+    inner.push(normed);
+    let operands = if b.one_in(2) { [residual, normed] } else { [normed, residual] };
+    Ok(b.graph.push(LAYER, "residual", Op::Add, &operands)?[0])
+}
+
+fn norm_residual(b: &mut Builder) -> Result<Steps, BackendError> {
+    let width = b.pick(&[1, 33, 64, 100, 256, 768, 2048]);
+    b.note("width", width);
+    let x = b.boundary(row(width), DType::F32);
+    let mut inner = Vec::new();
+    let sum = post_norm(b, x, width, &mut inner)?;
+    outputs(b, &inner, &[sum]);
+    Ok(plain_steps(b))
+}
+
+fn gated_matmul(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let width = widths.hidden_size;
+    let mut x = b.boundary(row(width), DType::F32);
+    let heads = b.pick(&[1, 2, 4, 8, 16, 32]);
+    let place = b.pick(&["none", "none", "in front", "behind"]);
+    let by_head = b.one_in(3);
+    b.note("heads", heads);
+    b.note("norm", place);
+    b.note("by head", by_head);
+    let mut inner = Vec::new();
+    // A weight for all heads, a part of it for each, or none.
+    let of_heads = |b: &mut Builder, x| {
+        let weight = match b.between(0, 2) {
+            0 => None,
+            1 => Some(b.vector("head_norm", &[width / heads], 1.0)),
+            _ => Some(b.vector("head_norm", &[width], 1.0)),
+        };
+        let op = Op::RmsNorm { weight, eps: 1e-5, heads };
+        Ok::<ValueId, BackendError>(b.graph.push(LAYER, "head_norm", op, &[x])?[0])
+    };
+    if place == "in front" {
+        x = of_heads(b, x)?;
+        inner.push(x);
+    }
+    let op = Op::GatedAct { activation: activation(b) };
+    if by_head {
+        let gate = b.boundary(row(heads), DType::F32);
+        let factors = b.graph.push(LAYER, "attn_gate", op, &[gate, gate])?[0];
+        x = b.graph.push(LAYER, "attention_gated", Op::MulHeads, &[x, factors])?[0];
+        inner.extend([factors, x]);
+    } else {
+        let gate = b.boundary(row(width), DType::F32);
+        let acted = b.graph.push(LAYER, "attention_gated", op, &[gate, x])?;
+        x = acted[1];
+        inner.extend(acted);
+    }
+    if place == "behind" {
+        x = of_heads(b, x)?;
+        inner.push(x);
+    }
+    let out = b.pick(&[8, 33, 64, 100, 256]);
+    b.note("out", out);
+    let product = project(b, &widths, "o_proj", x, out)?;
+    if b.one_in(3) {
+        outputs(b, &inner, &[product]);
+        return Ok(plain_steps(b));
+    }
+    inner.push(product);
+    let residual = b.boundary(row(out), DType::F32);
+    let operands = if b.one_in(2) { [residual, product] } else { [product, residual] };
+    let sum = b.graph.push(LAYER, "attn_residual", Op::Add, &operands)?;
+    outputs(b, &inner, &sum);
     Ok(plain_steps(b))
 }
 
@@ -395,7 +538,7 @@ fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
     let residual = b.boundary(row(out), DType::F32);
     let ids = b.graph.add_boundary(row(per_tok), DType::U32);
     let down = project_experts(b, &widths, "down_proj", [x, ids], count, out)?;
-    let mut inner = vec![down];
+    let (mut inner, mut means) = (vec![down], Vec::new());
     let mut sum = b.graph.push(LAYER, "combine", Op::ExpertCombine, &[down, weights])?[0];
     let mut add = |b: &mut Builder, name, sum: &mut ValueId, other| {
         inner.push(*sum);
@@ -405,8 +548,17 @@ fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
     };
     let shared = b.pick(&["none", "none", "bare", "gated"]);
     b.note("shared", shared);
+    let mut beside = Vec::new();
     if shared != "none" {
-        let mut x = b.boundary(row(out), DType::F32);
+        // Its output, or what its own down_proj makes.
+        let of_product = b.one_in(2);
+        b.note("shared down", of_product);
+        let width = if of_product { widths.hidden_size } else { out };
+        let mut x = b.boundary(row(width), DType::F32);
+        if of_product {
+            x = project(b, &widths, "shared_expert_down_proj", x, out)?;
+            beside.push(x);
+        }
         if shared == "gated" {
             let logit = b.boundary(row(1), DType::F32);
             let factor = b.graph.push(LAYER, "shared_expert_sigmoid", sigmoid(1, 1), &[logit])?[1];
@@ -414,9 +566,17 @@ fn down_combine(b: &mut Builder) -> Result<Steps, BackendError> {
         }
         add(b, "add_shared_expert", &mut sum, x)?;
     }
+    let mean = shared != "none" && b.one_in(4);
+    b.note("mean", mean);
+    if mean {
+        let function = PointwiseFn::Scale(0.5);
+        means.push(sum);
+        sum = b.graph.push(LAYER, "expert_mean", Op::Pointwise { function }, &[sum])?[0];
+    }
     if !b.one_in(6) {
         add(b, "ffn_residual", &mut sum, residual)?;
     }
+    inner.extend(means.into_iter().chain(beside));
     outputs(b, &inner, &[sum]);
     let mut at = 0;
     let mut all = Vec::new();
@@ -434,7 +594,7 @@ fn final_norm_lm_head(b: &mut Builder) -> Result<Steps, BackendError> {
     let x = b.boundary(row(widths.hidden_size), DType::F32);
     let rows = b.graph.inputs.logits_rows;
     let picked = b.graph.push(LAYER, "logits_rows", Op::GetRows, &[x, rows])?[0];
-    let normed = norm(b, "output_norm", picked, widths.hidden_size, 1, 1e-6)?;
+    let normed = row_norm(b, "output_norm", picked, widths.hidden_size, 1e-6)?;
     let vocab = b.pick(&[17, 64, 100, 300]);
     b.note("vocab", vocab);
     let logits = project(b, &widths, "lm_head", normed, vocab)?;

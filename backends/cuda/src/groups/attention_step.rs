@@ -27,7 +27,7 @@ impl Runs for AttentionStep {
             value_head_dim,
             scale: _,
             window: _,
-            chunk: None,
+            chunk: _,
             soft_cap: _,
             sinks: _,
             value_in_key: false,
@@ -63,6 +63,7 @@ impl Runs for AttentionStep {
         let rotated = |placed: &Placed| placed.rope.as_ref().map_or(Param::NULL, |r| emit.opt_value(r.y));
         let (blocks, splits) = ops::split_geometry(a, 1, emit.scratch.multiprocessors);
         let tiles = attention::fits_tiles(emit, a);
+        let [window, chunk] = attention::visible(a);
         let params = vec![
             emit.value(q.x)?,
             emit.value(k.x)?,
@@ -96,7 +97,8 @@ impl Runs for AttentionStep {
             int(a.head_dim),
             int(a.value_head_dim),
             Param::F32(a.scale),
-            attention::window(a),
+            window,
+            chunk,
             attention::soft_cap(a),
             int(splits),
             int(usize::from(tiles)),

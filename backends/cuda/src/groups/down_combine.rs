@@ -1,9 +1,11 @@
 //! kernels/down_combine.cu.
 
-use super::{MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, matmul, one_row, stage, staged_bytes};
+use super::{
+    MAX_STAGED_ELEMS, Runs, any_experts, any_rows, blocks, int, matmul, one_row, stage, staged_bytes, width,
+};
 use crate::driver::Param;
 use crate::ops::Emit;
-use moe_run_graph::groups::parts::{Combined, Sum};
+use moe_run_graph::groups::parts::{Combined, Product, Scaled, Sum};
 use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -12,13 +14,23 @@ use moe_run_runtime::executable::KvType;
 impl Runs for DownCombine {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let DownCombine { down, combined: Combined { node: _, x: _, weights: _, y: _ }, shared, add } = self;
+        let routed = graph.value(down.x).shape.fixed_elems();
         let sums = |shared: &SharedExpert| {
-            let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ } } = shared;
-            one_row(graph, *x) && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
+            let SharedExpert { down, x, gate, add: Sum { node: _, other: _, y: _ }, scaled } = shared;
+            let has_room = |down: &Product| {
+                let Product { node: _, x, weight, bias: None, scale: _, y: _ } = down else { return false };
+                any_rows(weight)
+                    && one_row(graph, *x)
+                    && width(graph, *x).saturating_add(routed) <= MAX_STAGED_ELEMS
+            };
+            scaled.iter().for_each(|Scaled { node: _, x: _, factor: _, y: _ }| {});
+            one_row(graph, *x)
+                && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
+                && down.as_ref().is_none_or(has_room)
         };
         any_experts(down)
             && graph.value(down.x).shape.0.len() == 3
-            && graph.value(down.x).shape.fixed_elems() <= MAX_STAGED_ELEMS
+            && routed <= MAX_STAGED_ELEMS
             && shared.as_ref().is_none_or(sums)
             && add.as_ref().is_none_or(|Sum { node: _, other: _, y: _ }| true)
     }
@@ -29,7 +41,7 @@ impl Runs for DownCombine {
         let per_tok = emit.elems(down.ids);
         let forms = stage(emit, matrix.format);
         // Whole rows a lane group: 8 lanes read a 256-block's chunks together; a warp has four experts under way then.
-        let width = match matrix.inner {
+        let lanes = match matrix.inner {
             0..=1024 if per_tok > 2 => 8,
             0..=2048 if per_tok > 1 => 16,
             _ => 32,
@@ -44,8 +56,36 @@ impl Runs for DownCombine {
             Param::U64(matrix.row_bytes),
             Param::U64(matrix.expert_bytes),
             emit.weights.opt_vector(down.bias),
-            shared.as_ref().map_or(Ok(Param::NULL), |shared| emit.value(shared.x))?,
         ];
+        let shared_down = shared.as_ref().and_then(|shared| shared.down.as_ref());
+        let mut staged = staged_bytes(per_tok * matrix.inner, forms).next_multiple_of(16);
+        match shared_down {
+            Some(down) => {
+                let matrix = emit.weights.matrix(emit.graph, &down.weight);
+                let forms = stage(emit, matrix.format);
+                staged += staged_bytes(matrix.inner, forms);
+                params.extend([
+                    emit.value(down.x)?,
+                    matrix.code(),
+                    matrix.data,
+                    Param::U64(matrix.row_bytes),
+                    Param::F32(down.scale.unwrap_or(1.0)),
+                    int(matrix.inner),
+                    Param::I32(forms),
+                    emit.opt_value(down.y),
+                ]);
+            }
+            None => params.extend([
+                shared.as_ref().map_or(Ok(Param::NULL), |shared| emit.value(shared.x))?,
+                int(0),
+                Param::NULL,
+                Param::U64(0),
+                Param::F32(1.0),
+                int(0),
+                int(0),
+                Param::NULL,
+            ]),
+        }
         params.extend(match gate {
             Some(SharedGate { routing, gated }) => [
                 emit.value(routing.logits)?,
@@ -56,15 +96,22 @@ impl Runs for DownCombine {
             ],
             None => [Param::NULL, Param::F32(1.0), Param::NULL, Param::NULL, Param::NULL],
         });
-        // What the last addition makes is the result; what comes before it is written if somebody reads it.
-        let (y, with_shared, sum) = match (add, shared) {
-            (Some(add), Some(shared)) => (add.y, emit.opt_value(shared.add.y), emit.opt_value(combined.y)),
-            (Some(add), None) => (add.y, Param::NULL, emit.opt_value(combined.y)),
-            (None, Some(shared)) => (shared.add.y, Param::NULL, emit.opt_value(combined.y)),
-            (None, None) => (combined.y, Param::NULL, Param::NULL),
-        };
+        // What comes last is the result; what comes before it is written if somebody reads it.
+        let scaled = shared.as_ref().and_then(|shared| shared.scaled.as_ref());
+        let sums = [
+            Some(combined.y),
+            shared.as_ref().map(|shared| shared.add.y),
+            scaled.map(|scaled| scaled.y),
+            add.as_ref().map(|add| add.y),
+        ];
+        let y = sums.into_iter().flatten().last().ok_or_else(|| BackendError::mismatch(Self::NAME))?;
+        let [sum, with_shared, mean, _] = sums.map(|value| {
+            value.filter(|value| *value != y).map_or(Param::NULL, |value| emit.opt_value(value))
+        });
         params.extend([
             with_shared,
+            Param::F32(scaled.map_or(1.0, |scaled| scaled.factor)),
+            mean,
             add.as_ref().map_or(Ok(Param::NULL), |add| emit.value(add.other))?,
             emit.opt_value(down.y),
             sum,
@@ -73,10 +120,10 @@ impl Runs for DownCombine {
             int(matrix.rows),
             int(per_tok),
             Param::I32(forms),
-            int(width),
+            int(lanes),
         ]);
         let grid = [blocks(emit, matrix.rows), 1, 1];
-        emit.push(Self::NAME, grid, matmul::THREADS, staged_bytes(per_tok * matrix.inner, forms), params);
+        emit.push(Self::NAME, grid, matmul::THREADS, staged, params);
         Ok(())
     }
 }

@@ -1,12 +1,12 @@
 //! kernels/gate_up.cu.
 
 use super::{
-    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, is_known, matmul, normed_bytes, one_row, stage, whole_norm,
-    width,
+    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, matmul, norm_params, normed_bytes, one_row, stage,
+    whole_norm, width,
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params};
-use moe_run_graph::groups::parts::{Gated, Product};
+use moe_run_graph::groups::parts::{Gated, Product, RowNormKind};
 use moe_run_graph::groups::{GateUp, Group};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -15,21 +15,21 @@ use moe_run_runtime::executable::KvType;
 impl Runs for GateUp {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let GateUp { norm, gate, up, act } = self;
-        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+        // `activation_params` numbers each function.
+        let Gated { node: _, gate: _, up: _, activation: _, activated: _, y: _ } = act;
         let plain = |product: &Product| {
             let Product { node: _, x: _, weight, bias: None, scale: None, y: _ } = product else {
                 return false;
             };
             any_rows(weight)
         };
-        norm.as_ref().is_none_or(|norm| whole_norm(graph, norm))
+        norm.as_ref().is_none_or(|norm| whole_norm(graph, norm) && norm.kind == RowNormKind::Rms)
             && one_row(graph, gate.x)
             && width(graph, gate.x) <= MAX_NORM_ELEMS
             && width(graph, gate.x).is_multiple_of(4)
             && plain(gate)
             && plain(up)
             && width(graph, gate.y) == width(graph, up.y)
-            && is_known(*activation)
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {
@@ -38,14 +38,15 @@ impl Runs for GateUp {
         let up_matrix = emit.weights.matrix(emit.graph, &up.weight);
         let forms = stage(emit, gate_matrix.format) | stage(emit, up_matrix.format);
         let n = gate_matrix.inner;
-        let (x, weight, eps, normed) = match norm {
-            Some(norm) => (norm.x, emit.weights.opt_vector(norm.weight), norm.eps, emit.opt_value(norm.y)),
-            None => (gate.x, Param::NULL, 0.0, Param::NULL),
+        let (x, normed) = match norm {
+            Some(norm) => (norm.x, emit.opt_value(norm.y)),
+            None => (gate.x, Param::NULL),
         };
+        let [weight, _, eps, _] = norm_params(emit, norm.as_ref());
         let mut params = vec![
             emit.value(x)?,
             weight,
-            Param::F32(eps),
+            eps,
             normed,
             int(n),
             Param::I32(forms),

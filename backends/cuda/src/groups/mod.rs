@@ -1,25 +1,29 @@
 //! The decode step's grouped launches, one kernel each: which of graph/src/groups fit, and their kernels' parameters.
 //!
 //! A layer with experts is `norm_qkv`, `attention_step`, `matmul_residual`, `norm_router`, `route_gate_up`, `down_combine`; a
-//! shared expert adds `gate_up` and a matmul; a dense layer has `gate_up` and `matmul_residual` in the place of the last three.
-//! The final norm goes with lm_head.
+//! shared expert adds `gate_up`; a dense layer has `gate_up` and `matmul_residual` in the place of the last three.
+//! Where attention has a gate, `gated_matmul` stands in the place of `matmul_residual`; a post-norm and its addition are a part of
+//! `norm_router`, or `norm_residual`. The final norm goes with lm_head.
 //!
 //! An inner value that a tap wants is written from the same registers that feed the rest. Prefill has no groups.
 
 mod attention_step;
 mod down_combine;
 mod gate_up;
+mod gated_matmul;
 mod matmul_residual;
 mod norm_matmul;
+mod norm_residual;
 mod route_gate_up;
 
+use super::driver::Param;
 use super::ops::{self, Emit, int, matmul};
-use moe_run_graph::groups::parts::{ExpertProduct, Norm};
+use moe_run_graph::groups::parts::{ExpertProduct, RowNorm, RowNormKind};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, FinalNormLmHead, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv,
-    NormRouter, RouteGateUp, group_of,
+    AttentionStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, LaunchPattern, MatMulResidual,
+    NormQkv, NormResidual, NormRouter, RouteGateUp, group_of,
 };
-use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::quant::{ActProfile, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
@@ -50,11 +54,13 @@ macro_rules! each_group {
             $call!(AttentionStep),
             $call!(RouteGateUp),
             $call!(FinalNormLmHead),
+            $call!(GatedMatMul),
             $call!(NormQkv),
             $call!(NormRouter),
             $call!(GateUp),
             $call!(DownCombine),
             $call!(MatMulResidual),
+            $call!(NormResidual),
         ]
     };
 }
@@ -97,10 +103,22 @@ fn run<G: Runs>(emit: &mut Emit<'_>, nodes: &[&Node]) -> Result<(), BackendError
     group.ok_or_else(|| BackendError::mismatch(G::NAME))?.emit(emit)
 }
 
-/// A norm of whole rows that a block can hold: the weight and eps go with the launch.
-fn whole_norm(graph: &Graph, norm: &Norm) -> bool {
-    let Norm { node: _, x, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
-    *heads == 1 && width(graph, *x) <= MAX_NORM_ELEMS && width(graph, *x).is_multiple_of(4)
+/// A norm of whole rows that a block can hold: its attributes go with the launch.
+fn whole_norm(graph: &Graph, norm: &RowNorm) -> bool {
+    let RowNorm { node: _, x, weight: Some(_), eps: _, kind: _, y: _ } = norm else { return false };
+    width(graph, *x) <= MAX_NORM_ELEMS && width(graph, *x).is_multiple_of(4)
+}
+
+/// `RowNorm` in kernels/common/staged.cuh: the weight, the bias, eps, and whether the mean is taken off. None: no norm.
+fn norm_params(emit: &Emit<'_>, norm: Option<&RowNorm>) -> [Param; 4] {
+    let Some(RowNorm { node: _, x: _, weight, eps, kind, y: _ }) = norm else {
+        return [Param::NULL, Param::NULL, Param::F32(0.0), int(0)];
+    };
+    let (bias, centred) = match kind {
+        RowNormKind::Rms => (None, 0),
+        RowNormKind::Layer { bias } => (*bias, 1),
+    };
+    [emit.weights.opt_vector(*weight), emit.weights.opt_vector(bias), Param::F32(*eps), int(centred)]
 }
 
 /// Any rows of any experts.
@@ -113,17 +131,6 @@ fn any_rows(slice: &WeightSlice) -> bool {
 fn any_experts(product: &ExpertProduct) -> bool {
     let ExpertProduct { node: _, x: _, ids: _, weight, bias: _, y: _ } = product;
     any_rows(weight)
-}
-
-/// A function that `gated` in kernels/common/gated.cuh knows.
-fn is_known(activation: ActivationFn) -> bool {
-    match activation {
-        ActivationFn::Silu
-        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-        | ActivationFn::GeluTanh
-        | ActivationFn::Sigmoid => true,
-        ActivationFn::Relu | ActivationFn::Softplus | ActivationFn::LimitedSwiglu { limit: _ } => false,
-    }
 }
 
 /// One row for a token: what a launch without a grid over rows computes.

@@ -1,8 +1,7 @@
 //! kernels/route_gate_up.cu.
 
 use super::{
-    MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, is_known, matmul, one_row, ops, stage, staged_bytes,
-    width,
+    MAX_STAGED_ELEMS, Runs, any_experts, blocks, int, matmul, one_row, ops, stage, staged_bytes, width,
 };
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params, router};
@@ -16,7 +15,8 @@ impl Runs for RouteGateUp {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let RouteGateUp { routing, experts: ExpertsGateUp { gate, up, act } } = self;
         let Routing { node, logits: _, attrs, ids: _, weights: _ } = routing;
-        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+        // `activation_params` numbers each function.
+        let Gated { node: _, gate: _, up: _, activation: _, activated: _, y: _ } = act;
         // Every attribute of the choice goes with the launch.
         let RouterAttrs {
             num_experts: _,
@@ -34,7 +34,6 @@ impl Runs for RouteGateUp {
             && one_row(graph, gate.x)
             && width(graph, gate.x) <= MAX_STAGED_ELEMS
             && width(graph, gate.y) == width(graph, up.y)
-            && is_known(*activation)
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {

@@ -41,11 +41,12 @@ pub(crate) fn fits_tiles(emit: &Emit<'_>, attrs: &AttentionAttrs) -> bool {
         && matches!(attrs.head_dim, 64 | 128)
 }
 
-/// A window or cap that may be absent, as kernels take them.
-pub(crate) fn window(attrs: &AttentionAttrs) -> Param {
-    int(attrs.window.unwrap_or(0))
+/// Window and chunk, each of which may be absent, as kernels take them: kernels/common/visible.cuh.
+pub(crate) fn visible(attrs: &AttentionAttrs) -> [Param; 2] {
+    [attrs.window, attrs.chunk].map(|n| int(n.unwrap_or(0)))
 }
 
+/// A cap that may be absent, as kernels take it.
 pub(crate) fn soft_cap(attrs: &AttentionAttrs) -> Param {
     Param::F32(attrs.soft_cap.unwrap_or(0.0))
 }
@@ -64,24 +65,21 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         sinks: _,
         value_in_key: _,
     } = *attrs;
-    if let Some(chunk) = chunk {
-        return Some(format!("chunks of {chunk} positions"));
-    }
     if d % 4 != 0 || dv % 4 != 0 || d > MAX_HEAD_DIM || dv > MAX_VALUE_HEAD_DIM {
         return Some(format!(
             "key heads of {d} and value heads of {dv}; wanted multiples of 4, up to {MAX_HEAD_DIM} and up to \
              {MAX_VALUE_HEAD_DIM}"
         ));
     }
-    window
-        .filter(|w| i32::try_from(*w).is_err())
-        .map(|w| format!("a window of {w}; wanted at most {}", i32::MAX))
+    let many = window.into_iter().chain(chunk).find(|n| i32::try_from(*n).is_err());
+    many.map(|n| format!("a window or chunk of {n}; wanted at most {}", i32::MAX))
 }
 
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {
     let tokens = emit.sizes.tokens;
     if tokens > 1 && fits_tiles(emit, attrs) {
         let (blocks, _) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
+        let [window, chunk] = visible(attrs);
         let params = vec![
             emit.value(node.inputs[0])?,
             emit.value(node.inputs[3])?,
@@ -93,7 +91,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
             int(attrs.num_key_value_heads),
             int(attrs.head_dim),
             Param::F32(attrs.scale),
-            window(attrs),
+            window,
+            chunk,
             soft_cap(attrs),
             int(tokens),
         ];
@@ -101,6 +100,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         return Ok(());
     }
     let (blocks, splits) = split_geometry(attrs, tokens, emit.scratch.multiprocessors);
+    let [window, chunk] = visible(attrs);
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.value(node.inputs[3])?,
@@ -117,7 +117,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         int(attrs.head_dim),
         int(attrs.value_head_dim),
         Param::F32(attrs.scale),
-        window(attrs),
+        window,
+        chunk,
         soft_cap(attrs),
         int(usize::from(attrs.value_in_key)),
         int(splits),

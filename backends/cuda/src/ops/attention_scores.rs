@@ -1,6 +1,6 @@
 //! kernels/attention_scores.cu.
 
-use super::attention::{soft_cap, window};
+use super::attention::{soft_cap, visible};
 use super::{Emit, int};
 use crate::driver::Param;
 use moe_run_graph::ir::{AttentionAttrs, Node};
@@ -8,6 +8,7 @@ use moe_run_runtime::error::BackendError;
 
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> Result<(), BackendError> {
     let cached = emit.sizes.cached;
+    let [window, chunk] = visible(attrs);
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.value(node.inputs[2])?,
@@ -17,7 +18,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         int(attrs.num_key_value_heads),
         int(attrs.head_dim),
         Param::F32(attrs.scale),
-        window(attrs),
+        window,
+        chunk,
         soft_cap(attrs),
         int(cached),
     ];

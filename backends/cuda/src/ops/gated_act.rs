@@ -13,28 +13,11 @@ pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] 
         Some(ActivationFn::ClampedSwiglu { alpha, limit }) => (2, alpha, limit),
         Some(ActivationFn::Sigmoid) => (3, 0.0, 0.0),
         Some(ActivationFn::GeluTanh) => (4, 0.0, 0.0),
-        // Refused before: `lacking`.
         Some(ActivationFn::Relu) => (5, 0.0, 0.0),
         Some(ActivationFn::Softplus) => (6, 0.0, 0.0),
         Some(ActivationFn::LimitedSwiglu { limit }) => (7, 0.0, limit),
     };
     [Param::I32(code), Param::F32(alpha), Param::F32(limit)]
-}
-
-/// Which function the kernels lack.
-pub(super) fn lacking(activation: Option<ActivationFn>) -> Option<String> {
-    match activation {
-        None
-        | Some(
-            ActivationFn::Silu
-            | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-            | ActivationFn::Sigmoid
-            | ActivationFn::GeluTanh,
-        ) => None,
-        Some(ActivationFn::Relu) => Some("a ReLU".into()),
-        Some(ActivationFn::Softplus) => Some("a softplus".into()),
-        Some(ActivationFn::LimitedSwiglu { limit: _ }) => Some("a SwiGLU with a limit".into()),
-    }
 }
 
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, activation: ActivationFn) -> Result<(), BackendError> {

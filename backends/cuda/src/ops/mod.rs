@@ -15,10 +15,13 @@ mod gated_act;
 mod get_rows;
 mod head_matmul;
 mod kv_write;
+mod layer_norm;
 pub(super) mod matmul;
 mod mul;
+mod mul_heads;
 mod pointwise;
-mod rms_norm;
+mod position_scale;
+pub(super) mod rms_norm;
 mod rope;
 pub(super) mod router;
 mod scratch;
@@ -172,10 +175,9 @@ impl Emit<'_> {
             Op::DeltaRule(attrs) => delta_rule::emit(self, node, attrs),
             Op::SsmScan(attrs) => ssm_scan::emit(self, node, attrs),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
-            // Refused before: `supports`.
-            Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
-                Err(BackendError::mismatch(node.op.stem()))
-            }
+            Op::LayerNorm { weight, bias, eps } => layer_norm::emit(self, node, *weight, *bias, *eps),
+            Op::PositionScale(attrs) => position_scale::emit(self, node, attrs),
+            Op::MulHeads => mul_heads::emit(self, node),
             // What a tap hands on lies in its inputs' memory: it is no launch.
             Op::Tap { stage: _ } => Err(BackendError::mismatch(node.op.stem())),
         }
@@ -230,17 +232,14 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         }
         Op::Router(attrs) => router::lacking(attrs),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
-        Op::LayerNorm { .. } | Op::PositionScale(_) | Op::MulHeads => {
-            Some("it has no kernel here yet".into())
-        }
+        Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
+        Op::PositionScale(attrs) => position_scale::lacking(attrs),
         Op::DeltaGates { a: _, dt_bias: _ } => None,
         Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
         Op::SsmScan(attrs) => ssm_scan::lacking(attrs),
         // `gated_act::activation_params` numbers each function.
-        Op::GatedAct { activation } => gated_act::lacking(Some(*activation)),
-        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
-            gated_act::lacking(*activation)
-        }
+        Op::GatedAct { activation: _ } => None,
+        Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,

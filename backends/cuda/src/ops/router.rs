@@ -19,16 +19,13 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts,
         num_experts_per_tok,
-        gate,
+        gate: _,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
         groups,
         expert_scale: _,
     } = *attrs;
-    if gate == GateKind::SparseMixer {
-        return Some("a sparsemixer".into());
-    }
     if let Some(ExpertGroups { n_group, topk_group: _, score: _ }) = groups
         && n_group > MAX_GROUPS
     {
@@ -47,7 +44,6 @@ pub(crate) fn gate_code(gate: GateKind) -> Param {
         GateKind::Softmax => 0,
         GateKind::Sigmoid => 1,
         GateKind::SoftmaxAfterTopK => 2,
-        // Refused before: `lacking`.
         GateKind::SparseMixer => 3,
     })
 }

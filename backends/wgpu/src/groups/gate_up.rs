@@ -1,9 +1,9 @@
 //! RmsNorm, or none, gate and up of a dense layer or a shared expert, and the activation of both.
 
 use super::{
-    Runs, WORKGROUP_BYTES, gated_params, is_known, product, row_per_token, staged_bytes, whole_norm,
+    Runs, WORKGROUP_BYTES, gated_params, input_params, product, row_per_token, staged_bytes, whole_norm,
 };
-use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
+use crate::emit::{Emitter, Extent, Grid, Rows};
 use moe_run_graph::groups::parts::{Gated, Product};
 use moe_run_graph::groups::{GateUp, Group};
 use moe_run_graph::ir::Graph;
@@ -16,7 +16,8 @@ const ROWS: u32 = 16;
 impl Runs for GateUp {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let GateUp { norm, gate, up, act } = self;
-        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = act;
+        // `activation_params` numbers each function.
+        let Gated { node: _, gate: _, up: _, activation: _, activated: _, y: _ } = act;
         let plain = |product: &Product| {
             let Product { node: _, x: _, weight: _, bias, scale, y: _ } = product;
             bias.is_none() && scale.is_none()
@@ -29,7 +30,6 @@ impl Runs for GateUp {
             && (g.rows, g.cols) == (u.rows, u.cols)
             && g.format.is_quantized() == u.format.is_quantized()
             && staged_bytes(g.cols) + LANES * 16 <= WORKGROUP_BYTES
-            && is_known(*activation)
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {
@@ -42,14 +42,8 @@ impl Runs for GateUp {
         let sizes = [("LANES", LANES as u32), ("ROWS", ROWS), ("COLS", cols)];
         let variant = e.variant("gate_up", &sizes).weight("gate", g.format).weight("up", u.format);
         let variant = variant.input(e.input_kind(g.format));
-        let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
-        let mut params = vec![
-            ("x", e.at(norm.as_ref().map_or(gate.x, |n| n.x))?.into()),
-            ("norm", e.small(norm.as_ref().and_then(|n| n.weight))?.into()),
-            ("eps", norm.as_ref().map_or(0.0, |n| n.eps).into()),
-            ("cols", cols.into()),
-            ("normed", norm.as_ref().map_or(NONE, |n| stored(e, n.y)).into()),
-        ];
+        let x = norm.as_ref().map_or(gate.x, |norm| norm.x);
+        let mut params = input_params(e, x, norm.as_ref(), None)?;
         params.extend(gated_params(e, [(&g, &gate.weight, gate.y), (&u, &up.weight, up.y)], act)?);
         let tokens = Extent::Rows { rows: Rows::of(e.shape(act.y)), times: 1, over: 1 };
         e.push(variant, Grid::new(Extent::Fixed(rows.div_ceil(ROWS)), tokens, Extent::Fixed(1)), &params);

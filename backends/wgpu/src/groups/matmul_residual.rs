@@ -1,16 +1,17 @@
 //! A matmul and the addition to the residual stream; norm_matmul.wgsl, which also serves a norm and one matmul.
 
-use super::{Runs, WORKGROUP_BYTES, product, row_per_token, staged_bytes};
+use super::{Runs, WORKGROUP_BYTES, input_params, product, row_per_token, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
-use moe_run_graph::groups::parts::{Norm, Product, Sum};
-use moe_run_graph::groups::{Group, MatMulResidual};
+use crate::params::Param;
+use moe_run_graph::groups::MatMulResidual;
+use moe_run_graph::groups::parts::{Clamped, Product, Sum};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
 
-const LANES: usize = 64;
+pub(super) const LANES: usize = 64;
 /// Rows of a workgroup.
-const ROWS: u32 = 8;
+pub(super) const ROWS: u32 = 8;
 
 impl Runs for MatMulResidual {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
@@ -21,58 +22,55 @@ impl Runs for MatMulResidual {
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {
         let MatMulResidual { product, add } = self;
-        let row = Row {
-            x: e.at(product.x)?,
-            norm: None,
-            product: e.stored(product.y).unwrap_or(NONE),
-            residual: e.at(add.other)?,
-            y: e.output(add.y),
-        };
-        emit(e, product, &row, ROWS)
+        let input = input_params(e, product.x, None, None)?;
+        let to = Target { bound: None, add: Some(add), rows_each: ROWS };
+        emit(e, "norm_matmul", &[], input, product, to)
     }
 }
 
-/// What stands around the matmul.
-pub(super) struct Row<'a> {
-    pub x: u32,
-    pub norm: Option<&'a Norm>,
-    pub product: u32,
-    pub residual: u32,
-    pub y: u32,
+/// What stands behind a product, and how many rows of it a workgroup computes.
+pub(super) struct Target<'a> {
+    pub bound: Option<&'a Clamped>,
+    pub add: Option<&'a Sum>,
+    pub rows_each: u32,
 }
 
+/// A product by a shader with `common/product_rows.wgsl`, whose own sizes and parameters are given.
 pub(super) fn emit(
     e: &mut Emitter<'_>,
+    shader: &'static str,
+    sizes: &[(&'static str, u32)],
+    input: Vec<(&'static str, Param)>,
     product: &Product,
-    row: &Row<'_>,
-    rows_each: u32,
+    to: Target<'_>,
 ) -> Result<(), BackendError> {
     let graph = &e.plan.graph;
-    let matrix =
-        super::product(graph, product).ok_or_else(|| BackendError::mismatch(MatMulResidual::NAME))?;
+    let matrix = super::product(graph, product).ok_or_else(|| BackendError::mismatch(shader))?;
     let layout = e.layout(&product.weight)?;
     let (rows, cols) = (matrix.rows as u32, matrix.cols as u32);
-    let sizes = [("LANES", LANES as u32), ("ROWS", rows_each), ("COLS", cols)];
-    let input = e.input_kind(matrix.format);
-    let variant = e.variant("norm_matmul", &sizes).weight("weight", matrix.format).input(input);
-    let params = [
-        ("x", row.x.into()),
-        ("norm", e.small(row.norm.and_then(|n| n.weight))?.into()),
-        ("eps", row.norm.map_or(0.0, |n| n.eps).into()),
-        ("cols", cols.into()),
-        ("normed", row.norm.and_then(|n| e.stored(n.y)).unwrap_or(NONE).into()),
+    let common = [("LANES", LANES as u32), ("ROWS", to.rows_each), ("COLS", cols)];
+    let sizes: Vec<(&'static str, u32)> = common.into_iter().chain(sizes.iter().copied()).collect();
+    let kind = e.input_kind(matrix.format);
+    let variant = e.variant(shader, &sizes).weight("weight", matrix.format).input(kind);
+    // What comes last is the result; what comes before it is written if somebody reads it.
+    let y = to.add.map(|add| add.y).or(to.bound.map(|bound| bound.y)).unwrap_or(product.y);
+    let raw = if y == product.y { NONE } else { e.stored(product.y).unwrap_or(NONE) };
+    let mut params = input;
+    params.extend([
         ("rows", rows.into()),
         ("first", (matrix.first as u32).into()),
         ("bias", e.small(product.bias)?.into()),
         ("scale", product.scale.unwrap_or(1.0).into()),
-        ("product", row.product.into()),
-        ("residual", row.residual.into()),
-        ("y", row.y.into()),
+        ("product", raw.into()),
+        ("bound", to.bound.map_or(0.0, |bound| bound.limit).into()),
+        ("residual", to.add.map_or(Ok(NONE), |add| e.at(add.other))?.into()),
+        ("y", e.output(y).into()),
         ("weight_row_words", (layout.row_words as u32).into()),
         ("weight_blocks", (layout.blocks as u32).into()),
-    ];
+    ]);
     let tokens = Extent::Rows { rows: Rows::of(e.shape(product.y)), times: 1, over: 1 };
-    e.push(variant, Grid::new(Extent::Fixed(rows.div_ceil(rows_each)), tokens, Extent::Fixed(1)), &params);
+    let grid = Grid::new(Extent::Fixed(rows.div_ceil(to.rows_each)), tokens, Extent::Fixed(1));
+    e.push(variant, grid, &params);
     e.bind_part(&product.weight, 0);
     Ok(())
 }

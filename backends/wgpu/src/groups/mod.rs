@@ -8,19 +8,21 @@
 mod attention_step;
 mod down_combine;
 mod gate_up;
+mod gated_matmul;
 mod matmul_residual;
 mod norm_products;
+mod norm_residual;
 mod route_gate_up;
 
 use super::emit::{Emitter, FEW_ROWS, NONE};
 use super::ops::{self, activation_params};
 use super::params::Param;
-use moe_run_graph::groups::parts::{ExpertProduct, Gated, Norm, Product};
+use moe_run_graph::groups::parts::{ExpertProduct, Gated, Product, RowNorm, RowNormKind};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, GateUp, Group, LaunchPattern, MatMulResidual, NormQkv, NormRouter,
-    RouteGateUp, group_of,
+    AttentionStep, DownCombine, GateUp, GatedMatMul, Group, LaunchPattern, MatMulResidual, NormQkv,
+    NormResidual, NormRouter, RouteGateUp, group_of,
 };
-use moe_run_graph::ir::{ActivationFn, Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::passes::Launch;
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
@@ -52,11 +54,13 @@ pub(super) fn for_tokens(tokens: usize, kv_type: KvType) -> Vec<LaunchPattern> {
     }
     if tokens <= FEW_ROWS {
         patterns.extend([
+            pattern::<GatedMatMul>(kv_type),
             pattern::<NormQkv>(kv_type),
             pattern::<NormRouter>(kv_type),
             pattern::<GateUp>(kv_type),
             pattern::<DownCombine>(kv_type),
             pattern::<MatMulResidual>(kv_type),
+            pattern::<NormResidual>(kv_type),
         ]);
     }
     patterns
@@ -74,7 +78,9 @@ pub(super) fn emit(e: &mut Emitter<'_>, launch: &Launch) -> Result<(), BackendEr
         (NormRouter::NAME, _) => run::<NormRouter>,
         (GateUp::NAME, _) => run::<GateUp>,
         (DownCombine::NAME, _) => run::<DownCombine>,
+        (GatedMatMul::NAME, _) => run::<GatedMatMul>,
         (MatMulResidual::NAME, _) => run::<MatMulResidual>,
+        (NormResidual::NAME, _) => run::<NormResidual>,
         (name, _) => return Err(BackendError::mismatch(name)),
     };
     run(e, &nodes)
@@ -121,21 +127,39 @@ fn experts(graph: &Graph, product: &ExpertProduct) -> Option<Matrix> {
     matrix(graph, weight)
 }
 
-/// A norm of whole rows: its weight and eps go with the launch.
-fn whole_norm(norm: &Norm) -> bool {
-    let Norm { node: _, x: _, weight: Some(_), eps: _, heads, y: _ } = norm else { return false };
-    *heads == 1
+/// A norm of whole rows with a weight: its attributes go with the launch.
+fn whole_norm(norm: &RowNorm) -> bool {
+    let RowNorm { node: _, x: _, weight: Some(_), eps: _, kind: _, y: _ } = norm else { return false };
+    true
 }
 
-/// A function that `common/activate.wgsl` and `common/gated.wgsl` know.
-fn is_known(activation: ActivationFn) -> bool {
-    match activation {
-        ActivationFn::Silu
-        | ActivationFn::ClampedSwiglu { alpha: _, limit: _ }
-        | ActivationFn::GeluTanh
-        | ActivationFn::Sigmoid => true,
-        ActivationFn::Relu | ActivationFn::Softplus | ActivationFn::LimitedSwiglu { limit: _ } => false,
-    }
+/// The parameters of `common/normed_input.wgsl`: the row `x`, under a norm where there is one, behind what may stand in front.
+fn input_params(
+    e: &Emitter<'_>,
+    x: ValueId,
+    norm: Option<&RowNorm>,
+    post: Option<&NormResidual>,
+) -> Result<Vec<(&'static str, Param)>, BackendError> {
+    let stored = |value| e.stored(value).unwrap_or(NONE);
+    let (bias, centred) = match norm.map(|norm| norm.kind) {
+        None | Some(RowNormKind::Rms) => (None, 0u32),
+        Some(RowNormKind::Layer { bias }) => (bias, 1),
+    };
+    let cols = e.shape(x).width().ok_or_else(|| BackendError::mismatch("a row"))? as u32;
+    Ok(vec![
+        ("x", e.at(post.map_or(x, |post| post.norm.x))?.into()),
+        ("cols", cols.into()),
+        ("norm", e.small(norm.and_then(|norm| norm.weight))?.into()),
+        ("norm_bias", e.small(bias)?.into()),
+        ("centred", centred.into()),
+        ("eps", norm.map_or(0.0, |norm| norm.eps).into()),
+        ("normed", norm.map_or(NONE, |norm| stored(norm.y)).into()),
+        ("post_norm", e.small(post.and_then(|post| post.norm.weight))?.into()),
+        ("post_eps", post.map_or(0.0, |post| post.norm.eps).into()),
+        ("post_residual", post.map_or(Ok(NONE), |post| e.at(post.add.other))?.into()),
+        ("post_normed", post.map_or(NONE, |post| stored(post.norm.y)).into()),
+        ("post_sum", post.map_or(NONE, |post| stored(post.add.y)).into()),
+    ])
 }
 
 /// What gate and up (matrix, tensor, result) and the activation of both tell a shader: rows, layouts, where results go.

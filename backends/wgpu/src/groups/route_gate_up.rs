@@ -1,6 +1,6 @@
 //! Router, the gate and up matmuls of the chosen experts, and the activation of both.
 
-use super::{Matrix, Runs, WORKGROUP_BYTES, experts, gated_params, is_known, row_per_token, staged_bytes};
+use super::{Matrix, Runs, WORKGROUP_BYTES, experts, gated_params, row_per_token, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, Rows};
 use crate::ops::{choice_params, group_codes};
 use moe_run_graph::groups::parts::{Gated, Routing};
@@ -22,7 +22,8 @@ impl Runs for RouteGateUp {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let RouteGateUp { routing, experts } = self;
         let Routing { node: _, logits: _, attrs, ids: _, weights: _ } = routing;
-        let Gated { node: _, gate: _, up: _, activation, activated: _, y: _ } = &experts.act;
+        // `activation_params` numbers each function.
+        let Gated { node: _, gate: _, up: _, activation: _, activated: _, y: _ } = &experts.act;
         // Every other attribute of the choice goes with the launch.
         let RouterAttrs {
             num_experts,
@@ -41,7 +42,6 @@ impl Runs for RouteGateUp {
             && (g.rows, g.cols) == (u.rows, u.cols)
             && g.format.is_quantized() == u.format.is_quantized()
             && memory <= WORKGROUP_BYTES
-            && is_known(*activation)
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {

@@ -21,7 +21,7 @@ mod mul;
 mod mul_heads;
 mod pointwise;
 mod position_scale;
-mod rms_norm;
+pub(super) mod rms_norm;
 mod rope;
 mod router;
 pub(super) mod sample;

@@ -17,7 +17,6 @@ fn gate_code(gate: GateKind) -> u32 {
         GateKind::Softmax => 0,
         GateKind::Sigmoid => 1,
         GateKind::SoftmaxAfterTopK => 2,
-        // Refused before: `lacking`.
         GateKind::SparseMixer => 3,
     }
 }
@@ -68,15 +67,12 @@ pub(super) fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts: experts,
         num_experts_per_tok: _,
-        gate,
+        gate: _,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
         groups: _,
         expert_scale: _,
     } = *attrs;
-    if gate == GateKind::SparseMixer {
-        return Some("a sparsemixer".into());
-    }
     (experts > MAX_EXPERTS).then(|| format!("{experts} experts, wanted at most {MAX_EXPERTS}"))
 }

@@ -53,8 +53,20 @@ fn variants(features: Features) -> Vec<Variant> {
             all.push(norm.weight("weight", format).input(input));
             let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048)];
             let mixed = if format.is_quantized() { Format::Q6K } else { Format::F16 };
-            let qkv = Variant::new("norm_qkv", features, &sizes).weight("query", format);
-            all.push(qkv.weight("key", format).weight("value", mixed).input(input));
+            let qkv =
+                Variant::new("norm_qkv", features, &sizes).weight("first", format).weight("second", format);
+            all.push(qkv.weight("third", mixed).weight("fourth", format).input(input));
+            for (heads, head_lanes) in [(1, 64), (48, 1)] {
+                let sizes = [
+                    ("LANES", 64),
+                    ("ROWS", 8),
+                    ("COLS", 6144),
+                    ("HEADS", heads),
+                    ("HEAD_LANES", head_lanes),
+                ];
+                let gated = Variant::new("gated_matmul", features, &sizes).weight("weight", format);
+                all.push(gated.input(input));
+            }
             let gate_up = Variant::new("gate_up", features, &sizes).weight("gate", format);
             all.push(gate_up.weight("up", mixed).input(input));
             let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048), ("KEYS", 128), ("GROUPS", 1)];
@@ -62,7 +74,8 @@ fn variants(features: Features) -> Vec<Variant> {
             all.push(experts.weight("up", mixed).input(input));
             let sizes = [("LANES", 128), ("ROWS", 8), ("COLS", 6144), ("EXPERT_SLOTS", 8)];
             let combine = Variant::new("down_combine", features, &sizes).weight("weight", format);
-            all.push(combine.input(input));
+            all.push(combine.clone().input(input));
+            all.push(combine.weight("shared_w", mixed).input(input).fused());
             for op in ["matmul", "expert_matmul"] {
                 all.push(lanes(op, 64).weight("weight", format).input(input));
             }

@@ -1,0 +1,16 @@
+    rows: u32,
+    // The first row of each in its tensor, or in an expert of it.
+    gate_first: u32,
+    up_first: u32,
+    activation: u32,
+    alpha: f32,
+    limit: f32,
+    // gate, up and act(gate), where somebody reads them; or NONE.
+    gate_y: u32,
+    up_y: u32,
+    activated: u32,
+    y: u32,
+    gate_row_words: u32,
+    gate_blocks: u32,
+    up_row_words: u32,
+    up_blocks: u32,
