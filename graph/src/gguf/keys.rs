@@ -245,6 +245,8 @@ pub mod tensor {
     pub const PER_LAYER_MODEL_PROJ: &str = "per_layer_model_proj.weight";
     /// Norm of that part, of each layer's by itself, `[their width]`.
     pub const PER_LAYER_PROJ_NORM: &str = "per_layer_proj_norm.weight";
+    /// The final norm's bias, `[hidden_size]`.
+    pub const OUTPUT_NORM_BIAS: &str = "output_norm.bias";
     /// lm_head's bias, `[vocab_size]`.
     pub const OUTPUT_BIAS: &str = "output.bias";
     /// What divides RoPE's frequencies within the original context, `[rope_dims / 2]`.
@@ -259,6 +261,8 @@ pub mod tensor {
 pub mod layer {
     /// Norm before attention, `[hidden_size]`.
     pub const ATTN_NORM: &str = "attn_norm.weight";
+    /// Its bias.
+    pub const ATTN_NORM_BIAS: &str = "attn_norm.bias";
     /// q_proj, `[num_attention_heads · head_dim, hidden_size]`.
     pub const ATTN_Q: &str = "attn_q.weight";
     /// k_proj, `[num_key_value_heads · head_dim, hidden_size]`.
@@ -338,6 +342,8 @@ pub mod layer {
     pub const POST_ATTENTION_NORM: &str = "post_attention_norm.weight";
     /// Norm before the feed-forward part, `[hidden_size]`.
     pub const FFN_NORM: &str = "ffn_norm.weight";
+    /// Its bias.
+    pub const FFN_NORM_BIAS: &str = "ffn_norm.bias";
     /// Router, `[num_experts, hidden_size]`.
     pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
     /// Norm in front of a router that has one of its own, `[hidden_size]`.

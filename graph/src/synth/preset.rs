@@ -130,6 +130,13 @@ fn values(name: &str, fan_in: usize) -> Values {
         layer::FFN_GATE_INP => matmul(2.0),
         layer::ATTN_OUTPUT => matmul(0.2),
         layer::SSM_A => Values::Decay,
+        // What multiplies or divides.
+        tensor::ROPE_FREQS
+        | tensor::ROPE_FACTORS_SHORT
+        | tensor::ROPE_FACTORS_LONG
+        | layer::LAYER_OUTPUT_SCALE
+        | layer::FFN_GATE_INP_SCALE
+        | layer::FFN_DOWN_EXPS_SCALE => Values::Norm,
         _ if name.ends_with("norm.weight") => Values::Norm,
         _ if name.ends_with(".bias") => Values::Rms(0.1),
         _ => matmul(1.0),
@@ -174,7 +181,10 @@ impl Preset {
         let common = common_keys(self, num_hidden_layers);
         let own = (self.family.keys)(self, num_hidden_layers);
         // Where an architecture says a common key in its own way, that holds.
-        let said = |key: &str| own.iter().any(|(own, _)| *own == key);
+        let said = |key: &str| {
+            let layer_norm = key == arch::RMS_EPS && own.iter().any(|(own, _)| *own == arch::LAYER_NORM_EPS);
+            layer_norm || own.iter().any(|(own, _)| *own == key)
+        };
         let common = common.into_iter().filter(|(key, _)| !said(key));
         pairs.extend(common.chain(own.clone()).map(|(rest, value)| (arch_key(architecture, rest), value)));
         match vocabulary {
