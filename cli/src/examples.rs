@@ -26,7 +26,7 @@ Examples:
   moe-run serve -m model.gguf --ctx-size 16384 --parallel 4
   moe-run serve -m model.gguf --host 0.0.0.0 --port 8000 --api-key sk-local --alias my-model
   moe-run serve -m model.gguf --temp 0 --max-step-ms 100 --log-json
-  moe-run serve -m model.gguf --cache-file model.cache  prompts that were read stay read when the server is started again
+  moe-run serve -m model.gguf --cache-file model.cache  prompts that were read need no reading after a restart
 
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
 

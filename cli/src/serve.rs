@@ -20,8 +20,7 @@ use moe_run_backends::{
 };
 use moe_run_graph::{
     Model,
-    ids::LayerIdx,
-    ir::{Graph, Stage},
+    ir::{Graph, LayerIdx, Stage},
     passes::TapSelection,
     quant,
 };
@@ -237,7 +236,6 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         share.max_queue,
         started.elapsed().as_secs_f64()
     ));
-    output::note(&format!("ready: http://{}", listening.address()));
     let generation = Generation::begin();
     let sequences = listening.serve(served, || generation.is_interrupted()).map_err(failed)?;
     if let (Some(cache), Some(sequences)) = (cache, sequences) {

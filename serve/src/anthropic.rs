@@ -5,7 +5,7 @@
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
 use moe_run_runtime::generate::Constraint;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 use crate::answer;

@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn an_answer_that_was_begun_goes_on() {
         let template = ChatTemplate::from_source("{{ messages }}").unwrap();
-        let mut fields = |last: &str| {
+        let fields = |last: &str| {
             let json = format!(
                 r#"{{"messages": [{{"role": "user", "content": "a"}}, {last}], "continue_final_message": true}}"#
             );

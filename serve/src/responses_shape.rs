@@ -48,6 +48,8 @@ pub struct Answer {
     /// The text of the open item.
     text: String,
     logprobs: Vec<Value>,
+    /// Those of tokens whose text is not told yet.
+    untold: Vec<Value>,
     tokens: Option<Tokens>,
     /// Why the response is not complete.
     incomplete: Option<&'static str>,
@@ -78,6 +80,7 @@ impl Answer {
             open: None,
             text: String::new(),
             logprobs: Vec::new(),
+            untold: Vec::new(),
             tokens: None,
             incomplete: None,
             is_ended: false,
@@ -220,7 +223,7 @@ impl Answer {
         self.event("response.output_item.done", json!({"output_index": index, "item": item}));
     }
 
-    fn add(&mut self, deltas: Vec<Delta>, mut logprobs: Vec<Value>) {
+    fn add(&mut self, deltas: Vec<Delta>) {
         for delta in deltas {
             match delta {
                 Delta::Content(text) => {
@@ -228,14 +231,16 @@ impl Answer {
                         "id": new_id("msg_"), "type": "message", "status": "in_progress", "role": "assistant", "content": [],
                     });
                     self.begin_item(Kind::Text, item);
-                    // All tokens of the piece stand beside its first text.
-                    self.more(&text, std::mem::take(&mut logprobs));
+                    // All tokens until now stand beside the first text that is told of them.
+                    let logprobs = std::mem::take(&mut self.untold);
+                    self.more(&text, logprobs);
                 }
                 Delta::Reasoning(text) => {
                     let item = json!({
                         "id": new_id("rs_"), "type": "reasoning", "status": "in_progress", "summary": [], "content": [],
                     });
                     self.begin_item(Kind::Reasoning, item);
+                    self.untold.clear();
                     self.more(&text, Vec::new());
                 }
                 Delta::CallBegin { index, name } => {
@@ -268,14 +273,19 @@ impl Shape for Answer {
 
     fn piece(&mut self, _: usize, piece: Piece) -> Vec<Bytes> {
         let logprobs = self.tokenizer.as_ref().map(|tokenizer| openai::logprobs(tokenizer, &piece.tokens));
+        self.untold.extend(logprobs.unwrap_or_default());
         let deltas = self.writer.push(&piece);
-        self.add(deltas, logprobs.unwrap_or_default());
+        self.add(deltas);
         self.take()
     }
 
     fn end(&mut self, _: usize, finished: Finished) -> Vec<Bytes> {
         let deltas = self.writer.finish(finished.is_complete());
-        self.add(deltas, Vec::new());
+        self.add(deltas);
+        if self.open == Some(Kind::Text) && !self.untold.is_empty() {
+            let logprobs = std::mem::take(&mut self.untold);
+            self.more("", logprobs);
+        }
         let mut tokens = Tokens::default();
         tokens.add(&finished.ended.usage, true, self.writer.reasoning_tokens());
         self.tokens = Some(tokens);

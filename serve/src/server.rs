@@ -168,10 +168,11 @@ impl Listening {
         model: Model,
         is_interrupted: impl Fn() -> bool,
     ) -> Result<Option<Sequences>, ServeError> {
-        let Listening { runtime, server, stop, connections, .. } = self;
+        let Listening { runtime, server, address, stop, connections } = self;
         let model = server.model.get_or_init(|| Arc::new(model));
         let drain = server.config.drain;
         let log = &server.config.log;
+        log(&format!("ready: http://{address}"));
         runtime.block_on(async {
             let mut ends = Ends::new()?;
             ends.wait(&is_interrupted).await;

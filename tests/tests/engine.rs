@@ -52,10 +52,13 @@ fn settings(shares_prefixes: bool) -> Settings {
     Settings { max_queue: 100, max_step: None, cuts_freely: true, shares_prefixes }
 }
 
+/// A token with the bits of its log probability, and of those of the best ones.
+type Told = (TokenId, Option<u32>, Vec<(TokenId, u32)>);
+
 /// What a listener heard.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Heard {
-    tokens: Vec<(TokenId, Option<u32>, Vec<(TokenId, u32)>)>,
+    tokens: Vec<Told>,
     ended: Option<Ended>,
 }
 
@@ -90,7 +93,8 @@ fn asked(model: &Subject, number: u64) -> (Vec<TokenId>, Choose, usize) {
     let vocab_size = model.vocab_size as u64;
     let begins_like = below(3);
     let common = [0, 64, 100, 130][below(4) as usize];
-    let own = 1 + below(if below(3) == 0 { 110 } else { 20 }) as usize;
+    let longest = if below(3) == 0 { 110 } else { 20 };
+    let own = 1 + below(longest) as usize;
     let mut shared = Random::new(&[32, begins_like]);
     let mut prompt: Vec<TokenId> =
         (0..common).map(|_| TokenId((shared.next_u64() % vocab_size) as u32)).collect();
@@ -443,7 +447,7 @@ fn a_cache_goes_to_a_file_and_comes_back() {
     again.save_cache("a model", &mut same).unwrap();
     assert!(same == file, "saved again, it is the same");
 
-    let mut refused = |binding: &str, bytes: &[u8], words: &str| {
+    let refused = |binding: &str, bytes: &[u8], words: &str| {
         let mut sequences = new(8 * CONTEXT);
         let error = sequences.load_cache(binding, &mut &*bytes).unwrap_err().to_string();
         assert!(error.contains(words), "{error}, wanted {words}");

@@ -223,7 +223,7 @@ fn tools_reach_the_template() {
     ]);
     let body = json!({"messages": messages, "tools": tools, "max_tokens": 3});
     let prompt = server.post("/apply-template", &body).ok();
-    assert_eq!(prompt["prompt"], "Tools: look user: a\nassistant: None<tool_call>3</tool_call>\ntool: b\n");
+    assert_eq!(prompt["prompt"], "Tools: look user: aassistant: None<tool_call>3</tool_call>tool: b");
     let without = server.post("/apply-template", &with(body.clone(), &json!({"tool_choice": "none"}))).ok();
     assert!(without["prompt"].as_str().unwrap().starts_with("user: a"));
     let answer = server.post(CHAT, &with(body.clone(), &json!({"parallel_tool_calls": false}))).ok();

@@ -20,13 +20,13 @@ fn crowd() -> Vec<Value> {
     (0..16)
         .map(|number: usize| {
             let mut messages = vec![json!({"role": "user", "content": prompts[number % prompts.len()]})];
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 messages.insert(0, json!({"role": "system", "content": beginning}));
             }
             json!({
                 "messages": messages, "temperature": ([0.0, 0.8, 1.4][number % 3]), "seed": number, "max_tokens": 8 + 3 * number,
                 "ignore_eos": number % 4 == 1, "logprobs": true, "top_logprobs": number % 4,
-                "frequency_penalty": if number % 5 == 0 { 0.4 } else { 0.0 },
+                "frequency_penalty": if number.is_multiple_of(5) { 0.4 } else { 0.0 },
             })
         })
         .collect()
