@@ -173,6 +173,9 @@ fn every_preset_is_a_model_of_the_size_that_its_files_have() {
             );
         }
         eprintln!("{}: {gigabytes:.1} GB", preset.name);
+        let plan =
+            run(BINARY, ["graph", "-m", path.to_str().unwrap(), "--level", "plan", "--backend", "cpu"]);
+        assert!(plan.succeeded().stdout.contains("launches"), "{}", preset.name);
         fs::remove_file(&path).unwrap();
     }
 }

@@ -48,7 +48,7 @@ fn with_controls(texts: &[String]) -> Tokenizer {
                 // In front of the three control tokens that the vocabulary ends with.
                 let at = tokens.len() - 3 - texts.len();
                 for (token, text) in tokens[at..].iter_mut().zip(texts) {
-                    *token = text.clone().into();
+                    *token = text.clone();
                 }
             }
             ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(types))) => {
@@ -114,7 +114,12 @@ fn check(case: &Case<'_>, tokenizer: &Tokenizer, seed: u64, values: &mut Vec<(Va
                     .find(|tool| tool["function"]["name"] == call.name.as_str());
                 let tool = tool.unwrap_or_else(|| panic!("{name}: {call:?}"));
                 assert!(matches!(choice, ToolChoice::Required) || call.name == "search", "{name}: {call:?}");
-                let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+                let arguments: Value = match serde_json::from_str(&call.arguments) {
+                    Ok(arguments) => arguments,
+                    // A number of JSON may be as large as it likes.
+                    Err(error) if error.to_string().contains("number out of range") => continue,
+                    Err(error) => panic!("{name}: {error}: {call:?}"),
+                };
                 values.push((tool["function"]["parameters"].clone(), arguments));
             }
         }
@@ -153,7 +158,10 @@ fn marks_come_as_their_tokens() {
     let mut marks = 0;
     while !constraint.is_complete() {
         let ids = super::allowed(&mut constraint, &tokenizer);
-        if ids.iter().any(|&id| calls.marks.iter().any(|m| super::piece(&tokenizer, id) == m.as_bytes())) {
+        let is_mark = |id| calls.marks.iter().any(|mark| super::piece(&tokenizer, id) == mark.as_bytes());
+        // Behind the call's number another digit may come, too.
+        let may_go_on = ids.iter().any(|&id| super::piece(&tokenizer, id) == b"0");
+        if ids.iter().any(|&id| is_mark(id)) && !may_go_on {
             assert_eq!(
                 ids.len(),
                 1,
@@ -163,6 +171,7 @@ fn marks_come_as_their_tokens() {
             assert_eq!(tokenizer.kind(ids[0]), Some(TokenKind::Control));
             marks += 1;
         }
+        marks += usize::from(may_go_on && ids.iter().any(|&id| is_mark(id)));
         constraint.accept(*ids.last().unwrap()).unwrap();
     }
     assert_eq!(marks, calls.marks.len());

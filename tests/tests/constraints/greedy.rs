@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use moe_run_backends::{
     BackendError, CompileOptions,
-    generate::{self, Constraint as _, ConstraintFailure, GenerateOptions, StopReason},
+    generate::{self, ConstraintFailure, GenerateOptions, StopReason},
     sampler::{Sampler, SamplerOptions},
     session::Session,
 };

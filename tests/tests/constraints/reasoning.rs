@@ -6,7 +6,6 @@ use moe_run_tests::fixtures;
 use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
     constraint::{Constraint, Lead, Place, Rule, Vocabulary},
-    tokenizer::Tokenizer,
     toolcalls::{Ahead, Format, Syntax, parse},
 };
 use serde_json::{Map, Value, json};

@@ -9,7 +9,9 @@ use super::{Random, any_text, tokenizer, validate};
 pub(super) fn schema(random: &mut Random, depth: usize, are_short: bool) -> Value {
     let scalars = if are_short { 10 } else { 13 };
     let composed = if depth == 0 { 0 } else { 6 };
-    match random.below(scalars + composed) {
+    let chosen = random.below(scalars + composed);
+    // What is composed comes behind all scalars.
+    match if chosen < scalars { chosen } else { chosen - scalars + 13 } {
         0 => json!({"type": "boolean"}),
         1 => json!({"type": "null"}),
         2 => json!({"type": "integer", "minimum": -3, "maximum": 250}),

@@ -68,20 +68,49 @@ const DESCRIBING: &[(&str, Holds)] = &[
 /// The engine's own options, which are no schema's.
 pub(super) const OPTIONS: &str = "x-guidance";
 
-/// Errors: the name of a keyword that is not held, and where it stands.
+/// Properties of one object that may be missing: the engine follows each of them at once.
+const MAX_OPTIONAL: usize = 480;
+/// Alternatives beside each other, which it follows likewise.
+const MAX_ALTERNATIVES: usize = 1500;
+/// Pairs of patterns of properties, in all objects together: it compares each with each.
+const MAX_PATTERN_PAIRS: usize = 2500;
+
+/// Errors: the name of a keyword that is not held, and where it stands; or what there is too much of.
 pub(super) fn check(schema: &Value) -> Result<(), String> {
+    let mut pattern_pairs = 0;
     let mut open: Vec<(String, &Value)> = vec![(String::new(), schema)];
     while let Some((at, schema)) = open.pop() {
         match schema {
-            Value::Object(keywords) => check_keywords(&at, keywords, &mut open)?,
+            Value::Object(keywords) => {
+                check_keywords(&at, keywords, &mut open)?;
+                pattern_pairs += check_counts(&at, keywords)?;
+            }
             Value::Array(schemas) => {
                 open.extend(schemas.iter().enumerate().map(|(n, schema)| (format!("{at}/{n}"), schema)));
             }
             // What is no schema is refused by the engine, where it stands for one.
             _ => {}
         }
+        if pattern_pairs > MAX_PATTERN_PAIRS {
+            return Err(format!(
+                "{pattern_pairs} pairs of \"patternProperties\", wanted at most {MAX_PATTERN_PAIRS}"
+            ));
+        }
     }
     Ok(())
+}
+
+/// Errors: more than what is taken. Gives the pairs of patterns.
+fn check_counts(at: &str, keywords: &Map<String, Value>) -> Result<usize, String> {
+    let members = |name: &str| keywords.get(name).and_then(Value::as_object).map_or(0, Map::len);
+    let items = |name: &str| keywords.get(name).and_then(Value::as_array).map_or(0, Vec::len);
+    let limit = |found: usize, what: &str, most: usize| match found > most {
+        true => Err(format!("{found} {what} at #{at}, wanted at most {most}")),
+        false => Ok(()),
+    };
+    limit(members("properties").saturating_sub(items("required")), "optional properties", MAX_OPTIONAL)?;
+    limit(items("anyOf").max(items("oneOf")), "alternatives", MAX_ALTERNATIVES)?;
+    Ok(members("patternProperties").pow(2))
 }
 
 fn check_keywords<'a>(
@@ -120,6 +149,18 @@ mod tests {
         assert!(refused(nested).contains("#/properties/a/items/0/anyOf/0/uniqueItems"));
         assert!(refused(json!({"$defs": {"a": {"nullable": true}}})).contains("nullable"));
         assert!(refused(json!({OPTIONS: {}})).contains(OPTIONS));
+        let many = |count: usize| (0..count).map(|n| (n.to_string(), json!({}))).collect::<Map<_, _>>();
+        assert!(
+            refused(json!({"properties": many(481)}))
+                .contains("481 optional properties at #, wanted at most 480")
+        );
+        assert!(
+            refused(json!({"items": {"anyOf": vec![json!({}); 1501]}}))
+                .contains("1501 alternatives at #/items")
+        );
+        assert!(refused(json!({"patternProperties": many(51)})).contains("2601 pairs"));
+        let required: Vec<String> = (0..5000).map(|n| n.to_string()).collect();
+        assert_eq!(check(&json!({"properties": many(5000), "required": required})), Ok(()));
         // Names of properties and values are no keywords.
         let plain =
             json!({"x-order": 1, "properties": {"not": {"enum": [{"if": 1}], "default": {"then": 1}}}});

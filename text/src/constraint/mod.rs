@@ -299,7 +299,7 @@ impl Vocabulary {
             }
         };
         let matcher =
-            on_known_stack(compile).and_then(|compiled| compiled).map_err(|e| wrong(first_line(&e)))?;
+            on_known_stack(compile).and_then(|compiled| compiled).map_err(|e| wrong(readable(&e)))?;
         let lead = Progress::new(lead, Arc::clone(&self.pieces));
         Ok(Constraint { matcher, lead, vocabulary: self.clone(), words: Vec::new() })
     }
@@ -316,6 +316,17 @@ fn beginnings(pieces: &Pieces, id: TokenId) -> Vec<u32> {
         }
     }
     words
+}
+
+/// What the engine says of a rule, for people: its first line, without the names of its own settings.
+fn readable(text: &str) -> String {
+    let line = first_line(text);
+    match line.split_once("; either increase") {
+        Some((what, _)) => format!("it is too much to be held ({what})"),
+        // What the engine calls the end of a text that cannot begin.
+        None if line == "NoExtensionBias" || line == "NoExtension" => "no finite text fits it".to_owned(),
+        None => line,
+    }
 }
 
 /// The text up to the first line end: what follows are the engine's own notes.
@@ -339,7 +350,7 @@ fn on_known_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String>
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Allowed<'a>(&'a [u32]);
 
-impl Allowed<'_> {
+impl<'a> Allowed<'a> {
     /// Whether a token may come.
     #[must_use]
     pub fn contains(&self, id: TokenId) -> bool {
@@ -348,7 +359,7 @@ impl Allowed<'_> {
 
     /// The bits.
     #[must_use]
-    pub fn words(&self) -> &[u32] {
+    pub fn words(self) -> &'a [u32] {
         self.0
     }
 }

@@ -287,8 +287,9 @@ impl Syntax {
         }
     }
 
-    /// The tags that may be control tokens.
-    fn marks(&self) -> Vec<String> {
+    /// The format's tags that may be control tokens: what [`CallsRule::marks`] holds, whatever the tools.
+    #[must_use]
+    pub fn marks(&self) -> Vec<String> {
         let marks: &[&str] = match self.format {
             Format::Harmony => &["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"],
             Format::CohereActions => &[blocks::COHERE_CALLS, "<|END_ACTION|>"],
