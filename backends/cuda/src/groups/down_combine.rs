@@ -16,7 +16,7 @@ impl Runs for DownCombine {
             let SharedExpert { x, gate, add: Sum { node: _, other: _, y: _ } } = shared;
             one_row(graph, *x) && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
         };
-        any_experts(down)
+        any_experts(graph, down)
             && graph.value(down.x).shape.0.len() == 3
             && graph.value(down.x).shape.fixed_elems() <= MAX_STAGED_ELEMS
             && shared.as_ref().is_none_or(sums)

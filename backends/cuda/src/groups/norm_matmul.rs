@@ -18,7 +18,7 @@ const SHARED_ROWS_PER_MULTIPROCESSOR: usize = 4;
 fn fits(graph: &Graph, norm: &Norm, products: &[Product]) -> bool {
     let any = |product: &Product| {
         let Product { node: _, x: _, weight, bias: _, scale: _, y: _ } = product;
-        any_rows(weight)
+        any_rows(graph, weight)
     };
     whole_norm(graph, norm) && products.len() <= MAX_MATRICES && products.iter().all(any)
 }
