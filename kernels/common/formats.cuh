@@ -477,15 +477,17 @@ struct BF16 {
     static DEVICE float at(gptr<const uint8_t> row, int i) { return bf16_to_float(cast<const uint16_t>(row)[i]); }
 };
 
-// staged.cuh, which grouped launches begin with, leaves these out: they would be in every one of their kernels.
-#ifndef GROUPED_LAUNCH
+// staged.cuh, which grouped launches begin with, leaves these out: they would be in every one of their kernels. The host
+// compiles many kernels as one source.
+#if !defined(GROUPED_LAUNCH) || !defined(MOE_DEVICE)
+#define MORE_FORMATS 1
 #include "more_formats.cuh"
 #endif
 
 // The group of any block format; the branch is the same for all threads of a launch. The code after it is then there
 // once for all formats; a kernel that is to be fast for one format calls F::group itself.
 DEVICE Group32 decode_group(int format, gptr<const uint8_t> row, int n, int g) {
-#ifndef GROUPED_LAUNCH
+#ifdef MORE_FORMATS
     if (format > FORMAT_MXFP4) return more_groups(format, row, g);
 #endif
     switch (format) {

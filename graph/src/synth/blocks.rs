@@ -216,7 +216,7 @@ mod tests {
     fn values_have_the_spread_that_was_asked_for() {
         for format in Format::ALL {
             for rms in [0.02, 1.0] {
-                let n = 256 * 64;
+                let n = 256 * 256;
                 let mut bytes = vec![0; format.row_bytes(n).unwrap()];
                 fill(format, rms, &mut Random::new(&[7, format.ggml_type().into()]), &mut bytes);
                 let mut y = vec![0.0; n];
