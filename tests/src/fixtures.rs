@@ -1,6 +1,8 @@
 //! Where fixture files are.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// The folder of this crate.
 #[must_use]
@@ -12,6 +14,27 @@ pub fn crate_dir() -> &'static Path {
 #[must_use]
 pub fn tiny_q4_k_m() -> PathBuf {
     crate_dir().join("models/tiny-qwen3moe-q4_k_m.gguf")
+}
+
+/// The vocabulary and metadata of a Qwen2 model, without weights: carried deflated, inflated once below `target/`.
+#[must_use]
+pub fn qwen2_vocabulary() -> PathBuf {
+    static INFLATED: LazyLock<PathBuf> = LazyLock::new(|| {
+        const CARRIED: &[u8] = include_bytes!("../fixtures/tokenizer/ggml-vocab-qwen2.gguf.z");
+        let folder = crate_dir().join("../target/fixtures");
+        let file = folder.join("ggml-vocab-qwen2.gguf");
+        let bytes = miniz_oxide::inflate::decompress_to_vec_zlib(CARRIED).expect("the carried file inflates");
+        if std::fs::read(&file).is_ok_and(|there| there == bytes) {
+            return file;
+        }
+        // Written beside and renamed: other test binaries read it at the same time.
+        std::fs::create_dir_all(&folder).expect("a folder below target/");
+        let mut written = tempfile::NamedTempFile::new_in(&folder).expect("a file below target/");
+        written.write_all(&bytes).expect("room for six megabytes");
+        written.persist(&file).expect("a file below target/");
+        file
+    });
+    INFLATED.clone()
 }
 
 /// A fixture by its path below the fixtures folder (`micro/zoo-q4_0.gguf`): carried, or in `MOE_FIXTURES`. `None`, with

@@ -7,7 +7,7 @@ use moe_run_graph::{
     gguf::{GgufFile, MetaArray, MetaValue, Metadata},
     ids::TokenId,
 };
-use moe_run_tests::chat_case::ChatCase;
+use moe_run_tests::{chat_case::ChatCase, fixtures};
 use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::{ControlTokens, Tokenizer},
@@ -33,8 +33,7 @@ fn cases() -> Vec<ChatCase> {
 
 fn qwen2() -> &'static Tokenizer {
     static QWEN2: LazyLock<Tokenizer> = LazyLock::new(|| {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tokenizer/ggml-vocab-qwen2.gguf");
-        Tokenizer::from_metadata(GgufFile::open(path).unwrap().metadata()).unwrap()
+        Tokenizer::from_metadata(GgufFile::open(fixtures::qwen2_vocabulary()).unwrap().metadata()).unwrap()
     });
     &QWEN2
 }

@@ -410,7 +410,7 @@ fn a_context_that_no_memory_holds_is_refused() {
 #[test]
 fn what_is_not_supported_has_its_own_exit_code() {
     // An architecture that has no row in the table.
-    let vocabulary = fixtures::crate_dir().join("fixtures/tokenizer/ggml-vocab-qwen2.gguf");
+    let vocabulary = fixtures::qwen2_vocabulary();
     let mut bytes = std::fs::read(vocabulary).unwrap();
     let at = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).position(|w| w == text).unwrap();
     let key = at(&bytes, b"general.architecture");

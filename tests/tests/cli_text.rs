@@ -19,7 +19,7 @@ fn fixture(name: &str) -> String {
 
 #[test]
 fn text_gives_ids_and_pieces() {
-    let vocabulary = fixture("tokenizer/ggml-vocab-qwen2.gguf");
+    let vocabulary = fixtures::qwen2_vocabulary().to_str().unwrap().to_owned();
     let report = tokenize(&["-m", &vocabulary, "--json", "What is 2+2?"]).succeeded().json();
     assert_eq!(
         report,
@@ -57,7 +57,7 @@ fn text_comes_from_files_and_pipes_every_character() {
 /// Every case of the templates' reference, through the command: the text exactly, and the ids of that text.
 #[test]
 fn messages_are_rendered_exactly() {
-    let vocabulary = fixture("tokenizer/ggml-vocab-qwen2.gguf");
+    let vocabulary = fixtures::qwen2_vocabulary().to_str().unwrap().to_owned();
     let cases: Vec<Value> =
         serde_json::from_str(&std::fs::read_to_string(fixture("chat/cases.json")).unwrap()).unwrap();
     let directory = tempfile::tempdir().unwrap();

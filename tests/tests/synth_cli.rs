@@ -4,7 +4,7 @@ use std::{
     fs,
     num::NonZeroUsize,
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -34,11 +34,6 @@ fn names(dir: &Path) -> Vec<String> {
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-/// The vocabulary of the presets' models.
-fn vocabulary() -> Option<PathBuf> {
-    fixtures::find("tokenizer/ggml-vocab-qwen2.gguf")
 }
 
 #[test]
@@ -99,7 +94,7 @@ fn one_layer_of_the_coder_is_a_model_that_is_sound() {
 
 #[test]
 fn a_vocabulary_is_copied_whole() {
-    let Some(vocabulary) = vocabulary() else { return };
+    let vocabulary = fixtures::qwen2_vocabulary();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     let _ = synth(&[CODER, "--dry-run", "--vocab-from", vocabulary.to_str().unwrap()], &path).succeeded();

@@ -6,6 +6,7 @@ use moe_run_graph::{
     gguf::{GgufFile, MetaArray, MetaValue, Metadata, keys},
     ids::TokenId,
 };
+use moe_run_tests::fixtures;
 use moe_run_text::tokenizer::{ControlTokens, StreamDecoder, TokenKind, Tokenizer, TokenizerError};
 use serde::Deserialize;
 
@@ -18,7 +19,7 @@ fn open(name: &str) -> GgufFile {
 }
 
 static QWEN2: LazyLock<Tokenizer> = LazyLock::new(|| {
-    Tokenizer::from_metadata(open("fixtures/tokenizer/ggml-vocab-qwen2.gguf").metadata()).unwrap()
+    Tokenizer::from_metadata(GgufFile::open(fixtures::qwen2_vocabulary()).unwrap().metadata()).unwrap()
 });
 
 static TINY: LazyLock<Tokenizer> =
