@@ -167,6 +167,7 @@ impl Arena {
     /// # Safety
     /// Nobody else reads or writes them until the next barrier.
     #[expect(clippy::mut_from_ref, reason = "see `Shared::write`")]
+    #[inline]
     pub unsafe fn part_mut(&self, val: Val, row: usize, columns: Range<usize>) -> &mut [f32] {
         let words = val.rows(row..row + 1);
         assert!(

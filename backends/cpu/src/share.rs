@@ -100,6 +100,7 @@ impl Output {
     ///
     /// # Safety
     /// Nobody else reads or writes them until the next barrier, and what is lent is given back before.
+    #[inline]
     pub unsafe fn part_mut<'a>(&self, step: &Step<'a>, row: usize, columns: Range<usize>) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { step.arena.part_mut(self.val, row, columns) }

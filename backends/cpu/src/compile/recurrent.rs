@@ -16,13 +16,14 @@ impl Compiler<'_> {
         Share::Columns(self.plan.graph.state(state).width)
     }
 
-    pub(super) fn causal_conv(&self, node: &Node, attrs: &CausalConvAttrs) -> Compiled {
+    pub(super) fn causal_conv(&mut self, node: &Node, attrs: &CausalConvAttrs) -> Compiled {
         let CausalConvAttrs { weight, bias, activation, state } = *attrs;
         let kept = self.plan.graph.state(state).width;
+        self.needs.row_elems = self.needs.row_elems.max(CausalConv::scratch_elems(kept));
         Ok(Box::new(CausalConv {
             x: self.input(node, 0)?,
             out: self.output(node)?.shared(Share::Columns(CHUNK_CHANNELS)),
-            weight: self.vector(weight)?,
+            taps: CausalConv::taps(&self.vector(weight)?, kept + 1),
             bias: self.opt_vector(bias)?,
             activation,
             state: self.state_output(state, Share::Columns(CHUNK_CHANNELS * kept)),

@@ -8,7 +8,7 @@ use super::neon;
 use super::prefetch::Lookahead;
 #[cfg(target_arch = "x86_64")]
 use super::prefetch::{Asked, Cache, ask};
-use super::recurrent::{DeltaToken, ScanToken};
+use super::recurrent::{DeltaTile, ScanToken};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use super::{fma, mul, recurrent, unpack, vector};
@@ -121,9 +121,11 @@ compiled_for_each! {
     fn sigmoid_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::sigmoid_gate;
     /// x / √(Σx² + eps) · scale.
     fn l2_norm(x: &[f32], eps: f32, scale: f32, out: &mut [f32]) = recurrent::l2_norm;
-    /// A token of the gated delta rule over some columns of a head's state.
-    fn delta_rule(token: DeltaToken<'_>, v: &[f32], s: &mut [f32], dv: usize, first: usize, out: &mut [f32])
-        = recurrent::delta_rule;
+    /// Some tokens of the gated delta rule over some columns of a head's state.
+    fn delta_rule(tile: DeltaTile<'_>, s: &mut [f32], stride: usize, out: &mut [f32]) = recurrent::delta_rule;
+    /// A token of a causal convolution over some channels.
+    fn causal_conv(taps: &[f32], bias: Option<&[f32]>, past: &mut [f32], x: &[f32], out: &mut [f32])
+        = recurrent::causal_conv;
     /// A token of mamba2's scan over some rows of a head's state.
     fn ssm_scan(token: ScanToken<'_>, x: &[f32], s: &mut [f32], out: &mut [f32]) = recurrent::ssm_scan;
     /// The largest element.

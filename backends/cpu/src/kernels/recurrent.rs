@@ -1,10 +1,7 @@
-//! What recurrent layers do with one token of one head: the gated delta rule and mamba2's scan, as
+//! What recurrent layers do with tokens of one head or of some channels: the gated delta rule, mamba2's scan, convolutions, as
 //! `moe_run_graph::ir::Op` defines their sums. As in `vector`, lanes and their order are part of each function.
 
 use super::vector::{LANES, squares};
-
-/// Columns of a state that are updated at once: their sums stay in registers.
-const COLUMNS: usize = 4 * LANES;
 
 /// x / √(Σx² + eps) · scale, in f64 up to the result.
 #[inline(always)]
@@ -16,92 +13,168 @@ pub fn l2_norm(x: &[f32], eps: f32, scale: f32, out: &mut [f32]) {
     }
 }
 
-/// One token's vectors of a head, each `[dk]`.
+/// What some consecutive tokens bring to columns of a head's state.
 #[derive(Clone, Copy)]
-pub struct DeltaToken<'a> {
-    /// Normed and scaled.
-    pub q: &'a [f32],
-    /// Normed.
-    pub k: &'a [f32],
-    /// What is left of the state's rows.
-    pub decay: &'a [f32],
-    /// k · decay.
-    pub decayed_k: &'a [f32],
-    /// How much is written.
-    pub beta: f32,
+pub struct DeltaTile<'a> {
+    /// Of each token q (normed and scaled), k (normed), what is left of the state's rows, and k times that: `[n, 4, dk]`.
+    pub vectors: &'a [f32],
+    /// How much of each is written `[n]`.
+    pub beta: &'a [f32],
+    /// The values of the columns `[n, columns]`.
+    pub v: &'a [f32],
 }
 
-/// Updates the state `s` [dk, dv] of a head by a token whose value is `v` [dv], and reads it: `out` [dv]. Columns from
-/// `first` on, as many as `v` and `out` have.
-#[inline(always)]
-pub fn delta_rule(token: DeltaToken<'_>, v: &[f32], s: &mut [f32], dv: usize, first: usize, out: &mut [f32]) {
-    let mut at = 0;
-    while at + COLUMNS <= v.len() {
-        columns::<4>(token, &v[at..], s, dv, first + at, &mut out[at..]);
-        at += COLUMNS;
+impl<'a> DeltaTile<'a> {
+    #[inline(always)]
+    fn columns(self) -> usize {
+        self.v.len() / self.beta.len()
     }
-    while at + LANES <= v.len() {
-        columns::<1>(token, &v[at..], s, dv, first + at, &mut out[at..]);
+
+    /// A token's q, k, decay and k · decay.
+    #[inline(always)]
+    fn token(self, token: usize) -> [&'a [f32]; 4] {
+        let dk = self.vectors.len() / (4 * self.beta.len());
+        let of = &self.vectors[token * 4 * dk..(token + 1) * 4 * dk];
+        [&of[..dk], &of[dk..2 * dk], &of[2 * dk..3 * dk], &of[3 * dk..]]
+    }
+}
+
+/// Updates columns of a head's state by some tokens, one behind the other, and reads it behind each: `out` [n, columns]. `s`
+/// begins with the first column; its rows are `stride` apart.
+#[inline(always)]
+pub fn delta_rule(tile: DeltaTile<'_>, s: &mut [f32], stride: usize, out: &mut [f32]) {
+    let mut at = 0;
+    while at + 4 * LANES <= tile.columns() {
+        columns::<4>(tile, s, stride, at, out);
+        at += 4 * LANES;
+    }
+    while at + LANES <= tile.columns() {
+        columns::<1>(tile, s, stride, at, out);
         at += LANES;
     }
-    for at in at..v.len() {
-        let column = first + at;
-        let mut r = 0.0f32;
-        for (i, k) in token.decayed_k.iter().enumerate() {
-            r = k.mul_add(s[i * dv + column], r);
-        }
-        let delta = token.beta * (v[at] - r);
-        let mut sum = 0.0f32;
-        for i in 0..token.k.len() {
-            let to = &mut s[i * dv + column];
-            *to = token.k[i].mul_add(delta, token.decay[i] * *to);
-            sum = token.q[i].mul_add(*to, sum);
-        }
-        out[at] = sum;
+    for at in at..tile.columns() {
+        column(tile, s, stride, at, out);
     }
 }
 
-/// [`delta_rule`] of N · 16 columns.
+/// [`delta_rule`] of column `at`.
 #[inline(always)]
-fn columns<const N: usize>(
-    token: DeltaToken<'_>,
-    v: &[f32],
+fn column(tile: DeltaTile<'_>, s: &mut [f32], stride: usize, at: usize, out: &mut [f32]) {
+    for t in 0..tile.beta.len() {
+        let [q, k, decay, decayed_k] = tile.token(t);
+        let mut r = 0.0f32;
+        for (i, k) in decayed_k.iter().enumerate() {
+            r = k.mul_add(s[i * stride + at], r);
+        }
+        let delta = tile.beta[t] * (tile.v[t * tile.columns() + at] - r);
+        let mut sum = 0.0f32;
+        for i in 0..k.len() {
+            let to = &mut s[i * stride + at];
+            *to = k[i].mul_add(delta, decay[i] * *to);
+            sum = q[i].mul_add(*to, sum);
+        }
+        out[t * tile.columns() + at] = sum;
+    }
+}
+
+/// [`delta_rule`] of N · 16 columns from `at` on. A token's update and what the next one finds are one pass over the state.
+#[inline(always)]
+fn columns<const N: usize>(tile: DeltaTile<'_>, s: &mut [f32], stride: usize, at: usize, out: &mut [f32]) {
+    let width = tile.columns();
+    let mut found = [[0.0f32; LANES]; N];
+    for (k, row) in tile.token(0)[3].iter().zip(s.chunks(stride)) {
+        let (k, row) = (*k, row[at..at + N * LANES].as_chunks::<LANES>().0);
+        for n in 0..N {
+            for i in 0..LANES {
+                found[n][i] = k.mul_add(row[n][i], found[n][i]);
+            }
+        }
+    }
+    for t in 0..tile.beta.len() {
+        let beta = tile.beta[t];
+        let v = tile.v[t * width + at..][..N * LANES].as_chunks::<LANES>().0;
+        let mut delta = [[0.0f32; LANES]; N];
+        for n in 0..N {
+            for i in 0..LANES {
+                delta[n][i] = beta * (v[n][i] - found[n][i]);
+            }
+        }
+        let [q, k, decay, _] = tile.token(t);
+        let out = &mut out[t * width + at..][..N * LANES];
+        found = if t + 1 < tile.beta.len() {
+            update::<N, true>([q, k, decay, tile.token(t + 1)[3]], delta, s, stride, at, out)
+        } else {
+            update::<N, false>([q, k, decay, q], delta, s, stride, at, out)
+        };
+    }
+}
+
+/// A token's update of N · 16 columns, what is read behind it, and, with `MORE`, what the next token's k · decay, the last
+/// of the vectors q, k, decay, k · decay, finds there.
+#[inline(always)]
+fn update<const N: usize, const MORE: bool>(
+    [q, k, decay, next]: [&[f32]; 4],
+    delta: [[f32; LANES]; N],
     s: &mut [f32],
-    dv: usize,
-    first: usize,
+    stride: usize,
+    at: usize,
     out: &mut [f32],
-) {
-    let dk = token.k.len();
-    let (q, decay, decayed_k) = (&token.q[..dk], &token.decay[..dk], &token.decayed_k[..dk]);
-    let mut sums = [[0.0f32; LANES]; N];
-    for (k, row) in decayed_k.iter().zip(s.chunks_exact(dv)) {
-        let row = row[first..first + N * LANES].as_chunks::<LANES>().0;
+) -> [[f32; LANES]; N] {
+    let (mut read, mut found) = ([[0.0f32; LANES]; N], [[0.0f32; LANES]; N]);
+    let vectors = q.iter().zip(k).zip(decay).zip(next);
+    for ((((q, k), decay), next), row) in vectors.zip(s.chunks_mut(stride)) {
+        let (q, k, decay, next) = (*q, *k, *decay, *next);
+        let row = row[at..at + N * LANES].as_chunks_mut::<LANES>().0;
+        // By a number that is known when this is compiled, and through copies: else the sums live in memory.
+        let Some(row) = row.first_chunk_mut::<N>() else { continue };
         for n in 0..N {
+            let (mut new, mut sums) = (row[n], read[n]);
             for i in 0..LANES {
-                sums[n][i] = k.mul_add(row[n][i], sums[n][i]);
+                new[i] = k.mul_add(delta[n][i], decay * new[i]);
             }
-        }
-    }
-    let v = v[..N * LANES].as_chunks::<LANES>().0;
-    let mut delta = [[0.0f32; LANES]; N];
-    for n in 0..N {
-        for i in 0..LANES {
-            delta[n][i] = token.beta * (v[n][i] - sums[n][i]);
-        }
-    }
-    let mut sums = [[0.0f32; LANES]; N];
-    for (at, row) in s.chunks_exact_mut(dv).enumerate() {
-        let row = row[first..first + N * LANES].as_chunks_mut::<LANES>().0;
-        for n in 0..N {
             for i in 0..LANES {
-                row[n][i] = token.k[at].mul_add(delta[n][i], decay[at] * row[n][i]);
-                sums[n][i] = q[at].mul_add(row[n][i], sums[n][i]);
+                sums[i] = q.mul_add(new[i], sums[i]);
             }
+            read[n] = sums;
+            if MORE {
+                let mut sums = found[n];
+                for i in 0..LANES {
+                    sums[i] = next.mul_add(new[i], sums[i]);
+                }
+                found[n] = sums;
+            }
+            row[n] = new;
         }
     }
-    for (out, sums) in out[..N * LANES].as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-        *out = sums;
+    for (out, read) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(read) {
+        *out = read;
     }
+    found
+}
+
+/// A token of a causal convolution over some channels: the sums of `taps` [k, channels] with `past` [k − 1, channels], oldest
+/// first, and `x` [channels], and `bias`, where there is one. `x` then joins the past.
+#[inline(always)]
+pub fn causal_conv(taps: &[f32], bias: Option<&[f32]>, past: &mut [f32], x: &[f32], out: &mut [f32]) {
+    let channels = x.len();
+    let (last, kept) = (taps.len() - channels, past.len());
+    out.fill(0.0);
+    for (w, past) in taps.chunks_exact(channels).zip(past.chunks_exact(channels)) {
+        for i in 0..channels {
+            out[i] = w[i].mul_add(past[i], out[i]);
+        }
+    }
+    let w = &taps[last..];
+    for i in 0..channels {
+        out[i] = w[i].mul_add(x[i], out[i]);
+    }
+    if let Some(bias) = bias {
+        for i in 0..channels {
+            out[i] += bias[i];
+        }
+    }
+    past.copy_within(channels.., 0);
+    past[kept - channels..].copy_from_slice(x);
 }
 
 /// One token's numbers of a head.
@@ -163,18 +236,28 @@ mod tests {
         let numbers = |from: usize, n: usize| (from..from + n).map(number).collect::<Vec<f32>>();
         for isa in Isa::ALL {
             let Some(kernels) = Kernels::with(*isa) else { continue };
-            for (dk, dv) in [(16, 16), (128, 128), (20, 83), (1, 1), (64, 15)] {
-                let (q, k, decay, v) = (numbers(1, dk), numbers(7, dk), numbers(99, dk), numbers(5, dv));
-                let decayed_k: Vec<f32> = k.iter().zip(&decay).map(|(k, d)| k * d).collect();
-                let token = DeltaToken { q: &q, k: &k, decay: &decay, decayed_k: &decayed_k, beta: 0.7 };
+            for (dk, dv, n) in [(16, 16, 1), (128, 128, 8), (20, 83, 3), (1, 1, 2), (64, 15, 8)] {
+                let (vectors, beta, v) = (numbers(1, n * 4 * dk), numbers(99, n), numbers(5, n * dv));
+                let tile = DeltaTile { vectors: &vectors, beta: &beta, v: &v };
                 let (mut s, mut plain_s) = (numbers(3, dk * dv), numbers(3, dk * dv));
-                let (mut out, mut plain) = (vec![0.0; dv], vec![0.0; dv]);
-                kernels.delta_rule(token, &v, &mut s, dv, 0, &mut out);
-                delta_rule(token, &v, &mut plain_s, dv, 0, &mut plain);
+                let (mut out, mut plain) = (vec![0.0; n * dv], vec![0.0; n * dv]);
+                kernels.delta_rule(tile, &mut s, dv, &mut out);
+                for at in 0..dv {
+                    column(tile, &mut plain_s, dv, at, &mut plain);
+                }
                 assert!(out == plain && s == plain_s, "{} {dk} {dv}", isa.name());
                 kernels.l2_norm(&v, 1e-6, 0.5, &mut out);
                 l2_norm(&v, 1e-6, 0.5, &mut plain);
                 assert_eq!(out, plain, "{}", isa.name());
+            }
+            for (channels, taps) in [(64, 4), (20, 2), (1, 3)] {
+                let (w, bias, x) = (numbers(1, taps * channels), numbers(7, channels), numbers(4, channels));
+                let (mut past, mut plain_past) =
+                    (numbers(3, (taps - 1) * channels), numbers(3, (taps - 1) * channels));
+                let (mut out, mut plain) = (vec![0.0; channels], vec![0.0; channels]);
+                kernels.causal_conv(&w, Some(&bias), &mut past, &x, &mut out);
+                causal_conv(&w, Some(&bias), &mut plain_past, &x, &mut plain);
+                assert!(out == plain && past == plain_past, "{} {channels} {taps}", isa.name());
             }
             for (rows, size) in [(4, 16), (64, 128), (3, 37), (1, 1)] {
                 let (b, c, x) = (numbers(1, size), numbers(11, size), numbers(4, rows));

@@ -1,8 +1,9 @@
 //! DeltaGates and DeltaRule: a worker takes value heads, and walks their tokens in order, sequence after sequence. A few tokens
-//! pass over a part of a head's state together, while it is in the nearest cache: its columns do not mix.
+//! pass over a part of a head's state together, while it is in the nearest cache: its columns do not mix. That part is a copy,
+//! as rows of a whole state are a power of two apart and would fall into few of the cache's sets.
 
 use super::{Launch, Scratch, Step};
-use crate::kernels::DeltaToken;
+use crate::kernels::DeltaTile;
 use crate::pool::Worker;
 use crate::share::{Input, Output, StateOutput};
 use moe_run_graph::ir::DeltaRuleAttrs;
@@ -65,9 +66,10 @@ pub struct DeltaRule {
 }
 
 impl DeltaRule {
-    /// Floats that a worker needs: q, k, the decay and k · decay of each token of a tile.
+    /// Floats that a worker needs: q, k, the decay and k · decay of each token of a tile, their values, what they read, and a
+    /// part of a state.
     pub fn scratch_elems(attrs: &DeltaRuleAttrs) -> usize {
-        TILE * 4 * attrs.key_head_dim
+        (TILE * 4 + PART) * attrs.key_head_dim + 2 * TILE * PART
     }
 
     /// The q, k, decay and k · decay of a token.
@@ -97,29 +99,43 @@ impl Launch for DeltaRule {
         let (attrs, dk, dv) = (&self.attrs, self.attrs.key_head_dim, self.attrs.value_head_dim);
         for mut chunk in worker.shares(attrs.num_value_heads) {
             let head = chunk.number();
-            let values = 2 * attrs.key_width() + head * dv;
+            let first_value = 2 * attrs.key_width() + head * dv;
             for (place, tokens) in step.tiles(TILE) {
                 if step.position(tokens.start) == 0 {
                     chunk.row_and_state(step, (&self.out, tokens.start), (&self.state, place)).1.fill(0.0);
                 }
-                for (token, to) in tokens.clone().zip(scratch.normed.chunks_exact_mut(4 * dk)) {
-                    self.prepare(step, token, head, to);
+                let (vectors, rest) = scratch.normed.split_at_mut(TILE * 4 * dk);
+                let (values, rest) = rest.split_at_mut(TILE * PART);
+                let (read, copy) = rest.split_at_mut(TILE * PART);
+                let mut beta = [0.0; TILE];
+                for (i, token) in tokens.clone().enumerate() {
+                    self.prepare(step, token, head, &mut vectors[i * 4 * dk..][..4 * dk]);
+                    beta[i] = step.row(self.beta, token)[head];
                 }
-                for column in (0..dv).step_by(PART) {
-                    let part = column..(column + PART).min(dv);
-                    for (token, vectors) in tokens.clone().zip(scratch.normed.chunks_exact(4 * dk)) {
-                        let v = &step.row(self.qkv, token)[values + part.start..values + part.end];
-                        let beta = step.row(self.beta, token)[head];
-                        let (out, state) =
-                            chunk.row_and_state(step, (&self.out, token), (&self.state, place));
-                        let token = DeltaToken {
-                            q: &vectors[..dk],
-                            k: &vectors[dk..2 * dk],
-                            decay: &vectors[2 * dk..3 * dk],
-                            decayed_k: &vectors[3 * dk..],
-                            beta,
-                        };
-                        step.kernels.delta_rule(token, v, state, dv, column, &mut out[part.clone()]);
+                let (vectors, beta) = (&vectors[..tokens.len() * 4 * dk], &beta[..tokens.len()]);
+                for part in (0..dv).step_by(PART).map(|column| column..(column + PART).min(dv)) {
+                    let width = part.len();
+                    for (token, v) in tokens.clone().zip(values.chunks_exact_mut(width)) {
+                        v.copy_from_slice(&step.row(self.qkv, token)[first_value..][part.clone()]);
+                    }
+                    let tile = DeltaTile { vectors, beta, v: &values[..tokens.len() * width] };
+                    let read = &mut read[..tokens.len() * width];
+                    let (_, state) =
+                        chunk.row_and_state(step, (&self.out, tokens.start), (&self.state, place));
+                    if tokens.len() == 1 {
+                        step.kernels.delta_rule(tile, &mut state[part.start..], dv, read);
+                    } else {
+                        let copy = &mut copy[..dk * width];
+                        for (copy, row) in copy.chunks_exact_mut(width).zip(state.chunks_exact(dv)) {
+                            copy.copy_from_slice(&row[part.clone()]);
+                        }
+                        step.kernels.delta_rule(tile, copy, width, read);
+                        for (copy, row) in copy.chunks_exact(width).zip(state.chunks_exact_mut(dv)) {
+                            row[part.clone()].copy_from_slice(copy);
+                        }
+                    }
+                    for (token, read) in tokens.clone().zip(read.chunks_exact(width)) {
+                        chunk.row_mut(step, &self.out, token)[part.clone()].copy_from_slice(read);
                     }
                 }
             }

@@ -146,11 +146,17 @@ impl MatMuls {
     }
 
     /// Columns of a row, copied.
+    #[inline]
     pub(super) fn put(step: &Step<'_>, to: &Output, row: usize, first: usize, x: &[f32]) {
         // SAFETY: whoever asks has these columns of the row alone. Panels, and runs of panels, of a group belong to one
         // chunk, and a row of a result to one group; rows that are picked, normed or routed belong to the chunk of their
         // tile, or in a one-token step to the first worker.
-        unsafe { to.part_mut(step, row, first..first + x.len()) }.copy_from_slice(x);
+        let to = unsafe { to.part_mut(step, row, first..first + x.len()) };
+        match (to.first_chunk_mut::<PANEL_ROWS>(), x.first_chunk::<PANEL_ROWS>()) {
+            // A panel's results, by far the most frequent: one vector.
+            (Some(to), Some(panel)) if x.len() == PANEL_ROWS => *to = *panel,
+            _ => to.copy_from_slice(x),
+        }
     }
 
     /// Row `row` of the input, picked and normed; with `write`, stored where it is wanted on the way.
@@ -282,8 +288,11 @@ impl MatMuls {
         if matrix.wide {
             step.kernels.narrow(wide_flat(&work.wide_sums[..slots]), flat_mut(&mut sums[..slots]));
         }
-        for sum in &mut sums[..slots] {
-            self.finish_sums(which, tiles[0].group, panel * PANEL_ROWS, &mut sum.0);
+        let projection = &self.projections[which];
+        if projection.scale.is_some() || projection.bias.is_some() {
+            for sum in &mut sums[..slots] {
+                self.finish_sums(which, tiles[0].group, panel * PANEL_ROWS, &mut sum.0);
+            }
         }
     }
 
