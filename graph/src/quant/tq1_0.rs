@@ -25,7 +25,7 @@ const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
 /// Digit n of a byte, less 1. A byte is a fraction of 256 in base three, its first digit 0.
 fn digit(byte: u8, n: usize) -> i16 {
     let front = u16::from(byte.wrapping_mul(POWERS[n]));
-    (front * 3 >> 8).cast_signed() - 1
+    ((front * 3) >> 8).cast_signed() - 1
 }
 
 /// y = d · q.
