@@ -43,6 +43,10 @@ pub enum Command {
     /// Hold a conversation
     #[command(after_help = examples::CHAT)]
     Chat(chat::Args),
+    /// Answer over HTTP, many requests at once, as OpenAI's API does
+    #[cfg(feature = "serve")]
+    #[command(after_help = examples::SERVE)]
+    Serve(crate::serve::Args),
     /// Turn text into token ids, or messages into a prompt
     #[command(after_help = examples::TOKENIZE)]
     Tokenize(tokenize::Args),
@@ -108,6 +112,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         None => run::run(cli.run),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Chat(args)) => chat::run(args),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(args)) => crate::serve::run(args),
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Parse(args)) => parse::run(args),
         Some(Command::Trace(args)) => trace::run(args),

@@ -18,6 +18,21 @@ Examples:
   moe-run chat -m model.gguf --system 'You answer in one sentence.'
 ";
 
+/// Of `serve`.
+#[cfg(feature = "serve")]
+pub const SERVE: &str = "\
+Examples:
+  moe-run serve                                         the built-in demo model, at http://127.0.0.1:8080
+  moe-run serve -m model.gguf --ctx-size 16384 --parallel 4
+  moe-run serve -m model.gguf --host 0.0.0.0 --port 8000 --api-key sk-local --alias my-model
+  moe-run serve -m model.gguf --temp 0 --max-step-ms 100 --log-json
+  moe-run serve -m model.gguf --cache-file model.cache  prompts that were read need no reading after a restart
+
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
+
+What it answers, and how it is run for others: docs/serving.md
+";
+
 /// Of `tokenize`.
 pub const TOKENIZE: &str = "\
 Examples:

@@ -38,6 +38,8 @@ pub mod run;
 pub mod sampling;
 pub mod save_args;
 pub mod selftest;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod synth;
 pub mod tokenize;
 pub mod trace;

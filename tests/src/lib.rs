@@ -8,6 +8,7 @@ pub mod cli;
 pub mod collect;
 pub mod faults;
 pub mod fixtures;
+pub mod http;
 pub mod random_shapes;
 pub mod recurrent;
 pub mod stages;

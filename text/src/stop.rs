@@ -45,6 +45,7 @@ impl<'a> TextStream<'a> {
 pub struct StopTexts {
     texts: Vec<String>,
     held: String,
+    found: Option<usize>,
 }
 
 /// What came of a piece of text.
@@ -59,13 +60,21 @@ pub struct Passed {
 impl StopTexts {
     /// Stop texts, of which none is empty: an empty one would end every text at its beginning.
     pub fn new(texts: impl IntoIterator<Item = String>) -> StopTexts {
-        StopTexts { texts: texts.into_iter().collect(), held: String::new() }
+        StopTexts { texts: texts.into_iter().collect(), held: String::new(), found: None }
+    }
+
+    /// The stop text that ended the text.
+    pub fn found(&self) -> Option<&str> {
+        self.found.and_then(|at| self.texts.get(at)).map(String::as_str)
     }
 
     /// Takes a piece of text.
     pub fn push(&mut self, piece: &str) -> Passed {
         self.held.push_str(piece);
-        if let Some(start) = self.texts.iter().filter_map(|t| self.held.find(t.as_str())).min() {
+        let found =
+            self.texts.iter().enumerate().filter_map(|(at, t)| Some((self.held.find(t.as_str())?, at)));
+        if let Some((start, at)) = found.min() {
+            self.found = Some(at);
             self.held.truncate(start);
             return Passed { text: std::mem::take(&mut self.held), stopped: true };
         }

@@ -31,6 +31,11 @@ impl StateRows {
         let (block, row) = (slot / self.block_rows, slot % self.block_rows);
         ((block * self.heads + head) * self.block_rows + row) * self.row_bytes
     }
+
+    /// Bytes of a block's rows of all heads.
+    fn block_bytes(&self) -> usize {
+        self.heads * self.block_rows * self.row_bytes
+    }
 }
 
 /// The states of all sequences of a pool.
@@ -239,6 +244,33 @@ impl State for CpuState {
 
     fn max_sequences(&self) -> usize {
         self.max_sequences
+    }
+
+    fn shares_blocks(&self) -> bool {
+        true
+    }
+
+    fn block_bytes(&self) -> Option<usize> {
+        Some(self.states.iter().map(StateRows::block_bytes).sum())
+    }
+
+    fn read_block(&self, block: u32, out: &mut Vec<u8>) {
+        for rows in &self.states {
+            let bytes = rows.block_bytes();
+            // SAFETY: no step runs: launches have a state only while `Recorder::run` borrows it mutably.
+            out.extend_from_slice(unsafe { rows.bytes.read_bytes(block as usize * bytes, bytes) });
+        }
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        let mut rest = bytes;
+        for rows in &self.states {
+            let (rows_bytes, behind) = rest.split_at(rows.block_bytes().min(rest.len()));
+            // SAFETY: `&mut self`.
+            unsafe { rows.bytes.write_bytes(block as usize * rows.block_bytes(), rows_bytes.len()) }
+                .copy_from_slice(rows_bytes);
+            rest = behind;
+        }
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {

@@ -310,6 +310,10 @@ impl State for ReferenceState {
         self.max_sequences
     }
 
+    fn shares_blocks(&self) -> bool {
+        true
+    }
+
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }

@@ -189,6 +189,26 @@ pub trait State: Send {
         1
     }
 
+    /// Whether a block may be of several sequences at once, which then read the same rows. Not where each has a state of its own.
+    fn shares_blocks(&self) -> bool {
+        false
+    }
+
+    /// Bytes of a block's rows in all states, where blocks can be read and written as bytes.
+    fn block_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Appends a block's rows, as they are stored. Nothing where [`State::block_bytes`] is absent.
+    fn read_block(&self, block: u32, out: &mut Vec<u8>) {
+        let _ = (block, out);
+    }
+
+    /// Replaces a block's rows by what [`State::read_block`] gave. Nothing where [`State::block_bytes`] is absent.
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        let _ = (block, bytes);
+    }
+
     /// Memory taken.
     fn size_bytes(&self) -> u64;
 

@@ -6,8 +6,10 @@
 #![deny(missing_docs)]
 
 pub mod bandwidth;
+mod blocks;
 pub mod checks;
 pub mod choice;
+pub mod engine;
 pub mod error;
 pub mod executable;
 pub mod exp;

@@ -1,9 +1,14 @@
 //! Several sequences on one executable: which blocks of the state's pool each has, and steps that mix their rows.
 //!
 //! Input: tokens by sequence. Output: rows of logits. What a row holds does not depend on which others share its step. The
-//! pool is handed out in blocks of [`BLOCK_TOKENS`] as sequences grow; a step that does not fit changes nothing.
-//! Deliberately absent: when which sequence runs, which is a scheduler's.
+//! pool is handed out in blocks of [`BLOCK_TOKENS`] as sequences grow; a step that does not fit changes nothing. Full blocks that
+//! a sequence shares ([`Sequences::share`]) serve any later one that begins with the same tokens ([`Sequences::open_with`]).
+//! Deliberately absent: when which sequence runs, which is a scheduler's ([`crate::engine`]).
 
+mod cache_file;
+mod routing;
+
+use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
 use crate::executable::{
     BLOCK_TOKENS, Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens,
@@ -11,6 +16,10 @@ use crate::executable::{
 use crate::session::check_rewind;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
+
+pub use cache_file::CacheFileError;
+pub use routing::Experts;
+use routing::Routed;
 
 /// A sequence of [`Sequences`], until it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,10 +36,23 @@ pub struct Feed<'a> {
     pub wants_logits: bool,
 }
 
+/// What others have shared of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedPrefix {
+    /// Tokens of its beginning.
+    pub tokens: usize,
+    /// Of their blocks, those that nobody has: they count among [`Sequences::free_tokens`].
+    pub idle_blocks: usize,
+}
+
 #[derive(Default)]
 struct Sequence {
     tokens: Vec<TokenId>,
     blocks: Vec<u32>,
+    /// Of its first blocks, those that others may have, too: what the last of them is found by.
+    shared: Vec<Key>,
+    /// Its blocks are not told apart from another's by their keys: they are shared no further.
+    ends_sharing: bool,
 }
 
 /// Sequences that share an executable and a pool of state.
@@ -39,8 +61,8 @@ pub struct Sequences {
     state: Box<dyn State>,
     /// By place; `None` where nobody is.
     sequences: Vec<Option<Sequence>>,
-    /// Blocks that nobody has, the next one last.
-    free: Vec<u32>,
+    blocks: Blocks,
+    routed: Routed,
     /// Rows of logits of the last step.
     logits_rows: usize,
 }
@@ -64,9 +86,10 @@ impl Sequences {
     ) -> Result<Sequences, BackendError> {
         let state = executable.new_pool(tokens, max_sequences)?;
         // Whole blocks only, for any of them may be anybody's.
-        let free = (0..(state.capacity_tokens() / BLOCK_TOKENS) as u32).rev().collect();
+        let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
-        Ok(Sequences { executable, state, sequences, free, logits_rows: 0 })
+        let routed = Routed::default();
+        Ok(Sequences { executable, state, sequences, blocks, routed, logits_rows: 0 })
     }
 
     /// What runs them.
@@ -89,7 +112,97 @@ impl Sequences {
     /// Tokens that fit in the blocks that nobody has.
     #[must_use]
     pub fn free_tokens(&self) -> usize {
-        self.free.len() * BLOCK_TOKENS
+        self.blocks.available() * BLOCK_TOKENS
+    }
+
+    /// Tokens that fit in all blocks.
+    #[must_use]
+    pub fn pool_tokens(&self) -> usize {
+        self.blocks.len() * BLOCK_TOKENS
+    }
+
+    /// Sequences that there are places for.
+    #[must_use]
+    pub fn max_sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Tokens that one sequence may hold.
+    #[must_use]
+    pub fn capacity_tokens(&self) -> usize {
+        self.executable.plan(1).max_sizes.cached
+    }
+
+    /// Blocks that a sequence has.
+    #[must_use]
+    pub fn blocks_of(&self, id: SequenceId) -> usize {
+        self.sequences.get(id.0).and_then(Option::as_ref).map_or(0, |s| s.blocks.len())
+    }
+
+    /// What [`Sequences::open_with`] would find for a prompt now.
+    #[must_use]
+    pub fn shared_prefix(&self, prompt: &[TokenId]) -> SharedPrefix {
+        let (blocks, idle_blocks, _) = self.find_prefix(prompt);
+        SharedPrefix { tokens: blocks.len() * BLOCK_TOKENS, idle_blocks }
+    }
+
+    /// Whether a beginning that one sequence has computed can serve another: a state of a whole sequence stands behind its last
+    /// token only, and some backends give each sequence a state of its own.
+    #[must_use]
+    pub fn shares_blocks(&self) -> bool {
+        self.state.shares_blocks() && self.rewind() == Rewind::Free
+    }
+
+    /// Blocks that hold the beginning of a prompt, how many of them nobody has, and their keys. At least one token is left, so
+    /// that there are logits to choose from.
+    fn find_prefix(&self, prompt: &[TokenId]) -> (Vec<u32>, usize, Vec<Key>) {
+        let (mut blocks, mut idle_blocks, mut keys) = (Vec::new(), 0, Vec::new());
+        if !self.shares_blocks() {
+            return (blocks, idle_blocks, keys);
+        }
+        let mut parent = Key::default();
+        let usable = &prompt[..prompt.len().saturating_sub(1)];
+        for tokens in usable.chunks_exact(BLOCK_TOKENS) {
+            let Some((block, is_idle)) = self.blocks.find(parent, tokens) else { break };
+            parent = parent.of(tokens);
+            blocks.push(block);
+            keys.push(parent);
+            idle_blocks += usize::from(is_idle);
+        }
+        (blocks, idle_blocks, keys)
+    }
+
+    /// A new sequence that holds as much of a prompt's beginning as others have shared; how much, [`Sequences::tokens`] says.
+    ///
+    /// # Errors
+    /// As [`Sequences::open`].
+    pub fn open_with(&mut self, prompt: &[TokenId]) -> Result<SequenceId, BackendError> {
+        let id = self.open()?;
+        let (blocks, _, shared) = self.find_prefix(prompt);
+        for block in &blocks {
+            self.blocks.hold(*block);
+        }
+        let tokens = prompt[..blocks.len() * BLOCK_TOKENS].to_vec();
+        self.sequences[id.0] = Some(Sequence { tokens, blocks, shared, ends_sharing: false });
+        Ok(id)
+    }
+
+    /// Shares the full blocks among a sequence's first `tokens` tokens with whoever asks for the same beginning.
+    pub fn share(&mut self, id: SequenceId, tokens: usize) {
+        if !self.shares_blocks() {
+            return;
+        }
+        let Some(Some(sequence)) = self.sequences.get_mut(id.0) else { return };
+        let full = tokens.min(sequence.tokens.len()) / BLOCK_TOKENS;
+        while sequence.shared.len() < full && !sequence.ends_sharing {
+            let at = sequence.shared.len();
+            let parent = sequence.shared.last().copied().unwrap_or_default();
+            let tokens = &sequence.tokens[at * BLOCK_TOKENS..(at + 1) * BLOCK_TOKENS];
+            match self.blocks.publish(sequence.blocks[at], parent, tokens) {
+                Some(key) => sequence.shared.push(key),
+                None => sequence.ends_sharing = true,
+            }
+        }
     }
 
     /// A new sequence without tokens.
@@ -110,7 +223,7 @@ impl Sequences {
     /// Ends a sequence; its blocks are free.
     pub fn close(&mut self, id: SequenceId) {
         if let Some(sequence) = self.sequences.get_mut(id.0).and_then(Option::take) {
-            self.free.extend(sequence.blocks.into_iter().rev());
+            self.blocks.give_back(sequence.blocks.into_iter());
         }
     }
 
@@ -123,14 +236,27 @@ impl Sequences {
     /// Forgets a sequence's tokens from position `len_tokens` on.
     ///
     /// # Errors
-    /// [`BackendError::Rewind`] where a state cannot go back to that length.
+    /// [`BackendError::Rewind`] where a state cannot go back to that length, or into a block that another sequence has, too.
     pub fn truncate(&mut self, id: SequenceId, len_tokens: usize) -> Result<(), BackendError> {
         let rewind = self.rewind();
         let Some(Some(sequence)) = self.sequences.get_mut(id.0) else { return Ok(()) };
-        check_rewind(rewind, sequence.tokens.len(), len_tokens)?;
+        let held_tokens = sequence.tokens.len();
+        if len_tokens >= held_tokens {
+            return Ok(());
+        }
+        check_rewind(rewind, held_tokens, len_tokens)?;
+        let full = len_tokens / BLOCK_TOKENS;
+        if sequence.shared.len() > full {
+            // What comes next is written into the block that is no longer full.
+            let is_inside = !len_tokens.is_multiple_of(BLOCK_TOKENS);
+            if is_inside && !self.blocks.make_private(sequence.blocks[full]) {
+                return Err(BackendError::Rewind { held_tokens, wanted_tokens: len_tokens });
+            }
+            sequence.shared.truncate(full);
+        }
         sequence.tokens.truncate(len_tokens);
-        let blocks = sequence.tokens.len().div_ceil(BLOCK_TOKENS);
-        self.free.extend(sequence.blocks.drain(blocks..).rev());
+        let blocks = len_tokens.div_ceil(BLOCK_TOKENS);
+        self.blocks.give_back(sequence.blocks.drain(blocks..));
         Ok(())
     }
 
@@ -148,6 +274,11 @@ impl Sequences {
         feeds: &[Feed<'_>],
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
+        self.take_routed(false)?;
+        self.run(feeds, observer)
+    }
+
+    fn run(&mut self, feeds: &[Feed<'_>], observer: Option<&mut dyn Observer>) -> Result<(), BackendError> {
         self.reserve(feeds)?;
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
         let (mut of_sequence, mut kv_slots) = (Vec::new(), Vec::new());
@@ -182,7 +313,7 @@ impl Sequences {
             let Some(Some(held)) = self.sequences.get_mut(feed.sequence.0) else { continue };
             match done {
                 Ok(()) => held.tokens.extend_from_slice(feed.tokens),
-                // The state has changed from the step's first position on.
+                // The state has changed from the step's first position on; such a one shares nothing.
                 Err(_) if rewind == Rewind::Checkpoint => held.tokens.clear(),
                 Err(_) => {}
             }
@@ -194,7 +325,7 @@ impl Sequences {
 
     /// Gives each sequence the blocks that its next tokens need; all or none.
     fn reserve(&mut self, feeds: &[Feed<'_>]) -> Result<(), BackendError> {
-        let capacity_tokens = self.executable.plan(1).max_sizes.cached;
+        let capacity_tokens = self.capacity_tokens();
         let mut missing = 0;
         for (i, feed) in feeds.iter().enumerate() {
             let Some(Some(held)) = self.sequences.get(feed.sequence.0) else {
@@ -212,18 +343,17 @@ impl Sequences {
             }
             missing += wanted_tokens.div_ceil(BLOCK_TOKENS).saturating_sub(held.blocks.len());
         }
-        if missing > self.free.len() {
+        if missing > self.blocks.available() {
             return Err(BackendError::PoolFull {
                 wanted_tokens: missing * BLOCK_TOKENS,
-                free_tokens: self.free.len() * BLOCK_TOKENS,
+                free_tokens: self.free_tokens(),
             });
         }
         for feed in feeds {
             let Some(Some(held)) = self.sequences.get_mut(feed.sequence.0) else { continue };
             let blocks = (held.tokens.len() + feed.tokens.len()).div_ceil(BLOCK_TOKENS);
             let taken = blocks.saturating_sub(held.blocks.len());
-            let rest = self.free.len() - taken;
-            held.blocks.extend(self.free.drain(rest..).rev());
+            held.blocks.extend((0..taken).filter_map(|_| self.blocks.take()));
         }
         Ok(())
     }

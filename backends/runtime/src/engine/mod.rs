@@ -1,0 +1,145 @@
+//! Many requests on one executable: a queue in front, steps that mix tokens being generated with prompts being read, tokens out.
+//!
+//! Input: a [`Request`]: ids, how tokens are chosen, and a [`Listener`]. Output: calls of the listener, one a token, then one at
+//! the end. What a request is given does not depend on which others are served, where the executable computes each row alone
+//! ([`Settings::cuts_freely`]). [`Scheduler`] is the whole of it on one thread, a step at a time; [`Engine`] is a thread that owns
+//! one. `choose` is a request's way from logits to a token, `meter` what is counted. Deliberately absent: text, and HTTP.
+
+mod choose;
+mod meter;
+mod scheduler;
+mod thread;
+
+pub use choose::{Choose, ChooseError, Chosen};
+pub use meter::{Histogram, Meter};
+pub use scheduler::Scheduler;
+pub use thread::{Engine, Refused};
+
+use moe_run_graph::ids::TokenId;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How requests share an executable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Requests that wait beyond those that run; more are refused.
+    pub max_queue: usize,
+    /// How long a step may take while somebody waits for their next token: prompts are read in smaller parts then.
+    pub max_step: Option<Duration>,
+    /// Whether a token's values are the same however a prompt was cut into steps, and however many rows a step has: then blocks
+    /// of generated tokens are shared, too, and parts of prompts may end anywhere.
+    pub cuts_freely: bool,
+    /// Whether beginnings that were computed before are used again.
+    pub shares_prefixes: bool,
+}
+
+/// What a listener says to a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// The next one.
+    GoOn,
+    /// The text is complete.
+    Stop,
+}
+
+/// Who hears of a request's tokens. It is called between steps, on the engine's thread: it must not wait.
+pub trait Listener: Send {
+    /// A token was chosen.
+    fn token(&mut self, chosen: &Chosen) -> Flow;
+
+    /// Nothing more comes.
+    fn end(&mut self, ended: &Ended);
+
+    /// Whether nobody listens any more: the request is then dropped at the next step.
+    fn is_gone(&self) -> bool;
+}
+
+/// Holds a request's tokens to a form: a grammar's state, which goes on with each token. It is called on the engine's thread.
+pub trait Mask: Send {
+    /// Gives minus infinity to the logits of tokens that may not come next.
+    ///
+    /// # Errors
+    /// What went wrong, such as a form that costs too much.
+    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String>;
+
+    /// A token was chosen among those that it left.
+    ///
+    /// # Errors
+    /// As [`Mask::forbid`].
+    fn accept(&mut self, token: TokenId) -> Result<(), String>;
+}
+
+/// What is asked of the engine.
+pub struct Request {
+    /// Ids below the vocabulary's size, one at least.
+    pub prompt: Vec<TokenId>,
+    /// Tokens to generate at most, 1 or more; until the context is full where absent.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub choose: Choose,
+    /// What its tokens are held to.
+    pub mask: Option<Box<dyn Mask>>,
+    /// Whether each token is told with the experts of its pass ([`Sequences::with_routing`]).
+    ///
+    /// [`Sequences::with_routing`]: crate::sequences::Sequences::with_routing
+    pub wants_experts: bool,
+    /// Tokens that end the text, and are not part of it, ascending.
+    pub end_tokens: Arc<[TokenId]>,
+    /// Who hears of it.
+    pub listener: Box<dyn Listener>,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Request { prompt, max_tokens, choose, mask: _, wants_experts: _, end_tokens: _, listener: _ } =
+            self;
+        f.debug_struct("Request")
+            .field("prompt", &prompt.len())
+            .field("max_tokens", max_tokens)
+            .field("choose", choose)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndReason {
+    /// The model chose a token that ends it.
+    EndToken,
+    /// The listener said so.
+    Stopped,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The context has no room for another token.
+    ContextFull,
+    /// A step failed, or its logits were no numbers: what is said.
+    Failed(String),
+}
+
+/// The end of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Why.
+    pub reason: EndReason,
+    /// What it took.
+    pub usage: Usage,
+}
+
+/// What a request took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, those that had been computed before.
+    pub cached_tokens: usize,
+    /// Tokens generated, without the one that ended the text.
+    pub output_tokens: usize,
+    /// From the submission to the first step.
+    pub queued: Duration,
+    /// From the submission to the first token.
+    pub first_token: Option<Duration>,
+    /// From the submission to the end.
+    pub total: Duration,
+    /// How often it was put back for lack of blocks.
+    pub preemptions: usize,
+}

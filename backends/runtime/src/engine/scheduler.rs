@@ -1,0 +1,463 @@
+//! Which request runs when, and with how many tokens of a step.
+//!
+//! A step has the next token of every request that generates, then parts of prompts, the oldest request first. Where blocks run
+//! out, the youngest request gives its own back and waits at the head of the queue, to be computed anew, which gives it the same
+//! bits. A request whose beginning another one is computing waits for it.
+
+use super::choose::Chooser;
+use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
+use crate::error::BackendError;
+use crate::sequences::{Experts, Feed, SequenceId, Sequences};
+use crate::step::BLOCK_TOKENS;
+use moe_run_graph::ids::TokenId;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// The least part of a prompt in a step that others wait for.
+const LEAST_PART: usize = 8;
+
+/// A request, waiting or running.
+struct Task {
+    /// Ascends with the time of submission.
+    number: u64,
+    /// The prompt and what was generated.
+    tokens: Vec<TokenId>,
+    max_tokens: Option<usize>,
+    chooser: Chooser,
+    wants_experts: bool,
+    end_tokens: Arc<[TokenId]>,
+    listener: Box<dyn Listener>,
+    usage: Usage,
+    submitted: Instant,
+    last_token: Option<Instant>,
+}
+
+struct Running {
+    task: Task,
+    id: SequenceId,
+    /// Tokens that the sequence holds.
+    held: usize,
+}
+
+impl Running {
+    fn left(&self) -> usize {
+        self.task.tokens.len() - self.held
+    }
+
+    /// Whether it has all tokens but the one chosen last.
+    fn generates(&self) -> bool {
+        self.left() == 1 && self.task.usage.output_tokens > 0
+    }
+}
+
+/// A part of a running request in a step.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// Index into those that run.
+    running: usize,
+    tokens: usize,
+}
+
+/// Requests that share an executable, a step at a time.
+pub struct Scheduler {
+    sequences: Sequences,
+    settings: Settings,
+    waiting: VecDeque<Task>,
+    /// By number.
+    running: Vec<Running>,
+    meter: Arc<Meter>,
+    submitted: u64,
+    logits: Vec<f32>,
+    /// What a token of a prompt took lately.
+    token_seconds: Option<f64>,
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler")
+            .field("sequences", &self.sequences)
+            .field("waiting", &self.waiting.len())
+            .field("running", &self.running.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Scheduler {
+    /// A scheduler without requests.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] where the pool has no room for one whole sequence, or a step none for a token of each.
+    pub fn new(sequences: Sequences, settings: Settings) -> Result<Scheduler, BackendError> {
+        let (pool, one) = (sequences.pool_tokens(), sequences.capacity_tokens());
+        if pool < one.next_multiple_of(BLOCK_TOKENS) {
+            return Err(BackendError::Input(format!(
+                "a pool of {pool} tokens: wanted one whole context at least, {} tokens in blocks of {BLOCK_TOKENS}",
+                one.next_multiple_of(BLOCK_TOKENS)
+            )));
+        }
+        let (at_once, batch) = (sequences.max_sequences(), sequences.info().micro_batch);
+        if at_once > batch {
+            return Err(BackendError::Input(format!(
+                "{at_once} requests at once: wanted as many as a step has tokens at most, which are {batch}"
+            )));
+        }
+        let meter = Meter::default();
+        meter.blocks_total.store(pool / BLOCK_TOKENS, Ordering::Relaxed);
+        Ok(Scheduler {
+            sequences,
+            settings,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            meter: Arc::new(meter),
+            submitted: 0,
+            logits: Vec::new(),
+            token_seconds: None,
+        })
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
+    }
+
+    /// Its sequences, all of them closed. Requests that are not complete hear nothing more.
+    #[must_use]
+    pub fn into_sequences(self) -> Sequences {
+        let Scheduler { mut sequences, running, .. } = self;
+        for running in &running {
+            sequences.close(running.id);
+        }
+        sequences
+    }
+
+    /// Whether nobody runs or waits.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Tokens that fit in the blocks that nobody has.
+    #[must_use]
+    pub fn free_tokens(&self) -> usize {
+        self.sequences.free_tokens()
+    }
+
+    /// Takes a request into the queue. One that cannot be run hears so at once.
+    pub fn submit(&mut self, request: Request) {
+        let Request { prompt, max_tokens, choose, mask, wants_experts, end_tokens, mut listener } = request;
+        let usage = Usage { prompt_tokens: prompt.len(), ..Usage::default() };
+        let capacity = self.sequences.capacity_tokens();
+        let why = match (prompt.len(), Chooser::new(choose, mask)) {
+            (0, _) => "the prompt has no tokens".to_owned(),
+            (tokens, _) if tokens > capacity => {
+                BackendError::ContextFull { wanted_tokens: tokens, capacity_tokens: capacity }.to_string()
+            }
+            (_, Err(error)) => error.to_string(),
+            (_, Ok(_)) if wants_experts && self.sequences.prepare_routing().is_err() => {
+                let error = self.sequences.prepare_routing().err();
+                error.map_or_else(String::new, |error| error.to_string())
+            }
+            (_, Ok(chooser)) => {
+                self.submitted += 1;
+                self.waiting.push_back(Task {
+                    number: self.submitted,
+                    tokens: prompt,
+                    max_tokens,
+                    chooser,
+                    wants_experts,
+                    end_tokens,
+                    listener,
+                    usage,
+                    submitted: Instant::now(),
+                    last_token: None,
+                });
+                return self.count();
+            }
+        };
+        listener.end(&Ended { reason: EndReason::Failed(why), usage });
+        self.release_place();
+    }
+
+    /// One step of all who run, and what comes of it.
+    pub fn step(&mut self) {
+        self.drop_those_gone();
+        self.admit();
+        let parts = self.compose();
+        self.count();
+        if parts.is_empty() {
+            return;
+        }
+        let wants_logits = |part: &Part| part.tokens == self.running[part.running].left();
+        let feeds: Vec<Feed<'_>> = parts
+            .iter()
+            .map(|part| {
+                let Running { task, id, held } = &self.running[part.running];
+                let tokens = &task.tokens[*held..held + part.tokens];
+                Feed { sequence: *id, tokens, wants_logits: wants_logits(part) }
+            })
+            .collect();
+        let started = Instant::now();
+        let done = match parts.iter().any(|part| self.running[part.running].task.wants_experts) {
+            true => self.sequences.step_routed(&feeds),
+            false => self.sequences.step(&feeds, None).and_then(|()| {
+                self.sequences.executable().wait()?;
+                Ok(Vec::new())
+            }),
+        };
+        let took = started.elapsed();
+        self.meter.steps.fetch_add(1, Ordering::Relaxed);
+        self.meter.step.add(took);
+        match done {
+            Ok(experts) => self.take_results(&parts, experts, took),
+            Err(error) => self.fail(&parts, &error.to_string()),
+        }
+        self.count();
+    }
+
+    /// Requests that nobody listens to end without a word.
+    fn drop_those_gone(&mut self) {
+        let before = self.waiting.len() + self.running.len();
+        self.waiting.retain(|task| !task.listener.is_gone());
+        let sequences = &mut self.sequences;
+        self.running.retain(|running| {
+            let is_gone = running.task.listener.is_gone();
+            if is_gone {
+                sequences.close(running.id);
+            }
+            !is_gone
+        });
+        for _ in self.waiting.len() + self.running.len()..before {
+            self.release_place();
+        }
+    }
+
+    /// Blocks for so many tokens and the next one, where there may be one.
+    fn blocks_for(&self, tokens: usize) -> usize {
+        (tokens + 1).min(self.sequences.capacity_tokens()).div_ceil(BLOCK_TOKENS)
+    }
+
+    /// Blocks that those who run will need for what they have to hold, beyond those that they have.
+    fn promised_blocks(&self) -> usize {
+        let wanted = |r: &Running| self.blocks_for(r.task.tokens.len());
+        self.running.iter().map(|r| wanted(r).saturating_sub(self.sequences.blocks_of(r.id))).sum()
+    }
+
+    /// Lets in who waits, in order, while there are places and blocks.
+    fn admit(&mut self) {
+        let mut at = 0;
+        while at < self.waiting.len() && self.running.len() < self.sequences.max_sequences() {
+            if self.settings.shares_prefixes && self.is_being_computed(&self.waiting[at].tokens) {
+                at += 1;
+                continue;
+            }
+            let tokens = &self.waiting[at].tokens;
+            let shared = match self.settings.shares_prefixes {
+                true => self.sequences.shared_prefix(tokens),
+                false => self.sequences.shared_prefix(&[]),
+            };
+            // Blocks that others hold now cost nothing.
+            let held_by_others = shared.tokens / BLOCK_TOKENS - shared.idle_blocks;
+            let wanted = self.blocks_for(tokens.len()).saturating_sub(held_by_others);
+            let available = self.sequences.free_tokens() / BLOCK_TOKENS;
+            if !self.running.is_empty() && wanted + self.promised_blocks() > available {
+                break;
+            }
+            let opened = match self.settings.shares_prefixes {
+                true => self.sequences.open_with(tokens),
+                false => self.sequences.open(),
+            };
+            let Ok(id) = opened else { break };
+            let Some(mut task) = self.waiting.remove(at) else { break };
+            let held = self.sequences.tokens(id).len();
+            if task.usage.preemptions == 0 {
+                task.usage.cached_tokens = held;
+                task.usage.queued = task.submitted.elapsed();
+                self.meter.queued.add(task.usage.queued);
+            }
+            self.meter.cached_tokens.fetch_add(held as u64, Ordering::Relaxed);
+            let place = self.running.partition_point(|r| r.task.number < task.number);
+            self.running.insert(place, Running { task, id, held });
+        }
+    }
+
+    /// Whether a block of these tokens that nobody has shared yet is part of a prompt that is being read.
+    fn is_being_computed(&self, tokens: &[TokenId]) -> bool {
+        let known = self.sequences.shared_prefix(tokens).tokens;
+        let next = known + BLOCK_TOKENS;
+        next < tokens.len()
+            && self.running.iter().any(|r| {
+                let prompt = &r.task.tokens[..r.task.usage.prompt_tokens];
+                !r.generates() && r.held < next && prompt.get(..next).is_some_and(|p| *p == tokens[..next])
+            })
+    }
+
+    /// The parts of the next step. Who does not fit for lack of blocks gives back its own, the youngest first.
+    fn compose(&mut self) -> Vec<Part> {
+        loop {
+            if let Some(parts) = self.parts() {
+                return parts;
+            }
+            // The oldest alone always fits.
+            let Some(Running { mut task, id, .. }) = self.running.pop() else { return Vec::new() };
+            self.sequences.close(id);
+            task.usage.preemptions += 1;
+            self.meter.preemptions.fetch_add(1, Ordering::Relaxed);
+            self.waiting.push_front(task);
+        }
+    }
+
+    /// The parts of the next step; `None` where somebody has to give way first.
+    fn parts(&self) -> Option<Vec<Part>> {
+        let mut blocks = self.sequences.free_tokens() / BLOCK_TOKENS;
+        let mut room = self.sequences.info().micro_batch;
+        let mut parts = Vec::with_capacity(self.running.len());
+        for (i, running) in self.running.iter().enumerate().filter(|(_, r)| r.generates()) {
+            let wanted = (running.held + 1).div_ceil(BLOCK_TOKENS) - self.sequences.blocks_of(running.id);
+            blocks = blocks.checked_sub(wanted)?;
+            room -= 1;
+            parts.push(Part { running: i, tokens: 1 });
+        }
+        if !parts.is_empty() {
+            room = room.min(self.part_beside_generation());
+        }
+        for (i, running) in self.running.iter().enumerate().filter(|(_, r)| !r.generates()) {
+            let has = self.sequences.blocks_of(running.id);
+            let fits = ((has + blocks) * BLOCK_TOKENS).saturating_sub(running.held);
+            let mut tokens = running.left().min(room).min(fits);
+            if tokens < running.left() && !(self.settings.cuts_freely && tokens < BLOCK_TOKENS) {
+                // A part ends at a block's border, unless it is the step's only one.
+                let end = (running.held + tokens) / BLOCK_TOKENS * BLOCK_TOKENS;
+                tokens = match end.saturating_sub(running.held) {
+                    0 if parts.is_empty() => tokens,
+                    whole => whole,
+                };
+            }
+            if tokens == 0 {
+                continue;
+            }
+            blocks -= (running.held + tokens).div_ceil(BLOCK_TOKENS).saturating_sub(has);
+            room -= tokens;
+            parts.push(Part { running: i, tokens });
+        }
+        (!parts.is_empty() || self.running.is_empty()).then_some(parts)
+    }
+
+    /// Tokens of prompts in a step that others wait for.
+    fn part_beside_generation(&self) -> usize {
+        let (Some(max_step), Some(token)) = (self.settings.max_step, self.token_seconds) else {
+            return usize::MAX;
+        };
+        let least = if self.settings.cuts_freely { LEAST_PART } else { BLOCK_TOKENS };
+        ((max_step.as_secs_f64() / token) as usize).max(least)
+    }
+
+    /// What a step gave: rows of logits, and for each part the experts of its last row, where anybody asked.
+    fn take_results(&mut self, parts: &[Part], mut experts: Vec<Experts>, took: Duration) {
+        let tokens: usize = parts.iter().map(|part| part.tokens).sum();
+        let read: usize =
+            parts.iter().filter(|p| !self.running[p.running].generates()).map(|p| p.tokens).sum();
+        self.meter.prompt_tokens.fetch_add(read as u64, Ordering::Relaxed);
+        if read >= LEAST_PART {
+            let now = took.as_secs_f64() / tokens as f64;
+            self.token_seconds = Some(self.token_seconds.map_or(now, |before| 0.7 * before + 0.3 * now));
+        }
+        let mut row = 0;
+        let mut ended = Vec::new();
+        for (at, part) in parts.iter().enumerate() {
+            let wants_logits = part.tokens == self.running[part.running].left();
+            self.running[part.running].held += part.tokens;
+            self.share(part.running);
+            if !wants_logits {
+                continue;
+            }
+            let experts = experts.get_mut(at).map(std::mem::take).unwrap_or_default();
+            if let Some(reason) = self.choose(part.running, row, experts) {
+                ended.push((part.running, reason));
+            }
+            row += 1;
+        }
+        ended.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        for (at, reason) in ended {
+            self.end(at, reason);
+        }
+    }
+
+    /// Offers the full blocks of a request to others.
+    fn share(&mut self, at: usize) {
+        if !self.settings.shares_prefixes {
+            return;
+        }
+        let Running { task, id, held } = &self.running[at];
+        let tokens = if self.settings.cuts_freely { *held } else { task.usage.prompt_tokens.min(*held) };
+        self.sequences.share(*id, tokens);
+    }
+
+    /// The next token of a request. A reason where it is the last, or none.
+    fn choose(&mut self, at: usize, row: usize, experts: Experts) -> Option<EndReason> {
+        let capacity = self.sequences.capacity_tokens();
+        let Running { task, held, .. } = &mut self.running[at];
+        let mut chosen = match task.chooser.next(&mut self.sequences, row, &task.tokens, &mut self.logits) {
+            Ok(chosen) => chosen,
+            Err(error) => return Some(EndReason::Failed(error.to_string())),
+        };
+        if task.wants_experts {
+            chosen.experts = experts;
+        }
+        let now = Instant::now();
+        if task.end_tokens.binary_search(&chosen.token).is_ok() {
+            return Some(EndReason::EndToken);
+        }
+        match task.last_token.replace(now) {
+            Some(before) => self.meter.between_tokens.add(now - before),
+            None => {
+                let time = now - task.submitted;
+                task.usage.first_token = Some(time);
+                self.meter.first_token.add(time);
+            }
+        }
+        task.tokens.push(chosen.token);
+        task.usage.output_tokens += 1;
+        self.meter.generated_tokens.fetch_add(1, Ordering::Relaxed);
+        if task.listener.token(&chosen) == Flow::Stop {
+            return Some(EndReason::Stopped);
+        }
+        if task.max_tokens.is_some_and(|max| task.usage.output_tokens >= max) {
+            return Some(EndReason::MaxTokens);
+        }
+        (*held >= capacity).then_some(EndReason::ContextFull)
+    }
+
+    fn end(&mut self, at: usize, reason: EndReason) {
+        let Running { mut task, id, .. } = self.running.remove(at);
+        self.sequences.close(id);
+        task.usage.total = task.submitted.elapsed();
+        task.listener.end(&Ended { reason, usage: task.usage });
+        self.release_place();
+    }
+
+    /// Ends the requests of a step that failed.
+    fn fail(&mut self, parts: &[Part], why: &str) {
+        let mut places: Vec<usize> = parts.iter().map(|part| part.running).collect();
+        places.sort_unstable_by_key(|at| std::cmp::Reverse(*at));
+        for at in places {
+            self.end(at, EndReason::Failed(why.to_owned()));
+        }
+    }
+
+    /// A request has left.
+    fn release_place(&self) {
+        // A scheduler that is driven by hand takes requests that no queue counted.
+        let less = |taken: usize| taken.checked_sub(1);
+        let _ = self.meter.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    fn count(&self) {
+        let used = (self.sequences.pool_tokens() - self.sequences.free_tokens()) / BLOCK_TOKENS;
+        self.meter.blocks_used.store(used, Ordering::Relaxed);
+        self.meter.running.store(self.running.len(), Ordering::Relaxed);
+        self.meter.waiting.store(self.waiting.len(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,35 @@
+//! moe-run serve: OpenAI's and Anthropic's HTTP APIs over the runtime's engine.
+//!
+//! Input: a [`Model`] that is compiled, and a [`Config`]. Output: answers to HTTP requests, until the process is told to end. The
+//! engine is a plain thread; tokio drives the connections alone. `server` has connections and paths, `guard` who may ask;
+//! `chat`, `completions`, `responses`, `anthropic`, `texts` are the endpoints, which read `fields`, `messages`, `tools` and
+//! `sampling`; `listener` makes text of tokens, `writer` takes it apart, `answer` drives one answer, whole or in parts.
+//! Deliberately absent: TLS, which is a reverse proxy's.
+#![deny(missing_docs)]
+
+mod answer;
+mod anthropic;
+mod anthropic_shape;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod guard;
+mod listener;
+mod messages;
+mod metrics;
+mod model;
+mod openai;
+mod page;
+mod record;
+mod respond;
+mod responses;
+mod responses_shape;
+mod sampling;
+mod server;
+mod texts;
+mod tools;
+mod writer;
+
+pub use model::Model;
+pub use server::{Config, Listening, ServeError};
