@@ -283,7 +283,8 @@ static DEEP: Preset = Preset {
 fn activations_are_finite_and_routing_spreads_in_every_layer() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("deep.gguf");
-    let options = SynthOptions { preset: &DEEP, num_hidden_layers: None, seed: 3, vocabulary: None };
+    let options =
+        SynthOptions { preset: &DEEP, num_hidden_layers: None, seed: 3, vocabulary: None, format: None };
     let out = fs::File::create(&path).unwrap();
     let _ =
         Synth::new(&options).unwrap().write(out, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap();

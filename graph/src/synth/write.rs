@@ -19,6 +19,7 @@ use crate::gguf::{
     GgufError, Metadata, keys,
     writer::{GgufLayout, GgufWriter, TensorSpec, WriteError},
 };
+use crate::quant::Format;
 
 /// Blocks that are filled together, from one stream of random numbers: a quarter to one MiB.
 const CHUNK_BLOCKS: usize = 4096;
@@ -75,6 +76,9 @@ pub struct SynthOptions<'a> {
     pub seed: u64,
     /// Metadata of a file whose tokenizer and chat template are taken over.
     pub vocabulary: Option<&'a Metadata>,
+    /// The format of every matrix that the preset's mixture quantizes and whose rows are whole blocks of it; `None` is the
+    /// mixture's.
+    pub format: Option<Format>,
 }
 
 /// A synthetic model, ready to be written.
@@ -102,8 +106,8 @@ impl Synth {
                 return Err(SynthError::Vocabulary { file, found, wanted, preset: preset.name });
             }
         }
-        let metadata = preset.metadata(layers, options.seed, options.vocabulary)?;
-        let tensors = preset.tensors(layers);
+        let metadata = preset.metadata(layers, options.seed, options.vocabulary, options.format)?;
+        let tensors = preset.tensors(layers, options.format);
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
         Ok(Synth { layout: GgufLayout::new(&metadata, &specs)?, tensors, seed: options.seed })
     }
@@ -205,7 +209,6 @@ impl Synth {
 mod tests {
     use super::*;
     use crate::gguf::{GgufFile, MetaArray, MetaValue};
-    use crate::quant::Format;
     use crate::synth::PRESETS;
     use std::io;
 
@@ -224,7 +227,7 @@ mod tests {
     };
 
     fn options(seed: u64) -> SynthOptions<'static> {
-        SynthOptions { preset: &SMALL, num_hidden_layers: None, seed, vocabulary: None }
+        SynthOptions { preset: &SMALL, num_hidden_layers: None, seed, vocabulary: None, format: None }
     }
 
     fn bytes(seed: u64, threads: usize) -> Vec<u8> {
