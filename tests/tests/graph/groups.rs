@@ -166,6 +166,7 @@ const MOST: usize = 8;
 /// Those that take more, and why.
 const MORE: &[(&str, &str)] = &[
     ("afmoe/", "post-norms, and an output gate that is a product by itself, are launches of their own"),
+    ("bailingmoe3/", "as kimi-linear"),
     ("cohere2moe/", "no group has a LayerNorm, nor one norm for attention and experts"),
     ("dbrx/", "no group has a LayerNorm, nor the bounds of q, k and v"),
     ("deepseek2/", "latent attention is op by op: slices, heads' products, what is put side by side"),
@@ -174,6 +175,7 @@ const MORE: &[(&str, &str)] = &[
         "granitehybrid/",
         "no group has a recurrence: its products, convolution, scan and gate are launches of their own",
     ),
+    ("kimi-linear/", "no group has a recurrence: three products and convolutions of their own in front of it"),
     ("laguna/", "a softplus and a factor a head are launches of their own"),
     ("llama4/", "norms behind RoPE without weight, weights on the experts' input"),
     ("mistral4/", "latent attention, as in deepseek2"),
