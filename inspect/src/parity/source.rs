@@ -5,8 +5,8 @@
 
 use super::ParityError;
 use crate::taps::tensor_set::TensorSet;
-use crate::taps::{RowAxis, floats};
-use moe_run_graph::ir::Stage;
+use crate::taps::{RowAxis, floats, states};
+use moe_run_graph::ir::{LayerIdx, Stage};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{HostTensor, Observer, TapValue, ValueAccess};
@@ -66,15 +66,10 @@ pub(super) fn changed_states(
 ) -> Result<Vec<Message>, BackendError> {
     let sizes = values.sizes();
     let first_position = sizes.cached.saturating_sub(sizes.tokens) as u32;
-    let mut changed = Vec::new();
-    for id in plan.launch_nodes(launch).flat_map(|node| node.op.written_states()) {
-        let state = plan.graph.state(id);
-        if let Some(stage) = state.stage() {
-            let key = Key { stage, layer: Some(state.layer.index()), first_position };
-            changed.push((key, HostTensor::f32(state.shape.clone(), values.read_state(id, 0..1)?)));
-        }
-    }
-    Ok(changed)
+    let message = |(stage, layer, held): (_, LayerIdx, _)| {
+        (Key { stage, layer: Some(layer.index()), first_position }, held)
+    };
+    Ok(states::changed_states(plan, launch, values)?.into_iter().map(message).collect())
 }
 
 /// Where stages come from.
