@@ -299,7 +299,11 @@ struct Remainders {
 }
 
 impl Remainders {
-    fn new(next: u32, fails_after: Option<usize>, ends_after: Option<usize>) -> Option<Box<dyn Constraint>> {
+    fn boxed(
+        next: u32,
+        fails_after: Option<usize>,
+        ends_after: Option<usize>,
+    ) -> Option<Box<dyn Constraint>> {
         Some(Box::new(Remainders { next, fails_after, ends_after, words: Vec::new() }))
     }
 }
@@ -337,9 +341,9 @@ fn tokens_are_held_to_a_form_and_their_probabilities_are_the_untouched_ones() {
         let asked = (asked(&model, 2).0, Choose { logprobs: Some(2), ..Choose::by(sampler) }, 10);
         let recorders: [Recorder; 3] = Default::default();
         let constraints = [
-            Remainders::new(3, None, None),
-            Remainders::new(0, Some(4), None),
-            Remainders::new(5, None, Some(6)),
+            Remainders::boxed(3, None, None),
+            Remainders::boxed(0, Some(4), None),
+            Remainders::boxed(5, None, Some(6)),
         ];
         for (recorder, constraint) in recorders.iter().zip(constraints) {
             scheduler.submit(Request { constraint, ..request(&asked, recorder) });
