@@ -13,7 +13,10 @@ constexpr int TILE_GROUPS = TILE_K / 32, TILE_UNITS = TILE_K / 16;
 constexpr int TILE_STRIDE = TILE_K + 16;
 
 // Which formats have one scale and minimum for 32 elements.
-DEVICE bool scales_of_32(int format) { return format != FORMAT_Q2_K && format != FORMAT_Q3_K && format != FORMAT_Q6_K; }
+DEVICE bool scales_of_32(int format) {
+    return format != FORMAT_Q2_K && format != FORMAT_Q3_K && format != FORMAT_Q6_K && format != FORMAT_IQ2_XS &&
+           format != FORMAT_IQ2_S && format != FORMAT_IQ1_M && format != FORMAT_NVFP4;
+}
 
 struct TileShared {
     sptr<uint8_t> w;               // [TILE_ROWS, TILE_STRIDE]

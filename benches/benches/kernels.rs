@@ -62,7 +62,7 @@ fn main() {
                     neg_sums16: &sums,
                     neg_sums32: &sums,
                     scale: &scale,
-                    scale_per_step: format.block_elems() == STEP_ELEMS,
+                    scale_per_step: format.is_super_block(),
                 };
                 let subs = STEP_ELEMS / layout.sub_elems;
                 seconds(|| kernels.mul_q8(layout, black_box(&panel), subs, tile, &mut out))
@@ -72,6 +72,18 @@ fn main() {
             };
             let macs = (tokens * STEP_ELEMS * PANEL_ROWS) as f64;
             print!("   × {tokens}: {:6.1} ns {:6.1} GMAC/s", each * 1e9, macs / each / 1e9);
+        }
+        let q = [3i8; STEP_ELEMS];
+        let sums = [-48i32; STEP_ELEMS / 16];
+        let scale = [0.01f32; STEP_ELEMS / 32];
+        let scale_per_step = format.is_super_block();
+        let tile = TileStep { q: &q, neg_sums16: &sums, neg_sums32: &sums, scale: &scale, scale_per_step };
+        let mut out = [0.0; PANEL_ROWS];
+        if format.is_quantized() && kernels.dot_rows(format, &bytes, STEP_ELEMS, tile, &[], &mut out) {
+            let each = seconds(|| {
+                kernels.dot_rows(format, black_box(&bytes), STEP_ELEMS, tile, &[], &mut out);
+            });
+            print!("   one token {:6.1} ns {:6.1} GB/s", each * 1e9, bytes.len() as f64 / each / 1e9);
         }
         println!();
     }

@@ -24,7 +24,8 @@ const RUNS: usize = 7;
 fn model() -> Outcome<Model> {
     let real = Preset::by_name("qwen3-coder-30b-a3b").ok_or("the preset is gone")?;
     let preset = Box::leak(Box::new(Preset { vocab_size: VOCAB, ..*real }));
-    let options = SynthOptions { preset, num_hidden_layers: Some(2), seed: 0, vocabulary: None };
+    let options =
+        SynthOptions { preset, num_hidden_layers: Some(2), seed: 0, vocabulary: None, format: None };
     let threads = std::thread::available_parallelism()?;
     let bytes = Synth::new(&options)?.write(Vec::new(), threads, |_| ControlFlow::Continue(()))?;
     Ok(Model::from_file(GgufFile::from_bytes("two layers", bytes)?)?)

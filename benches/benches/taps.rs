@@ -61,7 +61,8 @@ fn model(path: &str) -> Outcome<Model> {
         return Ok(Model::open(std::path::Path::new(path))?);
     }
     let preset = Preset::by_name("qwen3-coder-30b-a3b").ok_or("the preset is gone")?;
-    let options = SynthOptions { preset, num_hidden_layers: Some(4), seed: 0, vocabulary: None };
+    let options =
+        SynthOptions { preset, num_hidden_layers: Some(4), seed: 0, vocabulary: None, format: None };
     let threads = std::thread::available_parallelism()?;
     let bytes = Synth::new(&options)?.write(Vec::new(), threads, |_| ControlFlow::Continue(()))?;
     Ok(Model::from_file(GgufFile::from_bytes("four layers", bytes)?)?)

@@ -11,8 +11,9 @@ use std::{
 use moe_run_backends::{BackendError, generate::StopReason, partial_file, sampler::Sampler};
 use moe_run_text::{
     chat::{ChatError, ChatInput, ChatTemplate},
+    constraint::{Constraint, ConstraintError, Lead, Rule, Vocabulary},
     tokenizer::Tokenizer,
-    toolcalls::Answer,
+    toolcalls::{Ahead, Answer, Syntax},
 };
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Map, Value, json};
@@ -338,7 +339,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.sampler.check()?;
     args.backend.check()?;
     let given_template = args.chat_template.as_deref().map(read_template).transpose()?;
+    let rule = args.generate.rule()?;
     let tools = args.tools.as_deref().map(messages::read_tools).transpose()?;
+    if rule.is_some() && tools.is_some() {
+        return Err(CliError::bad_input(generate::RULE_AND_TOOLS));
+    }
     let started = Instant::now();
     let model = args.model.open()?;
     Tokenizer::check_kind(model.metadata())?;
@@ -346,6 +351,16 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let (mut sampler, sampling_line) = args.sampler.sampler(model.metadata())?;
     let mut engine = Engine::load(model, &args.backend, started)?;
     let template = engine.chat_template(given_template.as_ref())?;
+    let held = match rule {
+        Some(rule) => {
+            let vocabulary = Vocabulary::new(engine.tokenizer()?)?;
+            Some(Held { vocabulary, rule, syntax: Syntax::of(&template) })
+        }
+        None => None,
+    };
+    // What cannot be held is said before the first question.
+    held.as_ref().map(|held| held.constrain(&Lead::default())).transpose()?;
+    let how = How { generate: &args.generate, held: held.as_ref() };
     output::note(&sampling_line);
     if let Some(line) = read_back_line(&sampler, engine.session.executable()) {
         output::note(&line);
@@ -360,13 +375,13 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             Line::Say(_) if !conversation.calls.is_empty() => output::say(&waiting(&conversation)),
             Line::Say(text) => {
                 conversation.push("user", text);
-                turn(&mut engine, &template, &mut sampler, &args.generate, &mut conversation, 1)?;
+                turn(&mut engine, &template, &mut sampler, how, &mut conversation, 1)?;
             }
             Line::Tool(text) => {
                 if !conversation.push_result(text) {
                     output::say("no call waits for a result");
                 } else if conversation.calls.is_empty() {
-                    turn(&mut engine, &template, &mut sampler, &args.generate, &mut conversation, 0)?;
+                    turn(&mut engine, &template, &mut sampler, how, &mut conversation, 0)?;
                 } else {
                     output::say(&waiting(&conversation));
                 }
@@ -394,6 +409,28 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::Ok)
 }
 
+/// How answers are generated.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    generate: &'a GenerateArgs,
+    /// What each is held to.
+    held: Option<&'a Held>,
+}
+
+/// What answers are held to.
+#[derive(Debug)]
+struct Held {
+    vocabulary: Vocabulary,
+    rule: Rule,
+    syntax: Syntax,
+}
+
+impl Held {
+    fn constrain(&self, lead: &Lead) -> Result<Constraint, ConstraintError> {
+        self.vocabulary.constrain(&self.rule, lead)
+    }
+}
+
 /// Which call waits.
 fn waiting(conversation: &Conversation) -> String {
     let name = conversation.calls.front().map_or("", |(_, name)| name);
@@ -405,12 +442,12 @@ fn turn(
     engine: &mut Engine,
     template: &ChatTemplate,
     sampler: &mut Sampler,
-    args: &GenerateArgs,
+    how: How<'_>,
     conversation: &mut Conversation,
     taken_back: usize,
 ) -> Result<(), CliError> {
     partial_file::check_mapped()?;
-    let answered = answer(engine, template, sampler, args, conversation, taken_back);
+    let answered = answer(engine, template, sampler, how, conversation, taken_back);
     partial_file::check_mapped()?;
     match answered {
         Ok(()) => Ok(()),
@@ -440,7 +477,7 @@ fn answer(
     engine: &mut Engine,
     template: &ChatTemplate,
     sampler: &mut Sampler,
-    args: &GenerateArgs,
+    how: How<'_>,
     conversation: &mut Conversation,
     taken_back: usize,
 ) -> Result<(), TurnError> {
@@ -454,17 +491,25 @@ fn answer(
         let error = BackendError::ContextFull { wanted_tokens: prompt.len(), capacity_tokens };
         return Err(TurnError::Refused(format!("error: {error}, or /reset")));
     }
-    let mut args = args.clone();
+    let mut args = how.generate.clone();
+    let constraint = match how.held {
+        Some(held) => {
+            let prompt = template.render_text(&conversation.input())?;
+            Some(held.constrain(&held.syntax.lead(&prompt, Ahead::Content))?)
+        }
+        None => None,
+    };
     let mut view = match conversation.tools {
         Some(_) => Some(AnswerView::new(template, &conversation.input(), false)?),
         None => None,
     };
     args.spells_control_tokens = view.is_some();
     let Engine { session, tokenizer, .. } = engine;
-    let outcome = generate(session, tokenizer.as_ref(), sampler, &prompt, &args, |text| match &mut view {
-        Some(view) => view.write(text),
-        None => output::exact(text),
-    })?;
+    let outcome =
+        generate(session, tokenizer.as_ref(), sampler, &prompt, &args, constraint, |text| match &mut view {
+            Some(view) => view.write(text),
+            None => output::exact(text),
+        })?;
     let parsed = view.map(|view| view.finish(outcome.stop_reason.is_model_end())).transpose()?;
     output::text("\n")?;
     output::note(&generate::summary(&outcome));

@@ -9,7 +9,7 @@ use moe_run_graph::{
     ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, shown::shown,
 };
 use moe_run_inspect::taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError};
-use moe_run_text::{chat::ChatError, tokenizer::TokenizerError};
+use moe_run_text::{chat::ChatError, constraint::ConstraintError, tokenizer::TokenizerError};
 
 use crate::exit::ExitCode;
 
@@ -125,6 +125,7 @@ impl From<GenerateError> for CliError {
         match error {
             GenerateError::Backend(error) => error.into(),
             GenerateError::Sampler(error) => error.into(),
+            GenerateError::Constraint(error) => CliError::failed(error),
         }
     }
 }
@@ -167,6 +168,17 @@ impl From<TensorFileError> for CliError {
 impl From<ChatError> for CliError {
     fn from(error: ChatError) -> CliError {
         CliError::bad_input(error)
+    }
+}
+
+impl From<ConstraintError> for CliError {
+    fn from(error: ConstraintError) -> CliError {
+        match error {
+            ConstraintError::Rule { .. } | ConstraintError::Size { .. } | ConstraintError::NoEnd => {
+                CliError::bad_input(error)
+            }
+            _ => CliError::failed(error),
+        }
     }
 }
 

@@ -125,6 +125,7 @@ pub const SYNTH: &str = "\
 Examples:
   moe-run synth --preset qwen3-coder-30b-a3b --dry-run -o big.gguf
   moe-run synth --preset qwen3-coder-30b-a3b --layers 1 -o one-layer.gguf
+  moe-run synth --preset qwen3-coder-30b-a3b --layers 1 --format iq3_s -o one-layer.gguf
 ";
 
 /// Of `selftest`.

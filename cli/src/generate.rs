@@ -1,20 +1,21 @@
 //! Prompt → text: what the runtime generates, as text, until a stop text or a Ctrl-C.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{ops::ControlFlow, path::Path, time::Duration};
 
 use moe_run_backends::{
     Observer,
-    generate::{self, GenerateOptions, Generated, StopReason, Timings},
+    generate::{self, ConstraintFailure, GenerateOptions, Generated, StopReason, Timings},
     sampler::Sampler,
     session::{LogitsRows, Session},
 };
 use moe_run_graph::ids::TokenId;
 use moe_run_text::{
+    constraint::{Constraint, Rule},
     stop::{StopTexts, TextStream},
     tokenizer::Tokenizer,
 };
 
-use crate::{CliError, common, interrupt::Generation};
+use crate::{CliError, common, inputs, interrupt::Generation};
 
 /// What may end a generation besides the model.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -28,9 +29,67 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub stop: Vec<String>,
 
+    /// Hold the answer to a JSON schema: a file, or the schema itself, which begins with `{`. A keyword that cannot be held is
+    /// refused. Where the model reasons first, what comes behind its reasoning is held, here as in --grammar and --regex
+    #[arg(long, value_name = "FILE|JSON", group = "constraint")]
+    pub json_schema: Option<String>,
+
+    /// Hold the answer to a grammar in llguidance's dialect of Lark: a file, or the grammar itself, which has a rule `start:`
+    #[arg(long, value_name = "FILE|TEXT", group = "constraint")]
+    pub grammar: Option<String>,
+
+    /// Hold the answer to a regular expression, which matches all of it
+    #[arg(long, value_name = "PATTERN", group = "constraint", allow_hyphen_values = true)]
+    pub regex: Option<String>,
+
     /// Control tokens are given as text, too, as what reads calls of tools wants it. No option.
     #[arg(skip)]
     pub spells_control_tokens: bool,
+}
+
+impl GenerateArgs {
+    /// What the answer is held to, where it is.
+    ///
+    /// Errors: a file cannot be read, or a schema is not JSON.
+    pub fn rule(&self) -> Result<Option<Rule>, CliError> {
+        if let Some(given) = &self.json_schema {
+            let is_text = given.trim_start().starts_with('{') || ["true", "false"].contains(&given.trim());
+            let (text, origin) = match is_text {
+                true => (given.clone(), "--json-schema"),
+                false => (inputs::read_text(Path::new(given), "the schema")?, given.as_str()),
+            };
+            let schema = serde_json::from_str(&text)
+                .map_err(|e| CliError::bad_input(format!("{origin}: not valid JSON: {e}")))?;
+            return Ok(Some(Rule::JsonSchema(schema)));
+        }
+        if let Some(given) = &self.grammar {
+            return Ok(Some(Rule::Grammar(match given.contains("start:") {
+                true => given.clone(),
+                false => inputs::read_text(Path::new(given), "the grammar")?,
+            })));
+        }
+        Ok(self.regex.clone().map(Rule::Regex))
+    }
+}
+
+/// What is said where tools and a rule are given together.
+pub const RULE_AND_TOOLS: &str = "--tools: an answer that is held to a rule has no calls; wanted --tools or one of --json-schema, --grammar and --regex";
+
+/// A text's constraint as the runtime asks it.
+struct Held(Constraint);
+
+impl generate::Constraint for Held {
+    fn allowed(&mut self) -> Result<&[u32], ConstraintFailure> {
+        Ok(self.0.allowed()?.words())
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintFailure> {
+        Ok(self.0.accept(token)?)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.0.is_complete()
+    }
 }
 
 /// Why a generation ended, for people.
@@ -38,6 +97,7 @@ fn explain(reason: StopReason) -> &'static str {
     match reason {
         StopReason::EndToken => "the model ended",
         StopReason::StopText => "a stop text came",
+        StopReason::ConstraintComplete => "the text is complete",
         StopReason::MaxTokens => "--max-tokens reached",
         StopReason::ContextFull => "the context is full: raise --ctx-size to go on",
         StopReason::Interrupted => "interrupted",
@@ -105,9 +165,10 @@ pub fn generate(
     sampler: &mut Sampler,
     prompt: &[TokenId],
     args: &GenerateArgs,
+    constraint: Option<Constraint>,
     write: impl FnMut(&str) -> Result<(), CliError>,
 ) -> Result<Outcome, CliError> {
-    generate_observed(session, tokenizer, sampler, prompt, args, LogitsRows::Last, None, write)
+    generate_observed(session, tokenizer, sampler, prompt, args, constraint, LogitsRows::Last, None, write)
 }
 
 /// As [`generate()`], with an observer of the prompt's evaluation and the rows of logits that it needs.
@@ -119,6 +180,7 @@ pub fn generate_observed(
     sampler: &mut Sampler,
     prompt: &[TokenId],
     args: &GenerateArgs,
+    constraint: Option<Constraint>,
     rows: LogitsRows,
     observer: Option<&mut dyn Observer>,
     mut write: impl FnMut(&str) -> Result<(), CliError>,
@@ -135,8 +197,10 @@ pub fn generate_observed(
     if args.spells_control_tokens {
         stream = stream.map(TextStream::with_control_tokens);
     }
+    let mut held = constraint.map(Held);
+    let constraint = held.as_mut().map(|held| held as &mut dyn generate::Constraint);
     let (mut text, mut first, mut no_text) = (String::new(), true, None);
-    let generated = generate::generate(session, sampler, prompt, &options, observer, |token| {
+    let generated = generate::generate(session, sampler, prompt, &options, constraint, observer, |token| {
         let Some(stream) = &mut stream else {
             let blank = if std::mem::take(&mut first) { "" } else { " " };
             return write(&format!("{blank}{token}")).map(|()| ControlFlow::Continue(()));

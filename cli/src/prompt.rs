@@ -9,7 +9,9 @@ use std::{
 use moe_run_graph::{Model, gguf::Metadata, ids::TokenId};
 use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
+    constraint::Lead,
     tokenizer::{ControlTokens, Tokenizer, TokenizerError},
+    toolcalls::{Ahead, Syntax},
 };
 use serde_json::{Map, Value};
 
@@ -139,6 +141,25 @@ impl Prompt {
             }
             _ => Ok(None),
         }
+    }
+
+    /// What stands behind the prompt in front of the part of an answer that a rule holds: nothing that is known where the prompt
+    /// is no chat's.
+    ///
+    /// Errors: the file has no template, or it fails.
+    pub fn lead(&self, model: &Model) -> Result<Lead, CliError> {
+        match self {
+            Prompt::Chat { input, template } => {
+                let template = chat_template(model, template.as_ref())?;
+                Ok(Syntax::of(&template).lead(&template.render_text(input)?, Ahead::Content))
+            }
+            Prompt::Raw(_) | Prompt::Tokens(_) => Ok(Lead::default()),
+        }
+    }
+
+    /// Whether the model is given tools.
+    pub fn has_tools(&self) -> bool {
+        matches!(self, Prompt::Chat { input, .. } if input.tools.is_some())
     }
 
     /// The prompt's ids for a model.

@@ -6,7 +6,10 @@ use moe_run_backends::{
     Activations, KvType, Observer, generate::StopReason, sampler::SamplerOptions, session::LogitsRows,
 };
 use moe_run_graph::ids::TokenId;
-use moe_run_text::toolcalls::Answer;
+use moe_run_text::{
+    constraint::{Rule, Vocabulary},
+    toolcalls::Answer,
+};
 use serde::Serialize;
 
 use crate::{
@@ -121,6 +124,7 @@ struct Checked {
     backend: BackendArgs,
     json: bool,
     save: Option<SaveRequest>,
+    rule: Option<Rule>,
 }
 
 impl Checked {
@@ -129,8 +133,12 @@ impl Checked {
         sampler.check()?;
         let save = save.check(&model)?;
         backend.check()?;
+        let rule = generate.rule()?;
         let prompt = prompt.resolve()?;
-        Ok(Checked { model, prompt, generate, sampler, backend, json, save })
+        if rule.is_some() && prompt.has_tools() {
+            return Err(CliError::bad_input(generate::RULE_AND_TOOLS));
+        }
+        Ok(Checked { model, prompt, generate, sampler, backend, json, save, rule })
     }
 }
 
@@ -138,7 +146,7 @@ impl Checked {
 ///
 /// Errors: arguments, model, backend, or a failure while running.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    let Checked { model, prompt, generate: mut generate_args, sampler, backend, json, save } =
+    let Checked { model, prompt, generate: mut generate_args, sampler, backend, json, save, rule } =
         Checked::new(args)?;
     let started = Instant::now();
     let model = model.open()?;
@@ -155,6 +163,13 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         ));
     }
     let prompt_tokens = prompt.encode(&engine)?;
+    let constraint = match rule {
+        Some(rule) => {
+            let lead = prompt.lead(&engine.model)?;
+            Some(Vocabulary::new(engine.tokenizer()?)?.constrain(&rule, &lead)?)
+        }
+        None => None,
+    };
     let mut view = prompt.answer_view(&engine.model, json)?;
     generate_args.spells_control_tokens = view.is_some();
     output::note(&sampling_line);
@@ -171,6 +186,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         &mut sampler,
         &prompt_tokens,
         &generate_args,
+        constraint,
         rows,
         sink.as_mut().map(|s| s as &mut dyn Observer),
         |text| match &mut view {

@@ -331,7 +331,7 @@ fn test_demo(
             }
         }
         let args = GenerateArgs { max_tokens: Some(40), ..GenerateArgs::default() };
-        let outcome = generate(&mut found, Some(&tokenizer), &mut sampler, &prompt, &args, |_| Ok(()))?;
+        let outcome = generate(&mut found, Some(&tokenizer), &mut sampler, &prompt, &args, None, |_| Ok(()))?;
         if outcome.stop_reason == StopReason::Interrupted {
             return Err(CliError::Interrupted);
         }

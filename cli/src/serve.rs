@@ -24,7 +24,7 @@ use moe_run_graph::{
     passes::TapSelection,
     quant,
 };
-use moe_run_serve::{Config, Listening, ServeError};
+use moe_run_serve::{Config, Listening, ServeError, Vocabularies};
 use moe_run_text::toolcalls::{Format, Syntax};
 
 use crate::{
@@ -197,6 +197,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         tokenizer: Arc::new(tokenizer),
         template,
         syntax,
+        vocabularies: Vocabularies::default(),
         sampler: *chosen.options(),
         seed: sampler.seed,
         ctx_size,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Seek, SeekFrom, Write},
     num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -14,6 +14,7 @@ use clap::builder::PossibleValuesParser;
 use moe_run_backends::partial_file::{self, PartialFile};
 use moe_run_graph::{
     gguf::{GgufFile, writer::WriteError},
+    quant::{Format, UnknownFormat},
     shown::shown_path,
     synth::{PRESETS, Preset, Synth, SynthError, SynthOptions},
 };
@@ -37,6 +38,11 @@ pub struct Args {
     /// How many of its layers [default: all]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = common::whole_number::<usize>)]
     pub layers: Option<usize>,
+
+    /// One format for every matrix that would be quantized and whose rows are whole blocks of it, in any case ("iq3_s")
+    /// [default: as files of the model mostly have it]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub format: Option<Format>,
 
     /// File to write, in the place of one that is there
     #[arg(short, long, value_name = "FILE")]
@@ -73,6 +79,11 @@ struct Report<'a> {
     seconds: f64,
 }
 
+/// A format by its name.
+fn format(name: &str) -> Result<Format, UnknownFormat> {
+    Format::parse(name)
+}
+
 /// Writes the file.
 ///
 /// Errors: arguments that the preset cannot meet, a tokenizer that does not fit, a file that cannot be written, Ctrl-C.
@@ -91,6 +102,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         num_hidden_layers: args.layers,
         seed: args.seed,
         vocabulary: vocabulary.as_ref().map(GgufFile::metadata),
+        format: args.format,
     };
     let synth = Synth::new(&options).map_err(CliError::bad_input)?;
     let (file_bytes, tensors) = (synth.layout().file_bytes(), synth.layout().tensors().len());
@@ -100,8 +112,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let partial = PartialFile::create(&args.output).map_err(|e| unwritable(&e))?;
     let file = partial.file().map_err(|e| unwritable(&e))?;
     if args.dry_run {
-        io::Write::write_all(&mut &*file, synth.layout().header()).map_err(|e| unwritable(&e))?;
-        file.set_len(file_bytes as u64).map_err(|e| unwritable(&e))?;
+        write_sparse(&synth, file).map_err(|e| unwritable(&e))?;
     } else {
         write(synth, file, &args.output, &generation)?;
     }
@@ -127,6 +138,17 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         output::note(&format!("{file}: {tensors} tensors, {gb:.2} GB{kind}, in {seconds:.1} s"));
     }
     Ok(ExitCode::Ok)
+}
+
+/// Writes what a graph needs to know, and leaves the weights out.
+fn write_sparse(synth: &Synth, mut file: &File) -> io::Result<()> {
+    file.write_all(synth.layout().header())?;
+    file.set_len(synth.layout().file_bytes() as u64)?;
+    for (offset_bytes, bytes) in synth.factors() {
+        file.seek(SeekFrom::Start(offset_bytes as u64))?;
+        file.write_all(&bytes)?;
+    }
+    Ok(())
 }
 
 /// Streams the weights, with a progress bar where standard error is a terminal, until done or Ctrl-C.

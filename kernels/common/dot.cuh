@@ -202,7 +202,7 @@ DEVICE void warp_dot_f32(int format, gptr<const uint8_t> row, int n, X x, const 
     for (int t = 0; t < TT; t++) acc[t] = warp_sum(acc[t]);
 }
 
-// The same with 8-bit activations, for the thirteen block formats.
+// The same with 8-bit activations, for the block formats.
 template <int TT, class Q, class S>
 DEVICE void warp_dot_q8(int format, gptr<const uint8_t> row, int n, Q q, S scale, const int (&r)[TT], float (&acc)[TT]) {
     int lane = threadIdx.x & 31;

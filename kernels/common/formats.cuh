@@ -1,6 +1,6 @@
-// Decode of the sixteen weight formats, each once.
+// Decode of the weight formats, each once; those that grouped launches do not read are in more_formats.cuh.
 //
-// The thirteen block formats share one shape: 32 consecutive elements of a row as signed 8-bit codes with a scale and
+// The block formats share one shape: 32 consecutive elements of a row as signed 8-bit codes with a scale and
 // a minimum per half of 16, value = scale[h]·code − minimum[h], h = element / 16 (formats whose sub-blocks are 32 long
 // repeat the pair). Products of stored scales are formed in the order of the scalar decode (graph/src/quant), so
 // scale·code − minimum rounds as it does there; a compiler that fuses the two rounds once less.
@@ -18,6 +18,9 @@
 enum FormatCode : int {
     FORMAT_F32 = 0, FORMAT_F16, FORMAT_BF16, FORMAT_Q4_0, FORMAT_Q4_1, FORMAT_Q5_0, FORMAT_Q5_1, FORMAT_Q8_0,
     FORMAT_Q2_K, FORMAT_Q3_K, FORMAT_Q4_K, FORMAT_Q5_K, FORMAT_Q6_K, FORMAT_IQ4_NL, FORMAT_IQ4_XS, FORMAT_MXFP4,
+    // more_formats.cuh
+    FORMAT_IQ2_XXS, FORMAT_IQ2_XS, FORMAT_IQ2_S, FORMAT_IQ3_XXS, FORMAT_IQ3_S, FORMAT_IQ1_S, FORMAT_IQ1_M, FORMAT_TQ1_0,
+    FORMAT_TQ2_0, FORMAT_NVFP4, FORMAT_Q1_0, FORMAT_Q2_0,
 };
 
 struct Group32 {
@@ -474,9 +477,19 @@ struct BF16 {
     static DEVICE float at(gptr<const uint8_t> row, int i) { return bf16_to_float(cast<const uint16_t>(row)[i]); }
 };
 
+// staged.cuh, which grouped launches begin with, leaves these out: they would be in every one of their kernels. The host
+// compiles many kernels as one source.
+#if !defined(GROUPED_LAUNCH) || !defined(MOE_DEVICE)
+#define MORE_FORMATS 1
+#include "more_formats.cuh"
+#endif
+
 // The group of any block format; the branch is the same for all threads of a launch. The code after it is then there
-// once for thirteen formats; a kernel that is to be fast for one format calls F::group itself.
+// once for all formats; a kernel that is to be fast for one format calls F::group itself.
 DEVICE Group32 decode_group(int format, gptr<const uint8_t> row, int n, int g) {
+#ifdef MORE_FORMATS
+    if (format > FORMAT_MXFP4) return more_groups(format, row, g);
+#endif
     switch (format) {
     case FORMAT_Q4_0: return Q4_0::group(row, n, g);
     case FORMAT_Q4_1: return Q4_1::group(row, n, g);

@@ -1,5 +1,6 @@
 // What the decode step's grouped launches share: one row of activations, kept in shared memory by every block.
 #pragma once
+#define GROUPED_LAUNCH // without more_formats.cuh
 #include "activation.cuh"
 #include "dot.cuh"
 

@@ -37,6 +37,8 @@ pub trait Shape: Send + 'static {
 fn failure(finished: &Finished) -> Option<ApiError> {
     match &finished.ended.reason {
         EndReason::Failed(why) => Some(ApiError::failed(why.clone())),
+        // The client's rule costs more than is allowed.
+        EndReason::NotHeld(why) => Some(ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", why.clone())),
         _ => None,
     }
 }
@@ -127,7 +129,7 @@ fn stream(
                     running -= 1;
                     record.ended(&finished);
                     if let Some(error) = failure(&finished) {
-                        record.failed(500, error.code);
+                        record.failed(error.status.as_u16(), error.code);
                         send(&sender, vec![shape.error(&error)]).await;
                         return;
                     }

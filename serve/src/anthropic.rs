@@ -4,6 +4,7 @@
 
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
+use moe_run_runtime::generate::Constraint;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::answer;
 use crate::anthropic_shape::Message;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refusal, missing, never, wrong_type};
+use crate::form::{Form, Held};
 use crate::messages::{Conversation, template_variables};
 use crate::model::{Model, Prompt};
 use crate::openai::new_id;
@@ -25,13 +27,13 @@ use crate::writer::Writer;
 const REFUSED: &[Refusal] = &[
     ("mcp_servers", "nothing is called from here", |value| value.as_array().is_some_and(Vec::is_empty)),
     ("container", "there are no containers", never),
-    ("output_format", "answers are not held to a schema", never),
 ];
 
 /// What is asked.
 struct Asked {
     prompt: Prompt,
     sampling: Sampling,
+    constraints: Vec<Box<dyn Constraint>>,
     streams: bool,
     writer: Writer,
 }
@@ -47,11 +49,16 @@ impl Asked {
         sampling.max_tokens =
             Some(max_tokens(&mut fields, "max_tokens")?.ok_or_else(|| missing("max_tokens"))?);
         sampling.stops.extend(stop_texts(&mut fields, "stop_sequences")?);
+        let format = fields.get("output_config").and_then(|config| config.get("format"));
+        let format = format.map_or(Ok(None), |format| Form::of_text(format, "output_config.format"))?;
+        let older = fields.take("output_format").map_or(Ok(None), |f| Form::of_text(&f, "output_format"))?;
+        sampling.form = format.or(older).or(sampling.form);
         let conversation = read(&mut fields)?;
-        conversation.tools.refuse_held()?;
         let prompt = model.render(&conversation)?;
+        let held = Held::chat(sampling.form.take(), &conversation, &prompt, model)?;
+        let constraints = sampling.constrain(held, 1, model)?;
         let writer = Writer::new(model.syntax()?, &prompt.text, &conversation.tools, streams);
-        Ok(Asked { prompt, sampling, streams, writer })
+        Ok(Asked { prompt, sampling, constraints, streams, writer })
     }
 }
 
@@ -65,9 +72,10 @@ pub async fn message(
 ) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let asking = Arc::clone(&model);
-    let Asked { prompt, sampling, streams, writer } =
+    let Asked { prompt, sampling, constraints, streams, writer } =
         server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
-    let receiver = model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control())?;
+    let receiver =
+        model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control(), constraints)?;
     let shape =
         Message::new(new_id("msg_"), server.config.name.clone(), prompt.tokens.len(), streams, writer);
     answer::give(shape, receiver, 1, streams, record).await
@@ -108,9 +116,6 @@ fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
     }
     let tools = Tools::of_anthropic(fields)?;
     let output = fields.object("output_config")?.unwrap_or_default();
-    if output.get("format").is_some_and(|format| !format.is_null()) {
-        return Err(ApiError::unsupported("output_config.format", "answers are not held to a schema"));
-    }
     let mut extra = template_variables(fields)?;
     let thinking = fields.object("thinking")?;
     match thinking.as_ref().and_then(|thinking| thinking.get("type")).and_then(Value::as_str) {

@@ -2,6 +2,7 @@
 
 use hyper::Response;
 use hyper::body::Bytes;
+use moe_run_runtime::generate::Constraint;
 use moe_run_text::toolcalls::Delta;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use crate::answer::{self, Shape};
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::form::Held;
 use crate::listener::{Finished, Piece};
 use crate::model::{Model, Prompt};
 use crate::openai::{self, REFUSED, REFUSED_IN_CHAT, Tokens, new_id};
@@ -23,6 +25,7 @@ use crate::{completions::stream_options, messages};
 struct Asked {
     prompt: Prompt,
     sampling: Sampling,
+    constraints: Vec<Box<dyn Constraint>>,
     streams: bool,
     includes_usage: bool,
     writers: Vec<Writer>,
@@ -48,12 +51,13 @@ impl Asked {
         }
         sampling.choose.logprobs = wants_logprobs.then_some(top.unwrap_or(0) as usize);
         let conversation = messages::read(&mut fields, model.template()?)?;
-        conversation.tools.refuse_held()?;
         let prompt = model.render(&conversation)?;
+        let held = Held::chat(sampling.form.take(), &conversation, &prompt, model)?;
+        let constraints = sampling.constrain(held, 1, model)?;
         let syntax = model.syntax()?;
         let writer = || Writer::new(syntax, &prompt.text, &conversation.tools, streams);
         let writers = (0..sampling.n).map(|_| writer()).collect();
-        Ok(Asked { prompt, sampling, streams, includes_usage, writers })
+        Ok(Asked { prompt, sampling, constraints, streams, includes_usage, writers })
     }
 }
 
@@ -67,9 +71,10 @@ pub async fn chat(
 ) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let asking = Arc::clone(&model);
-    let Asked { prompt, sampling, streams, includes_usage, writers } =
+    let Asked { prompt, sampling, constraints, streams, includes_usage, writers } =
         server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
-    let receiver = model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control())?;
+    let receiver =
+        model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control(), constraints)?;
     let id = new_id("chatcmpl-");
     let shape = Chat {
         id,

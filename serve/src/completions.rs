@@ -4,6 +4,7 @@ use hyper::Response;
 use hyper::body::Bytes;
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::Chosen;
+use moe_run_runtime::generate::Constraint;
 use moe_run_text::chat::kind;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use crate::answer::{self, Shape};
 use crate::error::ApiError;
 use crate::fields::{Fields, missing, wrong_type};
+use crate::form::Held;
 use crate::listener::{Finished, Piece};
 use crate::model::{Model, Prompt};
 use crate::openai::{self, REFUSED, Tokens, finite, new_id};
@@ -44,6 +46,7 @@ pub fn stream_options(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
 struct Asked {
     prompts: Vec<Prompt>,
     sampling: Sampling,
+    constraints: Vec<Box<dyn Constraint>>,
     streams: bool,
     includes_usage: bool,
     echoes: bool,
@@ -69,7 +72,8 @@ impl Asked {
             ));
         }
         let prompts = prompts(fields.take("prompt").ok_or_else(|| missing("prompt"))?, model)?;
-        Ok(Asked { prompts, sampling, streams, includes_usage, echoes })
+        let constraints = sampling.constrain(Held::raw(sampling.form.clone()), prompts.len(), model)?;
+        Ok(Asked { prompts, sampling, constraints, streams, includes_usage, echoes })
     }
 }
 
@@ -125,9 +129,9 @@ pub async fn completions(
 ) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let asking = Arc::clone(&model);
-    let Asked { prompts, sampling, streams, includes_usage, echoes } =
+    let Asked { prompts, sampling, constraints, streams, includes_usage, echoes } =
         server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
-    let receiver = model.submit(&prompts, &sampling, false)?;
+    let receiver = model.submit(&prompts, &sampling, false, constraints)?;
     let count = prompts.len() * sampling.n;
     let echo =
         |choice: usize| prompts.get(choice / sampling.n).filter(|_| echoes).map(|prompt| prompt.text.clone());

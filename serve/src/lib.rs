@@ -2,8 +2,8 @@
 //!
 //! Input: a [`Model`] that is compiled, and a [`Config`]. Output: answers to HTTP requests, until the process is told to end. The
 //! engine is a plain thread; tokio drives the connections alone. `server` has connections and paths, `guard` who may ask;
-//! `chat`, `completions`, `responses`, `anthropic`, `texts` are the endpoints, which read `fields`, `messages`, `tools` and
-//! `sampling`; `listener` makes text of tokens, `writer` takes it apart, `answer` drives one answer, whole or in parts.
+//! `chat`, `completions`, `responses`, `anthropic`, `texts` are the endpoints, which read `fields`, `form`, `messages`, `tools`
+//! and `sampling`; `listener` makes text of tokens, `writer` takes it apart, `answer` drives one answer, whole or in parts.
 //! Deliberately absent: TLS, which is a reverse proxy's.
 #![deny(missing_docs)]
 
@@ -14,6 +14,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod form;
 mod guard;
 mod listener;
 mod messages;
@@ -31,5 +32,5 @@ mod texts;
 mod tools;
 mod writer;
 
-pub use model::Model;
+pub use model::{Model, Vocabularies};
 pub use server::{Config, Listening, ServeError};

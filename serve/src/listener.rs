@@ -40,8 +40,10 @@ impl Finished {
     /// Whether the text is complete, and not cut off by a limit.
     pub fn is_complete(&self) -> bool {
         match self.ended.reason {
-            EndReason::EndToken | EndReason::Stopped => true,
-            EndReason::MaxTokens | EndReason::ContextFull | EndReason::Failed(_) => self.stop_text.is_some(),
+            EndReason::EndToken | EndReason::Stopped | EndReason::Complete => true,
+            EndReason::MaxTokens | EndReason::ContextFull | EndReason::NotHeld(_) | EndReason::Failed(_) => {
+                self.stop_text.is_some()
+            }
         }
     }
 
@@ -51,8 +53,10 @@ impl Finished {
             EndReason::EndToken => "end_token",
             _ if self.stop_text.is_some() => "stop_text",
             EndReason::Stopped => "stop_text",
+            EndReason::Complete => "complete",
             EndReason::MaxTokens => "max_tokens",
             EndReason::ContextFull => "context_full",
+            EndReason::NotHeld(_) => "not_held",
             EndReason::Failed(_) => "failed",
         }
     }

@@ -2,15 +2,17 @@
 
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::{Choose, Engine, Request};
+use moe_run_runtime::generate::Constraint;
 use moe_run_runtime::sampler::SamplerOptions;
 use moe_run_text::{
     chat::{ChatInput, ChatTemplate, Rendered},
+    constraint::{ConstraintError, Vocabulary},
     stop::StopTexts,
     tokenizer::{ControlTokens, StreamDecoder, Tokenizer},
     toolcalls::{Format, Syntax},
 };
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::error::ApiError;
@@ -29,6 +31,8 @@ pub struct Model {
     pub template: Result<ChatTemplate, String>,
     /// How the model writes calls of tools and its reasoning, by its template.
     pub syntax: Option<Syntax>,
+    /// What answers can be held to, made when it is first needed.
+    pub vocabularies: Vocabularies,
     /// How tokens are chosen where a request does not say; the seed is not used.
     pub sampler: SamplerOptions,
     /// The seed where a request has none; another one each time where absent.
@@ -41,6 +45,13 @@ pub struct Model {
     pub has_experts: bool,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
+}
+
+/// The tokens as constraints know them: in texts, and in calls, whose tags may be control tokens.
+#[derive(Debug, Default)]
+pub struct Vocabularies {
+    plain: OnceLock<Vocabulary>,
+    calls: OnceLock<Vocabulary>,
 }
 
 /// A prompt, whole.
@@ -67,6 +78,20 @@ impl Model {
         self.syntax
             .as_ref()
             .ok_or_else(|| ApiError::unsupported("messages", "the model has no chat template"))
+    }
+
+    /// The tokens as constraints know them; with the tags of calls, which are always the same ones, where these are given.
+    ///
+    /// Errors: no token ends a text.
+    pub fn vocabulary(&self, marks: Option<&[String]>) -> Result<&Vocabulary, ConstraintError> {
+        let made = if marks.is_some() { &self.vocabularies.calls } else { &self.vocabularies.plain };
+        match made.get() {
+            Some(vocabulary) => Ok(vocabulary),
+            None => {
+                let vocabulary = Vocabulary::with_marks(&self.tokenizer, marks.unwrap_or_default())?;
+                Ok(made.get_or_init(|| vocabulary))
+            }
+        }
     }
 
     /// Whether control tokens are part of how calls and reasoning are written.
@@ -153,8 +178,20 @@ impl Model {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Hands prompts to the engine, `sampling.n` choices of each; what comes is told by the choice's index. When the receiver is
-    /// dropped, they end.
+    /// Errors: more choices than may run or wait at once.
+    pub fn check_choices(&self, prompts: usize, n: usize) -> Result<(), ApiError> {
+        let capacity = self.engine.capacity();
+        if prompts.saturating_mul(n) > capacity {
+            let found = format!("found {prompts} prompts of {n} choices each");
+            let message =
+                format!("{found}, wanted at most {capacity} in all: what may run or wait (--max-queue)");
+            return Err(ApiError::field("n", "invalid_value", message));
+        }
+        Ok(())
+    }
+
+    /// Hands prompts to the engine, `sampling.n` choices of each, each held to its constraint where there are any; what comes is
+    /// told by the choice's index. When the receiver is dropped, they end.
     ///
     /// Errors: the queue is full.
     pub fn submit(
@@ -162,18 +199,14 @@ impl Model {
         prompts: &[Prompt],
         sampling: &Sampling,
         spells_control: bool,
+        constraints: Vec<Box<dyn Constraint>>,
     ) -> Result<UnboundedReceiver<(usize, Event)>, ApiError> {
-        let capacity = self.engine.capacity();
-        if prompts.len().saturating_mul(sampling.n) > capacity {
-            let found = format!("found {} prompts of {} choices each", prompts.len(), sampling.n);
-            let message =
-                format!("{found}, wanted at most {capacity} in all: what may run or wait (--max-queue)");
-            return Err(ApiError::field("n", "invalid_value", message));
-        }
+        self.check_choices(prompts.len(), sampling.n)?;
         let end_tokens: Arc<[TokenId]> =
             if sampling.ignores_end { Arc::new([]) } else { self.tokenizer.end_of_generation().into() };
         let (sender, receiver) = unbounded_channel();
         let mut requests = Vec::new();
+        let mut constraints = constraints.into_iter();
         for prompt in prompts {
             let decoder = StreamDecoder::behind(&self.tokenizer, &prompt.tokens);
             let decoder = if spells_control { decoder.with_control_tokens() } else { decoder };
@@ -192,7 +225,7 @@ impl Model {
                     prompt: prompt.tokens.clone(),
                     max_tokens: sampling.max_tokens,
                     choose,
-                    mask: None,
+                    constraint: constraints.next(),
                     wants_experts: sampling.wants_routing,
                     end_tokens: Arc::clone(&end_tokens),
                     listener: Box::new(listener),

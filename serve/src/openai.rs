@@ -14,16 +14,6 @@ const LEAST_LOGPROB: f32 = -9999.0;
 
 /// Fields that would change the answer, and are not heeded by any endpoint.
 pub const REFUSED: &[Refusal] = &[
-    ("response_format", "only {\"type\": \"text\"}", |value| {
-        value.get("type").is_some_and(|kind| kind == "text")
-    }),
-    ("grammar", "answers are not held to a grammar", if_empty),
-    ("json_schema", "answers are not held to a schema", if_empty),
-    ("guided_json", "answers are not held to a schema", if_empty),
-    ("guided_regex", "answers are not held to an expression", if_empty),
-    ("guided_choice", "answers are not held to a choice", if_empty),
-    ("guided_grammar", "answers are not held to a grammar", if_empty),
-    ("structured_outputs", "answers are not held to a schema", if_empty),
     ("min_tokens", "an answer ends where the model ends it", if_empty),
     ("taps", "taps are not told", if_empty),
     ("mirostat", "the sampler has no Mirostat", if_empty),

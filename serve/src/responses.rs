@@ -4,6 +4,7 @@
 
 use hyper::Response;
 use hyper::body::Bytes;
+use moe_run_runtime::generate::Constraint;
 use moe_run_text::chat::ChatTemplate;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use crate::answer;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refusal, if_empty, missing, never, wrong_type};
+use crate::form::{Form, Held};
 use crate::messages::{Conversation, prepare, template_variables};
 use crate::model::{Model, Prompt};
 use crate::openai::REFUSED;
@@ -53,6 +55,7 @@ pub const REPEATED: [&str; 12] = [
 struct Asked {
     prompt: Prompt,
     sampling: Sampling,
+    constraints: Vec<Box<dyn Constraint>>,
     streams: bool,
     writer: Writer,
     repeated: Map<String, Value>,
@@ -77,12 +80,13 @@ impl Asked {
             true => Some(top.unwrap_or(0) as usize),
             false => None,
         };
-        text(&mut fields)?;
+        sampling.form = text(&mut fields)?.or(sampling.form);
         let conversation = read(&mut fields, model.template()?)?;
-        conversation.tools.refuse_held()?;
         let prompt = model.render(&conversation)?;
+        let held = Held::chat(sampling.form.take(), &conversation, &prompt, model)?;
+        let constraints = sampling.constrain(held, 1, model)?;
         let writer = Writer::new(model.syntax()?, &prompt.text, &conversation.tools, streams);
-        Ok(Asked { prompt, sampling, streams, writer, repeated })
+        Ok(Asked { prompt, sampling, constraints, streams, writer, repeated })
     }
 }
 
@@ -107,19 +111,15 @@ fn includes_logprobs(fields: &mut Fields) -> Result<bool, ApiError> {
 
 /// `text`: the form of the answer.
 ///
-/// Errors: a form that the answer would have to be held to.
-fn text(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(text) = fields.object("text")? else { return Ok(()) };
-    match text.get("format").and_then(|format| format.get("type")) {
-        None => {}
-        Some(kind) if kind == "text" => {}
-        Some(_) => return Err(ApiError::unsupported("text.format", "only {\"type\": \"text\"}")),
-    }
+/// Errors: what is no form.
+fn text(fields: &mut Fields) -> Result<Option<Form>, ApiError> {
+    let Some(text) = fields.object("text")? else { return Ok(None) };
     match text.get("verbosity") {
-        None | Some(Value::Null) => Ok(()),
-        Some(word) if word == "medium" => Ok(()),
-        Some(_) => Err(ApiError::unsupported("text.verbosity", "the model decides it")),
+        None | Some(Value::Null) => {}
+        Some(word) if word == "medium" => {}
+        Some(_) => return Err(ApiError::unsupported("text.verbosity", "the model decides it")),
     }
+    text.get("format").map_or(Ok(None), |format| Form::of_text(format, "text.format"))
 }
 
 /// Answers a request.
@@ -132,9 +132,10 @@ pub async fn respond(
 ) -> Result<Response<Body>, ApiError> {
     let model = server.model()?;
     let asking = Arc::clone(&model);
-    let Asked { prompt, sampling, streams, writer, repeated } =
+    let Asked { prompt, sampling, constraints, streams, writer, repeated } =
         server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
-    let receiver = model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control())?;
+    let receiver =
+        model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control(), constraints)?;
     let tokenizer = sampling.choose.logprobs.map(|_| Arc::clone(&model.tokenizer));
     let shape = Answer::new(server.config.name.clone(), repeated, streams, tokenizer, writer);
     answer::give(shape, receiver, 1, streams, record).await

@@ -3,12 +3,14 @@
 use hyper::StatusCode;
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::Choose;
+use moe_run_runtime::generate::Constraint;
 use moe_run_text::chat::kind;
 use serde_json::Value;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong_type};
+use crate::form::{Form, Held};
 use crate::model::Model;
 
 /// Stop texts of a request at most.
@@ -29,6 +31,8 @@ pub struct Sampling {
     pub n: usize,
     /// Tokens that end a text are taken as any other.
     pub ignores_end: bool,
+    /// What the answer is held to.
+    pub form: Option<Form>,
     /// Each token is told with its experts.
     pub wants_routing: bool,
 }
@@ -66,8 +70,27 @@ impl Sampling {
         if wants_routing && !model.has_experts {
             return Err(ApiError::unsupported("routing", "this model has no experts"));
         }
+        let form = Form::read(fields)?;
         let stops = stop_texts(fields, "stop")?;
-        Ok(Sampling { choose, max_tokens: None, stops, n, ignores_end, wants_routing })
+        Ok(Sampling { choose, max_tokens: None, stops, n, ignores_end, form, wants_routing })
+    }
+
+    /// Constraints of every choice, where the answer is `held` to something. It takes a while.
+    ///
+    /// Errors: it cannot be held; an answer that never ends.
+    pub fn constrain(
+        &self,
+        held: Option<Held>,
+        prompts: usize,
+        model: &Model,
+    ) -> Result<Vec<Box<dyn Constraint>>, ApiError> {
+        let Some(held) = held else { return Ok(Vec::new()) };
+        if self.ignores_end {
+            let message = "an answer that is held to a form ends with it";
+            return Err(ApiError::field("ignore_eos", "invalid_value", message));
+        }
+        model.check_choices(prompts, self.n)?;
+        held.constrain(model, prompts.saturating_mul(self.n))
     }
 }
 

@@ -77,16 +77,6 @@ impl Tools {
         Tools::of_openai(fields, list)
     }
 
-    /// Errors: the answer would have to be held to a call.
-    pub fn refuse_held(&self) -> Result<(), ApiError> {
-        match self.choice {
-            Choice::Auto | Choice::None => Ok(()),
-            Choice::Required | Choice::Named(_) => {
-                Err(ApiError::unsupported("tool_choice", "answers are not held to a call"))
-            }
-        }
-    }
-
     fn of_openai(fields: &mut Fields, list: Vec<Value>) -> Result<Tools, ApiError> {
         const NAME: &str = "tool_choice";
         let one_call = !fields.bool("parallel_tool_calls")?.unwrap_or(true);

@@ -6,6 +6,7 @@ use moe_run_backends::{Backend, BackendError, CompileOptions, HostTensor, Observ
 use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
+use moe_run_inspect::taps::states::changed_states;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -36,12 +37,8 @@ impl Observer for Collect {
         _elapsed: Duration,
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
-        for state in plan.launch_nodes(launch).flat_map(|node| node.op.written_states()) {
-            let decl = plan.graph.state(state);
-            if let Some(stage) = decl.stage() {
-                let row = HostTensor::f32(decl.shape.clone(), values.read_state(state, 0..1)?);
-                self.states.insert(stage.path(Some(decl.layer.index())), row);
-            }
+        for (stage, layer, held) in changed_states(plan, launch, values)? {
+            self.states.insert(stage.path(Some(layer.index())), held);
         }
         Ok(())
     }

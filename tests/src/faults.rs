@@ -234,6 +234,9 @@ fn swap_scale_nibble(format: Format, bytes: &mut [u8]) -> Option<()> {
         Format::Q2K => 0..16,
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Q4_1 | Format::Q5_1 | Format::Iq4Nl => 0..1,
         Format::Iq4Xs => 4..8,
+        Format::Iq2Xs => 66..74,
+        Format::Iq2S => 74..82,
+        Format::Iq3S => 106..110,
         _ => return None,
     };
     for block in bytes.chunks_exact_mut(format.block_bytes()) {

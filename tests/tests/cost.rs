@@ -12,7 +12,7 @@ use moe_run_graph::{
 /// A step of the 48-layer model, each node a launch, f16 cache.
 fn cost(sizes: StepSizes) -> Cost {
     let preset = Preset::by_name("qwen3-coder-30b-a3b").expect("the preset");
-    let options = SynthOptions { preset, num_hidden_layers: None, seed: 0, vocabulary: None };
+    let options = SynthOptions { preset, num_hidden_layers: None, seed: 0, vocabulary: None, format: None };
     let synth = Synth::new(&options).expect("a layout");
     // A sparse file: the header is all that is read.
     let file = tempfile::NamedTempFile::new().expect("a temporary file");

@@ -3,8 +3,9 @@
 
 use moe_run_backends::cpu::Cpu;
 use moe_run_backends::engine::{
-    Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Mask, Refused, Request, Scheduler, Settings,
+    Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Refused, Request, Scheduler, Settings,
 };
+use moe_run_backends::generate::{Constraint, ConstraintFailure};
 use moe_run_backends::sampler::SamplerOptions;
 use moe_run_backends::sequences::Sequences;
 use moe_run_backends::session::{LogitsRows, Session};
@@ -120,7 +121,7 @@ fn request(asked: &(Vec<TokenId>, Choose, usize), recorder: &Recorder) -> Reques
     let (prompt, choose, max_tokens) = asked.clone();
     let listener = Box::new(recorder.clone());
     let (max_tokens, end_tokens) = (Some(max_tokens), Arc::new([]));
-    Request { prompt, max_tokens, choose, mask: None, wants_experts: false, end_tokens, listener }
+    Request { prompt, max_tokens, choose, constraint: None, wants_experts: false, end_tokens, listener }
 }
 
 fn alone(scheduler: &mut Scheduler, asked: &(Vec<TokenId>, Choose, usize)) -> Heard {
@@ -289,24 +290,44 @@ fn ends_say_why() {
     assert!(error.to_string().contains("one whole context"), "{error}");
 }
 
-/// Leaves tokens of one remainder, then of the next one; and may fail.
-struct Remainders(u32, Option<usize>);
+/// Allows tokens of one remainder, then of the next one; and may fail, or be complete.
+struct Remainders {
+    next: u32,
+    fails_after: Option<usize>,
+    ends_after: Option<usize>,
+    words: Vec<u32>,
+}
 
-impl Mask for Remainders {
-    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String> {
-        if self.1 == Some(0) {
+impl Remainders {
+    fn boxed(
+        next: u32,
+        fails_after: Option<usize>,
+        ends_after: Option<usize>,
+    ) -> Option<Box<dyn Constraint>> {
+        Some(Box::new(Remainders { next, fails_after, ends_after, words: Vec::new() }))
+    }
+}
+
+impl Constraint for Remainders {
+    fn allowed(&mut self) -> Result<&[u32], ConstraintFailure> {
+        if self.fails_after == Some(0) {
             return Err("it costs too much".into());
         }
-        let forbidden = logits.iter_mut().enumerate().filter(|(id, _)| *id as u32 % 7 != self.0);
-        forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        let bit = |id: u32| u32::from(id % 7 == self.next) << (id % 32);
+        self.words = (0..4096u32).map(|word| (0..32).map(|at| bit(32 * word + at)).sum()).collect();
+        Ok(&self.words)
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintFailure> {
+        assert_eq!(token.0 % 7, self.next);
+        self.next = (self.next + 1) % 7;
+        self.fails_after = self.fails_after.map(|left| left - 1);
+        self.ends_after = self.ends_after.map(|left| left - 1);
         Ok(())
     }
 
-    fn accept(&mut self, token: TokenId) -> Result<(), String> {
-        assert_eq!(token.0 % 7, self.0);
-        self.0 = (self.0 + 1) % 7;
-        self.1 = self.1.map(|left| left - 1);
-        Ok(())
+    fn is_complete(&self) -> bool {
+        self.ends_after == Some(0)
     }
 }
 
@@ -318,25 +339,33 @@ fn tokens_are_held_to_a_form_and_their_probabilities_are_the_untouched_ones() {
     let sampler = SamplerOptions { temperature: 1.0, seed: 4, ..SamplerOptions::GREEDY };
     for sampler in [SamplerOptions::GREEDY, sampler] {
         let asked = (asked(&model, 2).0, Choose { logprobs: Some(2), ..Choose::by(sampler) }, 10);
-        let (held, broken) = (Recorder::default(), Recorder::default());
-        scheduler.submit(Request { mask: Some(Box::new(Remainders(3, None))), ..request(&asked, &held) });
-        scheduler
-            .submit(Request { mask: Some(Box::new(Remainders(0, Some(4)))), ..request(&asked, &broken) });
+        let recorders: [Recorder; 3] = Default::default();
+        let constraints = [
+            Remainders::boxed(3, None, None),
+            Remainders::boxed(0, Some(4), None),
+            Remainders::boxed(5, None, Some(6)),
+        ];
+        for (recorder, constraint) in recorders.iter().zip(constraints) {
+            scheduler.submit(Request { constraint, ..request(&asked, recorder) });
+        }
         while !scheduler.is_idle() {
             scheduler.step();
         }
-        let heard = held.heard.lock().unwrap();
-        assert_eq!(heard.ended.as_ref().unwrap().reason, EndReason::MaxTokens);
-        for (at, (token, logprob, top)) in heard.tokens.iter().enumerate() {
+        let [held, broken, complete] = recorders.map(|recorder| recorder.heard.lock().unwrap().clone());
+        assert_eq!(held.ended.as_ref().unwrap().reason, EndReason::MaxTokens);
+        for (at, (token, logprob, top)) in held.tokens.iter().enumerate() {
             assert_eq!(token.0 % 7, (3 + at as u32) % 7);
             assert!(f32::from_bits(logprob.unwrap()) <= f32::from_bits(top[0].1));
         }
-        let heard = broken.heard.lock().unwrap();
-        assert_eq!(heard.tokens.len(), 4);
-        let ended = heard.ended.as_ref().unwrap();
+        assert_eq!(broken.tokens.len(), 4);
+        let ended = broken.ended.as_ref().unwrap();
         assert!(
-            matches!(&ended.reason, EndReason::Failed(why) if why.contains("costs too much")),
+            matches!(&ended.reason, EndReason::NotHeld(why) if why.contains("costs too much")),
             "{ended:?}"
+        );
+        assert_eq!(
+            (complete.tokens.len(), &complete.ended.as_ref().unwrap().reason),
+            (6, &EndReason::Complete)
         );
     }
 }

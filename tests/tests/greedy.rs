@@ -92,11 +92,12 @@ fn a_generation_ends_for_its_reason() {
         let mut session = Session::new(executable).unwrap();
         let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
         let mut seen = Vec::new();
-        let generated = generate::generate(&mut session, &mut sampler, &prompt, options, None, |token| {
-            seen.push(token);
-            let stops = seen.len() == stop_at;
-            Ok::<_, BackendError>(if stops { Break(StopReason::StopText) } else { Continue(()) })
-        });
+        let generated =
+            generate::generate(&mut session, &mut sampler, &prompt, options, None, None, |token| {
+                seen.push(token);
+                let stops = seen.len() == stop_at;
+                Ok::<_, BackendError>(if stops { Break(StopReason::StopText) } else { Continue(()) })
+            });
         let generated = generated.unwrap();
         assert!(generated.failure.is_none() && generated.tokens == seen);
         assert_eq!(generated.tokens, wanted[..seen.len()]);

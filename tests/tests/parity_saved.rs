@@ -278,3 +278,47 @@ fn diff_takes_the_same_nan_for_equal() {
     let said = run(PROGRAM, args).succeeded().stdout;
     assert!(!said.contains("BEYOND"), "{said}");
 }
+
+/// States of recurrent layers have no taps, and are compared all the same: with a stage file's, with saved ones and with another
+/// backend's.
+#[test]
+fn states_behind_the_last_token_are_compared() {
+    let Some(model) = fixtures::find("arch/qwen35moe/small-f16.gguf") else { return };
+    let Some(stages) = fixtures::find("arch/qwen35moe/small-f16.stages.safetensors") else { return };
+    let exact = ["--backend", "cpu", "--activations", "f32", "--kv-type", "f32"];
+    let states = |report: &Value| -> Vec<String> {
+        let checks = report["stages"].as_array().unwrap().iter();
+        let names = checks.map(|check| (check["stage"].as_str().unwrap(), check["layer"].as_u64()));
+        names
+            .filter(|(stage, _)| ["conv_state", "ssm_state"].contains(stage))
+            .map(|(stage, layer)| format!("layer-{}/{stage}", layer.unwrap()))
+            .collect()
+    };
+    let (code, report) = json(&model, text(&stages), &exact);
+    assert_eq!((code, &report["unknown_tensors"]), (0, &serde_json::json!([])), "{report}");
+    let of_file = states(&report);
+    assert!(of_file.contains(&"layer-0/conv_state".to_owned()), "{of_file:?}");
+    assert!(of_file.contains(&"layer-0/ssm_state".to_owned()), "{of_file:?}");
+    // In several steps, too: a file's are those behind the last one.
+    let (code, report) = json(&model, text(&stages), &[&exact[..], &["--decode", "2"]].concat());
+    assert_eq!((code, states(&report)), (0, of_file.clone()), "{report}");
+    let tokens = ["--tokens", "5,6,7,8,9"];
+    let (code, report) = json(&model, "reference", &[&exact[..], &tokens, &["--decode", "1"]].concat());
+    assert_eq!((code, states(&report)), (0, of_file.clone()), "{report}");
+    // A state that is off is beyond, and what writes it is named.
+    let folder = Folder::new();
+    let dir = folder.path("saved");
+    let save = ["--save-tensor", "all", "--save-tensor-layers", "0..1", "--save-tensor-dir", text(&dir)];
+    let trace = [&["trace", "-m", text(&model)], &exact[..], &tokens, &save].concat();
+    let _ = run(PROGRAM, trace).succeeded();
+    let path = dir.join("layer-0/ssm_state.bin");
+    let mut bytes = std::fs::read(&path).unwrap();
+    for value in bytes[12..].chunks_exact_mut(4) {
+        let off = f32::from_le_bytes(value.try_into().unwrap()) * 1.5;
+        value.copy_from_slice(&off.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let (code, report) = json(&model, text(&dir), &[&exact[..], &tokens, &["--free-only"]].concat());
+    assert_eq!((code, report["first"]["stage"].as_str()), (1, Some("ssm_state")), "{report}");
+    assert!(report["first"]["op"].as_str().unwrap().contains("layer"), "{report}");
+}

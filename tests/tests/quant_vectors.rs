@@ -1,6 +1,6 @@
 //! Every format's decoder against reference values: random blocks decoded by gguf-py, the formats' public definition.
 //!
-//! All sixteen agree bit for bit. Where a format multiplies twice, the first product (binary16 scale by a small integer)
+//! All twenty-eight agree bit for bit. Where a format multiplies twice, the first product (binary16 scale by a small integer)
 //! is exact in f32, so the order of the two does not matter.
 
 use moe_run_graph::quant::Format;
@@ -10,7 +10,11 @@ const VECTORS: &[u8] = include_bytes!("../fixtures/quant-vectors.safetensors");
 
 /// Bytes of random blocks, and the values that they stand for.
 fn vectors(format: Format) -> (Vec<u8>, Vec<f32>) {
-    let file = SafeTensors::deserialize(VECTORS).unwrap();
+    vectors_in(VECTORS, format)
+}
+
+fn vectors_in(file: &[u8], format: Format) -> (Vec<u8>, Vec<f32>) {
+    let file = SafeTensors::deserialize(file).unwrap();
     let bytes = file.tensor(&format!("{format}.bytes")).unwrap().data().to_vec();
     let values = file.tensor(&format!("{format}.values")).unwrap();
     let values = values.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
@@ -25,8 +29,19 @@ fn decoded(format: Format, bytes: &[u8]) -> Vec<f32> {
 
 #[test]
 fn every_decoder_gives_the_reference_values_bit_for_bit() {
+    agree_with(VECTORS);
+}
+
+/// The same, twice as many blocks.
+#[test]
+fn every_decoder_gives_all_reference_values() {
+    let Some(path) = moe_run_tests::fixtures::find("quant/quant-vectors.safetensors") else { return };
+    agree_with(&std::fs::read(path).unwrap());
+}
+
+fn agree_with(file: &[u8]) {
     for format in Format::ALL {
-        let (bytes, wanted) = vectors(format);
+        let (bytes, wanted) = vectors_in(file, format);
         let got = decoded(format, &bytes);
         assert_eq!(got.len(), wanted.len(), "{format}");
         assert!(wanted.iter().any(|&x| x != 0.0) && wanted.iter().all(|x| x.is_finite()), "{format}");
@@ -42,7 +57,9 @@ fn every_bit_of_a_block_matters() {
     for format in Format::ALL {
         let (bytes, _) = vectors(format);
         let block = &bytes[..format.block_bytes()];
-        for bit in 0..block.len() * 8 {
+        // The signs of NVFP4's scales say nothing.
+        let is_idle = |bit: usize| format == Format::Nvfp4 && bit < 32 && bit % 8 == 7;
+        for bit in (0..block.len() * 8).filter(|bit| !is_idle(*bit)) {
             // Flipping a bit of a block must change some value of it, unless that bit scales zeros only: try all blocks.
             let matters = bytes.chunks_exact(format.block_bytes()).any(|block| {
                 let mut flipped = block.to_vec();
@@ -66,12 +83,14 @@ fn blocks_at_odd_addresses_decode_alike() {
 
 #[test]
 fn a_scale_that_is_not_finite_shows_in_every_value() {
-    // Where the f16 scale of a block lies; MXFP4 has no scale that is not finite.
+    // Where the f16 scale of a block lies; MXFP4 and NVFP4 have no scale that is not finite, and IQ1_M's lies in pieces.
     let scale_at = |format| match format {
         Format::Q2K => Some(80),
         Format::Q3K => Some(108),
         Format::Q6K => Some(208),
-        Format::F32 | Format::F16 | Format::Bf16 | Format::Mxfp4 => None,
+        Format::Tq1_0 => Some(52),
+        Format::Tq2_0 => Some(64),
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Mxfp4 | Format::Nvfp4 | Format::Iq1M => None,
         _ => Some(0),
     };
     for format in Format::ALL {
@@ -93,6 +112,22 @@ fn mxfp4_scales_span_all_exponents() {
         let scale = 2f64.powi(i32::from(e) - 127);
         let six = (6.0 * scale) as f32; // infinite for e = 253 and 254
         assert_eq!((f64::from(y[0]), y[16]), (scale, six), "exponent {e}");
+    }
+}
+
+#[test]
+fn nvfp4_scales_are_e4m3_without_sign() {
+    for bits in 0..=255u8 {
+        let mut block = vec![0x72; 36];
+        block[2] = bits;
+        let y = decoded(Format::Nvfp4, &block);
+        let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+        let scale = match (bits, exponent) {
+            (0x7f, _) => 0.0, // a NaN in the OCP's definition, 0 in ggml's
+            (_, 0) => mantissa * 2f64.powi(-9),
+            _ => (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7),
+        };
+        assert_eq!((f64::from(y[32]), f64::from(y[40])), (scale, 6.0 * scale), "{bits}");
     }
 }
 

@@ -173,6 +173,9 @@ fn every_preset_is_a_model_of_the_size_that_its_files_have() {
             );
         }
         eprintln!("{}: {gigabytes:.1} GB", preset.name);
+        let plan =
+            run(BINARY, ["graph", "-m", path.to_str().unwrap(), "--level", "plan", "--backend", "cpu"]);
+        assert!(plan.succeeded().stdout.contains("launches"), "{}", preset.name);
         fs::remove_file(&path).unwrap();
     }
 }
@@ -280,7 +283,8 @@ static DEEP: Preset = Preset {
 fn activations_are_finite_and_routing_spreads_in_every_layer() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("deep.gguf");
-    let options = SynthOptions { preset: &DEEP, num_hidden_layers: None, seed: 3, vocabulary: None };
+    let options =
+        SynthOptions { preset: &DEEP, num_hidden_layers: None, seed: 3, vocabulary: None, format: None };
     let out = fs::File::create(&path).unwrap();
     let _ =
         Synth::new(&options).unwrap().write(out, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap();

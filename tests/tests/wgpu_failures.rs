@@ -147,8 +147,8 @@ fn a_device_that_is_lost_on_the_way_keeps_the_text() {
         let mut session = Session::new(compile(&backend, &model, 64).unwrap()).unwrap();
         let mut sampler = Sampler::new(options).unwrap();
         let mut written = String::new();
-        let args = GenerateArgs { max_tokens: Some(20), stop: Vec::new(), spells_control_tokens: false };
-        let outcome = generate(&mut session, Some(&tokenizer), &mut sampler, &prompt, &args, |text| {
+        let args = GenerateArgs { max_tokens: Some(20), ..GenerateArgs::default() };
+        let outcome = generate(&mut session, Some(&tokenizer), &mut sampler, &prompt, &args, None, |text| {
             written.push_str(text);
             Ok(())
         })

@@ -4,6 +4,7 @@
 #![deny(missing_docs)]
 
 pub mod chat;
+pub mod constraint;
 pub mod stop;
 pub mod tokenizer;
 pub mod toolcalls;

@@ -510,7 +510,7 @@ impl Compiler<'_> {
                 out: self.output(node)?,
             }),
             Op::CausalConv(attrs) => return self.causal_conv(node, attrs),
-            Op::DeltaGates { a, dt_bias } => return self.delta_gates(node, *a, *dt_bias),
+            Op::DeltaGates { a, dt_bias, bound } => return self.delta_gates(node, *a, *dt_bias, *bound),
             Op::DeltaRule(attrs) => return self.delta_rule(node, attrs),
             Op::SsmScan(attrs) => return self.ssm_scan(node, attrs),
             Op::Pointwise { function } => {

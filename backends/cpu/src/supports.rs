@@ -38,7 +38,7 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
             activation.iter().copied().for_each(any_activation)
         }
-        Op::DeltaGates { a: _, dt_bias: _ } => {}
+        Op::DeltaGates { a: _, dt_bias: _, bound: _ } => {}
         Op::DeltaRule(DeltaRuleAttrs {
             num_key_heads: _,
             num_value_heads: _,

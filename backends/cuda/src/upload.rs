@@ -23,6 +23,8 @@ const STAGING_BYTES: usize = 8 << 20;
 struct Part<'a> {
     format: Format,
     elems: usize,
+    /// Of the tensor, from the first of these on.
+    rows_left: usize,
     rows: &'a [u8],
     address: u64,
     device_bytes: usize,
@@ -37,7 +39,8 @@ fn rows_of(decl: &WeightDecl) -> (usize, usize) {
 /// Bytes of a weight on the device.
 fn device_bytes(decl: &WeightDecl, is_matrix: bool) -> u64 {
     let (elems, rows) = rows_of(decl);
-    if is_matrix { (rows * planes::row_bytes(decl.format, elems)) as u64 } else { 4 * (rows * elems) as u64 }
+    let matrix = || rows * planes::row_bytes(decl.format, elems) + planes::grid(decl.format).len();
+    if is_matrix { matrix() as u64 } else { 4 * (rows * elems) as u64 }
 }
 
 /// Bytes of all weights on the device.
@@ -61,18 +64,23 @@ pub(super) fn upload(
         let (elems, rows) = rows_of(decl);
         let buffer = DeviceBuffer::new(driver, device_bytes(decl, matrix)).map_err(failed)?;
         let to = planes::row_bytes(decl.format, elems);
+        let grid = planes::grid(decl.format);
+        if matrix && !grid.is_empty() {
+            driver.upload(buffer.address() + (rows * to) as u64, grid).map_err(failed)?;
+        }
         if matrix && to > 0 && to <= STAGING_BYTES {
             let from = bytes.len() / rows.max(1);
             let most = STAGING_BYTES / to;
             for (i, part) in bytes.chunks((most * from).max(1)).enumerate() {
                 let address = buffer.address() + (i * most * to) as u64;
                 let device_bytes = part.len() / from.max(1) * to;
-                parts.push(Part { format: decl.format, elems, rows: part, address, device_bytes });
+                let rows_left = rows - i * most;
+                parts.push(Part { format: decl.format, elems, rows_left, rows: part, address, device_bytes });
             }
         } else if matrix {
             // Rows wider than a staging memory: no model has them, but a file may.
             let mut arranged = vec![0; rows * to];
-            planes::arrange(decl.format, elems, bytes, &mut arranged);
+            planes::arrange(decl.format, elems, rows, bytes, &mut arranged);
             driver.upload(buffer.address(), &arranged).map_err(failed)?;
         } else {
             let mut values = vec![0.0f32; rows * elems];
@@ -104,7 +112,8 @@ fn copy_all(
                 break;
             }
             let memory = staging[turn].memory()?;
-            planes::arrange(part.format, part.elems, part.rows, &mut memory[..part.device_bytes]);
+            let to = &mut memory[..part.device_bytes];
+            planes::arrange(part.format, part.elems, part.rows_left, part.rows, to);
             staging[turn].send(part.address, part.device_bytes)?;
             let bytes = part.device_bytes as u64;
             let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;

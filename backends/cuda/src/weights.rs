@@ -120,5 +120,17 @@ pub(super) fn format_code(format: Format) -> i32 {
         Format::Iq4Nl => 13,
         Format::Iq4Xs => 14,
         Format::Mxfp4 => 15,
+        Format::Iq2Xxs => 16,
+        Format::Iq2Xs => 17,
+        Format::Iq2S => 18,
+        Format::Iq3Xxs => 19,
+        Format::Iq3S => 20,
+        Format::Iq1S => 21,
+        Format::Iq1M => 22,
+        Format::Tq1_0 => 23,
+        Format::Tq2_0 => 24,
+        Format::Nvfp4 => 25,
+        Format::Q1_0 => 26,
+        Format::Q2_0 => 27,
     }
 }

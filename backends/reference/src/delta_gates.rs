@@ -2,12 +2,13 @@
 
 use moe_run_runtime::exp::{exp, sigmoid, softplus};
 
-/// `b` [T, H], `dt` [T, H·w], `a` [H], `dt_bias` [H·w] → `beta` [T, H], `decay` [T, H·w].
+/// `b` [T, H], `dt` [T, H·w], `a` [H], `dt_bias` [H·w], the decay's logarithm bounded or not → `beta` [T, H], `decay` [T, H·w].
 pub(super) fn delta_gates(
     b: &[f32],
     dt: &[f32],
     a: &[f32],
     dt_bias: &[f32],
+    bound: Option<f32>,
     beta: &mut [f32],
     decay: &mut [f32],
 ) {
@@ -17,7 +18,11 @@ pub(super) fn delta_gates(
     let of_head = dt_bias.len() / a.len();
     for (dt, out) in dt.chunks_exact(dt_bias.len()).zip(decay.chunks_exact_mut(dt_bias.len())) {
         for i in 0..dt.len() {
-            out[i] = exp(a[i / of_head] * softplus(dt[i] + dt_bias[i]));
+            let (a, dt) = (a[i / of_head], dt[i] + dt_bias[i]);
+            out[i] = exp(match bound {
+                None => a * softplus(dt),
+                Some(bound) => bound * sigmoid(a * dt),
+            });
         }
     }
 }

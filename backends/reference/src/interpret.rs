@@ -205,10 +205,10 @@ impl<'a> Interpreter<'a> {
                     causal_conv::causal_conv(x, &run, &weight, bias.as_deref(), *activation, state, out);
                 }
             }
-            (Op::DeltaGates { a, dt_bias }, [TensorData::F32(beta), TensorData::F32(decay)]) => {
+            (Op::DeltaGates { a, dt_bias, bound }, [TensorData::F32(beta), TensorData::F32(decay)]) => {
                 let (a, dt_bias) = (self.vector(*a)?, self.vector(*dt_bias)?);
                 let (b, dt) = (self.f32(input(0))?, self.f32(input(1))?);
-                delta_gates::delta_gates(b, dt, &a, &dt_bias, beta, decay);
+                delta_gates::delta_gates(b, dt, &a, &dt_bias, *bound, beta, decay);
             }
             (Op::DeltaRule(attrs), [TensorData::F32(out)]) => {
                 let tokens = self.sizes.tokens;

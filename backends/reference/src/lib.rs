@@ -162,7 +162,7 @@ impl Backend for Reference {
                 let CausalConvAttrs { weight: _, bias: _, activation, state: _ } = attrs;
                 activation.iter().copied().for_each(any_activation);
             }
-            Op::DeltaGates { a: _, dt_bias: _ } => {}
+            Op::DeltaGates { a: _, dt_bias: _, bound: _ } => {}
             Op::DeltaRule(attrs) => {
                 let DeltaRuleAttrs {
                     num_key_heads: _,

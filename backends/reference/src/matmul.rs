@@ -94,7 +94,7 @@ fn dot(w: &[f32], x: &[f32]) -> f32 {
 
 /// A row of blocks times one row of 8-bit activations: the definition of that product, to the bit.
 ///
-/// Where one scale d of the weights meets one scale a of the activations (256 elements if both have that many, else 32),
+/// Where one scale d of the weights meets one scale a of the activations (256 elements if both have that many, else 32, of NVFP4 16),
 /// sums are exact integers: I = Σ sub_scale·q_w·q_x and J = Σ sub_min·q_x. These runs are summed first to last in f32 with
 /// fused multiply-adds: sum ← fma(dmin·a, −J, sum), then sum ← fma(d·a, I, sum).
 fn dot_steps(w: &[Integers], block: usize, scale: &[f32], q: &[i8]) -> f32 {

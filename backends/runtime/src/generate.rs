@@ -37,6 +37,28 @@ impl Default for GenerateOptions<'_> {
     }
 }
 
+/// What a text is held to: which tokens may come next. A generation asks before each choice and tells what was chosen.
+pub trait Constraint: Send {
+    /// A bit for each token that may come next, 32 a word, the lowest first; a token without a bit may not come. Tokens that
+    /// end a generation are among them where the text may end here.
+    ///
+    /// # Errors
+    /// Telling them costs more than is allowed.
+    fn allowed(&mut self) -> Result<&[u32], ConstraintFailure>;
+
+    /// `token` comes next.
+    ///
+    /// # Errors
+    /// It was not allowed, or taking it costs more than is allowed.
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintFailure>;
+
+    /// Whether the text is complete, and nothing can follow but its end.
+    fn is_complete(&self) -> bool;
+}
+
+/// Why a text can no longer be held to its constraint: the constraint's own error.
+pub type ConstraintFailure = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a generation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,6 +67,8 @@ pub enum StopReason {
     EndToken,
     /// A text came that was to end it: the caller's answer to a token.
     StopText,
+    /// The text is what it is held to, and nothing can follow.
+    ConstraintComplete,
     /// As many tokens as were allowed are there.
     MaxTokens,
     /// The context has no room for another token.
@@ -59,7 +83,7 @@ impl StopReason {
     /// Whether the model itself came to an end.
     #[must_use]
     pub fn is_model_end(self) -> bool {
-        matches!(self, StopReason::EndToken | StopReason::StopText)
+        matches!(self, StopReason::EndToken | StopReason::StopText | StopReason::ConstraintComplete)
     }
 }
 
@@ -85,6 +109,9 @@ pub enum GenerateError {
     /// No token could be chosen.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// The text can no longer be held to its constraint.
+    #[error(transparent)]
+    Constraint(ConstraintFailure),
 }
 
 /// What a generation took.
@@ -127,8 +154,8 @@ fn rate(count: usize, time: Duration) -> Option<f64> {
 #[error("interrupted")]
 struct InterruptedPrompt;
 
-/// Evaluates a prompt (as far as the session does not hold it) and generates. `on_token` gets each token as it is chosen, and
-/// says whether to go on, or why not.
+/// Evaluates a prompt (as far as the session does not hold it) and generates, held to `constraint` where there is one.
+/// `on_token` gets each token as it is chosen, and says whether to go on, or why not.
 ///
 /// # Errors
 /// The prompt does not fit, its evaluation or its observer fails; what `on_token` reports. What fails behind the prompt is in
@@ -138,6 +165,7 @@ pub fn generate<E: From<BackendError>>(
     sampler: &mut Sampler,
     prompt: &[TokenId],
     options: &GenerateOptions<'_>,
+    mut constraint: Option<&mut dyn Constraint>,
     observer: Option<&mut dyn Observer>,
     mut on_token: impl FnMut(TokenId) -> Result<ControlFlow<StopReason>, E>,
 ) -> Result<Generated, E> {
@@ -171,8 +199,15 @@ pub fn generate<E: From<BackendError>>(
         if options.max_tokens.is_some_and(|max| tokens.len() >= max) {
             break StopReason::MaxTokens;
         }
+        if constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
+            break StopReason::ConstraintComplete;
+        }
         let is_last = options.max_tokens.is_some_and(|max| tokens.len() + 1 >= max);
-        let token = match next_token(session, sampler, &mut read_back, is_last) {
+        let chosen = match &mut constraint {
+            Some(constraint) => next_allowed(session, sampler, &mut read_back, *constraint),
+            None => next_token(session, sampler, &mut read_back, is_last),
+        };
+        let token = match chosen {
             Ok(token) => token,
             Err(error) => {
                 failure = Some(error);
@@ -208,6 +243,20 @@ pub fn generate<E: From<BackendError>>(
 struct ReadBack {
     logits: Vec<f32>,
     candidates: Vec<(TokenId, f32)>,
+}
+
+/// The next token among those that a constraint allows; it is told of it.
+fn next_allowed(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    read_back: &mut ReadBack,
+    constraint: &mut dyn Constraint,
+) -> Result<TokenId, GenerateError> {
+    session.choosable_logits(&mut read_back.logits)?;
+    let allowed = constraint.allowed().map_err(GenerateError::Constraint)?;
+    let token = sampler.sample_allowed(&mut read_back.logits, allowed, session.tokens())?;
+    constraint.accept(token).map_err(GenerateError::Constraint)?;
+    Ok(token)
 }
 
 /// The next token; unless it is the last one that is wanted, a device may begin its step already.

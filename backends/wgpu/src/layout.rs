@@ -3,9 +3,9 @@
 //! Input: rows as the file holds them. Output: rows of whole 32-bit words that decode to exactly the same values. Blocks
 //! whose length is no multiple of four bytes are taken apart into two planes a row, first all quants, then all scales
 //! (or exponents): a pure permutation, without which lanes would read across words. Float rows are padded with zeros to
-//! whole groups of 16 elements. `shaders/common/decode_<format>.wgsl` reads what is made here.
+//! whole groups of 16 elements. The rows of formats that look values up in a grid come behind the grid. `shaders/common/decode_<format>.wgsl` reads what is made here.
 
-use moe_run_graph::quant::Format;
+use moe_run_graph::quant::{Format, grids};
 
 /// Elements that a shader decodes at once.
 pub const GROUP_ELEMS: usize = 16;
@@ -26,6 +26,15 @@ fn planes(format: Format) -> Option<Planes> {
         Format::Q3K => (0, 108, 108, 2),
         Format::Q6K => (0, 208, 208, 2),
         Format::Mxfp4 => (1, 16, 0, 1),
+        Format::Iq2Xxs => (2, 64, 0, 2),
+        Format::Iq2Xs => (2, 72, 0, 2),
+        Format::Iq2S => (2, 80, 0, 2),
+        Format::Iq3Xxs => (2, 96, 0, 2),
+        Format::Iq3S => (2, 108, 0, 2),
+        Format::Iq1S => (2, 48, 0, 2),
+        Format::Tq1_0 => (0, 52, 52, 2),
+        Format::Tq2_0 => (0, 64, 64, 2),
+        Format::Q1_0 | Format::Q2_0 => (2, 16, 0, 2),
         Format::F32
         | Format::F16
         | Format::Bf16
@@ -34,7 +43,9 @@ fn planes(format: Format) -> Option<Planes> {
         | Format::Q2K
         | Format::Q4K
         | Format::Q5K
-        | Format::Iq4Xs => return None,
+        | Format::Iq4Xs
+        | Format::Iq1M
+        | Format::Nvfp4 => return None,
     };
     Some(Planes { main_at, main_bytes, side_at, side_bytes })
 }
@@ -60,6 +71,16 @@ impl RowLayout {
             None => cols.next_multiple_of(GROUP_ELEMS) * format.block_bytes() / 4,
         };
         RowLayout { format, cols, blocks, row_words }
+    }
+
+    /// What a buffer of rows begins with: the digits of the format's grid, two rows of it to a word.
+    pub fn table(&self) -> &'static [u8] {
+        bytemuck::cast_slice(grids::digits_of(self.format))
+    }
+
+    /// Bytes of a buffer of so many rows.
+    pub fn buffer_bytes(&self, rows: usize) -> u64 {
+        (self.table().len() + rows * self.row_words * 4) as u64
     }
 
     /// Bytes of a row in the file.

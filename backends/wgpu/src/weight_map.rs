@@ -47,15 +47,17 @@ impl WeightMap {
             let layout = RowLayout::new(decl.format, cols);
             let row_bytes = layout.row_words as u64 * 4;
             let part_rows =
-                split_rows(rows, row_bytes, max_tensor_bytes).ok_or_else(|| BackendError::OutOfMemory {
-                    what: format!("one row of tensor {}", decl.name),
-                    wanted_bytes: row_bytes,
-                    available_bytes: max_tensor_bytes,
-                    advice: "the adapter binds no larger buffer; use another device".into(),
-                })?;
+                split_rows(rows, row_bytes, max_tensor_bytes.saturating_sub(layout.buffer_bytes(0)))
+                    .ok_or_else(|| BackendError::OutOfMemory {
+                        what: format!("one row of tensor {}", decl.name),
+                        wanted_bytes: layout.buffer_bytes(1),
+                        available_bytes: max_tensor_bytes,
+                        advice: "the adapter binds no larger buffer; use another device".into(),
+                    })?;
             let parts = (0..rows).step_by(part_rows).map(|begin| begin..(begin + part_rows).min(rows));
-            map.matrices.insert(decl.id, Tensor { layout, parts: parts.collect() });
-            map.matrix_bytes += rows as u64 * row_bytes;
+            let parts: Vec<_> = parts.collect();
+            map.matrix_bytes += parts.iter().map(|rows| layout.buffer_bytes(rows.len())).sum::<u64>();
+            map.matrices.insert(decl.id, Tensor { layout, parts });
         }
         Ok(map)
     }

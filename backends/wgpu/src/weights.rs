@@ -108,7 +108,7 @@ fn upload(
         }
         let Some(tensor) = map.matrices.get(&decl.id) else { continue };
         for (i, rows) in tensor.parts.iter().enumerate() {
-            let size_bytes = (rows.len() * tensor.layout.row_words * 4) as u64;
+            let size_bytes = tensor.layout.buffer_bytes(rows.len());
             let buffer = device
                 .buffer(&decl.name, size_bytes, usage, advice)
                 .map_err(|error| do_not_fit(error, graph, decl, stage.done, stage.total))?;
@@ -165,11 +165,16 @@ impl Stage<'_> {
         rows: usize,
     ) -> Result<(), BackendError> {
         let (file_row_bytes, row_bytes) = (layout.file_row_bytes(), layout.row_words * 4);
+        let table = layout.table();
+        if !table.is_empty() {
+            self.write(buffer, 0, table, self.block.capacity())?;
+            self.done += table.len() as u64;
+        }
         let block_rows = (BLOCK_BYTES / row_bytes).max(1);
         for first in (0..rows).step_by(block_rows) {
             let count = block_rows.min(rows - first);
             let source = &bytes[first * file_row_bytes..(first + count) * file_row_bytes];
-            let at = (first * row_bytes) as u64;
+            let at = (table.len() + first * row_bytes) as u64;
             if layout.is_native() {
                 self.write(buffer, at, source, self.block.capacity())?;
             } else {

@@ -177,6 +177,26 @@ impl<'a> Lowering<'a> {
         self.weight(name, wanted)
     }
 
+    /// A convolution's weights [channels, kernel] in F32: dimensions of 1 make no difference, wherever in the file they stand.
+    ///
+    /// # Errors
+    /// As [`Lowering::vector`].
+    pub fn conv_weight(
+        &mut self,
+        name: &str,
+        channels: usize,
+        kernel: usize,
+    ) -> Result<WeightId, LowerError> {
+        let wanted = [channels, kernel];
+        let without_ones =
+            |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|n| *n != 1).collect() };
+        let found = self.tensors.get(name).map(|(shape, _)| shape.clone());
+        let stored =
+            found.filter(|found| without_ones(found) == without_ones(&wanted)).unwrap_or(wanted.to_vec());
+        is_f32(name, self.used(name, &stored)?)?;
+        self.weight_as(name, &stored, &wanted)
+    }
+
     /// A vector in F32 whose tensor has these axes, or one.
     ///
     /// # Errors

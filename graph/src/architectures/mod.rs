@@ -12,6 +12,7 @@ mod lowering;
 
 mod afmoe;
 mod bailingmoe2;
+mod bailingmoe3;
 mod cohere2moe;
 mod dbrx;
 mod deepseek2;
@@ -25,6 +26,7 @@ mod granitehybrid;
 mod granitemoe;
 mod hunyuan_moe;
 mod hy_v3;
+mod kimi_linear;
 mod laguna;
 mod lfm2moe;
 mod llama;
@@ -105,6 +107,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen3next::ROW,
     granitehybrid::ROW,
     nemotron_h_moe::ROW,
+    kimi_linear::ROW,
+    bailingmoe3::ROW,
 ];
 
 /// Shape and type of the tensors in a file, by name.

@@ -76,7 +76,8 @@ impl Reader<'_> {
             return Err(self.wrong(k::ROPE_DIMENSION_COUNT, rope_dims, wanted));
         }
         // Files without attn_q_a have queries without a latent, whatever the key says.
-        let direct = self.has(&keys::blk(0, keys::layer::ATTN_Q));
+        let layers = self.num_hidden_layers()?;
+        let direct = !(0..layers).any(|layer| self.has(&keys::blk(layer, keys::layer::ATTN_Q_A)));
         let q_lora_rank = Some(self.count(k::Q_LORA_RANK)?).filter(|n| *n > 0 && !direct);
         let stretch = self.without_stretched_angles(&mut rope)?;
         let latent = LatentConfig {

@@ -152,6 +152,13 @@ pub enum MixerConfig {
     },
     /// A gated delta net.
     DeltaNet(DeltaNetConfig),
+    /// Kimi's delta attention: a gated delta net in which each element of a key decays by itself.
+    Kda {
+        /// Its shapes: as many key heads as value heads.
+        net: DeltaNetConfig,
+        /// The least that a decay's logarithm comes to.
+        decay_bound: Option<f32>,
+    },
     /// Mamba2.
     Mamba2(Mamba2Config),
     /// Nothing: the layer is a feed-forward part alone.
@@ -228,6 +235,12 @@ impl LayerConfig {
                 "a gated delta net of {} heads over {} of keys, each of {}",
                 net.num_value_heads, net.num_key_heads, net.value_head_dim
             ),
+            MixerConfig::Kda { net, decay_bound: _ } => {
+                format!(
+                    "Kimi delta attention of {} heads, each of {}",
+                    net.num_value_heads, net.value_head_dim
+                )
+            }
             MixerConfig::Absent => "nothing that mixes tokens".to_owned(),
             MixerConfig::Mamba2(mamba2) => format!(
                 "mamba2 of {} heads over {} groups, each of {}",

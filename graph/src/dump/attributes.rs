@@ -143,6 +143,11 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             PointwiseFn::ReluSquared => put("function", json!("relu_squared")),
         },
         Op::Concat { heads } => put("heads", json!(heads)),
+        Op::DeltaGates { a: _, dt_bias: _, bound } => {
+            if let Some(bound) = bound {
+                put("bound", float(*bound));
+            }
+        }
         Op::Slice { heads, start, len } => {
             put("heads", json!(heads));
             put("start", json!(start));
@@ -150,7 +155,6 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
         }
         Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
-        | Op::DeltaGates { a: _, dt_bias: _ }
         | Op::Add
         | Op::Mul
         | Op::MulHeads

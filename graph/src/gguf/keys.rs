@@ -219,6 +219,12 @@ pub mod arch {
     pub const SSM_TIME_STEP_RANK: &str = "ssm.time_step_rank";
     /// Elements of all of these heads: u32.
     pub const SSM_INNER_SIZE: &str = "ssm.inner_size";
+    /// Elements of a head of Kimi delta attention: u32.
+    pub const KDA_HEAD_DIM: &str = "kda.head_dim";
+    /// Whether the logarithm of Kimi delta attention's decay is bounded: bool.
+    pub const KDA_SAFE_GATE: &str = "kda.safe_gate";
+    /// The least that this logarithm comes to: f32.
+    pub const KDA_GATE_LOWER_BOUND: &str = "kda.gate_lower_bound";
     /// Every so many-th layer has attention, the others are recurrent: u32.
     pub const FULL_ATTENTION_INTERVAL: &str = "full_attention_interval";
     /// Whether a layer is recurrent: bool a layer.
@@ -245,6 +251,8 @@ pub mod tensor {
     pub const PER_LAYER_MODEL_PROJ: &str = "per_layer_model_proj.weight";
     /// Norm of that part, of each layer's by itself, `[their width]`.
     pub const PER_LAYER_PROJ_NORM: &str = "per_layer_proj_norm.weight";
+    /// The final norm's bias, `[hidden_size]`.
+    pub const OUTPUT_NORM_BIAS: &str = "output_norm.bias";
     /// lm_head's bias, `[vocab_size]`.
     pub const OUTPUT_BIAS: &str = "output.bias";
     /// What divides RoPE's frequencies within the original context, `[rope_dims / 2]`.
@@ -259,6 +267,8 @@ pub mod tensor {
 pub mod layer {
     /// Norm before attention, `[hidden_size]`.
     pub const ATTN_NORM: &str = "attn_norm.weight";
+    /// Its bias.
+    pub const ATTN_NORM_BIAS: &str = "attn_norm.bias";
     /// q_proj, `[num_attention_heads · head_dim, hidden_size]`.
     pub const ATTN_Q: &str = "attn_q.weight";
     /// k_proj, `[num_key_value_heads · head_dim, hidden_size]`.
@@ -303,6 +313,20 @@ pub mod layer {
     pub const SSM_DT_BIAS: &str = "ssm_dt.bias";
     /// A recurrent layer's convolution, `[channels, kernel]`.
     pub const SSM_CONV1D: &str = "ssm_conv1d.weight";
+    /// Kimi delta attention's convolution of queries, `[heads · dim, kernel]`.
+    pub const SSM_CONV1D_Q: &str = "ssm_conv1d_q.weight";
+    /// Kimi delta attention's convolution of keys, `[heads · dim, kernel]`.
+    pub const SSM_CONV1D_K: &str = "ssm_conv1d_k.weight";
+    /// Kimi delta attention's convolution of values, `[heads · dim, kernel]`.
+    pub const SSM_CONV1D_V: &str = "ssm_conv1d_v.weight";
+    /// Kimi delta attention's decay: `[dim, hidden_size]` with [`SSM_F_B`] behind it, else `[heads · dim, hidden_size]`.
+    pub const SSM_F_A: &str = "ssm_f_a.weight";
+    /// The second matrix of Kimi delta attention's decay, `[heads · dim, dim]`.
+    pub const SSM_F_B: &str = "ssm_f_b.weight";
+    /// Kimi delta attention's gate: `[dim, hidden_size]` with [`SSM_G_B`] behind it, else `[heads · dim, hidden_size]`.
+    pub const SSM_G_A: &str = "ssm_g_a.weight";
+    /// The second matrix of Kimi delta attention's gate, `[heads · dim, dim]`.
+    pub const SSM_G_B: &str = "ssm_g_b.weight";
     /// Time steps of a delta net, `[heads, hidden_size]`.
     pub const SSM_ALPHA: &str = "ssm_alpha.weight";
     /// Gate, inputs and time steps of mamba2, `[2 · heads · dim + 2 · groups · state + heads, hidden_size]`; in old files of
@@ -338,6 +362,8 @@ pub mod layer {
     pub const POST_ATTENTION_NORM: &str = "post_attention_norm.weight";
     /// Norm before the feed-forward part, `[hidden_size]`.
     pub const FFN_NORM: &str = "ffn_norm.weight";
+    /// Its bias.
+    pub const FFN_NORM_BIAS: &str = "ffn_norm.bias";
     /// Router, `[num_experts, hidden_size]`.
     pub const FFN_GATE_INP: &str = "ffn_gate_inp.weight";
     /// Norm in front of a router that has one of its own, `[hidden_size]`.

@@ -228,6 +228,19 @@ impl StateDecl {
     }
 }
 
+/// What a stage shows of a layer's states that have one row for a whole sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateStage {
+    /// Which.
+    pub stage: Stage,
+    /// Whose.
+    pub layer: LayerIdx,
+    /// The states, in the order of the graph: what they hold stands one behind the other along the first axis.
+    pub states: Vec<StateId>,
+    /// The axes of all of them together.
+    pub shape: Vec<usize>,
+}
+
 /// The boundary inputs that every step gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct StepInputs {
@@ -281,6 +294,28 @@ impl Default for Graph {
 }
 
 impl Graph {
+    /// What stages show of states, in the order of the graph.
+    #[must_use]
+    pub fn state_stages(&self) -> Vec<StateStage> {
+        let mut stages: Vec<StateStage> = Vec::new();
+        for state in &self.states {
+            let Some(stage) = state.stage() else { continue };
+            match stages.iter_mut().find(|s| s.stage == stage && s.layer == state.layer) {
+                Some(same) => {
+                    same.states.push(state.id);
+                    if let (Some(all), Some(rows)) = (same.shape.first_mut(), state.shape.first()) {
+                        *all += rows;
+                    }
+                }
+                None => {
+                    let (layer, shape) = (state.layer, state.shape.clone());
+                    stages.push(StateStage { stage, layer, states: vec![state.id], shape });
+                }
+            }
+        }
+        stages
+    }
+
     /// An empty graph with its five step inputs.
     #[must_use]
     pub fn new() -> Graph {

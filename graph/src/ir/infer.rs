@@ -292,13 +292,16 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             }
             Ok(vec![f32(rule.shape(0).clone())])
         }
-        Op::DeltaGates { a, dt_bias } => {
+        Op::DeltaGates { a, dt_bias, bound } => {
             rule.arity(2)?;
             let heads = rule.width(0)?;
             let width = rule.width(1)?;
             if !width.is_multiple_of(heads) || !rule.shape(0).stands_beside(rule.shape(1)) {
                 let found = format!("{} and {}", rule.shape(0), rule.shape(1));
                 return Err(rule.wrong("b [T, H] and dt [T, H·w]".into(), found));
+            }
+            if let Some(bound) = bound.filter(|bound| bound.is_nan() || *bound >= 0.0) {
+                return Err(rule.wrong("a bound below 0".into(), bound.to_string()));
             }
             rule.vector(*a, heads)?;
             rule.vector(*dt_bias, width)?;

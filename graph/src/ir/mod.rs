@@ -15,7 +15,7 @@ pub mod stage;
 
 pub use graph::{
     Graph, LayerIdx, LeftOut, Lifetime, Node, NodeId, Rewind, RopeTableId, StateDecl, StateId, StateRole,
-    StepInputs, Value, ValueId, WeightDecl, WeightId,
+    StateStage, StepInputs, Value, ValueId, WeightDecl, WeightId,
 };
 pub use op::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, Op,

@@ -368,13 +368,16 @@ ops! {
     /// `y[t, c] = act(Σ_j w[c, j] · x[t − (k−1) + j, c] (+ b[c]))`, summed in f32 by fused multiply-adds, the oldest first; `[T, C]`.
     /// Inputs of earlier steps come from the sequence's state, `[C, k−1]`, oldest first; in front of position 0 they are 0.
     CausalConv = "causal_conv" (CausalConvAttrs);
-    /// b `[T, H]`, dt `[T, H·w]` → β = sigmoid(b) `[T, H]`, and what is left of the state, decay = e^(a · softplus(dt + dt_bias))
-    /// `[T, H·w]`, a of its head: the gates of [`Op::DeltaRule`]. softplus(x) = ln(1 + e^x), of x where it is large.
+    /// b `[T, H]`, dt `[T, H·w]` → β = sigmoid(b) `[T, H]`, and what is left of the state, decay = e^g `[T, H·w]`, a of its head:
+    /// the gates of [`Op::DeltaRule`]. g = a · softplus(dt + dt_bias), or, with a bound, bound · sigmoid(a · (dt + dt_bias)).
+    /// softplus(x) = ln(1 + e^x), of x where it is large.
     DeltaGates = "delta_gates" {
-        /// a `[H]`, negative: −exp(A_log); F32.
+        /// a `[H]`, F32; negative without a bound: −exp(A_log).
         a: WeightId,
         /// `[H·w]`, F32.
         dt_bias: WeightId,
+        /// The least that g comes to, below 0.
+        bound: Option<f32>,
     };
     /// qkv `[T, 2·Hk·dk + Hv·dv]` (all heads' q, then k, then v), β `[T, Hv]`, decay e `[T, Hv]` or, for each element of a key,
     /// `[T, Hv·dk]`, positions `[T]`, sequence `[T]` → `[T, Hv·dv]`: the gated delta rule. q and k of a head are divided by
@@ -520,7 +523,7 @@ impl Op {
             Op::Attention(a) | Op::AttentionSoftmax(a) => a.sinks.into_iter().collect(),
             Op::Router(r) => r.selection_bias.into_iter().chain(r.expert_scale).collect(),
             Op::CausalConv(c) => std::iter::once(c.weight).chain(c.bias).collect(),
-            Op::DeltaGates { a, dt_bias } => vec![*a, *dt_bias],
+            Op::DeltaGates { a, dt_bias, bound: _ } => vec![*a, *dt_bias],
             Op::SsmScan(s) => vec![s.a, s.d, s.dt_bias],
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::PositionScale(_)

@@ -7,7 +7,7 @@
 //! - else scale = a / 127 and q = round-ties-even(x · (127 / a)), which lies in −127..127. All in f32.
 //!
 //! The decoded value is q · scale. A matmul on 8-bit activations is the dot product of the decoded weights with the
-//! decoded activations, up to f32 rounding of partial sums; integer sums inside a block are exact. The reference backend
+//! decoded activations, up to f32 rounding of partial sums; integer sums under one scale of both (`Format::scale_elems`) are exact. The reference backend
 //! fixes the order of the partial sums, and the CPU backend follows it to the bit.
 //!
 //! Where 127 / a would overflow (a below about 4e-37, subnormal territory), the block counts as zero: scale = 0.

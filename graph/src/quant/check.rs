@@ -1,6 +1,6 @@
 //! Looking for damage: scales and values that are not finite.
 
-use super::Format;
+use super::{Format, iq1_m, nvfp4};
 
 /// What is not finite in some blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -31,8 +31,22 @@ impl Format {
     /// Where the binary16 scales and minima lie in a block.
     const fn f16_scales(self) -> &'static [usize] {
         match self {
-            Format::F32 | Format::F16 | Format::Bf16 | Format::Mxfp4 => &[],
-            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
+            Format::F32 | Format::F16 | Format::Bf16 | Format::Mxfp4 | Format::Nvfp4 | Format::Iq1M => &[],
+            Format::Q4_0
+            | Format::Q5_0
+            | Format::Q8_0
+            | Format::Iq4Nl
+            | Format::Iq4Xs
+            | Format::Iq2Xxs
+            | Format::Iq2Xs
+            | Format::Iq2S
+            | Format::Iq3Xxs
+            | Format::Iq3S
+            | Format::Iq1S
+            | Format::Q1_0
+            | Format::Q2_0 => &[0],
+            Format::Tq1_0 => &[52],
+            Format::Tq2_0 => &[64],
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
             Format::Q2K => &[80, 82],
             Format::Q3K => &[108],
@@ -41,12 +55,15 @@ impl Format {
     }
 
     /// Whether a block needs decoding to know that its values are finite: a finite binary16 scale times small integers
-    /// always is; MXFP4's scale reaches 2^127, and exponent 255 means NaN in the format's own definition.
+    /// always is; MXFP4's scale reaches 2^127, and exponent 255 means NaN in the format's own definition, as one of NVFP4's
+    /// scales does; IQ1_M's scale lies in pieces.
     fn is_suspect(self, block: &[u8]) -> bool {
         const LARGEST_SAFE_E8M0: u8 = 252; // 2^125 times 6
         const F16_EXPONENT: u8 = 0x7c;
         match self {
             Format::Mxfp4 => block[0] > LARGEST_SAFE_E8M0,
+            Format::Nvfp4 => block[..4].contains(&nvfp4::NAN_SCALE),
+            Format::Iq1M => iq1_m::scale(bytemuck::from_bytes(block))[1] & F16_EXPONENT == F16_EXPONENT,
             Format::Bf16 => u16::from_le_bytes([block[0], block[1]]) & 0x7f80 == 0x7f80,
             Format::F16 => block[1] & F16_EXPONENT == F16_EXPONENT,
             Format::F32 => !f32::from_le_bytes([block[0], block[1], block[2], block[3]]).is_finite(),
@@ -105,7 +122,8 @@ mod tests {
                         y.iter().filter(|y| !y.is_finite()).count(),
                         "{format} byte {at}"
                     );
-                    let nan_scale = format == Format::Mxfp4 && at == 0 && value == 0xff;
+                    let nan_scale = format == Format::Mxfp4 && at == 0 && value == 0xff
+                        || format == Format::Nvfp4 && at < 4 && value == nvfp4::NAN_SCALE;
                     if !nan_scale {
                         assert_eq!(
                             found.first_elem,
@@ -117,7 +135,9 @@ mod tests {
                     hits += usize::from(!found.is_clean());
                 }
             }
-            assert!(hits > 0 || format.block_bytes() == 4, "{format}: no damage was made");
+            // One byte makes no exponent of F32's, nor of the scale that IQ1_M keeps in pieces.
+            let in_pieces = matches!(format, Format::F32 | Format::Iq1M);
+            assert!(hits > 0 || in_pieces, "{format}: no damage was made");
         }
     }
 
@@ -133,6 +153,18 @@ mod tests {
         all.merge(found, 100);
         all.merge(found, 200);
         assert_eq!(all, NonFinite { scales: 0, values: 4, first_elem: Some(101) });
+    }
+
+    #[test]
+    fn a_scale_in_pieces_is_put_together() {
+        let mut block = [0x55u8; 56];
+        iq1_m::set_scale(bytemuck::from_bytes_mut(&mut block), 0x7c00u16.to_le_bytes());
+        assert_eq!(
+            Format::Iq1M.non_finite(&block),
+            NonFinite { scales: 1, values: 256, first_elem: Some(0) }
+        );
+        iq1_m::set_scale(bytemuck::from_bytes_mut(&mut block), 0x7bffu16.to_le_bytes());
+        assert!(Format::Iq1M.non_finite(&block).is_clean());
     }
 
     #[test]

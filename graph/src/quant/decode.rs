@@ -18,16 +18,40 @@ fn blocks<B: Pod>(
     }
 }
 
+/// As [`blocks`], for blocks that are `parts` times as long as [`Format::scale_elems`].
+fn parts<B: Pod>(
+    bytes: &[u8],
+    parts: usize,
+    mut out: Integers,
+    integers: impl Fn(&B, usize, &mut Integers),
+    mut each: impl FnMut(&Integers),
+) {
+    const { assert!(align_of::<B>() == 1) };
+    for block in bytes.chunks_exact(size_of::<B>()) {
+        for part in 0..parts {
+            integers(bytemuck::from_bytes(block), part, &mut out);
+            each(&out);
+        }
+    }
+}
+
 impl Format {
     /// Elements under one scale of a quantized block: 16 or 32.
     const fn sub_elems(self) -> usize {
         match self {
-            Format::Q2K | Format::Q3K | Format::Q6K => 16,
+            Format::Q2K
+            | Format::Q3K
+            | Format::Q6K
+            | Format::Iq2Xs
+            | Format::Iq2S
+            | Format::Iq1M
+            | Format::Nvfp4 => 16,
             _ => 32,
         }
     }
 
-    /// Gives each of a row's blocks as integers under their scales; none of F32, F16 and BF16, which have no such thing.
+    /// Gives a row as integers under their scales, [`Format::scale_elems`] elements at a time; none of F32, F16 and BF16,
+    /// which have no such thing.
     /// Bytes that are not whole blocks are a mistake of the caller, and panic.
     pub fn for_each_block(self, bytes: &[u8], each: impl FnMut(&Integers)) {
         assert!(
@@ -51,6 +75,18 @@ impl Format {
             Format::Iq4Nl => blocks(bytes, out, iq4_nl::integers, each),
             Format::Iq4Xs => blocks(bytes, out, iq4_xs::integers, each),
             Format::Mxfp4 => blocks(bytes, out, mxfp4::integers, each),
+            Format::Iq2Xxs => blocks(bytes, out, iq2_xxs::integers, each),
+            Format::Iq2Xs => blocks(bytes, out, iq2_xs::integers, each),
+            Format::Iq2S => blocks(bytes, out, iq2_s::integers, each),
+            Format::Iq3Xxs => blocks(bytes, out, iq3_xxs::integers, each),
+            Format::Iq3S => blocks(bytes, out, iq3_s::integers, each),
+            Format::Iq1S => blocks(bytes, out, iq1_s::integers, each),
+            Format::Iq1M => blocks(bytes, out, iq1_m::integers, each),
+            Format::Tq1_0 => blocks(bytes, out, tq1_0::integers, each),
+            Format::Tq2_0 => blocks(bytes, out, tq2_0::integers, each),
+            Format::Nvfp4 => parts(bytes, 4, out, nvfp4::integers, each),
+            Format::Q1_0 => parts(bytes, 4, out, q1_0::integers, each),
+            Format::Q2_0 => parts(bytes, 2, out, q2_0::integers, each),
         }
     }
 
@@ -65,7 +101,7 @@ impl Format {
             Format::F16 => f16::decode_row(bytes, out),
             Format::Bf16 => bf16::decode_row(bytes, out),
             _ => {
-                let mut rest = out.chunks_exact_mut(self.block_elems());
+                let mut rest = out.chunks_exact_mut(self.scale_elems());
                 self.for_each_block(bytes, |block| rest.by_ref().take(1).for_each(|out| block.values(out)));
             }
         }

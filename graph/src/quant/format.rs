@@ -42,22 +42,46 @@ pub enum Format {
     Iq4Xs,
     /// 32 × 4-bit floats (E2M1) with an 8-bit power-of-two scale: the OCP microscaling format.
     Mxfp4,
+    /// 256 values as rows of eight from a grid of 256; 8 sub-blocks with 4-bit scales.
+    Iq2Xxs,
+    /// 256 values as rows of eight from a grid of 512; 16 sub-blocks with 4-bit scales.
+    Iq2Xs,
+    /// 256 values as rows of eight from a grid of 1024; 16 sub-blocks with 4-bit scales.
+    Iq2S,
+    /// 256 values as rows of four from a grid of 256; 8 sub-blocks with 4-bit scales.
+    Iq3Xxs,
+    /// 256 values as rows of four from a grid of 512; 8 sub-blocks with 4-bit scales.
+    Iq3S,
+    /// 256 values as rows of eight from a grid of 2048, moved by an eighth; 8 sub-blocks with 3-bit scales.
+    Iq1S,
+    /// 256 values as rows of eight from the same grid, each moved by an eighth; 16 sub-blocks with 3-bit scales.
+    Iq1M,
+    /// 256 × −1, 0 or 1, five to a byte; f16 scale.
+    Tq1_0,
+    /// 256 × 2 bits, f16 scale; values −1..2.
+    Tq2_0,
+    /// 64 × 4-bit floats (E2M1); 4 sub-blocks with scales that are 8-bit floats (E4M3).
+    Nvfp4,
+    /// 128 × 1 bit, f16 scale; values −1 and 1.
+    Q1_0,
+    /// 64 × 2 bits, f16 scale; values −1..2.
+    Q2_0,
 }
 
 /// A tensor type or a format's name that this project does not read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("tensor type {found} is not supported; supported: {}", Format::names())]
 pub struct UnknownFormat {
-    /// The type's name where ggml defines one ("IQ2_XS"), else its number or the text given.
+    /// The type's name where ggml defines one ("Q8_K"), else its number or the text given.
     pub found: String,
 }
 
-/// Elements in a super-block of the K and IQ4_XS formats.
+/// Elements in a super-block: of the K, TQ and most IQ formats.
 const SUPER_ELEMS: usize = 256;
 
 impl Format {
     /// Every format, in the order of their declaration.
-    pub const ALL: [Format; 16] = [
+    pub const ALL: [Format; 28] = [
         Format::F32,
         Format::F16,
         Format::Bf16,
@@ -74,6 +98,18 @@ impl Format {
         Format::Iq4Nl,
         Format::Iq4Xs,
         Format::Mxfp4,
+        Format::Iq2Xxs,
+        Format::Iq2Xs,
+        Format::Iq2S,
+        Format::Iq3Xxs,
+        Format::Iq3S,
+        Format::Iq1S,
+        Format::Iq1M,
+        Format::Tq1_0,
+        Format::Tq2_0,
+        Format::Nvfp4,
+        Format::Q1_0,
+        Format::Q2_0,
     ];
 
     /// Elements in one block; 1 for the plain floats.
@@ -87,10 +123,40 @@ impl Format {
             | Format::Q8_0
             | Format::Iq4Nl
             | Format::Mxfp4 => 32,
-            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K | Format::Iq4Xs => {
-                SUPER_ELEMS
-            }
+            Format::Nvfp4 | Format::Q2_0 => 64,
+            Format::Q1_0 => 128,
+            Format::Q2K
+            | Format::Q3K
+            | Format::Q4K
+            | Format::Q5K
+            | Format::Q6K
+            | Format::Iq4Xs
+            | Format::Iq2Xxs
+            | Format::Iq2Xs
+            | Format::Iq2S
+            | Format::Iq3Xxs
+            | Format::Iq3S
+            | Format::Iq1S
+            | Format::Iq1M
+            | Format::Tq1_0
+            | Format::Tq2_0 => SUPER_ELEMS,
         }
+    }
+
+    /// Elements that [`Integers`](super::Integers) hold at once, all under one floating-point scale: a super-block's 256, NVFP4's 16, 32 of
+    /// the other block formats (Q1_0 and Q2_0 repeat theirs); 1 for the plain floats. An exact sum of products with
+    /// 8-bit activations is no longer than that.
+    pub const fn scale_elems(self) -> usize {
+        match (self, self.block_elems()) {
+            (Format::Nvfp4, _) => 16,
+            (_, elems @ (1 | SUPER_ELEMS)) => elems,
+            _ => 32,
+        }
+    }
+
+    /// Whether blocks have 256 elements, whose sub-blocks' scales are integers.
+    pub const fn is_super_block(self) -> bool {
+        self.block_elems() == SUPER_ELEMS
     }
 
     /// Bytes of one block.
@@ -110,6 +176,17 @@ impl Format {
             Format::Q6K => 128 + 64 + 16 + 2,
             Format::Iq4Xs => 2 + 2 + 4 + 128,
             Format::Mxfp4 => 1 + 16,
+            Format::Iq2Xxs => 2 + 64,
+            Format::Iq2Xs => 2 + 64 + 8,
+            Format::Iq2S => 2 + 32 + 32 + 8 + 8,
+            Format::Iq3Xxs => 2 + 64 + 32,
+            Format::Iq3S => 2 + 64 + 8 + 32 + 4,
+            Format::Iq1S => 2 + 32 + 16,
+            Format::Iq1M => 32 + 16 + 8,
+            Format::Tq1_0 => 48 + 4 + 2,
+            Format::Tq2_0 => 64 + 2,
+            Format::Nvfp4 => 4 + 32,
+            Format::Q1_0 | Format::Q2_0 => 2 + 16,
         }
     }
 
@@ -145,6 +222,18 @@ impl Format {
             Format::Iq4Nl => "IQ4_NL",
             Format::Iq4Xs => "IQ4_XS",
             Format::Mxfp4 => "MXFP4",
+            Format::Iq2Xxs => "IQ2_XXS",
+            Format::Iq2Xs => "IQ2_XS",
+            Format::Iq2S => "IQ2_S",
+            Format::Iq3Xxs => "IQ3_XXS",
+            Format::Iq3S => "IQ3_S",
+            Format::Iq1S => "IQ1_S",
+            Format::Iq1M => "IQ1_M",
+            Format::Tq1_0 => "TQ1_0",
+            Format::Tq2_0 => "TQ2_0",
+            Format::Nvfp4 => "NVFP4",
+            Format::Q1_0 => "Q1_0",
+            Format::Q2_0 => "Q2_0",
         }
     }
 
@@ -172,6 +261,18 @@ impl Format {
             Format::Iq4Xs => 23,
             Format::Bf16 => 30,
             Format::Mxfp4 => 39,
+            Format::Iq2Xxs => 16,
+            Format::Iq2Xs => 17,
+            Format::Iq3Xxs => 18,
+            Format::Iq1S => 19,
+            Format::Iq3S => 21,
+            Format::Iq2S => 22,
+            Format::Iq1M => 29,
+            Format::Tq1_0 => 34,
+            Format::Tq2_0 => 35,
+            Format::Nvfp4 => 40,
+            Format::Q1_0 => 41,
+            Format::Q2_0 => 42,
         }
     }
 
@@ -218,7 +319,7 @@ mod tests {
 
     #[test]
     fn other_types_are_refused_by_name() {
-        assert_eq!(Format::from_ggml_type(17).unwrap_err().found, "IQ2_XS");
+        assert_eq!(Format::from_ggml_type(15).unwrap_err().found, "Q8_K");
         assert_eq!(Format::from_ggml_type(999).unwrap_err().found, "number 999");
         let text = Format::parse("q4_x").unwrap_err().to_string();
         assert!(text.contains("q4_x") && text.contains("Q4_K"), "{text}");

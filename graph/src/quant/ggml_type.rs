@@ -32,34 +32,22 @@ const fn withdrawn(number: u32, name: &'static str, block: Option<(usize, usize)
 
 /// The types that ggml defines (ggml.h, ggml-common.h) and that are not decoded here. Q4_2 and Q4_3 were withdrawn before
 /// GGUF came, so no GGUF file says how their rows lie; the interleaved forms of Q4_0 and IQ4_NL take the bytes of those.
-const OTHERS: [Other; 27] = [
+const OTHERS: [Other; 15] = [
     withdrawn(4, "Q4_2", None),
     withdrawn(5, "Q4_3", None),
     other(9, "Q8_1", 32, 2 + 2 + 32),
     other(15, "Q8_K", 256, 4 + 256 + 16 * 2),
-    other(16, "IQ2_XXS", 256, 2 + 64),
-    other(17, "IQ2_XS", 256, 2 + 64 + 8),
-    other(18, "IQ3_XXS", 256, 2 + 96),
-    other(19, "IQ1_S", 256, 2 + 32 + 16),
-    other(21, "IQ3_S", 256, 2 + 64 + 8 + 32 + 4),
-    other(22, "IQ2_S", 256, 2 + 64 + 8 + 8),
     other(24, "I8", 1, 1),
     other(25, "I16", 1, 2),
     other(26, "I32", 1, 4),
     other(27, "I64", 1, 8),
     other(28, "F64", 1, 8),
-    other(29, "IQ1_M", 256, 32 + 16 + 8),
     withdrawn(31, "Q4_0_4_4", Some((32, 2 + 16))),
     withdrawn(32, "Q4_0_4_8", Some((32, 2 + 16))),
     withdrawn(33, "Q4_0_8_8", Some((32, 2 + 16))),
-    other(34, "TQ1_0", 256, 48 + 4 + 2),
-    other(35, "TQ2_0", 256, 64 + 2),
     withdrawn(36, "IQ4_NL_4_4", Some((32, 2 + 16))),
     withdrawn(37, "IQ4_NL_4_8", Some((32, 2 + 16))),
     withdrawn(38, "IQ4_NL_8_8", Some((32, 2 + 16))),
-    other(40, "NVFP4", 64, 4 + 32),
-    other(41, "Q1_0", 128, 2 + 16),
-    other(42, "Q2_0", 64, 2 + 16),
 ];
 
 impl GgmlType {
@@ -85,7 +73,7 @@ impl GgmlType {
         OTHERS.iter().find(|o| o.number == self.0)
     }
 
-    /// ggml's name ("IQ3_XXS"), or "type 99" where the number is not known.
+    /// ggml's name ("IQ4_XS"), or "type 99" where the number is not known.
     pub fn name(self) -> Cow<'static, str> {
         match (self.format(), self.other()) {
             (Ok(format), _) => format.name().into(),
@@ -94,7 +82,7 @@ impl GgmlType {
         }
     }
 
-    /// What errors call a type that is not decoded here: "IQ3_XXS", "Q4_2 (withdrawn)", "number 99".
+    /// What errors call a type that is not decoded here: "Q8_K", "Q4_2 (withdrawn)", "number 99".
     pub(super) fn described(self) -> String {
         match self.other() {
             Some(Other { name, withdrawn: true, .. }) => format!("{name} (withdrawn)"),

@@ -1,8 +1,8 @@
 //! A quantized block as integers under scales: what every quantized format is, and how all of them decode.
 
-/// One block: y_k = (scale · sub_scale_s) · q_k − (min · sub_min_s), with s = k / `sub_elems`.
+/// One block, or as much of it as lies under one floating-point scale ([`Format::scale_elems`](super::Format::scale_elems)): y_k = (scale · sub_scale_s) · q_k − (min · sub_min_s), with s = k / `sub_elems`.
 ///
-/// Formats of 32 elements have one sub-block with sub_scale 1 (and sub_min 1); formats without minima have min 0.
+/// Formats of 16 or 32 elements have one sub-block with sub_scale 1 (and sub_min 1); formats without minima have min 0.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Integers {
     /// d, the scale of the scales.

@@ -26,6 +26,16 @@ pub(super) fn count(n: usize) -> MetaValue {
     MetaValue::U32(n as u32) // dimensions are far below 2^32
 }
 
+/// One a layer.
+pub(super) fn counts(of: impl Iterator<Item = usize>) -> MetaValue {
+    MetaValue::Array(MetaArray::U32(of.map(|n| n as u32).collect()))
+}
+
+/// One a layer.
+pub(super) fn bools(of: impl Iterator<Item = bool>) -> MetaValue {
+    MetaValue::Array(MetaArray::Bool(of.collect()))
+}
+
 pub(super) fn text(s: &str) -> MetaValue {
     MetaValue::String(s.to_owned())
 }
@@ -297,6 +307,55 @@ pub(super) static GPT_OSS: Family = Family {
             (name::FFN_DOWN_EXPS_BIAS, vec![e, d]),
         ];
         [attention(p, name::POST_ATTENTION_NORM), qkv_bias(p), experts(p), biases].concat()
+    },
+    model: nothing,
+};
+
+/// LayerNorm and biases everywhere.
+pub(super) static PHIMOE: Family = Family {
+    architecture: "phimoe",
+    keys: |p, _| {
+        vec![
+            (arch::ROPE_DIMENSION_COUNT, count(p.head_dim)),
+            (arch::ROPE_SCALING_ORIG_CTX, count(4096)),
+            (arch::ROPE_SCALING_ATTN_FACTOR, MetaValue::F32(1.190_238_1)),
+            (arch::SLIDING_WINDOW, count(131_072)),
+        ]
+    },
+    layer: |p, _| {
+        let d = p.hidden_size;
+        let biases = vec![
+            (name::ATTN_NORM_BIAS, vec![d]),
+            (name::FFN_NORM_BIAS, vec![d]),
+            (name::ATTN_OUTPUT_BIAS, vec![d]),
+        ];
+        [attention(p, name::FFN_NORM), qkv_bias(p), biases, experts(p)].concat()
+    },
+    model: |p| {
+        vec![
+            (tensor::OUTPUT_BIAS, vec![p.vocab_size]),
+            (tensor::OUTPUT_NORM_BIAS, vec![p.hidden_size]),
+            (tensor::ROPE_FACTORS_LONG, vec![p.head_dim / 2]),
+            (tensor::ROPE_FACTORS_SHORT, vec![p.head_dim / 2]),
+        ]
+    },
+};
+
+/// LayerNorm without bias; q, k and v in one tensor.
+pub(super) static DBRX: Family = Family {
+    architecture: "dbrx",
+    keys: |p, _| {
+        vec![(arch::LAYER_NORM_EPS, MetaValue::F32(p.rms_norm_eps)), (arch::CLAMP_KQV, MetaValue::F32(8.0))]
+    },
+    layer: |p, _| {
+        let (d, q, kv) = (p.hidden_size, p.q_dim(), p.kv_dim());
+        let attention = vec![
+            (name::ATTN_NORM, vec![d]),
+            (name::ATTN_QKV, vec![q + 2 * kv, d]),
+            (name::ATTN_OUTPUT, vec![d, q]),
+            (name::ATTN_OUTPUT_NORM, vec![d]),
+        ];
+        [attention, experts(p)].concat()
     },
     model: nothing,
 };

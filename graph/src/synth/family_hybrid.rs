@@ -1,12 +1,12 @@
 //! Files of models with recurrent layers: gated delta nets, mamba2, short convolutions.
 
 use super::family::{
-    Family, Keys, SIGMOID, Tensors, attention, count, dense, expert_width, experts, nothing,
+    Family, Keys, SIGMOID, Tensors, attention, count, counts, dense, expert_width, experts, nothing,
     qk_norm_of_a_head, sections, selection_bias, shared_expert,
 };
 use super::preset::Preset;
+use crate::gguf::MetaValue;
 use crate::gguf::keys::{arch, layer as name, tensor};
-use crate::gguf::{MetaArray, MetaValue};
 
 /// What a recurrent layer's state is made of.
 struct Recurrence {
@@ -121,10 +121,6 @@ fn mamba2(p: &Preset, r: &Recurrence) -> Tensors {
         (name::SSM_NORM, vec![r.groups, inner / r.groups]),
         (name::SSM_OUT, vec![d, inner]),
     ]
-}
-
-fn counts(of: impl Iterator<Item = usize>) -> MetaValue {
-    MetaValue::Array(MetaArray::U32(of.map(|n| n as u32).collect()))
 }
 
 /// Nemotron-3-Nano's blocks: mamba2, experts, attention.

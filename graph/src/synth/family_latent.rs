@@ -28,9 +28,19 @@ const V2_LITE_ATTENTION: Latent = Latent { q_lora_rank: None, ..DEEPSEEK_V3_ATTE
 const GLM_FLASH_ATTENTION: Latent =
     Latent { q_lora_rank: Some(768), qk_nope_head_dim: 192, v_head_dim: 256, ..DEEPSEEK_V3_ATTENTION };
 
-/// YaRN over 4096 positions with mscale = mscale_all_dim, whose tenth the file states.
+const SMALL_4_ATTENTION: Latent = Latent {
+    q_lora_rank: Some(1024),
+    kv_lora_rank: 256,
+    qk_nope_head_dim: 64,
+    qk_rope_head_dim: 64,
+    v_head_dim: 128,
+};
+
+/// YaRN with mscale = mscale_all_dim, whose tenth the file states.
 struct Yarn {
     factor: f32,
+    /// Positions before it.
+    original: usize,
     beta_fast: f32,
     log_multiplier: f32,
 }
@@ -51,7 +61,7 @@ fn keys(p: &Preset, latent: &Latent, yarn: Option<&Yarn>, gate: Option<u32>) -> 
         keys.extend([
             (arch::ROPE_SCALING_TYPE, text("yarn")),
             (arch::ROPE_SCALING_FACTOR, MetaValue::F32(yarn.factor)),
-            (arch::ROPE_SCALING_ORIG_CTX, count(4096)),
+            (arch::ROPE_SCALING_ORIG_CTX, count(yarn.original)),
             (arch::ROPE_SCALING_YARN_BETA_FAST, MetaValue::F32(yarn.beta_fast)),
             (arch::ROPE_SCALING_YARN_LOG_MULTIPLIER, MetaValue::F32(yarn.log_multiplier)),
         ]);
@@ -91,7 +101,7 @@ fn layer(p: &Preset, i: usize, latent: &Latent, selection_bias: bool) -> Tensors
 pub(super) static DEEPSEEK_V2_LITE: Family = Family {
     architecture: "deepseek2",
     keys: |p, _| {
-        let yarn = Yarn { factor: 40.0, beta_fast: 32.0, log_multiplier: 0.0707 };
+        let yarn = Yarn { factor: 40.0, original: 4096, beta_fast: 32.0, log_multiplier: 0.0707 };
         let mut keys = keys(p, &V2_LITE_ATTENTION, Some(&yarn), None);
         // Weights stay as the softmax gave them.
         keys.retain(|(key, _)| *key != arch::EXPERT_WEIGHTS_NORM);
@@ -104,7 +114,7 @@ pub(super) static DEEPSEEK_V2_LITE: Family = Family {
 pub(super) static DEEPSEEK_V3: Family = Family {
     architecture: "deepseek2",
     keys: |p, _| {
-        let yarn = Yarn { factor: 40.0, beta_fast: 32.0, log_multiplier: 0.1 };
+        let yarn = Yarn { factor: 40.0, original: 4096, beta_fast: 32.0, log_multiplier: 0.1 };
         let mut keys = keys(p, &DEEPSEEK_V3_ATTENTION, Some(&yarn), Some(SIGMOID));
         keys.push((arch::EXPERT_GROUP_COUNT, count(8)));
         keys.push((arch::EXPERT_GROUP_USED_COUNT, count(4)));
@@ -117,7 +127,7 @@ pub(super) static DEEPSEEK_V3: Family = Family {
 pub(super) static KIMI_K2: Family = Family {
     architecture: "deepseek2",
     keys: |p, _| {
-        let yarn = Yarn { factor: 32.0, beta_fast: 1.0, log_multiplier: 0.1 };
+        let yarn = Yarn { factor: 32.0, original: 4096, beta_fast: 1.0, log_multiplier: 0.1 };
         keys(p, &DEEPSEEK_V3_ATTENTION, Some(&yarn), Some(SIGMOID))
     },
     layer: |p, i| layer(p, i, &DEEPSEEK_V3_ATTENTION, true),
@@ -128,5 +138,25 @@ pub(super) static GLM_4_7_FLASH: Family = Family {
     architecture: "deepseek2",
     keys: |p, _| keys(p, &GLM_FLASH_ATTENTION, None, Some(SIGMOID)),
     layer: |p, i| layer(p, i, &GLM_FLASH_ATTENTION, true),
+    model: nothing,
+};
+
+/// Softmax router, gate and up of the experts in one tensor, queries that grow with their position.
+pub(super) static MISTRAL4: Family = Family {
+    architecture: "mistral4",
+    keys: |p, _| {
+        let yarn = Yarn { factor: 128.0, original: 8192, beta_fast: 32.0, log_multiplier: 0.1 };
+        let mut keys = keys(p, &SMALL_4_ATTENTION, Some(&yarn), None);
+        keys.push((arch::TEMPERATURE_SCALE, MetaValue::F32(0.1)));
+        keys.push((arch::TEMPERATURE_LENGTH, count(8192)));
+        keys
+    },
+    layer: |p, i| {
+        let (e, f, d) = (p.num_experts, p.moe_intermediate_size, p.hidden_size);
+        let mut layer = layer(p, i, &SMALL_4_ATTENTION, false);
+        layer.retain(|(tensor, _)| ![name::FFN_GATE_EXPS, name::FFN_UP_EXPS].contains(tensor));
+        layer.push((name::FFN_GATE_UP_EXPS, vec![e, 2 * f, d]));
+        layer
+    },
     model: nothing,
 };

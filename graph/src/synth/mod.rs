@@ -9,8 +9,10 @@ mod blocks;
 mod family;
 mod family_hybrid;
 mod family_latent;
+mod family_windows;
 mod preset;
 mod presets;
+mod presets_windows;
 mod write;
 
 pub use blocks::fill;

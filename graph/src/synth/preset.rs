@@ -71,6 +71,8 @@ pub(super) enum Values {
     Rms(f32),
     /// A norm's weights, around 1.
     Norm,
+    /// What multiplies or divides, around 1; lowering reads some of them.
+    Factor,
     /// How fast a recurrence forgets: around −1.
     Decay,
 }
@@ -130,6 +132,13 @@ fn values(name: &str, fan_in: usize) -> Values {
         layer::FFN_GATE_INP => matmul(2.0),
         layer::ATTN_OUTPUT => matmul(0.2),
         layer::SSM_A => Values::Decay,
+        // What multiplies or divides.
+        tensor::ROPE_FREQS
+        | tensor::ROPE_FACTORS_SHORT
+        | tensor::ROPE_FACTORS_LONG
+        | layer::LAYER_OUTPUT_SCALE
+        | layer::FFN_GATE_INP_SCALE
+        | layer::FFN_DOWN_EXPS_SCALE => Values::Factor,
         _ if name.ends_with("norm.weight") => Values::Norm,
         _ if name.ends_with(".bias") => Values::Rms(0.1),
         _ => matmul(1.0),
@@ -153,12 +162,13 @@ impl Preset {
     }
 
     /// The metadata of a file with the first `num_hidden_layers` layers. The tokenizer's keys come from `vocabulary`,
-    /// where given; else the file says that it has none.
+    /// where given; else the file says that it has none. `format` is what takes the mixture's place.
     pub(super) fn metadata(
         &self,
         num_hidden_layers: usize,
         seed: u64,
         vocabulary: Option<&Metadata>,
+        format: Option<Format>,
     ) -> Result<Metadata, GgufError> {
         let string = |text: &str| MetaValue::String(text.to_owned());
         let name =
@@ -174,7 +184,10 @@ impl Preset {
         let common = common_keys(self, num_hidden_layers);
         let own = (self.family.keys)(self, num_hidden_layers);
         // Where an architecture says a common key in its own way, that holds.
-        let said = |key: &str| own.iter().any(|(own, _)| *own == key);
+        let said = |key: &str| {
+            let layer_norm = key == arch::RMS_EPS && own.iter().any(|(own, _)| *own == arch::LAYER_NORM_EPS);
+            layer_norm || own.iter().any(|(own, _)| *own == key)
+        };
         let common = common.into_iter().filter(|(key, _)| !said(key));
         pairs.extend(common.chain(own.clone()).map(|(rest, value)| (arch_key(architecture, rest), value)));
         match vocabulary {
@@ -189,7 +202,10 @@ impl Preset {
             ]),
         }
         pairs.push((keys::GENERAL_QUANTIZATION_VERSION.to_owned(), MetaValue::U32(2)));
-        pairs.push((keys::GENERAL_FILE_TYPE.to_owned(), MetaValue::U32(self.mixture.file_type())));
+        // The key names mixtures; of one that nobody has it says nothing.
+        if format.is_none() {
+            pairs.push((keys::GENERAL_FILE_TYPE.to_owned(), MetaValue::U32(self.mixture.file_type())));
+        }
         Metadata::from_pairs("the synthetic model", pairs)
     }
 
@@ -199,29 +215,40 @@ impl Preset {
         i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
     }
 
-    /// The tensor called `rest`, in the file `name`.
-    fn tensor(&self, name: String, rest: &str, shape: Vec<usize>, more_bits: bool) -> SynthTensor {
+    /// The tensor called `rest`, in the file `name`; a `format` takes the mixture's place where the rows are whole blocks.
+    fn tensor(
+        &self,
+        name: String,
+        rest: &str,
+        shape: Vec<usize>,
+        more_bits: bool,
+        format: Option<Format>,
+    ) -> SynthTensor {
         let fan_in = shape.last().copied().unwrap_or(1);
         let float = shape.len() == 1 || rest.ends_with(".bias") || stays_float(rest);
-        let format = match float {
-            true => Format::F32,
-            false => self.mixture.format(rest, fan_in, self.num_experts, more_bits),
+        let format = format.filter(|format| fan_in.is_multiple_of(format.block_elems()));
+        let format = match (float, format) {
+            (true, _) => Format::F32,
+            (false, Some(format)) => format,
+            (false, None) => self.mixture.format(rest, fan_in, self.num_experts, more_bits),
         };
         SynthTensor { spec: TensorSpec { name, shape, format }, values: values(rest, fan_in) }
     }
 
     /// The tensors in the order of real files: by name within a layer.
-    pub(super) fn tensors(&self, num_hidden_layers: usize) -> Vec<SynthTensor> {
+    pub(super) fn tensors(&self, num_hidden_layers: usize, format: Option<Format>) -> Vec<SynthTensor> {
         let mut tensors: Vec<SynthTensor> = model_tensors(self)
             .into_iter()
-            .map(|(name, shape)| self.tensor(name.to_owned(), name, shape, false))
+            .map(|(name, shape)| self.tensor(name.to_owned(), name, shape, false, format))
             .collect();
         for i in 0..num_hidden_layers {
             let mut layer = (self.family.layer)(self, i);
             layer.sort_unstable_by_key(|(name, _)| *name);
             let more_bits = Preset::more_bits(i, num_hidden_layers);
             tensors.extend(
-                layer.into_iter().map(|(rest, shape)| self.tensor(blk(i, rest), rest, shape, more_bits)),
+                layer
+                    .into_iter()
+                    .map(|(rest, shape)| self.tensor(blk(i, rest), rest, shape, more_bits, format)),
             );
         }
         tensors
@@ -245,7 +272,7 @@ mod tests {
     #[test]
     fn shapes_are_those_of_the_real_file() {
         let preset = Preset::by_name("qwen3-coder-30b-a3b").unwrap();
-        let tensors = preset.tensors(48);
+        let tensors = preset.tensors(48, None);
         let of = |name: &str| {
             let spec = &tensors.iter().find(|t| t.spec.name == name).unwrap().spec;
             (spec.shape.clone(), spec.format)

@@ -2,9 +2,9 @@
 //! no plain pass reads, are left away.
 
 use super::preset::{Mixture, Preset};
-use super::{family, family_hybrid, family_latent};
+use super::{family, family_hybrid, family_latent, presets_windows as windows};
 
-const QWEN3_30B: Preset = Preset {
+pub(super) const QWEN3_30B: Preset = Preset {
     name: "qwen3-30b-a3b",
     base_name: "Qwen3-30B-A3B-Instruct-2507",
     size_label: "128x1.8B",
@@ -76,7 +76,7 @@ const GLM_4_6: Preset = Preset {
     ..QWEN3_30B
 };
 
-const MIXTRAL_8X7B: Preset = Preset {
+pub(super) const MIXTRAL_8X7B: Preset = Preset {
     name: "mixtral-8x7b",
     base_name: "Mixtral-8x7B-Instruct-v0.1",
     size_label: "8x7B",
@@ -115,7 +115,7 @@ const QWEN2_57B: Preset = Preset {
     ..QWEN3_30B
 };
 
-const DEEPSEEK_V3: Preset = Preset {
+pub(super) const DEEPSEEK_V3: Preset = Preset {
     name: "deepseek-v3",
     base_name: "DeepSeek-V3-0324",
     size_label: "256x20B",
@@ -500,4 +500,15 @@ pub static PRESETS: &[Preset] = &[
         rms_norm_eps: 1e-5,
         ..QWEN3_30B
     },
+    windows::MISTRAL_SMALL_4,
+    windows::SMALLTHINKER_21B,
+    windows::PHI_3_5_MOE,
+    windows::DBRX,
+    windows::STEP_3_5_FLASH,
+    windows::TRINITY_MINI,
+    windows::LAGUNA_XS,
+    windows::NORTH_MINI_CODE,
+    windows::LLAMA_4_SCOUT,
+    windows::LLAMA_4_MAVERICK,
+    windows::GEMMA_4_26B,
 ];

@@ -19,6 +19,7 @@ use crate::gguf::{
     GgufError, Metadata, keys,
     writer::{GgufLayout, GgufWriter, TensorSpec, WriteError},
 };
+use crate::quant::Format;
 
 /// Blocks that are filled together, from one stream of random numbers: a quarter to one MiB.
 const CHUNK_BLOCKS: usize = 4096;
@@ -75,6 +76,9 @@ pub struct SynthOptions<'a> {
     pub seed: u64,
     /// Metadata of a file whose tokenizer and chat template are taken over.
     pub vocabulary: Option<&'a Metadata>,
+    /// The format of every matrix that the preset's mixture quantizes and whose rows are whole blocks of it; `None` is the
+    /// mixture's.
+    pub format: Option<Format>,
 }
 
 /// A synthetic model, ready to be written.
@@ -102,8 +106,8 @@ impl Synth {
                 return Err(SynthError::Vocabulary { file, found, wanted, preset: preset.name });
             }
         }
-        let metadata = preset.metadata(layers, options.seed, options.vocabulary)?;
-        let tensors = preset.tensors(layers);
+        let metadata = preset.metadata(layers, options.seed, options.vocabulary, options.format)?;
+        let tensors = preset.tensors(layers, options.format);
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
         Ok(Synth { layout: GgufLayout::new(&metadata, &specs)?, tensors, seed: options.seed })
     }
@@ -133,7 +137,7 @@ impl Synth {
         let mut random = Random::new(&[self.seed, tensor as u64, chunk as u64]);
         match *values {
             Values::Rms(rms) => fill(spec.format, rms, &mut random, &mut out),
-            Values::Norm | Values::Decay => {
+            Values::Norm | Values::Factor | Values::Decay => {
                 let sign = if *values == Values::Decay { -1.0 } else { 1.0 };
                 for y in out.as_chunks_mut::<4>().0 {
                     *y = (sign + 0.2 * random.signed_unit()).to_le_bytes();
@@ -141,6 +145,17 @@ impl Synth {
             }
         }
         out
+    }
+
+    /// The bytes that lowering reads, and where they stand in the file: what a file without weights has to have.
+    pub fn factors(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
+        let is_factor = move |tensor: &usize| self.tensors[*tensor].values == Values::Factor;
+        (0..self.tensors.len()).filter(is_factor).flat_map(move |tensor| {
+            let begin = self.layout.tensors()[tensor].offset_bytes();
+            let chunk_bytes = CHUNK_BLOCKS * self.tensors[tensor].spec.format.block_bytes();
+            (0..self.chunks(tensor))
+                .map(move |chunk| (begin + chunk * chunk_bytes, self.chunk(tensor, chunk)))
+        })
     }
 
     /// All pieces in the order of the file.
@@ -194,7 +209,6 @@ impl Synth {
 mod tests {
     use super::*;
     use crate::gguf::{GgufFile, MetaArray, MetaValue};
-    use crate::quant::Format;
     use crate::synth::PRESETS;
     use std::io;
 
@@ -213,7 +227,7 @@ mod tests {
     };
 
     fn options(seed: u64) -> SynthOptions<'static> {
-        SynthOptions { preset: &SMALL, num_hidden_layers: None, seed, vocabulary: None }
+        SynthOptions { preset: &SMALL, num_hidden_layers: None, seed, vocabulary: None, format: None }
     }
 
     fn bytes(seed: u64, threads: usize) -> Vec<u8> {

@@ -33,7 +33,7 @@ pub const TOLERANCE: f64 = 2e-5;
 /// The ops that have cases, by stem: all.
 pub const OPS: &[&str] = OpKind::STEMS;
 
-/// Whether an op reads weights of any format: its cases run over all sixteen.
+/// Whether an op reads weights of any format: its cases run over all.
 #[must_use]
 pub fn takes_formats(op: &str) -> bool {
     matches!(op, "embed" | "matmul" | "head_matmul" | "expert_matmul")
@@ -322,6 +322,8 @@ impl Builder {
     fn inner(&mut self) -> usize {
         match self.format.block_elems() {
             32 => self.pick(&[32, 96, 160, 256, 512, 768, 1024]),
+            64 => self.pick(&[64, 192, 256, 512, 768, 1024]),
+            128 => self.pick(&[128, 384, 512, 768, 1024]),
             256 => self.pick(&[256, 512, 768, 1024]),
             _ => self.pick(&[1, 7, 36, 50, 72, 100, 256, 512, 768]),
         }

@@ -38,14 +38,17 @@ pub(super) fn causal_conv(b: &mut Builder) -> Result<Steps, BackendError> {
 
 pub(super) fn delta_gates(b: &mut Builder) -> Result<Steps, BackendError> {
     let (heads, of_head) = (b.pick(&[1, 4, 32, 48]), b.pick(&[1, 1, 16, 128]));
-    let a = b.vector("a", &[heads], -1.0);
+    let limit = b.pick(&[None, None, Some(-5.0)]);
+    let a = b.vector("a", &[heads], if limit.is_some() { 1.0 } else { -1.0 });
     let dt_bias = b.vector("dt_bias", &[heads * of_head], 0.0);
     let (beta, dt) = (b.boundary(row(heads), DType::F32), b.boundary(row(heads * of_head), DType::F32));
-    b.graph.outputs = b.graph.push(None, "delta_gates", Op::DeltaGates { a, dt_bias }, &[beta, dt])?;
+    let op = Op::DeltaGates { a, dt_bias, bound: limit };
+    b.graph.outputs = b.graph.push(None, "delta_gates", op, &[beta, dt])?;
     let (t, bound) = (b.tokens(), b.pick(&[1.0, 30.0]));
     b.note("T", t);
     b.note("heads", heads);
     b.note("w", of_head);
+    b.note("bound", format!("{limit:?}"));
     Ok((vec![b.step(0, t, &[], bound)], t))
 }
 
@@ -73,7 +76,8 @@ pub(super) fn delta_rule(b: &mut Builder) -> Result<Steps, BackendError> {
     let dt_bias = b.vector("dt_bias", &[num_value_heads * decays], 0.0);
     let qkv = b.boundary(row(2 * attrs.key_width() + attrs.value_width()), DType::F32);
     let [beta, dt] = [1, decays].map(|each| b.boundary(row(num_value_heads * each), DType::F32));
-    let gates = b.graph.push(Some(layer), "delta_gates", Op::DeltaGates { a, dt_bias }, &[beta, dt])?;
+    let op = Op::DeltaGates { a, dt_bias, bound: None };
+    let gates = b.graph.push(Some(layer), "delta_gates", op, &[beta, dt])?;
     let inputs = [qkv, gates[0], gates[1], b.graph.inputs.positions, b.graph.inputs.sequence];
     b.graph.outputs = b.graph.push(Some(layer), "delta_rule", Op::DeltaRule(attrs), &inputs)?;
     b.note("heads", format!("{num_value_heads} on {num_key_heads}, {head_map:?}"));

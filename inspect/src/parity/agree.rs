@@ -67,7 +67,9 @@ pub(super) fn check_tokens(set: &TensorSet, tokens: &[TokenId]) -> Result<(), Pa
 
 /// Saved tensors that are no stage of the graph.
 pub(super) fn unknown_tensors(graph: &Graph, set: &TensorSet) -> Vec<String> {
-    let stages: HashSet<String> = graph.taps().map(|(n, s)| s.path(n.layer.map(|l| l.index()))).collect();
+    let states = graph.state_stages().into_iter().map(|s| s.stage.path(Some(s.layer.index())));
+    let taps = graph.taps().map(|(n, s)| s.path(n.layer.map(|l| l.index())));
+    let stages: HashSet<String> = taps.chain(states).collect();
     set.tensors.keys().filter(|name| !stages.contains(*name)).cloned().collect()
 }
 

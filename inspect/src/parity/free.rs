@@ -5,7 +5,7 @@
 
 use super::not_finite::{Beginning, take_as_equal};
 use super::report::{LogitsCheck, RoutingFlip, StageCheck};
-use super::source::{Key, Source, elements};
+use super::source::{Key, Message, Source, changed_states, elements};
 
 use super::{ParityError, carry};
 use crate::taps::RowAxis;
@@ -13,10 +13,12 @@ use crate::taps::compare::{Comparison, compare};
 use crate::taps::flips::{Logits, align, flips};
 use crate::tolerance::Tolerance;
 use moe_run_graph::ir::Stage;
+use moe_run_graph::passes::{Launch, Plan};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{HostTensor, Observer, TapValue};
+use moe_run_runtime::executable::{HostTensor, Observer, TapValue, ValueAccess};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The relative difference of router logits that is always granted in a free run: it is then rounding that decided.
 const LOGIT_NOISE: f64 = 1e-6;
@@ -134,6 +136,43 @@ impl<'a> Free<'a> {
         take_as_equal(&kept_a, &mut kept_b);
         let comparison = compare(&kept_a, &kept_b, 0);
         self.record(tap, &comparison, excluded);
+        Ok(())
+    }
+
+    /// Compares a state behind the step's last token, whose position that is.
+    fn compare_state(
+        &mut self,
+        (key, mine): Message,
+        position: u32,
+        tokens: usize,
+    ) -> Result<(), ParityError> {
+        let Some(other) = self.source.get(key, tokens)? else {
+            self.missing.insert(key.stage.path(key.layer));
+            return Ok(());
+        };
+        if other.data.len() != mine.data.len() {
+            return Err(ParityError::Sizes {
+                stage: key.stage.path(key.layer),
+                found: other.shape.clone(),
+                wanted: mine.shape.clone(),
+            });
+        }
+        let is_excluded = self.excluded(key.stage, key.layer, position);
+        let (a, mut b) = match is_excluded {
+            true => (Vec::new(), Vec::new()),
+            false => (elements(&mine).into_owned(), elements(&other).into_owned()),
+        };
+        take_as_equal(&a, &mut b);
+        let comparison = compare(&a, &b, 0);
+        let tap = TapValue {
+            stage: key.stage,
+            layer: key.layer,
+            positions: &[position],
+            logits_rows: &[],
+            tensor: mine.view(),
+            production: true,
+        };
+        self.record(&tap, &comparison, usize::from(is_excluded));
         Ok(())
     }
 
@@ -257,6 +296,24 @@ impl<'a> Free<'a> {
 }
 
 impl Observer for Free<'_> {
+    fn after_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        _elapsed: Duration,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        let sizes = values.sizes();
+        if !self.source.has_states_behind(sizes.cached) {
+            return Ok(());
+        }
+        let position = sizes.cached.saturating_sub(1) as u32;
+        for state in changed_states(plan, launch, values)? {
+            self.compare_state(state, position, sizes.tokens).map_err(carry)?;
+        }
+        Ok(())
+    }
+
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
         self.compare_tap(tap).map_err(carry)
     }

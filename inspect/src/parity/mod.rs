@@ -387,11 +387,16 @@ fn first_of_free(
     tolerance: tolerance::Tolerance,
 ) -> First {
     let tap = graph.taps().find(|(n, s)| *s == stage && n.layer.map(|l| l.index()) == layer);
-    let makers: Vec<_> = tap
+    let mut makers: Vec<_> = tap
         .iter()
         .flat_map(|(n, _)| &n.inputs)
         .filter_map(|v| graph.value(*v).producer.and_then(|p| graph.node(p)))
         .collect();
+    // States have no taps: what writes one makes it.
+    makers.extend(graph.nodes.iter().filter(|n| {
+        let mut written = n.op.written_states().into_iter().map(|s| graph.state(s));
+        written.any(|s| s.stage() == Some(stage) && Some(s.layer.index()) == layer)
+    }));
     let weight = makers.first().and_then(|n| n.op.weights().first().copied()).map(|w| graph.weight(w));
     let check = free.stages.iter().find(|c| c.stage == stage && c.layer == layer);
     First {

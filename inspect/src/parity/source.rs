@@ -5,13 +5,15 @@
 
 use super::ParityError;
 use crate::taps::tensor_set::TensorSet;
-use crate::taps::{RowAxis, floats};
-use moe_run_graph::ir::Stage;
+use crate::taps::{RowAxis, floats, states};
+use moe_run_graph::ir::{LayerIdx, Stage};
+use moe_run_graph::passes::{Launch, Plan};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{HostTensor, Observer, TapValue};
+use moe_run_runtime::executable::{HostTensor, Observer, TapValue, ValueAccess};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
 
 /// A stage, and the first position of the step that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,13 +34,42 @@ pub(super) struct Sender(pub SyncSender<Message>);
 #[error("the other side of the comparison ended")]
 pub(super) struct Gone;
 
+impl Sender {
+    fn send(&mut self, message: Message) -> Result<(), BackendError> {
+        self.0.send(message).map_err(|_| BackendError::Observer(Box::new(Gone)))
+    }
+}
+
 impl Observer for Sender {
+    fn after_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        _elapsed: Duration,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        changed_states(plan, launch, values)?.into_iter().try_for_each(|state| self.send(state))
+    }
+
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
         let first_position = tap.positions.first().copied().unwrap_or(0);
         let key = Key { stage: tap.stage, layer: tap.layer, first_position };
-        let sent = self.0.send((key, tap.tensor.to_tensor()));
-        sent.map_err(|_| BackendError::Observer(Box::new(Gone)))
+        self.send((key, tap.tensor.to_tensor()))
     }
+}
+
+/// The states of one row a sequence that a launch changes, which have no taps: what each holds behind the step's last token.
+pub(super) fn changed_states(
+    plan: &Plan,
+    launch: &Launch,
+    values: &mut dyn ValueAccess,
+) -> Result<Vec<Message>, BackendError> {
+    let sizes = values.sizes();
+    let first_position = sizes.cached.saturating_sub(sizes.tokens) as u32;
+    let message = |(stage, layer, held): (_, LayerIdx, _)| {
+        (Key { stage, layer: Some(layer.index()), first_position }, held)
+    };
+    Ok(states::changed_states(plan, launch, values)?.into_iter().map(message).collect())
 }
 
 /// Where stages come from.
@@ -67,6 +98,14 @@ impl<'a> Source<'a> {
 
     pub(super) fn close(&mut self) {
         self.origin = Origin::Closed;
+    }
+
+    /// Whether the other side has states behind so many tokens: of a saved side those behind the last one alone were kept.
+    pub(super) fn has_states_behind(&self, tokens: usize) -> bool {
+        match &self.origin {
+            Origin::Live(_) | Origin::Closed => true,
+            Origin::Saved { total_tokens, .. } => tokens == *total_tokens,
+        }
     }
 
     /// A stage of the step of `tokens` tokens from `key.first_position` on; `None` where the other side has none.
@@ -112,6 +151,9 @@ fn saved(set: &TensorSet, key: Key, tokens: usize, total: usize) -> Result<Optio
     };
     let first = key.first_position as usize;
     let data = tensor.read()?;
+    if matches!(key.stage, Stage::ConvState | Stage::SsmState) {
+        return Ok(Some(HostTensor::f32(tensor.shape.clone(), data)));
+    }
     if RowAxis::of(key.stage) == RowAxis::HeadsTokensCached {
         let square = total * total;
         if elems == 0 || !elems.is_multiple_of(square) {

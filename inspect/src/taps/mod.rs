@@ -10,6 +10,7 @@ pub mod number;
 pub mod routing;
 pub mod save;
 pub mod select;
+pub mod states;
 pub mod stats;
 pub mod tensor_file;
 pub mod tensor_set;

@@ -4,8 +4,9 @@
 //! rows in place: nothing is held in memory. All files have temporary names until [`SaveSink::finish`] renames them and
 //! writes the manifest last; a sink that is dropped before that removes them. The values are verbatim, NaN bits included.
 
+use super::states::changed_states;
 use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header};
-use super::{RowAxis, RunSettings};
+use super::{RowAxis, RunSettings, floats};
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, Stage, StepSizes};
@@ -285,10 +286,10 @@ impl SaveSink {
             }
             sink.add(stage, layer, shape);
         }
-        for state in &capture.graph.states {
+        for state in capture.graph.state_stages() {
             let layer = Some(state.layer.index());
-            if let Some(stage) = state.stage().filter(|stage| capture.taps.contains(*stage, layer)) {
-                sink.add(stage, layer, state.shape.clone());
+            if capture.taps.contains(state.stage, layer) {
+                sink.add(state.stage, layer, state.shape);
             }
         }
         sink.lay_out()?;
@@ -495,12 +496,10 @@ impl Observer for SaveSink {
         _elapsed: Duration,
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
-        for id in plan.launch_nodes(launch).flat_map(|node| node.op.written_states()) {
-            let state = plan.graph.state(id);
-            let wanted = state.stage().map(|stage| (stage, Some(state.layer.index())));
-            let Some(at) = wanted.and_then(|wanted| self.index.get(&wanted)).copied() else { continue };
+        for (stage, layer, held) in changed_states(plan, launch, values)? {
+            let Some(at) = self.index.get(&(stage, Some(layer.index()))).copied() else { continue };
             // What a later step leaves takes its place.
-            let row = values.read_state(id, 0..1)?;
+            let row = floats(&held.data);
             let entry = &mut self.entries[at];
             let target = &self.targets[entry.target];
             let put = |mut file: std::fs::File| {

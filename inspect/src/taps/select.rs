@@ -96,7 +96,7 @@ impl StageList {
             return Err(SelectError::Layers { range: layers.clone(), num_layers: graph.num_layers });
         }
         // States have no taps: whoever wants one reads it behind the launch that changes it.
-        let states = graph.states.iter().filter_map(|s| Some((s.stage()?, Some(s.layer.index()))));
+        let states = graph.state_stages().into_iter().map(|s| (s.stage, Some(s.layer.index())));
         let available: BTreeSet<(Stage, Option<usize>)> =
             graph.taps().map(|(node, stage)| (stage, node.layer.map(|l| l.index()))).chain(states).collect();
         let in_range = |&(_, layer): &(Stage, Option<usize>)| layer.is_none_or(|l| layers.contains(&l));

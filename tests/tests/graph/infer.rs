@@ -307,7 +307,8 @@ fn delta_gates_and_delta_rule() {
     let (beta, dt, dts) =
         (b.f32(&[Tokens, Fixed(4)]), b.f32(&[Tokens, Fixed(4)]), b.f32(&[Tokens, Fixed(32)]));
     let (w4, w8, w32) = (b.vector(4), b.vector(8), b.vector(32));
-    let gates = |a, dt_bias| Op::DeltaGates { a, dt_bias };
+    let bounded = |a, dt_bias, bound| Op::DeltaGates { a, dt_bias, bound };
+    let gates = |a, dt_bias| bounded(a, dt_bias, None);
     b.accepts(gates(w4, w4), &[beta, dt], &[&[Tokens, Fixed(4)], &[Tokens, Fixed(4)]]);
     b.accepts(gates(w4, w32), &[beta, dts], &[&[Tokens, Fixed(4)], &[Tokens, Fixed(32)]]);
     b.refuses(gates(w8, w4), &[beta, dt], "F32 [4]");
@@ -315,6 +316,9 @@ fn delta_gates_and_delta_rule() {
     let odd = b.f32(&[Tokens, Fixed(6)]);
     b.refuses(gates(w4, w4), &[beta, odd], "b [T, H] and dt [T, H·w]");
     b.refuses(gates(w4, w4), &[beta], "2 operands");
+    b.accepts(bounded(w4, w4, Some(-5.0)), &[beta, dt], &[&[Tokens, Fixed(4)], &[Tokens, Fixed(4)]]);
+    b.refuses(bounded(w4, w4, Some(0.0)), &[beta, dt], "a bound below 0");
+    b.refuses(bounded(w4, w4, Some(f32::NAN)), &[beta, dt], "a bound below 0");
 
     let layer = LayerIdx(0);
     let state = b.graph.add_state(StateRole::Ssm, layer, 4, 8 * 3, Lifetime::PerSequence);

@@ -185,7 +185,7 @@ fn anthropics_messages_are_answered() {
     assert_eq!(cut["stop_reason"], "max_tokens");
     for (fields, word) in [
         (json!({"max_tokens": null}), "max_tokens"),
-        (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
+        (json!({"tool_choice": {"type": "any"}}), "tool_choice"), // without tools
         (json!({"system": 3}), "system"),
         (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "messages[0].content[0]"),
     ] {
@@ -200,7 +200,7 @@ fn anthropics_messages_are_answered() {
     }
 }
 
-/// Tools reach the template; a choice that the answer would have to be held to is refused.
+/// Tools reach the template, and a call that is required comes, whole and streamed, in every API.
 #[test]
 fn tools_reach_the_template() {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -228,10 +228,182 @@ fn tools_reach_the_template() {
     assert!(without["prompt"].as_str().unwrap().starts_with("user: a"));
     let answer = server.post(CHAT, &with(body.clone(), &json!({"parallel_tool_calls": false}))).ok();
     assert_eq!(answer["choices"][0]["message"]["role"], "assistant");
-    for choice in [json!("required"), json!({"type": "function", "function": {"name": "look"}})] {
-        let answer = server.post(CHAT, &with(body.clone(), &json!({"tool_choice": choice})));
-        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("tool_choice")));
+}
+
+/// A template that shows calls in JSON between tags.
+fn with_tools() -> (tempfile::NamedTempFile, Serving) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}\
+                    <tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}\
+                    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    std::fs::write(file.path(), template).unwrap();
+    let server =
+        Serving::start(PROGRAM, &["--chat-template", file.path().to_str().unwrap(), "--ctx-size", "512"]);
+    (file, server)
+}
+
+#[test]
+fn a_call_that_is_required_comes() {
+    let (_file, server) = with_tools();
+    let parameters = json!({
+        "type": "object", "properties": {"at": {"type": "string", "enum": ["it", "all"]}, "often": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["at", "often"], "additionalProperties": false,
+    });
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let body = json!({"messages": question("Look"), "tools": [tool("look"), tool("see")], "temperature": 1, "seed": 4});
+    let check = |name: &str, arguments: &str| {
+        let arguments: Value = serde_json::from_str(arguments).unwrap();
+        assert!(name == "look" || name == "see");
+        assert!(["it", "all"].contains(&arguments["at"].as_str().unwrap()));
+        assert!(
+            (1..10).contains(&arguments["often"].as_i64().unwrap())
+                && arguments.as_object().unwrap().len() == 2
+        );
+    };
+    for (choice, name) in
+        [(json!("required"), None), (json!({"type": "function", "function": {"name": "see"}}), Some("see"))]
+    {
+        let fields = json!({"tool_choice": choice, "parallel_tool_calls": false});
+        let answer = server.post(CHAT, &with(body.clone(), &fields)).ok();
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+        let call = &choice["message"]["tool_calls"][0]["function"];
+        check(call["name"].as_str().unwrap(), call["arguments"].as_str().unwrap());
+        assert!(name.is_none_or(|name| call["name"] == name));
+        let streamed = with(with(body.clone(), &fields), &json!({"stream": true}));
+        let (events, _) = server.post(CHAT, &streamed).events();
+        let deltas: Vec<&Value> = events
+            .iter()
+            .filter_map(|event| event["choices"][0]["delta"]["tool_calls"].as_array())
+            .flatten()
+            .collect();
+        assert_eq!((&deltas[0]["function"]["name"], &deltas[0]["type"]), (&call["name"], &json!("function")));
+        assert!(deltas.iter().all(|delta| delta["index"] == 0));
+        let arguments: String =
+            deltas.iter().filter_map(|delta| delta["function"]["arguments"].as_str()).collect();
+        assert_eq!(arguments, call["arguments"].as_str().unwrap());
+        assert!(deltas.len() > 2, "arguments come as they are written: {deltas:?}");
     }
+    let several = server
+        .post(CHAT, &with(body.clone(), &json!({"tool_choice": "required", "n": 3, "max_tokens": 200})))
+        .ok();
+    for choice in several["choices"].as_array().unwrap() {
+        for call in choice["message"]["tool_calls"].as_array().into_iter().flatten() {
+            check(
+                call["function"]["name"].as_str().unwrap(),
+                call["function"]["arguments"].as_str().unwrap(),
+            );
+        }
+    }
+    let message = server
+        .post("/v1/messages", &json!({
+            "max_tokens": 200, "messages": question("Look"), "tools": [{"name": "look", "input_schema": parameters}],
+            "tool_choice": {"type": "tool", "name": "look", "disable_parallel_tool_use": true},
+        }))
+        .ok();
+    assert_eq!(
+        (&message["stop_reason"], &message["content"][0]["type"]),
+        (&json!("tool_use"), &json!("tool_use"))
+    );
+    check("look", &message["content"][0]["input"].to_string());
+    let response = server
+        .post("/v1/responses", &json!({
+            "input": "Look", "tools": [{"type": "function", "name": "look", "parameters": parameters}], "tool_choice": "required",
+            "parallel_tool_calls": false,
+        }))
+        .ok();
+    assert_eq!(response["output"][0]["type"], "function_call");
+    check("look", response["output"][0]["arguments"].as_str().unwrap());
+    // A plain template has no way of calling.
+    let plain = Serving::start(PROGRAM, &[]);
+    let refused = plain.post(CHAT, &with(body, &json!({"tool_choice": "required"})));
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["param"]),
+        (400, &json!("tool_choice")),
+        "{}",
+        refused.text()
+    );
+}
+
+#[test]
+fn answers_are_held_to_forms() {
+    let server = Serving::start(PROGRAM, &["--ctx-size", "512"]);
+    let schema = json!({
+        "type": "object", "properties": {"colour": {"type": "string", "enum": ["red", "blue"]}, "is_warm": {"type": "boolean"}},
+        "required": ["colour", "is_warm"], "additionalProperties": false,
+    });
+    let body = json!({"messages": question("Which?"), "temperature": 1, "seed": 2});
+    let check = |text: &str| {
+        let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e} in {text}"));
+        assert!(
+            ["red", "blue"].contains(&value["colour"].as_str().unwrap()) && value["is_warm"].is_boolean()
+        );
+    };
+    let named = json!({"name": "n", "schema": schema, "strict": true});
+    for fields in [
+        json!({"response_format": {"type": "json_schema", "json_schema": named}}),
+        json!({"guided_json": schema}),
+        json!({"response_format": {"type": "json_object", "schema": schema}, "n": 3}),
+    ] {
+        let answer = server.post(CHAT, &with(body.clone(), &fields)).ok();
+        for choice in answer["choices"].as_array().unwrap() {
+            check(choice["message"]["content"].as_str().unwrap());
+            assert_eq!(choice["finish_reason"], "stop");
+        }
+        let (events, _) =
+            server.post(CHAT, &with(with(body.clone(), &fields), &json!({"stream": true}))).events();
+        assert_eq!(joined(&events), whole(&answer));
+    }
+    let text = |answer: &Value| answer["choices"][0]["text"].as_str().unwrap().to_owned();
+    let prompt = json!({"prompt": "Say", "temperature": 1, "max_tokens": 50});
+    let regex = server.post(COMPLETIONS, &with(prompt.clone(), &json!({"guided_regex": "(ab){3}c"}))).ok();
+    assert_eq!(text(&regex), "abababc");
+    let choice =
+        server.post(COMPLETIONS, &with(prompt.clone(), &json!({"guided_choice": ["yes", "no"]}))).ok();
+    assert!(["yes", "no"].contains(&text(&choice).as_str()));
+    let grammar =
+        server.post(COMPLETIONS, &with(prompt, &json!({"grammar": "start: \"x\" y\ny: \"y\""}))).ok();
+    assert_eq!(text(&grammar), "xy");
+    let response = server.post(
+        "/v1/responses",
+        &json!({
+            "input": "Which?", "text": {"format": {"type": "json_schema", "name": "n", "schema": schema}},
+        }),
+    );
+    check(response.ok()["output"][0]["content"][0]["text"].as_str().unwrap());
+    let message = server.post("/v1/messages", &json!({
+        "messages": question("Which?"), "max_tokens": 100, "output_config": {"format": {"type": "json_schema", "schema": schema}},
+    }));
+    check(message.ok()["content"][0]["text"].as_str().unwrap());
+    for (fields, param, word) in [
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}),
+            "response_format.json_schema.schema",
+            "",
+        ),
+        (
+            json!({"response_format": {"type": "json_object", "schema": {"type": "object", "propertyNames": {"pattern": "a"}}}}),
+            "response_format",
+            "propertyNames",
+        ),
+        (json!({"guided_regex": "("}), "guided_regex", ""),
+        (json!({"grammar": "root ::= a"}), "grammar", ""),
+        (json!({"guided_regex": "a", "guided_choice": ["a"]}), "guided_choice", "one form"),
+        (json!({"guided_regex": "a", "ignore_eos": true}), "ignore_eos", ""),
+    ] {
+        let answer = server.post(CHAT, &with(body.clone(), &fields));
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, &error["param"]), (400, &json!(param)), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(word), "{error}");
+    }
+    // Schemas that would cost without end are refused, or end; the server answers as before.
+    let deep = (0..20_000).fold(String::new(), |text, _| text + "{\"type\":\"array\",\"items\":")
+        + "{}"
+        + &"}".repeat(20_000);
+    let body = format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}}],\"guided_json\":{deep}}}");
+    assert_eq!(server.ask("POST", CHAT, &[], body.as_bytes()).status, 400);
+    assert_eq!(server.get("/health").status, 200);
+    server.wait_for_metric("moe_run_kv_blocks_used", 0.0);
 }
 
 /// OpenAI's newer API says what the chat says.

@@ -38,7 +38,7 @@ fn what_cannot_be_done_is_refused_by_name() {
         (CHAT, chat(json!({"stream": "yes"})), "stream"),
         (CHAT, chat(json!({"stream_options": {"include_usage": true}})), "stream_options"),
         (CHAT, chat(json!({"model": 3})), "model"),
-        (CHAT, chat(json!({"response_format": {"type": "json_object"}})), "response_format"),
+        (CHAT, chat(json!({"response_format": {"type": "xml"}})), "response_format.type"),
         (CHAT, chat(json!({"audio": {}})), "audio"),
         (CHAT, chat(json!({"grammar": "root ::= a"})), "grammar"),
         (CHAT, chat(json!({"taps": ["layer-0/moe_router"]})), "taps"),

@@ -19,25 +19,37 @@ enum Block {
 type Tags = &'static [(&'static str, Block)];
 
 const COHERE: Tags = &[
-    ("<|START_THINKING|>", Block::Reasoning),
-    ("<|START_TEXT|>", Block::Content),
-    ("<|START_RESPONSE|>", Block::Content),
+    (COHERE_REASONING.0, Block::Reasoning),
+    (COHERE_TEXT, Block::Content),
+    (COHERE_RESPONSE, Block::Content),
     (COHERE_CALLS, Block::Calls),
-    ("<|END_THINKING|>", Block::Nothing),
+    (COHERE_REASONING.1, Block::Nothing),
     ("<|END_TEXT|>", Block::Nothing),
     ("<|END_RESPONSE|>", Block::Nothing),
 ];
+/// What stands around Cohere's reasoning.
+pub(super) const COHERE_REASONING: (&str, &str) = ("<|START_THINKING|>", "<|END_THINKING|>");
+/// What begins Cohere's content.
+pub(super) const COHERE_TEXT: &str = "<|START_TEXT|>";
+/// The same in older ones.
+pub(super) const COHERE_RESPONSE: &str = "<|START_RESPONSE|>";
 /// What begins Cohere's list of calls.
 pub(super) const COHERE_CALLS: &str = "<|START_ACTION|>";
 
 const SOLAR: Tags = &[
-    ("<|think|>", Block::Reasoning),
-    ("<|content|>", Block::Content),
+    (SOLAR_REASONING.0, Block::Reasoning),
+    (SOLAR_CONTENT, Block::Content),
     (SOLAR_CALLS, Block::Calls),
-    ("<|begin|>assistant", Block::Nothing),
-    ("<|end|>", Block::Nothing),
+    (SOLAR_NEXT, Block::Nothing),
+    (SOLAR_REASONING.1, Block::Nothing),
     ("<|flush|>", Block::Nothing),
 ];
+/// What stands around Solar's reasoning.
+pub(super) const SOLAR_REASONING: (&str, &str) = ("<|think|>", "<|end|>");
+/// What begins Solar's content.
+pub(super) const SOLAR_CONTENT: &str = "<|content|>";
+/// What begins another message.
+pub(super) const SOLAR_NEXT: &str = "<|begin|>assistant";
 /// What begins Solar's calls.
 pub(super) const SOLAR_CALLS: &str = "<|tool_calls|>";
 

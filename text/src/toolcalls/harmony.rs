@@ -8,6 +8,12 @@ use super::{Stop, Work, section};
 const MESSAGE: &str = "<|message|>";
 const CHANNEL: &str = "<|channel|>";
 const START: &str = "<|start|>";
+/// The header of reasoning, and what ends it.
+pub(super) const REASONING: (&str, &str) = ("<|channel|>analysis<|message|>", "<|end|>");
+/// What begins another message.
+pub(super) const NEXT: &str = "<|start|>assistant";
+/// The header of an answer.
+pub(super) const CONTENT: &str = "<|channel|>final<|message|>";
 /// What ends a message. The last begins another one, whose role is the assistant's.
 const ENDS: &[&str] = &["<|end|>", "<|call|>", "<|return|>", "<|start|>assistant"];
 /// Bytes of a header.

@@ -11,7 +11,7 @@ use super::{
 /// What stands in front of every tag.
 pub(super) const MARK: &str = "]<]minimax[>[";
 /// The name of an array's elements.
-const ITEM: &str = "item";
+pub(super) const ITEM: &str = "item";
 
 /// An element that has begun.
 struct Element<'a> {

@@ -12,15 +12,19 @@
 //!   without quotes is a text or JSON.
 //!
 //! A model's text is a stranger's: time is linear in it, nesting of values is bounded, memory is that of the text.
+//! What a model is to write is the other direction: [`Syntax::calls`] gives the rule of calls that must come, [`Syntax::lead`]
+//! what stands in front of them.
 //! `reader` is the text while it comes, `output` the deltas; `notation` reads values, `schema` types them; `syntax` has the
 //! table of formats, and one file each what they write.
 
 mod arg_key;
 mod blocks;
 mod gemma;
+mod grammar;
 mod harmony;
 mod invoke;
 mod json_call;
+mod lead;
 mod minimax_m3;
 mod notation;
 mod output;
@@ -40,6 +44,8 @@ use std::{
 
 use serde_json::Value;
 
+pub use grammar::{CallsError, CallsRule, ToolChoice};
+pub use lead::Ahead;
 pub use output::Delta;
 pub use syntax::{Format, Syntax};
 

@@ -13,7 +13,7 @@ pub(super) const MAX_DEPTH: usize = 100;
 /// Bytes of a number or a word.
 const MAX_SCALAR: usize = 4096;
 /// What stands around Gemma's strings.
-const GEMMA_QUOTE: &str = "<|\"|>";
+pub(super) const GEMMA_QUOTE: &str = "<|\"|>";
 
 /// How values are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

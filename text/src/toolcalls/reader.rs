@@ -345,7 +345,8 @@ impl Reader {
     }
 }
 
-fn is_name(c: char) -> bool {
+/// Whether a name of a tool or a key may have a character.
+pub(super) fn is_name(c: char) -> bool {
     !c.is_whitespace() && !c.is_control() && !"<>[](){}\"'`,;=|\\".contains(c)
 }
 

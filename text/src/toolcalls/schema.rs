@@ -21,11 +21,8 @@ impl Tools {
     /// neither is passed over: the template is the one to refuse it.
     pub fn new(tools: Option<&Value>) -> Tools {
         let mut parameters = HashMap::new();
-        for tool in tools.and_then(Value::as_array).into_iter().flatten() {
-            let function = tool.get("function").unwrap_or(tool);
-            let schema =
-                ["parameters", "input_schema", "inputSchema"].iter().find_map(|key| function.get(*key));
-            if let (Some(name), Some(schema)) = (function.get("name").and_then(Value::as_str), schema) {
+        for (name, schema) in functions(tools) {
+            if let Some(schema) = schema {
                 parameters.insert(name.to_owned(), schema.clone());
             }
         }
@@ -37,6 +34,15 @@ impl Tools {
         let root = self.0.get(tool);
         Schema { root, at: root }
     }
+}
+
+/// The names and parameters of an array of tools, as [`Tools::new`] takes them.
+pub(super) fn functions(tools: Option<&Value>) -> impl Iterator<Item = (&str, Option<&Value>)> {
+    tools.and_then(Value::as_array).into_iter().flatten().filter_map(|tool| {
+        let function = tool.get("function").unwrap_or(tool);
+        let schema = ["parameters", "input_schema", "inputSchema"].iter().find_map(|key| function.get(*key));
+        Some((function.get("name")?.as_str()?, schema))
+    })
 }
 
 /// A schema, or that there is none.
@@ -101,8 +107,13 @@ impl Types {
 }
 
 impl<'a> Schema<'a> {
+    /// A whole schema.
+    pub fn root(schema: &'a Value) -> Schema<'a> {
+        Schema { root: Some(schema), at: Some(schema) }
+    }
+
     /// The schemas that together say what this one does: itself, what it refers to, what it is combined of.
-    fn parts(self) -> Vec<&'a Value> {
+    pub fn parts(self) -> Vec<&'a Value> {
         let mut parts: Vec<&Value> = self.at.into_iter().collect();
         let mut next = 0;
         while let Some(part) = parts.get(next).copied() {

@@ -162,6 +162,8 @@ pub struct Syntax {
     pub(super) suffix: String,
     /// The tags that begin calls, none of which is a beginning of another.
     pub(super) openers: Vec<String>,
+    /// Cohere's older tags are meant.
+    pub(super) is_older_cohere: bool,
 }
 
 impl Syntax {
@@ -187,7 +189,9 @@ impl Syntax {
                 .find(|(open, close)| all.contains(open) || all.contains(close))
                 .map(|(open, close)| ((*open).to_owned(), (*close).to_owned())),
         };
-        Syntax { format, reasoning, suffix: suffix.to_owned(), openers: format.openers(&all, suffix) }
+        let is_older_cohere = all.contains(blocks::COHERE_RESPONSE) && !all.contains(blocks::COHERE_TEXT);
+        let openers = format.openers(&all, suffix);
+        Syntax { format, reasoning, suffix: suffix.to_owned(), openers, is_older_cohere }
     }
 
     /// Whether what follows a prompt is inside of reasoning.

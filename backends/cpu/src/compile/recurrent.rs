@@ -31,12 +31,19 @@ impl Compiler<'_> {
         }))
     }
 
-    pub(super) fn delta_gates(&self, node: &Node, a: WeightId, dt_bias: WeightId) -> Compiled {
+    pub(super) fn delta_gates(
+        &self,
+        node: &Node,
+        a: WeightId,
+        dt_bias: WeightId,
+        bound: Option<f32>,
+    ) -> Compiled {
         Ok(Box::new(DeltaGates {
             b: self.input(node, 0)?,
             dt: self.input(node, 1)?,
             a: self.vector(a)?,
             dt_bias: self.vector(dt_bias)?,
+            bound,
             beta: self.maybe(node.outputs[0]),
             decay: self.maybe(node.outputs[1]),
         }))

@@ -337,11 +337,14 @@ impl Kernels {
         then: &[u8],
         out: &mut [f32],
     ) -> bool {
-        if tile.scale_per_step != (format.block_elems() == STEP_ELEMS) {
+        if tile.scale_per_step != format.is_super_block() {
             return false;
         }
         let rows = rows_of(format, bytes, inner, out.len());
-        assert!(tile.q.len() >= inner && tile.scale.len() >= inner / format.block_elems());
+        assert!(
+            tile.q.len() >= inner
+                && tile.scale.len() >= inner / if tile.scale_per_step { STEP_ELEMS } else { 32 }
+        );
         assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
         let at = rows.as_ptr();
         #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 //! A panel is 16 output rows × up to 256 input elements (a *step*), unpacked from whatever the file holds into bytes:
 //! `w[row][k] = (scale[row] · sub_scale[sub][row]) · (u[row][k] − zero) − (min[row] · sub_min[sub][row])`, with u unsigned,
 //! sub-blocks of 16 or 32 elements under a small integer each, and either a constant `zero` (a power of two) or minima.
-//! Formats in blocks of 32 elements have a `scale` and a `min` for each of them, and no integers below. The bytes lie as a
+//! Formats without super-blocks have a `scale` and a `min` for each 32 elements (NVFP4 for each 16), and no integers below. The bytes lie as a
 //! dot-product instruction wants them: four elements of k of row 0, of row 1, … of row 15, then the next four elements.
 //! A tile is up to 8 tokens, their 8-bit elements interleaved the same way: four of token 0, four of token 1, …
 //! One unpacked panel meets every tile of the batch, so unpacking costs little in a prompt; with one token the tile is
@@ -22,8 +22,8 @@ pub const MIN_SUB_ELEMS: usize = 16;
 /// Sub-blocks in a step, at most.
 pub const MAX_SUBS: usize = STEP_ELEMS / MIN_SUB_ELEMS;
 
-/// Blocks of 32 elements in a step.
-pub const MAX_BLOCKS: usize = STEP_ELEMS / 32;
+/// Blocks under a floating-point scale in a step, at most.
+pub const MAX_BLOCKS: usize = STEP_ELEMS / MIN_SUB_ELEMS;
 
 /// One i32 for each row of a panel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,9 +69,9 @@ pub fn wide_flat_mut(lanes: &mut [WideLanes]) -> &mut [f64] {
 pub struct Panel {
     /// `[k / 4][row][4]`.
     pub q: [u8; PANEL_ROWS * STEP_ELEMS],
-    /// `[block][row]`; of a super-block only the first.
+    /// `[elements / scale_elems][row]`; of a super-block only the first.
     pub scale: [Lanes; MAX_BLOCKS],
-    /// `[block][row]`; of a super-block only the first. Read only for formats with minima.
+    /// As `scale`. Read only for formats with minima.
     pub min: [Lanes; MAX_BLOCKS],
     /// `[sub][row]`; read only for super-blocks.
     pub sub_scale: [IntLanes; MAX_SUBS],
@@ -122,6 +122,8 @@ pub enum Zero {
 pub struct PanelLayout {
     /// Elements under one scale: 16 or 32.
     pub sub_elems: usize,
+    /// Elements under one floating-point scale: 16, 32 or 256.
+    pub scale_elems: usize,
     /// A block has 256 elements, whose scales are integers times the block's.
     pub super_block: bool,
     /// What is subtracted.
@@ -135,13 +137,26 @@ impl PanelLayout {
             Format::F32 | Format::F16 | Format::Bf16 => return None,
             Format::Q4_0 => (32, Zero::Shift(3)),
             Format::Q5_0 | Format::Mxfp4 => (32, Zero::Shift(4)),
-            Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => (32, Zero::Shift(7)),
+            Format::Nvfp4 => (16, Zero::Shift(4)),
+            Format::Q8_0
+            | Format::Iq4Nl
+            | Format::Iq4Xs
+            | Format::Iq2Xxs
+            | Format::Iq3Xxs
+            | Format::Iq3S
+            | Format::Iq1S
+            | Format::Tq1_0
+            | Format::Tq2_0
+            | Format::Q1_0
+            | Format::Q2_0 => (32, Zero::Shift(7)),
+            Format::Iq2Xs | Format::Iq2S | Format::Iq1M => (16, Zero::Shift(7)),
             Format::Q3K => (16, Zero::Shift(2)),
             Format::Q6K => (16, Zero::Shift(5)),
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => (32, Zero::Min),
             Format::Q2K => (16, Zero::Min),
         };
-        Some(PanelLayout { sub_elems, super_block: format.block_elems() == STEP_ELEMS, zero })
+        let (scale_elems, super_block) = (format.scale_elems(), format.is_super_block());
+        Some(PanelLayout { sub_elems, scale_elems, super_block, zero })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The portable multiplication of a panel with a tile: it defines what the SIMD versions compute, bit for bit.
 //!
 //! Where one scale d of the weights meets one scale a of the activations, sums are exact integers:
-//! I = Σ_sub sub_scale · Σ (u − zero)·q and J = Σ_sub sub_min · (−Σq). These runs of 32 or 256 elements are summed first to
+//! I = Σ_sub sub_scale · Σ (u − zero)·q and J = Σ_sub sub_min · (−Σq). These runs of 256 elements, 32 or (NVFP4) 16 are summed first to
 //! last in f32: sum ← fma(min·a, J, sum) where there are minima, then sum ← fma(d·a, I, sum).
 
 use super::layout::{Lanes, PANEL_ROWS, Panel, PanelLayout, TileStep, Zero};
@@ -11,10 +11,10 @@ use super::layout::{Lanes, PANEL_ROWS, Panel, PanelLayout, TileStep, Zero};
 pub fn mul_q8(layout: PanelLayout, panel: &Panel, subs: usize, tile: TileStep<'_>, out: &mut [Lanes]) {
     let tokens = out.len();
     let (sub_elems, groups) = (layout.sub_elems, layout.sub_elems / 4);
-    let run_elems = if layout.super_block && tile.scale_per_step { 256 } else { 32 };
+    let run_elems = layout.scale_elems.min(if tile.scale_per_step { 256 } else { 32 });
     let run_subs = run_elems / sub_elems;
     for first in (0..subs).step_by(run_subs) {
-        let block = if layout.super_block { 0 } else { first * sub_elems / 32 };
+        let block = if layout.super_block { 0 } else { first * sub_elems / layout.scale_elems };
         let scale_at = if tile.scale_per_step { 0 } else { first * sub_elems / 32 };
         for (t, out) in out.iter_mut().enumerate() {
             let (mut products, mut minima) = ([0i32; PANEL_ROWS], [0i32; PANEL_ROWS]);

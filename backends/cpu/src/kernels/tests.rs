@@ -4,6 +4,7 @@
 use super::layout::{MAX_SUBS, Zero};
 use super::unpack::{RowStep, unpack_floats, unpack_panel, unpack_row};
 use super::*;
+use moe_run_graph::quant::iq1_m::set_scale;
 use moe_run_graph::quant::{ActBlock, ActivationPrecision, Format};
 use moe_run_reference::matmul::{Rounded, WeightRow};
 
@@ -37,9 +38,19 @@ pub fn random_rows(format: Format, rows: usize, cols: usize, rng: &mut Rng) -> V
             Format::F32 => block.copy_from_slice(&rng_float(block).to_le_bytes()),
             Format::F16 => block.copy_from_slice(&half::f16::from_f32(rng_float(block)).to_le_bytes()),
             Format::Bf16 => block.copy_from_slice(&half::bf16::from_f32(rng_float(block)).to_le_bytes()),
-            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => {
-                half(&mut block[..2])
-            }
+            Format::Q4_0
+            | Format::Q5_0
+            | Format::Q8_0
+            | Format::Iq4Nl
+            | Format::Iq4Xs
+            | Format::Iq2Xxs
+            | Format::Iq2Xs
+            | Format::Iq2S
+            | Format::Iq3Xxs
+            | Format::Iq3S
+            | Format::Iq1S
+            | Format::Q1_0
+            | Format::Q2_0 => half(&mut block[..2]),
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
                 half(&mut block[..2]);
                 half(&mut block[2..4]);
@@ -51,6 +62,15 @@ pub fn random_rows(format: Format, rows: usize, cols: usize, rng: &mut Rng) -> V
             Format::Q3K => half(&mut block[108..]),
             Format::Q6K => half(&mut block[208..]),
             Format::Mxfp4 => block[0] = 118 + block[0] % 8,
+            Format::Tq1_0 => half(&mut block[52..]),
+            Format::Tq2_0 => half(&mut block[64..]),
+            Format::Iq1M => {
+                let mut d = [0; 2];
+                half(&mut d);
+                set_scale(bytemuck::from_bytes_mut(block), d);
+            }
+            // Every byte is a scale that is finite.
+            Format::Nvfp4 => {}
         }
     }
     bytes
@@ -60,6 +80,11 @@ fn rng_float(seed: &[u8]) -> f32 {
     let mut rng = Rng(seed.iter().fold(0x9E37_79B9_7F4A_7C15, |s, b| (s ^ u64::from(*b)).rotate_left(9)) | 1);
     rng.next();
     rng.float()
+}
+
+/// Elements under one scale of the activations that a format meets by itself.
+fn activation_block(format: Format) -> usize {
+    if format.is_super_block() { 256 } else { 32 }
 }
 
 pub fn quantized() -> impl Iterator<Item = Format> {
@@ -89,7 +114,7 @@ fn unpacked_rows_are_the_decoded_values_exactly() {
             let mut row = RowStep::zeroed();
             unpack_row(format, &bytes, &mut row);
             for k in 0..256 {
-                let (sub, block) = (k / layout.sub_elems, k / format.block_elems());
+                let (sub, block) = (k / layout.sub_elems, k / layout.scale_elems);
                 let (mut scale, mut min) = (row.scale[block], row.min[block]);
                 if layout.super_block {
                     scale *= row.sub_scale[sub] as f32;
@@ -110,7 +135,7 @@ fn every_instruction_set_unpacks_the_same_bits() {
     let mut rng = Rng(2);
     for kernels in accelerated() {
         for format in Format::ALL {
-            for (rows, elems) in [(16, 256usize), (16, 32), (16, 96), (5, 256)] {
+            for (rows, elems) in [(16, 256usize), (16, 32), (16, 64), (16, 96), (16, 128), (5, 256)] {
                 if !elems.is_multiple_of(format.block_elems()) {
                     continue;
                 }
@@ -127,7 +152,7 @@ fn every_instruction_set_unpacks_the_same_bits() {
                     unpack_panel(format, step, stride, rows, elems, &mut p);
                     kernels.unpack(format, step, stride, rows, elems, &mut q);
                     assert!(p.q[..elems * 16] == q.q[..elems * 16], "{what}");
-                    for b in 0..elems / format.block_elems() {
+                    for b in 0..elems / layout.scale_elems {
                         assert_eq!(p.scale[b].0, q.scale[b].0, "{what} scale {b}");
                         if layout.zero == Zero::Min {
                             assert_eq!(p.min[b].0, q.min[b].0, "{what} min {b}");
@@ -206,9 +231,9 @@ fn products_are_the_references_and_near_those_of_the_decoded_values() {
         for format in quantized() {
             let layout = PanelLayout::of(format).unwrap();
             for tokens in 1..=8 {
-                for (elems, block) in [(256, 256), (256, 32), (96, 32)] {
+                for (elems, block) in [(256, 256), (256, 32), (128, 32), (96, 32)] {
                     let whole = elems % format.block_elems() == 0;
-                    if !whole || (block == 256 && format.block_elems() == 32) {
+                    if !whole || (block == 256 && !format.is_super_block()) {
                         continue;
                     }
                     let bytes = random_rows(format, 16, elems, &mut rng);
@@ -270,9 +295,9 @@ fn one_token_products_are_the_references() {
     for kernels in accelerated() {
         let mut found = 0;
         for format in quantized() {
-            let block = format.block_elems();
+            let block = activation_block(format);
             for (rows, blocks) in [(16, 3), (34, 8), (5, 1), (1, 2), (7, 5)] {
-                let inner = block * blocks;
+                let inner = format.block_elems() * blocks;
                 // Rows begin at an odd address and end with the buffer.
                 let mut bytes = vec![0u8; 1];
                 bytes.extend(random_rows(format, rows, inner, &mut rng));
@@ -299,10 +324,20 @@ fn one_token_products_are_the_references() {
 fn asking_ahead_changes_no_product() {
     let mut rng = Rng(11);
     for kernels in accelerated() {
-        for format in [Format::Q4K, Format::Q6K, Format::Q8_0, Format::Q4_0, Format::F32, Format::F16] {
+        for format in [
+            Format::Q4K,
+            Format::Q6K,
+            Format::Q8_0,
+            Format::Q4_0,
+            Format::Iq3S,
+            Format::Nvfp4,
+            Format::Q1_0,
+            Format::F32,
+            Format::F16,
+        ] {
             let (rows, inner) = (37, 768);
             let bytes = random_rows(format, rows, inner, &mut rng);
-            let block = format.block_elems().max(32);
+            let block = activation_block(format);
             let tile = random_tile(1, inner, block, &mut rng);
             let x: Vec<f32> = (0..inner).map(|_| rng.float()).collect();
             let step = tile.step(block);
@@ -331,10 +366,10 @@ fn asking_ahead_changes_no_product() {
 fn one_token_sums_are_exact_at_the_largest_steps() {
     for kernels in accelerated() {
         for format in quantized() {
-            let block = format.block_elems();
+            let (inner, block) = (format.block_elems(), activation_block(format));
             for (byte, q) in [(0xff, 127), (0xff, -127), (0x00, 127), (0x80, -127), (0x7f, -127)] {
                 let mut rng = Rng(8);
-                let mut bytes = random_rows(format, 1, block, &mut rng);
+                let mut bytes = random_rows(format, 1, inner, &mut rng);
                 let scales = bytes.clone();
                 bytes.fill(byte);
                 let d = match format {
@@ -342,16 +377,20 @@ fn one_token_sums_are_exact_at_the_largest_steps() {
                     Format::Q3K => 108..110,
                     Format::Q6K => 208..210,
                     Format::Mxfp4 => 0..1,
+                    Format::Nvfp4 => 0..4,
+                    Format::Tq1_0 => 52..54,
+                    Format::Tq2_0 => 64..66,
+                    Format::Iq1M => 48..56,
                     Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => 0..4,
                     _ => 0..2,
                 };
                 bytes[d.clone()].copy_from_slice(&scales[d]);
                 let (q, sums16, sums32) = (
-                    vec![q; block],
-                    vec![-16 * i32::from(q); block / 16],
-                    vec![-32 * i32::from(q); block / 32],
+                    vec![q; inner],
+                    vec![-16 * i32::from(q); inner / 16],
+                    vec![-32 * i32::from(q); inner / 32],
                 );
-                let scale = [0.01f32];
+                let scale = vec![0.01f32; inner / block];
                 let step = TileStep {
                     q: &q,
                     neg_sums16: &sums16,
@@ -360,7 +399,7 @@ fn one_token_sums_are_exact_at_the_largest_steps() {
                     scale_per_step: block == 256,
                 };
                 let mut out = [f32::NAN];
-                if kernels.dot_rows(format, &bytes, block, step, &[], &mut out) {
+                if kernels.dot_rows(format, &bytes, inner, step, &[], &mut out) {
                     let x: Vec<f32> = q.iter().map(|q| f32::from(*q) * scale[0]).collect();
                     assert_products(kernels.isa().name(), format, &bytes, &x, &out);
                 }

@@ -19,9 +19,9 @@ pub const E2M1_LEVELS: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 1
 pub struct RowStep {
     /// Unsigned elements.
     pub u: [u8; STEP_ELEMS],
-    /// A scale for each block.
+    /// A scale for each block, or part of one, under a floating-point scale.
     pub scale: [f32; MAX_BLOCKS],
-    /// A minimum for each block; 0 where the format has none.
+    /// A minimum for each of them; 0 where the format has none.
     pub min: [f32; MAX_BLOCKS],
     /// What a super-block's scale is multiplied with, for each sub-block.
     pub sub_scale: [i32; MAX_SUBS],
@@ -44,7 +44,7 @@ impl RowStep {
 
 /// Unpacks the blocks of a quantized row that `bytes` holds, at most 256 elements.
 pub fn unpack_row(format: Format, bytes: &[u8], row: &mut RowStep) {
-    let (elems, zero) = (format.block_elems(), PanelLayout::of(format).map(|layout| layout.zero));
+    let (elems, zero) = (format.scale_elems(), PanelLayout::of(format).map(|layout| layout.zero));
     let zero = if let Some(Zero::Shift(shift)) = zero { 1 << shift } else { 0 };
     let mut i = 0;
     format.for_each_block(bytes, |block| {
@@ -101,7 +101,7 @@ pub fn widen_panel(layout: PanelLayout, elems: usize, from: &Panel, to: &mut Pan
         Zero::Min => 0.0,
     };
     for (k4, q) in from.q[..elems * PANEL_ROWS].chunks_exact(4 * PANEL_ROWS).enumerate() {
-        let block = if layout.super_block { 0 } else { k4 / 8 };
+        let block = if layout.super_block { 0 } else { k4 * 4 / layout.scale_elems };
         let (mut scale, mut min) = (from.scale[block].0, from.min[block].0);
         if layout.super_block {
             let sub = k4 * 4 / layout.sub_elems;

@@ -24,6 +24,8 @@ pub struct DeltaGates {
     pub a: Box<[f32]>,
     /// [H·w].
     pub dt_bias: Box<[f32]>,
+    /// The least that the decay's logarithm comes to.
+    pub bound: Option<f32>,
     /// β, if anybody wants it.
     pub beta: Option<Output>,
     /// What is left of the state, if anybody wants it.
@@ -42,7 +44,11 @@ impl Launch for DeltaGates {
             if let Some(to) = &self.decay {
                 let (dt, to) = (step.row(self.dt, row), chunk.row_mut(step, to, row));
                 for i in 0..to.len() {
-                    to[i] = exp(self.a[i / of_head] * softplus(dt[i] + self.dt_bias[i]));
+                    let (a, dt) = (self.a[i / of_head], dt[i] + self.dt_bias[i]);
+                    to[i] = exp(match self.bound {
+                        None => a * softplus(dt),
+                        Some(bound) => bound * sigmoid(a * dt),
+                    });
                 }
             }
         }

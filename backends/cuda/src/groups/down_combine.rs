@@ -28,7 +28,7 @@ impl Runs for DownCombine {
                 && gate.as_ref().is_none_or(SharedGate::is_sigmoid)
                 && down.as_ref().is_none_or(has_room)
         };
-        any_experts(down)
+        any_experts(graph, down)
             && graph.value(down.x).shape.0.len() == 3
             && routed <= MAX_STAGED_ELEMS
             && shared.as_ref().is_none_or(sums)

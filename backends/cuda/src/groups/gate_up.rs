@@ -21,7 +21,7 @@ impl Runs for GateUp {
             let Product { node: _, x: _, weight, bias: None, scale: None, y: _ } = product else {
                 return false;
             };
-            any_rows(weight)
+            any_rows(graph, weight)
         };
         norm.as_ref().is_none_or(|norm| whole_norm(graph, norm) && norm.kind == RowNormKind::Rms)
             && one_row(graph, gate.x)

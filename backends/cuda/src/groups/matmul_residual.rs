@@ -13,7 +13,7 @@ impl Runs for MatMulResidual {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let MatMulResidual { product, add: Sum { node: _, other: _, y: _ } } = self;
         let Product { node: _, x, weight, bias: _, scale: _, y: _ } = product;
-        any_rows(weight) && one_row(graph, *x) && width(graph, *x) <= MAX_STAGED_ELEMS
+        any_rows(graph, weight) && one_row(graph, *x) && width(graph, *x) <= MAX_STAGED_ELEMS
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {

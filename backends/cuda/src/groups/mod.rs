@@ -121,16 +121,50 @@ fn norm_params(emit: &Emit<'_>, norm: Option<&RowNorm>) -> [Param; 4] {
     [emit.weights.opt_vector(*weight), emit.weights.opt_vector(bias), Param::F32(*eps), int(centred)]
 }
 
-/// Any rows of any experts.
-fn any_rows(slice: &WeightSlice) -> bool {
-    let WeightSlice { tensor: _, rows: _, experts: _, home: WeightHome::Device } = slice;
-    true
+/// Any rows of any experts, in a format that grouped launches read.
+fn any_rows(graph: &Graph, slice: &WeightSlice) -> bool {
+    let WeightSlice { tensor, rows: _, experts: _, home: WeightHome::Device } = slice;
+    is_grouped(graph.weight(*tensor).format)
+}
+
+/// Whether kernels/common/formats.cuh has the format; the others are in more_formats.cuh, for launches of one operation.
+fn is_grouped(format: Format) -> bool {
+    match format {
+        Format::F32
+        | Format::F16
+        | Format::Bf16
+        | Format::Q4_0
+        | Format::Q4_1
+        | Format::Q5_0
+        | Format::Q5_1
+        | Format::Q8_0
+        | Format::Q2K
+        | Format::Q3K
+        | Format::Q4K
+        | Format::Q5K
+        | Format::Q6K
+        | Format::Iq4Nl
+        | Format::Iq4Xs
+        | Format::Mxfp4 => true,
+        Format::Iq2Xxs
+        | Format::Iq2Xs
+        | Format::Iq2S
+        | Format::Iq3Xxs
+        | Format::Iq3S
+        | Format::Iq1S
+        | Format::Iq1M
+        | Format::Tq1_0
+        | Format::Tq2_0
+        | Format::Nvfp4
+        | Format::Q1_0
+        | Format::Q2_0 => false,
+    }
 }
 
 /// Experts' matmul of any rows, with a bias or none.
-fn any_experts(product: &ExpertProduct) -> bool {
+fn any_experts(graph: &Graph, product: &ExpertProduct) -> bool {
     let ExpertProduct { node: _, x: _, ids: _, weight, bias: _, y: _ } = product;
-    any_rows(weight)
+    any_rows(graph, weight)
 }
 
 /// One row for a token: what a launch without a grid over rows computes.

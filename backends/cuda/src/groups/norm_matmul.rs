@@ -35,7 +35,7 @@ fn fits(graph: &Graph, launch: &Launch<'_>) -> bool {
     let Launch { picked: _, post, norm, projections } = launch;
     let any = |(product, bound): &(&Product, Option<&Clamped>)| {
         let Product { node: _, x: _, weight, bias: _, scale: _, y: _ } = product;
-        any_rows(weight) && bound.is_none_or(|Clamped { node: _, x: _, limit, y: _ }| *limit > 0.0)
+        any_rows(graph, weight) && bound.is_none_or(|Clamped { node: _, x: _, limit, y: _ }| *limit > 0.0)
     };
     whole_norm(graph, norm)
         && post.is_none_or(|post| fits_in_front(graph, post) && one_row(graph, norm.x))

@@ -29,8 +29,8 @@ impl Runs for RouteGateUp {
             expert_scale: _,
         } = attrs;
         graph.node(*node).is_some_and(|router| ops::supports(graph, router).is_ok())
-            && any_experts(gate)
-            && any_experts(up)
+            && any_experts(graph, gate)
+            && any_experts(graph, up)
             && one_row(graph, gate.x)
             && width(graph, gate.x) <= MAX_STAGED_ELEMS
             && width(graph, gate.y) == width(graph, up.y)

@@ -1,6 +1,7 @@
 //! kernels/delta_gates.cu.
 
 use super::{Emit, int, threads_for};
+use crate::driver::Param;
 use moe_run_graph::ir::{Node, WeightId};
 use moe_run_runtime::error::BackendError;
 
@@ -9,6 +10,7 @@ pub(super) fn emit(
     node: &Node,
     a: WeightId,
     dt_bias: WeightId,
+    bound: Option<f32>,
 ) -> Result<(), BackendError> {
     let n = emit.elems(node.inputs[1]);
     let heads = emit.width(node.inputs[0])?;
@@ -24,6 +26,8 @@ pub(super) fn emit(
         int(n),
         int(heads),
         int(of_head),
+        // 0: none.
+        Param::F32(bound.unwrap_or(0.0)),
     ];
     emit.push("delta_gates", [n.div_ceil(threads as usize), 1, 1], threads, 0, params);
     Ok(())

@@ -171,7 +171,7 @@ impl Emit<'_> {
             Op::Pointwise { function } => pointwise::emit(self, node, *function),
             Op::Concat { heads } => concat::emit(self, node, *heads),
             Op::Slice { heads, start, len } => slice::emit(self, node, *heads, *start, *len),
-            Op::DeltaGates { a, dt_bias } => delta_gates::emit(self, node, *a, *dt_bias),
+            Op::DeltaGates { a, dt_bias, bound } => delta_gates::emit(self, node, *a, *dt_bias, *bound),
             Op::DeltaRule(attrs) => delta_rule::emit(self, node, attrs),
             Op::SsmScan(attrs) => ssm_scan::emit(self, node, attrs),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
@@ -234,7 +234,7 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
         Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
         Op::PositionScale(attrs) => position_scale::lacking(attrs),
-        Op::DeltaGates { a: _, dt_bias: _ } => None,
+        Op::DeltaGates { a: _, dt_bias: _, bound: _ } => None,
         Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
         Op::SsmScan(attrs) => ssm_scan::lacking(attrs),
         // `gated_act::activation_params` numbers each function.

@@ -1,10 +1,10 @@
 //! A request's way from a row of logits to its next token.
 //!
 //! In order: log probabilities, from the untouched logits; `logit_bias`, added; presence and frequency penalties for tokens that
-//! were generated, as OpenAI defines them; what a [`Mask`] forbids; then [`Sampler`]'s own order, from the repetition penalty on.
+//! were generated, as OpenAI defines them; what a [`Constraint`] does not allow; then [`Sampler`]'s own order, from the repetition penalty on.
 
-use super::Mask;
 use crate::error::BackendError;
+use crate::generate::{Constraint, ConstraintFailure};
 use crate::sampler::{Sampler, SamplerError, SamplerOptions};
 use crate::sequences::{Experts, Sequences};
 use moe_run_graph::ids::TokenId;
@@ -76,15 +76,15 @@ pub enum ChooseError {
     /// They could not be chosen from.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// The form that they are held to cannot go on.
-    #[error("the form that the answer is held to: {0}")]
-    Mask(String),
+    /// The text can no longer be held to its constraint.
+    #[error(transparent)]
+    Constraint(ConstraintFailure),
 }
 
 /// Chooses the tokens of one request.
 pub(super) struct Chooser {
     choose: Choose,
-    mask: Option<Box<dyn Mask>>,
+    constraint: Option<Box<dyn Constraint>>,
     sampler: Sampler,
     /// How often each token was generated.
     counts: HashMap<TokenId, u32>,
@@ -93,20 +93,28 @@ pub(super) struct Chooser {
 impl Chooser {
     /// # Errors
     /// As [`Choose::check`].
-    pub(super) fn new(choose: Choose, mask: Option<Box<dyn Mask>>) -> Result<Chooser, SamplerError> {
+    pub(super) fn new(
+        choose: Choose,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Result<Chooser, SamplerError> {
         choose.check()?;
         let sampler = Sampler::new(choose.sampler)?;
-        Ok(Chooser { choose, mask, sampler, counts: HashMap::new() })
+        Ok(Chooser { choose, constraint, sampler, counts: HashMap::new() })
     }
 
     fn counts_tokens(&self) -> bool {
         self.choose.presence_penalty != 0.0 || self.choose.frequency_penalty != 0.0
     }
 
+    /// Whether the text is what it is held to, and nothing can follow.
+    pub(super) fn is_complete(&self) -> bool {
+        self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete())
+    }
+
     /// Whether the best of the untouched logits says everything.
     fn is_plain_argmax(&self) -> bool {
         self.sampler.is_plain_argmax()
-            && self.mask.is_none()
+            && self.constraint.is_none()
             && self.choose.logprobs.is_none()
             && self.choose.logit_bias.is_empty()
             && !self.counts_tokens()
@@ -144,17 +152,25 @@ impl Chooser {
                 *logit -= self.choose.presence_penalty + self.choose.frequency_penalty * *count as f32;
             }
         }
-        if let Some(mask) = &mut self.mask {
-            mask.forbid(logits).map_err(ChooseError::Mask)?;
-        }
         // The logit of the chosen token as it was, for its probability.
         let own = |sequences: &mut Sequences, token: TokenId, logits: &mut Vec<f32>| {
             sequences.logits(row, logits).map(|()| logits.get(token.index()).copied())
         };
-        let token = self.sampler.sample(logits, history)?;
-        if let Some(mask) = &mut self.mask {
-            mask.accept(token).map_err(ChooseError::Mask)?;
-        }
+        let token = match &mut self.constraint {
+            None => self.sampler.sample(logits, history)?,
+            Some(constraint) => {
+                let allowed = constraint.allowed().map_err(ChooseError::Constraint)?;
+                let token = match self.sampler.sample_allowed(logits, allowed, history) {
+                    // Nothing fits: the rule's failure, not the model's.
+                    Err(error @ SamplerError::NoCandidate) => {
+                        return Err(ChooseError::Constraint(error.into()));
+                    }
+                    chosen => chosen?,
+                };
+                constraint.accept(token).map_err(ChooseError::Constraint)?;
+                token
+            }
+        };
         if self.counts_tokens() {
             *self.counts.entry(token).or_insert(0) += 1;
         }

@@ -15,6 +15,7 @@ pub use meter::{Histogram, Meter};
 pub use scheduler::Scheduler;
 pub use thread::{Engine, Refused};
 
+use crate::generate::Constraint;
 use moe_run_graph::ids::TokenId;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,21 +55,6 @@ pub trait Listener: Send {
     fn is_gone(&self) -> bool;
 }
 
-/// Holds a request's tokens to a form: a grammar's state, which goes on with each token. It is called on the engine's thread.
-pub trait Mask: Send {
-    /// Gives minus infinity to the logits of tokens that may not come next.
-    ///
-    /// # Errors
-    /// What went wrong, such as a form that costs too much.
-    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String>;
-
-    /// A token was chosen among those that it left.
-    ///
-    /// # Errors
-    /// As [`Mask::forbid`].
-    fn accept(&mut self, token: TokenId) -> Result<(), String>;
-}
-
 /// What is asked of the engine.
 pub struct Request {
     /// Ids below the vocabulary's size, one at least.
@@ -77,8 +63,8 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// How tokens are chosen.
     pub choose: Choose,
-    /// What its tokens are held to.
-    pub mask: Option<Box<dyn Mask>>,
+    /// What its tokens are held to; it is asked on the engine's thread.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Whether each token is told with the experts of its pass ([`Sequences::with_routing`]).
     ///
     /// [`Sequences::with_routing`]: crate::sequences::Sequences::with_routing
@@ -91,8 +77,15 @@ pub struct Request {
 
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Request { prompt, max_tokens, choose, mask: _, wants_experts: _, end_tokens: _, listener: _ } =
-            self;
+        let Request {
+            prompt,
+            max_tokens,
+            choose,
+            constraint: _,
+            wants_experts: _,
+            end_tokens: _,
+            listener: _,
+        } = self;
         f.debug_struct("Request")
             .field("prompt", &prompt.len())
             .field("max_tokens", max_tokens)
@@ -108,10 +101,14 @@ pub enum EndReason {
     EndToken,
     /// The listener said so.
     Stopped,
+    /// It is what it is held to, and nothing can follow.
+    Complete,
     /// As many tokens as were asked for.
     MaxTokens,
     /// The context has no room for another token.
     ContextFull,
+    /// It can no longer be held to what it is held to: what is said.
+    NotHeld(String),
     /// A step failed, or its logits were no numbers: what is said.
     Failed(String),
 }

@@ -4,7 +4,7 @@
 //! out, the youngest request gives its own back and waits at the head of the queue, to be computed anew, which gives it the same
 //! bits. A request whose beginning another one is computing waits for it.
 
-use super::choose::Chooser;
+use super::choose::{ChooseError, Chooser};
 use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
 use crate::error::BackendError;
 use crate::sequences::{Experts, Feed, SequenceId, Sequences};
@@ -147,10 +147,11 @@ impl Scheduler {
 
     /// Takes a request into the queue. One that cannot be run hears so at once.
     pub fn submit(&mut self, request: Request) {
-        let Request { prompt, max_tokens, choose, mask, wants_experts, end_tokens, mut listener } = request;
+        let Request { prompt, max_tokens, choose, constraint, wants_experts, end_tokens, mut listener } =
+            request;
         let usage = Usage { prompt_tokens: prompt.len(), ..Usage::default() };
         let capacity = self.sequences.capacity_tokens();
-        let why = match (prompt.len(), Chooser::new(choose, mask)) {
+        let why = match (prompt.len(), Chooser::new(choose, constraint)) {
             (0, _) => "the prompt has no tokens".to_owned(),
             (tokens, _) if tokens > capacity => {
                 BackendError::ContextFull { wanted_tokens: tokens, capacity_tokens: capacity }.to_string()
@@ -401,6 +402,7 @@ impl Scheduler {
         let Running { task, held, .. } = &mut self.running[at];
         let mut chosen = match task.chooser.next(&mut self.sequences, row, &task.tokens, &mut self.logits) {
             Ok(chosen) => chosen,
+            Err(ChooseError::Constraint(error)) => return Some(EndReason::NotHeld(error.to_string())),
             Err(error) => return Some(EndReason::Failed(error.to_string())),
         };
         if task.wants_experts {
@@ -423,6 +425,9 @@ impl Scheduler {
         self.meter.generated_tokens.fetch_add(1, Ordering::Relaxed);
         if task.listener.token(&chosen) == Flow::Stop {
             return Some(EndReason::Stopped);
+        }
+        if task.chooser.is_complete() {
+            return Some(EndReason::Complete);
         }
         if task.max_tokens.is_some_and(|max| task.usage.output_tokens >= max) {
             return Some(EndReason::MaxTokens);

@@ -251,6 +251,27 @@ impl Sampler {
         self.draw()
     }
 
+    /// The next token among those whose bit is set in `allowed` (32 a word, the lowest first): the others' logits are minus
+    /// infinity, before anything else is done.
+    ///
+    /// # Errors
+    /// As for [`Sampler::sample`]; [`SamplerError::NoCandidate`] where none is allowed.
+    pub fn sample_allowed(
+        &mut self,
+        logits: &mut [f32],
+        allowed: &[u32],
+        history: &[TokenId],
+    ) -> Result<TokenId, SamplerError> {
+        for (id, logit) in logits.iter_mut().enumerate() {
+            let is_allowed = allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+            // What is no number is an error wherever it is.
+            if !is_allowed && !logit.is_nan() {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        self.sample(logits, history)
+    }
+
     /// One of the candidates, by their probabilities.
     fn draw(&mut self) -> Result<TokenId, SamplerError> {
         let draw = self.random.next_unit();

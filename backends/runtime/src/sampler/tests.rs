@@ -231,3 +231,19 @@ fn options_outside_of_their_range_are_named() {
         assert!(matches!(Sampler::new(options), Err(SamplerError::Option { name: n, .. }) if n == name));
     }
 }
+
+#[test]
+fn only_allowed_tokens_are_chosen() {
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    let logits: Vec<f32> = (0..70).map(|id| id as f32).collect();
+    let mut choose =
+        |allowed: &[u32], logits: &[f32]| sampler.sample_allowed(&mut logits.to_vec(), allowed, &[]);
+    assert_eq!(choose(&[1 << 3 | 1 << 7, 0, 0], &logits), Ok(TokenId(7)));
+    assert_eq!(choose(&[0, 1 << 31, 0], &logits), Ok(TokenId(63)));
+    // What has no bit is not allowed.
+    assert_eq!(choose(&[u32::MAX], &logits), Ok(TokenId(31)));
+    assert_eq!(choose(&[0, 0, 0], &logits), Err(SamplerError::NoCandidate));
+    let mut broken = logits.clone();
+    broken[5] = f32::NAN;
+    assert!(matches!(choose(&[1, 0, 0], &broken), Err(SamplerError::NotFinite { token: TokenId(5), .. })));
+}

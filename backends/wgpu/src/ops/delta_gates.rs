@@ -11,6 +11,7 @@ pub(super) fn emit(
     node: &Node,
     a: WeightId,
     dt_bias: WeightId,
+    bound: Option<f32>,
 ) -> Result<(), BackendError> {
     let (heads, width) = (e.width(node, node.inputs[0])?, e.width(node, node.inputs[1])?);
     let rows = Rows::of(e.shape(node.outputs[1]));
@@ -25,6 +26,8 @@ pub(super) fn emit(
         ("decay", decay.into()),
         ("heads", heads.into()),
         ("of_head", (width / heads.max(1)).into()),
+        // 0: none.
+        ("bound", bound.unwrap_or(0.0).into()),
     ];
     e.push(e.variant("delta_gates", &[("LANES", LANES)]), Grid::elements(rows, width, LANES), &params);
     Ok(())

@@ -61,7 +61,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Pointwise { function } => pointwise::emit(e, node, *function),
         Op::Concat { heads } => concat::emit(e, node, *heads),
         Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
-        Op::DeltaGates { a, dt_bias } => delta_gates::emit(e, node, *a, *dt_bias),
+        Op::DeltaGates { a, dt_bias, bound } => delta_gates::emit(e, node, *a, *dt_bias, *bound),
         Op::DeltaRule(attrs) => delta_rule::emit(e, node, attrs),
         Op::SsmScan(attrs) => ssm_scan::emit(e, node, attrs),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
@@ -97,7 +97,7 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
-        Op::DeltaGates { a: _, dt_bias: _ } => None,
+        Op::DeltaGates { a: _, dt_bias: _, bound: _ } => None,
         Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
         Op::SsmScan(attrs) => ssm_scan::lacking(attrs),
         Op::Pointwise { function: _ } => None,

@@ -43,6 +43,8 @@ pub struct AttentionSpec {
     pub output_gate: bool,
     /// A product of the normed input by itself, whose function multiplies what attention gives.
     pub gate: Option<ActivationFn>,
+    /// What that gate gives is a stage of its own behind attention, not attention's.
+    pub gate_stage: bool,
     /// The tensor of the norm of o_proj's product.
     pub post_norm: Option<&'static str>,
 }
@@ -82,6 +84,7 @@ impl AttentionSpec {
         rope_divisors_of: RopeDivisors::EveryLayer,
         output_gate: false,
         gate: None,
+        gate_stage: false,
         post_norm: None,
     };
 }
@@ -131,8 +134,14 @@ pub(in crate::architectures) fn branch(
         }
         None => plain(l, layer, normed, &config, spec)?,
     };
+    let before = attended;
     let (attended, gate) = gated(l, layer, [normed, attended], width, &config, spec)?;
-    l.graph.tap(Some(layer), Stage::Attention, &[attended])?;
+    if spec.gate_stage {
+        l.graph.tap(Some(layer), Stage::Attention, &[before])?;
+        l.graph.tap(Some(layer), Stage::AttentionGated, &[attended])?;
+    } else {
+        l.graph.tap(Some(layer), Stage::Attention, &[attended])?;
+    }
     if let Some(gate) = gate {
         l.graph.tap(Some(layer), Stage::AttnGate, &[gate])?;
     }

@@ -17,11 +17,11 @@ pub fn lower(
     x: ValueId,
     config: &DeltaNetConfig,
 ) -> Result<ValueId, LowerError> {
-    let at = Some(layer);
     let heads = config.num_value_heads;
     let normed = mixer::begin(l, layer, x)?;
     let (qkv, z) = project(l, layer, normed, config)?;
     let conv = Conv {
+        name: "conv",
         weight: tensor::SSM_CONV1D,
         bias: None,
         activation: Some(ActivationFn::Silu),
@@ -31,15 +31,30 @@ pub fn lower(
     let [b, dt] = gates(l, layer, normed, config)?;
     let file = |rest: &str| blk(layer.index(), rest);
     let (a, dt_bias) = (l.vector(&file(tensor::SSM_A), heads)?, l.vector(&file(tensor::SSM_DT_BIAS), heads)?);
-    let gates = l.graph.push(at, "delta_gates", Op::DeltaGates { a, dt_bias }, &[b, dt])?;
+    let gates = Op::DeltaGates { a, dt_bias, bound: None };
+    let out = rule(l, layer, qkv, [b, dt], gates, config)?;
+    let gated = gated_norm(l, layer, [z, out], heads, ActivationFn::Silu)?;
+    mixer::end(l, layer, x, gated, tensor::SSM_OUT)
+}
+
+/// Appends the gates, of what β and the decay are made of, and the rule with its state.
+pub(super) fn rule(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    qkv: ValueId,
+    gates_of: [ValueId; 2],
+    gates: Op,
+    config: &DeltaNetConfig,
+) -> Result<ValueId, LowerError> {
+    let at = Some(layer);
+    let gates = l.graph.push(at, "delta_gates", gates, &gates_of)?;
     l.graph.tap(at, Stage::SsmBeta, &[gates[0]])?;
     l.graph.tap(at, Stage::SsmDecay, &[gates[1]])?;
-
-    let shape = [heads, config.key_head_dim, config.value_head_dim];
+    let shape = [config.num_value_heads, config.key_head_dim, config.value_head_dim];
     let state = l.graph.add_sequence_state(StateRole::Ssm, layer, &shape);
     let attrs = DeltaRuleAttrs {
         num_key_heads: config.num_key_heads,
-        num_value_heads: heads,
+        num_value_heads: config.num_value_heads,
         key_head_dim: config.key_head_dim,
         value_head_dim: config.value_head_dim,
         head_map: config.head_map,
@@ -50,11 +65,22 @@ pub fn lower(
     let inputs = [qkv, gates[0], gates[1], l.graph.inputs.positions, l.graph.inputs.sequence];
     let out = only(l.graph.push(at, "delta_rule", Op::DeltaRule(attrs), &inputs)?);
     l.graph.tap(at, Stage::SsmOut, &[out])?;
-    let out = norm::lower(l, at, "ssm_norm", &file(tensor::SSM_NORM), out, heads)?;
-    let gate = Op::GatedAct { activation: ActivationFn::Silu };
-    let gated = l.graph.push(at, "ssm_gate", gate, &[z, out])?[1];
+    Ok(out)
+}
+
+/// Appends a norm of each head of what the rule gave, times the gate's activation.
+pub(super) fn gated_norm(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    [gate, out]: [ValueId; 2],
+    heads: usize,
+    activation: ActivationFn,
+) -> Result<ValueId, LowerError> {
+    let at = Some(layer);
+    let out = norm::lower(l, at, "ssm_norm", &blk(layer.index(), tensor::SSM_NORM), out, heads)?;
+    let gated = l.graph.push(at, "ssm_gate", Op::GatedAct { activation }, &[gate, out])?[1];
     l.graph.tap(at, Stage::SsmNorm, &[gated])?;
-    mixer::end(l, layer, x, gated, tensor::SSM_OUT)
+    Ok(gated)
 }
 
 /// q, k and v side by side, and the gate of what comes out. Old files of Qwen3-Next have all four in one tensor, in which each

@@ -29,6 +29,7 @@ pub fn lower(
     let xbc = mixer::project(l, layer, "xbc_proj", rows(inner, conv_width), normed)?;
     let dt = mixer::project(l, layer, "dt_proj", rows(inner + conv_width, num_heads), normed)?;
     let conv = Conv {
+        name: "conv",
         weight: tensor::SSM_CONV1D,
         bias: Some(tensor::SSM_CONV1D_BIAS),
         activation: Some(ActivationFn::Silu),

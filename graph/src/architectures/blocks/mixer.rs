@@ -28,6 +28,8 @@ pub(super) fn project(
 
 /// A causal convolution's tensors, and what is made of its sums.
 pub(super) struct Conv {
+    /// Of the node.
+    pub name: &'static str,
     /// [C, kernel].
     pub weight: &'static str,
     /// [C].
@@ -38,8 +40,20 @@ pub(super) struct Conv {
     pub kernel: usize,
 }
 
-/// Appends a causal convolution with its state.
+/// Appends a causal convolution with its state, which its layer has once.
 pub(super) fn conv(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    x: ValueId,
+    conv: &Conv,
+) -> Result<ValueId, LowerError> {
+    let out = convolve(l, layer, x, conv)?;
+    l.graph.tap(Some(layer), Stage::ConvOut, &[out])?;
+    Ok(out)
+}
+
+/// Appends a causal convolution with its state, one of several.
+pub(super) fn convolve(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     x: ValueId,
@@ -47,7 +61,7 @@ pub(super) fn conv(
 ) -> Result<ValueId, LowerError> {
     let channels = l.graph.value(x).shape.width().unwrap_or(0);
     let file = |rest: &str| blk(layer.index(), rest);
-    let weight = l.floats(&file(conv.weight), &[channels, conv.kernel])?;
+    let weight = l.conv_weight(&file(conv.weight), channels, conv.kernel)?;
     let bias = match conv.bias {
         Some(bias) => l.opt_vector(&file(bias), channels, Presence::Required)?,
         None => None,
@@ -55,9 +69,7 @@ pub(super) fn conv(
     let state = l.graph.add_sequence_state(StateRole::Conv, layer, &[channels, conv.kernel - 1]);
     let attrs = CausalConvAttrs { weight, bias, activation: conv.activation, state };
     let inputs = [x, l.graph.inputs.positions, l.graph.inputs.sequence];
-    let out = only(l.graph.push(Some(layer), "conv", Op::CausalConv(attrs), &inputs)?);
-    l.graph.tap(Some(layer), Stage::ConvOut, &[out])?;
-    Ok(out)
+    Ok(only(l.graph.push(Some(layer), conv.name, Op::CausalConv(attrs), &inputs)?))
 }
 
 /// Appends the product behind what a mixer made, and adds it to the residual stream `x`.

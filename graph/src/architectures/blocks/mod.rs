@@ -8,6 +8,7 @@ pub mod delta_net;
 pub mod dense_ffn;
 pub mod embedding;
 pub mod ffn;
+pub mod kda;
 mod latent_attention;
 pub mod lm_head;
 pub mod mamba2;

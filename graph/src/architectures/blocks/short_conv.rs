@@ -23,7 +23,7 @@ pub fn lower(
     let c = mixer::project(l, layer, "c_proj", part(1), normed)?;
     let inner = mixer::project(l, layer, "x_proj", part(2), normed)?;
     let gated = only(l.graph.push(at, "conv_input", Op::Mul, &[b, inner])?);
-    let conv = Conv { weight: tensor::SHORTCONV_CONV, bias: None, activation: None, kernel };
+    let conv = Conv { name: "conv", weight: tensor::SHORTCONV_CONV, bias: None, activation: None, kernel };
     let mixed = mixer::conv(l, layer, gated, &conv)?;
     let gated = only(l.graph.push(at, "conv_gated", Op::Mul, &[c, mixed])?);
     l.graph.tap(at, Stage::ConvGated, &[gated])?;

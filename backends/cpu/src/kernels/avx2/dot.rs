@@ -8,6 +8,7 @@
 
 use super::super::layout::TileStep;
 use super::super::prefetch::{Asked, Rows, ask};
+use super::coded;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
@@ -35,7 +36,7 @@ pub unsafe fn dot<const HINT: i32>(
             Format::Q6K => blocks::<HINT, 210, 256, false>(rows, tile, out, |b, t| q6_k(b, t)),
             Format::Q8_0 => blocks::<HINT, 34, 32, false>(rows, tile, out, |b, t| q8_0(b, t)),
             Format::Q4_0 => blocks::<HINT, 18, 32, false>(rows, tile, out, |b, t| q4_0(b, t)),
-            _ => return false,
+            other => return coded::dot::<HINT>(other, rows, tile, out),
         }
     }
     true

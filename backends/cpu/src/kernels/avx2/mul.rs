@@ -56,7 +56,7 @@ unsafe fn part<const T: usize>(
         for t in 0..T {
             float[t] = _mm256_loadu_ps(out.get_unchecked(first + t).0.as_ptr().add(8 * half));
         }
-        // Adds `ints` · (the panel's scale · the token's) of block `at`.
+        // Adds `ints` · (the panel's scale · the token's number `at`).
         let scaled = |float: __m256, by: &Lanes, at: usize, t: usize, ints: __m256i| {
             let a = _mm256_set1_ps(*tile.scale.get_unchecked(at * tokens + first + t));
             let by = _mm256_mul_ps(_mm256_load_ps(by.0.as_ptr().add(8 * half)), a);
@@ -94,9 +94,15 @@ unsafe fn part<const T: usize>(
                     total[t] = _mm256_add_epi32(total[t], _mm256_mullo_epi32(int[t], by));
                 } else {
                     if layout.zero == Zero::Min {
-                        float[t] = scaled(float[t], &panel.min[s], s, t, _mm256_set1_epi32(sum(t)));
+                        float[t] = scaled(
+                            float[t],
+                            &panel.min[s],
+                            s * layout.sub_elems / 32,
+                            t,
+                            _mm256_set1_epi32(sum(t)),
+                        );
                     }
-                    float[t] = scaled(float[t], &panel.scale[s], s, t, int[t]);
+                    float[t] = scaled(float[t], &panel.scale[s], s * layout.sub_elems / 32, t, int[t]);
                 }
             }
         }

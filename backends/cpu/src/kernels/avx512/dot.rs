@@ -3,8 +3,9 @@
 //! line is asked for ahead, at least four rows ahead, since hardware streams do not follow four rows at once.
 //!
 //! Integer sums are exact inside a block, scales of sub-blocks included; floats are summed once a block, first to last, as
-//! `mul::mul_q8` defines it.
+//! `mul::mul_q8` defines it. Formats whose codes are looked up go through AVX2's kernels: the looking up is what takes time.
 
+use super::super::avx2::coded;
 use super::super::avx2::dot::{scales, scales_and_mins as packed_scales_and_mins};
 use super::super::layout::TileStep;
 use super::super::prefetch::{Asked, Rows, ask};
@@ -35,7 +36,7 @@ pub unsafe fn dot<const HINT: i32>(
             Format::Q6K => super_blocks::<HINT, 210, false>(rows, tile, out, |b, t| q6_k(b, t)),
             Format::Q8_0 => pairs_of_blocks::<HINT, 34>(rows, tile, out, |b| q8_0(b), 128),
             Format::Q4_0 => pairs_of_blocks::<HINT, 18>(rows, tile, out, |b| nibbles(b.add(2)), 8),
-            _ => return false,
+            other => return coded::dot::<HINT>(other, rows, tile, out),
         }
     }
     true

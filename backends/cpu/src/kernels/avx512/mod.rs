@@ -1,5 +1,6 @@
 //! The AVX-512 + VNNI versions of the matmul kernels.
 
+mod coded;
 pub mod dot;
 pub mod mul;
 pub mod unpack;
@@ -33,7 +34,9 @@ pub fn mul_for(layout: PanelLayout, tokens: usize) -> Option<Mul> {
         (32, Zero::Shift(4), false) => by_tokens!(32, 4, false),
         (32, Zero::Shift(7), false) => by_tokens!(32, 7, false),
         (32, Zero::Min, false) => by_tokens!(32, MIN, false),
+        (16, Zero::Shift(4), false) => by_tokens!(16, 4, false),
         (32, Zero::Shift(7), true) => by_tokens!(32, 7, true),
+        (16, Zero::Shift(7), true) => by_tokens!(16, 7, true),
         (16, Zero::Shift(2), true) => by_tokens!(16, 2, true),
         (16, Zero::Shift(5), true) => by_tokens!(16, 5, true),
         (32, Zero::Min, true) => by_tokens!(32, MIN, true),

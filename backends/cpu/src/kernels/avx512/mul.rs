@@ -9,7 +9,8 @@ use std::arch::x86_64::*;
 pub const MIN: u32 = 32;
 
 /// `out[t] += panel × tile` for `T` tokens and `subs` sub-blocks of `SUB` elements, as `mul::mul_q8` defines it. With
-/// `SUPER` the panel is a super-block under one activation scale; else a sub-block is a block with an activation scale.
+/// `SUPER` the panel is a super-block under one activation scale; else a sub-block is a block,
+/// and each 32 elements have an activation scale.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, VL and VNNI. `tile` holds `subs · SUB` elements of `T` tokens with their sums and
@@ -54,11 +55,11 @@ pub unsafe fn mul<const T: usize, const SUB: usize, const SHIFT: u32, const SUPE
                 }
             } else {
                 if SHIFT == MIN {
-                    float = add_scaled(float, &panel.min[s], tile.scale, s, |t| {
+                    float = add_scaled(float, &panel.min[s], tile.scale, s * SUB / 32, |t| {
                         _mm512_set1_epi32(*sums.add(s * T + t))
                     });
                 }
-                float = add_scaled(float, &panel.scale[s], tile.scale, s, |t| int[t]);
+                float = add_scaled(float, &panel.scale[s], tile.scale, s * SUB / 32, |t| int[t]);
             }
         }
         if SUPER {

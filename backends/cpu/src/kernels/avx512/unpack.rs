@@ -1,26 +1,27 @@
 //! Unpacking a panel with AVX-512: 16 bytes of each of 16 rows are loaded into the lanes of four vectors and
 //! transposed as 4 × 4 dwords inside each lane, which leaves four consecutive bytes of all 16 rows in one vector. Bits
-//! are then taken apart 64 at a time. Scales go the same way.
+//! are then taken apart 64 at a time. Scales go the same way. Formats whose codes are looked up are in `coded.rs`.
 
 use super::super::layout::{IntLanes, Lanes, PANEL_ROWS, Panel, PanelF32};
 use super::super::unpack::{E2M1_LEVELS, IQ4_LEVELS};
+use super::coded;
 use half::f16;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
 /// Where a panel's rows are: `rows` may not be fewer than 16.
 #[derive(Clone, Copy)]
-struct Rows {
+pub struct Rows {
     /// The first row.
-    at: *const u8,
+    pub at: *const u8,
     /// Bytes from row to row.
-    stride_bytes: usize,
+    pub stride_bytes: usize,
 }
 
 impl Rows {
     /// The same rows, `bytes` further on.
     #[inline]
-    fn offset(self, bytes: usize) -> Rows {
+    pub fn offset(self, bytes: usize) -> Rows {
         Rows { at: self.at.wrapping_add(bytes), ..self }
     }
 
@@ -30,7 +31,7 @@ impl Rows {
     /// 16 bytes are readable in each of the 16 rows; the CPU has AVX-512 F.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load(self) -> [__m512i; 4] {
+    pub unsafe fn load(self) -> [__m512i; 4] {
         let (p, s) = (self.at, self.stride_bytes);
         let mut x = [_mm512_setzero_si512(); 4];
         for (i, x) in x.iter_mut().enumerate() {
@@ -72,7 +73,7 @@ impl Rows {
 /// Stores vector `k4` of the panel: elements 4·k4.. of all rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn put(panel: &mut Panel, k4: usize, x: __m512i) {
+pub fn put(panel: &mut Panel, k4: usize, x: __m512i) {
     let to = &mut panel.q[k4 * 4 * PANEL_ROWS..][..4 * PANEL_ROWS];
     // SAFETY: `to` is 64 bytes; the panel is aligned to 64.
     unsafe { _mm512_store_si512(to.as_mut_ptr().cast(), x) }
@@ -173,6 +174,18 @@ pub unsafe fn unpack(format: Format, at: *const u8, stride_bytes: usize, elems: 
             Format::Q5_1 => small_blocks::<24, 8, true>(rows, elems, None, panel),
             Format::Iq4Nl => small_blocks::<18, 2, false>(rows, elems, Some(&IQ4_LEVELS), panel),
             Format::Mxfp4 => small_blocks::<17, 1, false>(rows, elems, Some(&E2M1_LEVELS), panel),
+            Format::Iq2Xxs
+            | Format::Iq2Xs
+            | Format::Iq2S
+            | Format::Iq3Xxs
+            | Format::Iq3S
+            | Format::Iq1S
+            | Format::Iq1M
+            | Format::Tq1_0
+            | Format::Tq2_0
+            | Format::Nvfp4
+            | Format::Q1_0
+            | Format::Q2_0 => coded::unpack(format, rows, elems, panel),
             Format::F32 | Format::F16 | Format::Bf16 => {}
         }
     }

@@ -51,7 +51,7 @@ unsafe fn part<const T: usize>(
     let mut minima = [[vdupq_n_s32(0); QUARTERS]; T];
     // SAFETY: offsets stay inside the panel, the tile and `out`, whose sizes the caller vouches for.
     unsafe {
-        // Adds `ints` · (the panel's scale · the token's) of block `at`.
+        // Adds `ints` · (the panel's scale · the token's number `at`).
         let scaled =
             |float: float32x4_t, by: &Lanes, at: usize, t: usize, quarter: usize, ints: int32x4_t| {
                 let a = *tile.scale.get_unchecked(at * tokens + first + t);
@@ -89,12 +89,12 @@ unsafe fn part<const T: usize>(
                         }
                         continue;
                     }
-                    let to = to.add(4 * quarter);
+                    let (to, at) = (to.add(4 * quarter), s * layout.sub_elems / 32);
                     let mut float = vld1q_f32(to);
                     if layout.zero == Zero::Min {
-                        float = scaled(float, &panel.min[s], s, t, quarter, vdupq_n_s32(sum(t)));
+                        float = scaled(float, &panel.min[s], at, t, quarter, vdupq_n_s32(sum(t)));
                     }
-                    vst1q_f32(to, scaled(float, &panel.scale[s], s, t, quarter, x));
+                    vst1q_f32(to, scaled(float, &panel.scale[s], at, t, quarter, x));
                 }
             }
         }
