@@ -19,7 +19,7 @@ impl Runs for DownCombine {
             let SharedExpert { down, x, gate, add: Sum { node: _, other: _, y: _ }, scaled } = shared;
             let has_room = |down: &Product| {
                 let Product { node: _, x, weight, bias: None, scale: _, y: _ } = down else { return false };
-                any_rows(weight)
+                any_rows(graph, weight)
                     && one_row(graph, *x)
                     && width(graph, *x).saturating_add(routed) <= MAX_STAGED_ELEMS
             };

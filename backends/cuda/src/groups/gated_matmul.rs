@@ -37,7 +37,7 @@ impl Runs for GatedMatMul {
         };
         norm.iter().for_each(norms);
         add.iter().for_each(|Sum { node: _, other: _, y: _ }| {});
-        any_rows(weight)
+        any_rows(graph, weight)
             && same_width
             && one_row(graph, *x)
             && width(graph, *x) <= MAX_NORM_ELEMS
