@@ -168,7 +168,10 @@ const MORE: &[(&str, &str)] = &[
     ("bailingmoe3/", "as kimi-linear"),
     ("deepseek2/", "latent attention is op by op: slices, heads' products, what is put side by side"),
     ("gemma4/", "norms of values, two feed-forward parts with norms of their own, further inputs"),
-    ("kimi-linear/", "no group has a recurrence: three products and convolutions of their own in front of it"),
+    (
+        "kimi-linear/",
+        "no group has a recurrence: three products and convolutions of their own in front of it",
+    ),
     ("llama4/", "norms behind RoPE without weight, weights on the experts' input"),
     ("mistral4/", "latent attention, as in deepseek2"),
     ("nemotron_h_moe/latent", "experts without a gate on a latent of their own are launches of their own"),
