@@ -141,6 +141,8 @@ pub(super) static NEMOTRON_H_MOE: Family = Family {
                 arch::FEED_FORWARD_LENGTH,
                 counts(blocks().map(|b| if *b == b'E' { p.moe_intermediate_size } else { 0 })),
             ),
+            // Its files name the norms' epsilon so, though they are RMSNorm.
+            (arch::LAYER_NORM_EPS, MetaValue::F32(p.rms_norm_eps)),
             (arch::EXPERT_SHARED_FEED_FORWARD_LENGTH, count(p.shared_expert_intermediate_size)),
             (arch::EXPERT_SHARED_COUNT, count(1)),
             (arch::EXPERT_WEIGHTS_NORM, MetaValue::Bool(true)),
