@@ -87,7 +87,7 @@ pub struct ListenArgs {
     #[arg(long, value_name = "KEY", env = "MOE_RUN_API_KEY", hide_env_values = true, value_parser = key)]
     pub api_key: Option<String>,
 
-    /// Origin of web pages that may ask, beside this machine's: https://chat.example; `*` for any; may be given more than once
+    /// Origin of web pages that may ask, beside this machine's: `https://chat.example`; `*` for any; may be given more than once
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
 
