@@ -86,7 +86,7 @@ pub const IQ3_S_LEVELS: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 /// Eight times what the digits of the IQ1 grid stand for: the formats add an eighth to it, or take one off.
 pub const IQ1_LEVELS: [i8; 3] = [-8, 0, 8];
 
-/// Digits of the grids' rows, as [`rows`] has them: what a shader unfolds.
+/// Digits of the grids' rows, as `rows` has them: what a shader unfolds.
 pub mod digits {
     use super::{LONG, SHORT, members, rows};
 
