@@ -16,10 +16,10 @@ fn $W_quants(row: u32, group: u32) -> vec4<u32> {
 fn $W_scale(row: u32, group: u32) -> vec2<f32> {
     let block = $W_TABLE_WORDS + row + (group >> 4u) * 14u;
     let g = group & 15u;
-    let first = $W[block + 12u];
-    let second = $W[block + 13u];
-    let d = ((first >> 12u) & 0xfu) | ((first >> 24u) & 0xf0u) | ((second >> 4u) & 0xf00u) | ((second >> 16u) & 0xf000u);
-    let packed = select(first, second, g >= 8u) >> (16u * ((g >> 2u) & 1u));
+    let low_scales = $W[block + 12u];
+    let high_scales = $W[block + 13u];
+    let d = ((low_scales >> 12u) & 0xfu) | ((low_scales >> 24u) & 0xf0u) | ((high_scales >> 4u) & 0xf00u) | ((high_scales >> 16u) & 0xf000u);
+    let packed = select(low_scales, high_scales, g >= 8u) >> (16u * ((g >> 2u) & 1u));
     let s = (packed >> (3u * (g & 3u))) & 7u;
     return vec2<f32>(f16_to_f32(d) * 0.125 * f32(2u * s + 1u), 0.0);
 }

@@ -12,9 +12,9 @@ fn $W_quants(row: u32, group: u32) -> vec4<u32> {
     let low = $W[block + (g >> 1u)] >> (16u * (g & 1u));
     let high = $W[block + 16u + (g >> 3u)] >> (4u * (g & 7u));
     let signs = $W[block + 8u + (g >> 1u)] >> (16u * (g & 1u));
-    let first = (low & 0xffu) | ((high & 3u) << 8u);
-    let second = ((low >> 8u) & 0xffu) | ((high & 12u) << 6u);
-    return $W_signed($W_iq2_values($W_two_rows(first, second)), $W_sign_words(signs, signs >> 8u));
+    let row_a = (low & 0xffu) | ((high & 3u) << 8u);
+    let row_b = ((low >> 8u) & 0xffu) | ((high & 12u) << 6u);
+    return $W_signed($W_iq2_values($W_two_rows(row_a, row_b)), $W_sign_words(signs, signs >> 8u));
 }
 
 fn $W_scale(row: u32, group: u32) -> vec2<f32> {

@@ -4,9 +4,9 @@
 
 fn $W_quants(row: u32, group: u32) -> vec4<u32> {
     let at = row + (group >> 2u) * 9u + 1u + 2u * (group & 3u);
-    let first = $W[at];
-    let second = $W[at + 1u];
-    return vec4<u32>(mxfp4_values(first), mxfp4_values(second), mxfp4_values(first >> 4u), mxfp4_values(second >> 4u));
+    let a = $W[at];
+    let b = $W[at + 1u];
+    return vec4<u32>(mxfp4_values(a), mxfp4_values(b), mxfp4_values(a >> 4u), mxfp4_values(b >> 4u));
 }
 
 fn $W_scale(row: u32, group: u32) -> vec2<f32> {
