@@ -109,7 +109,7 @@ def compile_and_measure(job):
     """One file for one architecture: its PTX and its numbers, kept under --wheels by the hash of what they come from."""
     wheels, path, arch = job
     headers = b"".join(p.read_bytes() for p in sorted(headers_of(path, set())))
-    key = hashlib.sha256(repr((OLD, NEW, PTXAS, OPTIONS, "with local bytes", arch, path.name)).encode() + headers + path.read_bytes()).hexdigest()
+    key = hashlib.sha256(repr((OLD, NEW, PTXAS, OPTIONS, "in a process of its own", arch, path.name)).encode() + headers + path.read_bytes()).hexdigest()
     kept = wheels / "kept"
     kept.mkdir(exist_ok=True)
     ptx, numbers = kept / f"{key}.ptx", kept / f"{key}.json"
@@ -149,7 +149,7 @@ def main():
 
     sources = sorted(KERNELS.glob("*.cu"))
     if args.arch:
-        with multiprocessing.Pool(args.jobs) as pool:
+        with multiprocessing.Pool(args.jobs, maxtasksperchild=1) as pool:
             done = pool.map(compile_and_measure, [(args.wheels, path, args.arch) for path in sources], chunksize=1)
         for _, numbers in done:
             for name, row in numbers.items():
@@ -158,7 +158,8 @@ def main():
     wrong, rows, hashed = [], {}, sources_hash()
     (KERNELS / "ptx").mkdir(exist_ok=True)
     jobs = [(args.wheels, path, arch) for arch in EMBEDDED + NEWER for path in sources]
-    with multiprocessing.Pool(args.jobs) as pool:
+    # A process a compilation: NVRTC numbers calls and registers on from what the process compiled before.
+    with multiprocessing.Pool(args.jobs, maxtasksperchild=1) as pool:
         done = pool.map(compile_and_measure, jobs, chunksize=1)
     if sources_hash() != hashed:
         raise SystemExit("the sources were changed meanwhile: nothing was compared or written, run it again")
