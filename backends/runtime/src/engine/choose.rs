@@ -3,8 +3,7 @@
 //! In order: log probabilities, from the untouched logits; `logit_bias`, added; presence and frequency penalties for tokens that
 //! were generated, as OpenAI defines them; what a [`Constraint`] does not allow; then [`Sampler`]'s own order, from the repetition penalty on.
 
-use crate::error::BackendError;
-use crate::generate::{Constraint, ConstraintFailure};
+use crate::generate::{Constraint, GenerateError};
 use crate::sampler::{Sampler, SamplerError, SamplerOptions};
 use crate::sequences::{Experts, Sequences};
 use moe_run_graph::ids::TokenId;
@@ -67,20 +66,6 @@ pub struct Chosen {
     pub experts: Experts,
 }
 
-/// Why no token was chosen.
-#[derive(Debug, thiserror::Error)]
-pub enum ChooseError {
-    /// The logits could not be had.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// They could not be chosen from.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-    /// The text can no longer be held to its constraint.
-    #[error(transparent)]
-    Constraint(ConstraintFailure),
-}
-
 /// Chooses the tokens of one request.
 pub(super) struct Chooser {
     choose: Choose,
@@ -130,7 +115,7 @@ impl Chooser {
         row: usize,
         history: &[TokenId],
         logits: &mut Vec<f32>,
-    ) -> Result<Chosen, ChooseError> {
+    ) -> Result<Chosen, GenerateError> {
         if self.is_plain_argmax() {
             return Ok(Chosen {
                 token: sequences.argmax(row)?,
@@ -159,15 +144,15 @@ impl Chooser {
         let token = match &mut self.constraint {
             None => self.sampler.sample(logits, history)?,
             Some(constraint) => {
-                let allowed = constraint.allowed().map_err(ChooseError::Constraint)?;
+                let allowed = constraint.allowed().map_err(GenerateError::Constraint)?;
                 let token = match self.sampler.sample_allowed(logits, allowed, history) {
                     // Nothing fits: the rule's failure, not the model's.
                     Err(error @ SamplerError::NoCandidate) => {
-                        return Err(ChooseError::Constraint(error.into()));
+                        return Err(GenerateError::Constraint(error.into()));
                     }
                     chosen => chosen?,
                 };
-                constraint.accept(token).map_err(ChooseError::Constraint)?;
+                constraint.accept(token).map_err(GenerateError::Constraint)?;
                 token
             }
         };

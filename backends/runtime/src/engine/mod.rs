@@ -10,7 +10,7 @@ mod meter;
 mod scheduler;
 mod thread;
 
-pub use choose::{Choose, ChooseError, Chosen};
+pub use choose::{Choose, Chosen};
 pub use meter::{Histogram, Meter};
 pub use scheduler::Scheduler;
 pub use thread::{Engine, Refused};

@@ -4,9 +4,10 @@
 //! out, the youngest request gives its own back and waits at the head of the queue, to be computed anew, which gives it the same
 //! bits. A request whose beginning another one is computing waits for it.
 
-use super::choose::{ChooseError, Chooser};
+use super::choose::Chooser;
 use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
 use crate::error::BackendError;
+use crate::generate::GenerateError;
 use crate::sequences::{Experts, Feed, SequenceId, Sequences};
 use crate::step::BLOCK_TOKENS;
 use moe_run_graph::ids::TokenId;
@@ -402,7 +403,7 @@ impl Scheduler {
         let Running { task, held, .. } = &mut self.running[at];
         let mut chosen = match task.chooser.next(&mut self.sequences, row, &task.tokens, &mut self.logits) {
             Ok(chosen) => chosen,
-            Err(ChooseError::Constraint(error)) => return Some(EndReason::NotHeld(error.to_string())),
+            Err(GenerateError::Constraint(error)) => return Some(EndReason::NotHeld(error.to_string())),
             Err(error) => return Some(EndReason::Failed(error.to_string())),
         };
         if task.wants_experts {
