@@ -54,6 +54,19 @@ pub struct SharedExpert {
     pub scaled: Option<Scaled>,
 }
 
+/// The values that the sums become one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sums {
+    /// The last of them: what the group gives.
+    pub y: ValueId,
+    /// The routed experts' sum, where it is not the last.
+    pub routed: Option<ValueId>,
+    /// That with the shared expert's output, where there is one and it is not the last.
+    pub with_shared: Option<ValueId>,
+    /// The mean of both, where it is taken and not the last.
+    pub mean: Option<ValueId>,
+}
+
 /// Down, weighted sum, additions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DownCombine {
@@ -65,6 +78,19 @@ pub struct DownCombine {
     pub shared: Option<SharedExpert>,
     /// The residual stream.
     pub add: Option<Sum>,
+}
+
+impl DownCombine {
+    /// The sums in their order.
+    #[must_use]
+    pub fn sums(&self) -> Sums {
+        let (routed, shared) = (self.combined.y, self.shared.as_ref());
+        let with_shared = shared.map(|shared| shared.add.y);
+        let mean = shared.and_then(|shared| shared.scaled.as_ref()).map(|scaled| scaled.y);
+        let y = self.add.as_ref().map(|add| add.y).or(mean).or(with_shared).unwrap_or(routed);
+        let inner = |value: Option<ValueId>| value.filter(|value| *value != y);
+        Sums { y, routed: inner(Some(routed)), with_shared: inner(with_shared), mean: inner(mean) }
+    }
 }
 
 impl Group for DownCombine {

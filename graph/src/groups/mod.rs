@@ -18,7 +18,7 @@ pub mod route_gate_up;
 
 pub use crate::ir::pattern::{Group, LaunchPattern, Matcher, group_of};
 pub use attention_step::{AttentionStep, NormSpan, Placed};
-pub use down_combine::{DownCombine, SharedExpert, SharedGate};
+pub use down_combine::{DownCombine, SharedExpert, SharedGate, Sums};
 pub use experts_gate_up::ExpertsGateUp;
 pub use final_norm_lm_head::FinalNormLmHead;
 pub use gate_up::GateUp;

@@ -6,7 +6,7 @@ use super::{
 use crate::driver::Param;
 use crate::ops::Emit;
 use moe_run_graph::groups::parts::{Combined, Product, Scaled, Sum};
-use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate};
+use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate, Sums};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
@@ -96,18 +96,11 @@ impl Runs for DownCombine {
             ],
             None => [Param::NULL, Param::F32(1.0), Param::NULL, Param::NULL, Param::NULL],
         });
-        // What comes last is the result; what comes before it is written if somebody reads it.
+        // What comes before the last sum is written if somebody reads it.
         let scaled = shared.as_ref().and_then(|shared| shared.scaled.as_ref());
-        let sums = [
-            Some(combined.y),
-            shared.as_ref().map(|shared| shared.add.y),
-            scaled.map(|scaled| scaled.y),
-            add.as_ref().map(|add| add.y),
-        ];
-        let y = sums.into_iter().flatten().last().ok_or_else(|| BackendError::mismatch(Self::NAME))?;
-        let [sum, with_shared, mean, _] = sums.map(|value| {
-            value.filter(|value| *value != y).map_or(Param::NULL, |value| emit.opt_value(value))
-        });
+        let Sums { y, routed, with_shared, mean } = self.sums();
+        let [sum, with_shared, mean] =
+            [routed, with_shared, mean].map(|value| value.map_or(Param::NULL, |value| emit.opt_value(value)));
         params.extend([
             with_shared,
             Param::F32(scaled.map_or(1.0, |scaled| scaled.factor)),

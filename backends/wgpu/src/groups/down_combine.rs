@@ -3,7 +3,7 @@
 use super::{Runs, WORKGROUP_BYTES, experts, product, row_per_token, staged_bytes};
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use moe_run_graph::groups::parts::{Combined, Product, Scaled, Sum};
-use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate};
+use moe_run_graph::groups::{DownCombine, Group, SharedExpert, SharedGate, Sums};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
@@ -76,17 +76,11 @@ impl Runs for DownCombine {
         }
         let stored = |e: &Emitter<'_>, value| e.stored(value).unwrap_or(NONE);
         let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
-        // What comes last is the result; what comes before it is written if somebody reads it.
+        // What comes before the last sum is written if somebody reads it.
         let scaled = shared.as_ref().and_then(|shared| shared.scaled.as_ref());
-        let sums = [
-            Some(combined.y),
-            shared.as_ref().map(|shared| shared.add.y),
-            scaled.map(|scaled| scaled.y),
-            add.as_ref().map(|add| add.y),
-        ];
-        let y = sums.into_iter().flatten().last().ok_or_else(defect)?;
-        let [sum, with_shared, mean, _] =
-            sums.map(|value| value.filter(|value| *value != y).map_or(NONE, |value| stored(e, value)));
+        let Sums { y, routed, with_shared, mean } = self.sums();
+        let [sum, with_shared, mean] =
+            [routed, with_shared, mean].map(|value| value.map_or(NONE, |value| stored(e, value)));
         let shared_x = shared_down.map(|down| down.x).or(shared.as_ref().map(|shared| shared.x));
         let mut params = vec![
             ("x", e.at(down.x)?.into()),
