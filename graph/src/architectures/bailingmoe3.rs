@@ -37,12 +37,7 @@ fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     };
     let dense = read.count(arch::LEADING_DENSE_BLOCK_COUNT)?;
     let mut model = read.model(attention, read.moe_where(|layer| layer >= dense, moe)?)?;
-    let limits = |rest| Ok::<_, ConfigError>(read.opt_limits(rest)?.unwrap_or_default().into_iter());
-    let (mut experts, mut shared) = (limits(arch::SWIGLU_CLAMP_EXP)?, limits(arch::SWIGLU_CLAMP_SHEXP)?);
-    for layer in &mut model.layers {
-        layer.expert_limit = experts.next().flatten();
-        layer.limit = shared.next().flatten();
-    }
+    read.swiglu_limits(&mut model)?;
     let bound = read.opt_number(arch::KDA_GATE_LOWER_BOUND)?;
     let is_bounded = read.opt_flag(arch::KDA_SAFE_GATE)?.unwrap_or(bound.is_some());
     let decay_bound = match (is_bounded, bound) {

@@ -51,11 +51,6 @@ fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     ]);
     let routed = |layer| read.has(&blk(layer, tensor::FFN_GATE_INP));
     let mut model = read.model(attention, read.moe_where(routed, moe)?)?;
-    let limits = |rest| Ok::<_, ConfigError>(read.opt_limits(rest)?.unwrap_or_default().into_iter());
-    let (mut experts, mut shared) = (limits(arch::SWIGLU_CLAMP_EXP)?, limits(arch::SWIGLU_CLAMP_SHEXP)?);
-    for layer in &mut model.layers {
-        layer.expert_limit = experts.next().flatten();
-        layer.limit = shared.next().flatten();
-    }
+    read.swiglu_limits(&mut model)?;
     Ok(model)
 }

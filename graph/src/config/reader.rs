@@ -341,6 +341,21 @@ impl<'a> Reader<'a> {
         Ok(Some(limits.into_iter().map(|x| Some(x).filter(|x| *x > 0.0)).collect()))
     }
 
+    /// Puts the bounds of each layer's SwiGLU into a model, of the routed experts and of the rest.
+    ///
+    /// # Errors
+    /// As [`Reader::opt_limits`].
+    pub fn swiglu_limits(&self, model: &mut ModelConfig) -> Result<(), ConfigError> {
+        let limits = |rest| Ok::<_, ConfigError>(self.opt_limits(rest)?.unwrap_or_default().into_iter());
+        let mut experts = limits(keys::arch::SWIGLU_CLAMP_EXP)?;
+        let mut others = limits(keys::arch::SWIGLU_CLAMP_SHEXP)?;
+        for layer in &mut model.layers {
+            layer.expert_limit = experts.next().flatten();
+            layer.limit = others.next().flatten();
+        }
+        Ok(())
+    }
+
     pub(super) fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
         let layers = self.num_hidden_layers()?;
         if array.len() != layers && array.len() != self.num_blocks()? {
