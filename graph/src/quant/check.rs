@@ -29,7 +29,8 @@ impl NonFinite {
 
 impl Format {
     /// Where the binary16 scales and minima lie in a block.
-    const fn f16_scales(self) -> &'static [usize] {
+    #[must_use]
+    pub const fn f16_scales(self) -> &'static [usize] {
         match self {
             Format::F32 | Format::F16 | Format::Bf16 | Format::Mxfp4 | Format::Nvfp4 | Format::Iq1M => &[],
             Format::Q4_0

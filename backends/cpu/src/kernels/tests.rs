@@ -38,32 +38,7 @@ pub fn random_rows(format: Format, rows: usize, cols: usize, rng: &mut Rng) -> V
             Format::F32 => block.copy_from_slice(&rng_float(block).to_le_bytes()),
             Format::F16 => block.copy_from_slice(&half::f16::from_f32(rng_float(block)).to_le_bytes()),
             Format::Bf16 => block.copy_from_slice(&half::bf16::from_f32(rng_float(block)).to_le_bytes()),
-            Format::Q4_0
-            | Format::Q5_0
-            | Format::Q8_0
-            | Format::Iq4Nl
-            | Format::Iq4Xs
-            | Format::Iq2Xxs
-            | Format::Iq2Xs
-            | Format::Iq2S
-            | Format::Iq3Xxs
-            | Format::Iq3S
-            | Format::Iq1S
-            | Format::Q1_0
-            | Format::Q2_0 => half(&mut block[..2]),
-            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
-                half(&mut block[..2]);
-                half(&mut block[2..4]);
-            }
-            Format::Q2K => {
-                half(&mut block[80..82]);
-                half(&mut block[82..84]);
-            }
-            Format::Q3K => half(&mut block[108..]),
-            Format::Q6K => half(&mut block[208..]),
             Format::Mxfp4 => block[0] = 118 + block[0] % 8,
-            Format::Tq1_0 => half(&mut block[52..]),
-            Format::Tq2_0 => half(&mut block[64..]),
             Format::Iq1M => {
                 let mut d = [0; 2];
                 half(&mut d);
@@ -71,6 +46,13 @@ pub fn random_rows(format: Format, rows: usize, cols: usize, rng: &mut Rng) -> V
             }
             // Every byte is a scale that is finite.
             Format::Nvfp4 => {}
+            _ => {
+                let scales = format.f16_scales();
+                assert!(!scales.is_empty(), "{format}: where is its scale?");
+                for &at in scales {
+                    half(&mut block[at..at + 2]);
+                }
+            }
         }
     }
     bytes
