@@ -70,10 +70,8 @@ pub async fn message(
     body: Bytes,
     record: &mut Option<Record>,
 ) -> Result<Response<Body>, ApiError> {
-    let model = server.model()?;
-    let asking = Arc::clone(&model);
-    let Asked { prompt, sampling, constraints, streams, writer } =
-        server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
+    let (model, asked) = server.asked(body, Asked::read).await?;
+    let Asked { prompt, sampling, constraints, streams, writer } = asked;
     let receiver =
         model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control(), constraints)?;
     let shape =

@@ -243,17 +243,7 @@ mod tests {
         }
         parts.extend(streamed.end(0, finished(EndReason::EndToken)));
         parts.extend(streamed.finish());
-        let text = String::from_utf8(parts.concat()).unwrap();
-        let events: Vec<Value> = text
-            .split("\n\n")
-            .filter(|event| !event.is_empty())
-            .map(|event| {
-                let (name, data) = event.split_once('\n').unwrap();
-                let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
-                assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
-                data
-            })
-            .collect();
+        let events = crate::respond::named_events(&parts);
         let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
         assert_eq!(
             (kinds[0], kinds[kinds.len() - 2], kinds[kinds.len() - 1]),

@@ -69,10 +69,8 @@ pub async fn chat(
     body: Bytes,
     record: &mut Option<Record>,
 ) -> Result<Response<Body>, ApiError> {
-    let model = server.model()?;
-    let asking = Arc::clone(&model);
-    let Asked { prompt, sampling, constraints, streams, includes_usage, writers } =
-        server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
+    let (model, asked) = server.asked(body, Asked::read).await?;
+    let Asked { prompt, sampling, constraints, streams, includes_usage, writers } = asked;
     let receiver =
         model.submit(std::slice::from_ref(&prompt), &sampling, model.spells_control(), constraints)?;
     let id = new_id("chatcmpl-");
@@ -280,14 +278,7 @@ impl Shape for Chat {
     }
 
     fn finish(&mut self) -> Vec<Bytes> {
-        let mut parts = Vec::new();
-        if self.includes_usage {
-            let mut chunk = self.chunk(json!([]));
-            chunk["usage"] = self.tokens.json();
-            parts.push(respond::data(&chunk));
-        }
-        parts.push(respond::done());
-        parts
+        self.tokens.end_of_stream(self.includes_usage.then(|| self.chunk(json!([]))))
     }
 
     fn error(&self, error: &ApiError) -> Bytes {

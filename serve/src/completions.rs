@@ -127,10 +127,8 @@ pub async fn completions(
     body: Bytes,
     record: &mut Option<Record>,
 ) -> Result<Response<Body>, ApiError> {
-    let model = server.model()?;
-    let asking = Arc::clone(&model);
-    let Asked { prompts, sampling, constraints, streams, includes_usage, echoes } =
-        server.on_worker(move || Asked::read(Fields::parse(&body)?, &asking)).await?;
+    let (model, asked) = server.asked(body, Asked::read).await?;
+    let Asked { prompts, sampling, constraints, streams, includes_usage, echoes } = asked;
     let receiver = model.submit(&prompts, &sampling, false, constraints)?;
     let count = prompts.len() * sampling.n;
     let echo =
@@ -287,14 +285,7 @@ impl Shape for Completions {
     }
 
     fn finish(&mut self) -> Vec<Bytes> {
-        let mut parts = Vec::new();
-        if self.includes_usage {
-            let mut chunk = self.chunk(json!([]));
-            chunk["usage"] = self.tokens.json();
-            parts.push(respond::data(&chunk));
-        }
-        parts.push(respond::done());
-        parts
+        self.tokens.end_of_stream(self.includes_usage.then(|| self.chunk(json!([]))))
     }
 
     fn error(&self, error: &ApiError) -> Bytes {

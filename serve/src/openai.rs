@@ -1,5 +1,6 @@
 //! What OpenAI's endpoints have in common: ids, usage, log probabilities, and the fields that are refused.
 
+use hyper::body::Bytes;
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::{Chosen, Usage};
 use moe_run_text::tokenizer::Tokenizer;
@@ -8,6 +9,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::fields::{Refusal, if_empty, never};
+use crate::respond;
 
 /// What a log probability of minus infinity is said as: JSON has no infinities.
 const LEAST_LOGPROB: f32 = -9999.0;
@@ -80,6 +82,15 @@ impl Tokens {
 }
 
 impl Tokens {
+    /// What stands behind the last choice of a stream: the usage in a chunk without choices, where it is asked for, and the mark.
+    pub fn end_of_stream(&self, chunk: Option<Value>) -> Vec<Bytes> {
+        let with_usage = |mut chunk: Value| {
+            chunk["usage"] = self.json();
+            respond::data(&chunk)
+        };
+        chunk.map(with_usage).into_iter().chain([respond::done()]).collect()
+    }
+
     /// The object of OpenAI's responses.
     pub fn of_response(&self) -> Value {
         let Tokens { prompt, cached, output, reasoning } = self;

@@ -76,3 +76,18 @@ pub fn data(value: &Value) -> Bytes {
 pub fn done() -> Bytes {
     Bytes::from_static(b"data: [DONE]\n\n")
 }
+
+/// What events say whose name is their type: Anthropic's, and those of OpenAI's responses.
+#[cfg(test)]
+pub fn named_events(parts: &[Bytes]) -> Vec<Value> {
+    let text = String::from_utf8(parts.concat()).unwrap();
+    text.split("\n\n")
+        .filter(|event| !event.is_empty())
+        .map(|event| {
+            let (name, data) = event.split_once('\n').unwrap();
+            let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+            assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
+            data
+        })
+        .collect()
+}

@@ -376,17 +376,7 @@ mod tests {
         }
         parts.extend(streamed.end(0, finished(EndReason::EndToken)));
         parts.extend(streamed.finish());
-        let stream = String::from_utf8(parts.concat()).unwrap();
-        let events: Vec<Value> = stream
-            .split("\n\n")
-            .filter(|event| !event.is_empty())
-            .map(|event| {
-                let (name, data) = event.split_once('\n').unwrap();
-                let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
-                assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
-                data
-            })
-            .collect();
+        let events = crate::respond::named_events(&parts);
         for (number, event) in events.iter().enumerate() {
             assert_eq!(event["sequence_number"], number);
         }

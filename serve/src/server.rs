@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
 use crate::error::ApiError;
+use crate::fields::Fields;
 use crate::model::Model;
 use crate::openai::new_id;
 use crate::record::Record;
@@ -101,6 +102,20 @@ impl Server {
             Some(model) => Ok(Arc::clone(model)),
             None => unavailable("loading", "the model is being loaded"),
         }
+    }
+
+    /// The model, and what a body asks of it.
+    ///
+    /// Errors: as [`Server::model`], and what is wrong with the body.
+    pub async fn asked<T: Send + 'static>(
+        &self,
+        body: Bytes,
+        read: impl FnOnce(Fields, &Model) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(Arc<Model>, T), ApiError> {
+        let model = self.model()?;
+        let asking = Arc::clone(&model);
+        let asked = self.on_worker(move || read(Fields::parse(&body)?, &asking)).await?;
+        Ok((model, asked))
     }
 
     /// Work that takes processor time, off the threads that serve connections.
