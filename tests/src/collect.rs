@@ -37,7 +37,7 @@ impl Observer for Collect {
         _elapsed: Duration,
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
-        for (stage, layer, held) in changed_states(plan, launch, values)? {
+        for (stage, layer, held) in changed_states(plan, launch, values, |_, _| true)? {
             self.states.insert(stage.path(Some(layer.index())), held);
         }
         Ok(())

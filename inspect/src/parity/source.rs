@@ -69,7 +69,7 @@ pub(super) fn changed_states(
     let message = |(stage, layer, held): (_, LayerIdx, _)| {
         (Key { stage, layer: Some(layer.index()), first_position }, held)
     };
-    Ok(states::changed_states(plan, launch, values)?.into_iter().map(message).collect())
+    Ok(states::changed_states(plan, launch, values, |_, _| true)?.into_iter().map(message).collect())
 }
 
 /// Where stages come from.

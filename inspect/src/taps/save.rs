@@ -9,7 +9,7 @@ use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header
 use super::{RowAxis, RunSettings, floats};
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, Stage, StepSizes};
+use moe_run_graph::ir::{Graph, LayerIdx, Stage, StepSizes};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{ExecutableInfo, Observer, TapValue, ValueAccess};
@@ -496,8 +496,9 @@ impl Observer for SaveSink {
         _elapsed: Duration,
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
-        for (stage, layer, held) in changed_states(plan, launch, values)? {
-            let Some(at) = self.index.get(&(stage, Some(layer.index()))).copied() else { continue };
+        let at = |stage, layer: LayerIdx| self.index.get(&(stage, Some(layer.index()))).copied();
+        for (stage, layer, held) in changed_states(plan, launch, values, |s, l| at(s, l).is_some())? {
+            let Some(at) = at(stage, layer) else { continue };
             // What a later step leaves takes its place.
             let row = floats(&held.data);
             let entry = &mut self.entries[at];
