@@ -49,7 +49,8 @@ impl Launch for CausalConv {
             let bias = self.bias.as_ref().map(|b| &b[columns.clone()]);
             let (past, sums) = scratch.normed.split_at_mut(kept * CHUNK_CHANNELS);
             let (past, sums) = (&mut past[..kept * width], &mut sums[..width]);
-            for (place, tokens) in step.tiles(usize::MAX) {
+            for run in step.runs {
+                let (place, tokens) = (step.sequences[run.sequence].place as usize, run.rows.clone());
                 // The state has the inputs of a channel side by side; here the channels are.
                 let (_, state) = chunk.row_and_state(step, (&self.out, tokens.start), (&self.state, place));
                 for (i, x) in past.iter_mut().enumerate() {

@@ -92,10 +92,7 @@ impl Step<'_> {
     pub fn tiles(&self, most: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
         self.runs.iter().flat_map(move |run| {
             let (place, end) = (self.sequences[run.sequence].place as usize, run.rows.end);
-            run.rows
-                .clone()
-                .step_by(most)
-                .map(move |first| (place, first..first.saturating_add(most).min(end)))
+            run.rows.clone().step_by(most).map(move |first| (place, first..(first + most).min(end)))
         })
     }
 
