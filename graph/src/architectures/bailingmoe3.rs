@@ -9,7 +9,7 @@ use super::blocks::attention::AttentionSpec;
 use super::blocks::decoder::{self, DecoderSpec};
 use super::deepseek2;
 use super::kimi_linear::with_kda;
-use crate::config::{ConfigError, ModelConfig, MoeConfig, MoeDefaults, Reader};
+use crate::config::{ConfigError, ModelConfig, MoeDefaults, Reader};
 use crate::gguf::keys::arch;
 use crate::ir::{ActivationFn, GateKind, GroupScore};
 
@@ -22,21 +22,9 @@ const DECODER: DecoderSpec = DecoderSpec {
 };
 
 fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
-    let attention = read.latent_attention()?;
-    let width = read.dimension(arch::EXPERT_FEED_FORWARD_LENGTH)?;
-    // The width of all shared experts; they stand side by side in one tensor.
-    let shared_width = match read.opt_dimension(arch::EXPERT_SHARED_FEED_FORWARD_LENGTH)? {
-        Some(all) => all,
-        None => read.count(arch::EXPERT_SHARED_COUNT)? * width,
-    };
-    read.without_effect(&[arch::EXPERT_SHARED_COUNT]);
+    let shared_width = read.opt_dimension(arch::EXPERT_SHARED_FEED_FORWARD_LENGTH)?;
     let defaults = MoeDefaults { gate: GateKind::Sigmoid, norm_topk_prob: true };
-    let moe = MoeConfig {
-        groups: read.expert_groups(GroupScore::BestTwo)?,
-        ..read.moe(&defaults, width, shared_width)?
-    };
-    let dense = read.count(arch::LEADING_DENSE_BLOCK_COUNT)?;
-    let mut model = read.model(attention, read.moe_where(|layer| layer >= dense, moe)?)?;
+    let mut model = deepseek2::configure_with(read, &defaults, shared_width, |_| GroupScore::BestTwo)?;
     read.swiglu_limits(&mut model)?;
     let bound = read.opt_number(arch::KDA_GATE_LOWER_BOUND)?;
     let is_bounded = read.opt_flag(arch::KDA_SAFE_GATE)?.unwrap_or(bound.is_some());

@@ -30,21 +30,22 @@ fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     let gate = if is_flash { GateKind::Sigmoid } else { GateKind::Softmax };
     let defaults = MoeDefaults { gate, norm_topk_prob: false };
     // V2 ranks its groups by their best, and has a softmax; those behind it by their best two.
-    configure_with(read, &defaults, |gate| match gate {
+    configure_with(read, &defaults, None, |gate| match gate {
         GateKind::Softmax => GroupScore::Best,
         GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => GroupScore::BestTwo,
     })
 }
 
-/// What all have whose attention is latent.
+/// What all have whose attention is latent; `shared_width` of all shared experts where it is not theirs times a routed one's.
 pub(super) fn configure_with(
     read: &Reader<'_>,
     defaults: &MoeDefaults,
+    shared_width: Option<usize>,
     group_score: impl Fn(GateKind) -> GroupScore,
 ) -> Result<ModelConfig, ConfigError> {
     let attention = read.latent_attention()?;
     let width = read.dimension(arch::EXPERT_FEED_FORWARD_LENGTH)?;
-    let shared_width = read.count(arch::EXPERT_SHARED_COUNT)? * width;
+    let shared_width = shared_width.unwrap_or(read.count(arch::EXPERT_SHARED_COUNT)? * width);
     let moe = read.moe(defaults, width, shared_width)?;
     let moe = MoeConfig { groups: read.expert_groups(group_score(moe.gate))?, ..moe };
     let dense = read.count(arch::LEADING_DENSE_BLOCK_COUNT)?;

@@ -17,7 +17,7 @@ fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     // Nothing is rotated, whatever the file says of how.
     read.without_effect(&[arch::ROPE_FREQ_BASE]);
     let defaults = MoeDefaults { gate: GateKind::Sigmoid, norm_topk_prob: true };
-    let mut model = configure_with(read, &defaults, |_| GroupScore::BestTwo)?;
+    let mut model = configure_with(read, &defaults, None, |_| GroupScore::BestTwo)?;
     for layer in &mut model.layers {
         layer.attention.rope = None;
     }

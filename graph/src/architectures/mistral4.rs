@@ -15,6 +15,7 @@ pub(super) const ROW: Architecture = Architecture {
         deepseek2::configure_with(
             read,
             &MoeDefaults { gate: GateKind::Softmax, norm_topk_prob: false },
+            None,
             |_| GroupScore::BestTwo,
         )
     },
