@@ -4,10 +4,10 @@
 //! out, the youngest request gives its own back and waits at the head of the queue, to be computed anew, which gives it the same
 //! bits. A request whose beginning another one is computing waits for it.
 
-use super::choose::Chooser;
+use super::choose::{Choose, Chooser};
 use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
 use crate::error::BackendError;
-use crate::generate::GenerateError;
+use crate::generate::{Constraint, GenerateError};
 use crate::sequences::{Experts, Feed, SequenceId, Sequences};
 use crate::step::BLOCK_TOKENS;
 use moe_run_graph::ids::TokenId;
@@ -151,36 +151,50 @@ impl Scheduler {
         let Request { prompt, max_tokens, choose, constraint, wants_experts, end_tokens, mut listener } =
             request;
         let usage = Usage { prompt_tokens: prompt.len(), ..Usage::default() };
-        let capacity = self.sequences.capacity_tokens();
-        let why = match (prompt.len(), Chooser::new(choose, constraint)) {
-            (0, _) => "the prompt has no tokens".to_owned(),
-            (tokens, _) if tokens > capacity => {
-                BackendError::ContextFull { wanted_tokens: tokens, capacity_tokens: capacity }.to_string()
-            }
-            (_, Err(error)) => error.to_string(),
-            (_, Ok(_)) if wants_experts && self.sequences.prepare_routing().is_err() => {
-                let error = self.sequences.prepare_routing().err();
-                error.map_or_else(String::new, |error| error.to_string())
-            }
-            (_, Ok(chooser)) => {
-                self.submitted += 1;
-                self.waiting.push_back(Task {
-                    number: self.submitted,
-                    tokens: prompt,
-                    max_tokens,
-                    chooser,
-                    wants_experts,
-                    end_tokens,
-                    listener,
-                    usage,
-                    submitted: Instant::now(),
-                    last_token: None,
-                });
-                return self.count();
+        let chooser = match self.chooser(prompt.len(), choose, constraint, wants_experts) {
+            Ok(chooser) => chooser,
+            Err(why) => {
+                listener.end(&Ended { reason: EndReason::Failed(why), usage });
+                return self.release_place();
             }
         };
-        listener.end(&Ended { reason: EndReason::Failed(why), usage });
-        self.release_place();
+        self.submitted += 1;
+        self.waiting.push_back(Task {
+            number: self.submitted,
+            tokens: prompt,
+            max_tokens,
+            chooser,
+            wants_experts,
+            end_tokens,
+            listener,
+            usage,
+            submitted: Instant::now(),
+            last_token: None,
+        });
+        self.count();
+    }
+
+    /// What chooses a request's tokens; or why it cannot be run.
+    fn chooser(
+        &mut self,
+        prompt_tokens: usize,
+        choose: Choose,
+        constraint: Option<Box<dyn Constraint>>,
+        wants_experts: bool,
+    ) -> Result<Chooser, String> {
+        let capacity_tokens = self.sequences.capacity_tokens();
+        if prompt_tokens == 0 {
+            return Err("the prompt has no tokens".to_owned());
+        }
+        if prompt_tokens > capacity_tokens {
+            let full = BackendError::ContextFull { wanted_tokens: prompt_tokens, capacity_tokens };
+            return Err(full.to_string());
+        }
+        let chooser = Chooser::new(choose, constraint).map_err(|error| error.to_string())?;
+        if wants_experts {
+            self.sequences.prepare_routing().map_err(|error| error.to_string())?;
+        }
+        Ok(chooser)
     }
 
     /// One step of all who run, and what comes of it.
@@ -251,15 +265,15 @@ impl Scheduler {
     fn admit(&mut self) {
         let mut at = 0;
         while at < self.waiting.len() && self.running.len() < self.sequences.max_sequences() {
-            if self.settings.shares_prefixes && self.is_being_computed(&self.waiting[at].tokens) {
-                at += 1;
-                continue;
-            }
             let tokens = &self.waiting[at].tokens;
             let shared = match self.settings.shares_prefixes {
                 true => self.sequences.shared_prefix(tokens),
                 false => self.sequences.shared_prefix(&[]),
             };
+            if self.settings.shares_prefixes && self.is_being_computed(tokens, shared.tokens) {
+                at += 1;
+                continue;
+            }
             // Blocks that others hold now cost nothing.
             let held_by_others = shared.tokens / BLOCK_TOKENS - shared.idle_blocks;
             let wanted = self.blocks_for(tokens.len()).saturating_sub(held_by_others);
@@ -285,9 +299,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether a block of these tokens that nobody has shared yet is part of a prompt that is being read.
-    fn is_being_computed(&self, tokens: &[TokenId]) -> bool {
-        let known = self.sequences.shared_prefix(tokens).tokens;
+    /// Whether the block of these tokens behind those that are `known` is part of a prompt that is being read.
+    fn is_being_computed(&self, tokens: &[TokenId], known: usize) -> bool {
         let next = known + BLOCK_TOKENS;
         next < tokens.len()
             && self.running.iter().any(|r| {
