@@ -9,6 +9,7 @@ pub mod collect;
 pub mod faults;
 pub mod fixtures;
 pub mod http;
+pub mod random;
 pub mod random_shapes;
 pub mod recurrent;
 pub mod stages;

@@ -10,6 +10,7 @@ use std::{
 use moe_run_tests::{
     cli::{Finished, run_with_input},
     fixtures,
+    random::Random,
 };
 use moe_run_text::{
     chat::{ChatInput, ChatTemplate},
@@ -116,18 +117,6 @@ impl Sum {
             }
             self.answer.add(delta);
         }
-    }
-}
-
-/// Numbers from a seed: xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
     }
 }
 

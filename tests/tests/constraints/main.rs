@@ -16,28 +16,12 @@ use std::{
 };
 
 use moe_run_graph::{gguf::GgufFile, ids::TokenId};
-use moe_run_tests::fixtures;
+use moe_run_tests::{fixtures, random::Random};
 use moe_run_text::{constraint::Constraint, tokenizer::Tokenizer};
 use serde_json::{Value, json};
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_metadata(GgufFile::open(fixtures::tiny_q4_k_m()).unwrap().metadata()).unwrap()
-}
-
-/// Numbers from a seed: xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
 }
 
 fn allowed(constraint: &mut Constraint, tokenizer: &Tokenizer) -> Vec<TokenId> {
