@@ -2,10 +2,12 @@
 //!
 //! Input: tokens by sequence. Output: rows of logits. What a row holds does not depend on which others share its step. The
 //! pool is handed out in blocks of [`BLOCK_TOKENS`] as sequences grow; a step that does not fit changes nothing. Full blocks that
-//! a sequence shares ([`Sequences::share`]) serve any later one that begins with the same tokens ([`Sequences::open_with`]).
+//! a sequence shares ([`Sequences::share`]) serve any later one that begins with the same tokens ([`Sequences::open_with`]); where
+//! a sequence has states of its own, up to the last border at which those were kept ([`Sequences::keep_states`]).
 //! Deliberately absent: when which sequence runs, which is a scheduler's ([`crate::engine`]).
 
 mod cache_file;
+mod kept;
 mod routing;
 
 use crate::blocks::{Blocks, Key};
@@ -14,6 +16,7 @@ use crate::executable::{
     BLOCK_TOKENS, Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens,
 };
 use crate::session::check_rewind;
+use kept::KeptStates;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
 
@@ -55,6 +58,9 @@ struct Sequence {
     ends_sharing: bool,
 }
 
+/// Borders at which sequences' own states are kept, for each sequence that there is a place for.
+const KEPT_STATES_PER_SEQUENCE: usize = 2;
+
 /// Sequences that share an executable and a pool of state.
 pub struct Sequences {
     executable: Box<dyn Executable>,
@@ -62,6 +68,7 @@ pub struct Sequences {
     /// By place; `None` where nobody is.
     sequences: Vec<Option<Sequence>>,
     blocks: Blocks,
+    kept: KeptStates,
     routed: Routed,
     /// Rows of logits of the last step.
     logits_rows: usize,
@@ -89,7 +96,8 @@ impl Sequences {
         let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
         let routed = Routed::default();
-        Ok(Sequences { executable, state, sequences, blocks, routed, logits_rows: 0 })
+        let kept = KeptStates::new(KEPT_STATES_PER_SEQUENCE * max_sequences);
+        Ok(Sequences { executable, state, sequences, blocks, kept, routed, logits_rows: 0 })
     }
 
     /// What runs them.
@@ -146,39 +154,56 @@ impl Sequences {
         SharedPrefix { tokens: blocks.len() * BLOCK_TOKENS, idle_blocks }
     }
 
-    /// Whether a beginning that one sequence has computed can serve another: a state of a whole sequence stands behind its last
-    /// token only, and some backends give each sequence a state of its own.
+    /// Whether a beginning that one sequence has computed can serve another: some backends give each sequence a state of its own.
     #[must_use]
     pub fn shares_blocks(&self) -> bool {
-        self.state.shares_blocks() && self.rewind() == Rewind::Free
+        self.state.shares_blocks()
+    }
+
+    /// Whether a beginning is shared only up to where [`Sequences::keep_states`] was called: a state of a whole sequence stands
+    /// behind its last token alone.
+    #[must_use]
+    pub fn shares_kept_states(&self) -> bool {
+        self.shares_blocks() && self.rewind() == Rewind::Checkpoint
     }
 
     /// Blocks that hold the beginning of a prompt, how many of them nobody has, and their keys. At least one token is left, so
     /// that there are logits to choose from.
     fn find_prefix(&self, prompt: &[TokenId]) -> (Vec<u32>, usize, Vec<Key>) {
-        let (mut blocks, mut idle_blocks, mut keys) = (Vec::new(), 0, Vec::new());
+        let (mut found, mut keys) = (Vec::new(), Vec::new());
         if !self.shares_blocks() {
-            return (blocks, idle_blocks, keys);
+            return (Vec::new(), 0, keys);
         }
         let mut parent = Key::default();
         let usable = &prompt[..prompt.len().saturating_sub(1)];
         for tokens in usable.chunks_exact(BLOCK_TOKENS) {
-            let Some((block, is_idle)) = self.blocks.find(parent, tokens) else { break };
+            let Some(block) = self.blocks.find(parent, tokens) else { break };
             parent = parent.of(tokens);
-            blocks.push(block);
+            found.push(block);
             keys.push(parent);
-            idle_blocks += usize::from(is_idle);
         }
-        (blocks, idle_blocks, keys)
+        if self.shares_kept_states() {
+            keys.truncate(keys.iter().rposition(|key| self.kept.has(*key)).map_or(0, |last| last + 1));
+            found.truncate(keys.len());
+        }
+        let idle_blocks = found.iter().filter(|(_, is_idle)| *is_idle).count();
+        (found.into_iter().map(|(block, _)| block).collect(), idle_blocks, keys)
     }
 
     /// A new sequence that holds as much of a prompt's beginning as others have shared; how much, [`Sequences::tokens`] says.
     ///
     /// # Errors
-    /// As [`Sequences::open`].
+    /// As [`Sequences::open`]; what putting back a state reports.
     pub fn open_with(&mut self, prompt: &[TokenId]) -> Result<SequenceId, BackendError> {
         let id = self.open()?;
         let (blocks, _, shared) = self.find_prefix(prompt);
+        if self.shares_kept_states()
+            && let Some(kept) = shared.last().and_then(|key| self.kept.get(*key))
+            && let Err(error) = self.executable.restore_sequence(self.state.as_mut(), id.0, kept)
+        {
+            self.close(id);
+            return Err(error);
+        }
         for block in &blocks {
             self.blocks.hold(*block);
         }
@@ -203,6 +228,26 @@ impl Sequences {
                 None => sequence.ends_sharing = true,
             }
         }
+    }
+
+    /// Keeps what a sequence's own states hold, where it stands at a border whose blocks it has shared, for those who begin as it
+    /// does. Others' that were unused the longest go for it if `at_any_rate`; else it is kept only where there is room.
+    ///
+    /// # Errors
+    /// What reading a state reports.
+    pub fn keep_states(&mut self, id: SequenceId, at_any_rate: bool) -> Result<(), BackendError> {
+        if !self.shares_kept_states() || !(at_any_rate || self.kept.has_room()) {
+            return Ok(());
+        }
+        let Some(Some(sequence)) = self.sequences.get(id.0) else { return Ok(()) };
+        let Some(key) = sequence.shared.last().copied() else { return Ok(()) };
+        if sequence.tokens.len() == sequence.shared.len() * BLOCK_TOKENS && !self.kept.has(key) {
+            let states = self.executable.read_sequence(self.state.as_mut(), id.0)?;
+            if !states.is_empty() {
+                self.kept.insert(key, states);
+            }
+        }
+        Ok(())
     }
 
     /// A new sequence without tokens.

@@ -31,6 +31,12 @@ const CHECKPOINT_SLACK_TOKENS: usize = 16;
 /// Lengths at which a sequence's own states are kept, each as large as these states.
 const MAX_CHECKPOINTS: usize = 2;
 
+/// The border of blocks, in a prompt of so many tokens, at which a sequence's own states are kept: the last that the next prompt
+/// may well have in common, for a template ends a prompt otherwise than it repeats it later.
+pub(crate) fn checkpoint_border(prompt_tokens: usize) -> usize {
+    prompt_tokens.saturating_sub(CHECKPOINT_SLACK_TOKENS) / BLOCK_TOKENS * BLOCK_TOKENS
+}
+
 /// Refuses to go back where a state cannot: to anywhere but the beginning, where every state begins anew.
 pub(crate) fn check_rewind(
     rewind: Rewind,
@@ -189,9 +195,7 @@ impl Session {
         }
         self.ready = Ready::Nothing;
         let micro_batch = self.info().micro_batch;
-        // The states are kept at a border of blocks that the next prompt may well have in common: a template ends a prompt
-        // otherwise than it repeats it later.
-        let border = wanted_tokens.saturating_sub(CHECKPOINT_SLACK_TOKENS) / BLOCK_TOKENS * BLOCK_TOKENS;
+        let border = checkpoint_border(wanted_tokens);
         let keeps = rows == LogitsRows::Last && border > start && self.rewind() == Rewind::Checkpoint;
         let (before, behind) = tokens.split_at(if keeps { border - start } else { 0 });
         let chunks: Vec<&[TokenId]> = before.chunks(micro_batch).chain(behind.chunks(micro_batch)).collect();

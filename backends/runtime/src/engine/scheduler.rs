@@ -9,6 +9,7 @@ use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
 use crate::error::BackendError;
 use crate::generate::{Constraint, GenerateError};
 use crate::sequences::{Experts, Feed, SequenceId, Sequences};
+use crate::session::checkpoint_border;
 use crate::step::BLOCK_TOKENS;
 use moe_run_graph::ids::TokenId;
 use std::collections::VecDeque;
@@ -299,14 +300,15 @@ impl Scheduler {
         }
     }
 
-    /// Whether the block of these tokens behind those that are `known` is part of a prompt that is being read.
+    /// Whether a beginning of these tokens longer than what is `known` will be shared by a prompt that is being read: the next
+    /// block, or up to where its states are kept.
     fn is_being_computed(&self, tokens: &[TokenId], known: usize) -> bool {
-        let next = known + BLOCK_TOKENS;
-        next < tokens.len()
-            && self.running.iter().any(|r| {
-                let prompt = &r.task.tokens[..r.task.usage.prompt_tokens];
-                !r.generates() && r.held < next && prompt.get(..next).is_some_and(|p| *p == tokens[..next])
-            })
+        self.running.iter().any(|r| {
+            let next = self.border(r).unwrap_or(known + BLOCK_TOKENS);
+            let prompt = &r.task.tokens[..r.task.usage.prompt_tokens];
+            let is_wanted = known < next && next < tokens.len();
+            is_wanted && !r.generates() && r.held < next && prompt.get(..next) == tokens.get(..next)
+        })
     }
 
     /// The parts of the next step. Who does not fit for lack of blocks gives back its own, the youngest first.
@@ -342,6 +344,11 @@ impl Scheduler {
             let has = self.sequences.blocks_of(running.id);
             let fits = ((has + blocks) * BLOCK_TOKENS).saturating_sub(running.held);
             let mut tokens = running.left().min(room).min(fits);
+            if let Some(border) = self.border(running)
+                && running.held < border
+            {
+                tokens = tokens.min(border - running.held);
+            }
             if tokens < running.left() && !(self.settings.cuts_freely && tokens < BLOCK_TOKENS) {
                 // A part ends at a block's border, unless it is the step's only one.
                 let end = (running.held + tokens) / BLOCK_TOKENS * BLOCK_TOKENS;
@@ -358,6 +365,12 @@ impl Scheduler {
             parts.push(Part { running: i, tokens });
         }
         (!parts.is_empty() || self.running.is_empty()).then_some(parts)
+    }
+
+    /// Where a request's prompt stops for its sequence's own states to be kept; `None` where it has none, or shares nothing.
+    fn border(&self, running: &Running) -> Option<usize> {
+        let keeps = self.settings.shares_prefixes && self.sequences.shares_kept_states();
+        keeps.then(|| checkpoint_border(running.task.usage.prompt_tokens))
     }
 
     /// Tokens of prompts in a step that others wait for.
@@ -384,15 +397,14 @@ impl Scheduler {
         for (at, part) in parts.iter().enumerate() {
             let wants_logits = part.tokens == self.running[part.running].left();
             self.running[part.running].held += part.tokens;
-            self.share(part.running);
-            if !wants_logits {
-                continue;
-            }
             let experts = experts.get_mut(at).map(std::mem::take).unwrap_or_default();
-            if let Some(reason) = self.choose(part.running, row, experts) {
-                ended.push((part.running, reason));
-            }
-            row += 1;
+            let reason = match self.share(part.running) {
+                Err(error) => Some(EndReason::Failed(error.to_string())),
+                Ok(()) if wants_logits => self.choose(part.running, row, experts),
+                Ok(()) => None,
+            };
+            row += usize::from(wants_logits);
+            ended.extend(reason.map(|reason| (part.running, reason)));
         }
         ended.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         for (at, reason) in ended {
@@ -400,14 +412,16 @@ impl Scheduler {
         }
     }
 
-    /// Offers the full blocks of a request to others.
-    fn share(&mut self, at: usize) {
+    /// Offers the full blocks of a request to others, and what its sequence's own states hold at their border.
+    fn share(&mut self, at: usize) -> Result<(), BackendError> {
         if !self.settings.shares_prefixes {
-            return;
+            return Ok(());
         }
         let Running { task, id, held } = &self.running[at];
         let tokens = if self.settings.cuts_freely { *held } else { task.usage.prompt_tokens.min(*held) };
         self.sequences.share(*id, tokens);
+        let is_border = self.border(&self.running[at]) == Some(*held);
+        self.sequences.keep_states(*id, is_border)
     }
 
     /// The next token of a request. A reason where it is the last, or none.

@@ -58,7 +58,9 @@ impl Sum {
 
 impl Sequences {
     fn block_bytes(&self) -> Result<usize, CacheFileError> {
-        let bytes = if self.shares_blocks() { self.state.block_bytes() } else { None };
+        // Without the sequences' own states beside them, blocks would serve nobody.
+        let is_whole = self.shares_blocks() && !self.shares_kept_states();
+        let bytes = if is_whole { self.state.block_bytes() } else { None };
         bytes.ok_or_else(|| {
             CacheFileError::NoBlocks(format!("the {} backend with this model", self.info().backend))
         })
