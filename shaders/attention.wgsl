@@ -55,6 +55,8 @@ struct Params {
     scale: f32,
     // [H] in `smalls`, or NONE.
     sinks: u32,
+    // [T, S], 0 at positions that are not seen; or NONE.
+    mask: u32,
 }
 
 #if fused
@@ -116,7 +118,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             var score = MASKED;
             if (row < rows && cached < end) {
                 let position = arena[p.positions + row / GROUP];
-                if (visible(cached, position, p.window, p.chunk)) {
+                let chosen = is_chosen(p.mask, row / GROUP, cached);
+                if (chosen && visible(cached, position, p.window, p.chunk)) {
                     let key_row = cached * key_row_words(key_width);
                     var product = 0.0;
                     for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {

@@ -241,6 +241,7 @@ impl Runs for AttentionStep {
             soft_cap: _,
             sinks: _,
             value_in_key: false,
+            masked: false,
         } = attrs
         else {
             return false;

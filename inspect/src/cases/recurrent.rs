@@ -4,7 +4,7 @@ use super::Builder;
 use super::attention::Steps;
 use super::small::{activation, row};
 use moe_run_graph::ir::{
-    CausalConvAttrs, DType, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole,
+    CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole,
 };
 use moe_run_runtime::error::BackendError;
 
@@ -87,22 +87,29 @@ pub(super) fn delta_rule(b: &mut Builder) -> Result<Steps, BackendError> {
 }
 
 pub(super) fn ssm_scan(b: &mut Builder) -> Result<Steps, BackendError> {
-    let (n_groups, each) = (b.pick(&[1, 2, 4]), b.pick(&[1, 2, 5]));
-    let (num_heads, head_dim, state_size) =
-        (n_groups * each, b.pick(&[16, 32, 64, 7]), b.pick(&[16, 128, 37]));
+    let state_size = b.pick(&[16, 128, 37]);
+    let (decay_of, num_heads, n_groups, head_dim) = if b.one_in(3) {
+        (DecayOf::Element, b.pick(&[1, 64, 130, 37]), 1, 1)
+    } else {
+        let (n_groups, each) = (b.pick(&[1, 2, 4]), b.pick(&[1, 2, 5]));
+        (DecayOf::Head, n_groups * each, n_groups, b.pick(&[16, 32, 64, 7]))
+    };
     let layer = LayerIdx(0);
     b.graph.num_layers = 1;
     let elems = head_dim * state_size;
     let state = b.graph.add_state(StateRole::Ssm, layer, num_heads, elems, Lifetime::PerSequence);
-    let a = b.vector("a", &[num_heads], -0.6);
+    let a = match decay_of {
+        DecayOf::Head => b.vector("a", &[num_heads], -0.6),
+        DecayOf::Element => b.vector("a", &[num_heads, state_size], -0.6),
+    };
     let d = b.vector("d", &[num_heads], 0.5);
     let dt_bias = b.vector("dt_bias", &[num_heads], 0.0);
-    let attrs = SsmScanAttrs { num_heads, head_dim, state_size, n_groups, a, d, dt_bias, state };
+    let attrs = SsmScanAttrs { num_heads, head_dim, state_size, n_groups, decay_of, a, d, dt_bias, state };
     let xbc = b.boundary(row(attrs.x_width() + 2 * attrs.group_width()), DType::F32);
     let dt = b.boundary(row(num_heads), DType::F32);
     let inputs = [xbc, dt, b.graph.inputs.positions, b.graph.inputs.sequence];
     b.graph.outputs = b.graph.push(Some(layer), "ssm_scan", Op::SsmScan(attrs), &inputs)?;
     b.note("heads", format!("{num_heads} on {n_groups}"));
-    b.note("state", format!("{head_dim}x{state_size}"));
+    b.note("state", format!("{head_dim}x{state_size}, a decay a {decay_of:?}"));
     Ok(in_parts(b))
 }

@@ -167,7 +167,11 @@ const MOST: usize = 8;
 const MORE: &[(&str, &str)] = &[
     ("bailingmoe3/", "as kimi-linear"),
     ("deepseek2/", "latent attention is op by op: slices, heads' products, what is put side by side"),
+    ("deepseek32/", "latent attention, as in deepseek2, and an indexer"),
     ("gemma4/", "norms of values, two feed-forward parts with norms of their own, further inputs"),
+    ("glm-dsa/", "as deepseek32"),
+    ("grovemoe/", "small experts stand behind the chosen ones: a choice, two products and a sum more"),
+    ("jamba/", "no group has a recurrence: what the scan takes are three products under norms of their own"),
     (
         "kimi-linear/",
         "no group has a recurrence: three products and convolutions of their own in front of it",

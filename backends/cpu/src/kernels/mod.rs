@@ -27,4 +27,4 @@ pub use layout::{
     flat_mut, wide_flat, wide_flat_mut,
 };
 pub use prefetch::{Cache, Lookahead};
-pub use recurrent::{DeltaTile, ScanToken};
+pub use recurrent::{DeltaTile, ScanChannels, ScanToken};

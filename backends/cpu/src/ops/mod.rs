@@ -18,7 +18,12 @@ pub mod embed;
 #[forbid(unsafe_code)]
 pub mod expert_matmul;
 #[forbid(unsafe_code)]
+pub mod given_experts;
+#[forbid(unsafe_code)]
 pub mod head_matmul;
+pub mod index_scores;
+#[forbid(unsafe_code)]
+pub mod index_select;
 #[forbid(unsafe_code)]
 pub mod kv_write;
 #[forbid(unsafe_code)]

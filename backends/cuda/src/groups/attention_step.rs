@@ -31,6 +31,7 @@ impl Runs for AttentionStep {
             soft_cap: _,
             sinks: _,
             value_in_key: false,
+            masked: false,
         } = *attrs
         else {
             return false;

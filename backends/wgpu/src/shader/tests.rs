@@ -29,6 +29,10 @@ fn variants(features: Features) -> Vec<Variant> {
         Variant::new("delta_rule", features, &[("LANES", 256), ("KEY_DIM", 512)]),
         Variant::new("ssm_scan", features, &[("LANES", 256), ("STATE_SIZE", 128)]),
         Variant::new("ssm_scan", features, &[("LANES", 256), ("STATE_SIZE", 1024)]),
+        Variant::new("ssm_scan_channels", features, &[("LANES", 256), ("STATE_SIZE", 16)]),
+        Variant::new("ssm_scan_channels", features, &[("LANES", 256), ("STATE_SIZE", 1024)]),
+        lanes("given_experts", 64),
+        lanes("index_select", 256),
         lanes("concat", 256),
         lanes("pointwise", 256),
         Variant::new(
