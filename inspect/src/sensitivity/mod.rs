@@ -35,7 +35,7 @@ use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{Backend, CompileOptions};
 use serde::Serialize;
 
-use parts::{Part, parts};
+use parts::parts;
 use passes::{Baseline, Overlay, mean_square_ratio};
 
 /// A matrix in a format.

@@ -2,8 +2,8 @@
 //!
 //! Input: a row, and how much each of its columns matters. Output: whole blocks. The error is Σ w·(y − x)², with w the
 //! column's importance (the mean of the squares of what it is multiplied by: then it is the error of the product that is to be
-//! expected) times a factor that grows with the element itself ([`weights`]); scales are found by least squares from many
-//! beginnings. The bytes depend on the row and the importance alone: plain f32 arithmetic in one order, on any machine.
+//! expected) times a factor that grows with the element itself where levels are few ([`weights`]); scales are found by least
+//! squares from many beginnings. The bytes depend on the row and the importance alone: plain f32 arithmetic in one order, on any machine.
 //! Deliberately absent: formats whose values are rows of a grid (IQ1 to IQ3), which without calibration come out badly, and
 //! those of one and two bits or of ternary weights, which are for models that were trained so.
 
@@ -62,15 +62,28 @@ fn sub_blocks<'a>(
     x.chunks(sub_elems).zip(w.chunks(sub_elems))
 }
 
-/// What the squared errors of a block's elements are multiplied by: the importance of their columns (1 without) times
-/// √(σ² + x²) with σ² the block's mean square: an element that is large in its block is one that the model needs.
-fn weights(x: &[f32], importance: Option<&[f32]>, out: &mut [f32]) {
+/// How much more the elements count that are large in their block: k in √(k·σ² + x²), with σ² the block's mean square; `None`:
+/// all alike. Chosen by the divergence of the demo model's predictions (docs/quantize.md): without importance it makes up for
+/// some of what is not known, and the fewer levels, the more a format gains by it.
+fn emphasis(format: Format, has_importance: bool) -> Option<f32> {
+    match (format, has_importance) {
+        (Format::Q2K, false) => Some(1.0),
+        (Format::Q2K, true) => Some(4.0),
+        (Format::Q6K | Format::Q8_0, _) | (_, true) => None,
+        (_, false) => Some(4.0),
+    }
+}
+
+/// What the squared errors of a block's elements are multiplied by: the importance of their columns (1 without), times what
+/// [`emphasis`] says.
+fn weights(x: &[f32], importance: Option<&[f32]>, emphasis: Option<f32>, out: &mut [f32]) {
     // In units of the largest element, whose square need not be a number.
     let unit = levels::inverse(levels::farthest(x).abs());
     let mean_square = x.iter().map(|x| (x * unit) * (x * unit)).sum::<f32>() / x.len() as f32;
     for (i, w) in out.iter_mut().enumerate() {
         let own = x[i] * unit;
-        *w = importance.map_or(1.0, |importance| importance[i]) * (mean_square + own * own).sqrt();
+        let large = emphasis.map_or(1.0, |k| (k * mean_square + own * own).sqrt());
+        *w = importance.map_or(1.0, |importance| importance[i]) * large;
     }
     // A block of zeros, or one whose columns never met anything: all alike.
     if out.iter().all(|w| *w == 0.0) {
@@ -92,7 +105,7 @@ fn blocks<B: bytemuck::Pod, const N: usize>(
 ) -> Result<(), EncodeError> {
     let mut w = [0.0; N];
     for (b, (x, bytes)) in row.chunks_exact(N).zip(out.chunks_exact_mut(size_of::<B>())).enumerate() {
-        weights(x, importance.map(|importance| &importance[b * N..][..N]), &mut w);
+        weights(x, importance.map(|importance| &importance[b * N..][..N]), emphasis(format, importance.is_some()), &mut w);
         if format != Format::Mxfp4 && levels::farthest(x).abs() > FAR_TOO_LARGE {
             return Err(EncodeError::TooLarge { format, elem: b * N });
         }
