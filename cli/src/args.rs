@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, importance, inspect, output,
-    parity, parse, perplexity, quantize, run, selftest, synth, tokenize, trace,
+    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, importance, inspect,
+    output, parity, parse, perplexity, quantize, run, selftest, synth, tokenize, trace,
 };
 
 /// Run mixture-of-experts language models from GGUF files.

@@ -156,7 +156,9 @@ impl From<SensitivityError> for CliError {
     fn from(error: SensitivityError) -> CliError {
         match error {
             SensitivityError::Backend(error) => error.into(),
-            SensitivityError::SharedState { .. } | SensitivityError::Fused { .. } => CliError::unsupported(error),
+            SensitivityError::SharedState { .. } | SensitivityError::Fused { .. } => {
+                CliError::unsupported(error)
+            }
             _ => CliError::bad_input(error),
         }
     }

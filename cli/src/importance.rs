@@ -94,7 +94,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let max_chunks = args.chunks.map(NonZeroUsize::get);
     let chunks = Chunks::new(tokens, chunk_tokens, max_chunks, tokenizer.leading_bos())?;
 
-    let mut sink = ImportanceSink::new(&model.graph);
+    let mut sink = ImportanceSink::new(&model);
     let micro_batch = MICRO_BATCH_TOKENS.min(chunk_tokens);
     let options = CompileOptions {
         ctx_size: chunk_tokens,
@@ -137,7 +137,9 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         ));
     }
     for tensor in &unknown {
-        output::warning(&format!("{tensor}: no tap of this backend shows what it is multiplied by; left out"));
+        output::warning(&format!(
+            "{tensor}: no tap of this backend shows what it is multiplied by; left out"
+        ));
     }
     let report = Report {
         schema_version: 1,

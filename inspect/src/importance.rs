@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use moe_run_graph::ir::{Graph, Op, Stage, ValueId};
+use moe_run_graph::Model;
+use moe_run_graph::ir::{Op, Stage, ValueId};
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
 use moe_run_graph::quantize::TensorImportance;
 use moe_run_runtime::error::BackendError;
@@ -54,9 +55,10 @@ pub struct ImportanceSink {
 }
 
 impl ImportanceSink {
-    /// For the products of a lowered graph.
+    /// For the products of a model.
     #[must_use]
-    pub fn new(graph: &Graph) -> ImportanceSink {
+    pub fn new(model: &Model) -> ImportanceSink {
+        let graph = &model.graph;
         let mut products: Vec<Product> = Vec::new();
         let mut seen = HashSet::new();
         for node in &graph.nodes {
@@ -73,17 +75,20 @@ impl ImportanceSink {
             if !seen.insert((decl.name.clone(), node.inputs[0], slice.experts.clone())) {
                 continue;
             }
+            // A tensor that the file has as one matrix, and the graph as one for each head, is one here too.
+            let in_file = model.file.tensor(&decl.name).map_or(&decl.shape, |tensor| &tensor.shape);
             products.push(Product {
                 tensor: decl.name.clone(),
                 input: node.inputs[0],
                 ids,
                 first: slice.experts.as_ref().map_or(0, |experts| experts.start),
                 heads,
-                matrices: decl.shape.iter().rev().skip(2).product(),
+                matrices: in_file.iter().rev().skip(2).product(),
                 cols: decl.shape.last().copied().unwrap_or(1),
             });
         }
-        let wanted: HashSet<ValueId> = products.iter().flat_map(|p| p.ids.into_iter().chain([p.input])).collect();
+        let wanted: HashSet<ValueId> =
+            products.iter().flat_map(|p| p.ids.into_iter().chain([p.input])).collect();
         let mut tapped = HashMap::new();
         for (node, stage) in graph.taps() {
             if let [value] = node.inputs.as_slice()
@@ -168,7 +173,7 @@ fn add(
         return Err(odd());
     }
     let mut row = |matrix: usize, x: &[f32]| {
-        let matrix = product.first + matrix;
+        let matrix = if product.matrices == 1 { 0 } else { product.first + matrix };
         let sums_of = sums.sums.get_mut(matrix * cols..(matrix + 1) * cols).ok_or_else(odd)?;
         sums_of.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
         sums.counts[matrix] += 1;

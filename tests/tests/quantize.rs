@@ -1,14 +1,20 @@
 //! `moe-run quantize` and `moe-run importance`: every format's file answers, jobs are gone on with, nothing half stays, and the
 //! divergence from the original is what llama.cpp reaches or less.
 
+use moe_run_backends::session::{LogitsRows, Session};
+use moe_run_backends::{CompileOptions, registry};
+use moe_run_graph::Model;
 use moe_run_graph::gguf::GgufFile;
+use moe_run_graph::ids::TokenId;
+use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::Format;
 use moe_run_graph::quantize::{Base, Begun, Choice, Importance, Job, JobError, QuantizePlan, Resumable};
-use moe_run_graph::Model;
+use moe_run_inspect::importance::ImportanceSink;
+use moe_run_inspect::sensitivity::{Options, SensitivityError, measure};
 use moe_run_tests::cli::{Finished, run};
 use moe_run_tests::fixtures;
 use serde_json::Value;
-use std::fs;
+use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -114,7 +120,8 @@ fn mixtures_are_those_of_llama_cpp() {
 fn recipes_say_what_each_tensor_gets_and_mistakes_are_named() {
     let (dir, model) = folder();
     let recipe = text_of(&dir.path().join("recipe.txt"));
-    fs::write(&recipe, "# more for values\n*.attn_v.weight = Q8_0\nblk.0.* = keep, output.weight=F16\n").unwrap();
+    fs::write(&recipe, "# more for values\n*.attn_v.weight = Q8_0\nblk.0.* = keep, output.weight=F16\n")
+        .unwrap();
     let base = ["quantize", "-m", &model, "--dry-run", "--json", "--format", "Q5_0", "--recipe", &recipe];
     let table = moe_run(&base).succeeded().json();
     for entry in table["tensors"].as_array().unwrap() {
@@ -146,7 +153,10 @@ fn recipes_say_what_each_tensor_gets_and_mistakes_are_named() {
         (&["--format", "Q4_K", "--importance", &model], "general.type"),
     ] {
         let refused = moe_run(&[&["quantize", "-m", &model, "--dry-run"], args].concat());
-        assert!(refused.code == 2 && refused.stderr.contains(words), "{args:?}: no {words:?} in {refused:#?}");
+        assert!(
+            refused.code == 2 && refused.stderr.contains(words),
+            "{args:?}: no {words:?} in {refused:#?}"
+        );
     }
     let without = moe_run(&["quantize", "-m", &model, "--format", "Q4_K"]);
     assert!(without.code == 2 && without.stderr.contains("--output"), "{without:#?}");
@@ -217,7 +227,14 @@ fn a_process_that_was_killed_is_gone_on_with() {
     let was_killed = at("killed.gguf.partial").exists();
     assert_ne!(was_killed, at("killed.gguf").exists(), "never both, never neither");
     let again = moe_run(&[
-        "quantize", "-m", &model, "--format", "Q6_K", "-o", &text_of(&at("killed.gguf")), "--json",
+        "quantize",
+        "-m",
+        &model,
+        "--format",
+        "Q6_K",
+        "-o",
+        &text_of(&at("killed.gguf")),
+        "--json",
     ])
     .succeeded();
     assert_eq!(was_killed, again.json()["resumed_from_bytes"].is_u64(), "{}", again.stderr);
@@ -236,8 +253,15 @@ fn the_half_written_file_of_another_job_is_begun_anew() {
     assert!(done.stderr.contains("was of another job; begun anew"), "{done:#?}");
     // And what is no journal is not touched.
     fs::write(dir.path().join("new.gguf.partial.journal"), "notes").unwrap();
-    let refused =
-        moe_run(&["quantize", "-m", &model, "--format", "Q8_0", "-o", &text_of(&dir.path().join("new.gguf"))]);
+    let refused = moe_run(&[
+        "quantize",
+        "-m",
+        &model,
+        "--format",
+        "Q8_0",
+        "-o",
+        &text_of(&dir.path().join("new.gguf")),
+    ]);
     assert!(refused.code == 2 && refused.stderr.contains("no journal of moe-run"), "{refused:#?}");
 }
 
@@ -258,7 +282,9 @@ fn a_full_disk_leaves_nothing() {
     let unmounted = Command::new("umount").arg(&full).status().is_ok_and(|status| status.success());
     assert!(unmounted && left.is_empty(), "left behind: {left:?}");
     assert!(
-        finished.code == 4 && finished.stderr.contains("No space left") && finished.stderr.contains("it needs"),
+        finished.code == 4
+            && finished.stderr.contains("No space left")
+            && finished.stderr.contains("it needs"),
         "{finished:#?}"
     );
 }
@@ -270,8 +296,13 @@ fn importance_is_of_what_products_read() {
     let args = ["importance", "-m", &model, "-f", &text, "-c", "64", "--chunks", "5", "-o", &out, "--json"];
     let mut all = Vec::new();
     for backend in ["reference", "cpu"] {
-        let report = moe_run(&[&args[..], &["--backend", backend, "--activations", "f32"]].concat()).succeeded().json();
-        assert_eq!((report["tokens"].as_u64(), report["unknown"].as_array().map(Vec::len)), (Some(320), Some(0)));
+        let report = moe_run(&[&args[..], &["--backend", backend, "--activations", "f32"]].concat())
+            .succeeded()
+            .json();
+        assert_eq!(
+            (report["tokens"].as_u64(), report["unknown"].as_array().map(Vec::len)),
+            (Some(320), Some(0))
+        );
         all.push(Importance::read(&GgufFile::open(&out).unwrap()).unwrap());
     }
     let input = GgufFile::open(&model).unwrap();
@@ -307,7 +338,8 @@ fn importance_is_of_what_products_read() {
     let report = said.json();
     assert!(!report["unseen_experts"].as_array().unwrap().is_empty() && said.stderr.contains("for no token"));
     let quantized = text_of(&dir.path().join("q.gguf"));
-    let _ = moe_run(&["quantize", "-m", &model, "-o", &quantized, "--format", "Q3_K", "--importance", &out]).succeeded();
+    let _ = moe_run(&["quantize", "-m", &model, "-o", &quantized, "--format", "Q3_K", "--importance", &out])
+        .succeeded();
     let metadata = GgufFile::open(&quantized).unwrap();
     assert_eq!(metadata.metadata().get("quantize.imatrix.entries_count").map(|v| v.describe()), {
         use moe_run_graph::gguf::MetaValue;
@@ -323,7 +355,8 @@ fn bits_go_where_they_cost_most() {
     save_logits(&model, &text, "64", "8", &base);
     let kl = |file: &str| divergence(file, &text, "64", "8", &base);
     let _ = moe_run(&["quantize", "-m", &model, "-o", &at("plain.gguf"), "--format", "Q3_K"]).succeeded();
-    let plain = moe_run(&["quantize", "-m", &model, "--format", "Q3_K", "--dry-run", "--json"]).succeeded().json();
+    let plain =
+        moe_run(&["quantize", "-m", &model, "--format", "Q3_K", "--dry-run", "--json"]).succeeded().json();
     let bits = plain["bits_per_weight"].as_f64().unwrap();
     let target = ["quantize", "-m", &model, "-o", &at("target.gguf"), "--target-bits", &bits.to_string()];
     let report = moe_run(&[&target[..], &["-f", &text, "-c", "64", "--chunks", "4", "--json"]].concat());
@@ -336,13 +369,93 @@ fn bits_go_where_they_cost_most() {
     assert!(said > ours / 4.0 && said < ours * 4.0, "{said} estimated, {ours} found");
 }
 
+/// Architectures whose layers read what another layer keeps: they cannot be run one by one.
+const NO_PARTS: [&str; 1] = ["gemma4/"];
+
+#[test]
+fn every_architectures_file_is_quantized_measured_and_runs() {
+    let backend = registry::by_name("cpu").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (stem, path, _) in fixtures::architecture_models() {
+        let model = Model::open(&path).unwrap();
+        let vocab_size = model.config.vocab_size as u32;
+        let tokens: Vec<TokenId> = (0..16).map(|i| TokenId(i * 37 % vocab_size)).collect();
+        // Every product's input is seen.
+        let mut sink = ImportanceSink::new(&model);
+        let options = CompileOptions {
+            ctx_size: 64,
+            micro_batch: Some(16),
+            max_logits_rows: 16,
+            taps: sink.taps(),
+            ..CompileOptions::default()
+        };
+        let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
+        let mut session = Session::new(executable).unwrap();
+        session.feed(&tokens, LogitsRows::All, Some(&mut sink), |_, _| Ok(())).unwrap();
+        assert!(sink.unknown().is_empty(), "{stem}: {:?}", sink.unknown());
+        let tensors = sink.finish();
+        let importance = Importance::taken("i", tensors, "tokens", 1);
+
+        // Its matrices, and nothing else, change; the file that comes out runs.
+        let choice = Choice { base: Base::Format(Format::Q5_0), recipe: None, chosen: None };
+        let plan = QuantizePlan::new(&model, &choice, Some(&importance)).unwrap();
+        importance.check(plan.matrices()).unwrap_or_else(|e| panic!("{stem}: {e}"));
+        assert!(plan.matrices().count() >= 4, "{stem}");
+        let out = dir.path().join("out.gguf");
+        let job = Job { file: &model.file, plan: &plan, importance: Some(&importance) };
+        job.write(File::create(&out).unwrap(), 0, NonZeroUsize::MIN, |_, _| Ok(ControlFlow::Continue(())))
+            .unwrap_or_else(|e| panic!("{stem}: {e}"));
+        let quantized = Model::open(&out).unwrap_or_else(|e| panic!("{stem}: {e}"));
+        assert_eq!(quantized.config, model.config, "{stem}");
+        let options = CompileOptions { taps: TapSelection::None, ..options };
+        let executable = backend.compile(&quantized.graph, quantized.file.clone(), &options).unwrap();
+        let mut session = Session::new(executable).unwrap();
+        session.feed(&tokens, LogitsRows::Last, None, |_, _| Ok(())).unwrap();
+        let mut logits = Vec::new();
+        session.logits(&mut logits).unwrap();
+        assert!(logits.iter().all(|x| x.is_finite()), "{stem}");
+
+        // Each matrix costs something, less in more bits.
+        let keep = QuantizePlan::new(&model, &Choice::default(), None).unwrap();
+        let entries: Vec<_> = keep.matrices().collect();
+        let options = Options {
+            chunks: &[tokens],
+            formats: &[Format::Q4_0, Format::Q8_0],
+            probe: Format::Q4_0,
+            importance: None,
+            backend: backend.as_ref(),
+            compile: CompileOptions::default(),
+            threads: NonZeroUsize::MIN,
+        };
+        let measured = measure(&model, &entries, &options, |_| Ok(()));
+        let expected = NO_PARTS.iter().any(|part| stem.starts_with(part));
+        match measured {
+            Err(SensitivityError::SharedState { .. }) if expected => {}
+            Err(error) => panic!("{stem}: {error}"),
+            Ok(measured) => {
+                assert!(
+                    measured.tensors.iter().flat_map(|t| &t.costs).all(|c| c.kl.is_finite() && c.kl >= 0.0),
+                    "{stem}"
+                );
+                let sum = |format: Format| -> f64 {
+                    let costs = measured.tensors.iter().flat_map(|t| &t.costs);
+                    costs.filter(|cost| cost.format == format).map(|cost| cost.kl).sum()
+                };
+                let has_both = measured.tensors.iter().any(|t| t.costs.len() == 3);
+                assert!(!has_both || sum(Format::Q8_0) < sum(Format::Q4_0), "{stem}");
+            }
+        }
+    }
+}
+
 /// The divergence of llama.cpp's files of the same model and format on the same chunks, by the same program: `llama-quantize
-/// --allow-requantize --pure` of llama-cpp-python 0.3.36 from the fixtures' Q8_0, 16 chunks of 512 tokens of the held-out verse.
-const OF_LLAMA_CPP: [(&str, f64); 3] = [("Q8_0", 0.0), ("Q6_K", PEER_Q6_K), ("Q4_K", PEER_Q4_K)];
+/// --allow-requantize --pure` of llama-cpp-python 0.3.36 from the fixtures' Q8_0, all 32 chunks of 512 tokens of the held-out verse.
+const OF_LLAMA_CPP: [(&str, f64); 3] = [("Q8_0", 0.0), ("Q6_K", 0.000_772), ("Q4_K", 0.008_825)];
 
 #[test]
 fn divergence_is_at_most_llama_cpps_and_a_budget_beats_mixtures() {
-    let original = fixtures::tiny_models().into_iter().map(|(_, path, _)| path).find(|p| text_of(p).contains("q8_0"));
+    let original =
+        fixtures::tiny_models().into_iter().map(|(_, path, _)| path).find(|p| text_of(p).contains("q8_0"));
     let (Some(original), Some(verse)) = (original, fixtures::find("tiny/verse-heldout.txt")) else {
         eprintln!("SKIPPED: the fixtures' Q8_0 model and verse are not here");
         return;
@@ -350,43 +463,47 @@ fn divergence_is_at_most_llama_cpps_and_a_budget_beats_mixtures() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| text_of(&dir.path().join(name));
     let (original, verse, base) = (text_of(&original), text_of(&verse), at("base.logits"));
-    save_logits(&original, &verse, "512", "16", &base);
-    let kl = |file: &str| divergence(file, &verse, "512", "16", &base);
+    save_logits(&original, &verse, "512", "32", &base);
+    let kl = |file: &str| divergence(file, &verse, "512", "32", &base);
     let make = |name: &str, how: &[&str]| -> (PathBuf, f64) {
         let out = at(name);
-        let report = moe_run(&[&["quantize", "-m", &original, "-o", &out, "--json"], how].concat()).succeeded().json();
+        let report =
+            moe_run(&[&["quantize", "-m", &original, "-o", &out, "--json"], how].concat()).succeeded().json();
         (out.into(), report["bits_per_weight"].as_f64().unwrap())
     };
-    let mut found = Vec::new();
     for (format, theirs) in OF_LLAMA_CPP {
-        let (file, bits) = make(&format!("{format}.gguf"), &["--format", format]);
+        let (file, _) = make(&format!("{format}.gguf"), &["--format", format]);
         let ours = kl(&text_of(&file));
         assert!(ours <= 1.01 * theirs, "{format}: {ours}, llama.cpp's {theirs}");
-        found.push((format, bits, ours));
     }
-    // Chosen on the part of the text that is not scored.
+    // From here on one half of the text is measured on and the other scored.
     let text = fs::read_to_string(&verse).unwrap();
-    let other = at("other.txt");
-    fs::write(&other, &text[text.len() / 2 + (0..4).find(|i| text.is_char_boundary(text.len() / 2 + i)).unwrap()..])
-        .unwrap();
+    let half = text.len() / 2 + text[text.len() / 2..].find('\n').unwrap() + 1;
+    let (other, scored) = (at("other.txt"), at("scored.txt"));
+    fs::write(&other, &text[half..]).unwrap();
+    fs::write(&scored, &text[..half]).unwrap();
+    save_logits(&original, &scored, "512", "16", &base);
+    let kl = |file: &str| divergence(file, &scored, "512", "16", &base);
+    let single = kl(&at("Q4_K.gguf"));
     let (mixture, mixture_bits) = make("mixture.gguf", &["--format", "Q4_K_M"]);
     let mixture = kl(&text_of(&mixture));
-    for (bits, than) in [(4.5, found[2].2), (mixture_bits, mixture)] {
+    for (bits, than) in [(4.5, single), (mixture_bits, mixture)] {
         let how = ["--target-bits", &bits.to_string(), "-f", &other];
         let (file, found_bits) = make("target.gguf", &how);
         let ours = kl(&text_of(&file));
-        assert!(found_bits <= bits && ours < 0.6 * than, "{bits} bits: {ours}, of one format or mixture {than}");
+        assert!(
+            found_bits <= bits && ours < 0.6 * than,
+            "{bits} bits: {ours}, of one format or mixture {than}"
+        );
     }
-    // Importance, from the part that is not scored: better in sum over what has few bits and many.
+    // Importance, too, from the half that is not scored.
     let importance = at("importance.gguf");
     let _ = moe_run(&["importance", "-m", &original, "-f", &other, "-o", &importance]).succeeded();
-    let mut better = 0.0;
     for format in ["Q2_K", "IQ4_XS", "Q6_K"] {
         let plain = kl(&text_of(&make("plain.gguf", &["--format", format]).0));
-        let weighted = kl(&text_of(&make("weighted.gguf", &["--format", format, "--importance", &importance]).0));
+        let weighted =
+            kl(&text_of(&make("weighted.gguf", &["--format", format, "--importance", &importance]).0));
         eprintln!("{format}: {plain:.6} without importance, {weighted:.6} with");
-        better += (plain / weighted).ln();
         assert!(weighted < plain, "{format}: {weighted} with importance, {plain} without");
     }
-    assert!(better > 0.0);
 }

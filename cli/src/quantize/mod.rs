@@ -8,8 +8,7 @@ mod budget;
 mod table;
 
 use std::{
-    fs,
-    io,
+    fs, io,
     num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -22,8 +21,8 @@ use moe_run_graph::{
     Model,
     gguf::GgufFile,
     quantize::{
-        Base, Begun, Choice, Entry, Importance, ImportanceError, Job, JobError, QuantizePlan, Recipe, Resumable,
-        ResumeError, Why,
+        Base, Begun, Choice, Entry, Importance, ImportanceError, Job, JobError, QuantizePlan, Recipe,
+        Resumable, ResumeError, Why,
     },
     shown::{shown, shown_path},
 };
@@ -69,7 +68,7 @@ pub struct Args {
     importance: Option<PathBuf>,
 
     /// Choose each matrix's format by what it costs on the text --file, so many bits a weight in all
-    #[arg(long, value_name = "BITS", requires = "file")]
+    #[arg(long, value_name = "BITS", requires = "file", allow_negative_numbers = true)]
     target_bits: Option<f64>,
 
     /// The text for --target-bits, in UTF-8
@@ -136,15 +135,19 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let text = args.file.as_deref().map(|path| inputs::read_text(path, "the text")).transpose()?;
     check()?;
     let threads = args.threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
-    let mut choice =
-        Choice { base: args.format.unwrap_or_default(), recipe: recipe.as_ref(), chosen: None };
+    let mut choice = Choice { base: args.format.unwrap_or_default(), recipe: recipe.as_ref(), chosen: None };
     let mut plan = QuantizePlan::new(&model, &choice, importance.as_ref())?;
     if let Some(importance) = &importance {
         importance.check(plan.matrices())?;
     }
     let target = match (args.target_bits, &text) {
         (Some(bits), Some(text)) => {
-            let wanted = budget::Wanted { bits, chunks: args.chunks.get(), chunk_tokens: args.ctx_size.get(), threads };
+            let wanted = budget::Wanted {
+                bits,
+                chunks: args.chunks.get(),
+                chunk_tokens: args.ctx_size.get(),
+                threads,
+            };
             Some(budget::choose(&model, &plan, importance.as_ref(), text, &wanted)?)
         }
         _ => None,
@@ -235,7 +238,8 @@ fn without_importance<'a>(plan: &'a QuantizePlan, importance: Option<&Importance
 fn identity(file: &GgufFile) -> String {
     let parts = file.parts().iter().map(|part| {
         let metadata = fs::metadata(part.file());
-        let modified = metadata.and_then(|m| m.modified()).ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let modified =
+            metadata.and_then(|m| m.modified()).ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
         let nanoseconds = modified.map_or(0, |t| t.as_nanos());
         format!("{} {} {nanoseconds};", part.file(), part.len_bytes())
     });
@@ -253,7 +257,8 @@ fn write(
     // Of a link the file that it points to is written.
     let out = &fs::canonicalize(out).unwrap_or_else(|_| out.to_owned());
     let job = Job { file: &model.file, plan, importance };
-    let (file, begun) = Resumable::open(out, &job.fingerprint(&identity(&model.file))).map_err(resume_error)?;
+    let (file, begun) =
+        Resumable::open(out, &job.fingerprint(&identity(&model.file))).map_err(resume_error)?;
     let partial = &Resumable::names(out)[0];
     let done_bytes = match begun {
         Begun::New => 0,

@@ -3,7 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at, f16_bytes, iq4_nl::{TABLE, code_of}};
+use super::{
+    Integers, f16_at, f16_bytes,
+    iq4_nl::{TABLE, code_of},
+};
 
 /// 136 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]

@@ -3,7 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at, f16_bytes, q4_k::{pack_low_bits, pack_scales_and_mins, scales_and_mins}};
+use super::{
+    Integers, f16_at, f16_bytes,
+    q4_k::{pack_low_bits, pack_scales_and_mins, scales_and_mins},
+};
 
 /// 176 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]

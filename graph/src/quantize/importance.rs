@@ -115,7 +115,8 @@ impl Importance {
             wanted: wanted.to_owned(),
         };
         let found = metadata.get(keys::GENERAL_TYPE).map_or("nothing".to_owned(), MetaValue::describe);
-        if !matches!(metadata.get(keys::GENERAL_TYPE), Some(MetaValue::String(kind)) if kind == IMPORTANCE_TYPE) {
+        if !matches!(metadata.get(keys::GENERAL_TYPE), Some(MetaValue::String(kind)) if kind == IMPORTANCE_TYPE)
+        {
             return Err(invalid(keys::GENERAL_TYPE, found, "\"imatrix\""));
         }
         let floats = |name: &str| -> Result<Vec<f32>, ImportanceError> {
@@ -140,9 +141,16 @@ impl Importance {
                     floats(&format!("{name}{SUMS}"))?;
                     continue;
                 }
-                _ => return Err(invalid(&tensor.name, "a tensor".into(), "names that end in .in_sum2 or .counts")),
+                _ => {
+                    return Err(invalid(
+                        &tensor.name,
+                        "a tensor".into(),
+                        "names that end in .in_sum2 or .counts",
+                    ));
+                }
             };
-            let found = TensorImportance { sums: floats(&tensor.name)?, counts: floats(&format!("{name}{COUNTS}"))? };
+            let found =
+                TensorImportance { sums: floats(&tensor.name)?, counts: floats(&format!("{name}{COUNTS}"))? };
             let rows: usize = tensor.shape.iter().rev().skip(1).product();
             if found.counts.len() != rows {
                 let counts = format!("{} counts", found.counts.len());
@@ -248,13 +256,15 @@ pub fn importance_file(
         let experts = tensor.counts.len();
         let shape = |last: usize| if experts == 1 { vec![last] } else { vec![experts, last] };
         for (ending, values, cols) in [(SUMS, &tensor.sums, tensor.cols()), (COUNTS, &tensor.counts, 1)] {
-            specs.push(TensorSpec { name: format!("{name}{ending}"), shape: shape(cols), format: Format::F32 });
+            specs.push(TensorSpec {
+                name: format!("{name}{ending}"),
+                shape: shape(cols),
+                format: Format::F32,
+            });
             data.push(values);
         }
     }
-    to_vec(&metadata, &specs, |i| {
-        data[i].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
-    })
+    to_vec(&metadata, &specs, |i| data[i].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into())
 }
 
 #[cfg(test)]
@@ -308,7 +318,8 @@ mod tests {
         bad.get_mut("one.weight").unwrap().sums[2] = -1.0;
         let text = read(importance_file(&bad, "", 1, 1).unwrap()).unwrap_err().to_string();
         assert!(text.contains("one.weight.in_sum2") && text.contains("-1"), "{text}");
-        let model = Metadata::from_pairs("m", [(keys::GENERAL_TYPE, MetaValue::String("model".into()))]).unwrap();
+        let model =
+            Metadata::from_pairs("m", [(keys::GENERAL_TYPE, MetaValue::String("model".into()))]).unwrap();
         let text = read(to_vec(&model, &[], |_| unreachable!()).unwrap()).unwrap_err().to_string();
         assert!(text.contains("general.type") && text.contains("model"), "{text}");
     }

@@ -99,7 +99,8 @@ impl Job<'_> {
     /// All pieces in the order of the file, with what stands in front of them.
     fn pieces(&self) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        for (tensor, (entry, placed)) in self.plan.entries.iter().zip(self.plan.layout.tensors()).enumerate() {
+        for (tensor, (entry, placed)) in self.plan.entries.iter().zip(self.plan.layout.tensors()).enumerate()
+        {
             let rows = entry.elems() / entry.cols().max(1);
             let row_bytes = entry.bytes / rows.max(1);
             let together = (PIECE_ELEMS / entry.cols().max(1)).max(1);
@@ -197,8 +198,11 @@ pub fn encode_tensor(
     let mut weights = ExpertWeights::new(entry, importance);
     for ((row, from), out) in rows.zip(from.chunks_exact(from_row)).zip(out.chunks_exact_mut(to_row)) {
         entry.from.decode_row(from, &mut values);
-        to.encode_row(&values, weights.of_row(row), out)
-            .map_err(|source| JobError::Encode { tensor: entry.name.clone(), row, source })?;
+        to.encode_row(&values, weights.of_row(row), out).map_err(|source| JobError::Encode {
+            tensor: entry.name.clone(),
+            row,
+            source,
+        })?;
     }
     Ok(out)
 }

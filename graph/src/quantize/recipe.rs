@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn rules_are_read_from_lines_and_commas() {
-        let recipe = Recipe::parse("*=q4_k, output.weight=Q6_K # not reached\n\n# a comment\nblk.0.*=keep").unwrap();
+        let recipe =
+            Recipe::parse("*=q4_k, output.weight=Q6_K # not reached\n\n# a comment\nblk.0.*=keep").unwrap();
         let formats: Vec<Option<Format>> = recipe.rules.iter().map(|rule| rule.format).collect();
         assert_eq!(formats, [Some(Format::Q4K), Some(Format::Q6K), None]);
         assert_eq!(recipe.find("output.weight").unwrap().0, 0, "the first that matches");

@@ -92,7 +92,13 @@ impl Resumable {
             move |source: io::Error| ResumeError::Io { path, source }
         };
         let open = |path: &Path| {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail(path))
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(fail(path))
         };
         let mut journal = open(&journal_path)?;
         match journal.try_lock() {
@@ -192,7 +198,10 @@ mod tests {
         again.file().write_all(b"ld!").unwrap();
         again.note(11).unwrap();
         drop(again);
-        assert_eq!(fs::read(&partial).unwrap(), b"hello world!"[..8].iter().chain(b"ld!").copied().collect::<Vec<_>>());
+        assert_eq!(
+            fs::read(&partial).unwrap(),
+            b"hello world!"[..8].iter().chain(b"ld!").copied().collect::<Vec<_>>()
+        );
         // A file that is shorter than was noted is not trusted.
         OpenOptions::new().write(true).open(&partial).unwrap().set_len(9).unwrap();
         let (short, begun) = Resumable::open(&out, "job").unwrap();

@@ -49,8 +49,7 @@ pub fn choose(tensors: &[TensorCosts], bytes: usize) -> Result<HashMap<String, F
     let hulls: Vec<Vec<Cost>> = tensors.iter().map(|tensor| hull(&tensor.costs)).collect();
     let mut chosen: Vec<usize> = vec![0; tensors.len()];
     let least_bytes = hulls.iter().filter_map(|hull| hull.first()).map(|cost| cost.bytes).sum();
-    let mut left =
-        bytes.checked_sub(least_bytes).ok_or(ChooseError { wanted_bytes: bytes, least_bytes })?;
+    let mut left = bytes.checked_sub(least_bytes).ok_or(ChooseError { wanted_bytes: bytes, least_bytes })?;
     loop {
         // The step that buys most for a byte of those that fit.
         let mut best: Option<(f64, usize, usize)> = None;

@@ -146,7 +146,9 @@ pub fn measure(
             let mut probe = Overlay::new(Arc::clone(&model.file));
             for entry in &matrices {
                 let format = nearest_fit(options.probe, entry);
-                if format.block_bytes() * entry.from.block_elems() < entry.from.block_bytes() * format.block_elems() {
+                if format.block_bytes() * entry.from.block_elems()
+                    < entry.from.block_bytes() * format.block_elems()
+                {
                     probe.change(&entry.name, format, encoded(entry, format)?);
                 }
             }

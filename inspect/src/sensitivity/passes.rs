@@ -153,11 +153,7 @@ impl Baseline {
     ///
     /// # Errors
     /// What running reports; a value that a part gives never leaves a launch.
-    pub fn run(
-        model: &Model,
-        parts: &[Part],
-        options: &Options<'_>,
-    ) -> Result<Baseline, SensitivityError> {
+    pub fn run(model: &Model, parts: &[Part], options: &Options<'_>) -> Result<Baseline, SensitivityError> {
         let tokens = options.chunks.first().map_or(1, Vec::len);
         let vocab_size = model.config.vocab_size.max(1);
         let rows = (tokens / 2).min(MAX_LOGITS / vocab_size).max(1);
@@ -224,7 +220,10 @@ impl Baseline {
         let graph = overlay.declare(&part.graph);
         let options_of = compile_options(options, self.rows.len());
         let mut executable = options.backend.compile(&graph, overlay, &options_of)?;
-        self.divergence(executable.as_mut(), options, |values, _| Hand { boundary: Some(values), errors: None })
+        self.divergence(executable.as_mut(), options, |values, _| Hand {
+            boundary: Some(values),
+            errors: None,
+        })
     }
 
     /// The divergence of the model's predictions with errors added to what a part gives.

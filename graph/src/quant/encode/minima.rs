@@ -75,7 +75,8 @@ fn refit(x: &[f32], w: &[f32], line: Line, (sw, sx): (f64, f64), range: Range) -
 /// The line with the least Σ w·(scale·q − min − x)² of those tried: lines from the lowest to around the highest element, then
 /// the least-squares line through the codes that this gives, and so on.
 fn best_line(x: &[f32], w: &[f32], range: Range) -> Line {
-    let low = x.iter().copied().fold(f32::INFINITY, f32::min).min(if range.from_zero { 0.0 } else { f32::MAX });
+    let low =
+        x.iter().copied().fold(f32::INFINITY, f32::min).min(if range.from_zero { 0.0 } else { f32::MAX });
     let high = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let width = high - low;
     if width <= 0.0 || !width.is_finite() {
@@ -135,7 +136,8 @@ pub(super) fn integer_lines(range: Range, most: i16, x: &[f32], w: &[f32], out: 
     // The integers that suit two scales best, and their error.
     let fit = |of: Line| {
         let (mut total, mut scales, mut mins) = (0.0, [0i16; 16], [0i16; 16]);
-        let near = |wanted: f32, unit: f32| nearest_whole(wanted * inverse(unit)).clamp(0.0, most.into()) as i16;
+        let near =
+            |wanted: f32, unit: f32| nearest_whole(wanted * inverse(unit)).clamp(0.0, most.into()) as i16;
         for (s, (x, w)) in sub_blocks(sub_elems, x, w).enumerate() {
             let (scale, min) = (near(wanted[s].scale, of.scale), near(wanted[s].min, of.min));
             let mut least = f32::INFINITY;

@@ -105,7 +105,12 @@ fn blocks<B: bytemuck::Pod, const N: usize>(
 ) -> Result<(), EncodeError> {
     let mut w = [0.0; N];
     for (b, (x, bytes)) in row.chunks_exact(N).zip(out.chunks_exact_mut(size_of::<B>())).enumerate() {
-        weights(x, importance.map(|importance| &importance[b * N..][..N]), emphasis(format, importance.is_some()), &mut w);
+        weights(
+            x,
+            importance.map(|importance| &importance[b * N..][..N]),
+            emphasis(format, importance.is_some()),
+            &mut w,
+        );
         if format != Format::Mxfp4 && levels::farthest(x).abs() > FAR_TOO_LARGE {
             return Err(EncodeError::TooLarge { format, elem: b * N });
         }
