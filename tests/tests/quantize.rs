@@ -392,7 +392,9 @@ fn every_architectures_file_is_quantized_measured_and_runs() {
         let executable = backend.compile(&model.graph, model.file.clone(), &options).unwrap();
         let mut session = Session::new(executable).unwrap();
         session.feed(&tokens, LogitsRows::All, Some(&mut sink), |_, _| Ok(())).unwrap();
-        assert!(sink.unknown().is_empty(), "{stem}: {:?}", sink.unknown());
+        // (A router's, which stays as it is, may be within a launch: Gemma 4's.)
+        let unknown: Vec<_> = sink.unknown().into_iter().filter(|t| !t.contains("ffn_gate_inp")).collect();
+        assert!(unknown.is_empty(), "{stem}: {unknown:?}");
         let tensors = sink.finish();
         let importance = Importance::taken("i", tensors, "tokens", 1);
 
