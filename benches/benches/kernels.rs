@@ -9,6 +9,9 @@ use moe_run_graph::quant::Format;
 use std::hint::black_box;
 use std::time::Instant;
 
+/// Steps of a row that one token is multiplied with.
+const ROW_STEPS: usize = 8;
+
 /// Seconds a call of `f`, the best of several runs of about 20 ms.
 fn seconds(mut f: impl FnMut()) -> f64 {
     let mut calls = 1u32;
@@ -73,17 +76,19 @@ fn main() {
             let macs = (tokens * STEP_ELEMS * PANEL_ROWS) as f64;
             print!("   × {tokens}: {:6.1} ns {:6.1} GMAC/s", each * 1e9, macs / each / 1e9);
         }
-        let q = [3i8; STEP_ELEMS];
-        let sums = [-48i32; STEP_ELEMS / 16];
-        let scale = [0.01f32; STEP_ELEMS / 32];
+        // Rows as long as a model's, all in the first cache.
+        let elems = ROW_STEPS * STEP_ELEMS;
+        let rows = bytes.repeat(ROW_STEPS);
+        let (q, sums) = (vec![3i8; elems], vec![-48i32; elems / 16]);
+        let scale = vec![0.01f32; elems / 32];
         let scale_per_step = format.is_super_block();
         let tile = TileStep { q: &q, neg_sums16: &sums, neg_sums32: &sums, scale: &scale, scale_per_step };
         let mut out = [0.0; PANEL_ROWS];
-        if format.is_quantized() && kernels.dot_rows(format, &bytes, STEP_ELEMS, tile, &[], &mut out) {
+        if format.is_quantized() && kernels.dot_rows(format, &rows, elems, tile, &[], &mut out) {
             let each = seconds(|| {
-                kernels.dot_rows(format, black_box(&bytes), STEP_ELEMS, tile, &[], &mut out);
+                kernels.dot_rows(format, black_box(&rows), elems, tile, &[], &mut out);
             });
-            print!("   one token {:6.1} ns {:6.1} GB/s", each * 1e9, bytes.len() as f64 / each / 1e9);
+            print!("   one token {:6.1} ns {:6.1} GB/s", each * 1e9, rows.len() as f64 / each / 1e9);
         }
         println!();
     }

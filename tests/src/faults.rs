@@ -1,15 +1,18 @@
 //! Faults on purpose: exactly one operation of one layer is made wrong, so that tests can require that parity names it.
 //!
 //! Most faults are compiled in: the lowered graph or a weight's bytes are altered, and the backend's own kernels, groups
-//! included, compute with that. The four that no attribute and no weight can express (a dropped expert, uniform router
-//! weights, a residual added twice, the causal mask) are put in place by a hook between launches: the op's output becomes
-//! what the broken op would have given, and what later nodes of the same launch made of it is made again. A hook that
-//! cannot do that refuses, so that no fault stays without its consequences. It runs behind the replacing of inputs by a
-//! forced run. It lives in the tests: production code has no hook of its own.
+//! included, compute with that. Those that no attribute and no weight can express (a dropped expert, uniform router
+//! weights, a selection bias that counts as weight, a residual added twice, the causal mask) are put in place by a hook
+//! between launches: the op's output becomes what the broken op would have given, and what later nodes of the same launch
+//! made of it is made again. A hook that cannot do that refuses, so that no fault stays without its consequences. A state
+//! that is lost is emptied in front of the launch that reads it. The hook runs behind the replacing of inputs by a forced
+//! run. It lives in the tests: production code has none of its own.
 
 use moe_run_backends::error::BackendError;
 use moe_run_backends::executable::{HostTensor, Observer, TensorData, ValueAccess, WeightSource};
-use moe_run_graph::ir::{AttentionAttrs, Graph, Node, Op, RopePairing, RopeSpec, ValueId, WeightDecl};
+use moe_run_graph::ir::{
+    AttentionAttrs, GateKind, Graph, Node, Op, RopePairing, RopeSpec, ValueId, WeightDecl,
+};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
 use std::collections::HashSet;
@@ -53,6 +56,20 @@ pub enum Fault {
     ReversedConvolution,
     /// The shared expert counts whole, whatever its gate says.
     SkippedSharedGate,
+    /// What a head's softmax leaves to its sink is left to the keys.
+    SinkLeftOut,
+    /// A window sees one position less.
+    WindowOffByOne,
+    /// The bias of the choice counts in the weights of the experts as well.
+    SelectionBiasInWeights,
+    /// What attention adds to the residual stream is not scaled.
+    SkippedResidualScale,
+    /// The delta rule begins every step with an empty state.
+    DeltaStateLost,
+    /// Mamba2's scan begins every step with an empty state.
+    ScanStateLost,
+    /// A convolution begins every step with nothing before it.
+    ConvStateLost,
 }
 
 impl Fault {
@@ -79,23 +96,45 @@ impl Fault {
     pub const LATENT: &'static [Fault] =
         &[Fault::UnstretchedScores, Fault::GroupsIgnored, Fault::WrongPartOfHeads, Fault::CausalOffByOne];
 
+    /// Those of states that a step takes over from the one before: they show where there is more than one.
+    pub const CARRIED: &'static [Fault] = &[Fault::DeltaStateLost, Fault::ConvStateLost];
+
+    /// Those of attention with sinks and windows.
+    pub const SINKS: &'static [Fault] = &[Fault::SinkLeftOut, Fault::WindowOffByOne];
+
     /// The node that is made wrong.
     #[must_use]
     pub fn node_name(self) -> &'static str {
         match self {
             Fault::DroppedExpert => "combine",
             Fault::WrongExpert => "down_proj",
-            Fault::UniformRouterWeights | Fault::NoRenormalising | Fault::GroupsIgnored => "router_topk",
+            Fault::UniformRouterWeights
+            | Fault::NoRenormalising
+            | Fault::GroupsIgnored
+            | Fault::SelectionBiasInWeights => "router_topk",
             Fault::SkippedQNorm => "q_norm",
             Fault::SkippedKNorm => "k_norm",
             Fault::RopeBase | Fault::RopePairing => "q_rope",
-            Fault::SwappedScaleNibble => "o_proj",
+            Fault::SwappedScaleNibble | Fault::SkippedResidualScale => "o_proj",
             Fault::ResidualTwice => "ffn_residual",
-            Fault::CausalOffByOne | Fault::UnstretchedScores => "attention",
+            Fault::CausalOffByOne | Fault::UnstretchedScores | Fault::SinkLeftOut | Fault::WindowOffByOne => {
+                "attention"
+            }
             Fault::WrongPartOfHeads => "q_pe",
             Fault::NanLane => "attn_norm",
-            Fault::ReversedConvolution => "conv",
+            Fault::ReversedConvolution | Fault::ConvStateLost => "conv",
+            Fault::DeltaStateLost => "delta_rule",
+            Fault::ScanStateLost => "ssm_scan",
             Fault::SkippedSharedGate => "shared_expert_sigmoid",
+        }
+    }
+
+    /// The node that a comparison can name: behind a scaled result, of which no stage tells, the sum that it goes into.
+    #[must_use]
+    pub fn named(self) -> &'static str {
+        match self {
+            Fault::SkippedResidualScale => "attn_residual",
+            other => other.node_name(),
         }
     }
 
@@ -124,7 +163,7 @@ impl Fault {
                 weights = Arc::new(Overlay { base: Arc::clone(&weights), name: decl.name.clone(), bytes });
                 Some(())
             };
-        let hook = Hook { fault: self, layer };
+        let mut hook = Hook { fault: self, layer, selection_bias: Vec::new() };
         match self {
             Fault::NoRenormalising => {
                 let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
@@ -134,6 +173,25 @@ impl Fault {
                 let Op::Attention(attrs) = &mut graph.nodes[at].op else { return None };
                 // (0.1 · ln 40 + 1)², as DeepSeek's models have it.
                 attrs.scale /= 1.873_8;
+            }
+            Fault::SinkLeftOut => {
+                let Op::Attention(attrs) = &mut graph.nodes[at].op else { return None };
+                attrs.sinks.take()?;
+            }
+            Fault::WindowOffByOne => {
+                let Op::Attention(attrs) = &mut graph.nodes[at].op else { return None };
+                *attrs.window.as_mut()? -= 1;
+            }
+            Fault::SkippedResidualScale => {
+                let Op::MatMul { scale, .. } = &mut graph.nodes[at].op else { return None };
+                scale.take()?;
+            }
+            Fault::SelectionBiasInWeights => {
+                let Op::Router(attrs) = &graph.nodes[at].op else { return None };
+                let bytes = weights.bytes(&graph.weight(attrs.selection_bias?).name)?;
+                hook.selection_bias =
+                    bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+                return Some(Injected { graph, weights, hook: Some(hook) });
             }
             Fault::GroupsIgnored => {
                 let Op::Router(attrs) = &mut graph.nodes[at].op else { return None };
@@ -187,7 +245,10 @@ impl Fault {
             Fault::DroppedExpert
             | Fault::UniformRouterWeights
             | Fault::ResidualTwice
-            | Fault::CausalOffByOne => {
+            | Fault::CausalOffByOne
+            | Fault::DeltaStateLost
+            | Fault::ScanStateLost
+            | Fault::ConvStateLost => {
                 return Some(Injected { graph, weights, hook: Some(hook) });
             }
         }
@@ -250,14 +311,41 @@ fn swap_scale_nibble(format: Format, bytes: &mut [u8]) -> Option<()> {
     None
 }
 
-/// Puts wrong outputs in place.
-#[derive(Debug, Clone, Copy)]
+/// Puts wrong outputs in place, or empties states.
+#[derive(Debug, Clone)]
 pub struct Hook {
     fault: Fault,
     layer: usize,
+    /// Of the router, for the fault that takes it for a weight.
+    selection_bias: Vec<f32>,
+}
+
+impl Hook {
+    fn breaks(&self, node: &Node) -> bool {
+        node.layer.is_some_and(|l| l.index() == self.layer) && node.name == self.fault.node_name()
+    }
+
+    fn empties_states(&self) -> bool {
+        matches!(self.fault, Fault::DeltaStateLost | Fault::ScanStateLost | Fault::ConvStateLost)
+    }
 }
 
 impl Observer for Hook {
+    fn before_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        for node in plan.launch_nodes(launch).filter(|n| self.empties_states() && self.breaks(n)) {
+            for state in node.op.written_states() {
+                let held = values.read_state(state, 0..1)?;
+                values.write_state(state, 0, &vec![0.0; held.len()])?;
+            }
+        }
+        Ok(())
+    }
+
     fn after_launch(
         &mut self,
         plan: &Plan,
@@ -265,9 +353,7 @@ impl Observer for Hook {
         _elapsed: Duration,
         values: &mut dyn ValueAccess,
     ) -> Result<(), BackendError> {
-        let broken = |node: &&Node| {
-            node.layer.is_some_and(|l| l.index() == self.layer) && node.name == self.fault.node_name()
-        };
+        let broken = |node: &&Node| !self.empties_states() && self.breaks(node);
         let Some(broken) = plan.launch_nodes(launch).find(broken) else { return Ok(()) };
         let mut wrong = HashSet::from([self.corrupt(plan, broken, values)?]);
         for node in plan.launch_nodes(launch).skip_while(|n| n.id != broken.id).skip(1) {
@@ -305,6 +391,25 @@ impl Hook {
             (Fault::UniformRouterWeights, Op::Router(attrs)) => {
                 let weight = 1.0 / attrs.num_experts_per_tok as f32;
                 edit(values, node, 1, |out| out.fill(weight))
+            }
+            (Fault::SelectionBiasInWeights, Op::Router(attrs)) => {
+                let logits = input(values, 0)?.data.to_f32();
+                let ids = values.read(node.outputs[0])?.data.to_f32();
+                if attrs.gate != GateKind::Sigmoid {
+                    return Err(self.refuse(node));
+                }
+                edit(values, node, 1, |out| {
+                    let chosen = ids.chunks_exact(attrs.num_experts_per_tok);
+                    let rows = out.chunks_exact_mut(attrs.num_experts_per_tok);
+                    for ((out, ids), logits) in rows.zip(chosen).zip(logits.chunks_exact(attrs.num_experts)) {
+                        for (out, id) in out.iter_mut().zip(ids) {
+                            let expert = *id as usize;
+                            *out = 1.0 / (1.0 + (-logits[expert]).exp()) + self.selection_bias[expert];
+                        }
+                        let sum: f32 = if attrs.norm_topk_prob { out.iter().sum() } else { 1.0 };
+                        out.iter_mut().for_each(|x| *x *= attrs.scale / sum);
+                    }
+                })
             }
             (Fault::ResidualTwice, Op::Add) => {
                 let x = input(values, 0)?.data.to_f32();

@@ -64,13 +64,15 @@ fn named(report: &Report) -> [Option<String>; 3] {
     [plain, default, forced]
 }
 
-/// The makers of the first stage beyond its limit.
+/// The makers of the first stage beyond its limit. States have stages without makers: they are read behind a launch.
 fn named_by_free_run(report: &Report) -> Option<String> {
-    let first = report.stages.iter().find(|s| s.beyond && s.production)?;
-    let makers = report.ops.iter().filter(|o| o.stage == Some(first.stage) && o.layer == first.layer);
-    let names: Vec<&str> = makers.map(|o| o.op.as_str()).collect();
-    // A state's rows are shown by the stage of the rotation that feeds it.
-    Some(names.into_iter().filter(|n| !n.ends_with("/kv_write")).collect::<Vec<_>>().join(", "))
+    report.stages.iter().filter(|s| s.beyond && s.production).find_map(|first| {
+        let makers = report.ops.iter().filter(|o| o.stage == Some(first.stage) && o.layer == first.layer);
+        let names: Vec<&str> = makers.map(|o| o.op.as_str()).collect();
+        // A state's rows are shown by the stage of the rotation that feeds it.
+        let named = names.into_iter().filter(|n| !n.ends_with("/kv_write")).collect::<Vec<_>>().join(", ");
+        (!named.is_empty()).then_some(named)
+    })
 }
 
 impl Setting {
@@ -135,7 +137,7 @@ impl Setting {
     }
 
     fn node(&self, fault: Fault, layer: usize) -> &Node {
-        let here = |n: &&Node| n.name == fault.node_name() && n.layer.is_some_and(|l| l.index() == layer);
+        let here = |n: &&Node| n.name == fault.named() && n.layer.is_some_and(|l| l.index() == layer);
         self.model.graph.nodes.iter().find(here).unwrap()
     }
 
@@ -184,7 +186,7 @@ impl Setting {
                     let mut injected = fault.inject(&self.model.graph, &weights, layer, routed).unwrap();
                     self.shows(fault, &mut injected, layer, decode, &intact);
                     let report = self.parity(&mut injected, decode);
-                    let wanted = format!("layer-{layer}/{}", fault.node_name());
+                    let wanted = format!("layer-{layer}/{}", fault.named());
                     injections += 1;
                     let step = if decode { "decode" } else { "prefill" };
                     let ways = ["a free run", "parity", "parity --forced"];
@@ -239,6 +241,15 @@ fn bits(tensor: &HostTensor) -> Vec<u32> {
 struct LaunchesOnly<'a>(&'a mut dyn Observer);
 
 impl Observer for LaunchesOnly<'_> {
+    fn before_launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        values: &mut dyn ValueAccess,
+    ) -> Result<(), BackendError> {
+        self.0.before_launch(plan, launch, values)
+    }
+
     fn after_launch(
         &mut self,
         plan: &Plan,
@@ -325,6 +336,49 @@ fn every_fault_is_named_in_recurrent_layers() {
             }
         }
     }
+}
+
+/// Faults of what single models have, in the layers that have it: a fixture, its tokens, layers and faults, and whether the
+/// prompt at once is compared too.
+fn every_fault_of(stem: &str, layers: &[usize], faults: &[Fault], whole_prompt: bool) {
+    let model = fixtures::find(&format!("arch/{stem}.gguf")).expect("carried");
+    let stages = fixtures::find(&format!("arch/{stem}.stages.safetensors")).expect("carried");
+    let tokens = StageFile::read(&stages).tokens;
+    for (name, activations) in
+        [("reference", Activations::F32), ("cpu", Activations::F32), ("cpu", Activations::Q8)]
+    {
+        if let Some(mut setting) = setting(name, &model, &tokens[..tokens.len().min(16)], activations) {
+            setting.layers = layers.to_vec();
+            if !whole_prompt {
+                setting.decode = vec![true];
+            }
+            setting.every_fault_is_named(faults);
+        }
+    }
+}
+
+/// The layers of gpt-oss take turns: the even ones have windows.
+#[test]
+fn sinks_and_windows_that_are_wrong_are_named() {
+    every_fault_of("gpt-oss/mxfp4", &[0], Fault::SINKS, true);
+    every_fault_of("gpt-oss/mxfp4", &[1], &[Fault::SinkLeftOut], true);
+}
+
+#[test]
+fn a_selection_bias_in_the_weights_is_named() {
+    every_fault_of("glm4moe/air", &[1, 2], &[Fault::SelectionBiasInWeights], true);
+}
+
+#[test]
+fn a_residual_scale_left_out_is_named() {
+    every_fault_of("granitemoe/shared", &[0], &[Fault::SkippedResidualScale], true);
+}
+
+/// A step of one token is a chunk as well: what is lost at its border is lost at any.
+#[test]
+fn states_that_are_not_carried_over_a_border_are_named() {
+    every_fault_of("qwen35moe/small-f16", &[0, 1], Fault::CARRIED, false);
+    every_fault_of("granitehybrid/small-f16", &[0, 1], &[Fault::ScanStateLost, Fault::ConvStateLost], false);
 }
 
 /// Faults at the beginning, inside and at the end of groups, by a hook and by altered weights.

@@ -251,6 +251,34 @@ fn long_caches_agree_with_the_reference() {
     }
 }
 
+/// Score taps of a large context are beyond a software adapter's largest buffer: the micro-batch shrinks by itself, and is
+/// refused where it was asked for.
+#[test]
+fn taps_of_a_large_context_fit_by_smaller_micro_batches() {
+    if !has_adapter() {
+        return;
+    }
+    let (_, path, stages) = fixtures::micro_models().swap_remove(0);
+    let model = Model::open(&path).unwrap();
+    let tokens = StageFile::read(&stages).tokens;
+    let small = CompileOptions { taps: TapSelection::All, ..f32_options(128) };
+    let large = CompileOptions { ctx_size: 1 << 16, ..small.clone() };
+    let backend = Wgpu::default();
+    let run = |options| -> Vec<f32> {
+        logits(&backend, &model, options, &tokens).concat().into_iter().map(f32::from_bits).collect()
+    };
+    let distance = relative_l2(&run(&large), &run(&small));
+    assert!(distance <= TOLERANCE, "{distance:.3e}");
+
+    let compile = |options: &CompileOptions| backend.compile(&model.graph, model.file.clone(), options);
+    let asked = CompileOptions { micro_batch: Some(4096), ..large };
+    match compile(&asked) {
+        Err(BackendError::OutOfMemory { advice, .. }) => assert!(advice.contains("micro-batch"), "{advice}"),
+        Err(other) => panic!("{other}"),
+        Ok(executable) => assert_eq!(executable.info().micro_batch, 4096, "an adapter with larger buffers"),
+    }
+}
+
 /// One compute pass and at most seven dispatches a layer.
 #[test]
 fn a_decode_layer_takes_at_most_seven_dispatches() {

@@ -75,15 +75,15 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// Plans a graph that [`check`] has let pass.
+    /// Plans a graph that [`check`] has let pass. Where nobody named the tokens of a micro-batch, it is halved until what
+    /// lies in the arena, wanted taps included, fits the largest buffer that a shader can be given.
     pub fn new(
         device: &Device,
         graph: &Graph,
         weight_map: &WeightMap,
         options: &CompileOptions,
     ) -> Result<Plans, BackendError> {
-        let profile = super::profile(options);
-        let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+        let mut micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
         if micro_batch > MAX_GROUPS as usize {
             return Err(BackendError::Option {
                 backend: NAME,
@@ -92,6 +92,25 @@ impl Plans {
                 wanted: format!("at most {MAX_GROUPS}, the workgroups along an axis of a dispatch"),
             });
         }
+        loop {
+            match Plans::of(device, graph, weight_map, options, micro_batch) {
+                Err(BackendError::OutOfMemory { .. }) if options.micro_batch.is_none() && micro_batch > 1 => {
+                    micro_batch /= 2;
+                }
+                plans => return plans,
+            }
+        }
+    }
+
+    /// The plans of steps of up to `micro_batch` tokens.
+    fn of(
+        device: &Device,
+        graph: &Graph,
+        weight_map: &WeightMap,
+        options: &CompileOptions,
+        micro_batch: usize,
+    ) -> Result<Plans, BackendError> {
+        let profile = super::profile(options);
         let mut classes = vec![1, FEW_TOKENS.min(micro_batch), micro_batch];
         classes.dedup();
         let mut plans = Vec::with_capacity(classes.len());
@@ -115,14 +134,12 @@ impl Plans {
         let mut emitted = Vec::with_capacity(plans.len());
         let mut arena_words = values_at;
         for plan in &plans {
+            let fits = |size_bytes| device.fits("activations", size_bytes, ARENA_ADVICE);
             // Before places in it are numbered with 32 bits.
-            device.fits(
-                "activations",
-                u64::from(values_at) * 4 + plan.memory.arena_bytes as u64,
-                ARENA_ADVICE,
-            )?;
+            fits(u64::from(values_at) * 4 + plan.memory.arena_bytes as u64)?;
             let (launches, words) =
                 emit_all(plan, &map.places, weight_map, profile, options.kv_type, device.features)?;
+            fits(u64::from(words) * 4)?;
             arena_words = arena_words.max(words);
             emitted.push(launches);
         }

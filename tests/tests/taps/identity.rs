@@ -124,13 +124,30 @@ fn identical(subject: &Subject, path: &Path, singles: Singles) {
     println!("{name}: {} logits the same with {count} single taps, {:.1?}", plain.len(), started.elapsed());
 }
 
+/// Two models of each kind: attention with experts, with sinks and post-norms, recurrent layers, latent attention.
+const KINDS: [&str; 8] = [
+    "glm4moe/air",
+    "qwen2moe/fused-qkv",
+    "gpt-oss/mxfp4",
+    "gemma4/a4b",
+    "qwen35moe/small-f16",
+    "granitehybrid/small-f16",
+    "deepseek2/v3",
+    "mistral4/small-4",
+];
+
 fn looking_changes_no_bit(name: &str) {
     let Some(subject) = moe_run_tests::every_subject().into_iter().find(|s| s.backend.name() == name) else {
         eprintln!("SKIPPED: backend {name} is not in this build, or has no device here");
         return;
     };
     if !fixtures::full() && subject.in_software() {
-        // A few taps of one model; the rest takes minutes.
+        // A few taps of one model, and groups of recurrent layers and of latent attention; the rest takes minutes.
+        for (stem, model, _) in fixtures::architecture_models() {
+            if ["qwen35moe/small-f16", "deepseek2/v3"].contains(&stem) {
+                identical(&subject, &model, Singles::None);
+            }
+        }
         return identical(&subject, &fixtures::tiny_q4_k_m(), Singles::Few(3));
     }
     for (stem, model, _) in fixtures::micro_models() {
@@ -138,7 +155,7 @@ fn looking_changes_no_bit(name: &str) {
         identical(&subject, &model, if single { Singles::All } else { Singles::None });
     }
     for (stem, model, _) in fixtures::architecture_models() {
-        let single = fixtures::full() || ["glm4moe/air", "qwen2moe/fused-qkv"].contains(&stem);
+        let single = fixtures::full() || KINDS.contains(&stem);
         identical(&subject, &model, if single { Singles::All } else { Singles::None });
     }
     identical(&subject, &fixtures::tiny_q4_k_m(), Singles::All);

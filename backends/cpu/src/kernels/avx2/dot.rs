@@ -85,7 +85,7 @@ impl Terms {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn new<const MINIMA: bool>(blocks: [Sums; 4], a: [f32; 4]) -> Terms {
-        let [d, dmin] = scales(blocks.map(|block| block.scales));
+        let [d, dmin] = scales(dwords(blocks.map(|block| block.scales)));
         let a = _mm_setr_ps(a[0], a[1], a[2], a[3]);
         let scaled = |d: __m128| lanes(_mm_mul_ps(d, a));
         let folded = |sums: [__m256i; 4]| lanes(_mm_cvtepi32_ps(fold(sums)));
@@ -213,11 +213,17 @@ fn lanes(x: __m128) -> [f32; 4] {
 /// Four blocks' two halves of f16 as floats: those in the low bits, then those above.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub fn scales([a, b, c, d]: [u32; 4]) -> [__m128; 2] {
-    let bits = _mm_setr_epi32(a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed());
+pub fn scales(bits: __m128i) -> [__m128; 2] {
     let apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     let both = _mm256_cvtph_ps(_mm_shuffle_epi8(bits, apart));
     [_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)]
+}
+
+/// Four dwords.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn dwords([a, b, c, d]: [u32; 4]) -> __m128i {
+    _mm_setr_epi32(a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed())
 }
 
 /// The 6-bit scales of a block of Q4_K or Q5_K, as eight bytes, then its minima, from its first 16 bytes: d, dmin, then
@@ -225,7 +231,7 @@ pub fn scales([a, b, c, d]: [u32; 4]) -> [__m128; 2] {
 /// the low four bits, the scale's in its low nibble, and s0 and s1 the two above.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn scales_and_mins(head: __m128i) -> __m128i {
+fn scales_and_mins(head: __m128i) -> __m128i {
     let low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
     let low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
     let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));

@@ -6,7 +6,7 @@
 //! `mul::mul_q8` defines it. Formats whose codes are looked up go through AVX2's kernels: the looking up is what takes time.
 
 use super::super::avx2::coded;
-use super::super::avx2::dot::{scales, scales_and_mins as packed_scales_and_mins};
+use super::super::avx2::dot::{dwords, scales};
 use super::super::layout::TileStep;
 use super::super::prefetch::{Asked, Rows, ask};
 use moe_run_graph::quant::Format;
@@ -34,8 +34,8 @@ pub unsafe fn dot<const HINT: i32>(
             Format::Q4K => super_blocks::<HINT, 144, true>(rows, tile, out, |b, t| k4_or_k5::<false>(b, t)),
             Format::Q5K => super_blocks::<HINT, 176, true>(rows, tile, out, |b, t| k4_or_k5::<true>(b, t)),
             Format::Q6K => super_blocks::<HINT, 210, false>(rows, tile, out, |b, t| q6_k(b, t)),
-            Format::Q8_0 => pairs_of_blocks::<HINT, 34>(rows, tile, out, |b| q8_0(b), 128),
-            Format::Q4_0 => pairs_of_blocks::<HINT, 18>(rows, tile, out, |b| nibbles(b.add(2)), 8),
+            Format::Q8_0 => small_blocks::<HINT, 34>(rows, tile, out, |b| q8_0(b), 128),
+            Format::Q4_0 => small_blocks::<HINT, 18>(rows, tile, out, |b| q4_0(b), 8),
             other => return coded::dot::<HINT>(other, rows, tile, out),
         }
     }
@@ -46,63 +46,19 @@ pub unsafe fn dot<const HINT: i32>(
 #[derive(Clone, Copy)]
 struct Token {
     q: *const i8,
-    /// −Σq of 16 elements, as words.
-    neg_sums16: __m256i,
-    /// −Σq of 32 elements, as words.
-    neg_sums32: __m128i,
+    /// −Σq of 16 elements.
+    neg_sums16: *const i32,
+    /// −Σq of 32 elements.
+    neg_sums32: *const i32,
 }
 
-/// A block's sums, spread over lanes, and the bits of its d, with dmin above.
+/// What a super-block of each of four rows gives, a row in a lane.
 #[derive(Clone, Copy)]
-struct Sums {
-    products: __m512i,
+struct FourSums {
+    products: __m128i,
     minima: __m128i,
-    scales: u32,
-}
-
-/// `out[r] = row(first byte of row r)`, folded; four rows share the folding. Rows are `row_bytes` long.
-///
-/// # Safety
-/// `row` may be called for each row; the CPU has what it needs.
-#[inline(always)]
-unsafe fn each_row(at: *const u8, row_bytes: usize, out: &mut [f32], row: impl Fn(*const u8) -> __m512) {
-    for (i, out) in out.chunks_mut(4).enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut sums = [_mm512_setzero_ps(); 4];
-            for (r, sum) in sums[..out.len()].iter_mut().enumerate() {
-                *sum = row(at.add((4 * i + r) * row_bytes));
-            }
-            store(fold(sums), out);
-        }
-    }
-}
-
-/// The sums of the lanes of four vectors.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
-fn fold([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
-    let x = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
-    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let mut sums = [0.0; 4];
-    // SAFETY: 16 bytes.
-    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), x) };
-    sums
-}
-
-/// For each of four vectors the sum of the lanes in its lower half, and in its upper half.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl")]
-fn fold_halves([a, b, c, d]: [__m512i; 4]) -> [__m128i; 2] {
-    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    let x = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    [both_halves(_mm512_castsi512_si256(x)), both_halves(_mm512_extracti64x4_epi64::<1>(x))]
+    d: __m128,
+    dmin: __m128,
 }
 
 /// The sum of both halves.
@@ -112,12 +68,30 @@ fn both_halves(x: __m256i) -> __m128i {
     _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
 }
 
+/// For each 128 bits of four vectors the sum of its dwords, a vector's in a lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fold_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+}
+
 /// The sums of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn fold_small([a, b, c, d]: [__m128i; 4]) -> __m128i {
-    let ab = _mm_add_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
-    let cd = _mm_add_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
+fn fold_ints(rows: [__m512i; 4]) -> __m128i {
+    let x = fold_lanes(rows);
+    both_halves(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x)))
+}
+
+/// The sums of the dwords of four 128 bits: the second and the last of `ab`, the second and the last of `cd`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn fold_odd_lanes(ab: __m512i, cd: __m512i) -> __m128i {
+    let x = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let (ac, bd) = (_mm512_extracti32x4_epi32::<1>(x), _mm512_extracti32x4_epi32::<3>(x));
+    let (ab, cd) = (_mm_unpacklo_epi32(ac, bd), _mm_unpackhi_epi32(ac, bd));
     _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd))
 }
 
@@ -128,7 +102,7 @@ fn add_scaled(sum: __m128, ints: __m128i, d: __m128, a: f32) -> __m128 {
     _mm_fmadd_ps(_mm_mul_ps(d, _mm_set1_ps(a)), _mm_cvtepi32_ps(ints), sum)
 }
 
-/// [`dot`] for formats in super-blocks of `BYTES` bytes, with `MINIMA` or without; `block` takes one.
+/// [`dot`] for formats in super-blocks of `BYTES` bytes, with `MINIMA` or without; `blocks` takes one of each of four rows.
 ///
 /// # Safety
 /// As [`dot`].
@@ -137,7 +111,7 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
     rows: Rows,
     tile: TileStep<'_>,
     out: &mut [f32],
-    block: impl Fn(*const u8, Token) -> Sums,
+    blocks: impl Fn([*const u8; 4], Token) -> FourSums,
 ) {
     let Rows { at, inner, .. } = rows;
     let row_bytes = inner / 256 * BYTES;
@@ -146,32 +120,24 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
         // the first, and their sums are dropped.
         unsafe {
             let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
-            let (mut a, mut b, mut c, mut d) = (row(0), row(1), row(2), row(3));
-            let distance = rows.distance(a, row_bytes);
+            let mut four = [row(0), row(1), row(2), row(3)];
+            let distance = rows.distance(four[0], row_bytes);
             let mut sum = _mm_setzero_ps();
             for (i, scale) in tile.scale[..inner / 256].iter().enumerate() {
-                let neg_sums = (tile.neg_sums16.as_ptr().add(16 * i), tile.neg_sums32.as_ptr().add(8 * i));
                 let token = Token {
                     q: tile.q.as_ptr().add(256 * i),
-                    neg_sums16: _mm512_cvtepi32_epi16(_mm512_loadu_si512(neg_sums.0.cast())),
-                    neg_sums32: _mm256_cvtepi32_epi16(_mm256_loadu_si256(neg_sums.1.cast())),
+                    neg_sums16: tile.neg_sums16.as_ptr().add(16 * i),
+                    neg_sums32: tile.neg_sums32.as_ptr().add(8 * i),
                 };
-                ask::<HINT>(a.wrapping_offset(distance), BYTES);
-                let first = block(a, token);
-                ask::<HINT>(b.wrapping_offset(distance), BYTES);
-                let second = block(b, token);
-                ask::<HINT>(c.wrapping_offset(distance), BYTES);
-                let third = block(c, token);
-                ask::<HINT>(d.wrapping_offset(distance), BYTES);
-                let fourth = block(d, token);
-                (a, b, c, d) = (a.add(BYTES), b.add(BYTES), c.add(BYTES), d.add(BYTES));
-                let [d, dmin] = scales([first.scales, second.scales, third.scales, fourth.scales]);
+                for at in four {
+                    ask::<HINT>(at.wrapping_offset(distance), BYTES);
+                }
+                let FourSums { products, minima, d, dmin } = blocks(four, token);
                 if MINIMA {
-                    let minima = fold_small([first.minima, second.minima, third.minima, fourth.minima]);
                     sum = add_scaled(sum, minima, dmin, *scale);
                 }
-                let halves = fold_halves([first.products, second.products, third.products, fourth.products]);
-                sum = add_scaled(sum, _mm_add_epi32(halves[0], halves[1]), d, *scale);
+                sum = add_scaled(sum, products, d, *scale);
+                four = four.map(|at| at.add(BYTES));
             }
             let mut sums = [0.0; 4];
             _mm_storeu_ps(sums.as_mut_ptr(), sum);
@@ -182,22 +148,11 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
 
 /// As many of the four as there is room for.
 #[inline(always)]
-fn store(sums: [f32; 4], out: &mut [f32]) {
+pub fn store(sums: [f32; 4], out: &mut [f32]) {
     match out.first_chunk_mut::<4>() {
         Some(out) => *out = sums,
         None => out.copy_from_slice(&sums[..out.len()]),
     }
-}
-
-/// 32 bytes, twice.
-///
-/// # Safety
-/// They are readable.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn twice(at: *const u8) -> __m512i {
-    // SAFETY: the caller's promise; no alignment is needed.
-    _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(at.cast()) })
 }
 
 /// `low` in each 16 bits of the first 32 bytes, `high` in those of the others: amounts to shift by.
@@ -207,193 +162,347 @@ fn halves(low: i16, high: i16) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi16(low)), _mm256_set1_epi16(high))
 }
 
-/// Σ_sub scale · Σ u·q of a super-block, spread over the lanes. `u` are 4 × 64 elements in order, below 64 each, `scales`
-/// one for each 16 elements, with `REPEAT` 2 one for each 32.
-///
-/// Four products make a dword that 16 bits can hold (4 · 63 · 127), so two vectors become one before the scales.
+/// Bytes 0..32 from `low` on, then 0..32 from `high` on.
 ///
 /// # Safety
-/// As [`dot`]; `q` has 256 elements.
-#[inline(always)]
-unsafe fn scaled<const REPEAT: usize>(u: [__m512i; 4], q: *const i8, scales: __m256i) -> __m512i {
-    let sub_blocks = const { &[sub_blocks(0, REPEAT), sub_blocks(1, REPEAT)] };
-    // SAFETY: the caller's promise; no load needs alignment.
-    unsafe {
-        let scales = _mm512_castsi256_si512(scales);
-        let (zero, mut sum) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-        for pair in 0..2 {
-            let load = |i: usize| _mm512_loadu_si512(q.add(64 * i).cast());
-            let a = _mm512_dpbusd_epi32(zero, u[2 * pair], load(2 * pair));
-            let b = _mm512_dpbusd_epi32(zero, u[2 * pair + 1], load(2 * pair + 1));
-            // 128 bits of the packed vector hold 16 elements of `a`, then 16 of `b`, as 4 words each.
-            let which = _mm512_loadu_si512(sub_blocks[pair].as_ptr().cast());
-            let scales = _mm512_permutexvar_epi16(which, scales);
-            sum = _mm512_dpwssd_epi32(sum, _mm512_packs_epi32(a, b), scales);
-        }
-        sum
-    }
-}
-
-/// For each word of [`scaled`]'s packed vector `pair`: the number of its scale.
-const fn sub_blocks(pair: usize, repeat: usize) -> [u16; 32] {
-    let mut words = [0; 32];
-    let mut word = 0;
-    while word < 32 {
-        words[word] = ((8 * pair + word % 8 / 4 * 4 + word / 8) / repeat) as u16;
-        word += 1;
-    }
-    words
-}
-
-/// Σ scale·(u·q) and Σ min·(−Σq) of a block of Q4_K or Q5_K (`FIFTH`). Block: d, dmin, 12 bytes of 6-bit scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two
-/// sub-blocks.
-///
-/// # Safety
-/// The block and the token's elements are readable.
+/// They are readable.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
+#[target_feature(enable = "avx512f")]
+unsafe fn join(low: *const u8, high: *const u8) -> __m512i {
+    // SAFETY: the caller's promise; no alignment is needed.
+    unsafe {
+        let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
+        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()))
+    }
+}
+
+/// 16 bytes of each of four rows, one behind the other.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn heads(at: [*const u8; 4]) -> __m512i {
+    // SAFETY: the caller's promise; no alignment is needed.
+    unsafe {
+        let [a, b, c, d] = at.map(|at| _mm_loadu_si128(at.cast()));
+        let ab = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(a), b);
+        _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(ab, c), d)
+    }
+}
+
+/// `first` + Σ_sub scale · Σ u·q of a super-block, spread over the lanes. `u` and `q` are 4 × 64 elements, `u` below 64 each;
+/// `which` gives for each word of the two packed vectors the number of its scale among `scales`.
+///
+/// Four products make a dword that 16 bits can hold (4 · 63 · 127), so two vectors become one before the scales: 128 bits
+/// of it hold 16 elements of the one, then 16 of the other, as 4 words each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn scaled(first: __m512i, u: [__m512i; 4], q: [__m512i; 4], scales: __m512i, which: [__m512i; 2]) -> __m512i {
+    let (zero, mut sum) = (_mm512_setzero_si512(), first);
+    for pair in 0..2 {
+        let a = _mm512_dpbusd_epi32(zero, u[2 * pair], q[2 * pair]);
+        let b = _mm512_dpbusd_epi32(zero, u[2 * pair + 1], q[2 * pair + 1]);
+        let scales = _mm512_permutexvar_epi16(which[pair], scales);
+        sum = _mm512_dpwssd_epi32(sum, _mm512_packs_epi32(a, b), scales);
+    }
+    sum
+}
+
+/// `which` of [`scaled`] for row `row` of two, whose 16 words each follow one another.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn scales_of(row: usize, words: &'static [[[u16; 32]; 2]; 2]) -> [__m512i; 2] {
+    // SAFETY: 64 bytes each.
+    words[row].each_ref().map(|words| unsafe { _mm512_loadu_si512(words.as_ptr().cast()) })
+}
+
+/// Of two rows, of the two packed vectors: for each word the number of its scale, where there is one for 32 elements. A vector
+/// holds sub-blocks 4·pair and 4·pair + 1 in its first 256 bits, the two that follow in the others.
+static SCALES_OF_32: [[[u16; 32]; 2]; 2] = scale_numbers(32);
+
+/// The same where there is one for 16 elements, all in order.
+static SCALES_OF_16: [[[u16; 32]; 2]; 2] = scale_numbers(16);
+
+const fn scale_numbers(elems: usize) -> [[[u16; 32]; 2]; 2] {
+    let mut numbers = [[[0; 32]; 2]; 2];
+    let mut i = 0;
+    while i < 128 {
+        let (row, pair, word) = (i / 64, i / 32 % 2, i % 32);
+        let (lane, second) = (word / 8, word % 8 / 4);
+        let number =
+            if elems == 32 { 4 * pair + lane / 2 * 2 + second } else { 8 * pair + 4 * second + lane };
+        numbers[row][pair][word] = (16 * row + number) as u16;
+        i += 1;
+    }
+    numbers
+}
+
+/// Blocks of Q4_K or Q5_K (`FIFTH`) of four rows: Σ scale·(u·q), Σ min·(−Σq), d and dmin. Block: d, dmin, 12 bytes of 6-bit
+/// scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two sub-blocks.
+///
+/// # Safety
+/// The blocks and the token's elements are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn k4_or_k5<const FIFTH: bool>(blocks: [*const u8; 4], token: Token) -> FourSums {
     // SAFETY: the caller's promise.
     unsafe {
-        let head = _mm_loadu_si128(block.cast());
-        let (scales, mins) = scales_and_mins(head);
+        let heads = heads(blocks);
+        let both = scales_and_mins(heads);
+        // 8 words of scales, 8 of minima, of two rows.
+        let words = [
+            _mm512_cvtepu8_epi16(_mm512_castsi512_si256(both)),
+            _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64::<1>(both)),
+        ];
+        let sums = _mm256_cvtepi32_epi16(_mm256_loadu_si256(token.neg_sums32.cast()));
+        let sums = _mm512_broadcast_i64x4(_mm256_inserti128_si256::<1>(_mm256_setzero_si256(), sums));
+        let minima = fold_odd_lanes(_mm512_madd_epi16(words[0], sums), _mm512_madd_epi16(words[1], sums));
+
+        // Sub-blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+        let q = [0, 32, 128, 160].map(|at| join(token.q.add(at).cast(), token.q.add(at + 64).cast()));
         let nibble = _mm512_set1_epi8(15);
-        let qs = block.add(if FIFTH { 48 } else { 16 });
-        let mut u = [_mm512_setzero_si512(); 4];
-        for (pair, u) in u.iter_mut().enumerate() {
-            *u = _mm512_and_si512(_mm512_srlv_epi16(twice(qs.add(32 * pair)), halves(0, 4)), nibble);
-        }
-        if FIFTH {
-            let fifth = twice(block.add(16));
-            let shifted = [
-                _mm512_sllv_epi16(fifth, halves(4, 3)),
-                _mm512_sllv_epi16(fifth, halves(2, 1)),
-                _mm512_srlv_epi16(fifth, halves(0, 1)),
-                _mm512_srlv_epi16(fifth, halves(2, 3)),
-            ];
-            for (u, fifth) in u.iter_mut().zip(shifted) {
-                *u = _mm512_or_si512(*u, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
+        let mut products = [_mm512_setzero_si512(); 4];
+        for (r, products) in products.iter_mut().enumerate() {
+            let qs = blocks[r].add(if FIFTH { 48 } else { 16 });
+            let (x, y) = (_mm512_loadu_si512(qs.cast()), _mm512_loadu_si512(qs.add(64).cast()));
+            let shifted = [x, _mm512_srli_epi16::<4>(x), y, _mm512_srli_epi16::<4>(y)];
+            let mut u = shifted.map(|x| _mm512_and_si512(x, nibble));
+            if FIFTH {
+                let fifth = _mm512_broadcast_i64x4(_mm256_loadu_si256(blocks[r].add(16).cast()));
+                let shifted = [
+                    _mm512_sllv_epi16(fifth, halves(4, 2)),
+                    _mm512_sllv_epi16(fifth, halves(3, 1)),
+                    _mm512_srlv_epi16(fifth, halves(0, 2)),
+                    _mm512_srlv_epi16(fifth, halves(1, 3)),
+                ];
+                for (u, fifth) in u.iter_mut().zip(shifted) {
+                    *u = _mm512_or_si512(*u, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
+                }
             }
+            let which = scales_of(r % 2, &SCALES_OF_32);
+            *products = scaled(_mm512_setzero_si512(), u, q, words[r / 2], which);
         }
-        Sums {
-            products: scaled::<2>(u, token.q, _mm256_castsi128_si256(scales)),
-            minima: _mm_madd_epi16(mins, token.neg_sums32),
-            scales: block.cast::<u32>().read_unaligned(),
-        }
+        let [d, dmin] = scales(_mm512_castsi512_si128(_mm512_permutexvar_epi32(first_dwords(), heads)));
+        FourSums { products: fold_ints(products), minima, d, dmin }
     }
 }
 
-/// The 6-bit scales and minima of a block of Q4_K or Q5_K, as words, from its first 16 bytes.
+/// The numbers of the first dwords of four 128 bits.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn scales_and_mins(head: __m128i) -> (__m128i, __m128i) {
-    let both = packed_scales_and_mins(head);
-    (_mm_cvtepu8_epi16(both), _mm_cvtepu8_epi16(_mm_unpackhi_epi64(both, both)))
+#[target_feature(enable = "avx512f")]
+fn first_dwords() -> __m512i {
+    _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12)
 }
 
-/// Σ scale·(u·q − 32·Σq) of a block of Q6_K. Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
-/// elements, then of the other 64; 64 bytes of two more bits follow, 32 a half; 16 signed scales; d.
+/// The 6-bit scales and minima of blocks of Q4_K or Q5_K from their first 16 bytes, a block in 128 bits: eight bytes of
+/// scales, eight of minima. `avx2::dot::scales_and_mins` tells how they are packed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn scales_and_mins(heads: __m512i) -> __m512i {
+    let four = |a: i32, b, c, d| _mm512_set4_epi32(d, c, b, a);
+    // Dwords s0, s2, s1, s2.
+    let low = _mm512_srlv_epi32(_mm512_shuffle_epi32::<0b11_10_11_01>(heads), four(0, 0, 0, 4));
+    let low = _mm512_and_si512(low, four(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
+    // s0 in the second, s1 in the last.
+    let high = _mm512_srli_epi32::<2>(_mm512_shuffle_epi32::<0b10_00_01_00>(heads));
+    _mm512_or_si512(low, _mm512_and_si512(high, four(0, 0x3030_3030, 0, 0x3030_3030)))
+}
+
+/// Blocks of Q6_K of four rows: Σ scale·(u·q − 32·Σq), and d. Block: in each half of 128 elements 64 bytes hold the low
+/// nibbles, first of 64 elements, then of the other 64; 64 bytes of two more bits follow, 32 a half; 16 signed scales; d.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn q6_k(blocks: [*const u8; 4], token: Token) -> FourSums {
     // SAFETY: the caller's promise.
     unsafe {
+        let heads = heads(blocks.map(|block| block.add(192)));
+        let words = [
+            _mm512_cvtepi8_epi16(_mm512_castsi512_si256(heads)),
+            _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64::<1>(heads)),
+        ];
+        let sums = _mm512_cvtepi32_epi16(_mm512_loadu_si512(token.neg_sums16.cast()));
+        let sums = _mm512_broadcast_i64x4(sums);
+        let zeros = words.map(|words| _mm512_slli_epi32::<5>(_mm512_madd_epi16(words, sums)));
+
+        let q = [0, 64, 128, 192].map(|at| _mm512_loadu_si512(token.q.add(at).cast()));
         let (nibble, two_bits) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
-        let mut u = [_mm512_setzero_si512(); 4];
-        for half in 0..2 {
-            let low = _mm512_loadu_si512(block.add(64 * half).cast());
-            let high = twice(block.add(128 + 32 * half));
-            let first = _mm512_and_si512(_mm512_sllv_epi16(high, halves(4, 2)), two_bits);
-            let second = _mm512_and_si512(_mm512_srlv_epi16(high, halves(0, 2)), two_bits);
-            u[2 * half] = _mm512_or_si512(_mm512_and_si512(low, nibble), first);
-            u[2 * half + 1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second);
+        let mut products = [_mm512_setzero_si512(); 4];
+        for (r, products) in products.iter_mut().enumerate() {
+            let block = blocks[r];
+            let mut u = [_mm512_setzero_si512(); 4];
+            for half in 0..2 {
+                let low = _mm512_loadu_si512(block.add(64 * half).cast());
+                let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(128 + 32 * half).cast()));
+                let first = _mm512_and_si512(_mm512_sllv_epi16(high, halves(4, 2)), two_bits);
+                let second = _mm512_and_si512(_mm512_srlv_epi16(high, halves(0, 2)), two_bits);
+                u[2 * half] = _mm512_or_si512(_mm512_and_si512(low, nibble), first);
+                u[2 * half + 1] =
+                    _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second);
+            }
+            let own = if r % 2 == 0 { 0x00ff } else { 0xff00 };
+            let zero = _mm512_maskz_mov_epi32(own, zeros[r / 2]);
+            *products = scaled(zero, u, q, words[r / 2], scales_of(r % 2, &SCALES_OF_16));
         }
-        let scales = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.add(192).cast()));
-        let zero = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, token.neg_sums16));
-        let products = _mm512_add_epi32(scaled::<1>(u, token.q, scales), _mm512_zextsi256_si512(zero));
-        Sums { products, minima: _mm_setzero_si128(), scales: half_bits(block.add(208)) }
+        let [d, _] = scales(dwords(blocks.map(|block| half_bits(block.add(208)))));
+        FourSums { products: fold_ints(products), minima: _mm_setzero_si128(), d, dmin: _mm_setzero_ps() }
     }
 }
 
-/// Q8_0's elements of a block, plus 128.
+/// Q8_0's elements of two blocks, plus 128.
 ///
 /// # Safety
-/// The block is readable.
+/// The blocks are readable.
 #[inline]
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn q8_0(block: *const u8) -> __m256i {
+#[target_feature(enable = "avx512f")]
+unsafe fn q8_0([first, second]: [*const u8; 2]) -> __m512i {
     // SAFETY: the caller's promise.
-    _mm256_xor_si256(unsafe { _mm256_loadu_si256(block.add(2).cast()) }, _mm256_set1_epi8(i8::MIN))
+    _mm512_xor_si512(unsafe { join(first.add(2), second.add(2)) }, _mm512_set1_epi8(i8::MIN))
 }
 
-/// 32 elements from 16 bytes: the low nibbles, then the high ones.
+/// Q4_0's elements of two blocks, plus 8: the low nibbles of 16 bytes, then the high ones.
 ///
 /// # Safety
-/// The bytes are readable.
+/// As [`q8_0`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn nibbles(at: *const u8) -> __m256i {
+unsafe fn q4_0(blocks: [*const u8; 2]) -> __m512i {
     // SAFETY: the caller's promise.
-    let x = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(at.cast()) });
-    let by = _mm256_inserti128_si256::<1>(_mm256_setzero_si256(), _mm_set1_epi16(4));
-    _mm256_and_si256(_mm256_srlv_epi16(x, by), _mm256_set1_epi8(15))
+    let [first, second] =
+        blocks.map(|block| _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(block.add(2).cast()) }));
+    let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
+    let by = _mm512_set_epi64(HIGH, HIGH, 0, 0, HIGH, HIGH, 0, 0);
+    _mm512_and_si512(_mm512_srlv_epi16(x, by), _mm512_set1_epi8(15))
 }
 
-/// [`dot`] for formats in blocks of 32 elements and `BYTES` bytes that begin with d: Σ d · a · (u·q − zero·Σq), two
-/// blocks at a time. `elements` gives a block's u.
+/// Four words that shift to the high nibbles.
+const HIGH: i64 = 0x0004_0004_0004_0004;
+
+/// [`dot`] for formats in blocks of 32 elements and `BYTES` bytes that begin with d: Σ d · a · (u·q − zero·Σq), four
+/// blocks at a time. `elements` gives the u of two.
 ///
 /// # Safety
 /// As [`dot`].
 #[inline(always)]
-unsafe fn pairs_of_blocks<const HINT: i32, const BYTES: usize>(
+unsafe fn small_blocks<const HINT: i32, const BYTES: usize>(
     rows: Rows,
     tile: TileStep<'_>,
     out: &mut [f32],
-    elements: impl Fn(*const u8) -> __m256i,
+    elements: impl Fn([*const u8; 2]) -> __m512i,
     zero: u8,
 ) {
     let Rows { at, inner, .. } = rows;
     let (blocks, row_bytes) = (inner / 32, inner / 32 * BYTES);
     for (i, out) in out.chunks_mut(4).enumerate() {
-        // SAFETY: as in `super_blocks`; of the last block of an odd number, the half that would lie behind it is zeros.
+        // SAFETY: as in `super_blocks`; where fewer than four blocks are left, the last stands for those that do not exist:
+        // its activations are zeros there, and its sums are dropped.
         unsafe {
             let row = |r: usize| at.add((4 * i + if r < out.len() { r } else { 0 }) * row_bytes);
             let distance = rows.distance(row(0), row_bytes);
-            let mut rows = [row(0), row(1), row(2), row(3)];
+            let mut four = [row(0), row(1), row(2), row(3)];
             let mut sum = _mm_setzero_ps();
-            let (mut ints, mut halves) = ([_mm512_setzero_si512(); 4], [0; 4]);
-            let (mut q, mut scale) = (tile.q.as_ptr(), tile.scale.as_ptr());
-            for _ in 0..blocks / 2 {
-                let x = Pair::new(_mm512_loadu_si512(q.cast()), zero);
-                for (r, at) in rows.iter_mut().enumerate() {
-                    ask::<HINT>(at.wrapping_offset(distance), 2 * BYTES);
-                    let second = at.add(BYTES);
-                    let u = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(elements(*at)), elements(second));
-                    ints[r] = x.times(u);
-                    halves[r] = half_bits(*at) | half_bits(second) << 16;
-                    *at = second.add(BYTES);
+            let (mut last_q, mut last_scales) = ([0; 128], [0.0; 4]);
+            for first in (0..blocks).step_by(4) {
+                let left = (blocks - first).min(4);
+                let (mut q, mut scales) = (tile.q.as_ptr().add(32 * first), tile.scale.as_ptr().add(first));
+                if left < 4 {
+                    last_q[..32 * left].copy_from_slice(&tile.q[32 * first..32 * blocks]);
+                    last_scales[..left].copy_from_slice(&tile.scale[first..blocks]);
+                    (q, scales) = (last_q.as_ptr(), last_scales.as_ptr());
                 }
-                let (sums, d) = (fold_halves(ints), scales(halves));
-                sum = add_scaled(sum, sums[0], d[0], *scale);
-                sum = add_scaled(sum, sums[1], d[1], *scale.add(1));
-                (q, scale) = (q.add(64), scale.add(2));
-            }
-            if blocks % 2 == 1 {
-                let x = Pair::new(_mm512_zextsi256_si512(_mm256_loadu_si256(q.cast())), zero);
-                for (r, at) in rows.into_iter().enumerate() {
-                    ints[r] = x.times(_mm512_zextsi256_si512(elements(at)));
-                    halves[r] = half_bits(at);
+                for at in four {
+                    ask::<HINT>(at.wrapping_offset(distance), 4 * BYTES);
                 }
-                sum = add_scaled(sum, fold_halves(ints)[0], scales(halves)[0], *scale);
+                let [scaled, ints] = four_blocks::<BYTES>(four, left, q, scales, &elements, zero);
+                for block in 0..4 {
+                    if block < left {
+                        sum = _mm_fmadd_ps(scaled[block], ints[block], sum);
+                    }
+                }
+                four = four.map(|at| at.wrapping_add(4 * BYTES));
             }
             let mut sums = [0.0; 4];
             _mm_storeu_ps(sums.as_mut_ptr(), sum);
             store(sums, out);
         }
     }
+}
+
+/// Four blocks of each of four rows, of which `left` exist: 128 bits a block, a row in a lane, of d · a and of
+/// u·q − zero·Σq.
+///
+/// # Safety
+/// As [`small_blocks`]; `q` has 128 elements, `scales` four.
+#[inline(always)]
+unsafe fn four_blocks<const BYTES: usize>(
+    rows: [*const u8; 4],
+    left: usize,
+    q: *const i8,
+    scales: *const f32,
+    elements: &impl Fn([*const u8; 2]) -> __m512i,
+    zero: u8,
+) -> [[__m128; 4]; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = [
+            Pair::new(_mm512_loadu_si512(q.cast()), zero),
+            Pair::new(_mm512_loadu_si512(q.add(64).cast()), zero),
+        ];
+        let offsets = [0, BYTES * (left - 1).min(1), BYTES * (left - 1).min(2), BYTES * (left - 1).min(3)];
+        let (mut ints, mut bits) = ([[_mm512_setzero_si512(); 4]; 2], [0; 4]);
+        for r in 0..4 {
+            let block = |i: usize| rows[r].add(offsets[i]);
+            ints[0][r] = pairs[0].times(elements([block(0), block(1)]));
+            ints[1][r] = pairs[1].times(elements([block(2), block(3)]));
+            let half = |i| u64::from(half_bits(block(i)));
+            bits[r] = (half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48).cast_signed();
+        }
+        let scaled = _mm512_mul_ps(block_scales(bits), spread(_mm_loadu_ps(scales)));
+        [lanes(scaled), lanes(_mm512_cvtepi32_ps(fold_blocks(ints)))]
+    }
+}
+
+/// The four 128 bits of a vector.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn lanes(x: __m512) -> [__m128; 4] {
+    [
+        _mm512_castps512_ps128(x),
+        _mm512_extractf32x4_ps::<1>(x),
+        _mm512_extractf32x4_ps::<2>(x),
+        _mm512_extractf32x4_ps::<3>(x),
+    ]
+}
+
+/// Each of four floats in all lanes of 128 bits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn spread(x: __m128) -> __m512 {
+    _mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+        _mm512_castps128_ps512(x),
+    )
+}
+
+/// The f16 of four blocks of each of four rows, a row's in 64 bits, as floats: 128 bits a block, a row in a lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn block_scales([a, b, c, d]: [i64; 4]) -> __m512 {
+    let by_block = _mm256_setr_epi16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_cvtph_ps(_mm256_permutexvar_epi16(by_block, _mm256_setr_epi64x(a, b, c, d)))
+}
+
+/// Of four rows, the sums of four halves of vectors, two of each vector: 128 bits a half, a row in a lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fold_blocks(ints: [[__m512i; 4]; 2]) -> __m512i {
+    let [x, y] = ints;
+    let (x, y) = (fold_lanes(x), fold_lanes(y));
+    let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y);
+    _mm512_add_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y))
 }
 
 /// The bits of the f16 at `at`.
@@ -428,126 +537,5 @@ impl Pair {
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn times(self, u: __m512i) -> __m512i {
         _mm512_dpbusd_epi32(self.offsets, u, self.q)
-    }
-}
-
-/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`, summed in f64 if `wide`; false for other formats.
-///
-/// # Safety
-/// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable, and so are `inner` elements of `x`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn dot_floats<const HINT: i32>(
-    format: Format,
-    at: *const u8,
-    inner: usize,
-    x: *const f32,
-    wide: bool,
-    asked: Asked,
-    out: &mut [f32],
-) -> bool {
-    let rows = Rows { at, inner, asked };
-    // SAFETY: the caller's promise; a masked element is not read.
-    unsafe {
-        match (format, wide) {
-            (Format::F32, false) => {
-                floats::<HINT, 4>(rows, x, out, |at, mask| _mm512_maskz_loadu_ps(mask, at.cast()))
-            }
-            (Format::F16, false) => floats::<HINT, 2>(rows, x, out, |at, mask| {
-                _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast()))
-            }),
-            (Format::Bf16, false) => floats::<HINT, 2>(rows, x, out, |at, mask| {
-                let wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }),
-            (Format::F32, true) => {
-                doubles::<HINT, 4>(rows, x, out, |at, mask| _mm256_maskz_loadu_ps(mask, at.cast()))
-            }
-            (Format::F16, true) => doubles::<HINT, 2>(rows, x, out, |at, mask| {
-                _mm256_cvtph_ps(_mm_maskz_loadu_epi16(mask, at.cast()))
-            }),
-            (Format::Bf16, true) => doubles::<HINT, 2>(rows, x, out, |at, mask| {
-                let wide = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, at.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            }),
-            _ => return false,
-        }
-    }
-    true
-}
-
-/// Σ w·x of each row in four vectors of partial sums. `load` gives 16 elements, 0 where the mask has none.
-///
-/// # Safety
-/// As [`dot_floats`]; `BYTES` are an element's.
-#[inline(always)]
-unsafe fn floats<const HINT: i32, const BYTES: usize>(
-    rows: Rows,
-    x: *const f32,
-    out: &mut [f32],
-    load: impl Fn(*const u8, u16) -> __m512,
-) {
-    let Rows { at, inner, asked } = rows;
-    let row = |at: *const u8| {
-        // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
-        unsafe {
-            let mut sums = [_mm512_setzero_ps(); 4];
-            let mut k = 0;
-            while k + 64 <= inner {
-                ask::<HINT>(asked.ahead_of(at.add(k * BYTES)), 64 * BYTES);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let k = k + 16 * i;
-                    *sum = _mm512_fmadd_ps(load(at.add(k * BYTES), !0), _mm512_loadu_ps(x.add(k)), *sum);
-                }
-                k += 64;
-            }
-            while k < inner {
-                let mask = if inner - k < 16 { (1 << (inner - k)) - 1 } else { !0 };
-                let x = _mm512_maskz_loadu_ps(mask, x.add(k));
-                sums[0] = _mm512_fmadd_ps(load(at.add(k * BYTES), mask), x, sums[0]);
-                k += 16;
-            }
-            _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]))
-        }
-    };
-    // SAFETY: the caller's promise.
-    unsafe { each_row(at, inner * BYTES, out, row) }
-}
-
-/// Σ w·x of each row in f64. `load` gives 8 elements, 0 where the mask has none.
-///
-/// # Safety
-/// As [`floats`].
-#[inline(always)]
-unsafe fn doubles<const HINT: i32, const BYTES: usize>(
-    rows: Rows,
-    x: *const f32,
-    out: &mut [f32],
-    load: impl Fn(*const u8, u8) -> __m256,
-) {
-    let Rows { mut at, inner, asked } = rows;
-    for out in out {
-        // SAFETY: elements below `inner` exist in the row and in `x`; the others are masked.
-        unsafe {
-            let mut sums = [_mm512_setzero_pd(); 4];
-            let mut k = 0;
-            while k + 32 <= inner {
-                ask::<HINT>(asked.ahead_of(at.add(k * BYTES)), 32 * BYTES);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let k = k + 8 * i;
-                    let x = _mm512_cvtps_pd(_mm256_loadu_ps(x.add(k)));
-                    *sum = _mm512_fmadd_pd(_mm512_cvtps_pd(load(at.add(k * BYTES), !0)), x, *sum);
-                }
-                k += 32;
-            }
-            while k < inner {
-                let mask = if inner - k < 8 { (1 << (inner - k)) - 1 } else { !0 };
-                let x = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, x.add(k)));
-                sums[0] = _mm512_fmadd_pd(_mm512_cvtps_pd(load(at.add(k * BYTES), mask)), x, sums[0]);
-                k += 8;
-            }
-            let sum = _mm512_add_pd(_mm512_add_pd(sums[0], sums[1]), _mm512_add_pd(sums[2], sums[3]));
-            *out = _mm512_reduce_add_pd(sum) as f32;
-            at = at.add(inner * BYTES);
-        }
     }
 }
