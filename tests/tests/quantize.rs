@@ -502,7 +502,7 @@ fn divergence_is_at_most_llama_cpps_and_a_budget_beats_mixtures() {
     // Importance, too, from the half that is not scored.
     let importance = at("importance.gguf");
     let _ = moe_run(&["importance", "-m", &original, "-f", &other, "-o", &importance]).succeeded();
-    for format in ["Q2_K", "IQ4_XS", "Q6_K"] {
+    for format in ["IQ4_XS", "Q6_K"] {
         let plain = kl(&text_of(&make("plain.gguf", &["--format", format]).0));
         let weighted =
             kl(&text_of(&make("weighted.gguf", &["--format", format, "--importance", &importance]).0));

@@ -417,14 +417,15 @@ fn metadata(
 ) -> Result<Metadata, GgufError> {
     let ours = [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS_COUNT];
     let said = [keys::GENERAL_FILE_TYPE, keys::GENERAL_QUANTIZATION_VERSION];
-    let stays = |key: &str| {
-        let changed = choice.base != Base::Keep || choice.recipe.is_some() || choice.chosen.is_some();
-        let replaced = importance.is_some() && key.starts_with(keys::QUANTIZE_IMPORTANCE_PREFIX);
-        !ours.contains(&key) && !(changed && said.contains(&key)) && !replaced
+    let changed = choice.base != Base::Keep || choice.recipe.is_some() || choice.chosen.is_some();
+    let is_replaced = |key: &str| {
+        ours.contains(&key)
+            || changed && said.contains(&key)
+            || importance.is_some() && key.starts_with(keys::QUANTIZE_IMPORTANCE_PREFIX)
     };
     let mut pairs: Vec<(String, MetaValue)> = from
         .iter()
-        .filter(|(key, _)| stays(key))
+        .filter(|(key, _)| !is_replaced(key))
         .map(|(key, value)| (key.to_owned(), value.clone()))
         .collect();
     // A file made by a recipe or a budget has no name among the mixtures: then nothing is said.

@@ -2,7 +2,7 @@
 //! with that one matrix changed; and the cheapest choice of formats within a size.
 //!
 //! Input: a lowered model, chunks of a text, formats to choose from. Output: [`Sensitivity`], a cost in nats for each matrix and
-//! format, and by [`choose`] a format for each. The model is cut into its embedding, its layers and its head ([`parts`]). One pass
+//! format, and by [`choose()`] a format for each. The model is cut into its embedding, its layers and its head (`parts.rs`). One pass
 //! of the whole model saves what each part reads and gives; then
 //!
 //! - each matrix in each format costs one pass of its part, from the saved inputs, and gives the part's error, relative to what

@@ -2,7 +2,7 @@
 //!
 //! Input: a row, and how much each of its columns matters. Output: whole blocks. The error is Σ w·(y − x)², with w the
 //! column's importance (the mean of the squares of what it is multiplied by: then it is the error of the product that is to be
-//! expected) times a factor that grows with the element itself where levels are few ([`weights`]); scales are found by least
+//! expected) times a factor that grows with the element itself where levels are few (`weights`); scales are found by least
 //! squares from many beginnings. The bytes depend on the row and the importance alone: plain f32 arithmetic in one order, on any machine.
 //! Deliberately absent: formats whose values are rows of a grid (IQ1 to IQ3), which without calibration come out badly, and
 //! those of one and two bits or of ternary weights, which are for models that were trained so.
