@@ -20,6 +20,23 @@ pub const GENERAL_FILE_TYPE: &str = "general.file_type";
 /// `general.quantization_version`: u32, 2 for the formats of today.
 pub const GENERAL_QUANTIZATION_VERSION: &str = "general.quantization_version";
 
+/// `imatrix.datasets`: strings, the texts that an importance file was made from.
+pub const IMPORTANCE_DATASETS: &str = "imatrix.datasets";
+/// `imatrix.chunk_count`: u32, how many chunks of them.
+pub const IMPORTANCE_CHUNK_COUNT: &str = "imatrix.chunk_count";
+/// `imatrix.chunk_size`: u32, tokens of a chunk.
+pub const IMPORTANCE_CHUNK_SIZE: &str = "imatrix.chunk_size";
+/// What the keys begin with that name the importance file which a model was quantized with.
+pub const QUANTIZE_IMPORTANCE_PREFIX: &str = "quantize.imatrix.";
+/// `quantize.imatrix.file`: string.
+pub const QUANTIZE_IMPORTANCE_FILE: &str = "quantize.imatrix.file";
+/// `quantize.imatrix.dataset`: string, its text.
+pub const QUANTIZE_IMPORTANCE_DATASET: &str = "quantize.imatrix.dataset";
+/// `quantize.imatrix.entries_count`: u32, how many tensors it speaks of.
+pub const QUANTIZE_IMPORTANCE_ENTRIES: &str = "quantize.imatrix.entries_count";
+/// `quantize.imatrix.chunks_count`: u32, how many chunks of text it is made from.
+pub const QUANTIZE_IMPORTANCE_CHUNKS: &str = "quantize.imatrix.chunks_count";
+
 /// `split.no`: u16, number of this part, from 0.
 pub const SPLIT_NO: &str = "split.no";
 /// `split.count`: u16, how many parts the model has.
