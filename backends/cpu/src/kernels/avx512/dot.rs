@@ -31,9 +31,9 @@ pub unsafe fn dot<const HINT: i32>(
     // SAFETY: the caller's promise covers every block of every row.
     unsafe {
         match format {
-            Format::Q4K => super_blocks::<HINT, 144, true>(rows, tile, out, |b, t| k4_or_k5::<false>(b, t)),
-            Format::Q5K => super_blocks::<HINT, 176, true>(rows, tile, out, |b, t| k4_or_k5::<true>(b, t)),
-            Format::Q6K => super_blocks::<HINT, 210, false>(rows, tile, out, |b, t| q6_k(b, t)),
+            Format::Q4K => super_blocks::<HINT, 144, true>(rows, tile, out, |b| k4_or_k5::<false>(b)),
+            Format::Q5K => super_blocks::<HINT, 176, true>(rows, tile, out, |b| k4_or_k5::<true>(b)),
+            Format::Q6K => super_blocks::<HINT, 210, false>(rows, tile, out, |b| q6_k(b)),
             Format::Q8_0 => pairs_of_blocks::<HINT, 34>(rows, tile, out, |b| q8_0(b), 128),
             Format::Q4_0 => pairs_of_blocks::<HINT, 18>(rows, tile, out, |b| nibbles(b.add(2)), 8),
             other => return coded::dot::<HINT>(other, rows, tile, out),
@@ -44,7 +44,7 @@ pub unsafe fn dot<const HINT: i32>(
 
 /// A super-block's activations.
 #[derive(Clone, Copy)]
-struct Token {
+pub(super) struct Token {
     q: *const i8,
     /// −Σq of 16 elements, as words.
     neg_sums16: __m256i,
@@ -52,12 +52,65 @@ struct Token {
     neg_sums32: __m128i,
 }
 
-/// A block's sums, spread over lanes, and the bits of its d, with dmin above.
+impl Token {
+    /// Those of super-block `i` of a one-token tile.
+    ///
+    /// # Safety
+    /// The tile has that many.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn of(tile: &TileStep<'_>, i: usize) -> Token {
+        // SAFETY: the caller's promise; no load needs alignment.
+        unsafe {
+            let neg_sums = (tile.neg_sums16.as_ptr().add(16 * i), tile.neg_sums32.as_ptr().add(8 * i));
+            Token {
+                q: tile.q.as_ptr().add(256 * i),
+                neg_sums16: _mm512_cvtepi32_epi16(_mm512_loadu_si512(neg_sums.0.cast())),
+                neg_sums32: _mm256_cvtepi32_epi16(_mm256_loadu_si256(neg_sums.1.cast())),
+            }
+        }
+    }
+}
+
+/// A super-block of weights, unpacked.
 #[derive(Clone, Copy)]
-struct Sums {
-    products: __m512i,
+pub(super) struct Block {
+    /// Elements in order, 64 a vector, below 64 each.
+    u: [__m512i; 4],
+    /// Their scales, as [`spread`] gives them.
+    scales: [__m512i; 2],
+    /// With minima: those, of 32 elements each, as words.
     minima: __m128i,
-    scales: u32,
+    /// Without: the scales of 16 elements each, as words.
+    scales16: __m256i,
+    /// The bits of d, with dmin above.
+    pub(super) d: u32,
+}
+
+/// A block's sums, spread over lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    pub(super) products: __m512i,
+    pub(super) minima: __m128i,
+}
+
+impl Block {
+    /// Σ scale·(u·q) and Σ min·(−Σq); without `MINIMA` Σ scale·(u·q − 32·Σq).
+    ///
+    /// # Safety
+    /// The token's elements are readable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(super) unsafe fn times<const MINIMA: bool>(&self, token: Token) -> Sums {
+        // SAFETY: the caller's promise.
+        let products = unsafe { scaled(self.u, token.q, self.scales) };
+        if MINIMA {
+            return Sums { products, minima: _mm_madd_epi16(self.minima, token.neg_sums32) };
+        }
+        let zero = _mm256_slli_epi32::<5>(_mm256_madd_epi16(self.scales16, token.neg_sums16));
+        let products = _mm512_add_epi32(products, _mm512_zextsi256_si512(zero));
+        Sums { products, minima: _mm_setzero_si128() }
+    }
 }
 
 /// `out[r] = row(first byte of row r)`, folded; four rows share the folding. Rows are `row_bytes` long.
@@ -98,7 +151,7 @@ fn fold([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
 /// For each of four vectors the sum of the lanes in its lower half, and in its upper half.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn fold_halves([a, b, c, d]: [__m512i; 4]) -> [__m128i; 2] {
+pub(super) fn fold_halves([a, b, c, d]: [__m512i; 4]) -> [__m128i; 2] {
     let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     let x = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
@@ -115,7 +168,7 @@ fn both_halves(x: __m256i) -> __m128i {
 /// The sums of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn fold_small([a, b, c, d]: [__m128i; 4]) -> __m128i {
+pub(super) fn fold_small([a, b, c, d]: [__m128i; 4]) -> __m128i {
     let ab = _mm_add_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
     let cd = _mm_add_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
     _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd))
@@ -124,7 +177,7 @@ fn fold_small([a, b, c, d]: [__m128i; 4]) -> __m128i {
 /// `sum` + `ints` · (`d` · `a`), row by row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,fma")]
-fn add_scaled(sum: __m128, ints: __m128i, d: __m128, a: f32) -> __m128 {
+pub(super) fn add_scaled(sum: __m128, ints: __m128i, d: __m128, a: f32) -> __m128 {
     _mm_fmadd_ps(_mm_mul_ps(d, _mm_set1_ps(a)), _mm_cvtepi32_ps(ints), sum)
 }
 
@@ -137,7 +190,7 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
     rows: Rows,
     tile: TileStep<'_>,
     out: &mut [f32],
-    block: impl Fn(*const u8, Token) -> Sums,
+    block: impl Fn(*const u8) -> Block,
 ) {
     let Rows { at, inner, .. } = rows;
     let row_bytes = inner / 256 * BYTES;
@@ -150,22 +203,16 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
             let distance = rows.distance(a, row_bytes);
             let mut sum = _mm_setzero_ps();
             for (i, scale) in tile.scale[..inner / 256].iter().enumerate() {
-                let neg_sums = (tile.neg_sums16.as_ptr().add(16 * i), tile.neg_sums32.as_ptr().add(8 * i));
-                let token = Token {
-                    q: tile.q.as_ptr().add(256 * i),
-                    neg_sums16: _mm512_cvtepi32_epi16(_mm512_loadu_si512(neg_sums.0.cast())),
-                    neg_sums32: _mm256_cvtepi32_epi16(_mm256_loadu_si256(neg_sums.1.cast())),
+                let token = Token::of(&tile, i);
+                let sums_of = |at: *const u8| {
+                    ask::<HINT>(at.wrapping_offset(distance), BYTES);
+                    let block = block(at);
+                    (block.times::<MINIMA>(token), block.d)
                 };
-                ask::<HINT>(a.wrapping_offset(distance), BYTES);
-                let first = block(a, token);
-                ask::<HINT>(b.wrapping_offset(distance), BYTES);
-                let second = block(b, token);
-                ask::<HINT>(c.wrapping_offset(distance), BYTES);
-                let third = block(c, token);
-                ask::<HINT>(d.wrapping_offset(distance), BYTES);
-                let fourth = block(d, token);
+                let ((first, d0), (second, d1)) = (sums_of(a), sums_of(b));
+                let ((third, d2), (fourth, d3)) = (sums_of(c), sums_of(d));
                 (a, b, c, d) = (a.add(BYTES), b.add(BYTES), c.add(BYTES), d.add(BYTES));
-                let [d, dmin] = scales([first.scales, second.scales, third.scales, fourth.scales]);
+                let [d, dmin] = scales([d0, d1, d2, d3]);
                 if MINIMA {
                     let minima = fold_small([first.minima, second.minima, third.minima, fourth.minima]);
                     sum = add_scaled(sum, minima, dmin, *scale);
@@ -182,7 +229,7 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
 
 /// As many of the four as there is room for.
 #[inline(always)]
-fn store(sums: [f32; 4], out: &mut [f32]) {
+pub(super) fn store(sums: [f32; 4], out: &mut [f32]) {
     match out.first_chunk_mut::<4>() {
         Some(out) => *out = sums,
         None => out.copy_from_slice(&sums[..out.len()]),
@@ -207,31 +254,39 @@ fn halves(low: i16, high: i16) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi16(low)), _mm256_set1_epi16(high))
 }
 
-/// Σ_sub scale · Σ u·q of a super-block, spread over the lanes. `u` are 4 × 64 elements in order, below 64 each, `scales`
-/// one for each 16 elements, with `REPEAT` 2 one for each 32.
+/// Σ_sub scale · Σ u·q of a super-block, spread over the lanes. `u` are 4 × 64 elements in order, below 64 each, `scales` what
+/// [`spread`] gives.
 ///
 /// Four products make a dword that 16 bits can hold (4 · 63 · 127), so two vectors become one before the scales.
 ///
 /// # Safety
 /// As [`dot`]; `q` has 256 elements.
-#[inline(always)]
-unsafe fn scaled<const REPEAT: usize>(u: [__m512i; 4], q: *const i8, scales: __m256i) -> __m512i {
-    let sub_blocks = const { &[sub_blocks(0, REPEAT), sub_blocks(1, REPEAT)] };
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn scaled(u: [__m512i; 4], q: *const i8, scales: [__m512i; 2]) -> __m512i {
     // SAFETY: the caller's promise; no load needs alignment.
     unsafe {
-        let scales = _mm512_castsi256_si512(scales);
         let (zero, mut sum) = (_mm512_setzero_si512(), _mm512_setzero_si512());
         for pair in 0..2 {
             let load = |i: usize| _mm512_loadu_si512(q.add(64 * i).cast());
             let a = _mm512_dpbusd_epi32(zero, u[2 * pair], load(2 * pair));
             let b = _mm512_dpbusd_epi32(zero, u[2 * pair + 1], load(2 * pair + 1));
-            // 128 bits of the packed vector hold 16 elements of `a`, then 16 of `b`, as 4 words each.
-            let which = _mm512_loadu_si512(sub_blocks[pair].as_ptr().cast());
-            let scales = _mm512_permutexvar_epi16(which, scales);
-            sum = _mm512_dpwssd_epi32(sum, _mm512_packs_epi32(a, b), scales);
+            sum = _mm512_dpwssd_epi32(sum, _mm512_packs_epi32(a, b), scales[pair]);
         }
         sum
     }
+}
+
+/// The scales of a super-block, one for each 16 elements, with `REPEAT` 2 one for each 32, where [`scaled`]'s packed vectors have
+/// their elements: 128 bits of one hold 16 elements of its first vector, then 16 of the second, as 4 words each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn spread<const REPEAT: usize>(scales: __m256i) -> [__m512i; 2] {
+    let sub_blocks = const { &[sub_blocks(0, REPEAT), sub_blocks(1, REPEAT)] };
+    let scales = _mm512_castsi256_si512(scales);
+    // SAFETY: 64 bytes each; no load needs alignment.
+    let which = |pair: usize| unsafe { _mm512_loadu_si512(sub_blocks[pair].as_ptr().cast()) };
+    [_mm512_permutexvar_epi16(which(0), scales), _mm512_permutexvar_epi16(which(1), scales)]
 }
 
 /// For each word of [`scaled`]'s packed vector `pair`: the number of its scale.
@@ -245,14 +300,14 @@ const fn sub_blocks(pair: usize, repeat: usize) -> [u16; 32] {
     words
 }
 
-/// Σ scale·(u·q) and Σ min·(−Σq) of a block of Q4_K or Q5_K (`FIFTH`). Block: d, dmin, 12 bytes of 6-bit scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two
+/// A block of Q4_K or Q5_K (`FIFTH`). Block: d, dmin, 12 bytes of 6-bit scales and minima, with `FIFTH` 32 bytes whose bit s belongs to sub-block s, then 32 bytes for each two
 /// sub-blocks.
 ///
 /// # Safety
-/// The block and the token's elements are readable.
+/// It is readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
+pub(super) unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8) -> Block {
     // SAFETY: the caller's promise.
     unsafe {
         let head = _mm_loadu_si128(block.cast());
@@ -275,10 +330,12 @@ unsafe fn k4_or_k5<const FIFTH: bool>(block: *const u8, token: Token) -> Sums {
                 *u = _mm512_or_si512(*u, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
             }
         }
-        Sums {
-            products: scaled::<2>(u, token.q, _mm256_castsi128_si256(scales)),
-            minima: _mm_madd_epi16(mins, token.neg_sums32),
-            scales: block.cast::<u32>().read_unaligned(),
+        Block {
+            u,
+            scales: spread::<2>(_mm256_castsi128_si256(scales)),
+            minima: mins,
+            scales16: _mm256_setzero_si256(),
+            d: block.cast::<u32>().read_unaligned(),
         }
     }
 }
@@ -291,14 +348,14 @@ fn scales_and_mins(head: __m128i) -> (__m128i, __m128i) {
     (_mm_cvtepu8_epi16(both), _mm_cvtepu8_epi16(_mm_unpackhi_epi64(both, both)))
 }
 
-/// Σ scale·(u·q − 32·Σq) of a block of Q6_K. Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
+/// A block of Q6_K. Block: in each half of 128 elements 64 bytes hold the low nibbles, first of 64
 /// elements, then of the other 64; 64 bytes of two more bits follow, 32 a half; 16 signed scales; d.
 ///
 /// # Safety
 /// As [`k4_or_k5`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
+pub(super) unsafe fn q6_k(block: *const u8) -> Block {
     // SAFETY: the caller's promise.
     unsafe {
         let (nibble, two_bits) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
@@ -312,9 +369,13 @@ unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
             u[2 * half + 1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second);
         }
         let scales = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.add(192).cast()));
-        let zero = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, token.neg_sums16));
-        let products = _mm512_add_epi32(scaled::<1>(u, token.q, scales), _mm512_zextsi256_si512(zero));
-        Sums { products, minima: _mm_setzero_si128(), scales: half_bits(block.add(208)) }
+        Block {
+            u,
+            scales: spread::<1>(scales),
+            minima: _mm_setzero_si128(),
+            scales16: scales,
+            d: half_bits(block.add(208)),
+        }
     }
 }
 
@@ -324,7 +385,7 @@ unsafe fn q6_k(block: *const u8, token: Token) -> Sums {
 /// The block is readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn q8_0(block: *const u8) -> __m256i {
+pub(super) unsafe fn q8_0(block: *const u8) -> __m256i {
     // SAFETY: the caller's promise.
     _mm256_xor_si256(unsafe { _mm256_loadu_si256(block.add(2).cast()) }, _mm256_set1_epi8(i8::MIN))
 }
@@ -335,7 +396,7 @@ unsafe fn q8_0(block: *const u8) -> __m256i {
 /// The bytes are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn nibbles(at: *const u8) -> __m256i {
+pub(super) unsafe fn nibbles(at: *const u8) -> __m256i {
     // SAFETY: the caller's promise.
     let x = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(at.cast()) });
     let by = _mm256_inserti128_si256::<1>(_mm256_setzero_si256(), _mm_set1_epi16(4));
@@ -401,14 +462,14 @@ unsafe fn pairs_of_blocks<const HINT: i32, const BYTES: usize>(
 /// # Safety
 /// It is readable.
 #[inline(always)]
-unsafe fn half_bits(at: *const u8) -> u32 {
+pub(super) unsafe fn half_bits(at: *const u8) -> u32 {
     // SAFETY: the caller's promise.
     u32::from(unsafe { at.cast::<u16>().read_unaligned() })
 }
 
 /// The activations of two blocks of 32: what all rows share.
 #[derive(Clone, Copy)]
-struct Pair {
+pub(super) struct Pair {
     q: __m512i,
     /// −zero · Σq of four elements, for each four.
     offsets: __m512i,
@@ -417,7 +478,7 @@ struct Pair {
 impl Pair {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn new(q: __m512i, zero: u8) -> Pair {
+    pub(super) fn new(q: __m512i, zero: u8) -> Pair {
         let none = _mm512_setzero_si512();
         let offsets = _mm512_dpbusd_epi32(none, _mm512_set1_epi8(zero.cast_signed()), q);
         Pair { q, offsets: _mm512_sub_epi32(none, offsets) }
@@ -426,7 +487,7 @@ impl Pair {
     /// u·q − zero·Σq of both blocks, each in the lanes of its half.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn times(self, u: __m512i) -> __m512i {
+    pub(super) fn times(self, u: __m512i) -> __m512i {
         _mm512_dpbusd_epi32(self.offsets, u, self.q)
     }
 }

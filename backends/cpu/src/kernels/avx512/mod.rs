@@ -2,6 +2,7 @@
 
 mod coded;
 pub mod dot;
+pub mod few;
 pub mod mul;
 pub mod unpack;
 
