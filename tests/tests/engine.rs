@@ -3,7 +3,7 @@
 
 use moe_run_backends::cpu::Cpu;
 use moe_run_backends::engine::{
-    Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Refused, Request, Scheduler, Settings,
+    Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Looks, Refused, Request, Scheduler, Settings,
 };
 use moe_run_backends::generate::{Constraint, ConstraintFailure};
 use moe_run_backends::sampler::SamplerOptions;
@@ -121,7 +121,7 @@ fn request(asked: &(Vec<TokenId>, Choose, usize), recorder: &Recorder) -> Reques
     let (prompt, choose, max_tokens) = asked.clone();
     let listener = Box::new(recorder.clone());
     let (max_tokens, end_tokens) = (Some(max_tokens), Arc::new([]));
-    Request { prompt, max_tokens, choose, constraint: None, wants_experts: false, end_tokens, listener }
+    Request { prompt, max_tokens, choose, constraint: None, looks: Looks::default(), end_tokens, listener }
 }
 
 fn alone(scheduler: &mut Scheduler, asked: &(Vec<TokenId>, Choose, usize)) -> Heard {
@@ -137,16 +137,16 @@ fn alone(scheduler: &mut Scheduler, asked: &(Vec<TokenId>, Choose, usize)) -> He
     heard
 }
 
-/// Requests in a crowd that comes and goes as a seed says, each compared with what it is alone.
-fn crowd(model: &Subject, activations: Activations, seeds: u64) {
+/// Requests in a crowd of up to `at_once` that comes and goes as a seed says, each compared with what it is alone.
+fn crowd(model: &Subject, activations: Activations, at_once: usize, seeds: u64) {
     let mut single = Scheduler::new(sequences(model, activations, CONTEXT, 1), settings(false)).unwrap();
-    let asked: Vec<_> = (0..24).map(|number| asked(model, number)).collect();
+    let asked: Vec<_> = (0..(at_once as u64 + 8)).map(|number| asked(model, number)).collect();
     let wanted: Vec<Heard> = asked.iter().map(|asked| alone(&mut single, asked)).collect();
     let (mut cached, mut preemptions) = (0, 0);
     for seed in 0..seeds {
-        // Room for all, or for hardly two.
-        let pool_tokens = [16 * CONTEXT, CONTEXT + 128, 3 * CONTEXT][seed as usize % 3];
-        let pool = sequences(model, activations, pool_tokens, 16);
+        // Room for all, for hardly two, or for some.
+        let pool_tokens = [at_once * CONTEXT, CONTEXT + 128, at_once / 5 * CONTEXT][seed as usize % 3];
+        let pool = sequences(model, activations, pool_tokens, at_once);
         let max_step = (seed % 4 == 3).then_some(Duration::from_micros(300));
         let mut scheduler = Scheduler::new(pool, Settings { max_step, ..settings(seed % 5 != 4) }).unwrap();
         let mut random = Random::new(&[33, seed]);
@@ -154,7 +154,7 @@ fn crowd(model: &Subject, activations: Activations, seeds: u64) {
         let mut waiting: Vec<usize> = (0..asked.len()).chain(0..asked.len()).collect();
         let mut running: Vec<(usize, Recorder)> = Vec::new();
         while !waiting.is_empty() || !scheduler.is_idle() {
-            while !waiting.is_empty() && running.len() < 20 && below(3) > 0 {
+            while !waiting.is_empty() && running.len() < at_once + 4 && below(at_once / 5) > 0 {
                 let number = waiting.swap_remove(below(waiting.len()));
                 let recorder = Recorder::default();
                 scheduler.submit(request(&asked[number], &recorder));
@@ -179,7 +179,7 @@ fn crowd(model: &Subject, activations: Activations, seeds: u64) {
         assert_eq!(scheduler.free_tokens(), pool_tokens, "all blocks come back");
         assert_eq!(scheduler.meter().blocks_used(), 0);
     }
-    println!("{activations}: {cached} tokens cached, {preemptions} preemptions");
+    println!("{at_once} at once, {activations}: {cached} tokens cached, {preemptions} preemptions");
     assert!(cached > 0 && preemptions > 0);
 }
 
@@ -187,7 +187,8 @@ fn crowd(model: &Subject, activations: Activations, seeds: u64) {
 fn a_request_has_the_same_bits_in_a_crowd_as_alone() {
     let Some(model) = zoo() else { return };
     for activations in [Activations::Q8, Activations::F32] {
-        crowd(&model, activations, if fixtures::full() { 100 } else { 10 });
+        crowd(&model, activations, 16, if fixtures::full() { 100 } else { 10 });
+        crowd(&model, activations, 64, if fixtures::full() { 30 } else { 3 });
     }
 }
 
