@@ -49,7 +49,11 @@ fn steps(
         let feeds: Vec<Feed<'_>> = ids
             .iter()
             .zip(&*last)
-            .map(|(id, token)| Feed { sequence: *id, tokens: std::slice::from_ref(token), wants_logits: true })
+            .map(|(id, token)| Feed {
+                sequence: *id,
+                tokens: std::slice::from_ref(token),
+                wants_logits: true,
+            })
             .collect();
         sequences.step(&feeds, profile.as_mut().map(|profile| &mut **profile as &mut dyn Observer))?;
         for (row, token) in last.iter_mut().enumerate() {

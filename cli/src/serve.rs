@@ -17,12 +17,7 @@ use moe_run_backends::{
     sequences::{CacheFileError, Sequences},
     step::BLOCK_TOKENS,
 };
-use moe_run_graph::{
-    Model,
-    ir::Graph,
-    passes::TapSelection,
-    quant,
-};
+use moe_run_graph::{Model, ir::Graph, passes::TapSelection, quant};
 use moe_run_serve::{Config, Listening, ServeError, TapTable, Vocabularies};
 use moe_run_text::toolcalls::{Format, Syntax};
 

@@ -66,7 +66,10 @@ pub fn read(fields: &mut Fields, model: &Model) -> Result<(Arc<Taps>, usize), Ap
             None => (None, text.as_str()),
         };
         let Some(stage) = Stage::parse(name) else {
-            return Err(wrong(format!("found {:?}, which is no stage: moe-run trace --help lists them", shown())));
+            return Err(wrong(format!(
+                "found {:?}, which is no stage: moe-run trace --help lists them",
+                shown()
+            )));
         };
         if !has_rows(stage) {
             let why = "its rows are as long as what is cached: moe-run trace --save-tensor saves it";

@@ -114,7 +114,8 @@ fn asked(model: &Subject, number: u64) -> (Vec<TokenId>, Choose, usize) {
         logprobs: [None, Some(0), Some(5)][below(3) as usize],
         ..Choose::by(sampler)
     };
-    (prompt, choose, 1 + below(40) as usize)
+    let max_tokens = (1 + below(40) as usize).min(CONTEXT + 1 - prompt.len());
+    (prompt, choose, max_tokens)
 }
 
 fn request(asked: &(Vec<TokenId>, Choose, usize), recorder: &Recorder) -> Request {

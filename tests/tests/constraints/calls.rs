@@ -177,7 +177,8 @@ fn an_answer_may_come_in_place_of_calls_in_every_format() {
                 true => {
                     answers += 1;
                     let value = serde_json::from_str(answer.content.trim());
-                    values.push((schema.clone(), value.unwrap_or_else(|e| panic!("{name}: {e}: {written:?}"))));
+                    values
+                        .push((schema.clone(), value.unwrap_or_else(|e| panic!("{name}: {e}: {written:?}"))));
                 }
                 false => {
                     called += 1;
@@ -192,7 +193,10 @@ fn an_answer_may_come_in_place_of_calls_in_every_format() {
     let all = templates(None);
     let hermes = &all.iter().find(|(_, syntax, _)| syntax.format == Format::HermesJson).unwrap().1;
     let error = hermes.calls(&tools, ToolChoice::OrAnswer(&refused), true).unwrap_err();
-    assert!(matches!(&error, CallsError::Answer { detail } if detail.contains("\"propertyNames\"")), "{error}");
+    assert!(
+        matches!(&error, CallsError::Answer { detail } if detail.contains("\"propertyNames\"")),
+        "{error}"
+    );
 }
 
 /// A mark that must come is one token.

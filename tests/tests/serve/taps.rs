@@ -26,7 +26,8 @@ fn tensors(told: &Value) -> BTreeMap<String, Tensor> {
 #[test]
 fn what_the_passes_held_is_told_and_changes_nothing() {
     let server = Serving::start(PROGRAM, &["--taps", "--ctx-size", "512"]);
-    let body = json!({"messages": question("What is 2+2?"), "temperature": 0, "logprobs": true, "routing": true});
+    let body =
+        json!({"messages": question("What is 2+2?"), "temperature": 0, "logprobs": true, "routing": true});
     let plain = server.post(CHAT, &body).ok();
     let asked = json!({"taps": ["layer-1/moe_topk_ids", "layer-1/moe_router", "embed", "final_norm", "post_ffn_residual"]});
     let answer = server.post(CHAT, &with(body.clone(), &asked)).ok();
@@ -104,9 +105,15 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
         assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{error}");
         assert!(error["message"].as_str().unwrap().contains(word), "{error}");
     }
-    let large = json!({"prompt": "Hi", "n": 128, "max_tokens": 500, "taps": ["lm_head", "post_ffn_residual"]});
+    let large =
+        json!({"prompt": "Hi", "n": 128, "max_tokens": 500, "taps": ["lm_head", "post_ffn_residual"]});
     let refused = server.post(COMPLETIONS, &large);
-    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("taps")), "{}", refused.text());
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["param"]),
+        (400, &json!("taps")),
+        "{}",
+        refused.text()
+    );
     for path in ["/v1/responses", "/v1/messages"] {
         let body = json!({"input": "Hi", "messages": question("Hi"), "max_tokens": 3, "taps": ["embed"]});
         let refused = server.post(path, &body);

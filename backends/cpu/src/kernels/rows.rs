@@ -110,12 +110,12 @@ impl Kernels {
             // SAFETY: the tag is checked against the CPU, the lengths above.
             unsafe {
                 match self.lookahead.into {
-                    Cache::L1 => avx512::few::dot::<_MM_HINT_T0>(
-                        format, at, inner, tiles, asked, count, out, stride,
-                    ),
-                    Cache::L2 => avx512::few::dot::<_MM_HINT_T1>(
-                        format, at, inner, tiles, asked, count, out, stride,
-                    ),
+                    Cache::L1 => {
+                        avx512::few::dot::<_MM_HINT_T0>(format, at, inner, tiles, asked, count, out, stride)
+                    }
+                    Cache::L2 => {
+                        avx512::few::dot::<_MM_HINT_T1>(format, at, inner, tiles, asked, count, out, stride)
+                    }
                 }
             }
             return;

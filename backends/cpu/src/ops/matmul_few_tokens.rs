@@ -70,21 +70,11 @@ impl MatMuls {
             (ActivationPrecision::Q8(block), n) => {
                 let x: [_; TILE_TOKENS] =
                     std::array::from_fn(|t| activations.q8(block, tile(t.min(n - 1)), matrix.inner, 0));
-                step.kernels.dot_few(
-                    matrix.format,
-                    bytes,
-                    matrix.inner,
-                    &x[..n],
-                    then,
-                    rows,
-                    out,
-                    RUN_ROWS,
-                );
+                step.kernels.dot_few(matrix.format, bytes, matrix.inner, &x[..n], then, rows, out, RUN_ROWS);
                 true
             }
             (activation, 1) => {
-                let x =
-                    activations.floats(activation == ActivationPrecision::F16, tile(0), matrix.inner, 0);
+                let x = activations.floats(activation == ActivationPrecision::F16, tile(0), matrix.inner, 0);
                 let (x, out) = (&x[..matrix.inner], &mut out[..rows]);
                 step.kernels.dot_floats(matrix.format, bytes, x, matrix.wide, then, out)
             }

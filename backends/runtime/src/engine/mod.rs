@@ -77,15 +77,8 @@ pub struct Request {
 
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Request {
-            prompt,
-            max_tokens,
-            choose,
-            constraint: _,
-            looks: _,
-            end_tokens: _,
-            listener: _,
-        } = self;
+        let Request { prompt, max_tokens, choose, constraint: _, looks: _, end_tokens: _, listener: _ } =
+            self;
         f.debug_struct("Request")
             .field("prompt", &prompt.len())
             .field("max_tokens", max_tokens)

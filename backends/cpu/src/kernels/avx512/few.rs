@@ -3,12 +3,12 @@
 //!
 //! Each token's sums are made as `dot` makes them, in the same order.
 
+use super::super::avx2::dot::scales;
 use super::super::layout::{TILE_TOKENS, TileStep};
 use super::super::prefetch::{Asked, Rows, ask};
 use super::dot::{
     Block, Pair, Token, add_scaled, fold_halves, fold_small, half_bits, k4_or_k5, nibbles, q6_k, q8_0, store,
 };
-use super::super::avx2::dot::scales;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
@@ -100,12 +100,7 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
             let mut sums = [_mm_setzero_ps(); TILE_TOKENS];
             for i in 0..inner / 256 {
                 let at = BYTES * i;
-                let w = [
-                    unpacked(a.add(at)),
-                    unpacked(b.add(at)),
-                    unpacked(c.add(at)),
-                    unpacked(d.add(at)),
-                ];
+                let w = [unpacked(a.add(at)), unpacked(b.add(at)), unpacked(c.add(at)), unpacked(d.add(at))];
                 let [d, dmin] = scales([w[0].d, w[1].d, w[2].d, w[3].d]);
                 for (tile, sum) in tiles.iter().zip(&mut sums) {
                     let (token, scale) = (Token::of(tile, i), *tile.scale.get_unchecked(i));
@@ -114,8 +109,7 @@ unsafe fn super_blocks<const HINT: i32, const BYTES: usize, const MINIMA: bool>(
                     let third = w[2].times::<MINIMA>(token);
                     let fourth = w[3].times::<MINIMA>(token);
                     if MINIMA {
-                        let minima =
-                            fold_small([first.minima, second.minima, third.minima, fourth.minima]);
+                        let minima = fold_small([first.minima, second.minima, third.minima, fourth.minima]);
                         *sum = add_scaled(*sum, minima, dmin, scale);
                     }
                     let halves =
