@@ -29,7 +29,7 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
     let body =
         json!({"messages": question("What is 2+2?"), "temperature": 0, "logprobs": true, "routing": true});
     let plain = server.post(CHAT, &body).ok();
-    let asked = json!({"taps": ["layer-1/moe_topk_ids", "layer-1/moe_router", "embed", "final_norm", "post_ffn_residual"]});
+    let asked = json!({"taps": ["layer-1/moe_topk_ids", "layer-1/moe_logits", "embedding", "final_norm", "post_ffn_residual"]});
     let answer = server.post(CHAT, &with(body.clone(), &asked)).ok();
     assert_eq!(whole(&answer), whole(&plain));
     assert!(plain["choices"][0].get("taps").is_none());
@@ -41,7 +41,7 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
     let (prompt, out) = (count("prompt_tokens"), count("completion_tokens"));
     // The token that ended the answer was chosen, too, and not read.
     let rows = prompt + out;
-    let (shape, router, positions) = &told["layer-1/moe_router"];
+    let (shape, router, positions) = &told["layer-1/moe_logits"];
     assert_eq!((shape.as_slice(), *positions), (&[rows, 16][..], [0, rows]));
     let (shape, ids, _) = &told["layer-1/moe_topk_ids"];
     assert_eq!(shape, &[rows, 4]);
@@ -57,7 +57,7 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
     }
     let (shape, _, positions) = &told["final_norm"];
     assert_eq!((shape[0], *positions), (out + 1, [prompt - 1, rows]));
-    assert_eq!(told["embed"].0[0], rows);
+    assert_eq!(told["embedding"].0[0], rows);
     // A stage without a layer is that of every layer.
     assert!(told.keys().filter(|name| name.ends_with("/post_ffn_residual")).count() > 1);
 
@@ -92,13 +92,13 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
 
     for (taps, param, word) in [
         (json!(["layer-1/router"]), "taps[0]", "no stage"),
-        (json!(["embed", "layer-99/moe_router"]), "taps[1]", "layer 99"),
+        (json!(["embedding", "layer-99/moe_router"]), "taps[1]", "layer 99"),
         (json!(["layer-x/moe_router"]), "taps[0]", "layer-N/STAGE"),
         (json!(["layer-0/final_norm"]), "taps[0]", "of no layer"),
         (json!(["layer-0/attn_scores"]), "taps[0]", "--save-tensor"),
         (json!(["layer-0/q_a_norm"]), "taps[0]", "stage"),
         (json!([3]), "taps[0]", "a string"),
-        (json!("embed"), "taps", "an array"),
+        (json!("embedding"), "taps", "an array"),
     ] {
         let refused = server.post(CHAT, &with(body.clone(), &json!({"taps": taps})));
         let error = &refused.json()["error"];
@@ -115,7 +115,7 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
         refused.text()
     );
     for path in ["/v1/responses", "/v1/messages"] {
-        let body = json!({"input": "Hi", "messages": question("Hi"), "max_tokens": 3, "taps": ["embed"]});
+        let body = json!({"input": "Hi", "messages": question("Hi"), "max_tokens": 3, "taps": ["embedding"]});
         let refused = server.post(path, &body);
         assert_eq!(refused.status, 400, "{path}");
         assert!(refused.text().contains("taps"), "{}", refused.text());
