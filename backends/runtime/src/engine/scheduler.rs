@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// The least part of a prompt in a step that others wait for.
 const LEAST_PART: usize = 8;
+/// The share of the longest step that parts of prompts are cut for, and how much longer one may be than the one before it.
+const AIMED_SHARE: f64 = 0.85;
+const MOST_GROWTH: f64 = 1.4;
 
 /// A request, waiting or running.
 struct Task {
@@ -85,8 +88,10 @@ pub struct Scheduler {
     meter: Arc<Meter>,
     submitted: u64,
     logits: Vec<f32>,
-    /// What a token of a prompt took lately.
-    token_seconds: Option<f64>,
+    /// Tokens of prompts in a step that others wait for.
+    part_tokens: f64,
+    /// What a step took lately that read no prompt.
+    generation_seconds: f64,
 }
 
 impl std::fmt::Debug for Scheduler {
@@ -128,7 +133,8 @@ impl Scheduler {
             meter: Arc::new(meter),
             submitted: 0,
             logits: Vec::new(),
-            token_seconds: None,
+            part_tokens: LEAST_PART as f64,
+            generation_seconds: 0.0,
         })
     }
 
@@ -380,11 +386,29 @@ impl Scheduler {
 
     /// Tokens of prompts in a step that others wait for.
     fn part_beside_generation(&self) -> usize {
-        let (Some(max_step), Some(token)) = (self.settings.max_step, self.token_seconds) else {
-            return usize::MAX;
-        };
         let least = if self.settings.cuts_freely { LEAST_PART } else { BLOCK_TOKENS };
-        ((max_step.as_secs_f64() / token) as usize).max(least)
+        match self.settings.max_step {
+            None => usize::MAX,
+            Some(_) => (self.part_tokens as usize).max(least),
+        }
+    }
+
+    /// Learns from the time of a step that had so many rows of generation, and tokens of prompts. What a token of a prompt takes
+    /// depends on how many there are (few of them already touch most experts), so that the part itself is what is learnt: it
+    /// grows slowly, and shrinks at once by as much as the step was too long beyond what it took for those who generate.
+    fn learn(&mut self, generating: usize, read: usize, took: f64) {
+        let Some(max_step) = self.settings.max_step.filter(|_| generating > 0) else { return };
+        if read == 0 {
+            self.generation_seconds = 0.7 * self.generation_seconds + 0.3 * took;
+            return;
+        }
+        let others = self.generation_seconds.min(0.8 * took);
+        let left = AIMED_SHARE * max_step.as_secs_f64() - others;
+        let change = (left / (took - others)).clamp(0.0, MOST_GROWTH);
+        // A part that its prompt cut short says nothing of longer ones.
+        if change < 1.0 || read as f64 >= 0.8 * self.part_tokens {
+            self.part_tokens = (read as f64 * change).max(LEAST_PART as f64);
+        }
     }
 
     /// What a step gave: rows of logits, and what taps held for each part, where anybody asked.
@@ -393,10 +417,7 @@ impl Scheduler {
         let read: usize =
             parts.iter().filter(|p| !self.running[p.running].generates()).map(|p| p.tokens).sum();
         self.meter.prompt_tokens.fetch_add(read as u64, Ordering::Relaxed);
-        if read >= LEAST_PART {
-            let now = took.as_secs_f64() / tokens as f64;
-            self.token_seconds = Some(self.token_seconds.map_or(now, |before| 0.7 * before + 0.3 * now));
-        }
+        self.learn(tokens - read, read, took.as_secs_f64());
         let mut row = 0;
         let mut ended = Vec::new();
         for (at, part) in parts.iter().enumerate() {
