@@ -14,7 +14,7 @@ use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Graph;
 use moe_run_graph::synth::Random;
-use moe_run_tests::{fixtures, recurrent};
+use moe_run_tests::{backends, fixtures, recurrent};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,6 +35,16 @@ fn zoo() -> Option<Subject> {
 }
 
 fn sequences(model: &Subject, activations: Activations, pool_tokens: usize, at_once: usize) -> Sequences {
+    sequences_on(&Cpu, model, activations, pool_tokens, at_once)
+}
+
+fn sequences_on(
+    backend: &dyn Backend,
+    model: &Subject,
+    activations: Activations,
+    pool_tokens: usize,
+    at_once: usize,
+) -> Sequences {
     let options = CompileOptions {
         ctx_size: CONTEXT,
         micro_batch: Some(MICRO_BATCH),
@@ -44,7 +54,7 @@ fn sequences(model: &Subject, activations: Activations, pool_tokens: usize, at_o
         threads: Some(2),
         ..CompileOptions::default()
     };
-    let executable = Cpu.compile(&model.graph, model.weights.clone(), &options).unwrap();
+    let executable = backend.compile(&model.graph, model.weights.clone(), &options).unwrap();
     Sequences::new(executable, pool_tokens, at_once).unwrap()
 }
 
@@ -190,6 +200,43 @@ fn a_request_has_the_same_bits_in_a_crowd_as_alone() {
     for activations in [Activations::Q8, Activations::F32] {
         crowd(&model, activations, 16, if fixtures::full() { 100 } else { 10 });
         crowd(&model, activations, 64, if fixtures::full() { 30 } else { 3 });
+    }
+}
+
+/// Behind the engine a GPU's rows are those that a request has alone, prompts of up to a block included.
+#[test]
+fn on_gpus_a_crowd_has_the_bits_of_each_alone() {
+    let Some(model) = zoo() else { return };
+    for backend in backends() {
+        if ["cpu", "reference"].contains(&backend.name()) {
+            continue;
+        }
+        let settings = Settings { cuts_freely: false, ..settings(false) };
+        let new = |at_once| {
+            let pool = sequences_on(backend.as_ref(), &model, Activations::Q8, at_once * CONTEXT, at_once);
+            Scheduler::new(pool, settings.clone()).unwrap()
+        };
+        let mut single = new(1);
+        let asked = (0..7).map(|number| {
+            let (mut prompt, choose, max_tokens) = asked(&model, number);
+            prompt.truncate(60);
+            (prompt, choose, max_tokens.min(8))
+        });
+        let asked: Vec<_> = asked.collect();
+        let wanted: Vec<Heard> = asked.iter().map(|asked| alone(&mut single, asked)).collect();
+        let mut scheduler = new(4);
+        let recorders: Vec<Recorder> = asked.iter().map(|_| Recorder::default()).collect();
+        for (asked, recorder) in asked.iter().zip(&recorders) {
+            scheduler.submit(request(asked, recorder));
+            scheduler.step();
+        }
+        while !scheduler.is_idle() {
+            scheduler.step();
+        }
+        for (recorder, wanted) in recorders.iter().zip(&wanted) {
+            assert_eq!(recorder.heard.lock().unwrap().tokens, wanted.tokens, "{}", backend.name());
+        }
+        assert_eq!(scheduler.free_tokens(), 4 * CONTEXT);
     }
 }
 

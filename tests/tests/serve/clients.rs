@@ -65,7 +65,8 @@ fn prometheus_reads_what_is_counted() {
 #[test]
 fn the_page_works_in_a_browser() {
     let names = ["chromium", "chromium-browser", "google-chrome"];
-    let is_there = |name: &&&str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let is_there =
+        |name: &&&str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
     let Some(browser) = names.iter().find(is_there) else {
         eprintln!("SKIPPED: no Chromium is installed (scripts/test.sh installs it): the page was not tried");
         return;

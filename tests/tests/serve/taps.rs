@@ -105,8 +105,7 @@ fn what_the_passes_held_is_told_and_changes_nothing() {
         assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{error}");
         assert!(error["message"].as_str().unwrap().contains(word), "{error}");
     }
-    let large =
-        json!({"prompt": "Hi", "n": 64, "max_tokens": 500, "taps": ["lm_head", "post_ffn_residual"]});
+    let large = json!({"prompt": "Hi", "n": 64, "max_tokens": 500, "taps": ["lm_head", "post_ffn_residual"]});
     let refused = server.post(COMPLETIONS, &large);
     assert_eq!(
         (refused.status, &refused.json()["error"]["param"]),

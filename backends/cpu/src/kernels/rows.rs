@@ -149,10 +149,10 @@ impl Kernels {
             unsafe {
                 match (self.isa, self.lookahead.into) {
                     (Isa::Avx512, Cache::L1) => {
-                        avx512::dot::dot_floats::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)
+                        avx512::dot_floats::dot::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)
                     }
                     (Isa::Avx512, Cache::L2) => {
-                        avx512::dot::dot_floats::<_MM_HINT_T1>(format, at, inner, x, wide, asked, out)
+                        avx512::dot_floats::dot::<_MM_HINT_T1>(format, at, inner, x, wide, asked, out)
                     }
                     (Isa::Avx2, Cache::L1) => {
                         avx2::dot::dot_floats::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)

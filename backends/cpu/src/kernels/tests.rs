@@ -310,9 +310,7 @@ fn a_few_tokens_have_the_bits_of_one() {
         for format in quantized().filter(|format| kernels.few_tokens(*format) > 1) {
             let block = activation_block(format);
             for (rows, inner) in [(16, 256), (37, 768), (3, 512), (1, 1280), (5, 96)] {
-                if format.row_bytes(inner).is_none() {
-                    continue;
-                }
+                let Some(_) = format.row_bytes(inner) else { continue };
                 let bytes = random_rows(format, rows, inner, &mut rng);
                 for n in 1..=kernels.few_tokens(format) {
                     let tiles: Vec<_> = (0..n).map(|_| random_tile(1, inner, block, &mut rng)).collect();

@@ -2,6 +2,7 @@
 
 mod coded;
 pub mod dot;
+pub mod dot_floats;
 pub mod few;
 pub mod mul;
 pub mod unpack;
