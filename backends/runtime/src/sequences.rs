@@ -6,7 +6,7 @@
 //! Deliberately absent: when which sequence runs, which is a scheduler's ([`crate::engine`]).
 
 mod cache_file;
-mod routing;
+mod taps;
 
 use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
@@ -18,8 +18,8 @@ use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
 
 pub use cache_file::CacheFileError;
-pub use routing::Experts;
-use routing::Routed;
+use taps::Tapped;
+pub use taps::{Experts, TappedRows, Taps, has_rows, last_experts};
 
 /// A sequence of [`Sequences`], until it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,7 +62,7 @@ pub struct Sequences {
     /// By place; `None` where nobody is.
     sequences: Vec<Option<Sequence>>,
     blocks: Blocks,
-    routed: Routed,
+    tapped: Tapped,
     /// Rows of logits of the last step.
     logits_rows: usize,
 }
@@ -88,8 +88,8 @@ impl Sequences {
         // Whole blocks only, for any of them may be anybody's.
         let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
-        let routed = Routed::default();
-        Ok(Sequences { executable, state, sequences, blocks, routed, logits_rows: 0 })
+        let tapped = Tapped::default();
+        Ok(Sequences { executable, state, sequences, blocks, tapped, logits_rows: 0 })
     }
 
     /// What runs them.
@@ -274,7 +274,7 @@ impl Sequences {
         feeds: &[Feed<'_>],
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        self.take_routed(false)?;
+        self.use_taps(false);
         self.run(feeds, observer)
     }
 

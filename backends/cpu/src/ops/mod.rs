@@ -30,7 +30,7 @@ pub mod kv_write;
 pub mod layer_norm;
 pub mod matmul;
 #[forbid(unsafe_code)]
-mod matmul_one_token;
+mod matmul_few_tokens;
 #[forbid(unsafe_code)]
 pub mod mul_heads;
 #[forbid(unsafe_code)]
@@ -55,7 +55,7 @@ use super::state::CpuState;
 use super::tiles::ActivationTiles;
 use activations::RowBuffers;
 use expert_matmul::Slots;
-pub use matmul_one_token::RUN_PANELS;
+pub use matmul_few_tokens::RUN_PANELS;
 use moe_run_graph::ir::StepSizes;
 use moe_run_runtime::executable::{StepRun, StepSequence};
 use std::ops::Range;
