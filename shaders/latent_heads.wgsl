@@ -90,9 +90,12 @@ const WIDTH: u32 = RANK + PE;
 var<workgroup> head: array<f32, HEAD>;
 
 // The part of the query that its matrix meets, in 8 bits; or as it is, which `last_f32` says where others are rounded.
+#if last_f32
+#else
 #if q8
 var<workgroup> nope_q: array<vec4<u32>, NOPE / 16u>;
 var<workgroup> nope_scales: array<f32, NOPE / 32u>;
+#endif
 #endif
 
 fn nope_value(at: u32) -> f32 {
@@ -121,6 +124,8 @@ fn nope_values(group: u32) -> mat4x4<f32> {
 
 // Keeps it. In uniform control flow.
 fn stage_nope(lane: Lane) {
+#if last_f32
+#else
 #if q8
     for (var block = lane.index; block < NOPE / 32u; block += LANES) {
         var values: array<vec4<f32>, 8>;
@@ -133,6 +138,7 @@ fn stage_nope(lane: Lane) {
         nope_scales[block] = bitcast<f32>(quantized.scale_bits);
     }
     workgroupBarrier();
+#endif
 #endif
 }
 

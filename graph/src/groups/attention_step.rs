@@ -142,9 +142,8 @@ impl AttentionStep {
     pub fn is_placed_alike(&self, graph: &Graph) -> bool {
         let weighs = |Placed { x: _, norm, rope: _, is_norm_last, y: _ }: &Placed| {
             // Behind the rotations one without weight too.
-            let is_known = |norm: &Norm| {
-                norm.shared_weight(graph).is_some() || (norm.weight.is_none() && *is_norm_last)
-            };
+            let is_known =
+                |norm: &Norm| norm.shared_weight(graph).is_some() || (norm.weight.is_none() && *is_norm_last);
             norm.as_ref().is_none_or(is_known)
         };
         let (Some(span), Some(is_norm_last)) = (self.norm_span(), self.is_norm_last()) else { return false };

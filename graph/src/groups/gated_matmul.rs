@@ -130,6 +130,11 @@ impl Group for GatedMatMul {
         let GatedMatMul { gate_part, gate, norm, is_norm_last: _, product, add } = self;
         let norm = norm.iter().map(|norm| norm.node);
         let part = gate_part.iter().map(|part| part.node);
-        gate.nodes().chain(part).chain(norm).chain([product.node]).chain(add.iter().map(|add| add.node)).collect()
+        gate.nodes()
+            .chain(part)
+            .chain(norm)
+            .chain([product.node])
+            .chain(add.iter().map(|add| add.node))
+            .collect()
     }
 }

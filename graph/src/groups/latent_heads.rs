@@ -1,9 +1,7 @@
 //! `latent_heads`: all between the products of latent attention and the attention itself: a query's two parts, the one rotated,
 //! the other through its head's k matrix; the latent's norm, the rotated key behind it, and the cache.
 
-use super::parts::{
-    Attended, HeadProduct, Joined, Product, Rotated, RowNorm, Sliced, Tempered, Written,
-};
+use super::parts::{Attended, HeadProduct, Joined, Product, Rotated, RowNorm, Sliced, Tempered, Written};
 use super::{Group, Matcher};
 use crate::ir::{Node, NodeId, ValueId};
 

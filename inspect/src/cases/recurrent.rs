@@ -5,8 +5,7 @@ use super::attention::Steps;
 use super::groups::{outputs, part};
 use super::small::{activation, row};
 use moe_run_graph::ir::{
-    CausalConvAttrs, DType, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole,
-    ValueId,
+    CausalConvAttrs, DType, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole, ValueId,
 };
 use moe_run_runtime::error::BackendError;
 

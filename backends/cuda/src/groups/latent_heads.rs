@@ -1,7 +1,8 @@
 //! kernels/latent_heads.cu.
 
 use super::{
-    MAX_NORM_ELEMS, Runs, any_rows, int, matmul, normed_bytes, one_row, stage, staged_bytes, whole_norm, width,
+    MAX_NORM_ELEMS, Runs, any_rows, int, matmul, normed_bytes, one_row, stage, staged_bytes, whole_norm,
+    width,
 };
 use crate::driver::Param;
 use crate::ops::Emit;
@@ -134,7 +135,8 @@ impl Runs for LatentHeads {
                 Param::NULL,
             ]),
         }
-        let turned = |rope: &Option<Rotated>| rope.as_ref().map_or(Param::NULL, |rope| emit.opt_value(rope.y));
+        let turned =
+            |rope: &Option<Rotated>| rope.as_ref().map_or(Param::NULL, |rope| emit.opt_value(rope.y));
         let (table, dims, interleaved) = match q_rope {
             Some(rope) => (
                 emit.rope_tables[rope.table.index()].param(),

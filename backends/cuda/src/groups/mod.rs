@@ -27,8 +27,8 @@ use super::ops::{self, Emit, int, matmul};
 use moe_run_graph::groups::parts::{ExpertProduct, RowNorm, RowNormKind, Sliced};
 use moe_run_graph::groups::{
     AttentionStep, DeltaStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, LatentHeads,
-    LaunchPattern, MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual,
-    RouteGateUp, RouterGateUp, group_of,
+    LaunchPattern, MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual, RouteGateUp,
+    RouterGateUp, group_of,
 };
 use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::quant::{ActProfile, Format};
@@ -189,11 +189,7 @@ fn width(graph: &Graph, value: ValueId) -> usize {
 
 /// What lies beside something else, as `Part` in kernels/common/part.cuh reads it: where, elements of a head and from one
 /// head to the next, the first of them, and where somebody reads it by itself. Without a part the value as it is.
-fn part_params(
-    emit: &Emit<'_>,
-    part: Option<&Sliced>,
-    value: ValueId,
-) -> Result<[Param; 5], BackendError> {
+fn part_params(emit: &Emit<'_>, part: Option<&Sliced>, value: ValueId) -> Result<[Param; 5], BackendError> {
     let Some(Sliced { node: _, x, heads, start, len, y }) = part else {
         return Ok([emit.value(value)?, int(0), int(0), int(0), Param::NULL]);
     };

@@ -11,7 +11,11 @@ use moe_run_runtime::executable::KvType;
 
 impl Runs for NormsResidual {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
-        let NormsResidual { parts, last: NormResidual { norm, add: Sum { node: _, other: _, y: _ } }, scaled } = self;
+        let NormsResidual {
+            parts,
+            last: NormResidual { norm, add: Sum { node: _, other: _, y: _ } },
+            scaled,
+        } = self;
         let plain = |norm: &RowNorm| {
             let RowNorm { node: _, x, weight: _, eps: _, kind, y: _ } = norm;
             *kind == RowNormKind::Rms
@@ -21,9 +25,9 @@ impl Runs for NormsResidual {
         };
         scaled.iter().for_each(|Scaled { node: _, x: _, factor: _, y: _ }| {});
         plain(norm)
-            && parts.as_ref().is_none_or(|NormedSum { a, b, sum: Sum { node: _, other: _, y: _ } }| {
-                plain(a) && plain(b)
-            })
+            && parts
+                .as_ref()
+                .is_none_or(|NormedSum { a, b, sum: Sum { node: _, other: _, y: _ } }| plain(a) && plain(b))
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {

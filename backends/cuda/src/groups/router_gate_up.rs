@@ -64,7 +64,8 @@ impl Runs for RouterGateUp {
             ]);
         }
         // Two rows of logits are a warp's.
-        let (logit_blocks, pair_blocks) = (blocks(emit, logit_rows.div_ceil(2)), blocks(emit, gate_matrix.rows));
+        let (logit_blocks, pair_blocks) =
+            (blocks(emit, logit_rows.div_ceil(2)), blocks(emit, gate_matrix.rows));
         let mut params = vec![emit.value(post.as_ref().map_or(norm.x, |post| post.norm.x))?];
         params.extend(match post {
             Some(post) => in_front_params(emit, post)?,

@@ -24,8 +24,7 @@ use super::params::Param;
 use moe_run_graph::groups::parts::{ExpertProduct, Gated, Product, RowNorm, RowNormKind, Sliced};
 use moe_run_graph::groups::{
     AttentionStep, DeltaStep, DownCombine, GateUp, GatedMatMul, Group, LatentHeads, LaunchPattern,
-    MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual, RouteGateUp, RouterGateUp,
-    group_of,
+    MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual, RouteGateUp, RouterGateUp, group_of,
 };
 use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightId, WeightSlice};
 use moe_run_graph::passes::Launch;
@@ -188,11 +187,7 @@ fn input_params(
 
 /// What lies beside something else, as `part_element` in `common/part.wgsl` reads it: where, elements of a token's row there, of a
 /// head and from one head to the next, the first of them, and where somebody reads it by itself. Without a part the value.
-fn part_values(
-    e: &Emitter<'_>,
-    part: Option<&Sliced>,
-    value: ValueId,
-) -> Result<[Param; 6], BackendError> {
+fn part_values(e: &Emitter<'_>, part: Option<&Sliced>, value: ValueId) -> Result<[Param; 6], BackendError> {
     let source = part.map_or(value, |part| part.x);
     let width = e.shape(source).width().ok_or_else(|| BackendError::mismatch("a row"))? as u32;
     let (len, step, from, copy) = match part {

@@ -12,16 +12,20 @@ const LANES: u32 = 256;
 
 impl Runs for NormsResidual {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
-        let NormsResidual { parts, last: NormResidual { norm, add: Sum { node: _, other: _, y: _ } }, scaled } = self;
+        let NormsResidual {
+            parts,
+            last: NormResidual { norm, add: Sum { node: _, other: _, y: _ } },
+            scaled,
+        } = self;
         let plain = |norm: &RowNorm| {
             let RowNorm { node: _, x, weight: _, eps: _, kind, y: _ } = norm;
             *kind == RowNormKind::Rms && row_per_token(graph, *x)
         };
         scaled.iter().for_each(|Scaled { node: _, x: _, factor: _, y: _ }| {});
         plain(norm)
-            && parts.as_ref().is_none_or(|NormedSum { a, b, sum: Sum { node: _, other: _, y: _ } }| {
-                plain(a) && plain(b)
-            })
+            && parts
+                .as_ref()
+                .is_none_or(|NormedSum { a, b, sum: Sum { node: _, other: _, y: _ } }| plain(a) && plain(b))
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {

@@ -2,8 +2,8 @@
 
 use super::norm_residual::fits_in_front;
 use super::{
-    Matrix, Runs, WORKGROUP_BYTES, bias_and_centred, gated_params, input_params, norms, product, row_per_token,
-    staged_bytes, whole_norm,
+    Matrix, Runs, WORKGROUP_BYTES, bias_and_centred, gated_params, input_params, norms, product,
+    row_per_token, staged_bytes, whole_norm,
 };
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows};
 use crate::params::Param;
@@ -20,7 +20,15 @@ const ROWS: u32 = 16;
 const LOGITS: [(&str, [&str; 7]); 2] = [
     (
         "first",
-        ["first_y", "first_rows", "first_first", "first_bias", "first_scale", "first_row_words", "first_blocks"],
+        [
+            "first_y",
+            "first_rows",
+            "first_first",
+            "first_bias",
+            "first_scale",
+            "first_row_words",
+            "first_blocks",
+        ],
     ),
     (
         "second",

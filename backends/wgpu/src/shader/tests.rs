@@ -78,7 +78,8 @@ fn variants(features: Features) -> Vec<Variant> {
             let floats = Variant::new("router_gate_up", features, &router_sizes).weight("first", Format::F32);
             let floats = floats.weight("second", Format::F16).weight("gate", format).weight("up", mixed);
             all.push(floats.input(input));
-            let sizes = [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
+            let sizes =
+                [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
             let latent = Variant::new("latent_heads", features, &sizes).kv(KvType::F16).input(input);
             all.push(latent.clone().weight("key_w", format));
             let mut latent = latent.weight("query", mixed).weight("key_w", format).fused();

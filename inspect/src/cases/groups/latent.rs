@@ -4,8 +4,8 @@ use super::super::attention::Steps;
 use super::super::small::{row, turn};
 use super::{Builder, LAYER, Widths, norm, outputs, plain_steps, post_norm};
 use moe_run_graph::ir::{
-    AttentionAttrs, DType, LayerIdx, Lifetime, Op, PointwiseFn, PositionScaleAttrs, StateRole, ValueId, WeightHome,
-    WeightSlice,
+    AttentionAttrs, DType, LayerIdx, Lifetime, Op, PointwiseFn, PositionScaleAttrs, StateRole, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 
@@ -58,8 +58,7 @@ pub(super) fn latent_heads(b: &mut Builder) -> Result<Steps, BackendError> {
     let shape = if rank % b.format.block_elems() == 0 { shape } else { [heads, rank, nope] };
     let transposed = transposed && shape[1] == nope && shape[2] == rank;
     let tensor = b.matrix("k_b", &shape);
-    let weight =
-        WeightSlice { tensor, rows: 0..shape[1], experts: Some(0..heads), home: WeightHome::Device };
+    let weight = WeightSlice { tensor, rows: 0..shape[1], experts: Some(0..heads), home: WeightHome::Device };
     let op = Op::HeadMatMul { weight, transposed };
     let absorbed = b.graph.push(LAYER, "q_absorbed", op, &[q_nope])?[0];
     let mut q = b.graph.push(LAYER, "q_latent", Op::Concat { heads }, &[absorbed, q_pe])?[0];
