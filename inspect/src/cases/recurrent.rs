@@ -2,9 +2,11 @@
 
 use super::Builder;
 use super::attention::Steps;
+use super::groups::{outputs, part};
 use super::small::{activation, row};
 use moe_run_graph::ir::{
     CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole,
+    ValueId,
 };
 use moe_run_runtime::error::BackendError;
 
@@ -54,6 +56,31 @@ pub(super) fn delta_gates(b: &mut Builder) -> Result<Steps, BackendError> {
 
 /// The gates come from DeltaGates: a decay is below 1.
 pub(super) fn delta_rule(b: &mut Builder) -> Result<Steps, BackendError> {
+    let rule = rule_of(b, |b, width, _| Ok(b.boundary(row(width), DType::F32)))?;
+    b.graph.outputs = rule.outputs;
+    Ok(in_parts(b))
+}
+
+/// The same where what the gates are made of is a part of something wider now and then.
+pub(super) fn delta_step(b: &mut Builder) -> Result<Steps, BackendError> {
+    let mut parts = Vec::new();
+    let rule = rule_of(b, |b, width, heads| part(b, "of gates", width, heads, &mut parts))?;
+    parts.extend(rule.gates);
+    outputs(b, &parts, &rule.outputs);
+    Ok(in_parts(b))
+}
+
+/// The rule's gates and its output.
+struct Rule {
+    gates: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+}
+
+/// A rule of any heads; `gate_input` gives what its gates are made of, so wide and of so many heads.
+fn rule_of(
+    b: &mut Builder,
+    mut gate_input: impl FnMut(&mut Builder, usize, usize) -> Result<ValueId, BackendError>,
+) -> Result<Rule, BackendError> {
     let (num_key_heads, each) = (b.pick(&[1, 2, 3]), b.pick(&[1, 2, 3]));
     let num_value_heads = num_key_heads * each;
     let (key_head_dim, value_head_dim) = (b.pick(&[16, 64, 128, 33, 20]), b.pick(&[16, 64, 128, 33, 83]));
@@ -75,15 +102,17 @@ pub(super) fn delta_rule(b: &mut Builder) -> Result<Steps, BackendError> {
     let a = b.vector("a", &[num_value_heads], -0.6);
     let dt_bias = b.vector("dt_bias", &[num_value_heads * decays], 0.0);
     let qkv = b.boundary(row(2 * attrs.key_width() + attrs.value_width()), DType::F32);
-    let [beta, dt] = [1, decays].map(|each| b.boundary(row(num_value_heads * each), DType::F32));
-    let op = Op::DeltaGates { a, dt_bias, bound: None };
+    let beta = gate_input(b, num_value_heads, num_key_heads)?;
+    let dt = gate_input(b, num_value_heads * decays, num_key_heads)?;
+    let bound = b.one_in(4).then_some(-5.0);
+    let op = Op::DeltaGates { a, dt_bias, bound };
     let gates = b.graph.push(Some(layer), "delta_gates", op, &[beta, dt])?;
     let inputs = [qkv, gates[0], gates[1], b.graph.inputs.positions, b.graph.inputs.sequence];
-    b.graph.outputs = b.graph.push(Some(layer), "delta_rule", Op::DeltaRule(attrs), &inputs)?;
+    let outputs = b.graph.push(Some(layer), "delta_rule", Op::DeltaRule(attrs), &inputs)?;
     b.note("heads", format!("{num_value_heads} on {num_key_heads}, {head_map:?}"));
     b.note("dims", format!("{key_head_dim}x{value_head_dim}"));
     b.note("decays", decays);
-    Ok(in_parts(b))
+    Ok(Rule { gates, outputs })
 }
 
 pub(super) fn ssm_scan(b: &mut Builder) -> Result<Steps, BackendError> {

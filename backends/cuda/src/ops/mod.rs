@@ -7,7 +7,7 @@ mod attention_softmax;
 mod causal_conv;
 mod concat;
 mod delta_gates;
-mod delta_rule;
+pub(super) mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;

@@ -7,7 +7,7 @@ mod attention_softmax;
 mod causal_conv;
 mod concat;
 mod delta_gates;
-mod delta_rule;
+pub(super) mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
@@ -68,7 +68,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Concat { heads } => concat::emit(e, node, *heads),
         Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
         Op::DeltaGates { a, dt_bias, bound } => delta_gates::emit(e, node, *a, *dt_bias, *bound),
-        Op::DeltaRule(attrs) => delta_rule::emit(e, node, attrs),
+        Op::DeltaRule(_) => delta_rule::emit(e, node),
         Op::SsmScan(attrs) => ssm_scan::emit(e, node, attrs),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
         Op::LayerNorm { weight, bias, eps } => layer_norm::emit(e, node, *weight, *bias, *eps),
