@@ -5,8 +5,8 @@ use super::attention::Steps;
 use super::groups::{outputs, part};
 use super::small::{activation, row};
 use moe_run_graph::ir::{
-    CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole,
-    ValueId,
+    CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs,
+    StateRole, ValueId,
 };
 use moe_run_runtime::error::BackendError;
 
