@@ -56,7 +56,7 @@ class Load:
         choose = random.Random(seed)
         while time.monotonic() < self.end:
             path, asked = body(choose)
-            connection = http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=120)
+            connection = http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=900)
             try:
                 connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
                 if choose.random() < 0.15:
