@@ -77,10 +77,10 @@ pub enum Command {
     /// Score how well a model predicts a text; compare saved logits
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(perplexity::Args),
-    /// Write a model in other formats: one for all, a mixture, a recipe, or the best within so many bits
+    /// Write a model in other formats, or within so many bits a weight
     #[command(after_help = examples::QUANTIZE)]
     Quantize(quantize::Args),
-    /// Measure on a text how much each column of each matrix matters, for `quantize --importance`
+    /// Measure on a text how much each column matters, for `quantize`
     #[command(after_help = examples::IMPORTANCE)]
     Importance(importance::Args),
     /// Write a model of real shapes with random weights, for benches and tests

@@ -120,7 +120,6 @@ fn no_output_takes_the_place_of_an_input() {
             "quantize -m model.gguf --format Q8_0 -o model.gguf",
             "--output model.gguf: it is the model's file, ",
         ),
-        ("quantize -m model.gguf --recipe template.jinja -o template.jinja", "the recipe, "),
         ("quantize -m model.gguf --target-bits 4 -f text.txt -o sub/../text.txt", "it is the text, "),
         (
             "importance -m model.gguf -f text.txt -o model.gguf",
