@@ -37,7 +37,7 @@ DEVICE void norm_turn(aptr<const float> x, aptr<const float> norm, float eps, fl
         }
         float inverse = 1.0f / sqrtf(warp_sum(squares) / float(d) + eps);
         for (int i = lane; i < d; i += 32) {
-            float v = normed[i] * inverse * norm[i];
+            float v = normed[i] * inverse * (norm != nullptr ? norm[i] : 1.0f);
             turned[i] = v;
             if (normed_tap != nullptr) normed_tap[i] = v;
         }
@@ -58,6 +58,23 @@ DEVICE void norm_turn(aptr<const float> x, aptr<const float> norm, float eps, fl
         if (turned_tap != nullptr) turned_tap[i] = v;
     }
     __syncwarp();
+}
+
+// The current token's value under its norm, by one warp; w null: 1.
+struct ValueNorm {
+    int on;
+    aptr<const float> w;
+    float eps;
+    aptr<float> tap;
+};
+DEVICE void norm_value(const ValueNorm &norm, aptr<const float> v, sptr<float> y, int n, int at, bool keeps) {
+    float inverse = norm_factor(v + at, n, norm.eps);
+    for (int i = threadIdx.x & 31; i < n; i += 32) {
+        float x = v[at + i] * inverse;
+        if (norm.w != nullptr) x *= norm.w[i];
+        y[i] = x;
+        if (keeps && norm.tap != nullptr) norm.tap[at + i] = x;
+    }
 }
 
 DEVICE aptr<float> tap_at(aptr<float> tap, bool here, int offset) {
@@ -116,7 +133,7 @@ DEVICE void attend_range_tiles(const Attend &a, const AttendShared &s, sptr<floa
 
 // D: heads of so many elements on the matrix units; 0: any, without them.
 template <int KV, int D>
-DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k, aptr<const float> v,
+DEVICE void step_block(const Attend &a, aptr<const float> q, int q_step, int q_from, aptr<float> q_part, aptr<const float> k, aptr<const float> v, const ValueNorm &v_norm,
                        aptr<const float> q_norm, aptr<const float> k_norm, float q_eps, float k_eps, const Turn &turn,
                        int slot, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned,
                        aptr<uint8_t> keys, aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial,
@@ -131,7 +148,10 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
     float q_factor = turn.whole_rows && q_norm != nullptr ? norm_factor(q, heads_all * a.d, q_eps) : 0.0f;
     for (int h = warp; h < a.heads; h += warps) {
         int at = (head0 + h) * a.d;
-        norm_turn(q + at, turn.whole_rows ? norm_at(q_norm, at) : q_norm, q_eps, q_factor, turn, a.d, normed + h * a.d,
+        aptr<const float> mine = q + ((head0 + h) * q_step + q_from);
+        if (split == 0 && q_part != nullptr)
+            for (int i = threadIdx.x & 31; i < a.d; i += 32) q_part[at + i] = mine[i];
+        norm_turn(mine, turn.whole_rows ? norm_at(q_norm, at) : q_norm, q_eps, q_factor, turn, a.d, normed + h * a.d,
                   s.q + h * a.d, tap_at(q_normed, split == 0, at), tap_at(q_turned, split == 0, at));
     }
     int from = start + split * splits.tokens, to = from + splits.tokens < end ? from + splits.tokens : end;
@@ -142,11 +162,14 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
             float k_factor = turn.whole_rows && k_norm != nullptr ? norm_factor(k, a.kv_heads * a.d, k_eps) : 0.0f;
             norm_turn(k + at, turn.whole_rows ? norm_at(k_norm, at) : k_norm, k_eps, k_factor, turn, a.d, normed, key,
                       tap_at(k_normed, first_part, at), tap_at(k_turned, first_part, at));
+        } else if (warp == 1 && v_norm.on) {
+            norm_value(v_norm, v, normed + a.d, a.dv, a.kv_head * a.dv, first_part);
         }
         __syncthreads();
         long long row = static_cast<long long>(slot) * a.kv_heads + a.kv_head;
         store_head<KV>(key, keys, a.d, row * a.d);
-        store_head<KV>(v + a.kv_head * a.dv, values, a.dv, row * a.dv);
+        if (v_norm.on) store_head<KV>(normed + a.d, values, a.dv, row * a.dv);
+        else store_head<KV>(v + a.kv_head * a.dv, values, a.dv, row * a.dv);
     }
     __syncthreads();
     float acc[ATTEND_CHANNELS][ATTEND_HEADS];
@@ -162,11 +185,14 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, aptr<const float> k
 
 // Grid: (G · ceil(H/G / 8), max_splits), 128 threads; dynamic shared memory (8·(d + 128 + 3) + 9·d) floats, and 32·d + 64
 // more for tiles. d and dv are multiples of 4, for a q8_0 cache of 32. tiles: on the matrix units, for an f16 cache and
-// d = dv = 64 or 128. q_norm, k_norm [d], or with whole_rows [H·d] and [G·d], or null; with norm_last neither is null, and both
-// are [d]. dims 0: nothing is rotated, table is null. q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as
+// d = dv = 64 or 128. q_norm, k_norm [d], or with whole_rows [H·d] and [G·d], or null; with norm_last null is a norm without weight, and both
+// are [d]. Head h's queries are d elements from q_step · h + q_from on: with whole_rows they lie side by side; q_part [H·d] or null: a
+// copy of them. v_norms: the values are normed, by v_norm [dv] or null; dv ≤ 7·d then.
+// dims 0: nothing is rotated, table is null. v_normed [G·dv], q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as
 // in attention.cu and rope.cu; positions [1], slots [1].
 extern "C" __global__ void __launch_bounds__(128)
-    attention_step(aptr<const float> q, aptr<const float> k, aptr<const float> v, aptr<const float> q_norm,
+    attention_step(aptr<const float> q, int q_step, int q_from, aptr<float> q_part, aptr<const float> k, aptr<const float> v, int v_norms,
+                   aptr<const float> v_norm, float v_eps, aptr<float> v_normed, aptr<const float> q_norm,
                    aptr<const float> k_norm, float q_eps, float k_eps, int whole_rows, int norm_last,
                    aptr<const float> table, int dims, int interleaved, int table_rows, aptr<const int> positions,
                    aptr<const int> slots, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
@@ -194,9 +220,14 @@ extern "C" __global__ void __launch_bounds__(128)
     turn.position = positions[0];
     turn.norm_last = norm_last;
     turn.whole_rows = whole_rows;
+    ValueNorm of_value;
+    of_value.on = v_norms;
+    of_value.w = v_norm;
+    of_value.eps = v_eps;
+    of_value.tap = v_normed;
     int start = first_visible(turn.position, window, chunk);
 #define STEP(KV, D)                                                                                                       \
-    step_block<KV, D>(a, q, k, v, q_norm, k_norm, q_eps, k_eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned,   \
+    step_block<KV, D>(a, q, q_step, q_from, q_part, k, v, of_value, q_norm, k_norm, q_eps, k_eps, turn, slots[0], q_normed, k_normed, q_turned, k_turned,   \
                       keys, values, sinks, partial, partial_state, arrived, y, head0, heads, start, max_splits,           \
                       part == 0, base)
     if (tiles && d == 128) STEP(KV_F16, 128);

@@ -3,14 +3,15 @@
 //
 // Every block gates the row for itself and keeps it in shared memory.
 #include "common/gated.cuh"
+#include "common/part.cuh"
 #include "common/staged.cuh"
 
 enum NormPlace : int { NORM_NONE = 0, NORM_IN_FRONT = 1, NORM_BEHIND = 2 };
 
-// gate [n]; or with gate_width > 0 a logit for each gate_width elements, whose function is a factor and nothing more. activated,
+// gate, n elements; or with gate_width > 0 a logit for each gate_width elements, whose function is a factor and nothing more. activated,
 // gated [n] (activated [n / gate_width]) or null: what somebody reads of it.
 struct RowGate {
-    aptr<const float> gate;
+    Part gate;
     int gate_width, activation;
     float alpha, limit;
     aptr<float> activated, gated;
@@ -19,8 +20,9 @@ struct RowGate {
 // Element i of the row, v before the gate.
 DEVICE float gate_element(const RowGate &g, int i, float v) {
     int at = g.gate_width > 0 ? i / g.gate_width : i;
-    float a = activate(g.activation, g.gate[at], g.alpha, g.limit);
-    if (g.activated != nullptr && (g.gate_width == 0 || i % g.gate_width == 0)) g.activated[at] = a;
+    bool first = g.gate_width == 0 || i % g.gate_width == 0;
+    float a = activate(g.activation, part_element(g.gate, at, first), g.alpha, g.limit);
+    if (g.activated != nullptr && first) g.activated[at] = a;
     v = g.gate_width > 0 ? v * a : a * let_through(g.activation, v, g.limit);
     if (g.gated != nullptr) g.gated[i] = v;
     return v;
@@ -30,7 +32,7 @@ DEVICE float gate_element(const RowGate &g, int i, float v) {
 // h % weights, or null: 1; normed [n] or null. The rest as in matmul_residual.cu. n % 4 = 0, n ≤ 8192.
 // Dynamic shared memory: 4n bytes, then n + n/8 for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
-    gated_matmul(aptr<const float> x, aptr<const float> gate, int gate_width, int activation, float alpha, float limit,
+    gated_matmul(aptr<const float> x, aptr<const float> gate, int gate_len, int gate_step, int gate_from, aptr<float> gate_copy, int gate_width, int activation, float alpha, float limit,
                  aptr<float> activated, aptr<float> gated, int norm, aptr<const float> norm_w, float eps, int heads, int weights,
                  aptr<float> normed, int format, gptr<const uint8_t> w, unsigned long long row_bytes, aptr<const float> bias,
                  float scale, aptr<const float> residual, aptr<float> product, aptr<float> y, int n, int rows, int stage) {
@@ -40,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
     wait_for_previous();
     bool keeps = blockIdx.x == 0;
     RowGate g;
-    g.gate = gate;
+    g.gate = part_of(gate, gate_len, gate_step, gate_from, keeps ? gate_copy : aptr<float>(nullptr));
     g.gate_width = gate_width;
     g.activation = activation;
     g.alpha = alpha;

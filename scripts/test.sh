@@ -57,6 +57,10 @@ if [ "$install" = 1 ]; then
   fi
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
 fi
+if [ "$install" = 1 ] && command -v npm >/dev/null; then
+  # OpenAI's client for Node; without it that test says that it is skipped.
+  npm install --prefix tests/node --no-save --no-package-lock --silent openai || true
+fi
 if [ -x .venv/bin/python ]; then
   export MOE_PYTHON="$PWD/.venv/bin/python"
 fi

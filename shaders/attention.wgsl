@@ -12,6 +12,7 @@
 #include quantize_block
 #include kv_write_unit key
 #include kv_write_unit value
+#include pairs
 #include turn
 #endif
 #include kv key
@@ -21,6 +22,10 @@ struct Params {
     q: u32,
     positions: u32,
 #if fused
+    // Of a query head those elements that are attended by, from one head to the next; where somebody reads them by themselves, or NONE.
+    q_step: u32,
+    q_from: u32,
+    q_copy: u32,
     k: u32,
     v: u32,
     slots: u32,
@@ -38,6 +43,11 @@ struct Params {
     k_normed: u32,
     q_turned: u32,
     k_turned: u32,
+    // 1: the values are normed, head by head; the weights in `smalls`, or NONE; where the normed ones go, and from there to the cache.
+    v_norms: u32,
+    v_norm: u32,
+    v_eps: f32,
+    v_placed: u32,
     // The key as it is written to the cache, from there.
     k_placed: u32,
     // 1: the norms are of all heads at once; 1: they stand behind the rotation.
@@ -55,6 +65,8 @@ struct Params {
     scale: f32,
     // [H] in `smalls`, or NONE.
     sinks: u32,
+    // [T, S], 0 at positions that are not seen; or NONE.
+    mask: u32,
 }
 
 #if fused
@@ -91,7 +103,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var i = lane; i < QUERY_ROWS * HEAD_DIM; i += LANES) {
         let row = min(first_row + i / HEAD_DIM, rows - 1u);
         let head = wg.y * GROUP + row % GROUP;
+#if fused
+        queries[i] = load(p.q + head * p.q_step + p.q_from + i % HEAD_DIM);
+        if (wg.z == 0u && p.q_copy != NONE) {
+            store(p.q_copy + head * HEAD_DIM + i % HEAD_DIM, queries[i]);
+        }
+#else
         queries[i] = load(p.q + (row / GROUP * heads + head) * HEAD_DIM + i % HEAD_DIM);
+#endif
     }
     for (var r = lane; r < QUERY_ROWS; r += LANES) {
         maxima[r] = MASKED;
@@ -116,7 +135,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             var score = MASKED;
             if (row < rows && cached < end) {
                 let position = arena[p.positions + row / GROUP];
-                if (visible(cached, position, p.window, p.chunk)) {
+                let chosen = is_chosen(p.mask, row / GROUP, cached);
+                if (chosen && visible(cached, position, p.window, p.chunk)) {
                     let key_row = cached * key_row_words(key_width);
                     var product = 0.0;
                     for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {

@@ -12,6 +12,8 @@ struct Params {
     window: u32,
     chunk: u32,
     sinks: u32,
+    // [T, S], 0 at positions that are not seen; or NONE.
+    mask: u32,
 }
 
 var<workgroup> lane_maxima: array<f32, LANES>;
@@ -29,7 +31,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
         largest = small(p.sinks + wg.y);
     }
     for (var i = lane.index; i < now.cached; i += LANES) {
-        if (visible(i, position, p.window, p.chunk)) {
+        if (visible(i, position, p.window, p.chunk) && is_chosen(p.mask, wg.x, i)) {
             largest = max(largest, load(p.x + row + i));
         }
     }
@@ -40,7 +42,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     var partial = 0.0;
     for (var i = lane.index; i < now.cached; i += LANES) {
-        if (visible(i, position, p.window, p.chunk)) {
+        if (visible(i, position, p.window, p.chunk) && is_chosen(p.mask, wg.x, i)) {
             partial += exp(load(p.x + row + i) - largest);
         }
     }
@@ -50,7 +52,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, $LANE_PARAMS) {
     }
     for (var i = lane.index; i < now.cached; i += LANES) {
         var weight = 0.0;
-        if (visible(i, position, p.window, p.chunk)) {
+        if (visible(i, position, p.window, p.chunk) && is_chosen(p.mask, wg.x, i)) {
             weight = exp(load(p.x + row + i) - largest) / sum;
         }
         store(p.y + row + i, weight);

@@ -13,6 +13,7 @@
 #include activations
 #include normed_input
 #include staged
+#include staged_row
 #include dot gate
 #include dot up
 #include rows gate

@@ -9,6 +9,7 @@
 #include gated
 #include decode weight
 #include activations
+#include part gate
 #include gated_input
 #include staged
 #include dot weight
@@ -18,7 +19,7 @@
 struct Params {
     x: u32,
     cols: u32,
-    gate: u32,
+#include part_params gate
     // Elements that a number of the gate multiplies; 0: one each, and what it lets through is as GatedAct's.
     gate_width: u32,
     activation: u32,

@@ -9,6 +9,7 @@
 #include activations
 #include normed_input
 #include staged
+#include staged_row
 #include dot weight
 #include rows weight
 #include product_rows

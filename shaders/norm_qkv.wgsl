@@ -12,6 +12,7 @@
 #include activations
 #include normed_input
 #include staged
+#include staged_row
 #include dot first
 #include dot second
 #include dot third

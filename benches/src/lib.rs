@@ -228,6 +228,7 @@ impl OpBench {
                 soft_cap: None,
                 sinks: None,
                 value_in_key: false,
+                masked: false,
             };
             let operands = [q, cache[0], cache[1], inputs.positions, inputs.sequence];
             let y = bench.graph.push(Some(layer), "attention", Op::Attention(attrs), &operands)?;

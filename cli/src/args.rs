@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, inspect, output, parity,
-    parse, perplexity, run, selftest, synth, tokenize, trace,
+    CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, importance, inspect,
+    output, parity, parse, perplexity, quantize, run, selftest, synth, tokenize, trace,
 };
 
 /// Run mixture-of-experts language models from GGUF files.
@@ -77,6 +77,12 @@ pub enum Command {
     /// Score how well a model predicts a text; compare saved logits
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(perplexity::Args),
+    /// Write a model in other formats, or within so many bits a weight
+    #[command(after_help = examples::QUANTIZE)]
+    Quantize(quantize::Args),
+    /// Measure on a text how much each column matters, for `quantize`
+    #[command(after_help = examples::IMPORTANCE)]
+    Importance(importance::Args),
     /// Write a model of real shapes with random weights, for benches and tests
     #[command(after_help = examples::SYNTH)]
     Synth(synth::Args),
@@ -124,6 +130,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Perplexity(args)) => perplexity::run(args),
+        Some(Command::Quantize(args)) => quantize::run(args),
+        Some(Command::Importance(args)) => importance::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Selftest(args)) => selftest::run(args),
         Some(Command::Completions(args)) => completions::run(args),

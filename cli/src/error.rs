@@ -6,8 +6,10 @@ use moe_run_backends::{
     BackendError, generate::GenerateError, partial_file::is_refusal, sampler::SamplerError,
 };
 use moe_run_graph::{
-    ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, shown::shown,
+    ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, quantize::PlanError,
+    shown::shown,
 };
+use moe_run_inspect::sensitivity::SensitivityError;
 use moe_run_inspect::taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError};
 use moe_run_text::{chat::ChatError, constraint::ConstraintError, tokenizer::TokenizerError};
 
@@ -134,6 +136,27 @@ impl From<TokenizerError> for CliError {
     fn from(error: TokenizerError) -> CliError {
         match error {
             TokenizerError::Model { .. } | TokenizerError::PreTokenizer { .. } => {
+                CliError::unsupported(error)
+            }
+            _ => CliError::bad_input(error),
+        }
+    }
+}
+
+impl From<PlanError> for CliError {
+    fn from(error: PlanError) -> CliError {
+        match error {
+            PlanError::TensorType { .. } => CliError::unsupported(error),
+            _ => CliError::bad_input(error),
+        }
+    }
+}
+
+impl From<SensitivityError> for CliError {
+    fn from(error: SensitivityError) -> CliError {
+        match error {
+            SensitivityError::Backend(error) => error.into(),
+            SensitivityError::SharedState { .. } | SensitivityError::Fused { .. } => {
                 CliError::unsupported(error)
             }
             _ => CliError::bad_input(error),

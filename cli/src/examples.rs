@@ -120,6 +120,23 @@ Examples:
   moe-run perplexity -m model.gguf -f text.txt --against base.logits
 ";
 
+/// Of `quantize`.
+pub const QUANTIZE: &str = "\
+Examples:
+  moe-run quantize -m model-f16.gguf -o model-q4.gguf --format Q4_K_M
+  moe-run quantize -m model-f16.gguf --format Q4_K_M --dry-run        the table, nothing written
+  moe-run quantize -m in.gguf -o out.gguf --format Q4_K --importance model.imatrix.gguf
+  moe-run quantize -m in.gguf -o out.gguf --format Q4_K --recipe 'output.weight=Q8_0,*attn_v*=Q6_K'
+  moe-run quantize -m in.gguf -o out.gguf --target-bits 4.5 -f text.txt --importance model.imatrix.gguf
+";
+
+/// Of `importance`.
+pub const IMPORTANCE: &str = "\
+Examples:
+  moe-run importance -m model.gguf -f text.txt -o model.imatrix.gguf
+  moe-run importance -m model.gguf -f text.txt --chunks 32 -o model.imatrix.gguf --json
+";
+
 /// Of `synth`.
 pub const SYNTH: &str = "\
 Examples:

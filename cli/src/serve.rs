@@ -1,7 +1,6 @@
 //! `moe-run serve`: OpenAI's HTTP API, many requests at once.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{self, BufReader, BufWriter, ErrorKind, Write},
     num::NonZeroUsize,
@@ -18,13 +17,8 @@ use moe_run_backends::{
     sequences::{CacheFileError, Sequences},
     step::BLOCK_TOKENS,
 };
-use moe_run_graph::{
-    Model,
-    ir::{Graph, LayerIdx, Stage},
-    passes::TapSelection,
-    quant,
-};
-use moe_run_serve::{Config, Listening, ServeError, Vocabularies};
+use moe_run_graph::{Model, ir::Graph, passes::TapSelection, quant};
+use moe_run_serve::{Config, Listening, ServeError, TapTable, Vocabularies};
 use moe_run_text::toolcalls::{Format, Syntax};
 
 use crate::{
@@ -135,6 +129,10 @@ pub struct ShareArgs {
     /// Read every prompt anew, though one with the same beginning was read before
     #[arg(long)]
     pub no_prefix_cache: bool,
+
+    /// Let requests ask for what the passes held: `"taps": ["layer-3/moe_router"]` is answered as safetensors in base64
+    #[arg(long)]
+    pub taps: bool,
 }
 
 /// A key of the command line.
@@ -174,12 +172,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let pool_tokens = share.pool_tokens.map_or(ctx_size.saturating_mul(parallel), NonZeroUsize::get);
     // Every request may fill its context where it is alone.
     let pool_tokens = pool_tokens.max(ctx_size).next_multiple_of(BLOCK_TOKENS);
-    let experts = expert_taps(&model.graph);
-    let has_experts = !experts.is_empty();
-    let (graph, tapped) =
-        (model.graph.clone(), CompileOptions { taps: TapSelection::Some(experts), ..options.clone() });
-    let mut sequences = Sequences::new(executable, pool_tokens, parallel)?
-        .with_routing(move || weights.compile(&graph, &tapped));
+    let taps = TapTable::of(&model.graph, share.taps);
+    let (graph, options) = (model.graph.clone(), options.clone());
+    let mut sequences = Sequences::new(executable, pool_tokens, parallel)?.with_taps(move |taps| {
+        weights.compile(&graph, &CompileOptions { taps: TapSelection::Some(taps.clone()), ..options.clone() })
+    });
     let cache = match share.cache_file {
         None => None,
         Some(path) => Some(Cache::open(path, &model, &mut sequences)?),
@@ -202,7 +199,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         seed: sampler.seed,
         ctx_size,
         vocab_size: model.config.vocab_size,
-        has_experts,
+        taps,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     };
     // The seed that was drawn for the line is no request's.
@@ -367,12 +364,6 @@ fn name_of(model: &ModelArgs) -> String {
         .and_then(|path| path.file_stem())
         .map(|stem| stem.to_string_lossy().into_owned());
     stem.unwrap_or_else(|| "moe-run-demo".to_owned())
-}
-
-/// The taps of the experts' ids.
-fn expert_taps(graph: &Graph) -> BTreeSet<(Stage, Option<usize>)> {
-    let taps = graph.taps().filter(|(_, stage)| *stage == Stage::MoeTopkIds);
-    taps.map(|(node, stage)| (stage, node.layer.map(LayerIdx::index))).collect()
 }
 
 /// Why a request's bits may depend on the others, where they may.

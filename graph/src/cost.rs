@@ -6,7 +6,8 @@
 //! Absent on purpose: the devices' speeds, caches, and values that never leave their launch.
 
 use crate::ir::{
-    AttentionAttrs, DType, DeltaRuleAttrs, Graph, Node, Op, SsmScanAttrs, StepSizes, ValueId, WeightSlice,
+    AttentionAttrs, DType, DeltaRuleAttrs, Graph, IndexScoresAttrs, Node, Op, SsmScanAttrs, StepSizes,
+    ValueId, WeightSlice,
 };
 use crate::passes::{Launch, Plan};
 use serde::Serialize;
@@ -160,6 +161,11 @@ pub fn node_cost(
             let state_bytes = visible_rows(a, sizes) * state_row_bytes(row) as u64;
             Cost { state_bytes, ..Cost::default() }
         }
+        Op::IndexScores(IndexScoresAttrs { num_heads, head_dim }) => Cost {
+            state_bytes: sizes.cached as u64 * state_row_bytes(*head_dim) as u64,
+            flops: 2 * (sizes.tokens * sizes.cached * num_heads * head_dim) as u64,
+            ..Cost::default()
+        },
         Op::CausalConv(c) => {
             let (kernel, channels) = (graph.state(c.state).width + 1, graph.state(c.state).heads);
             // Of each sequence; the step's runs are not known here.
@@ -189,7 +195,9 @@ pub fn node_cost(
         | Op::MulHeads
         | Op::Rope { .. }
         | Op::AttentionSoftmax(_)
+        | Op::IndexSelect { .. }
         | Op::Router(_)
+        | Op::GivenExperts(_)
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::DeltaGates { .. }
@@ -311,6 +319,7 @@ mod tests {
             soft_cap: None,
             sinks: None,
             value_in_key: false,
+            masked: false,
         };
         // Three queries behind four cached rows see 5, 6 and 7 positions: 18 pairs, two products of 2 operations.
         let sizes = StepSizes { tokens: 3, logits_rows: 1, cached: 7 };

@@ -17,6 +17,7 @@ pub mod ir;
 pub mod model;
 pub mod passes;
 pub mod quant;
+pub mod quantize;
 pub mod shown;
 pub mod synth;
 pub mod verify;

@@ -6,8 +6,10 @@
 #![deny(missing_docs)]
 
 pub mod cases;
+pub mod importance;
 pub mod parity;
 pub mod perplexity;
 pub mod profile;
+pub mod sensitivity;
 pub mod taps;
 pub mod tolerance;

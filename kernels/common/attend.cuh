@@ -19,6 +19,7 @@ struct Attend {
     float scale;
     float soft_cap;     // 0: none
     bool value_in_key = false; // a value is the first dv elements of its key
+    aptr<const float> mask = aptr<const float>(nullptr); // [positions], 0 at those that are not seen, or null
 };
 
 struct AttendShared {
@@ -76,11 +77,13 @@ DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint
         int count = to - base < ATTEND_TILE ? to - base : ATTEND_TILE;
         __syncthreads();
         if (tid < count) {
+            bool seen = a.mask == nullptr || a.mask[base + tid] != 0.0f;
             float dots[ATTEND_HEADS];
             key_dots<KV>(a, s.q, keys, base + tid, dots);
 #pragma unroll
             for (int h = 0; h < ATTEND_HEADS; h++)
-                if (h < a.heads) s.scores[h * ATTEND_TILE + tid] = capped(dots[h] * a.scale, a.soft_cap);
+                if (h < a.heads)
+                    s.scores[h * ATTEND_TILE + tid] = seen ? capped(dots[h] * a.scale, a.soft_cap) : -infinity();
         }
         __syncthreads();
         for (int h = warp; h < a.heads; h += ATTEND_THREADS / 32) {
@@ -90,7 +93,8 @@ DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint
             float old = s.top[h];
             m = fmaxf(warp_max(m), old);
             for (int i = lane; i < ATTEND_TILE; i += 32) {
-                float p = i < count ? expf(row[i] - m) : 0.0f;
+                // What is not seen has no share, not even where nothing before it was seen.
+                float p = i < count && row[i] != -infinity() ? expf(row[i] - m) : 0.0f;
                 row[i] = p;
                 sum += p;
             }

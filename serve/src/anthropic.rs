@@ -15,7 +15,7 @@ use crate::fields::{Fields, Refusal, missing, never, wrong_type};
 use crate::form::{Form, Held};
 use crate::messages::{Conversation, template_variables};
 use crate::model::{Model, Prompt};
-use crate::openai::new_id;
+use crate::openai::{TOLD_IN_CHAT, new_id};
 use crate::record::Record;
 use crate::respond::{self, Body};
 use crate::sampling::{Sampling, max_tokens, stop_texts};
@@ -42,10 +42,10 @@ impl Asked {
     fn read(mut fields: Fields, model: &Model) -> Result<Asked, ApiError> {
         fields.string("model")?;
         fields.refuse(REFUSED)?;
+        fields.refuse(TOLD_IN_CHAT)?;
         let streams = fields.bool("stream")?.unwrap_or(false);
         let mut sampling = Sampling::read(&mut fields, model)?;
         sampling.n = 1;
-        sampling.wants_routing = false;
         sampling.max_tokens =
             Some(max_tokens(&mut fields, "max_tokens")?.ok_or_else(|| missing("max_tokens"))?);
         sampling.stops.extend(stop_texts(&mut fields, "stop_sequences")?);

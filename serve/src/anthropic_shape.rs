@@ -210,7 +210,7 @@ mod tests {
 
     fn finished(reason: EndReason) -> Finished {
         let usage = Usage { prompt_tokens: 10, cached_tokens: 4, output_tokens: 7, ..Usage::default() };
-        Finished { ended: Ended { reason, usage }, stop_text: None }
+        Finished { ended: Ended { reason, usage, tapped: Vec::new() }, stop_text: None }
     }
 
     const TEXT: &str =

@@ -18,6 +18,7 @@ use crate::record::Record;
 use crate::respond::{self, Body};
 use crate::sampling::{MAX_TOP_LOGPROBS, Sampling, max_tokens};
 use crate::server::{FINGERPRINT, Server};
+use crate::taps;
 use crate::writer::Writer;
 use crate::{completions::stream_options, messages};
 
@@ -80,6 +81,7 @@ pub async fn chat(
         name: server.config.name.clone(),
         wants_logprobs: sampling.choose.logprobs.is_some(),
         wants_routing: sampling.wants_routing,
+        wants_taps: !sampling.taps.0.is_empty(),
         streams,
         includes_usage,
         choices: writers.into_iter().map(Choice::new).collect(),
@@ -98,6 +100,7 @@ struct Choice {
     calls: Vec<Value>,
     logprobs: Vec<Value>,
     routing: Vec<Value>,
+    tapped: Option<Value>,
     finish_reason: Option<&'static str>,
 }
 
@@ -110,6 +113,7 @@ impl Choice {
             calls: Vec::new(),
             logprobs: Vec::new(),
             routing: Vec::new(),
+            tapped: None,
             finish_reason: None,
         }
     }
@@ -180,6 +184,7 @@ struct Chat {
     name: String,
     wants_logprobs: bool,
     wants_routing: bool,
+    wants_taps: bool,
     streams: bool,
     includes_usage: bool,
     choices: Vec<Choice>,
@@ -205,7 +210,7 @@ impl Chat {
     }
 
     fn delta(&self, choice: usize, delta: Value, finish_reason: Option<&str>) -> Bytes {
-        self.part(choice, delta, Value::Null, None, finish_reason)
+        self.part(choice, delta, Value::Null, &[], finish_reason)
     }
 
     fn part(
@@ -213,13 +218,13 @@ impl Chat {
         choice: usize,
         delta: Value,
         logprobs: Value,
-        routing: Option<Value>,
+        more: &[(&str, Value)],
         finish_reason: Option<&str>,
     ) -> Bytes {
         let mut choice =
             json!({"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason});
-        if let Some(routing) = routing {
-            choice["routing"] = routing;
+        for (name, value) in more {
+            choice[name] = value.clone();
         }
         respond::data(&self.chunk(json!([choice])))
     }
@@ -251,9 +256,12 @@ impl Shape for Chat {
         }
         // All tokens of the piece stand beside its first part.
         let mut logprobs = self.wants_logprobs.then(|| json!({"content": entries, "refusal": null}));
-        let mut routing = (!routing.is_empty()).then_some(Value::Array(routing));
-        let part =
-            |delta| self.part(index, delta, logprobs.take().unwrap_or(Value::Null), routing.take(), None);
+        let mut routing: Vec<_> =
+            (!routing.is_empty()).then(|| ("routing", Value::Array(routing))).into_iter().collect();
+        let part = |delta| {
+            let (logprobs, routing) = (logprobs.take(), std::mem::take(&mut routing));
+            self.part(index, delta, logprobs.unwrap_or(Value::Null), &routing, None)
+        };
         parts.into_iter().map(part).collect()
     }
 
@@ -266,14 +274,17 @@ impl Shape for Chat {
             true => "stop",
             false => "length",
         };
+        let tapped = self.wants_taps.then(|| taps::told(&finished.ended.tapped));
         if !self.streams {
             choice.keep(deltas);
+            choice.tapped = tapped;
             choice.finish_reason = Some(reason);
             return Vec::new();
         }
         let parts = choice.stream(deltas);
         let mut parts: Vec<Bytes> = parts.into_iter().map(|delta| self.delta(index, delta, None)).collect();
-        parts.push(self.delta(index, json!({}), Some(reason)));
+        let tapped: Vec<_> = tapped.map(|tapped| ("taps", tapped)).into_iter().collect();
+        parts.push(self.part(index, json!({}), Value::Null, &tapped, Some(reason)));
         parts
     }
 
@@ -297,6 +308,9 @@ impl Shape for Chat {
                 json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason});
             if wants_routing {
                 told["routing"] = Value::Array(std::mem::take(&mut choice.routing));
+            }
+            if let Some(tapped) = choice.tapped.take() {
+                told["taps"] = tapped;
             }
             told
         });

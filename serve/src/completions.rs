@@ -20,6 +20,7 @@ use crate::record::Record;
 use crate::respond::{self, Body};
 use crate::sampling::{MAX_TOP_LOGPROBS, Sampling, max_tokens};
 use crate::server::{FINGERPRINT, Server};
+use crate::taps;
 
 /// What OpenAI generates where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -138,6 +139,7 @@ pub async fn completions(
         created: openai::now(),
         name: server.config.name.clone(),
         wants_logprobs: sampling.choose.logprobs.is_some(),
+        wants_taps: !sampling.taps.0.is_empty(),
         streams,
         includes_usage,
         n: sampling.n,
@@ -158,6 +160,7 @@ struct Choice {
     /// Characters of the tokens until now.
     characters: usize,
     finish_reason: Option<&'static str>,
+    tapped: Option<Value>,
 }
 
 /// Log probabilities, as completions have them.
@@ -184,6 +187,7 @@ struct Completions {
     created: u64,
     name: String,
     wants_logprobs: bool,
+    wants_taps: bool,
     streams: bool,
     includes_usage: bool,
     /// Choices of each prompt.
@@ -210,9 +214,11 @@ impl Completions {
     }
 
     fn part(&self, index: usize, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Bytes {
-        let choice =
-            json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason});
-        respond::data(&self.chunk(json!([choice])))
+        self.data(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}))
+    }
+
+    fn data(&self, choice: Value) -> Bytes {
+        respond::data(&self.chunk(Value::Array(vec![choice])))
     }
 
     /// A token as text; one that is no whole characters as its bytes.
@@ -275,10 +281,16 @@ impl Shape for Completions {
     fn end(&mut self, index: usize, finished: Finished) -> Vec<Bytes> {
         self.tokens.add(&finished.ended.usage, index.is_multiple_of(self.n), 0);
         let reason = if finished.is_complete() { "stop" } else { "length" };
+        let tapped = self.wants_taps.then(|| taps::told(&finished.ended.tapped));
         if self.streams {
-            return vec![self.part(index, "", Value::Null, Some(reason))];
+            let mut choice = json!({"index": index, "text": "", "logprobs": null, "finish_reason": reason});
+            if let Some(tapped) = tapped {
+                choice["taps"] = tapped;
+            }
+            return vec![self.data(choice)];
         }
         if let Some(choice) = self.choices.get_mut(index) {
+            choice.tapped = tapped;
             choice.finish_reason = Some(reason);
         }
         Vec::new()
@@ -295,9 +307,14 @@ impl Shape for Completions {
     fn whole(mut self) -> Value {
         let wants_logprobs = self.wants_logprobs;
         let choices = std::mem::take(&mut self.choices).into_iter().enumerate().map(|(index, choice)| {
-            let Choice { text, logprobs, characters: _, finish_reason } = choice;
+            let Choice { text, logprobs, characters: _, finish_reason, tapped } = choice;
             let logprobs = if wants_logprobs { logprobs.json() } else { Value::Null };
-            json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason})
+            let mut told =
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason});
+            if let Some(tapped) = tapped {
+                told["taps"] = tapped;
+            }
+            told
         });
         let mut whole = self.object(choices.collect());
         whole["usage"] = self.tokens.json();

@@ -1,9 +1,9 @@
-//! What a request wants its answer held to: a form that a field describes, or calls that must come.
+//! What a request wants its answer held to: a form that a field describes, calls that must come, or either where calls may come.
 
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::generate::{Constraint, ConstraintFailure};
 use moe_run_text::constraint::{self, ConstraintError, Lead, Rule};
-use moe_run_text::toolcalls::{Ahead, ToolChoice};
+use moe_run_text::toolcalls::{Ahead, CallsError, Format, ToolChoice};
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -183,11 +183,26 @@ impl Held {
         let held = match (form, choice) {
             (None, None) => return Ok(None),
             (Some(form), Some(_)) => return both(&form.field, "an answer that is a call has no other form"),
-            (Some(form), None) => {
-                if conversation.input.tools.is_some() {
-                    let what = "an answer that is held to a form has no calls: wanted \"tool_choice\": \"none\" beside tools";
+            // A template without a way of calling gives plain text, tools or none.
+            (Some(form), None) if conversation.input.tools.is_some() && syntax.format != Format::Plain => {
+                let Rule::JsonSchema(schema) = &form.rule else {
+                    let what = "beside tools that may be called an answer is held to a schema alone: wanted \
+                                \"tool_choice\": \"none\"";
                     return both(&form.field, what);
-                }
+                };
+                let list = conversation.input.tools.clone().unwrap_or_default();
+                let calls = syntax.calls(&list, ToolChoice::OrAnswer(schema), !tools.one_call);
+                let calls = calls.map_err(|error| {
+                    let field = match error {
+                        CallsError::Answer { .. } => &form.field,
+                        _ => "tools",
+                    };
+                    ApiError::field(field, "invalid_value", error.to_string())
+                })?;
+                let lead = syntax.lead(&prompt.text, Ahead::Calls);
+                Held { form: Form::new(form.field, calls.rule), lead, marks: Some(calls.marks) }
+            }
+            (Some(form), None) => {
                 let lead = syntax.lead(&prompt.text, Ahead::Content);
                 Held { form, lead, marks: None }
             }

@@ -1,7 +1,7 @@
 //! The model that is served: its engine, tokenizer and template, and how requests become the engine's.
 
 use moe_run_graph::ids::TokenId;
-use moe_run_runtime::engine::{Choose, Engine, Request};
+use moe_run_runtime::engine::{Choose, Engine, Looks, Request};
 use moe_run_runtime::generate::Constraint;
 use moe_run_runtime::sampler::SamplerOptions;
 use moe_run_text::{
@@ -19,6 +19,7 @@ use crate::error::ApiError;
 use crate::listener::{Event, TextListener};
 use crate::messages::Conversation;
 use crate::sampling::Sampling;
+use crate::taps::{self, TapTable};
 
 /// A model that is ready to answer.
 #[derive(Debug)]
@@ -41,8 +42,8 @@ pub struct Model {
     pub ctx_size: usize,
     /// Rows of the embedding: ids lie below it.
     pub vocab_size: usize,
-    /// Whether there are experts that `"routing": true` can tell of.
-    pub has_experts: bool,
+    /// What requests may be told of its passes.
+    pub taps: TapTable,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
 }
@@ -193,7 +194,7 @@ impl Model {
     /// Hands prompts to the engine, `sampling.n` choices of each, each held to its constraint where there are any; what comes is
     /// told by the choice's index. When the receiver is dropped, they end.
     ///
-    /// Errors: the queue is full.
+    /// Errors: the queue is full; the taps' values would be too large.
     pub fn submit(
         &self,
         prompts: &[Prompt],
@@ -202,6 +203,15 @@ impl Model {
         constraints: Vec<Box<dyn Constraint>>,
     ) -> Result<UnboundedReceiver<(usize, Event)>, ApiError> {
         self.check_choices(prompts.len(), sampling.n)?;
+        let (rows, width) = &sampling.taps;
+        let longest = |prompt: &Prompt| match sampling.max_tokens {
+            Some(most) => self.ctx_size.min(prompt.tokens.len().saturating_add(most)),
+            None => self.ctx_size,
+        };
+        let tokens = prompts.iter().map(longest).fold(0, usize::saturating_add);
+        taps::check_size(*width, tokens.saturating_mul(sampling.n))?;
+        let experts = if sampling.wants_routing { Arc::clone(&self.taps.experts) } else { Arc::default() };
+        let looks = Looks { experts, rows: Arc::clone(rows) };
         let end_tokens: Arc<[TokenId]> =
             if sampling.ignores_end { Arc::new([]) } else { self.tokenizer.end_of_generation().into() };
         let (sender, receiver) = unbounded_channel();
@@ -226,7 +236,7 @@ impl Model {
                     max_tokens: sampling.max_tokens,
                     choose,
                     constraint: constraints.next(),
-                    wants_experts: sampling.wants_routing,
+                    looks: looks.clone(),
                     end_tokens: Arc::clone(&end_tokens),
                     listener: Box::new(listener),
                 });

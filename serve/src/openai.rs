@@ -17,12 +17,17 @@ const LEAST_LOGPROB: f32 = -9999.0;
 /// Fields that would change the answer, and are not heeded by any endpoint.
 pub const REFUSED: &[Refusal] = &[
     ("min_tokens", "an answer ends where the model ends it", if_empty),
-    ("taps", "taps are not told", if_empty),
     ("mirostat", "the sampler has no Mirostat", if_empty),
     ("dry_multiplier", "the sampler has no DRY", if_empty),
     ("xtc_probability", "the sampler has no XTC", if_empty),
     ("typical_p", "the sampler has no typical sampling", |value| value.as_f64() == Some(1.0)),
     ("best_of", "ask for n choices", |value| value.as_i64() == Some(1)),
+];
+
+/// What chats and completions tell of a pass, and other endpoints do not.
+pub const TOLD_IN_CHAT: &[Refusal] = &[
+    ("routing", "chats tell it: ask /v1/chat/completions", if_empty),
+    ("taps", "chats and completions tell them: ask /v1/chat/completions", if_empty),
 ];
 
 /// Those of the chat alone.

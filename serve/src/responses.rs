@@ -15,7 +15,7 @@ use crate::fields::{Fields, Refusal, if_empty, missing, never, wrong_type};
 use crate::form::{Form, Held};
 use crate::messages::{Conversation, prepare, template_variables};
 use crate::model::{Model, Prompt};
-use crate::openai::REFUSED;
+use crate::openai::{REFUSED, TOLD_IN_CHAT};
 use crate::record::Record;
 use crate::respond::Body;
 use crate::responses_shape::Answer;
@@ -70,10 +70,10 @@ impl Asked {
         fields.string("model")?;
         fields.refuse(REFUSED)?;
         fields.refuse(REFUSED_HERE)?;
+        fields.refuse(TOLD_IN_CHAT)?;
         let streams = fields.bool("stream")?.unwrap_or(false);
         let mut sampling = Sampling::read(&mut fields, model)?;
         sampling.n = 1;
-        sampling.wants_routing = false;
         sampling.max_tokens = max_tokens(&mut fields, "max_output_tokens")?;
         let top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
         sampling.choose.logprobs = match includes_logprobs(&mut fields)? || top.is_some_and(|top| top > 0) {

@@ -4,14 +4,17 @@ use hyper::StatusCode;
 use moe_run_graph::ids::TokenId;
 use moe_run_runtime::engine::Choose;
 use moe_run_runtime::generate::Constraint;
+use moe_run_runtime::sequences::Taps;
 use moe_run_text::chat::kind;
 use serde_json::Value;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong_type};
 use crate::form::{Form, Held};
 use crate::model::Model;
+use crate::taps;
 
 /// Stop texts of a request at most.
 const MAX_STOPS: usize = 64;
@@ -35,6 +38,8 @@ pub struct Sampling {
     pub form: Option<Form>,
     /// Each token is told with its experts.
     pub wants_routing: bool,
+    /// What each choice is told of its passes, and elements of a row of all of it.
+    pub taps: (Arc<Taps>, usize),
 }
 
 impl Sampling {
@@ -67,12 +72,13 @@ impl Sampling {
         let n = fields.integer("n", 1..=128)?.unwrap_or(1) as usize;
         let ignores_end = fields.bool("ignore_eos")?.unwrap_or(false);
         let wants_routing = fields.bool("routing")?.unwrap_or(false);
-        if wants_routing && !model.has_experts {
+        if wants_routing && model.taps.experts.is_empty() {
             return Err(ApiError::unsupported("routing", "this model has no experts"));
         }
+        let taps = taps::read(fields, model)?;
         let form = Form::read(fields)?;
         let stops = stop_texts(fields, "stop")?;
-        Ok(Sampling { choose, max_tokens: None, stops, n, ignores_end, form, wants_routing })
+        Ok(Sampling { choose, max_tokens: None, stops, n, ignores_end, form, wants_routing, taps })
     }
 
     /// Constraints of every choice, where the answer is `held` to something. It takes a while.

@@ -2,13 +2,13 @@
 // (norm_place 1) or behind it (2).
 
 var<private> input_at: u32;
-var<private> gate_at: u32;
+var<private> token_at: u32;
 var<workgroup> head_squares: array<f32, LANES>;
 var<workgroup> head_factors: array<f32, HEADS>;
 
 // The function of the gate of an element: of its own logit, or of the one of the `gate_width` elements that it belongs to.
 fn gate_value(at: u32) -> f32 {
-    return activate(load(gate_at + at / max(p.gate_width, 1u)));
+    return activate(gate_element(token_at, at / max(p.gate_width, 1u), false));
 }
 
 fn gated_value(at: u32, value: f32) -> f32 {
@@ -80,7 +80,7 @@ fn find_head_factors(lane: Lane) {
 fn stage_row(lane: Lane, token: u32, keep: bool) {
     let first = token * p.cols;
     input_at = p.x + first;
-    gate_at = p.gate + first / max(p.gate_width, 1u);
+    token_at = token;
     if (p.norm_place != 0u) {
         find_head_factors(lane);
     }
@@ -89,8 +89,12 @@ fn stage_row(lane: Lane, token: u32, keep: bool) {
         return;
     }
     for (var i = lane.index; i < p.cols; i += LANES) {
-        if (p.activated != NONE && i % max(p.gate_width, 1u) == 0u) {
-            store(p.activated + (first + i) / max(p.gate_width, 1u), gate_value(i));
+        if (i % max(p.gate_width, 1u) == 0u) {
+            let at = i / max(p.gate_width, 1u);
+            let value = activate(gate_element(token, at, true));
+            if (p.activated != NONE) {
+                store(p.activated + first / max(p.gate_width, 1u) + at, value);
+            }
         }
         if (p.gated != NONE) {
             store(p.gated + first + i, passed_value(i));

@@ -5,6 +5,8 @@
     norm_bias: u32,
     centred: u32,
     eps: f32,
+    // 1: some row of this launch is normed; 2: some of them by LayerNorm.
+    norms: u32,
     // The normed row, where somebody reads it; or NONE.
     normed: u32,
     // The post-norm in front, or NONE, and the residual stream; the norm by itself and the sum, where somebody reads them, or

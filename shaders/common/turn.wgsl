@@ -3,23 +3,6 @@
 
 var<workgroup> norm_factors: array<f32, GROUP>;
 
-// Both elements of a head's pair `i`: where they stand, and whether they are turned.
-fn pair_places(i: u32) -> vec3<u32> {
-    if (i >= p.pairs) {
-        return vec3<u32>(2u * i, 2u * i + 1u, 0u);
-    }
-    if (p.interleaved == 1u) {
-        return vec3<u32>(2u * i, 2u * i + 1u, 1u);
-    }
-    return vec3<u32>(i, i + p.pairs, 1u);
-}
-
-fn turn(pair: vec2<f32>, i: u32) -> vec2<f32> {
-    let c = load(p.table + 2u * i);
-    let s = load(p.table + 2u * i + 1u);
-    return vec2<f32>(pair.x * c - pair.y * s, pair.y * c + pair.x * s);
-}
-
 var<workgroup> row_squares: array<f32, LANES>;
 
 // The factor of a norm over the `width` elements at `x`. In uniform control flow.
@@ -80,7 +63,7 @@ fn turn_queries(lane: u32, kv_head: u32, keep: bool) {
             }
         }
         if (places.z == 1u) {
-            pair = turn(pair, i);
+            pair = turn(pair, p.table + 2u * i);
         }
         if (keep && p.q_turned != NONE) {
             store(p.q_turned + out + places.x, pair.x);
@@ -96,7 +79,10 @@ fn turn_queries(lane: u32, kv_head: u32, keep: bool) {
     find_query_factors(lane);
     for (var index = lane; index < GROUP * HEAD_DIM; index += LANES) {
         let head = index / HEAD_DIM;
-        queries[index] *= norm_factors[head] * small(p.q_norm + index % HEAD_DIM);
+        queries[index] *= norm_factors[head];
+        if (p.q_norm != NONE) {
+            queries[index] *= small(p.q_norm + index % HEAD_DIM);
+        }
         if (keep && p.q_normed != NONE) {
             store(p.q_normed + kv_head * GROUP * HEAD_DIM + index, queries[index]);
         }
@@ -125,7 +111,7 @@ fn write_token(lane: u32, kv_head: u32, key_width: u32, value_width: u32) {
             }
         }
         if (places.z == 1u) {
-            pair = turn(pair, i);
+            pair = turn(pair, p.table + 2u * i);
         }
         if (p.k_turned != NONE) {
             store(p.k_turned + head + places.x, pair.x);
@@ -139,12 +125,21 @@ fn write_token(lane: u32, kv_head: u32, key_width: u32, value_width: u32) {
         factor = key_factor(p.k_placed + head);
         storageBarrier();
         for (var i = lane; i < HEAD_DIM; i += LANES) {
-            let key = load(p.k_placed + head + i) * factor * small(p.k_norm + i);
+            var key = load(p.k_placed + head + i) * factor;
+            if (p.k_norm != NONE) {
+                key *= small(p.k_norm + i);
+            }
             store(p.k_placed + head + i, key);
             if (p.k_normed != NONE) {
                 store(p.k_normed + head + i, key);
             }
         }
+        storageBarrier();
+    }
+    var v = p.v;
+    if (p.v_norms == 1u) {
+        v = p.v_placed;
+        norm_value(lane, kv_head);
         storageBarrier();
     }
     let slot = arena[p.slots];
@@ -154,10 +149,27 @@ fn write_token(lane: u32, kv_head: u32, key_width: u32, value_width: u32) {
             key_write_unit(p.k_placed, slot, key_width, head / key_UNIT_ELEMS + unit);
         }
         for (var unit = lane; unit < VALUE_DIM / value_UNIT_ELEMS; unit += LANES) {
-            value_write_unit(p.v, slot, value_width, kv_head * VALUE_DIM / value_UNIT_ELEMS + unit);
+            value_write_unit(v, slot, value_width, kv_head * VALUE_DIM / value_UNIT_ELEMS + unit);
         }
     }
     storageBarrier();
+}
+
+// The token's value of a KV head under its norm.
+fn norm_value(lane: u32, kv_head: u32) {
+    let first = kv_head * VALUE_DIM;
+    var squares = 0.0;
+    for (var i = 0u; i < VALUE_DIM; i++) {
+        squares += load(p.v + first + i) * load(p.v + first + i);
+    }
+    let factor = 1.0 / sqrt(squares / f32(VALUE_DIM) + p.v_eps);
+    for (var i = lane; i < VALUE_DIM; i += LANES) {
+        var value = load(p.v + first + i) * factor;
+        if (p.v_norm != NONE) {
+            value *= small(p.v_norm + i);
+        }
+        store(p.v_placed + first + i, value);
+    }
 }
 
 // The factor of the norm of the key head at `x`.

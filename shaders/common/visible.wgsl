@@ -7,3 +7,11 @@ fn visible(cached: u32, position: u32, window: u32, chunk: u32) -> bool {
 
 // Stands for a score that is not seen: finite, since WGSL may assume that no infinity occurs.
 const MASKED: f32 = -3.0e38;
+
+// Whether the mask at `mask` [T, S] lets token `row` see a position; NONE lets every one.
+fn is_chosen(mask: u32, row: u32, cached: u32) -> bool {
+    if (mask == NONE) {
+        return true;
+    }
+    return arena[mask + row * now.cached + cached] != 0u;
+}

@@ -120,6 +120,7 @@ pub fn model() -> Result<(Graph, Arc<dyn WeightSource>), GraphError> {
         soft_cap: None,
         sinks: None,
         value_in_key: false,
+        masked: false,
     };
     let seen = [q, cache[0], cache[1], inputs.positions, inputs.sequence];
     let attended = m.node(at, "attention", Op::Attention(attrs), &seen)?;

@@ -30,7 +30,18 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_has_help() {
     let commands = commands();
-    for wanted in ["run", "chat", "tokenize", "devices", "inspect", "synth", "selftest", "completions"] {
+    for wanted in [
+        "run",
+        "chat",
+        "tokenize",
+        "devices",
+        "inspect",
+        "quantize",
+        "importance",
+        "synth",
+        "selftest",
+        "completions",
+    ] {
         assert!(commands.iter().any(|command| command == wanted), "{wanted} in {commands:?}");
     }
     for command in &commands {

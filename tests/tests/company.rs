@@ -239,10 +239,17 @@ fn on_the_cpu_company_changes_no_bit_in_any_format() {
     }
 }
 
-/// Latents, caches that several layers read, chunks, gates and windows.
+/// Latents, caches that several layers read, choices of positions, small experts, chunks, gates and windows.
 #[test]
 fn on_the_cpu_company_changes_no_bit_of_any_kind_of_layer() {
-    for stem in ["deepseek2/v3-q4_0", "gemma4/a4b-q4_0", "llama4/scout-q4_0", "step35/flash-q4_0"] {
+    for stem in [
+        "deepseek2/v3-q4_0",
+        "gemma4/a4b-q4_0",
+        "glm-dsa/small-q4_k_m",
+        "grovemoe/main-q4_0",
+        "llama4/scout-q4_0",
+        "step35/flash-q4_0",
+    ] {
         let Some(path) = fixtures::find(&format!("arch/{stem}.gguf")) else { continue };
         let model = subject(&Model::open(&path).unwrap());
         company(&Cpu, &model, &options(Activations::Q8, KvType::F16), schedules(30), CONTEXT);
@@ -318,6 +325,14 @@ fn company_changes_no_bit_of_a_hybrid_model() {
             company(&Cpu, &model, &options(activations, kv_type), 2, CONTEXT);
         }
     }
+}
+
+/// Its time steps' matrix is in F16, which is summed in one order under 8-bit activations alone.
+#[test]
+fn company_changes_no_bit_of_mamba1() {
+    let Some(path) = fixtures::find("arch/jamba/small-q4_k_m.gguf") else { return };
+    let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+    company(&Cpu, &model, &options(Activations::Q8, KvType::F16), 2, CONTEXT);
 }
 
 /// A chat's next prompt, which parts from what is held, is not read from its beginning: states were kept at a border of blocks.

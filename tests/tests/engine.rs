@@ -3,7 +3,7 @@
 
 use moe_run_backends::cpu::Cpu;
 use moe_run_backends::engine::{
-    Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Refused, Request, Scheduler, Settings,
+    Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Looks, Refused, Request, Scheduler, Settings,
 };
 use moe_run_backends::generate::{Constraint, ConstraintFailure};
 use moe_run_backends::sampler::SamplerOptions;
@@ -14,7 +14,7 @@ use moe_run_graph::Model;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Graph;
 use moe_run_graph::synth::Random;
-use moe_run_tests::{fixtures, recurrent};
+use moe_run_tests::{backends, fixtures, recurrent};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,6 +35,16 @@ fn zoo() -> Option<Subject> {
 }
 
 fn sequences(model: &Subject, activations: Activations, pool_tokens: usize, at_once: usize) -> Sequences {
+    sequences_on(&Cpu, model, activations, pool_tokens, at_once)
+}
+
+fn sequences_on(
+    backend: &dyn Backend,
+    model: &Subject,
+    activations: Activations,
+    pool_tokens: usize,
+    at_once: usize,
+) -> Sequences {
     let options = CompileOptions {
         ctx_size: CONTEXT,
         micro_batch: Some(MICRO_BATCH),
@@ -44,7 +54,7 @@ fn sequences(model: &Subject, activations: Activations, pool_tokens: usize, at_o
         threads: Some(2),
         ..CompileOptions::default()
     };
-    let executable = Cpu.compile(&model.graph, model.weights.clone(), &options).unwrap();
+    let executable = backend.compile(&model.graph, model.weights.clone(), &options).unwrap();
     Sequences::new(executable, pool_tokens, at_once).unwrap()
 }
 
@@ -114,14 +124,15 @@ fn asked(model: &Subject, number: u64) -> (Vec<TokenId>, Choose, usize) {
         logprobs: [None, Some(0), Some(5)][below(3) as usize],
         ..Choose::by(sampler)
     };
-    (prompt, choose, 1 + below(40) as usize)
+    let max_tokens = (1 + below(40) as usize).min(CONTEXT + 1 - prompt.len());
+    (prompt, choose, max_tokens)
 }
 
 fn request(asked: &(Vec<TokenId>, Choose, usize), recorder: &Recorder) -> Request {
     let (prompt, choose, max_tokens) = asked.clone();
     let listener = Box::new(recorder.clone());
     let (max_tokens, end_tokens) = (Some(max_tokens), Arc::new([]));
-    Request { prompt, max_tokens, choose, constraint: None, wants_experts: false, end_tokens, listener }
+    Request { prompt, max_tokens, choose, constraint: None, looks: Looks::default(), end_tokens, listener }
 }
 
 fn alone(scheduler: &mut Scheduler, asked: &(Vec<TokenId>, Choose, usize)) -> Heard {
@@ -137,16 +148,16 @@ fn alone(scheduler: &mut Scheduler, asked: &(Vec<TokenId>, Choose, usize)) -> He
     heard
 }
 
-/// Requests in a crowd that comes and goes as a seed says, each compared with what it is alone.
-fn crowd(model: &Subject, activations: Activations, seeds: u64) {
+/// Requests in a crowd of up to `at_once` that comes and goes as a seed says, each compared with what it is alone.
+fn crowd(model: &Subject, activations: Activations, at_once: usize, seeds: u64) {
     let mut single = Scheduler::new(sequences(model, activations, CONTEXT, 1), settings(false)).unwrap();
-    let asked: Vec<_> = (0..24).map(|number| asked(model, number)).collect();
+    let asked: Vec<_> = (0..(at_once as u64 + 8)).map(|number| asked(model, number)).collect();
     let wanted: Vec<Heard> = asked.iter().map(|asked| alone(&mut single, asked)).collect();
     let (mut cached, mut preemptions) = (0, 0);
     for seed in 0..seeds {
-        // Room for all, or for hardly two.
-        let pool_tokens = [16 * CONTEXT, CONTEXT + 128, 3 * CONTEXT][seed as usize % 3];
-        let pool = sequences(model, activations, pool_tokens, 16);
+        // Room for all, for hardly two, or for some.
+        let pool_tokens = [at_once * CONTEXT, CONTEXT + 128, at_once / 5 * CONTEXT][seed as usize % 3];
+        let pool = sequences(model, activations, pool_tokens, at_once);
         let max_step = (seed % 4 == 3).then_some(Duration::from_micros(300));
         let mut scheduler = Scheduler::new(pool, Settings { max_step, ..settings(seed % 5 != 4) }).unwrap();
         let mut random = Random::new(&[33, seed]);
@@ -154,7 +165,7 @@ fn crowd(model: &Subject, activations: Activations, seeds: u64) {
         let mut waiting: Vec<usize> = (0..asked.len()).chain(0..asked.len()).collect();
         let mut running: Vec<(usize, Recorder)> = Vec::new();
         while !waiting.is_empty() || !scheduler.is_idle() {
-            while !waiting.is_empty() && running.len() < 20 && below(3) > 0 {
+            while !waiting.is_empty() && running.len() < at_once + 4 && below(at_once / 5) > 0 {
                 let number = waiting.swap_remove(below(waiting.len()));
                 let recorder = Recorder::default();
                 scheduler.submit(request(&asked[number], &recorder));
@@ -179,7 +190,7 @@ fn crowd(model: &Subject, activations: Activations, seeds: u64) {
         assert_eq!(scheduler.free_tokens(), pool_tokens, "all blocks come back");
         assert_eq!(scheduler.meter().blocks_used(), 0);
     }
-    println!("{activations}: {cached} tokens cached, {preemptions} preemptions");
+    println!("{at_once} at once, {activations}: {cached} tokens cached, {preemptions} preemptions");
     assert!(cached > 0 && preemptions > 0);
 }
 
@@ -187,7 +198,45 @@ fn crowd(model: &Subject, activations: Activations, seeds: u64) {
 fn a_request_has_the_same_bits_in_a_crowd_as_alone() {
     let Some(model) = zoo() else { return };
     for activations in [Activations::Q8, Activations::F32] {
-        crowd(&model, activations, if fixtures::full() { 100 } else { 10 });
+        crowd(&model, activations, 16, if fixtures::full() { 100 } else { 10 });
+        crowd(&model, activations, 64, if fixtures::full() { 30 } else { 3 });
+    }
+}
+
+/// Behind the engine a GPU's rows are those that a request has alone, prompts of up to a block included.
+#[test]
+fn on_gpus_a_crowd_has_the_bits_of_each_alone() {
+    let Some(model) = zoo() else { return };
+    for backend in backends() {
+        if ["cpu", "reference"].contains(&backend.name()) {
+            continue;
+        }
+        let settings = Settings { cuts_freely: false, ..settings(false) };
+        let new = |at_once| {
+            let pool = sequences_on(backend.as_ref(), &model, Activations::Q8, at_once * CONTEXT, at_once);
+            Scheduler::new(pool, settings.clone()).unwrap()
+        };
+        let mut single = new(1);
+        let asked = (0..7).map(|number| {
+            let (mut prompt, choose, max_tokens) = asked(&model, number);
+            prompt.truncate(60);
+            (prompt, choose, max_tokens.min(8))
+        });
+        let asked: Vec<_> = asked.collect();
+        let wanted: Vec<Heard> = asked.iter().map(|asked| alone(&mut single, asked)).collect();
+        let mut scheduler = new(4);
+        let recorders: Vec<Recorder> = asked.iter().map(|_| Recorder::default()).collect();
+        for (asked, recorder) in asked.iter().zip(&recorders) {
+            scheduler.submit(request(asked, recorder));
+            scheduler.step();
+        }
+        while !scheduler.is_idle() {
+            scheduler.step();
+        }
+        for (recorder, wanted) in recorders.iter().zip(&wanted) {
+            assert_eq!(recorder.heard.lock().unwrap().tokens, wanted.tokens, "{}", backend.name());
+        }
+        assert_eq!(scheduler.free_tokens(), 4 * CONTEXT);
     }
 }
 

@@ -116,6 +116,16 @@ fn no_output_takes_the_place_of_an_input() {
             "synth --preset qwen3-coder-30b-a3b --layers 1 --dry-run --vocab-from model.gguf -o model.gguf",
             "the vocabulary's",
         ),
+        (
+            "quantize -m model.gguf --format Q8_0 -o model.gguf",
+            "--output model.gguf: it is the model's file, ",
+        ),
+        ("quantize -m model.gguf --target-bits 4 -f text.txt -o sub/../text.txt", "it is the text, "),
+        (
+            "importance -m model.gguf -f text.txt -o model.gguf",
+            "--output model.gguf: it is the model's file, ",
+        ),
+        ("importance -m model.gguf -f text.txt -o text.txt", "--output text.txt: it is the text, "),
         ("chat -m model.gguf --history model.gguf", "--history model.gguf: it is the model's file, "),
         ("chat --history text.txt", "--history text.txt: found another kind of file"),
     ] {

@@ -34,9 +34,12 @@ fn check(backend: &dyn Backend, stem: &str, model: &Path, stages: &Path, full: b
     for (path, (shape, values)) in &wanted.values {
         let tensor = found.values.get(path).or_else(|| found.states.get(path));
         let tensor = tensor.unwrap_or_else(|| panic!("{stem}: no tap {path}"));
-        assert_eq!(&tensor.shape, shape, "{stem}: shape of {path}");
+        // Scores of one head stand in files without that axis.
+        let one_head = path.contains("/index_") && tensor.shape.first() == Some(&1);
+        let found_shape = &tensor.shape[usize::from(one_head)..];
+        assert_eq!(found_shape, shape, "{stem}: shape of {path}");
         let data = tensor.data.to_f32();
-        if path.ends_with("moe_topk_ids") {
+        if ["moe_topk_ids", "chunk_ids", "index_selected"].iter().any(|name| path.ends_with(name)) {
             assert_eq!(&data, values, "{}, {stem}: {path}", backend.name());
         } else {
             let distance = relative_l2(&data, values);

@@ -42,6 +42,9 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::AttentionScores(_)
         | Op::AttentionSoftmax(_)
         | Op::Router(_)
+        | Op::GivenExperts(_)
+        | Op::IndexScores(_)
+        | Op::IndexSelect { .. }
         | Op::ExpertMatMul { .. }
         | Op::GatedAct { .. }
         | Op::ExpertCombine

@@ -11,7 +11,10 @@ use super::ops::attention_scores::{AttentionScores, AttentionSoftmax};
 use super::ops::concat::Concat;
 use super::ops::elementwise::{Binary, Elementwise, ExpertCombine, GatedAct, GetRows, Slice};
 use super::ops::embed::Embed;
+use super::ops::given_experts::GivenExperts;
 use super::ops::head_matmul::{self, TransposedHeads};
+use super::ops::index_scores::IndexScores;
+use super::ops::index_select::IndexSelect;
 use super::ops::kv_write::{Heads, KvWrite};
 use super::ops::layer_norm::LayerNorm;
 use super::ops::matmul::{Experts, MatMuls, Norm, Projection, Then};
@@ -24,7 +27,7 @@ use super::ops::router::{self, Route};
 use super::ops::weights::Matrix;
 use super::patterns;
 use super::share::{Input, Operands, Output, Share, StateInput, StateOutput};
-use moe_run_graph::ir::{ActivationFn, Node, Op, StateId, ValueId, WeightId, WeightSlice};
+use moe_run_graph::ir::{ActivationFn, AttentionAttrs, Node, Op, StateId, ValueId, WeightId, WeightSlice};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
@@ -210,6 +213,11 @@ impl Compiler<'_> {
         Ok(matrix)
     }
 
+    /// What says which positions attention sees, where something does.
+    fn mask(&self, node: &Node, attrs: &AttentionAttrs, at: usize) -> Result<Option<Input>, BackendError> {
+        attrs.masked.then(|| self.input(node, at)).transpose()
+    }
+
     /// A state that attention reads, which may also write to it.
     fn state(&self, node: &Node, value: ValueId) -> Result<usize, BackendError> {
         let state = self.plan.graph.value(value).state;
@@ -243,6 +251,9 @@ impl Compiler<'_> {
             | Op::AttentionScores(_)
             | Op::AttentionSoftmax(_)
             | Op::Router(_)
+            | Op::GivenExperts(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { .. }
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
@@ -482,6 +493,7 @@ impl Compiler<'_> {
                 attrs: attrs.clone(),
                 sinks: self.opt_vector(attrs.sinks)?,
                 scores: self.input(node, 0)?,
+                mask: self.mask(node, attrs, 3)?,
                 out: self.output(node)?.shared(Share::CachedRow),
             }),
             Op::Router(attrs) => {
@@ -491,6 +503,25 @@ impl Compiler<'_> {
                 let (ids, weights) = (ids.map(shared), weights.map(shared));
                 Box::new(Route { logits, attrs, bias, expert_scale, ids, weights })
             }
+            Op::IndexScores(attrs) => Box::new(IndexScores {
+                attrs: *attrs,
+                q: self.input(node, 0)?,
+                w: self.input(node, 1)?,
+                key: self.state_input(node, node.inputs[2])?,
+                out: self.output(node)?,
+            }),
+            Op::IndexSelect { top_k } => Box::new(IndexSelect {
+                top_k: *top_k,
+                scores: self.input(node, 0)?,
+                out: self.output(node)?.shared(Share::CachedRow),
+            }),
+            Op::GivenExperts(attrs) => Box::new(GivenExperts {
+                attrs: attrs.clone(),
+                logits: self.input(node, 0)?,
+                from: self.input(node, 1)?,
+                ids: self.maybe(node.outputs[0]),
+                weights: self.maybe(node.outputs[1]),
+            }),
             Op::GatedAct { activation } => Box::new(GatedAct {
                 activation: *activation,
                 gate: self.input(node, 0)?,

@@ -45,7 +45,7 @@ pub struct CpuRecorder {
 fn scratch(needs: Needs, one: Needs, max_tokens: usize) -> Scratch {
     let lanes = |n: usize| vec![Lanes([0.0; PANEL_ROWS]); n];
     let wide = |n: usize| vec![WideLanes([0.0; PANEL_ROWS]); n];
-    let slots = needs.slots.max(super::ops::RUN_PANELS);
+    let slots = needs.slots.max(super::ops::RUN_PANELS * super::kernels::TILE_TOKENS);
     Scratch {
         panel: Panel::zeroed(),
         wide: PanelF32::zeroed(),

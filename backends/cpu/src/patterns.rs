@@ -227,7 +227,7 @@ impl Runs for RopeKv {
 
 impl Runs for AttentionStep {
     fn fits(&self, graph: &Graph) -> bool {
-        let AttentionStep { q, k, write, attention } = self;
+        let AttentionStep { q_part: None, q, k, v_norm: None, write, attention } = self else { return false };
         let Written { node: _, k: _, v: _, slots: _, key: _, value: _, states: _ } = write;
         let Attended { node: _, q: _, states: _, positions: _, sequence: _, attrs, y: _ } = attention;
         let AttentionAttrs {
@@ -241,6 +241,7 @@ impl Runs for AttentionStep {
             soft_cap: _,
             sinks: _,
             value_in_key: false,
+            masked: false,
         } = attrs
         else {
             return false;
@@ -252,7 +253,7 @@ impl Runs for AttentionStep {
     }
 
     fn roles(&self) -> Vec<NodeId> {
-        let AttentionStep { q, k, write, attention } = self;
+        let AttentionStep { q_part: _, q, k, v_norm: _, write, attention } = self;
         let mut all = placed_roles(q, k, write);
         all.push(attention.node);
         all

@@ -111,9 +111,22 @@ impl Output {
     /// # Safety
     /// As [`Output::part_mut`].
     pub unsafe fn cached_row_mut<'a>(&self, step: &Step<'a>, row: usize) -> &'a mut [f32] {
-        let width = step.sizes.cached;
         // SAFETY: the caller's promise.
-        unsafe { step.arena.part_mut(Val { width, ..self.val }, row, 0..width) }
+        unsafe { self.cached_part_mut(step, row, 0..step.sizes.cached) }
+    }
+
+    /// Columns of row `row` of rows of S elements, to write.
+    ///
+    /// # Safety
+    /// As [`Output::part_mut`].
+    pub unsafe fn cached_part_mut<'a>(
+        &self,
+        step: &Step<'a>,
+        row: usize,
+        columns: Range<usize>,
+    ) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { step.arena.part_mut(Val { width: step.sizes.cached, ..self.val }, row, columns) }
     }
 
     /// What a chunk owns of a row, in rows of `width` elements.

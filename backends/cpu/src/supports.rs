@@ -3,9 +3,9 @@
 use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DeltaRuleAttrs, Dim, Graph, HeadMap, Node, Op,
-    PointwiseFn, PositionScaleAttrs, RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome,
-    WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, Dim, GateKind,
+    GivenExpertsAttrs, Graph, HeadMap, IndexScoresAttrs, Node, Op, PointwiseFn, PositionScaleAttrs,
+    RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -34,6 +34,16 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
                 return Err(BackendError::Unsupported { backend: NAME, node, op, detail });
             }
         }
+        Op::IndexScores(IndexScoresAttrs { num_heads: _, head_dim: _ }) => {}
+        Op::IndexSelect { top_k: _ } => {}
+        Op::GivenExperts(GivenExpertsAttrs {
+            num_experts: _,
+            num_experts_per_tok: _,
+            gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
+            norm_topk_prob: _,
+            scale: _,
+            divisor: _,
+        }) => {}
         Op::GatedAct { activation } => any_activation(*activation),
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
             activation.iter().copied().for_each(any_activation)
@@ -54,6 +64,7 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             head_dim: _,
             state_size: _,
             n_groups: _,
+            decay_of: DecayOf::Head | DecayOf::Element,
             a: _,
             d: _,
             dt_bias: _,
@@ -68,7 +79,15 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => {}
         Op::Tap { stage: _ } => {}
     }
-    let per_head = matches!(node.op, Op::AttentionScores(_) | Op::AttentionSoftmax(_) | Op::Tap { .. });
+    let per_head = matches!(
+        node.op,
+        Op::AttentionScores(_)
+            | Op::AttentionSoftmax(_)
+            | Op::Attention(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { top_k: _ }
+            | Op::Tap { stage: _ }
+    );
     let laid_out = |value: &&ValueId| {
         let value = graph.value(**value);
         value.dtype == DType::State || has_rows(&value.shape) || (per_head && is_per_head(&value.shape))
@@ -145,6 +164,7 @@ fn any_heads(attrs: &AttentionAttrs) {
         soft_cap: _,
         sinks: _,
         value_in_key: _,
+        masked: _,
     } = attrs;
 }
 

@@ -22,6 +22,28 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Which positions each row sees, of those that all else leaves [T, S].
+#[derive(Clone, Copy)]
+pub(super) struct Mask<'a> {
+    pub mask: &'a [f32],
+    pub cached: usize,
+}
+
+/// What softmax takes beside the scores.
+#[derive(Clone, Copy)]
+pub(super) struct Beside<'a> {
+    /// A logit a head [H].
+    pub sinks: Option<&'a [f32]>,
+    pub mask: Option<Mask<'a>>,
+}
+
+impl Beside<'_> {
+    /// Whether a row sees a position that all else leaves.
+    pub fn sees(&self, row: usize, position: usize) -> bool {
+        self.mask.is_none_or(|m| m.mask[row * m.cached + position] != 0.0)
+    }
+}
+
 /// Which cached positions a query at `position` sees: causal, and no further back than window and chunk.
 pub(super) fn visible(position: u32, attrs: &AttentionAttrs) -> std::ops::Range<usize> {
     attrs.first_visible(position as usize)..position as usize + 1
@@ -49,7 +71,7 @@ pub(super) fn attention(
     values: &[f32],
     rows: Rows<'_>,
     attrs: &AttentionAttrs,
-    sinks: Option<&[f32]>,
+    beside: Beside<'_>,
     out: &mut [f32],
 ) {
     let (d, dv) = (attrs.head_dim, attrs.value_head_dim);
@@ -61,8 +83,13 @@ pub(super) fn attention(
             let kv_head = head / attrs.group_size();
             let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
             let key = |p: usize| &keys[sequence.slot(p) * k_row + kv_head * d..][..d];
-            let mut weights: Vec<f32> = seen.clone().map(|p| score(q, key(p), attrs)).collect();
-            let factor = softmax(&mut weights, sinks.map(|s| s[head]));
+            // e^−∞ is 0, to the last bit of every sum.
+            let score_of = |q: &[f32], k: &[f32], p: usize| match beside.sees(t, p) {
+                true => score(q, k, attrs),
+                false => f32::NEG_INFINITY,
+            };
+            let mut weights: Vec<f32> = seen.clone().map(|p| score_of(q, key(p), p)).collect();
+            let factor = softmax(&mut weights, beside.sinks.map(|s| s[head]));
             let out = &mut out[(t * attrs.num_attention_heads + head) * dv..][..dv];
             for (i, out) in out.iter_mut().enumerate() {
                 let (mut total, mut part) = (0.0f32, 0.0f32);

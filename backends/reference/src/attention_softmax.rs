@@ -1,6 +1,6 @@
 //! The softmax inside attention, for looking at: 0 where the query does not see.
 
-use super::attention::{softmax, visible};
+use super::attention::{Beside, softmax, visible};
 use moe_run_graph::ir::AttentionAttrs;
 
 /// `scores` [H, T, S], `positions` [T] → `out` [H, T, S].
@@ -8,7 +8,7 @@ pub(super) fn attention_softmax(
     scores: &[f32],
     positions: &[u32],
     attrs: &AttentionAttrs,
-    sinks: Option<&[f32]>,
+    beside: Beside<'_>,
     cached: usize,
     out: &mut [f32],
 ) {
@@ -18,8 +18,10 @@ pub(super) fn attention_softmax(
             let row = (head * positions.len() + t) * cached;
             let seen = visible(*position, attrs);
             let out = &mut out[row..][seen.clone()];
-            out.copy_from_slice(&scores[row..][seen]);
-            let factor = softmax(out, sinks.map(|s| s[head]));
+            for (out, p) in out.iter_mut().zip(seen) {
+                *out = if beside.sees(t, p) { scores[row + p] } else { f32::NEG_INFINITY };
+            }
+            let factor = softmax(out, beside.sinks.map(|s| s[head]));
             out.iter_mut().for_each(|p| *p *= factor);
         }
     }

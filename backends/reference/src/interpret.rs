@@ -5,12 +5,16 @@ use super::{
     add, attention, attention_scores, attention_softmax, causal_conv, concat, delta_gates, delta_rule, embed,
     expert_combine, expert_matmul, head_matmul,
 };
-use super::{gated_act, get_rows, kv_write, layer_norm, matmul, mul, mul_heads, pointwise, position_scale};
+use super::{
+    gated_act, get_rows, given_experts, index_scores, index_select, kv_write, layer_norm, matmul, mul,
+    mul_heads, pointwise, position_scale,
+};
 use super::{rms_norm, rope, router, slice, ssm_scan};
-use attention::Rows;
+use attention::{Beside, Mask, Rows};
 use matmul::{Matrix, Rounded};
 use moe_run_graph::ir::{
-    CausalConvAttrs, DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId, WeightSlice,
+    AttentionAttrs, CausalConvAttrs, DType, Graph, Node, Op, StateId, StepSizes, ValueId, WeightId,
+    WeightSlice,
 };
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
@@ -157,7 +161,8 @@ impl<'a> Interpreter<'a> {
                 let (keys, values) = (self.state_rows(input(1))?, self.state_rows(input(2))?);
                 let sinks = self.opt_vector(attrs.sinks)?;
                 let rows = self.rows(input(3), input(4))?;
-                attention::attention(self.f32(input(0))?, keys, values, rows, attrs, sinks.as_deref(), out);
+                let beside = Beside { sinks: sinks.as_deref(), mask: self.mask(attrs, node, 5)? };
+                attention::attention(self.f32(input(0))?, keys, values, rows, attrs, beside, out);
             }
             (Op::AttentionScores(attrs), [TensorData::F32(out)]) => {
                 let keys = self.state_rows(input(1))?;
@@ -167,14 +172,33 @@ impl<'a> Interpreter<'a> {
             (Op::AttentionSoftmax(attrs), [TensorData::F32(out)]) => {
                 let (scores, positions) = (self.f32(input(0))?, self.u32(input(1))?);
                 let sinks = self.opt_vector(attrs.sinks)?;
-                let cached = self.sizes.cached;
-                attention_softmax::attention_softmax(scores, positions, attrs, sinks.as_deref(), cached, out);
+                let beside = Beside { sinks: sinks.as_deref(), mask: self.mask(attrs, node, 3)? };
+                attention_softmax::attention_softmax(
+                    scores,
+                    positions,
+                    attrs,
+                    beside,
+                    self.sizes.cached,
+                    out,
+                );
             }
             (Op::Router(attrs), [TensorData::U32(ids), TensorData::F32(weights)]) => {
                 let bias = self.opt_vector(attrs.selection_bias)?;
                 let scale = self.opt_vector(attrs.expert_scale)?;
                 let logits = self.f32(input(0))?;
                 router::router(logits, attrs, bias.as_deref(), scale.as_deref(), ids, weights);
+            }
+            (Op::IndexScores(attrs), [TensorData::F32(out)]) => {
+                let (q, w) = (self.f32(input(0))?, self.f32(input(1))?);
+                let (keys, rows) = (self.state_rows(input(2))?, self.rows(input(3), input(4))?);
+                index_scores::index_scores(q, w, keys, rows, attrs, self.sizes.cached, out);
+            }
+            (Op::IndexSelect { top_k }, [TensorData::F32(out)]) => {
+                let (scores, positions) = (self.f32(input(0))?, self.u32(input(1))?);
+                index_select::index_select(scores, positions, *top_k, self.sizes.cached, out);
+            }
+            (Op::GivenExperts(attrs), [TensorData::U32(ids), TensorData::F32(weights)]) => {
+                given_experts::given_experts(self.f32(input(0))?, self.u32(input(1))?, attrs, ids, weights);
             }
             (Op::ExpertMatMul { weight, bias }, [TensorData::F32(out)]) => {
                 let matrix = self.matrix(weight)?;
@@ -269,6 +293,9 @@ impl<'a> Interpreter<'a> {
                 | Op::AttentionScores(_)
                 | Op::AttentionSoftmax(_)
                 | Op::Router(_)
+                | Op::GivenExperts(_)
+                | Op::IndexScores(_)
+                | Op::IndexSelect { .. }
                 | Op::ExpertMatMul { .. }
                 | Op::GatedAct { .. }
                 | Op::ExpertCombine
@@ -311,6 +338,12 @@ impl<'a> Interpreter<'a> {
     fn state_rows(&self, value: ValueId) -> Result<&[f32], BackendError> {
         let state = self.graph.value(value).state.ok_or_else(|| wrong_type(value, "State"))?;
         Ok(&self.state.rows[state.index()])
+    }
+
+    /// What says which positions are seen, where something does.
+    fn mask(&self, attrs: &AttentionAttrs, node: &Node, at: usize) -> Result<Option<Mask<'_>>, BackendError> {
+        let of = |value: &ValueId| Ok(Mask { mask: self.f32(*value)?, cached: self.sizes.cached });
+        node.inputs.get(at).filter(|_| attrs.masked).map(of).transpose()
     }
 
     /// Where the step's rows stand.

@@ -18,7 +18,10 @@ mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod given_experts;
 mod head_matmul;
+mod index_scores;
+mod index_select;
 mod interpret;
 mod kv_write;
 mod layer_norm;
@@ -35,9 +38,10 @@ mod ssm_scan;
 
 use interpret::Interpreter;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DeltaRuleAttrs, GateKind, Graph, HeadMap,
-    LaunchPattern, Lifetime, Node, Op, PointwiseFn, PositionScaleAttrs, RopePairing, RouterAttrs,
-    SsmScanAttrs, StateDecl, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, GateKind,
+    GivenExpertsAttrs, Graph, HeadMap, IndexScoresAttrs, LaunchPattern, Lifetime, Node, Op, PointwiseFn,
+    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateDecl, StateId, StepSizes, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -142,6 +146,7 @@ impl Backend for Reference {
                     soft_cap: _,
                     sinks: _,
                     value_in_key: _,
+                    masked: _,
                 } = attrs;
             }
             Op::Router(attrs) => {
@@ -155,6 +160,19 @@ impl Backend for Reference {
                     selection_bias: _,
                     groups: _,
                     expert_scale: _,
+                } = attrs;
+            }
+            Op::IndexScores(IndexScoresAttrs { num_heads: _, head_dim: _ }) => {}
+            Op::IndexSelect { top_k: _ } => {}
+            Op::GivenExperts(attrs) => {
+                let GivenExpertsAttrs {
+                    num_experts: _,
+                    num_experts_per_tok: _,
+                    gate:
+                        GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
+                    norm_topk_prob: _,
+                    scale: _,
+                    divisor: _,
                 } = attrs;
             }
             Op::GatedAct { activation } => any_activation(*activation),
@@ -181,6 +199,7 @@ impl Backend for Reference {
                     head_dim: _,
                     state_size: _,
                     n_groups: _,
+                    decay_of: DecayOf::Head | DecayOf::Element,
                     a: _,
                     d: _,
                     dt_bias: _,

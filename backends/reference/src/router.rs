@@ -4,7 +4,7 @@ use moe_run_graph::ir::{ExpertGroups, GateKind, GroupScore, RouterAttrs};
 use std::cmp::Ordering;
 
 /// Better first: the larger value; the lower expert at a tie; NaN behind everything.
-fn rank(values: &[f64], a: usize, b: usize) -> Ordering {
+pub(super) fn rank(values: &[f64], a: usize, b: usize) -> Ordering {
     match (values[a].is_nan(), values[b].is_nan()) {
         (true, true) => a.cmp(&b),
         (true, false) => Ordering::Greater,
@@ -13,11 +13,15 @@ fn rank(values: &[f64], a: usize, b: usize) -> Ordering {
     }
 }
 
-fn softmax(x: &[f64]) -> Vec<f64> {
+pub(super) fn softmax(x: &[f64]) -> Vec<f64> {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = x.iter().map(|v| (v - max).exp()).collect();
     let sum: f64 = exp.iter().sum();
     exp.into_iter().map(|e| e / sum).collect()
+}
+
+pub(super) fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
 }
 
 /// The share of each expert in a softmax over itself and those near it that are not better: `order` are the best, best first.
@@ -66,7 +70,7 @@ pub(super) fn router(
         let logits: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
         let gate: Vec<f64> = match attrs.gate {
             GateKind::Softmax => softmax(&logits),
-            GateKind::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+            GateKind::Sigmoid => logits.iter().map(|l| sigmoid(*l)).collect(),
             GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => logits.clone(),
         };
         let values: Vec<f64> = match selection_bias {

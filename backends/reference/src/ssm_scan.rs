@@ -1,9 +1,9 @@
-//! Mamba2's scan, token by token.
+//! The scans of mamba1 and mamba2, token by token.
 
-use moe_run_graph::ir::SsmScanAttrs;
+use moe_run_graph::ir::{DecayOf, SsmScanAttrs};
 use moe_run_runtime::exp::{exp, softplus};
 
-/// The weights of a scan, a number a head.
+/// The weights of a scan, a number a head; of a one a head or an element.
 pub(super) struct Heads<'a> {
     pub a: &'a [f32],
     pub d: &'a [f32],
@@ -36,13 +36,16 @@ pub(super) fn ssm_scan(
             let group = attrs.group(head) * size..(attrs.group(head) + 1) * size;
             let (b, c) = (&b[group.clone()], &c[group]);
             let delta = softplus(dt[t * heads + head] + weights.dt_bias[head]);
-            let decay = exp(weights.a[head] * delta);
+            let decay = |i: usize| match attrs.decay_of {
+                DecayOf::Head => exp(weights.a[head] * delta),
+                DecayOf::Element => exp(weights.a[head * size + i] * delta),
+            };
             for p in 0..rows {
                 let x = x[head * rows + p];
                 let s = &mut state[(head * rows + p) * size..][..size];
                 let mut sums = [0.0f32; LANES];
                 for i in 0..size {
-                    s[i] = (delta * x).mul_add(b[i], decay * s[i]);
+                    s[i] = (delta * x).mul_add(b[i], decay(i) * s[i]);
                     sums[i % LANES] = s[i].mul_add(c[i], sums[i % LANES]);
                 }
                 let mut half = LANES / 2;

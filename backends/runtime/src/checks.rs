@@ -17,10 +17,11 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::KvWrite => &[("kv_slots", slots_at, kv_slots)],
         OpKind::Attention => &[("positions", 3, positions), ("sequence", 4, sequence)],
         OpKind::AttentionScores => &[("positions", 2, positions), ("sequence", 3, sequence)],
-        OpKind::CausalConv | OpKind::AttentionSoftmax => {
+        OpKind::CausalConv | OpKind::AttentionSoftmax | OpKind::IndexSelect => {
             &[("positions", 1, positions), ("sequence", 2, sequence)]
         }
         OpKind::DeltaRule => &[("positions", 3, positions), ("sequence", 4, sequence)],
+        OpKind::IndexScores => &[("positions", 3, positions), ("sequence", 4, sequence)],
         OpKind::SsmScan => &[("positions", 2, positions), ("sequence", 3, sequence)],
         OpKind::Embed
         | OpKind::RmsNorm
@@ -28,6 +29,7 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         | OpKind::MatMul
         | OpKind::HeadMatMul
         | OpKind::Router
+        | OpKind::GivenExperts
         | OpKind::ExpertMatMul
         | OpKind::GatedAct
         | OpKind::ExpertCombine

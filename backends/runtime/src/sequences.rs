@@ -8,7 +8,7 @@
 
 mod cache_file;
 mod kept;
-mod routing;
+mod taps;
 
 use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
@@ -21,8 +21,8 @@ use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
 
 pub use cache_file::CacheFileError;
-pub use routing::Experts;
-use routing::Routed;
+use taps::Tapped;
+pub use taps::{Experts, TappedRows, Taps, has_rows, last_experts};
 
 /// A sequence of [`Sequences`], until it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,7 +69,7 @@ pub struct Sequences {
     sequences: Vec<Option<Sequence>>,
     blocks: Blocks,
     kept: KeptStates,
-    routed: Routed,
+    tapped: Tapped,
     /// Rows of logits of the last step.
     logits_rows: usize,
 }
@@ -95,9 +95,9 @@ impl Sequences {
         // Whole blocks only, for any of them may be anybody's.
         let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
-        let routed = Routed::default();
+        let tapped = Tapped::default();
         let kept = KeptStates::new(KEPT_STATES_PER_SEQUENCE * max_sequences);
-        Ok(Sequences { executable, state, sequences, blocks, kept, routed, logits_rows: 0 })
+        Ok(Sequences { executable, state, sequences, blocks, kept, tapped, logits_rows: 0 })
     }
 
     /// What runs them.
@@ -319,7 +319,7 @@ impl Sequences {
         feeds: &[Feed<'_>],
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        self.take_routed(false)?;
+        self.use_taps(false);
         self.run(feeds, observer)
     }
 

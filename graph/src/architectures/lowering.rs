@@ -15,6 +15,8 @@ pub struct Lowering<'a> {
     pub graph: Graph,
     /// Keys and values in the states, by the layer that writes them.
     pub caches: BTreeMap<usize, [ValueId; 2]>,
+    /// Which positions an indexer chose, by its layer.
+    pub choices: BTreeMap<usize, ValueId>,
     tensors: &'a TensorTable,
     vectors: &'a dyn Fn(&str) -> Option<Vec<f32>>,
     used: BTreeSet<String>,
@@ -52,6 +54,7 @@ impl<'a> Lowering<'a> {
             config,
             graph,
             caches: BTreeMap::new(),
+            choices: BTreeMap::new(),
             tensors,
             vectors,
             used: BTreeSet::new(),

@@ -16,16 +16,20 @@ mod bailingmoe3;
 mod cohere2moe;
 mod dbrx;
 mod deepseek2;
+mod deepseek32;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
 mod gemma4;
 mod glm4moe;
+mod glm_dsa;
 mod gpt_oss;
 mod granitehybrid;
 mod granitemoe;
+mod grovemoe;
 mod hunyuan_moe;
 mod hy_v3;
+mod jamba;
 mod kimi_linear;
 mod laguna;
 mod lfm2moe;
@@ -74,6 +78,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen3moe::ROW,
     qwen3::ROW,
     qwen3vlmoe::ROW,
+    grovemoe::ROW,
     qwen2moe::ROW,
     glm4moe::ROW,
     llama::ROW,
@@ -90,6 +95,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     bailingmoe2::ROW,
     qwen2::ROW,
     deepseek2::ROW,
+    deepseek32::ROW,
+    glm_dsa::ROW,
     mistral4::ROW,
     mistral3::ROW,
     gemma4::ROW,
@@ -107,6 +114,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen3next::ROW,
     granitehybrid::ROW,
     nemotron_h_moe::ROW,
+    jamba::ROW,
     kimi_linear::ROW,
     bailingmoe3::ROW,
 ];

@@ -1,8 +1,11 @@
 //! What the keys say of attention and of RoPE.
 
-use super::{AttentionConfig, AttentionDefaults, ConfigError, LatentConfig, Reader, RopeConfig};
+use super::{
+    AttentionConfig, AttentionDefaults, ConfigError, IndexerConfig, LatentConfig, ModelConfig, Reader,
+    RopeConfig,
+};
 use crate::gguf::keys;
-use crate::ir::{PositionScaleAttrs, RopeScaling};
+use crate::ir::{PositionScaleAttrs, RopePairing, RopeScaling};
 
 impl Reader<'_> {
     /// Attention of every layer that runs.
@@ -49,6 +52,7 @@ impl Reader<'_> {
             plain_qk_norm: false,
             rope: Some(self.rope(defaults, head_dim)?),
             latent: None,
+            indexer: None,
             kv_layer: None,
             temperature: None,
         })
@@ -86,6 +90,7 @@ impl Reader<'_> {
             qk_nope_head_dim: head_dim - rope_dims,
             qk_rope_head_dim: rope_dims,
             v_head_dim,
+            norm_eps: None,
         };
         let temperature = self.temperature()?;
         let layer = |num_attention_heads| AttentionConfig {
@@ -101,10 +106,43 @@ impl Reader<'_> {
             plain_qk_norm: false,
             rope: Some(rope.clone()),
             latent: Some(latent),
+            indexer: None,
             kv_layer: None,
             temperature,
         };
         Ok(self.per_layer(k::HEAD_COUNT, None)?.into_iter().map(layer).collect())
+    }
+
+    /// Gives each layer an indexer, of its own where `own` says so, else the choice of the last before it that has.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for dimensions that do not fit each other, and where the first layer has none.
+    pub fn indexers(
+        &self,
+        model: &mut ModelConfig,
+        pairing: RopePairing,
+        own: &[bool],
+    ) -> Result<(), ConfigError> {
+        use keys::arch as k;
+        let num_heads = self.dimension(k::INDEXER_HEAD_COUNT)?;
+        let head_dim = self.dimension(k::INDEXER_KEY_LENGTH)?;
+        let top_k = self.dimension(k::INDEXER_TOP_K)?;
+        let mut last = None;
+        for (i, (layer, own)) in model.layers.iter_mut().zip(own).enumerate() {
+            let dims = layer.attention.rope.as_ref().map_or(0, |rope| rope.dims);
+            if dims > head_dim {
+                let wanted = format!("at least the {dims} elements that are rotated");
+                return Err(self.wrong(k::INDEXER_KEY_LENGTH, head_dim, wanted));
+            }
+            let of_layer = if *own { None } else { last };
+            if *own {
+                last = Some(i);
+            } else if last.is_none() {
+                return Err(self.wrong(k::INDEXER_TYPES, "false", "true for the first layer"));
+            }
+            layer.attention.indexer = Some(IndexerConfig { num_heads, head_dim, top_k, pairing, of_layer });
+        }
+        Ok(())
     }
 
     /// Takes YaRN's factor off cosines and sines where the file says what stands in its place: by how much a score's two sides

@@ -1,6 +1,6 @@
 //! What models with recurrent layers state.
 
-use super::{AttentionConfig, AttentionDefaults, ConfigError, Mamba2Config, Reader};
+use super::{AttentionConfig, AttentionDefaults, ConfigError, Mamba1Config, Mamba2Config, Reader};
 use crate::gguf::{MetaValue, keys};
 
 /// The longest causal convolution that is believed; released models have 3 and 4.
@@ -49,6 +49,20 @@ impl Reader<'_> {
             kernel @ 2..=MAX_CONV_KERNEL => Ok(kernel),
             other => Err(self.wrong(rest, other, format!("2 to {MAX_CONV_KERNEL}"))),
         }
+    }
+
+    /// Mamba1's dimensions.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where one is absent or no size.
+    pub fn mamba1(&self) -> Result<Mamba1Config, ConfigError> {
+        use keys::arch as k;
+        Ok(Mamba1Config {
+            inner_size: self.dimension(k::SSM_INNER_SIZE)?,
+            state_size: self.dimension(k::SSM_STATE_SIZE)?,
+            time_step_rank: self.dimension(k::SSM_TIME_STEP_RANK)?,
+            conv_kernel: self.conv_kernel(k::SSM_CONV_KERNEL)?,
+        })
     }
 
     /// Mamba2's dimensions.

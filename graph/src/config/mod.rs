@@ -159,6 +159,8 @@ pub enum MixerConfig {
         /// The least that a decay's logarithm comes to.
         decay_bound: Option<f32>,
     },
+    /// Mamba1.
+    Mamba1(Mamba1Config),
     /// Mamba2.
     Mamba2(Mamba2Config),
     /// Nothing: the layer is a feed-forward part alone.
@@ -204,6 +206,19 @@ impl DeltaNetConfig {
     }
 }
 
+/// One layer's mamba1.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mamba1Config {
+    /// I: its channels.
+    pub inner_size: usize,
+    /// N of each.
+    pub state_size: usize,
+    /// R: what their time steps are made of.
+    pub time_step_rank: usize,
+    /// Tokens that its convolution reaches back over, its own included.
+    pub conv_kernel: usize,
+}
+
 /// One layer's mamba2.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mamba2Config {
@@ -242,6 +257,9 @@ impl LayerConfig {
                 )
             }
             MixerConfig::Absent => "nothing that mixes tokens".to_owned(),
+            MixerConfig::Mamba1(mamba1) => {
+                format!("mamba1 of {} channels, {} elements of each", mamba1.inner_size, mamba1.state_size)
+            }
             MixerConfig::Mamba2(mamba2) => format!(
                 "mamba2 of {} heads over {} groups, each of {}",
                 mamba2.num_heads, mamba2.n_groups, mamba2.head_dim
@@ -283,6 +301,9 @@ pub struct AttentionConfig {
     /// Keys and values are made of a latent, which alone is kept; heads are then what attention over latents has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent: Option<LatentConfig>,
+    /// Only the positions are seen that an indexer chose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub indexer: Option<IndexerConfig>,
     /// The earlier layer whose keys and values this one reads; `None`: it has its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_layer: Option<usize>,
@@ -291,8 +312,24 @@ pub struct AttentionConfig {
     pub temperature: Option<PositionScaleAttrs>,
 }
 
-/// Multi-head latent attention.
+/// What chooses the positions that a layer's queries see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct IndexerConfig {
+    /// Heads of its queries, on one key head.
+    pub num_heads: usize,
+    /// d of both.
+    pub head_dim: usize,
+    /// Positions that a query sees.
+    pub top_k: usize,
+    /// Which elements of its heads are rotated together.
+    pub pairing: RopePairing,
+    /// The earlier layer whose choice this one takes; `None`: it has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_layer: Option<usize>,
+}
+
+/// Multi-head latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LatentConfig {
     /// The queries' own latent; `None`: they are a product of the hidden state.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -305,6 +342,9 @@ pub struct LatentConfig {
     pub qk_rope_head_dim: usize,
     /// d of values.
     pub v_head_dim: usize,
+    /// Added to the mean square of the latents' norms; `None`: what every norm has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_eps: Option<f32>,
 }
 
 /// One layer's rotary position embedding.
@@ -376,8 +416,22 @@ pub struct MoeConfig {
     /// What they read and give has so many elements, by a product in front and one behind; `None`: D.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent_size: Option<usize>,
+    /// Small experts that runs of experts share, where there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<ChunkConfig>,
     /// Width of the shared expert, or of all of them side by side, where there is one.
     pub shared_expert_intermediate_size: Option<usize>,
+}
+
+/// Small experts, each of which a run of experts shares.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ChunkConfig {
+    /// Experts of a run.
+    pub experts_per_group: usize,
+    /// Their width.
+    pub intermediate_size: usize,
+    /// Multiplies what they give.
+    pub scale: f32,
 }
 
 fn is_true(flag: &bool) -> bool {

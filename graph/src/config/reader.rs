@@ -541,6 +541,7 @@ impl<'a> Reader<'a> {
             groups: None,
             gated: true,
             latent_size: None,
+            chunks: None,
             shared_expert_intermediate_size: Some(shared_expert_intermediate_size).filter(|n| *n > 0),
         })
     }

@@ -1,8 +1,9 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DeltaRuleAttrs, ExpertGroups, Graph, Op, PointwiseFn,
-    PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs, SsmScanAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DecayOf, DeltaRuleAttrs, ExpertGroups, GivenExpertsAttrs,
+    Graph, IndexScoresAttrs, Op, PointwiseFn, PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs,
+    SsmScanAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -82,6 +83,23 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("group_score", json!(score));
             }
         }
+        Op::IndexScores(IndexScoresAttrs { num_heads, head_dim }) => {
+            put("num_heads", json!(num_heads));
+            put("head_dim", json!(head_dim));
+        }
+        Op::IndexSelect { top_k } => put("top_k", json!(top_k)),
+        Op::GivenExperts(g) => {
+            let GivenExpertsAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, divisor } =
+                g;
+            put("num_experts", json!(num_experts));
+            put("num_experts_per_tok", json!(num_experts_per_tok));
+            put("gate", json!(gate));
+            put("norm_topk_prob", json!(norm_topk_prob));
+            if *scale != 1.0 {
+                put("scale", float(*scale));
+            }
+            put("divisor", json!(divisor));
+        }
         Op::ExpertMatMul { weight: _, bias } => put("bias", bias.map_or(Value::Null, |_| true.into())),
         Op::GatedAct { activation } => function(*activation, &mut put),
         Op::CausalConv(c) => {
@@ -112,8 +130,21 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("scale", float(*scale));
         }
         Op::SsmScan(s) => {
-            let SsmScanAttrs { num_heads, head_dim, state_size, n_groups, a: _, d: _, dt_bias: _, state: _ } =
-                s;
+            let SsmScanAttrs {
+                num_heads,
+                head_dim,
+                state_size,
+                n_groups,
+                decay_of,
+                a: _,
+                d: _,
+                dt_bias: _,
+                state: _,
+            } = s;
+            match decay_of {
+                DecayOf::Head => {}
+                DecayOf::Element => put("decay_of", json!(decay_of)),
+            }
             put("num_heads", json!(num_heads));
             put("head_dim", json!(head_dim));
             put("state_size", json!(state_size));
@@ -198,6 +229,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
         soft_cap,
         sinks,
         value_in_key,
+        masked,
     } = a;
     put("num_attention_heads", json!(num_attention_heads));
     put("num_key_value_heads", json!(num_key_value_heads));
@@ -211,6 +243,7 @@ fn attention(a: &AttentionAttrs, put: &mut impl FnMut(&str, Value)) {
     put("soft_cap", soft_cap.map_or(Value::Null, float));
     put("sinks", sinks.map_or(Value::Null, |_| true.into()));
     put("value_in_key", if *value_in_key { true.into() } else { Value::Null });
+    put("masked", if *masked { true.into() } else { Value::Null });
 }
 
 /// Rows and experts, where the op reads less than the whole tensor.

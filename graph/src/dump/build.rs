@@ -347,7 +347,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
     let inputs = graph.inputs;
     if let Some(node) = graph.value(id).producer.and_then(|p| graph.node(p)) {
         let results: &[&str] = match node.op {
-            Op::Router(_) => &["ids", "weights"],
+            Op::Router(_) | Op::GivenExperts(_) => &["ids", "weights"],
             Op::GatedAct { .. } => &["act", "product"],
             Op::DeltaGates { .. } => &["beta", "decay"],
             Op::KvWrite { .. } => &["keys", "values"],
@@ -361,6 +361,8 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::Attention(_)
             | Op::AttentionScores(_)
             | Op::AttentionSoftmax(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { .. }
             | Op::ExpertMatMul { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)

@@ -20,6 +20,23 @@ pub const GENERAL_FILE_TYPE: &str = "general.file_type";
 /// `general.quantization_version`: u32, 2 for the formats of today.
 pub const GENERAL_QUANTIZATION_VERSION: &str = "general.quantization_version";
 
+/// `imatrix.datasets`: strings, the texts that an importance file was made from.
+pub const IMPORTANCE_DATASETS: &str = "imatrix.datasets";
+/// `imatrix.chunk_count`: u32, how many chunks of them.
+pub const IMPORTANCE_CHUNK_COUNT: &str = "imatrix.chunk_count";
+/// `imatrix.chunk_size`: u32, tokens of a chunk.
+pub const IMPORTANCE_CHUNK_SIZE: &str = "imatrix.chunk_size";
+/// What the keys begin with that name the importance file which a model was quantized with.
+pub const QUANTIZE_IMPORTANCE_PREFIX: &str = "quantize.imatrix.";
+/// `quantize.imatrix.file`: string.
+pub const QUANTIZE_IMPORTANCE_FILE: &str = "quantize.imatrix.file";
+/// `quantize.imatrix.dataset`: string, its text.
+pub const QUANTIZE_IMPORTANCE_DATASET: &str = "quantize.imatrix.dataset";
+/// `quantize.imatrix.entries_count`: u32, how many tensors it speaks of.
+pub const QUANTIZE_IMPORTANCE_ENTRIES: &str = "quantize.imatrix.entries_count";
+/// `quantize.imatrix.chunks_count`: u32, how many chunks of text it is made from.
+pub const QUANTIZE_IMPORTANCE_CHUNKS: &str = "quantize.imatrix.chunks_count";
+
 /// `split.no`: u16, number of this part, from 0.
 pub const SPLIT_NO: &str = "split.no";
 /// `split.count`: u16, how many parts the model has.
@@ -105,6 +122,14 @@ pub mod arch {
     pub const KEY_LENGTH_SWA: &str = "attention.key_length_swa";
     /// head_dim of values in layers with a window: u32.
     pub const VALUE_LENGTH_SWA: &str = "attention.value_length_swa";
+    /// Heads of an indexer: u32.
+    pub const INDEXER_HEAD_COUNT: &str = "attention.indexer.head_count";
+    /// head_dim of an indexer: u32.
+    pub const INDEXER_KEY_LENGTH: &str = "attention.indexer.key_length";
+    /// Positions that an indexer chooses for a query: u32.
+    pub const INDEXER_TOP_K: &str = "attention.indexer.top_k";
+    /// Whether a layer has an indexer of its own; else it takes what the last one before it chose: bool a layer.
+    pub const INDEXER_TYPES: &str = "attention.indexer.types";
     /// The last so many layers read keys and values of earlier ones: u32.
     pub const SHARED_KV_LAYERS: &str = "attention.shared_kv_layers";
     /// How much queries grow with the logarithm of their position: f32.
@@ -205,6 +230,12 @@ pub mod arch {
     pub const LEADING_DENSE_BLOCK_COUNT: &str = "leading_dense_block_count";
     /// Every so many-th layer has experts: u32.
     pub const INTERLEAVE_MOE_LAYER_STEP: &str = "interleave_moe_layer_step";
+    /// Width of the small experts that runs of experts share: u32.
+    pub const EXPERT_CHUNK_FEED_FORWARD_LENGTH: &str = "expert_chunk_feed_forward_length";
+    /// Experts that share a small one: u32.
+    pub const EXPERTS_PER_GROUP: &str = "experts_per_group";
+    /// Factor on what the small experts give: f32.
+    pub const EXPERT_GROUP_SCALE: &str = "expert_group_scale";
     /// What is added to the variance by LayerNorm: f32.
     pub const LAYER_NORM_EPS: &str = "attention.layer_norm_epsilon";
     /// Elements of the space that experts work in, where it is not the hidden one: u32.
@@ -295,6 +326,16 @@ pub mod layer {
     pub const ATTN_K_B: &str = "attn_k_b.weight";
     /// Its v rows, `[num_attention_heads, v, kv_lora_rank]`.
     pub const ATTN_V_B: &str = "attn_v_b.weight";
+    /// Queries of an indexer, `[its heads · head_dim, q_lora_rank]`.
+    pub const INDEXER_ATTN_Q_B: &str = "indexer.attn_q_b.weight";
+    /// Its key, `[its head_dim, hidden_size]`.
+    pub const INDEXER_ATTN_K: &str = "indexer.attn_k.weight";
+    /// LayerNorm of its key, `[its head_dim]`.
+    pub const INDEXER_K_NORM: &str = "indexer.k_norm.weight";
+    /// Its bias, `[its head_dim]`.
+    pub const INDEXER_K_NORM_BIAS: &str = "indexer.k_norm.bias";
+    /// What weighs its heads, `[its heads, hidden_size]`.
+    pub const INDEXER_PROJ: &str = "indexer.proj.weight";
     /// q_proj's bias.
     pub const ATTN_Q_BIAS: &str = "attn_q.bias";
     /// k_proj's bias.
@@ -334,6 +375,16 @@ pub mod layer {
     pub const SSM_IN: &str = "ssm_in.weight";
     /// Bias of a recurrent layer's convolution, `[channels]`.
     pub const SSM_CONV1D_BIAS: &str = "ssm_conv1d.bias";
+    /// What mamba1's time steps, B and C are made of, `[time_step_rank + 2 · state, channels]`.
+    pub const SSM_X: &str = "ssm_x.weight";
+    /// Mamba1's time steps, `[channels, time_step_rank]`.
+    pub const SSM_DT: &str = "ssm_dt.weight";
+    /// Norm of what they are made of, `[time_step_rank]`.
+    pub const SSM_DT_NORM: &str = "ssm_dt_norm.weight";
+    /// Norm of mamba1's B, `[state]`.
+    pub const SSM_B_NORM: &str = "ssm_b_norm.weight";
+    /// Norm of mamba1's C, `[state]`.
+    pub const SSM_C_NORM: &str = "ssm_c_norm.weight";
     /// What of mamba2's inputs goes past the state, `[heads]`.
     pub const SSM_D: &str = "ssm_d";
     /// How much a delta net writes, `[heads, hidden_size]`.
@@ -401,6 +452,12 @@ pub mod layer {
     pub const FFN_GATE_UP_EXPS: &str = "ffn_gate_up_exps.weight";
     /// Experts' down_proj, `[num_experts, hidden_size, moe_intermediate_size]`.
     pub const FFN_DOWN_EXPS: &str = "ffn_down_exps.weight";
+    /// Gate_proj of the small experts that runs of experts share, `[their number, their width, hidden_size]`.
+    pub const FFN_GATE_CHEXPS: &str = "ffn_gate_chexps.weight";
+    /// Their up_proj, `[their number, their width, hidden_size]`.
+    pub const FFN_UP_CHEXPS: &str = "ffn_up_chexps.weight";
+    /// Their down_proj, `[their number, hidden_size, their width]`.
+    pub const FFN_DOWN_CHEXPS: &str = "ffn_down_chexps.weight";
     /// Biases of the experts' gate_proj, `[num_experts, moe_intermediate_size]`.
     pub const FFN_GATE_EXPS_BIAS: &str = "ffn_gate_exps.bias";
     /// Biases of the experts' up_proj, `[num_experts, moe_intermediate_size]`.

@@ -1,6 +1,6 @@
-//! `attention_step`: Q/K norm, RoPE, KvWrite and Attention.
+//! `attention_step`: Q/K norm, RoPE, KvWrite and Attention, of queries that may lie beside something else.
 
-use super::parts::{Attended, Norm, Rotated, Written};
+use super::parts::{Attended, Norm, Rotated, Sliced, Written};
 use super::{Group, Matcher};
 use crate::ir::{Graph, Node, NodeId, ValueId};
 
@@ -56,10 +56,14 @@ pub enum NormSpan {
 /// A token's attention, from its products to the heads' outputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionStep {
+    /// The queries are a part of each head of what their matmul made.
+    pub q_part: Option<Sliced>,
     /// The queries, up to attention.
     pub q: Placed,
     /// The keys, up to the cache.
     pub k: Placed,
+    /// The values' norm, head by head.
+    pub v_norm: Option<Norm>,
     /// What is written.
     pub write: Written,
     /// The attention over it.
@@ -77,18 +81,49 @@ impl Group for AttentionStep {
                 return None;
             }
             let (q, k) = (Placed::up_to(matcher, attention.q), Placed::up_to(matcher, write.k));
-            Some(AttentionStep { q, k, write, attention })
+            Some(AttentionStep { q_part: None, q, k, v_norm: None, write, attention })
         };
-        found().into_iter().collect()
+        let Some(whole) = found() else { return Vec::new() };
+        let part = Sliced::making(matcher, whole.q.x);
+        let v_norm = whole.write.v.and_then(|v| matcher.producer(v)).and_then(Norm::of);
+        let mut all = Vec::new();
+        for (q_part, v_norm) in [(&part, &v_norm), (&part, &None), (&None, &v_norm), (&None, &None)] {
+            let group = AttentionStep { q_part: q_part.clone(), v_norm: v_norm.clone(), ..whole.clone() };
+            if !all.contains(&group) {
+                all.push(group);
+            }
+        }
+        all
     }
 
     fn nodes(&self) -> Vec<NodeId> {
-        let AttentionStep { q, k, write, attention } = self;
-        q.nodes().chain(k.nodes()).chain([write.node, attention.node]).collect()
+        let AttentionStep { q_part, q, k, v_norm, write, attention } = self;
+        let part = q_part.iter().map(|part| part.node).chain(v_norm.iter().map(|norm| norm.node));
+        part.chain(q.nodes()).chain(k.nodes()).chain([write.node, attention.node]).collect()
     }
 }
 
 impl AttentionStep {
+    /// Whether the queries, if they are a part of something, are that of each of attention's heads, and no norm is over all of
+    /// them at once.
+    #[must_use]
+    pub fn is_part_by_heads(&self) -> bool {
+        let attrs = &self.attention.attrs;
+        self.q_part.as_ref().is_none_or(|Sliced { node: _, x: _, heads, start: _, len, y: _ }| {
+            (*heads, *len) == (attrs.num_attention_heads, attrs.head_dim)
+                && self.norm_span() == Some(NormSpan::Heads)
+        })
+    }
+
+    /// Whether the values' norm, if there is one, is of each head, with one weight for all or none.
+    #[must_use]
+    pub fn are_values_normed_by_head(&self, graph: &Graph) -> bool {
+        self.v_norm.as_ref().is_none_or(|norm| {
+            norm.heads == self.attention.attrs.num_key_value_heads
+                && (norm.weight.is_none() || norm.shared_weight(graph).is_some())
+        })
+    }
+
     /// What the norms are over; `None` where that is neither, or not the same of queries and keys.
     #[must_use]
     pub fn norm_span(&self) -> Option<NormSpan> {
@@ -105,8 +140,11 @@ impl AttentionStep {
     /// rows, each with one weight for all heads, and behind the rotations only those of heads.
     #[must_use]
     pub fn is_placed_alike(&self, graph: &Graph) -> bool {
-        let weighs = |Placed { x: _, norm, rope: _, is_norm_last: _, y: _ }: &Placed| {
-            norm.as_ref().is_none_or(|norm| norm.shared_weight(graph).is_some())
+        let weighs = |Placed { x: _, norm, rope: _, is_norm_last, y: _ }: &Placed| {
+            // Behind the rotations one without weight too.
+            let is_known =
+                |norm: &Norm| norm.shared_weight(graph).is_some() || (norm.weight.is_none() && *is_norm_last);
+            norm.as_ref().is_none_or(is_known)
         };
         let (Some(span), Some(is_norm_last)) = (self.norm_span(), self.is_norm_last()) else { return false };
         self.is_rotated_alike()
@@ -123,7 +161,7 @@ impl AttentionStep {
 
     /// Whether queries and keys are rotated alike, head by head, by the positions of the mask; or neither is.
     fn is_rotated_alike(&self) -> bool {
-        let AttentionStep { q, k, write: _, attention } = self;
+        let AttentionStep { q_part: _, q, k, v_norm: _, write: _, attention } = self;
         let attrs = &attention.attrs;
         let by = |placed: &Placed, wanted: usize| {
             let Some(rope) = &placed.rope else { return Some(None) };

@@ -2,7 +2,7 @@
 //! that, and the addition to the residual stream behind it.
 
 use super::norm_qkv::is_gate_up;
-use super::parts::{Gated, HeadsScaled, Norm, Product, Sum};
+use super::parts::{Gated, HeadsScaled, Norm, Product, Sliced, Sum};
 use super::{Group, Matcher};
 use crate::ir::{Node, NodeId, ValueId};
 
@@ -21,6 +21,14 @@ pub enum RowGate {
 }
 
 impl RowGate {
+    /// The function of the gate.
+    #[must_use]
+    pub fn act(&self) -> &Gated {
+        match self {
+            RowGate::Elements(act) | RowGate::Heads { act, scaled: _ } => act,
+        }
+    }
+
     /// What is gated.
     #[must_use]
     pub fn x(&self) -> ValueId {
@@ -65,6 +73,8 @@ impl RowGate {
 /// A gate and the product of what it lets through.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatedMatMul {
+    /// What goes into the gate's function is a part of each head of what its matmul made.
+    pub gate_part: Option<Sliced>,
     /// The gate.
     pub gate: RowGate,
     /// The norm of heads.
@@ -96,20 +106,35 @@ impl Group for GatedMatMul {
         };
         let add = matcher.readers(product.y).find_map(|reader| Sum::of(reader, product.y));
         let adds = add.map_or(vec![None], |add| vec![Some(add), None]);
-        let all = norms.into_iter().flat_map(|norm| adds.iter().map(move |add| (norm.clone(), add.clone())));
-        all.map(|(norm, add)| GatedMatMul {
-            gate: gate.clone(),
-            norm,
-            is_norm_last,
-            product: product.clone(),
-            add,
-        })
-        .collect()
+        let part = Sliced::making(matcher, gate.act().gate);
+        let parts = part.map_or(vec![None], |part| vec![Some(part), None]);
+        let mut all = Vec::new();
+        for norm in norms {
+            for add in &adds {
+                for part in &parts {
+                    all.push(GatedMatMul {
+                        gate_part: part.clone(),
+                        gate: gate.clone(),
+                        norm: norm.clone(),
+                        is_norm_last,
+                        product: product.clone(),
+                        add: add.clone(),
+                    });
+                }
+            }
+        }
+        all
     }
 
     fn nodes(&self) -> Vec<NodeId> {
-        let GatedMatMul { gate, norm, is_norm_last: _, product, add } = self;
+        let GatedMatMul { gate_part, gate, norm, is_norm_last: _, product, add } = self;
         let norm = norm.iter().map(|norm| norm.node);
-        gate.nodes().chain(norm).chain([product.node]).chain(add.iter().map(|add| add.node)).collect()
+        let part = gate_part.iter().map(|part| part.node);
+        gate.nodes()
+            .chain(part)
+            .chain(norm)
+            .chain([product.node])
+            .chain(add.iter().map(|add| add.node))
+            .collect()
     }
 }

@@ -1,5 +1,11 @@
 //! What groups are made of: one node each, taken apart. Every attribute of the op is there.
 
+mod heads;
+mod recurrent;
+
+pub use heads::{HeadProduct, Joined, Sliced, Tempered};
+pub use recurrent::{Convolved, DeltaGated, DeltaRuled};
+
 use crate::ir::{
     ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, PointwiseFn, RopePairing, RopeTableId,
     RouterAttrs, StateId, ValueId, WeightId, WeightSlice,

@@ -138,6 +138,8 @@ pub enum StateRole {
     Key,
     /// Values.
     Value,
+    /// Keys of an indexer.
+    IndexKey,
     /// The last inputs of a causal convolution, oldest first.
     Conv,
     /// What a recurrence carries from token to token.
@@ -191,7 +193,7 @@ impl StateDecl {
     #[must_use]
     pub fn stage(&self) -> Option<Stage> {
         match self.role {
-            StateRole::Key | StateRole::Value => None,
+            StateRole::Key | StateRole::Value | StateRole::IndexKey => None,
             StateRole::Conv => Some(Stage::ConvState),
             StateRole::Ssm => Some(Stage::SsmState),
         }

@@ -3,7 +3,7 @@
 mod rule;
 
 use super::graph::{Graph, Lifetime, Node, StateId};
-use super::op::{DType, Dim, GateKind, Op, PointwiseFn, Shape};
+use super::op::{DType, Dim, GateKind, IndexScoresAttrs, Op, PointwiseFn, Shape};
 use crate::verify::GraphError;
 use rule::Rule;
 
@@ -128,9 +128,12 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             Ok(states.into_iter().map(row).collect())
         }
         Op::Attention(attrs) => {
-            rule.arity(5)?;
+            rule.arity(5 + usize::from(attrs.masked))?;
             rule.attention(attrs)?;
             rule.queries(attrs)?;
+            if attrs.masked {
+                rule.scores(5, "a mask [1, T, S]")?;
+            }
             rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
             match attrs.value_in_key {
                 false => rule.state(2, attrs.num_key_value_heads, attrs.value_head_dim)?,
@@ -156,12 +159,35 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             Ok(vec![f32(Shape::new(&[Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached]))])
         }
         Op::AttentionSoftmax(attrs) => {
-            rule.arity(3)?;
+            rule.arity(3 + usize::from(attrs.masked))?;
             rule.attention(attrs)?;
+            if attrs.masked {
+                rule.scores(3, "a mask [1, T, S]")?;
+            }
             let want = [Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached];
             rule.operand(0, DType::F32, "scores [H, T, S]", |s| s.0 == want)?;
             rule.per_token(1, "positions")?;
             rule.per_token(2, "sequence")?;
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::IndexScores(IndexScoresAttrs { num_heads, head_dim }) => {
+            rule.arity(5)?;
+            rule.heads_on(*num_heads, 1, &[*head_dim])?;
+            rule.tokens_by(0, "q", num_heads * head_dim)?;
+            rule.tokens_by(1, "w", *num_heads)?;
+            rule.state(2, 1, *head_dim)?;
+            rule.per_token(3, "positions")?;
+            rule.per_token(4, "sequence")?;
+            Ok(vec![f32(Shape::new(&[Dim::Fixed(1), Dim::Tokens, Dim::Cached]))])
+        }
+        Op::IndexSelect { top_k } => {
+            rule.arity(3)?;
+            rule.scores(0, "scores [1, T, S]")?;
+            rule.per_token(1, "positions")?;
+            rule.per_token(2, "sequence")?;
+            if *top_k == 0 {
+                return Err(rule.wrong("at least 1 position".into(), "0".into()));
+            }
             Ok(vec![f32(rule.shape(0).clone())])
         }
         Op::Router(attrs) => {
@@ -188,6 +214,14 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             if let Some(groups) = &attrs.groups {
                 rule.groups(groups, attrs)?;
             }
+            let shape = Shape::new(&[rule.shape(0).0[0], Dim::Fixed(attrs.num_experts_per_tok)]);
+            Ok(vec![Inferred { shape: shape.clone(), dtype: DType::U32, state: None }, f32(shape)])
+        }
+        Op::GivenExperts(attrs) => {
+            rule.arity(2)?;
+            rule.inner(0, attrs.num_experts)?;
+            rule.operand(0, DType::F32, "logits [T, E]", |s| s.0.len() == 2)?;
+            rule.given_experts(attrs)?;
             let shape = Shape::new(&[rule.shape(0).0[0], Dim::Fixed(attrs.num_experts_per_tok)]);
             Ok(vec![Inferred { shape: shape.clone(), dtype: DType::U32, state: None }, f32(shape)])
         }

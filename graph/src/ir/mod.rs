@@ -18,10 +18,11 @@ pub use graph::{
     StateStage, StepInputs, Value, ValueId, WeightDecl, WeightId,
 };
 pub use op::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GroupScore, Op,
-    OpKind, PointwiseFn, PositionScaleAttrs, RouterAttrs, Shape, StepSizes, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, Dim, ExpertGroups, GateKind, GivenExpertsAttrs,
+    GroupScore, IndexScoresAttrs, Op, OpKind, PointwiseFn, PositionScaleAttrs, RouterAttrs, Shape, StepSizes,
+    WeightHome, WeightSlice,
 };
 pub use pattern::LaunchPattern;
-pub use recurrent::{DeltaRuleAttrs, HeadMap, SsmScanAttrs};
+pub use recurrent::{DecayOf, DeltaRuleAttrs, HeadMap, SsmScanAttrs};
 pub use rope::{RopePairing, RopeScaling, RopeSpec};
 pub use stage::{Stage, StageScope};

@@ -69,6 +69,9 @@ pub struct AttentionAttrs {
     /// A value is the first `value_head_dim` elements of its position's key: latent attention, whose state holds one row
     /// for both.
     pub value_in_key: bool,
+    /// A further operand `[1, T, S]` says which positions are seen of those that all else leaves: those at which it is not 0. The
+    /// scores by themselves are shown without it.
+    pub masked: bool,
 }
 
 impl AttentionAttrs {
@@ -152,6 +155,23 @@ pub struct RouterAttrs {
     pub expert_scale: Option<WeightId>,
 }
 
+/// The attributes of [`Op::GivenExperts`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GivenExpertsAttrs {
+    /// E.
+    pub num_experts: usize,
+    /// K.
+    pub num_experts_per_tok: usize,
+    /// The gate's function: of all logits, or of each by itself.
+    pub gate: GateKind,
+    /// Divide the weights by their sum.
+    pub norm_topk_prob: bool,
+    /// Multiplies the weights at the end.
+    pub scale: f32,
+    /// Experts that share one of these: an id is divided by it.
+    pub divisor: usize,
+}
+
 /// The function of the gate half.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -179,6 +199,15 @@ pub enum ActivationFn {
         /// Bound of the gate from above, of up on both sides.
         limit: f32,
     },
+}
+
+/// The attributes of [`Op::IndexScores`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct IndexScoresAttrs {
+    /// H, all on one key head.
+    pub num_heads: usize,
+    /// d.
+    pub head_dim: usize,
 }
 
 /// The attributes of [`Op::PositionScale`].
@@ -338,16 +367,29 @@ ops! {
     };
     /// q `[T, H·d]`, key state, value state, positions `[T]`, sequence `[T]` → softmax(scale · q·kᵀ)·v, causal: `[T, H·dv]`.
     /// The current token's k and v are read back as the state rounded them. Where values are parts of keys, the value state is
-    /// the key state.
+    /// the key state. With a mask, it comes last: `[1, T, S]`.
     Attention = "attention" (AttentionAttrs);
     /// The scores inside Attention, for looking at: q, key state, positions, sequence → [H, T, S]; entries after the
     /// query's position are 0. Always recomputed: it feeds taps and [`Op::AttentionSoftmax`] only.
     AttentionScores = "attention_scores" (AttentionAttrs);
-    /// scores `[H, T, S]`, positions `[T]`, sequence `[T]` → softmax over the visible positions `[H, T, S]`; 0 elsewhere.
+    /// scores `[H, T, S]`, positions `[T]`, sequence `[T]` → softmax over the visible positions `[H, T, S]`; 0 elsewhere. With a
+    /// mask, it comes last: `[1, T, S]`.
     AttentionSoftmax = "attention_softmax" (AttentionAttrs);
+    /// q `[T, H·d]`, w `[T, H]`, key state of one head of d, positions `[T]`, sequence `[T]` → Σ_h w_h · max(q_h·k, 0) for each
+    /// cached position up to the token's own, 0 behind it: `[1, T, S]`. Both sums are of f32 by fused multiply-adds, first to last.
+    IndexScores = "index_scores" (IndexScoresAttrs);
+    /// scores `[1, T, S]`, positions `[T]`, sequence `[T]` → 1 at the `top_k` positions up to the token's own whose scores are
+    /// largest, at all where they are no more; 0 elsewhere: `[1, T, S]`. Ties go to the earlier position, NaN ranks last.
+    IndexSelect = "index_select" {
+        /// How many are chosen.
+        top_k: usize,
+    };
     /// logits [T, E] → ids [T, K] U32 best first, weights [T, K] as applied. Ties go to the lower id, NaN ranks last;
     /// ids are distinct and below E.
     Router = "router" (RouterAttrs);
+    /// logits [T, E], ids [T, n] U32 → ids [T, K] U32, the first K of n, each divided by `divisor`, and weights [T, K] as
+    /// applied, the gate's values of the logits at the new ids. An id may come twice, and counts twice.
+    GivenExperts = "given_experts" (GivenExpertsAttrs);
     /// x [T, in] or [T, K, in], ids [T, K] → [T, K, out] with W [E, out, in].
     ExpertMatMul = "expert_matmul" {
         /// W.
@@ -387,7 +429,7 @@ ops! {
     /// `out_j = Σ_i q_i·S_ij`, so that no cut of a prompt changes a bit. (A form by chunks of tokens would.)
     DeltaRule = "delta_rule" (DeltaRuleAttrs);
     /// xBC `[T, n·P + 2·G·N]` (all heads' x, all groups' B, all groups' C), dt `[T, n]`, positions `[T]`, sequence `[T]` →
-    /// `[T, n·P]`: mamba2's scan. For each token in order, with S [P, N] of the sequence and head, which is 0 in front of
+    /// `[T, n·P]`: mamba2's scan, and mamba1's, in which a is of each element of S. For each token in order, with S [P, N] of the sequence and head, which is 0 in front of
     /// position 0: δ = softplus(dt + dt_bias); S ← e^(a·δ) · S + δ·x ⊗ B; out = S·C + d·x. Sums over N are of f32 by fused
     /// multiply-adds in 16 lanes, element i in lane i mod 16, which are then added up by halves.
     SsmScan = "ssm_scan" (SsmScanAttrs);
@@ -450,6 +492,9 @@ impl Op {
             | Op::AttentionScores(_)
             | Op::AttentionSoftmax(_)
             | Op::Router(_)
+            | Op::GivenExperts(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { .. }
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)
@@ -493,6 +538,9 @@ impl Op {
             | Op::AttentionScores(_)
             | Op::AttentionSoftmax(_)
             | Op::Router(_)
+            | Op::GivenExperts(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { .. }
             | Op::ExpertMatMul { .. }
             | Op::GatedAct { .. }
             | Op::ExpertCombine
@@ -529,6 +577,9 @@ impl Op {
             | Op::PositionScale(_)
             | Op::KvWrite { key: _, value: _ }
             | Op::AttentionScores(_)
+            | Op::GivenExperts(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { top_k: _ }
             | Op::GatedAct { activation: _ }
             | Op::ExpertCombine
             | Op::DeltaRule(_)

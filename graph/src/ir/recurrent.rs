@@ -57,6 +57,16 @@ impl DeltaRuleAttrs {
     }
 }
 
+/// What a decay of [`Op::SsmScan`](super::Op::SsmScan) is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayOf {
+    /// A head: mamba2.
+    Head,
+    /// An element of a head's one row: mamba1, whose heads are its channels, all on one group.
+    Element,
+}
+
 /// The attributes of [`Op::SsmScan`](super::Op::SsmScan).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SsmScanAttrs {
@@ -68,7 +78,9 @@ pub struct SsmScanAttrs {
     pub state_size: usize,
     /// G, of which n is a multiple; head j takes B and C of group j div (n / G).
     pub n_groups: usize,
-    /// a `[n]`, negative: −exp(A_log); F32.
+    /// What a decay is of.
+    pub decay_of: DecayOf,
+    /// a `[n]`, or `[n, N]` where each element decays by itself; negative: −exp(A_log); F32.
     pub a: WeightId,
     /// d `[n]`, F32.
     pub d: WeightId,

@@ -72,6 +72,10 @@ stages! {
     QLatent "q_latent" Layer;
     /// Latent attention: what is cached, before its rounding [T, kv_lora_rank + rope].
     KLatent "k_latent" Layer;
+    /// What an indexer ranks positions by [1, T, S]; 0 after the query's position.
+    IndexScores "index_scores" Layer;
+    /// 1 at the positions that it chose [1, T, S], 0 elsewhere.
+    IndexSelected "index_selected" Layer;
     /// q·kᵀ·scale [H, T, S]; 0 after the query's position.
     AttnScores "attn_scores" Layer;
     /// After mask and softmax [H, T, S].
@@ -88,6 +92,12 @@ stages! {
     ConvOut "conv_out" Layer;
     /// A short convolution's result times its gate [T, D].
     ConvGated "conv_gated" Layer;
+    /// Mamba1: what its time steps are made of, after its norm [T, time_step_rank].
+    SsmDtNorm "ssm_dt_norm" Layer;
+    /// Mamba1: B after its norm [T, state_size].
+    SsmBNorm "ssm_b_norm" Layer;
+    /// Mamba1: C after its norm [T, state_size].
+    SsmCNorm "ssm_c_norm" Layer;
     /// How much of a token a recurrence writes [T, heads].
     SsmBeta "ssm_beta" Layer;
     /// What a recurrence keeps of its state [T, heads].
@@ -148,6 +158,10 @@ stages! {
     MoeLatentOut "moe_latent_out" Layer;
     /// Σ weight · ffn_out alone, where moe_ffn_out has more [T, D].
     MoeRoutedOut "moe_routed_out" Layer;
+    /// The small experts that runs of experts share, one for each chosen expert [T, K].
+    ChunkIds "chunk_ids" Layer;
+    /// Their weights, before the factor on all of them [T, K].
+    ChunkWeights "chunk_weights" Layer;
     /// Σ weight · ffn_out, and the gated shared expert where there is one [T, D].
     MoeFfnOut "moe_ffn_out" Layer;
     /// Each expert's output before weighting where ffn_out is that of an MLP beside them [T, K, D].

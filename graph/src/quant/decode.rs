@@ -37,7 +37,7 @@ fn parts<B: Pod>(
 
 impl Format {
     /// Elements under one scale of a quantized block: 16 or 32.
-    const fn sub_elems(self) -> usize {
+    pub(super) const fn sub_elems(self) -> usize {
         match self {
             Format::Q2K
             | Format::Q3K

@@ -3,7 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at, iq4_nl::TABLE};
+use super::{
+    Integers, f16_at, f16_bytes,
+    iq4_nl::{TABLE, code_of},
+};
 
 /// 136 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -42,5 +45,20 @@ pub fn integers(block: &BlockIq4Xs, out: &mut Integers) {
             out.q[32 * s + j] = i16::from(TABLE[usize::from(packed & 0x0f)]);
             out.q[32 * s + j + 16] = i16::from(TABLE[usize::from(packed >> 4)]);
         }
+    }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockIq4Xs {
+    let scale = |s: usize| (from.sub_scales[s] + 32) as u8;
+    let high = (0..8).fold(0u16, |high, s| high | u16::from(scale(s) >> 4) << (2 * s));
+    BlockIq4Xs {
+        d: f16_bytes(from.scale),
+        scales_h: high.to_le_bytes(),
+        scales_l: std::array::from_fn(|b| scale(2 * b) & 0x0f | scale(2 * b + 1) << 4),
+        qs: std::array::from_fn(|b| {
+            let first = b / 16 * 32 + b % 16;
+            code_of(from.q[first]) | code_of(from.q[first + 16]) << 4
+        }),
     }
 }

@@ -3,12 +3,14 @@
 //! Input: a tensor's bytes as the file holds them. Output: f32 values, row by row.
 //! One file per format defines the block struct (alignment 1, so a view of mapped bytes needs no copy), asserts its
 //! size and takes it apart into [`Integers`] under scales, which decode in one way; these functions are the definition that every fast path is tested against.
-//! Deliberately absent: encoding (this project never quantizes weights) and any decoded copy of a whole tensor.
+//! The other way, f32 rows become bytes of those formats that can be written well ([`encode`]).
+//! Deliberately absent: any decoded copy of a whole tensor.
 
 mod format;
 
 pub use activation::{ActBlock, ActProfile, ActQ8x32, ActQ8x256, ActivationPrecision};
 pub use check::NonFinite;
+pub use encode::EncodeError;
 pub use format::{Format, UnknownFormat};
 pub use ggml_type::GgmlType;
 pub use integers::Integers;
@@ -17,6 +19,7 @@ pub mod activation;
 mod bf16;
 mod check;
 mod decode;
+pub mod encode;
 mod f16;
 mod f32;
 mod ggml_type;
@@ -52,4 +55,10 @@ pub mod tq2_0;
 #[inline]
 pub fn f16_at(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32()
+}
+
+/// A binary16 of a block: the nearest, ties to even.
+#[inline]
+fn f16_bytes(x: f32) -> [u8; 2] {
+    half::f16::from_f32(x).to_le_bytes()
 }

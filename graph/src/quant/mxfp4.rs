@@ -37,3 +37,22 @@ pub fn integers(block: &BlockMxfp4, out: &mut Integers) {
         out.q[j + 16] = i16::from(TABLE[usize::from(block.qs[j] >> 4)]);
     }
 }
+
+/// What is added to the exponent of half the scale.
+pub(super) const BIAS: i32 = 128;
+/// The largest exponent under which every code is a finite number.
+pub(super) const LARGEST: u8 = 252;
+
+/// The code of twice a value: zero's is the positive one.
+fn code_of(value: i16) -> u8 {
+    TABLE.iter().position(|level| i16::from(*level) == value).unwrap_or(0) as u8
+}
+
+/// The block of these integers: what [`integers`] takes apart. The scale is one that [`half_scale`] gives.
+pub(super) fn pack(from: &Integers) -> BlockMxfp4 {
+    let e = match (from.scale.to_bits() >> 23) as u8 {
+        0 => (from.scale.to_bits() >> 22) as u8, // subnormal: 2^-128 or 2^-127
+        exponent => exponent + 1,
+    };
+    BlockMxfp4 { e, qs: std::array::from_fn(|j| code_of(from.q[j]) | code_of(from.q[j + 16]) << 4) }
+}

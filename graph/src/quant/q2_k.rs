@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 84 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -30,5 +30,19 @@ pub fn integers(block: &BlockQ2K, out: &mut Integers) {
     for i in 0..256 {
         let (half, shift, byte) = (i / 128, i % 128 / 32 * 2, i % 32);
         out.q[i] = i16::from(block.qs[32 * half + byte] >> shift & 3);
+    }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ2K {
+    let mut qs = [0; 64];
+    for (i, q) in from.q.iter().enumerate() {
+        qs[i / 128 * 32 + i % 32] |= (*q as u8) << (i % 128 / 32 * 2);
+    }
+    BlockQ2K {
+        scales: std::array::from_fn(|s| from.sub_scales[s] as u8 | (from.sub_mins[s] as u8) << 4),
+        qs,
+        d: f16_bytes(from.scale),
+        dmin: f16_bytes(from.min),
     }
 }

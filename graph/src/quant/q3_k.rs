@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 110 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -40,4 +40,20 @@ pub fn integers(block: &BlockQ3K, out: &mut Integers) {
         let high = block.hmask[byte] >> (i / 32) & 1;
         out.q[i] = i16::from(low | high << 2) - 4;
     }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ3K {
+    let mut block = BlockQ3K { hmask: [0; 32], qs: [0; 64], scales: [0; 12], d: f16_bytes(from.scale) };
+    for (i, q) in from.q.iter().enumerate() {
+        let code = (q + 4) as u8;
+        block.qs[i / 128 * 32 + i % 32] |= (code & 3) << (i % 128 / 32 * 2);
+        block.hmask[i % 32] |= (code >> 2) << (i / 32);
+    }
+    for (s, scale) in from.sub_scales.iter().enumerate() {
+        let code = (scale + 32) as u8;
+        block.scales[s % 8] |= (code & 0x0f) << (s / 8 * 4);
+        block.scales[8 + s % 4] |= (code >> 4) << (s / 4 * 2);
+    }
+    block
 }

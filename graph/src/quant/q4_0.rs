@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 18 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -23,4 +23,10 @@ pub fn integers(block: &BlockQ4_0, out: &mut Integers) {
         out.q[j] = i16::from(block.qs[j] & 0x0f) - 8;
         out.q[j + 16] = i16::from(block.qs[j] >> 4) - 8;
     }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ4_0 {
+    let code = |i: usize| (from.q[i] + 8) as u8;
+    BlockQ4_0 { d: f16_bytes(from.scale), qs: std::array::from_fn(|j| code(j) | code(j + 16) << 4) }
 }

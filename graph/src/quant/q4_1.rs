@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 20 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -24,5 +24,15 @@ pub fn integers(block: &BlockQ4_1, out: &mut Integers) {
     for j in 0..16 {
         out.q[j] = i16::from(block.qs[j] & 0x0f);
         out.q[j + 16] = i16::from(block.qs[j] >> 4);
+    }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ4_1 {
+    let code = |i: usize| from.q[i] as u8;
+    BlockQ4_1 {
+        d: f16_bytes(from.scale),
+        m: f16_bytes(-from.min),
+        qs: std::array::from_fn(|j| code(j) | code(j + 16) << 4),
     }
 }

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 144 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -45,5 +45,33 @@ pub fn integers(block: &BlockQ4K, out: &mut Integers) {
         for l in 0..32 {
             out.q[32 * s + l] = i16::from(block.qs[s / 2 * 32 + l] >> (s % 2 * 4) & 0x0f);
         }
+    }
+}
+
+/// What [`scales_and_mins`] takes apart.
+pub(super) fn pack_scales_and_mins(from: &Integers) -> [u8; 12] {
+    let (scale, min) = (|s: usize| from.sub_scales[s] as u8, |s: usize| from.sub_mins[s] as u8);
+    let mut packed = [0; 12];
+    for s in 0..4 {
+        packed[s] = scale(s) | scale(s + 4) >> 4 << 6;
+        packed[s + 4] = min(s) | min(s + 4) >> 4 << 6;
+        packed[s + 8] = scale(s + 4) & 0x0f | min(s + 4) << 4;
+    }
+    packed
+}
+
+/// The lower four bits of 256 integers, as Q4_K and Q5_K have them.
+pub(super) fn pack_low_bits(from: &Integers) -> [u8; 128] {
+    let low = |i: usize| from.q[i] as u8 & 0x0f;
+    std::array::from_fn(|b| low(b / 32 * 64 + b % 32) | low(b / 32 * 64 + 32 + b % 32) << 4)
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ4K {
+    BlockQ4K {
+        d: f16_bytes(from.scale),
+        dmin: f16_bytes(from.min),
+        scales: pack_scales_and_mins(from),
+        qs: pack_low_bits(from),
     }
 }

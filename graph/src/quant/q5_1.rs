@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 24 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -27,5 +27,17 @@ pub fn integers(block: &BlockQ5_1, out: &mut Integers) {
     for j in 0..16 {
         out.q[j] = i16::from(block.qs[j] & 0x0f) | ((high >> j & 1) << 4) as i16;
         out.q[j + 16] = i16::from(block.qs[j] >> 4) | ((high >> (j + 16) & 1) << 4) as i16;
+    }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ5_1 {
+    let code = |i: usize| from.q[i] as u8;
+    let high = (0..32).fold(0u32, |high, j| high | u32::from(code(j) >> 4) << j);
+    BlockQ5_1 {
+        d: f16_bytes(from.scale),
+        m: f16_bytes(-from.min),
+        qh: high.to_le_bytes(),
+        qs: std::array::from_fn(|j| code(j) & 0x0f | code(j + 16) << 4),
     }
 }

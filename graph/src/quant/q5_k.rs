@@ -3,7 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at, q4_k::scales_and_mins};
+use super::{
+    Integers, f16_at, f16_bytes,
+    q4_k::{pack_low_bits, pack_scales_and_mins, scales_and_mins},
+};
 
 /// 176 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -34,5 +37,20 @@ pub fn integers(block: &BlockQ5K, out: &mut Integers) {
             let high = block.qh[l] >> s & 1;
             out.q[32 * s + l] = i16::from(low | high << 4);
         }
+    }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ5K {
+    let mut qh = [0; 32];
+    for (i, q) in from.q.iter().enumerate() {
+        qh[i % 32] |= (*q as u8 >> 4) << (i / 32);
+    }
+    BlockQ5K {
+        d: f16_bytes(from.scale),
+        dmin: f16_bytes(from.min),
+        scales: pack_scales_and_mins(from),
+        qh,
+        qs: pack_low_bits(from),
     }
 }

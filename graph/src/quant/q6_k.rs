@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 210 bytes for 256 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -32,4 +32,15 @@ pub fn integers(block: &BlockQ6K, out: &mut Integers) {
         let high = block.qh[32 * half + byte] >> (quarter * 2) & 3;
         out.q[i] = i16::from(low | high << 4) - 32;
     }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ6K {
+    let (mut ql, mut qh) = ([0; 128], [0; 64]);
+    for (i, q) in from.q.iter().enumerate() {
+        let (half, quarter, code) = (i / 128, i % 128 / 32, (q + 32) as u8);
+        ql[64 * half + i % 64] |= (code & 0x0f) << (quarter / 2 * 4);
+        qh[32 * half + i % 32] |= (code >> 4) << (quarter * 2);
+    }
+    BlockQ6K { ql, qh, scales: std::array::from_fn(|s| from.sub_scales[s] as i8), d: f16_bytes(from.scale) }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Integers, f16_at};
+use super::{Integers, f16_at, f16_bytes};
 
 /// 34 bytes for 32 values.
 #[derive(Clone, Copy, Pod, Zeroable, Debug)]
@@ -22,4 +22,9 @@ pub fn integers(block: &BlockQ8_0, out: &mut Integers) {
     for j in 0..32 {
         out.q[j] = i16::from(block.qs[j]);
     }
+}
+
+/// The block of these integers: what [`integers`] takes apart.
+pub(super) fn pack(from: &Integers) -> BlockQ8_0 {
+    BlockQ8_0 { d: f16_bytes(from.scale), qs: std::array::from_fn(|j| from.q[j] as i8) }
 }

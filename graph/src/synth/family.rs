@@ -163,6 +163,33 @@ pub(super) static QWEN3VLMOE: Family = Family {
     model: nothing,
 };
 
+/// Experts of a run that share a small one.
+const GROVE_RUN: usize = 2;
+
+/// Qwen3-MoE with small experts, as wide as a head.
+pub(super) static GROVEMOE: Family = Family {
+    architecture: "grovemoe",
+    keys: |p, _| {
+        let mut keys = expert_width(p);
+        keys.extend([
+            (arch::EXPERT_CHUNK_FEED_FORWARD_LENGTH, count(p.head_dim)),
+            (arch::EXPERTS_PER_GROUP, count(GROVE_RUN)),
+            (arch::EXPERT_GROUP_SCALE, MetaValue::F32(0.05)),
+        ]);
+        keys
+    },
+    layer: |p, i| {
+        let (runs, f, d) = (p.num_experts / GROVE_RUN, p.head_dim, p.hidden_size);
+        let small = vec![
+            (name::FFN_GATE_CHEXPS, vec![runs, f, d]),
+            (name::FFN_UP_CHEXPS, vec![runs, f, d]),
+            (name::FFN_DOWN_CHEXPS, vec![runs, d, f]),
+        ];
+        [(QWEN3MOE.layer)(p, i), small].concat()
+    },
+    model: nothing,
+};
+
 pub(super) static QWEN2MOE: Family = Family {
     architecture: "qwen2moe",
     keys: |p, _| {

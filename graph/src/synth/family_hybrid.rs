@@ -223,6 +223,51 @@ pub(super) static GRANITE_H_SMALL: Family = Family {
     model: nothing,
 };
 
+/// Channels of Jamba's mamba1, elements of each, what time steps are made of, and its convolution's kernel.
+const JAMBA_SSM: [usize; 4] = [8192, 16, 256, 4];
+
+pub(super) static JAMBA: Family = Family {
+    architecture: "jamba",
+    keys: |p, layers| {
+        let [inner, state, rank, kernel] = JAMBA_SSM.map(count);
+        let heads = |i: usize| if i % 8 == 4 { p.num_key_value_heads } else { 0 };
+        vec![
+            (arch::HEAD_COUNT_KV, counts((0..layers).map(heads))),
+            (arch::SSM_INNER_SIZE, inner),
+            (arch::SSM_STATE_SIZE, state),
+            (arch::SSM_TIME_STEP_RANK, rank),
+            (arch::SSM_CONV_KERNEL, kernel),
+        ]
+    },
+    layer: |p, i| {
+        let d = p.hidden_size;
+        let mixer = if i % 8 == 4 {
+            attention(p, name::FFN_NORM)
+        } else {
+            let [inner, state, rank, kernel] = JAMBA_SSM;
+            vec![
+                (name::ATTN_NORM, vec![d]),
+                (name::FFN_NORM, vec![d]),
+                (name::SSM_IN, vec![2 * inner, d]),
+                (name::SSM_CONV1D, vec![inner, kernel]),
+                (name::SSM_CONV1D_BIAS, vec![inner]),
+                (name::SSM_X, vec![rank + 2 * state, inner]),
+                (name::SSM_DT_NORM, vec![rank]),
+                (name::SSM_B_NORM, vec![state]),
+                (name::SSM_C_NORM, vec![state]),
+                (name::SSM_DT, vec![inner, rank]),
+                (name::SSM_DT_BIAS, vec![inner]),
+                (name::SSM_A, vec![inner, state]),
+                (name::SSM_D, vec![inner]),
+                (name::SSM_OUT, vec![d, inner]),
+            ]
+        };
+        let ffn = if i % 2 == 1 { experts(p) } else { dense(p) };
+        [mixer, ffn].concat()
+    },
+    model: nothing,
+};
+
 /// LFM2-8B-A1B's layers with attention.
 const LFM2_ATTENTION: [usize; 6] = [2, 6, 10, 14, 18, 21];
 const LFM2_KERNEL: usize = 3;

@@ -124,6 +124,49 @@ pub(super) static DEEPSEEK_V3: Family = Family {
     model: nothing,
 };
 
+/// Of an indexer: its heads, their size, and how many positions it chooses.
+type Indexer = [usize; 3];
+
+const V3_2_INDEXER: Indexer = [64, 128, 2048];
+const GLM_5_INDEXER: Indexer = [32, 128, 2048];
+
+const GLM_5_ATTENTION: Latent =
+    Latent { q_lora_rank: Some(2048), qk_nope_head_dim: 192, v_head_dim: 256, ..DEEPSEEK_V3_ATTENTION };
+
+fn indexer_keys(indexer: Indexer) -> Keys {
+    let [heads, head_dim, top_k] = indexer.map(count);
+    vec![
+        (arch::INDEXER_HEAD_COUNT, heads),
+        (arch::INDEXER_KEY_LENGTH, head_dim),
+        (arch::INDEXER_TOP_K, top_k),
+    ]
+}
+
+fn indexer(p: &Preset, latent: &Latent, [heads, head_dim, _]: Indexer) -> Tensors {
+    let (d, rank) = (p.hidden_size, latent.q_lora_rank.unwrap_or(p.hidden_size));
+    vec![
+        (name::INDEXER_ATTN_Q_B, vec![heads * head_dim, rank]),
+        (name::INDEXER_ATTN_K, vec![head_dim, d]),
+        (name::INDEXER_K_NORM, vec![head_dim]),
+        (name::INDEXER_K_NORM_BIAS, vec![head_dim]),
+        (name::INDEXER_PROJ, vec![heads, d]),
+    ]
+}
+
+pub(super) static DEEPSEEK_V3_2: Family = Family {
+    architecture: "deepseek32",
+    keys: |p, layers| [(DEEPSEEK_V3.keys)(p, layers), indexer_keys(V3_2_INDEXER)].concat(),
+    layer: |p, i| [(DEEPSEEK_V3.layer)(p, i), indexer(p, &DEEPSEEK_V3_ATTENTION, V3_2_INDEXER)].concat(),
+    model: nothing,
+};
+
+pub(super) static GLM_5: Family = Family {
+    architecture: "glm-dsa",
+    keys: |p, _| [keys(p, &GLM_5_ATTENTION, None, Some(SIGMOID)), indexer_keys(GLM_5_INDEXER)].concat(),
+    layer: |p, i| [layer(p, i, &GLM_5_ATTENTION, true), indexer(p, &GLM_5_ATTENTION, GLM_5_INDEXER)].concat(),
+    model: nothing,
+};
+
 pub(super) static KIMI_K2: Family = Family {
     architecture: "deepseek2",
     keys: |p, _| {

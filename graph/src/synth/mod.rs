@@ -12,6 +12,7 @@ mod family_latent;
 mod family_windows;
 mod preset;
 mod presets;
+mod presets_more;
 mod presets_windows;
 mod write;
 

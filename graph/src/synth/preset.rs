@@ -115,7 +115,7 @@ impl Mixture {
 
 /// Matrices that no mixture quantizes: routers, norms of groups, convolutions and what recurrences are made of.
 fn stays_float(name: &str) -> bool {
-    let small = [layer::SSM_A, layer::SSM_D, layer::SSM_CONV1D, layer::SHORTCONV_CONV];
+    let small = [layer::SSM_A, layer::SSM_D, layer::SSM_CONV1D, layer::SHORTCONV_CONV, layer::INDEXER_PROJ];
     small.contains(&name) || name.contains("ffn_gate_inp") || name.ends_with("norm.weight")
 }
 

@@ -2,7 +2,7 @@
 //! no plain pass reads, are left away.
 
 use super::preset::{Mixture, Preset};
-use super::{family, family_hybrid, family_latent, presets_windows as windows};
+use super::{family, family_hybrid, family_latent, presets_more as more, presets_windows as windows};
 
 pub(super) const QWEN3_30B: Preset = Preset {
     name: "qwen3-30b-a3b",
@@ -511,4 +511,8 @@ pub static PRESETS: &[Preset] = &[
     windows::LLAMA_4_SCOUT,
     windows::LLAMA_4_MAVERICK,
     windows::GEMMA_4_26B,
+    more::GROVEMOE_33B,
+    more::JAMBA_MINI,
+    more::DEEPSEEK_V3_2,
+    more::GLM_5,
 ];

@@ -2,9 +2,10 @@
 
 use super::{Builder, CaseStep};
 use moe_run_graph::ir::{
-    AttentionAttrs, DType, Dim, LayerIdx, Lifetime, Op, Shape, Stage, StateRole, ValueId,
+    AttentionAttrs, DType, Dim, IndexScoresAttrs, LayerIdx, Lifetime, Op, Shape, Stage, StateRole, ValueId,
 };
 use moe_run_runtime::error::BackendError;
+use moe_run_runtime::executable::TensorData;
 
 pub(super) type Steps = (Vec<CaseStep>, usize);
 
@@ -50,6 +51,7 @@ pub(super) fn attrs(b: &mut Builder) -> AttentionAttrs {
         soft_cap,
         sinks,
         value_in_key,
+        masked: b.one_in(6),
     }
 }
 
@@ -104,6 +106,11 @@ pub(super) fn conversation(b: &mut Builder, attrs: &AttentionAttrs) -> Steps {
     (steps, at)
 }
 
+/// What says which positions are seen, where something does: random numbers, for each position 0 or not.
+fn mask(b: &mut Builder, attrs: &AttentionAttrs) -> Option<ValueId> {
+    attrs.masked.then(|| b.mask(Shape::new(&[Dim::Fixed(1), Dim::Tokens, Dim::Cached])))
+}
+
 /// Attention over what is cached.
 pub(super) fn attend(
     b: &mut Builder,
@@ -111,7 +118,8 @@ pub(super) fn attend(
     q: ValueId,
     cache: &[ValueId],
 ) -> Result<Vec<ValueId>, BackendError> {
-    let inputs = [q, cache[0], cache[1], b.graph.inputs.positions, b.graph.inputs.sequence];
+    let mut inputs = vec![q, cache[0], cache[1], b.graph.inputs.positions, b.graph.inputs.sequence];
+    inputs.extend(mask(b, attrs));
     Ok(b.graph.push(Some(LayerIdx(0)), "attention", Op::Attention(attrs.clone()), &inputs)?)
 }
 
@@ -134,7 +142,9 @@ pub(super) fn attention(b: &mut Builder) -> Result<Steps, BackendError> {
 
 /// What was written, read back: the keys by their scores, the values by attention that sees the token's own alone.
 pub(super) fn kv_write(b: &mut Builder) -> Result<Steps, BackendError> {
-    let attrs = AttentionAttrs { window: Some(1), chunk: None, soft_cap: None, sinks: None, ..attrs(b) };
+    let attrs = attrs(b);
+    let attrs =
+        AttentionAttrs { window: Some(1), chunk: None, soft_cap: None, sinks: None, masked: false, ..attrs };
     let (q, cache) = cached(b, &attrs)?;
     let values = attend(b, &attrs, q, &cache)?;
     let keys = scores(b, &AttentionAttrs { window: None, ..attrs.clone() }, q, &cache)?;
@@ -156,8 +166,72 @@ pub(super) fn attention_softmax(b: &mut Builder) -> Result<Steps, BackendError> 
     let shape = Shape::new(&[Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached]);
     let scores = b.boundary(shape, DType::F32);
     b.graph.num_layers = 1;
-    let inputs = [scores, b.graph.inputs.positions, b.graph.inputs.sequence];
+    let mut inputs = vec![scores, b.graph.inputs.positions, b.graph.inputs.sequence];
+    inputs.extend(mask(b, &attrs));
     let op = Op::AttentionSoftmax(attrs.clone());
     b.graph.outputs = b.graph.push(Some(LayerIdx(0)), "attn_softmax", op, &inputs)?;
     Ok(conversation(b, &attrs))
+}
+
+pub(super) fn index_scores(b: &mut Builder) -> Result<Steps, BackendError> {
+    let attrs =
+        IndexScoresAttrs { num_heads: b.pick(&[1, 4, 8, 32, 64]), head_dim: b.pick(&[64, 128, 36, 33]) };
+    let key = index_operands(b, &attrs)?;
+    b.graph.outputs = vec![key];
+    Ok(indexed(b, &attrs))
+}
+
+pub(super) fn index_select(b: &mut Builder) -> Result<Steps, BackendError> {
+    let top_k = b.pick(&[1, 2, 8, 100]);
+    let scores = b.boundary(Shape::new(&[Dim::Fixed(1), Dim::Tokens, Dim::Cached]), DType::F32);
+    b.graph.num_layers = 1;
+    let inputs = [scores, b.graph.inputs.positions, b.graph.inputs.sequence];
+    b.graph.outputs = b.graph.push(Some(LayerIdx(0)), "index_select", Op::IndexSelect { top_k }, &inputs)?;
+    b.note("K", top_k);
+    let (mut steps, at) = indexed(b, &IndexScoresAttrs { num_heads: 1, head_dim: 1 });
+    // Some steps have scores of which many are equal.
+    for step in steps.iter_mut().skip(1) {
+        for (_, tensor) in &mut step.boundary {
+            if let TensorData::F32(scores) = &mut tensor.data {
+                scores.iter_mut().for_each(|score| *score = score.round());
+            }
+        }
+    }
+    Ok((steps, at))
+}
+
+/// An indexer's scores of q, w and keys from outside.
+fn index_operands(b: &mut Builder, attrs: &IndexScoresAttrs) -> Result<ValueId, BackendError> {
+    let IndexScoresAttrs { num_heads, head_dim } = *attrs;
+    let [q, w, k] = [num_heads * head_dim, num_heads, head_dim]
+        .map(|width| b.boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(width)]), DType::F32));
+    let layer = LayerIdx(0);
+    b.graph.num_layers = 1;
+    let rows = Lifetime::PerToken { window: None };
+    let key = b.graph.add_state(StateRole::IndexKey, layer, 1, head_dim, rows);
+    let inputs = b.graph.inputs;
+    let op = Op::KvWrite { key, value: None };
+    let keys = b.graph.push(Some(layer), "index_kv_write", op, &[k, inputs.kv_slots])?[0];
+    let operands = [q, w, keys, inputs.positions, inputs.sequence];
+    Ok(b.graph.push(Some(layer), "index_scores", Op::IndexScores(*attrs), &operands)?[0])
+}
+
+/// As [`conversation`], of an indexer's heads.
+fn indexed(b: &mut Builder, attrs: &IndexScoresAttrs) -> Steps {
+    let of = AttentionAttrs {
+        num_attention_heads: attrs.num_heads,
+        num_key_value_heads: 1,
+        head_dim: attrs.head_dim,
+        value_head_dim: 0,
+        scale: 1.0,
+        window: None,
+        chunk: None,
+        soft_cap: None,
+        sinks: None,
+        value_in_key: false,
+        masked: false,
+    };
+    b.note("H", attrs.num_heads);
+    b.note("d", attrs.head_dim);
+    conversation(b, &of)
 }

@@ -2,14 +2,16 @@
 //! which no launch takes as a group. What a group computes is what its nodes compute one by one, within their tolerances.
 
 mod experts;
+mod latent;
 
 use super::attention::{self, Steps};
+use super::recurrent;
 use super::small::{activation, row, turn};
 use super::{Builder, OpCase, TOLERANCE};
 use crate::tolerance::{Relation, moved};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, MatMulResidual, NormQkv,
-    NormResidual, NormRouter, RouteGateUp,
+    AttentionStep, DeltaStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, LatentHeads,
+    MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual, RouteGateUp, RouterGateUp,
 };
 use moe_run_graph::ir::{
     DType, Dim, GateKind, LayerIdx, Op, PointwiseFn, RouterAttrs, Shape, ValueId, WeightHome, WeightId,
@@ -33,12 +35,20 @@ pub enum GroupCase {
     NormRouter,
     /// A post-norm and the residual.
     NormResidual,
+    /// A post-norm, perhaps of a sum of two normed rows, the residual, perhaps a factor.
+    NormsResidual,
     /// A gate, a norm of heads, a matmul and the residual.
     GatedMatMul,
     /// A matmul and the residual.
     MatMulResidual,
     /// Q/K norm, Rope, KvWrite, Attention; and RopeKv.
     AttentionStep,
+    /// The gates of the delta rule, of parts of products or whole ones, and the rule.
+    DeltaStep,
+    /// All between the products of latent attention and the attention.
+    LatentHeads,
+    /// A router's norm and logits, gate and up of the same row, a further norm of it.
+    RouterGateUp,
     /// Router, gate and up of the chosen experts, GatedAct; and ExpertsGateUp.
     RouteGateUp,
     /// Down of the chosen experts, their sum, a shared expert, the residual.
@@ -54,9 +64,13 @@ impl GroupCase {
         GroupCase::GateUp,
         GroupCase::NormRouter,
         GroupCase::NormResidual,
+        GroupCase::NormsResidual,
         GroupCase::GatedMatMul,
         GroupCase::MatMulResidual,
         GroupCase::AttentionStep,
+        GroupCase::DeltaStep,
+        GroupCase::LatentHeads,
+        GroupCase::RouterGateUp,
         GroupCase::RouteGateUp,
         GroupCase::DownCombine,
         GroupCase::FinalNormLmHead,
@@ -70,9 +84,13 @@ impl GroupCase {
             GroupCase::GateUp => GateUp::NAME,
             GroupCase::NormRouter => NormRouter::NAME,
             GroupCase::NormResidual => NormResidual::NAME,
+            GroupCase::NormsResidual => NormsResidual::NAME,
             GroupCase::GatedMatMul => GatedMatMul::NAME,
             GroupCase::MatMulResidual => MatMulResidual::NAME,
             GroupCase::AttentionStep => AttentionStep::NAME,
+            GroupCase::DeltaStep => DeltaStep::NAME,
+            GroupCase::LatentHeads => LatentHeads::NAME,
+            GroupCase::RouterGateUp => RouterGateUp::NAME,
             GroupCase::RouteGateUp => RouteGateUp::NAME,
             GroupCase::DownCombine => DownCombine::NAME,
             GroupCase::FinalNormLmHead => FinalNormLmHead::NAME,
@@ -92,9 +110,13 @@ pub fn case(group: GroupCase, seed: u64) -> Result<OpCase, BackendError> {
         GroupCase::GateUp => gate_up(&mut b)?,
         GroupCase::NormRouter => norm_router(&mut b)?,
         GroupCase::NormResidual => norm_residual(&mut b)?,
+        GroupCase::NormsResidual => latent::norms_residual(&mut b)?,
         GroupCase::GatedMatMul => gated_matmul(&mut b)?,
         GroupCase::MatMulResidual => matmul_residual(&mut b)?,
         GroupCase::AttentionStep => attention_step(&mut b)?,
+        GroupCase::DeltaStep => recurrent::delta_step(&mut b)?,
+        GroupCase::LatentHeads => latent::latent_heads(&mut b)?,
+        GroupCase::RouterGateUp => experts::router_gate_up(&mut b)?,
         GroupCase::RouteGateUp => experts::route_gate_up(&mut b)?,
         GroupCase::DownCombine => experts::down_combine(&mut b)?,
         GroupCase::FinalNormLmHead => final_norm_lm_head(&mut b)?,
@@ -213,9 +235,30 @@ fn plain_steps(b: &mut Builder) -> Steps {
 }
 
 /// All that the nodes make, now and then; else the last alone: what is wanted on the way is stored from within a group.
-fn outputs(b: &mut Builder, inner: &[ValueId], last: &[ValueId]) {
+pub(super) fn outputs(b: &mut Builder, inner: &[ValueId], last: &[ValueId]) {
     let inner = if b.one_in(3) { inner } else { &[] };
     b.graph.outputs = [last, inner].concat();
+}
+
+/// `width` elements in heads from outside, now and then as a part of each head of something wider; that part goes to `inner`.
+pub(super) fn part(
+    b: &mut Builder,
+    name: &'static str,
+    width: usize,
+    heads: usize,
+    inner: &mut Vec<ValueId>,
+) -> Result<ValueId, BackendError> {
+    let [before, behind] = [(); 2].map(|()| b.pick(&[0, 0, 1, 5]));
+    let len = width / heads;
+    if before + behind == 0 {
+        return Ok(b.boundary(row(width), DType::F32));
+    }
+    b.note(name, format!("{len} of {}", before + len + behind));
+    let whole = b.boundary(row(heads * (before + len + behind)), DType::F32);
+    let op = Op::Slice { heads, start: before, len };
+    let sliced = b.graph.push(LAYER, name, op, &[whole])?[0];
+    inner.push(sliced);
+    Ok(sliced)
 }
 
 const HIDDEN_SIZES: &[usize] = &[64, 96, 128, 160, 256, 512, 768, 1024, 1280, 2048];
@@ -360,6 +403,7 @@ fn gated_matmul(b: &mut Builder) -> Result<Steps, BackendError> {
     let width = widths.hidden_size;
     let mut x = b.boundary(row(width), DType::F32);
     let heads = b.pick(&[1, 2, 4, 8, 16, 32]);
+    let mut parts = Vec::new();
     let place = b.pick(&["none", "none", "in front", "behind"]);
     let by_head = b.one_in(3);
     b.note("heads", heads);
@@ -382,12 +426,12 @@ fn gated_matmul(b: &mut Builder) -> Result<Steps, BackendError> {
     }
     let op = Op::GatedAct { activation: activation(b) };
     if by_head {
-        let gate = b.boundary(row(heads), DType::F32);
+        let gate = part(b, "gate", heads, heads, &mut parts)?;
         let factors = b.graph.push(LAYER, "attn_gate", op, &[gate, gate])?[0];
         x = b.graph.push(LAYER, "attention_gated", Op::MulHeads, &[x, factors])?[0];
         inner.extend([factors, x]);
     } else {
-        let gate = b.boundary(row(width), DType::F32);
+        let gate = part(b, "gate", width, heads, &mut parts)?;
         let acted = b.graph.push(LAYER, "attention_gated", op, &[gate, x])?;
         x = acted[1];
         inner.extend(acted);
@@ -396,6 +440,7 @@ fn gated_matmul(b: &mut Builder) -> Result<Steps, BackendError> {
         x = of_heads(b, x)?;
         inner.push(x);
     }
+    inner.extend(parts);
     let out = b.pick(&[8, 33, 64, 100, 256]);
     b.note("out", out);
     let product = project(b, &widths, "o_proj", x, out)?;
@@ -430,7 +475,11 @@ fn matmul_residual(b: &mut Builder) -> Result<Steps, BackendError> {
 
 fn attention_step(b: &mut Builder) -> Result<Steps, BackendError> {
     let attrs = attention::attrs(b);
-    let [q, k, v] = attention::operands(b, &attrs);
+    let [mut q, k, v] = attention::operands(b, &attrs);
+    let mut inner = Vec::new();
+    if b.one_in(4) {
+        q = part(b, "q", attrs.num_attention_heads * attrs.head_dim, attrs.num_attention_heads, &mut inner)?;
+    }
     let (heads, kv_heads, d) = (attrs.num_attention_heads, attrs.num_key_value_heads, attrs.head_dim);
     // Of each head, of whole rows, or none.
     let norms = b.pick(&["heads", "heads", "rows", "none"]);
@@ -443,7 +492,6 @@ fn attention_step(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("rotates", rotates);
     b.note("norm last", norm_last);
     let positions = b.graph.inputs.positions;
-    let mut inner = Vec::new();
     // The norms of both, or the rotations of both.
     let mut place =
         |b: &mut Builder, is_norm: bool, [q, k]: [ValueId; 2]| -> Result<[ValueId; 2], BackendError> {
@@ -471,6 +519,15 @@ fn attention_step(b: &mut Builder) -> Result<Steps, BackendError> {
         };
     let first = place(b, !norm_last, [q, k])?;
     let [q, k] = place(b, norm_last, first)?;
+    let v = if b.one_in(4) {
+        let weight = b.one_in(2).then(|| b.vector("v_norm", &[attrs.value_head_dim], 1.0));
+        b.note("values' norm", if weight.is_some() { "weighed" } else { "plain" });
+        let v = b.graph.push(LAYER, "v_norm", Op::RmsNorm { weight, eps, heads: kv_heads }, &[v])?[0];
+        inner.push(v);
+        v
+    } else {
+        v
+    };
     let cache = attention::cache(b, &attrs, k, v)?;
     let attended = attention::attend(b, &attrs, q, &cache)?;
     outputs(b, &inner, &attended);

@@ -115,6 +115,9 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::MulHeads => small::mul_heads(&mut b)?,
         OpKind::Rope => small::rope(&mut b)?,
         OpKind::Router => small::router(&mut b)?,
+        OpKind::IndexScores => attention::index_scores(&mut b)?,
+        OpKind::IndexSelect => attention::index_select(&mut b)?,
+        OpKind::GivenExperts => small::given_experts(&mut b)?,
         OpKind::GatedAct => small::gated_act(&mut b)?,
         OpKind::ExpertCombine => small::expert_combine(&mut b)?,
         OpKind::CausalConv => recurrent::causal_conv(&mut b)?,
@@ -269,6 +272,8 @@ struct Builder {
     random: Random,
     format: Format,
     boundary: Vec<ValueId>,
+    /// Of [`Builder::boundary`] those that are 0 or not.
+    masks: Vec<ValueId>,
     parameters: String,
 }
 
@@ -283,6 +288,7 @@ impl Builder {
             random: Random::new(&all),
             format,
             boundary: Vec::new(),
+            masks: Vec::new(),
             parameters: String::new(),
         }
     }
@@ -374,6 +380,13 @@ impl Builder {
         id
     }
 
+    /// A boundary input that says of each position whether it is seen; of a token's own it always does.
+    fn mask(&mut self, shape: Shape) -> ValueId {
+        let id = self.boundary(shape, DType::F32);
+        self.masks.push(id);
+        id
+    }
+
     /// An F32 weight of random values around `centre`.
     fn vector(&mut self, name: &str, shape: &[usize], centre: f32) -> WeightId {
         let values = self.floats(shape.iter().product(), 0.5);
@@ -411,7 +424,13 @@ impl Builder {
         let mut boundary = Vec::new();
         for id in self.boundary.clone() {
             let shape = self.graph.value(id).shape.resolve(sizes);
-            let data = self.floats(shape.iter().product(), bound);
+            let mut data = self.floats(shape.iter().product(), bound);
+            if self.masks.contains(&id) {
+                data.iter_mut().for_each(|x| *x = f32::from(*x > 0.0));
+                for (t, row) in data.chunks_exact_mut(sizes.cached).enumerate() {
+                    row[first_position as usize + t] = 1.0;
+                }
+            }
             boundary.push((id, HostTensor::f32(shape, data)));
         }
         CaseStep { first_position, tokens: vec![TokenId(0); tokens], logits_rows: rows.to_vec(), boundary }

@@ -2,9 +2,11 @@
 
 use super::Builder;
 use super::attention::Steps;
+use super::groups::{outputs, part};
 use super::small::{activation, row};
 use moe_run_graph::ir::{
-    CausalConvAttrs, DType, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs, StateRole,
+    CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, HeadMap, LayerIdx, Lifetime, Op, SsmScanAttrs,
+    StateRole, ValueId,
 };
 use moe_run_runtime::error::BackendError;
 
@@ -54,6 +56,31 @@ pub(super) fn delta_gates(b: &mut Builder) -> Result<Steps, BackendError> {
 
 /// The gates come from DeltaGates: a decay is below 1.
 pub(super) fn delta_rule(b: &mut Builder) -> Result<Steps, BackendError> {
+    let rule = rule_of(b, |b, width, _| Ok(b.boundary(row(width), DType::F32)))?;
+    b.graph.outputs = rule.outputs;
+    Ok(in_parts(b))
+}
+
+/// The same where what the gates are made of is a part of something wider now and then.
+pub(super) fn delta_step(b: &mut Builder) -> Result<Steps, BackendError> {
+    let mut parts = Vec::new();
+    let rule = rule_of(b, |b, width, heads| part(b, "of gates", width, heads, &mut parts))?;
+    parts.extend(rule.gates);
+    outputs(b, &parts, &rule.outputs);
+    Ok(in_parts(b))
+}
+
+/// The rule's gates and its output.
+struct Rule {
+    gates: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+}
+
+/// A rule of any heads; `gate_input` gives what its gates are made of, so wide and of so many heads.
+fn rule_of(
+    b: &mut Builder,
+    mut gate_input: impl FnMut(&mut Builder, usize, usize) -> Result<ValueId, BackendError>,
+) -> Result<Rule, BackendError> {
     let (num_key_heads, each) = (b.pick(&[1, 2, 3]), b.pick(&[1, 2, 3]));
     let num_value_heads = num_key_heads * each;
     let (key_head_dim, value_head_dim) = (b.pick(&[16, 64, 128, 33, 20]), b.pick(&[16, 64, 128, 33, 83]));
@@ -75,34 +102,43 @@ pub(super) fn delta_rule(b: &mut Builder) -> Result<Steps, BackendError> {
     let a = b.vector("a", &[num_value_heads], -0.6);
     let dt_bias = b.vector("dt_bias", &[num_value_heads * decays], 0.0);
     let qkv = b.boundary(row(2 * attrs.key_width() + attrs.value_width()), DType::F32);
-    let [beta, dt] = [1, decays].map(|each| b.boundary(row(num_value_heads * each), DType::F32));
-    let op = Op::DeltaGates { a, dt_bias, bound: None };
+    let beta = gate_input(b, num_value_heads, num_key_heads)?;
+    let dt = gate_input(b, num_value_heads * decays, num_key_heads)?;
+    let bound = b.one_in(4).then_some(-5.0);
+    let op = Op::DeltaGates { a, dt_bias, bound };
     let gates = b.graph.push(Some(layer), "delta_gates", op, &[beta, dt])?;
     let inputs = [qkv, gates[0], gates[1], b.graph.inputs.positions, b.graph.inputs.sequence];
-    b.graph.outputs = b.graph.push(Some(layer), "delta_rule", Op::DeltaRule(attrs), &inputs)?;
+    let outputs = b.graph.push(Some(layer), "delta_rule", Op::DeltaRule(attrs), &inputs)?;
     b.note("heads", format!("{num_value_heads} on {num_key_heads}, {head_map:?}"));
     b.note("dims", format!("{key_head_dim}x{value_head_dim}"));
     b.note("decays", decays);
-    Ok(in_parts(b))
+    Ok(Rule { gates, outputs })
 }
 
 pub(super) fn ssm_scan(b: &mut Builder) -> Result<Steps, BackendError> {
-    let (n_groups, each) = (b.pick(&[1, 2, 4]), b.pick(&[1, 2, 5]));
-    let (num_heads, head_dim, state_size) =
-        (n_groups * each, b.pick(&[16, 32, 64, 7]), b.pick(&[16, 128, 37]));
+    let state_size = b.pick(&[16, 128, 37]);
+    let (decay_of, num_heads, n_groups, head_dim) = if b.one_in(3) {
+        (DecayOf::Element, b.pick(&[1, 64, 130, 37]), 1, 1)
+    } else {
+        let (n_groups, each) = (b.pick(&[1, 2, 4]), b.pick(&[1, 2, 5]));
+        (DecayOf::Head, n_groups * each, n_groups, b.pick(&[16, 32, 64, 7]))
+    };
     let layer = LayerIdx(0);
     b.graph.num_layers = 1;
     let elems = head_dim * state_size;
     let state = b.graph.add_state(StateRole::Ssm, layer, num_heads, elems, Lifetime::PerSequence);
-    let a = b.vector("a", &[num_heads], -0.6);
+    let a = match decay_of {
+        DecayOf::Head => b.vector("a", &[num_heads], -0.6),
+        DecayOf::Element => b.vector("a", &[num_heads, state_size], -0.6),
+    };
     let d = b.vector("d", &[num_heads], 0.5);
     let dt_bias = b.vector("dt_bias", &[num_heads], 0.0);
-    let attrs = SsmScanAttrs { num_heads, head_dim, state_size, n_groups, a, d, dt_bias, state };
+    let attrs = SsmScanAttrs { num_heads, head_dim, state_size, n_groups, decay_of, a, d, dt_bias, state };
     let xbc = b.boundary(row(attrs.x_width() + 2 * attrs.group_width()), DType::F32);
     let dt = b.boundary(row(num_heads), DType::F32);
     let inputs = [xbc, dt, b.graph.inputs.positions, b.graph.inputs.sequence];
     b.graph.outputs = b.graph.push(Some(layer), "ssm_scan", Op::SsmScan(attrs), &inputs)?;
     b.note("heads", format!("{num_heads} on {n_groups}"));
-    b.note("state", format!("{head_dim}x{state_size}"));
+    b.note("state", format!("{head_dim}x{state_size}, a decay a {decay_of:?}"));
     Ok(in_parts(b))
 }

@@ -3,8 +3,8 @@
 use super::Builder;
 use super::attention::Steps;
 use moe_run_graph::ir::{
-    ActivationFn, DType, Dim, ExpertGroups, GateKind, GroupScore, Op, PointwiseFn, PositionScaleAttrs,
-    RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage,
+    ActivationFn, DType, Dim, ExpertGroups, GateKind, GivenExpertsAttrs, GroupScore, Op, PointwiseFn,
+    PositionScaleAttrs, RopePairing, RopeScaling, RopeSpec, RopeTableId, RouterAttrs, Shape, Stage,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::HostTensor;
@@ -214,6 +214,33 @@ pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
     let t = b.tokens();
     let mut step = b.step(0, t, &[], 1.0);
     step.boundary.push((x, logits(b, &attrs, t)));
+    b.note("T", t);
+    Ok((vec![step], t))
+}
+
+/// The best experts' runs, of which one token may have the same twice.
+pub(super) fn given_experts(b: &mut Builder) -> Result<Steps, BackendError> {
+    let num_experts = b.pick(&[4, 16, 60, 128, 512]);
+    let given = b.between(1, 8).min(num_experts);
+    let attrs = GivenExpertsAttrs {
+        num_experts,
+        num_experts_per_tok: b.between(1, given),
+        gate: b.pick(&[GateKind::Softmax, GateKind::Sigmoid]),
+        norm_topk_prob: b.one_in(2),
+        scale: b.pick(&[1.0, 0.05]),
+        divisor: b.pick(&[1, 2, 4]),
+    };
+    b.note("E", num_experts);
+    b.note("K", format!("{} of {given}", attrs.num_experts_per_tok));
+    b.note("gate", format!("{:?}", attrs.gate));
+    b.note("norm", attrs.norm_topk_prob);
+    b.note("divisor", attrs.divisor);
+    let logits = b.boundary(row(num_experts), DType::F32);
+    let ids = b.graph.add_boundary(row(given), DType::U32);
+    b.graph.outputs = b.graph.push(None, "given_experts", Op::GivenExperts(attrs), &[logits, ids])?;
+    let t = b.tokens();
+    let mut step = b.step(0, t, &[], 3.0);
+    step.boundary.push((ids, b.chosen(t, given, num_experts)));
     b.note("T", t);
     Ok((vec![step], t))
 }

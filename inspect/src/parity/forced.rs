@@ -188,6 +188,9 @@ impl Forced<'_> {
             | Op::PositionScale(_)
             | Op::MulHeads
             | Op::Attention(_)
+            | Op::GivenExperts(_)
+            | Op::IndexScores(_)
+            | Op::IndexSelect { .. }
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::CausalConv(_)

@@ -108,6 +108,9 @@ pub(super) fn local_error(
         | Op::AttentionScores(_)
         | Op::AttentionSoftmax(_)
         | Op::Router(_)
+        | Op::GivenExperts(_)
+        | Op::IndexScores(_)
+        | Op::IndexSelect { .. }
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::CausalConv(_)

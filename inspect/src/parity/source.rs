@@ -180,7 +180,7 @@ fn saved(set: &TensorSet, key: Key, tokens: usize, total: usize) -> Result<Optio
         shape[0] = tokens;
     }
     let data = data[first * width..(first + tokens) * width].to_vec();
-    if key.stage == Stage::MoeTopkIds {
+    if matches!(key.stage, Stage::MoeTopkIds | Stage::ChunkIds) {
         return Ok(Some(HostTensor::u32(shape, data.iter().map(|id| *id as u32).collect())));
     }
     Ok(Some(HostTensor::f32(shape, data)))

@@ -130,7 +130,8 @@ impl Chunks {
     }
 
     /// A chunk's tokens as they are evaluated.
-    fn evaluated(&self, index: usize) -> Vec<TokenId> {
+    #[must_use]
+    pub fn evaluated(&self, index: usize) -> Vec<TokenId> {
         let mut tokens = self.chunk(index).to_vec();
         if let Some(bos) = self.leading_bos {
             tokens[0] = bos;

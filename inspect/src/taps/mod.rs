@@ -100,7 +100,9 @@ impl RowAxis {
     #[must_use]
     pub fn of(stage: Stage) -> RowAxis {
         match stage {
-            Stage::AttnScores | Stage::AttnSoftmax => RowAxis::HeadsTokensCached,
+            Stage::AttnScores | Stage::AttnSoftmax | Stage::IndexScores | Stage::IndexSelected => {
+                RowAxis::HeadsTokensCached
+            }
             Stage::FinalNorm | Stage::LmHead => RowAxis::LogitsRows,
             _ => RowAxis::Tokens,
         }

@@ -1,5 +1,6 @@
 //! Saved stages by name: a directory of tensor files (with or without a manifest), or one safetensors file.
 
+use super::RowAxis;
 use super::save::{MANIFEST, ModelIdentity};
 use super::tensor_file::{self, TensorFile, TensorFileError, TensorRef};
 use moe_run_graph::ids::TokenId;
@@ -151,7 +152,8 @@ fn shape_of_lone(tensor: &mut TensorRef) {
         let Ok(bytes) = std::fs::read(dir.join(MANIFEST)) else { continue };
         let Ok(manifest) = serde_json::from_slice::<Value>(&bytes) else { continue };
         let entry = manifest["tensors"].as_array().into_iter().flatten().find(|e| {
-            let scores = e["stage"] == Stage::AttnScores.name() || e["stage"] == Stage::AttnSoftmax.name();
+            let stage = e["stage"].as_str().and_then(Stage::parse);
+            let scores = stage.is_some_and(|stage| RowAxis::of(stage) == RowAxis::HeadsTokensCached);
             !scores && e["file"].as_str().is_some_and(|f| Path::new(f) == file)
         });
         let axes = entry.and_then(|e| e["shape"].as_array());

@@ -145,6 +145,60 @@ fn required_calls_are_read_in_every_format() {
     validate(&values);
 }
 
+/// An answer in JSON, or calls: either comes of some choices in every format, and each is read as what it is.
+#[test]
+fn an_answer_may_come_in_place_of_calls_in_every_format() {
+    let tools = tools();
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false});
+    let mut values = Vec::new();
+    for (name, syntax, prompt) in templates(Some(&tools)) {
+        let calls = syntax.calls(&tools, ToolChoice::OrAnswer(&schema), true).unwrap();
+        let tokenizer = with_controls(&calls.marks);
+        let vocabulary = Vocabulary::with_marks(&tokenizer, &calls.marks).unwrap();
+        let mut random = Random(0xA5A);
+        let lead = Lead { behind: String::new(), ..Lead::default() };
+        let is_inside = syntax.lead(&prompt, Ahead::Calls);
+        let (mut answers, mut called) = (0, 0);
+        for _ in 0..60 {
+            if answers > 1 && called > 1 {
+                break;
+            }
+            let mut constraint = vocabulary.constrain(&calls.rule, &lead).unwrap();
+            let text = any_text(&mut constraint, &tokenizer, &mut random, closing(syntax.format));
+            let text = text.unwrap_or_else(|| panic!("{name} has no end"));
+            let written = match &is_inside.reasoning {
+                Some((_, close)) if is_inside.place == moe_run_text::constraint::Place::Reasons => {
+                    format!("{close}{}{text}", is_inside.behind)
+                }
+                _ => text.clone(),
+            };
+            let answer = parse(&syntax, &prompt, Some(&tools), &written, true);
+            match answer.calls.is_empty() {
+                true => {
+                    answers += 1;
+                    let value = serde_json::from_str(answer.content.trim());
+                    values
+                        .push((schema.clone(), value.unwrap_or_else(|e| panic!("{name}: {e}: {written:?}"))));
+                }
+                false => {
+                    called += 1;
+                    assert!(answer.content.trim().is_empty(), "{name}: {written:?} is {answer:?}");
+                }
+            }
+        }
+        assert!(answers > 0 && called > 0, "{name}: {answers} answers, {called} with calls");
+    }
+    validate(&values);
+    let refused = json!({"type": "object", "propertyNames": {}});
+    let all = templates(None);
+    let hermes = &all.iter().find(|(_, syntax, _)| syntax.format == Format::HermesJson).unwrap().1;
+    let error = hermes.calls(&tools, ToolChoice::OrAnswer(&refused), true).unwrap_err();
+    assert!(
+        matches!(&error, CallsError::Answer { detail } if detail.contains("\"propertyNames\"")),
+        "{error}"
+    );
+}
+
 /// A mark that must come is one token.
 #[test]
 fn marks_come_as_their_tokens() {

@@ -380,6 +380,7 @@ fn latent_attention_keeps_one_row_and_stretches_its_scores() {
         qk_nope_head_dim: 32,
         qk_rope_head_dim: 16,
         v_head_dim: 32,
+        norm_eps: None,
     };
     let attention_factor = |config: &ModelConfig| {
         let attention = &config.layers[1].attention;

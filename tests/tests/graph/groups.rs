@@ -166,20 +166,31 @@ const MOST: usize = 8;
 /// Those that take more, and why. One that does not is not listed.
 const MORE: &[(&str, &str)] = &[
     ("bailingmoe3/", "as kimi-linear"),
-    ("deepseek2/", "latent attention is op by op: slices, heads' products, what is put side by side"),
-    ("gemma4/", "norms of values, two feed-forward parts with norms of their own, further inputs"),
+    (
+        "deepseek2/v2-lite-kvb",
+        "files from before April 2025: the heads' k matrices are transposed, whose products latent_heads does not make",
+    ),
+    ("deepseek32/", "latent attention with an indexer: its keys, its scores and its choice"),
+    ("glm-dsa/", "as deepseek32"),
+    (
+        "gemma4/e2b-dense",
+        "layers that read another's keys place their queries op by op; a further input of each layer has a gate and a norm",
+    ),
+    ("grovemoe/", "small experts stand behind the chosen ones: a choice, two products and a sum more"),
+    ("jamba/", "what the scan takes are three products under norms of their own"),
     (
         "kimi-linear/",
-        "no group has a recurrence: three products and convolutions of their own in front of it",
+        "a norm with six products, where norm_qkv has four; three convolutions with states of their own, put side by side",
     ),
-    ("llama4/", "norms behind RoPE without weight, weights on the experts' input"),
-    ("mistral4/", "latent attention, as in deepseek2"),
-    ("nemotron_h_moe/latent", "experts without a gate on a latent of their own are launches of their own"),
     (
-        "qwen35moe/",
-        "a gate that lies beside the queries is sliced off, and the rule's gates are a launch of their own",
+        "llama4/",
+        "the experts' input is weighed: a choice, a product with it, a second choice, and experts whose ids are given",
     ),
-    ("qwen3next/", "as in qwen35moe; beta and decay are sliced off one product"),
+    (
+        "nemotron_h_moe/latent",
+        "experts without a gate on a latent of their own are launches of their own: their function, and what leads into the latent \
+         and out of it",
+    ),
 ];
 
 /// The most launches of any layer in a step of one token, and the patterns of that layer.

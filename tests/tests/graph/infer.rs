@@ -1,9 +1,10 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, DType, DeltaRuleAttrs, Dim, ExpertGroups, GateKind, Graph, GroupScore,
-    HeadMap, LayerIdx, Lifetime, Op, PointwiseFn, PositionScaleAttrs, RopePairing, RopeScaling, RopeSpec,
-    RouterAttrs, Shape, SsmScanAttrs, Stage, StateId, StateRole, ValueId, WeightHome, WeightId, WeightSlice,
+    ActivationFn, AttentionAttrs, DType, DecayOf, DeltaRuleAttrs, Dim, ExpertGroups, GateKind,
+    GivenExpertsAttrs, Graph, GroupScore, HeadMap, IndexScoresAttrs, LayerIdx, Lifetime, Op, PointwiseFn,
+    PositionScaleAttrs, RopePairing, RopeScaling, RopeSpec, RouterAttrs, Shape, SsmScanAttrs, Stage, StateId,
+    StateRole, ValueId, WeightHome, WeightId, WeightSlice,
 };
 use moe_run_graph::quant::Format;
 use moe_run_graph::verify::GraphError;
@@ -188,6 +189,7 @@ fn cache_and_attention() {
         soft_cap: None,
         sinks: None,
         value_in_key: false,
+        masked: false,
     };
     let q = b.f32(&[Tokens, Fixed(32)]);
     let (p, s) = (inputs.positions, inputs.sequence);
@@ -224,6 +226,12 @@ fn cache_and_attention() {
     let sinks = b.vector(3);
     let sunk = attention(&|a| a.sinks = Some(sinks));
     b.refuses(sunk, &[q, cache[0], cache[1], p, s], "F32 [4]");
+
+    let masked = || attention(&|a| a.masked = true);
+    let mask = b.f32(&[Fixed(1), Tokens, Cached]);
+    b.accepts(masked(), &[q, cache[0], cache[1], p, s, mask], &[&[Tokens, Fixed(64)]]);
+    b.refuses(masked(), &[q, cache[0], cache[1], p, s], "6 operands");
+    b.refuses(masked(), &[q, cache[0], cache[1], p, s, q], "a mask [1, T, S]");
 
     let scores = Op::AttentionScores(attrs.clone());
     b.refuses(scores.clone(), &[q, cache[1], p, s], "a state [S, 2, 8]");
@@ -364,6 +372,7 @@ fn ssm_scan() {
         head_dim: 8,
         state_size: 3,
         n_groups: 2,
+        decay_of: DecayOf::Head,
         a: w4,
         d: w4,
         dt_bias: w4,
@@ -386,8 +395,44 @@ fn ssm_scan() {
         "states of this graph",
     );
     let narrow = b.graph.add_state(StateRole::Ssm, LayerIdx(0), 4, 8, Lifetime::PerSequence);
-    let narrow = SsmScanAttrs { state: narrow, ..attrs };
+    let narrow = SsmScanAttrs { state: narrow, ..attrs.clone() };
     b.refuses(Op::SsmScan(narrow), &operands, "a state of each sequence, [4, 24]");
+
+    let decay_of = DecayOf::Element;
+    let rows = SsmScanAttrs { decay_of, ..attrs.clone() };
+    b.refuses(Op::SsmScan(rows), &operands, "heads of one row on one group");
+    let state = b.graph.add_state(StateRole::Ssm, LayerIdx(0), 4, 3, Lifetime::PerSequence);
+    let a = b.graph.add_weight("a", vec![4, 3], Format::F32);
+    let channels = SsmScanAttrs { head_dim: 1, n_groups: 1, decay_of, a, state, ..attrs };
+    let operands = [b.f32(&[Tokens, Fixed(4 + 6)]), dt, inputs.positions, inputs.sequence];
+    b.accepts(Op::SsmScan(channels.clone()), &operands, &[&[Tokens, Fixed(4)]]);
+    b.refuses(Op::SsmScan(SsmScanAttrs { a: w4, ..channels.clone() }), &operands, "F32 [4, 3]");
+    b.refuses(Op::SsmScan(SsmScanAttrs { decay_of: DecayOf::Head, ..channels }), &operands, "F32 [4]");
+}
+
+#[test]
+fn given_experts() {
+    let mut b = Bench::new();
+    let attrs = GivenExpertsAttrs {
+        num_experts: 8,
+        num_experts_per_tok: 3,
+        gate: GateKind::Softmax,
+        norm_topk_prob: true,
+        scale: 1.0,
+        divisor: 2,
+    };
+    let logits = b.f32(&[Tokens, Fixed(8)]);
+    let ids = b.graph.add_boundary(Shape::new(&[Tokens, Fixed(4)]), DType::U32);
+    let few = b.graph.add_boundary(Shape::new(&[Tokens, Fixed(2)]), DType::U32);
+    let two = [Tokens, Fixed(3)];
+    b.accepts(Op::GivenExperts(attrs.clone()), &[logits, ids], &[&two, &two]);
+    b.refuses(Op::GivenExperts(attrs.clone()), &[logits, few], "n of at least 3");
+    b.refuses(Op::GivenExperts(attrs.clone()), &[logits, logits], "ids [T, n]");
+    b.refuses(Op::GivenExperts(attrs.clone()), &[logits], "2 operands");
+    let divisor = GivenExpertsAttrs { divisor: 0, ..attrs.clone() };
+    b.refuses(Op::GivenExperts(divisor), &[logits, ids], "a divisor of at least 1");
+    let gate = GivenExpertsAttrs { gate: GateKind::SparseMixer, ..attrs };
+    b.refuses(Op::GivenExperts(gate), &[logits, ids], "a softmax or a sigmoid");
 }
 
 #[test]
@@ -476,4 +521,28 @@ fn tap() {
     let write = Op::KvWrite { key, value: Some(value) };
     let cache = b.graph.push(None, "kv_write", write, &[k, v, slots]).unwrap();
     b.refuses(op, &[cache[0]], "is no state");
+}
+
+#[test]
+fn indexers() {
+    let mut b = Bench::new();
+    let rows = Lifetime::PerToken { window: None };
+    let key = b.graph.add_state(StateRole::IndexKey, LayerIdx(0), 1, 8, rows);
+    let (k, slots) = (b.f32(&[Tokens, Fixed(8)]), b.graph.inputs.kv_slots);
+    let keys = b.graph.push(None, "kv_write", Op::KvWrite { key, value: None }, &[k, slots]).unwrap()[0];
+    let (q, w) = (b.f32(&[Tokens, Fixed(32)]), b.f32(&[Tokens, Fixed(4)]));
+    let (p, s) = (b.graph.inputs.positions, b.graph.inputs.sequence);
+    let op = |num_heads| Op::IndexScores(IndexScoresAttrs { num_heads, head_dim: 8 });
+    b.accepts(op(4), &[q, w, keys, p, s], &[&[Fixed(1), Tokens, Cached]]);
+    b.refuses(op(4), &[w, w, keys, p, s], "q [T, 32]");
+    b.refuses(op(4), &[q, q, keys, p, s], "w [T, 4]");
+    b.refuses(op(4), &[q, w, k, p, s], "a state [S, 1, 8]");
+    b.refuses(op(4), &[q, w, keys, s, q], "sequence [T]");
+    b.refuses(op(0), &[q, w, keys, p, s], "a multiple of heads");
+
+    let scores = b.f32(&[Fixed(1), Tokens, Cached]);
+    b.accepts(Op::IndexSelect { top_k: 3 }, &[scores, p, s], &[&[Fixed(1), Tokens, Cached]]);
+    b.refuses(Op::IndexSelect { top_k: 0 }, &[scores, p, s], "at least 1 position");
+    b.refuses(Op::IndexSelect { top_k: 3 }, &[q, p, s], "scores [1, T, S]");
+    b.refuses(Op::IndexSelect { top_k: 3 }, &[scores, q, s], "positions [T]");
 }

@@ -463,6 +463,62 @@ fn responses_are_given() {
     }
 }
 
+/// A form beside tools that may be called: what comes is one of the two, whole.
+#[test]
+fn an_answer_is_in_its_form_or_a_call() {
+    let (_file, server) = with_tools();
+    let object = |name: &str| json!({"type": "object", "properties": {name: {"type": "integer", "minimum": 0, "maximum": 9}}, "required": [name], "additionalProperties": false});
+    let tool = json!({"type": "function", "function": {"name": "look", "parameters": object("at")}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": object("n")}});
+    let body =
+        json!({"messages": question("Look"), "tools": [tool], "response_format": format, "temperature": 2});
+    let (mut answers, mut calls) = (0, 0);
+    for seed in 0..40 {
+        let choice = &server.post(CHAT, &with(body.clone(), &json!({"seed": seed}))).ok()["choices"][0];
+        match choice["finish_reason"].as_str().unwrap() {
+            "stop" => {
+                let value: Value =
+                    serde_json::from_str(choice["message"]["content"].as_str().unwrap()).unwrap();
+                assert!(value["n"].is_u64() && value.as_object().unwrap().len() == 1);
+                answers += 1;
+            }
+            "tool_calls" => {
+                for call in choice["message"]["tool_calls"].as_array().unwrap() {
+                    let arguments = call["function"]["arguments"].as_str().unwrap();
+                    let arguments: Value = serde_json::from_str(arguments).unwrap();
+                    assert!(arguments["at"].is_u64() && choice["message"]["content"].is_null());
+                }
+                calls += 1;
+            }
+            other => panic!("{other}: {choice}"),
+        }
+        if answers > 1 && calls > 1 {
+            break;
+        }
+    }
+    // Which of the two a model of random talk begins with is chance; that both may is `constraints`' to show.
+    assert!(answers + calls > 3);
+    for (fields, param) in [
+        (json!({"response_format": null, "guided_regex": "a"}), "guided_regex"),
+        (json!({"tool_choice": "required"}), "response_format"),
+        (json!({"response_format": {"type": "json_object", "schema": {"not": {}}}}), "response_format"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]}),
+            "tools",
+        ),
+    ] {
+        let refused = server.post(CHAT, &with(body.clone(), &fields));
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["param"]),
+            (400, &json!(param)),
+            "{}",
+            refused.text()
+        );
+    }
+    let none = server.post(CHAT, &with(body, &json!({"tool_choice": "none", "seed": 1}))).ok();
+    assert_eq!(none["choices"][0]["finish_reason"], "stop");
+}
+
 /// `"routing": true` tells the experts of each token, which change nothing of it.
 #[test]
 fn experts_are_told_where_they_are_asked_for() {

@@ -5,6 +5,7 @@ mod apis;
 mod clients;
 mod operation;
 mod refusals;
+mod taps;
 
 use serde_json::{Value, json};
 

@@ -235,6 +235,57 @@ fn the_page_is_whole_by_itself() {
 }
 
 /// What a server computed serves the next one; a file of something else is refused by name.
+/// A file system of so many bytes, gone when it is dropped; `None` where it cannot be had.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(bytes: usize) -> Option<SmallDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .output();
+        mount.is_ok_and(|out| out.status.success()).then(|| SmallDisk(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).output();
+    }
+}
+
+/// A disk without room for the cache is said at the end, and what was saved before is there still.
+#[test]
+fn a_full_disk_loses_no_cache_that_was_saved() {
+    let Some(disk) = SmallDisk::new(1 << 20) else {
+        eprintln!("SKIPPED: no small file system can be mounted here (root may): a full disk was not tried");
+        return;
+    };
+    let path = disk.0.path().join("cache");
+    let file = path.to_str().unwrap();
+    let end = |words: usize| {
+        let mut server = Serving::start(PROGRAM, &["--cache-file", file, "--ctx-size", "1024"]);
+        let prompt = "The sea is wide and deep, and so on. ".repeat(words);
+        let answer = server.post(COMPLETIONS, &json!({"prompt": prompt, "max_tokens": 1})).ok();
+        server.terminate();
+        let code = server.child.wait().unwrap().code();
+        (code, answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(), server.said())
+    };
+    // A block of 64 tokens takes 128 kB of this model.
+    let (code, _, said) = end(9);
+    assert_eq!(code, Some(0), "{said}");
+    let kept = std::fs::read(&path).unwrap();
+    let (code, cached, said) = end(70);
+    assert!(cached > 0, "{said}");
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains(file) && said.to_lowercase().contains("space"), "{said}");
+    assert!(std::fs::read(&path).unwrap() == kept, "it is left as it was");
+    assert_eq!(std::fs::read_dir(disk.0.path()).unwrap().count(), 1, "nothing else is left");
+    assert!(end(9).1 > 0);
+}
+
 #[test]
 fn a_cache_outlives_its_server() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,30 +13,41 @@ pub enum Ahead {
 }
 
 impl Syntax {
+    /// The tags that must stand in front of content; none in most formats.
+    pub(super) fn content_tags(&self) -> &'static str {
+        match self.format {
+            Format::Harmony => harmony::CONTENT,
+            Format::CohereActions if self.is_older_cohere => blocks::COHERE_RESPONSE,
+            Format::CohereActions => blocks::COHERE_TEXT,
+            Format::SolarOpen => blocks::SOLAR_CONTENT,
+            _ => "",
+        }
+    }
+
     /// What stands behind `prompt`, which the syntax's template rendered, and in front of what a rule holds.
     #[must_use]
     pub fn lead(&self, prompt: &str, ahead: Ahead) -> Lead {
         let tail = syntax::tail(prompt).trim_end();
-        let content = |tags: &str| if ahead == Ahead::Content { tags.to_owned() } else { String::new() };
+        let content = if ahead == Ahead::Content { self.content_tags() } else { "" };
         let pair = |(open, close): (&str, &str)| Some((open.to_owned(), close.to_owned()));
         let lead = match self.format {
             Format::Harmony => Lead {
                 place: Place::MayReason,
                 reasoning: pair(harmony::REASONING),
-                first: content(harmony::CONTENT),
-                behind: format!("{}{}", harmony::NEXT, content(harmony::CONTENT)),
+                first: content.to_owned(),
+                behind: format!("{}{content}", harmony::NEXT),
             },
-            Format::CohereActions => {
-                let tag =
-                    content(if self.is_older_cohere { blocks::COHERE_RESPONSE } else { blocks::COHERE_TEXT });
-                let reasoning = pair(blocks::COHERE_REASONING);
-                Lead { place: Place::MayReason, reasoning, first: tag.clone(), behind: tag }
-            }
+            Format::CohereActions => Lead {
+                place: Place::MayReason,
+                reasoning: pair(blocks::COHERE_REASONING),
+                first: content.to_owned(),
+                behind: content.to_owned(),
+            },
             Format::SolarOpen => Lead {
                 place: Place::MayReason,
                 reasoning: pair(blocks::SOLAR_REASONING),
-                first: content(blocks::SOLAR_CONTENT),
-                behind: format!("{}{}", blocks::SOLAR_NEXT, content(blocks::SOLAR_CONTENT)),
+                first: content.to_owned(),
+                behind: format!("{}{content}", blocks::SOLAR_NEXT),
             },
             _ => Lead {
                 place: if self.reasoning.is_some() { Place::MayReason } else { Place::Answers },

@@ -36,6 +36,7 @@ impl Compiler<'_> {
         Ok(Box::new(Attention {
             attrs: attrs.clone(),
             sinks: self.opt_vector(attrs.sinks)?,
+            mask: self.mask(node, attrs, 5)?,
             q,
             out: self.output(node)?,
             key: self.state(node, node.inputs[1])?,

@@ -3,9 +3,9 @@
 use super::{Compiler, Work};
 use crate::ops::causal_conv::{CHUNK_CHANNELS, CausalConv};
 use crate::ops::delta_rule::{DeltaGates, DeltaRule};
-use crate::ops::ssm_scan::SsmScan;
+use crate::ops::ssm_scan::{self, SsmScan};
 use crate::share::Share;
-use moe_run_graph::ir::{CausalConvAttrs, DeltaRuleAttrs, Node, SsmScanAttrs, StateId, WeightId};
+use moe_run_graph::ir::{CausalConvAttrs, DecayOf, DeltaRuleAttrs, Node, SsmScanAttrs, StateId, WeightId};
 use moe_run_runtime::error::BackendError;
 
 type Compiled = Result<Box<dyn Work>, BackendError>;
@@ -62,12 +62,19 @@ impl Compiler<'_> {
     }
 
     pub(super) fn ssm_scan(&self, node: &Node, attrs: &SsmScanAttrs) -> Compiled {
+        let (columns, elems) = match attrs.decay_of {
+            DecayOf::Head => (Share::Columns(attrs.head_dim), self.by_head(attrs.state)),
+            DecayOf::Element => {
+                let channels = ssm_scan::CHUNK_CHANNELS;
+                (Share::Columns(channels), Share::Columns(channels * attrs.state_size))
+            }
+        };
         Ok(Box::new(SsmScan {
             attrs: attrs.clone(),
             xbc: self.input(node, 0)?,
             dt: self.input(node, 1)?,
-            out: self.output(node)?.shared(Share::Columns(attrs.head_dim)),
-            state: self.state_output(attrs.state, self.by_head(attrs.state)),
+            out: self.output(node)?.shared(columns),
+            state: self.state_output(attrs.state, elems),
             a: self.vector(attrs.a)?,
             d: self.vector(attrs.d)?,
             dt_bias: self.vector(attrs.dt_bias)?,

@@ -7,7 +7,7 @@ use super::layout::{
 use super::neon;
 use super::prefetch::Lookahead;
 #[cfg(target_arch = "x86_64")]
-use super::prefetch::{Asked, Cache, ask};
+use super::prefetch::ask;
 use super::recurrent::{DeltaTile, ScanToken};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -17,7 +17,7 @@ use half::slice::HalfFloatSliceExt;
 use moe_run_graph::ir::{ActivationFn, PointwiseFn, RopePairing};
 use moe_run_graph::quant::Format;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
+use std::arch::x86_64::_MM_HINT_T1;
 
 /// An instruction set that the kernels are written or compiled for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -36,8 +36,8 @@ pub enum Isa {
 /// how the processor wants weights asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Kernels {
-    isa: Isa,
-    lookahead: Lookahead,
+    pub(super) isa: Isa,
+    pub(super) lookahead: Lookahead,
 }
 
 /// One safe method a kernel: the portable function, compiled for each instruction set.
@@ -322,100 +322,6 @@ impl Kernels {
         let _ = bytes;
     }
 
-    /// `out` = the products of as many whole rows of `inner` elements with one token's tile, unpacked on the way; false
-    /// where there is no such kernel for the format, the tile's block length or the instruction set. `then` is what will
-    /// be read next, empty where that lies behind the rows or is not known: its first bytes are asked for on the way.
-    ///
-    /// # Panics
-    /// If the rows or the tile are shorter than that.
-    pub fn dot_rows(
-        self,
-        format: Format,
-        bytes: &[u8],
-        inner: usize,
-        tile: TileStep<'_>,
-        then: &[u8],
-        out: &mut [f32],
-    ) -> bool {
-        if tile.scale_per_step != format.is_super_block() {
-            return false;
-        }
-        let rows = rows_of(format, bytes, inner, out.len());
-        assert!(
-            tile.q.len() >= inner
-                && tile.scale.len() >= inner / if tile.scale_per_step { STEP_ELEMS } else { 32 }
-        );
-        assert!(tile.neg_sums16.len() >= inner / 16 && tile.neg_sums32.len() >= inner / 32);
-        let at = rows.as_ptr();
-        #[cfg(target_arch = "x86_64")]
-        let asked = Asked::new(self.lookahead, rows, then);
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (then, self.lookahead);
-        // SAFETY: the tag is checked against the CPU, the lengths above.
-        unsafe {
-            match self.isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => match self.lookahead.into {
-                    Cache::L1 => avx512::dot::dot::<_MM_HINT_T0>(format, at, inner, tile, asked, out),
-                    Cache::L2 => avx512::dot::dot::<_MM_HINT_T1>(format, at, inner, tile, asked, out),
-                },
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => match self.lookahead.into {
-                    Cache::L1 => avx2::dot::dot::<_MM_HINT_T0>(format, at, inner, tile, asked, out),
-                    Cache::L2 => avx2::dot::dot::<_MM_HINT_T1>(format, at, inner, tile, asked, out),
-                },
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => neon::dot::dot(format, at, inner, tile, out),
-                _ => false,
-            }
-        }
-    }
-
-    /// As [`Kernels::dot_rows`], for F32, F16 and BF16 against the floats `x`, as many as a row has; summed in f64 if `wide`.
-    ///
-    /// # Panics
-    /// If the rows are shorter than that.
-    pub fn dot_floats(
-        self,
-        format: Format,
-        bytes: &[u8],
-        x: &[f32],
-        wide: bool,
-        then: &[u8],
-        out: &mut [f32],
-    ) -> bool {
-        let inner = x.len();
-        let rows = rows_of(format, bytes, inner, out.len());
-        #[cfg(target_arch = "x86_64")]
-        {
-            let (at, x) = (rows.as_ptr(), x.as_ptr());
-            let asked = Asked::new(self.lookahead, rows, then);
-            // SAFETY: the tag is checked against the CPU, the lengths above.
-            unsafe {
-                match (self.isa, self.lookahead.into) {
-                    (Isa::Avx512, Cache::L1) => {
-                        avx512::dot_floats::dot_floats::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)
-                    }
-                    (Isa::Avx512, Cache::L2) => {
-                        avx512::dot_floats::dot_floats::<_MM_HINT_T1>(format, at, inner, x, wide, asked, out)
-                    }
-                    (Isa::Avx2, Cache::L1) => {
-                        avx2::dot::dot_floats::<_MM_HINT_T0>(format, at, inner, x, wide, asked, out)
-                    }
-                    (Isa::Avx2, Cache::L2) => {
-                        avx2::dot::dot_floats::<_MM_HINT_T1>(format, at, inner, x, wide, asked, out)
-                    }
-                    _ => false,
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = (rows, wide, then);
-            false
-        }
-    }
-
     /// `out[token][row] += Σ_k w[k][row] · x[k][token]` for 1 to 8 tokens.
     ///
     /// # Panics
@@ -531,16 +437,6 @@ impl Kernels {
             _ => &fma::FMA,
         }
     }
-}
-
-/// The bytes of the first `count` rows.
-fn rows_of(format: Format, bytes: &[u8], inner: usize, count: usize) -> &[u8] {
-    let wanted = format.row_bytes(inner).and_then(|row| row.checked_mul(count));
-    let rows = wanted.and_then(|wanted| bytes.get(..wanted));
-    let Some(rows) = rows else {
-        panic!("{count} rows of {inner} elements of {format} in {} bytes", bytes.len());
-    };
-    rows
 }
 
 fn check_rows(format: Format, bytes: &[u8], stride_bytes: usize, rows: usize, elems: usize) {

@@ -2,7 +2,7 @@
 //!
 //! `layout` says what panels and tiles are; `unpack`, `mul`, `fma`, `vector` and `recurrent` hold the portable functions, which
 //! define; `avx2`, `avx512` and `neon` hold what the compiler would not find by itself; `prefetch` says how weights are
-//! asked for; `dispatch` chooses once, at run time.
+//! asked for; `dispatch` chooses once, at run time, with `rows` for whole rows of weights.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,6 +16,7 @@ mod mul;
 mod neon;
 mod prefetch;
 mod recurrent;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -27,4 +28,4 @@ pub use layout::{
     flat_mut, wide_flat, wide_flat_mut,
 };
 pub use prefetch::{Cache, Lookahead};
-pub use recurrent::{DeltaTile, ScanToken};
+pub use recurrent::{DeltaTile, ScanChannels, ScanToken};

@@ -2,6 +2,7 @@
 //! `moe_run_graph::ir::Op` defines their sums. As in `vector`, lanes and their order are part of each function.
 
 use super::vector::{LANES, squares};
+use moe_run_runtime::exp::exp;
 
 /// x / √(Σx² + eps) · scale, in f64 up to the result.
 #[inline(always)]
@@ -192,6 +193,60 @@ pub struct ScanToken<'a> {
     pub c: &'a [f32],
 }
 
+/// One token's numbers of some channels, whose states are a row each.
+#[derive(Clone, Copy)]
+pub struct ScanChannels<'a> {
+    /// softplus(dt) of each.
+    pub delta: &'a [f32],
+    /// a of each element `[channels, N]`.
+    pub a: &'a [f32],
+    /// What of each x goes past the state.
+    pub d: &'a [f32],
+    /// B `[N]`, of all channels.
+    pub b: &'a [f32],
+    /// C `[N]`, of all channels.
+    pub c: &'a [f32],
+}
+
+/// Updates the rows of some channels, `s` [channels, N], each element under its own decay, by their `x` [channels], and reads
+/// them: `out` [channels].
+#[inline(always)]
+pub fn scan_channels(token: ScanChannels<'_>, x: &[f32], s: &mut [f32], out: &mut [f32]) {
+    let size = token.b.len();
+    let (b, b_rest) = token.b.as_chunks::<LANES>();
+    let (c, c_rest) = token.c[..size].as_chunks::<LANES>();
+    let channels = x.iter().zip(token.delta).zip(token.d).zip(token.a.chunks_exact(size));
+    for (((((x, delta), d), a), s), out) in channels.zip(s.chunks_exact_mut(size)).zip(out) {
+        let x_delta = delta * x;
+        let mut sums = [0.0f32; LANES];
+        let ((a, a_rest), (s, s_rest)) = (a.as_chunks::<LANES>(), s.as_chunks_mut::<LANES>());
+        for (((s, a), b), c) in s.iter_mut().zip(a).zip(b).zip(c) {
+            for i in 0..LANES {
+                s[i] = x_delta.mul_add(b[i], exp(a[i] * delta) * s[i]);
+                sums[i] = s[i].mul_add(c[i], sums[i]);
+            }
+        }
+        for i in 0..s_rest.len() {
+            s_rest[i] = x_delta.mul_add(b_rest[i], exp(a_rest[i] * delta) * s_rest[i]);
+            sums[i] = s_rest[i].mul_add(c_rest[i], sums[i]);
+        }
+        *out = d.mul_add(*x, halves(sums));
+    }
+}
+
+/// The sum of the lanes, by halves.
+#[inline(always)]
+fn halves(mut sums: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
 /// Updates rows of a head's state, `s` [rows, N], by their `x` [rows], and reads them: `out` [rows].
 #[inline(always)]
 pub fn ssm_scan(token: ScanToken<'_>, x: &[f32], s: &mut [f32], out: &mut [f32]) {
@@ -212,14 +267,7 @@ pub fn ssm_scan(token: ScanToken<'_>, x: &[f32], s: &mut [f32], out: &mut [f32])
             s_rest[i] = x_delta.mul_add(b_rest[i], token.decay * s_rest[i]);
             sums[i] = s_rest[i].mul_add(c_rest[i], sums[i]);
         }
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                sums[i] += sums[i + half];
-            }
-            half /= 2;
-        }
-        *out = token.d.mul_add(*x, sums[0]);
+        *out = token.d.mul_add(*x, halves(sums));
     }
 }
 
@@ -267,6 +315,11 @@ mod tests {
                 kernels.ssm_scan(token, &x, &mut s, &mut out);
                 ssm_scan(token, &x, &mut plain_s, &mut plain);
                 assert!(out == plain && s == plain_s, "{} {rows} {size}", isa.name());
+                let (delta, a, d) = (numbers(8, rows), numbers(2, rows * size), numbers(6, rows));
+                let token = ScanChannels { delta: &delta, a: &a, d: &d, b: &b, c: &c };
+                kernels.scan_channels(token, &x, &mut s, &mut out);
+                scan_channels(token, &x, &mut plain_s, &mut plain);
+                assert!(out == plain && s == plain_s, "{} {rows} {size}, channels", isa.name());
             }
         }
     }

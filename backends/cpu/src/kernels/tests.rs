@@ -303,6 +303,36 @@ fn one_token_products_are_the_references() {
 }
 
 #[test]
+fn a_few_tokens_have_the_bits_of_one() {
+    let mut rng = Rng(17);
+    for kernels in accelerated() {
+        let mut found = 0;
+        for format in quantized().filter(|format| kernels.few_tokens(*format) > 1) {
+            let block = activation_block(format);
+            for (rows, inner) in [(16, 256), (37, 768), (3, 512), (1, 1280), (5, 96)] {
+                let Some(_) = format.row_bytes(inner) else { continue };
+                let bytes = random_rows(format, rows, inner, &mut rng);
+                for n in 1..=kernels.few_tokens(format) {
+                    let tiles: Vec<_> = (0..n).map(|_| random_tile(1, inner, block, &mut rng)).collect();
+                    let steps: Vec<_> = tiles.iter().map(|tile| tile.step(block)).collect();
+                    let stride = rows + 3;
+                    let mut out = vec![-1.0; n * stride];
+                    kernels.dot_few(format, &bytes, inner, &steps, &[], rows, &mut out, stride);
+                    for (step, out) in steps.iter().zip(out.chunks(stride)) {
+                        let mut want = vec![0.0; rows];
+                        assert!(kernels.dot_rows(format, &bytes, inner, *step, &[], &mut want));
+                        assert_eq!(out[..rows], want, "{} {format} {rows} × {inner}", kernels.isa().name());
+                        assert!(out[rows..].iter().all(|x| *x == -1.0));
+                        found += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(found > 0, kernels.isa() == Isa::Avx512);
+    }
+}
+
+#[test]
 fn asking_ahead_changes_no_product() {
     let mut rng = Rng(11);
     for kernels in accelerated() {

@@ -293,6 +293,18 @@ pub fn max(x: &[f32]) -> f32 {
     best.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
+/// What an indexer makes of its heads' products with a panel of keys: their positive parts by their weights, in order.
+#[inline(always)]
+pub fn weigh_heads(w: &[f32], sums: &[Lanes]) -> Lanes {
+    let mut out = Lanes([0.0; PANEL_ROWS]);
+    for (w, sums) in w.iter().zip(sums) {
+        for i in 0..PANEL_ROWS {
+            out.0[i] = w.mul_add(relu(sums.0[i]), out.0[i]);
+        }
+    }
+    out
+}
+
 /// x ← e^x · 2^−shift, and the sum of that.
 #[inline(always)]
 pub fn exp_sum(x: &mut [f32], shift: f32) -> f64 {

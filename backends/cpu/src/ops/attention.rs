@@ -129,6 +129,8 @@ pub struct Attention {
     pub attrs: AttentionAttrs,
     /// [H].
     pub sinks: Option<Box<[f32]>>,
+    /// Which positions are seen of those that all else leaves [T, S]; `None`: all.
+    pub mask: Option<Input>,
     /// Queries.
     pub q: Input,
     /// The result.
@@ -310,10 +312,15 @@ impl Attention {
                     }
                 }
                 for r in 0..width {
-                    let seen = self.visible(step, task.tokens.start + (first + r) / group);
+                    let token = task.tokens.start + (first + r) / group;
+                    let seen = self.visible(step, token);
                     let seen = seen.start.max(task.keys.start)..seen.end.min(task.keys.end);
                     let seen = seen.start.clamp(key, key + keys) - key..seen.end.clamp(key, key + keys) - key;
                     let scores = &mut tiles.scores[r * TILE_KEYS..][..keys];
+                    if let Some(mask) = self.mask {
+                        let mask = &step.row(mask.with_width(step.sizes.cached), token)[key..][..keys];
+                        hide(mask, scores);
+                    }
                     let row = first + r;
                     let out = &mut tiles.out[row * dv..][..dv];
                     soften(
@@ -397,6 +404,13 @@ impl Attention {
             self.finish(step.kernels, head, shift, sum, out);
             Self::put(step, &self.out, 0, head * dv, out);
         }
+    }
+}
+
+/// Takes the scores that a mask does not let through for −∞, whose exponential is 0: no sum of the others has another bit.
+pub(super) fn hide(mask: &[f32], scores: &mut [f32]) {
+    for (score, mask) in scores.iter_mut().zip(mask) {
+        *score = if *mask == 0.0 { f32::NEG_INFINITY } else { *score };
     }
 }
 

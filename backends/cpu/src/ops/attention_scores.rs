@@ -1,5 +1,6 @@
 //! The scores and probabilities inside attention, for looking at: recomputed beside the kernel that never holds them.
 
+use super::attention::hide;
 use super::{Launch, Scratch, Step};
 use crate::kernels::{Lanes, PANEL_ROWS, STEP_ELEMS, TILE_TOKENS};
 use crate::pool::Worker;
@@ -114,6 +115,8 @@ pub struct AttentionSoftmax {
     pub sinks: Option<Box<[f32]>>,
     /// [H, T, S].
     pub scores: Input,
+    /// Which positions are seen of those that all else leaves [T, S]; `None`: all.
+    pub mask: Option<Input>,
     /// [H, T, S], shared by [`Share::CachedRow`](crate::share::Share).
     pub out: Output,
 }
@@ -129,7 +132,10 @@ impl Launch for AttentionSoftmax {
             let out = chunk.row_mut(step, &self.out, row);
             out.fill(0.0);
             let out = &mut out[seen.clone()];
-            out.copy_from_slice(&step.row(scores, row)[seen]);
+            out.copy_from_slice(&step.row(scores, row)[seen.clone()]);
+            if let Some(mask) = self.mask {
+                hide(&step.row(mask.with_width(step.sizes.cached), row % tokens)[seen], out);
+            }
             let shift = shift_of(step.kernels.max(out));
             let sum = step.kernels.exp_sum(out, shift);
             step.kernels.scale(softmax_factor(sum, shift, sink), out);

@@ -13,6 +13,8 @@ pub struct Slots {
     /// `first_tile[group]..first_tile[group + 1]` are a group's tiles.
     pub first_tile: Vec<u32>,
     counts: Vec<u32>,
+    /// Groups of up to so many slots are cut into tiles of one.
+    few: usize,
 }
 
 impl Slots {
@@ -20,10 +22,16 @@ impl Slots {
     pub fn new(slots: usize, groups: usize) -> Slots {
         Slots {
             pairs: vec![0; slots],
-            tiles: Vec::with_capacity(slots / TILE_TOKENS + groups + 1),
+            tiles: Vec::with_capacity((slots / TILE_TOKENS + groups * TILE_TOKENS).min(slots) + 1),
             first_tile: Vec::with_capacity(groups + 2),
             counts: vec![0; groups + 1],
+            few: 1,
         }
+    }
+
+    /// From now on groups of up to `few` slots are cut into tiles of one slot, any others into tiles of up to 8.
+    pub fn cut_up_to(&mut self, few: usize) {
+        self.few = few;
     }
 
     /// One group of `rows` rows in their own order.
@@ -87,8 +95,9 @@ impl Slots {
     }
 
     fn group(&mut self, group: usize, first: usize, end: usize) {
-        for first in (first..end).step_by(TILE_TOKENS) {
-            self.tiles.push(Tile { group, first, tokens: TILE_TOKENS.min(end - first) });
+        let most = if end - first <= self.few { 1 } else { TILE_TOKENS };
+        for first in (first..end).step_by(most) {
+            self.tiles.push(Tile { group, first, tokens: most.min(end - first) });
         }
         if self.tiles.len() > self.first_tile.last().map_or(0, |t| *t as usize) {
             self.first_tile.push(self.tiles.len() as u32);
@@ -104,7 +113,8 @@ mod tests {
     fn every_pair_stands_once_with_its_expert() {
         let ids: Vec<u32> = (0..150).map(|i| (i * i + i / 7) % 11).collect();
         let mut slots = Slots::new(ids.len(), 13);
-        for _ in 0..2 {
+        for few in [1, 4] {
+            slots.cut_up_to(few);
             slots.by_expert(&ids, 13);
             let mut seen = vec![0; ids.len()];
             for (i, tile) in slots.tiles.iter().enumerate() {
@@ -117,6 +127,11 @@ mod tests {
                 }
             }
             assert!(seen.iter().all(|n| *n == 1));
+            // All groups have more than four.
+            assert!(slots.tiles.iter().any(|tile| tile.tokens == TILE_TOKENS));
+            slots.by_expert(&[3, 5, 3, 5, 3, 5, 3, 3, 3], 13);
+            let of_five = slots.tiles.iter().filter(|tile| tile.group == 5).map(|tile| tile.tokens);
+            assert!(of_five.eq(if few == 4 { vec![1, 1, 1] } else { vec![3] }));
         }
     }
 }

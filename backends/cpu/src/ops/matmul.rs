@@ -3,9 +3,11 @@
 //! product has one group that holds every row.
 //!
 //! x [rows, inner] (or [rows, K, inner]) · Wᵀ → [rows, out] (or [rows, K, out]).
-//! Chunks are runs of 16-row panels. A panel is unpacked once for all tiles of its group.
+//! Chunks are runs of 16-row panels. A panel is unpacked once for all tiles of its group; where few rows meet it, they go through
+//! whole rows of weights instead (`matmul_few_tokens`), with the same bits in 8 bits.
 
 use super::activations::{Kinds, Tile};
+use super::matmul_few_tokens::{Run, chunk_panels};
 use super::router::Route;
 use super::weights::Matrix;
 use super::{Launch, Scratch, Step};
@@ -23,6 +25,8 @@ const MAX_COMBINED: usize = {
     let panels = if super::RUN_PANELS > COMBINE_PANELS { super::RUN_PANELS } else { COMBINE_PANELS };
     panels * PANEL_ROWS
 };
+/// The most tokens of a step whose chunks are long runs.
+const DECODE_TOKENS: usize = 64;
 /// Panels in a chunk of a prompt's product: the group's activations are read from the cache for all but the first.
 const PROMPT_PANELS: usize = 4;
 
@@ -140,6 +144,19 @@ impl MatMuls {
         self.projections[0].matrix.inner
     }
 
+    fn is_in_8_bits(&self) -> bool {
+        self.projections.iter().all(|p| matches!(p.matrix.activation, ActivationPrecision::Q8(_)))
+    }
+
+    /// Up to how many rows of a group go through whole rows of weights, each a tile of its own.
+    fn few_tokens(&self, step: &Step<'_>) -> usize {
+        let of_one = |projection: &Projection| match projection.matrix.activation {
+            ActivationPrecision::Q8(_) => step.kernels.few_tokens(projection.matrix.format),
+            _ => 1,
+        };
+        self.projections.iter().map(of_one).min().unwrap_or(1)
+    }
+
     fn rows(&self, sizes: StepSizes) -> usize {
         self.pick.as_ref().map_or(self.x, |(ids, _)| *ids).rows(sizes)
             * if self.experts.is_some() { 1 } else { self.x.width() / self.inner() }
@@ -237,14 +254,6 @@ impl MatMuls {
         let slots = slots_of(tiles).len();
         let (bytes, rows) = matrix.panel(tiles[0].group, panel);
         sums[..slots].fill(Lanes([0.0; PANEL_ROWS]));
-        if let ([tile], ActivationPrecision::Q8(block)) = (tiles, matrix.activation)
-            && tile.tokens == 1
-        {
-            let x = work.activations.q8(block, *tile, inner, 0);
-            if step.kernels.dot_rows(matrix.format, bytes, inner, x, &[], &mut sums[0].0[..rows]) {
-                return self.finish_sums(which, tile.group, panel * PANEL_ROWS, &mut sums[0].0);
-            }
-        }
         if matrix.wide {
             work.wide_sums[..slots].fill(WideLanes([0.0; PANEL_ROWS]));
         }
@@ -361,17 +370,36 @@ impl MatMuls {
         }
     }
 
-    /// Panels `panels` of the down-projection of every group, summed with the router's weights.
-    fn combine(&self, step: &Step<'_>, work: &mut Work<'_>, panels: std::ops::Range<usize>) {
+    /// Panels `panels` of the down-projection of every group, summed with the router's weights; panel `next` is where this worker
+    /// likely goes on.
+    fn combine(
+        &self,
+        step: &Step<'_>,
+        work: &mut Work<'_>,
+        panels: std::ops::Range<usize>,
+        next: usize,
+        shared_row: bool,
+    ) {
         let (Then::Combine { weights, .. }, Some((per_tok, ..))) = (&self.then, &self.experts) else {
             return;
         };
         let tokens = step.sizes.tokens;
         let width = panels.len();
+        let all = self.projections[0].matrix.panels();
         work.combined[..tokens * width].fill(WideLanes([0.0; PANEL_ROWS]));
         let weights = step.rows(weights.with_width(1), 0..tokens * per_tok);
         for group in 0..work.groups() {
             let tiles = work.tiles_of(group);
+            if work.goes_in_runs(group) {
+                let then = match group + 1 {
+                    behind if behind < work.groups() => self.run_at(work, (behind, 0, panels.start)),
+                    _ if next < all => self.run_at(work, (0, 0, next)),
+                    _ => &[],
+                };
+                let run = Run { which: 0, group, panels: panels.clone(), then, shared_row };
+                self.combine_run(step, work, run, weights, *per_tok);
+                continue;
+            }
             for panel in panels.clone() {
                 self.product(step, work, 0, 0, panel, tiles);
                 self.store(step, work, self.projections[0].out.as_ref(), 0, 0, panel, tiles);
@@ -431,9 +459,15 @@ pub(super) struct Work<'a> {
     pub(super) pairs: &'a [u32],
     tiles: &'a [Tile],
     first_tile: &'a [u32],
+    /// Tiles of one row go through runs. In a step of several tokens they do in 8 bits alone, where a sum has the same bits so.
+    has_runs: bool,
 }
 
 impl<'a> Work<'a> {
+    fn goes_in_runs(&self, group: usize) -> bool {
+        self.has_runs && self.tiles_of(group).iter().all(|tile| tile.tokens == 1)
+    }
+
     pub(super) fn tiles_of(&self, group: usize) -> &'a [Tile] {
         &self.tiles[self.first_tile[group] as usize..self.first_tile[group + 1] as usize]
     }
@@ -454,6 +488,7 @@ impl Launch for MatMuls {
         let Scratch {
             panel, wide, sums, wide_sums, combined, row, normed, activations, slots, chosen, ..
         } = scratch;
+        slots.cut_up_to(self.few_tokens(step));
         match &self.experts {
             None => slots.dense(rows),
             Some((per_tok, experts, choice)) => {
@@ -473,6 +508,7 @@ impl Launch for MatMuls {
                     Experts::All => None,
                 };
                 match ids {
+                    // Each choice stands alone, in the order of the choice.
                     Some(ids) if one => slots.one_token(ids),
                     Some(ids) => slots.by_expert(ids, *experts),
                     None => slots.by_head(rows, *experts),
@@ -511,23 +547,40 @@ impl Launch for MatMuls {
             pairs: &slots.pairs,
             tiles: &slots.tiles,
             first_tile: &slots.first_tile,
+            has_runs: one || self.is_in_8_bits(),
         };
-        if one {
-            return self.one_token(step, worker, &mut work, shared_row);
-        }
+        // A step's few rows go through long runs; where there are more of them, the panel that is unpacked stays in the cache.
+        let size = |panels: usize, most: usize| match step.sizes.tokens {
+            ..=DECODE_TOKENS => chunk_panels(panels, worker),
+            _ => most,
+        };
         if matches!(self.then, Then::Combine { .. }) {
             let panels = self.projections[0].matrix.panels();
-            for chunk in worker.chunks(panels.div_ceil(COMBINE_PANELS)) {
-                let first = chunk * COMBINE_PANELS;
-                self.combine(step, &mut work, first..(first + COMBINE_PANELS).min(panels));
+            let size = size(panels, COMBINE_PANELS).min((work.combined.len() / rows).max(1));
+            for chunk in worker.chunks(panels.div_ceil(size)) {
+                let next = (chunk + worker.threads()) * size;
+                let run = chunk * size..(chunk * size + size).min(panels);
+                self.combine(step, &mut work, run, next, shared_row);
             }
             return;
         }
         let total = self.panels_per_group() * work.groups();
-        for chunk in worker.chunks(total.div_ceil(PROMPT_PANELS)) {
-            for at in chunk * PROMPT_PANELS..(chunk * PROMPT_PANELS + PROMPT_PANELS).min(total) {
+        let size = size(total, PROMPT_PANELS);
+        for chunk in worker.chunks(total.div_ceil(size)) {
+            let (mut at, end) = (chunk * size, (chunk * size + size).min(total));
+            while at < end {
                 let (group, which, panel) = self.locate(at);
-                self.panel(step, &mut work, which, panel, group);
+                if !work.goes_in_runs(group) {
+                    self.panel(step, &mut work, which, panel, group);
+                    at += 1;
+                    continue;
+                }
+                let panels = panel..(panel + end - at).min(self.projections[which].matrix.panels());
+                at += panels.len();
+                // Workers that keep pace take chunks in turns.
+                let next = if at < end { at } else { (chunk + worker.threads()) * size };
+                let then = if next < total { self.run_at(&work, self.locate(next)) } else { &[] };
+                self.run_of_panels(step, &mut work, Run { which, group, panels, then, shared_row });
             }
         }
     }

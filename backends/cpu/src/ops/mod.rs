@@ -18,14 +18,19 @@ pub mod embed;
 #[forbid(unsafe_code)]
 pub mod expert_matmul;
 #[forbid(unsafe_code)]
+pub mod given_experts;
+#[forbid(unsafe_code)]
 pub mod head_matmul;
+pub mod index_scores;
+#[forbid(unsafe_code)]
+pub mod index_select;
 #[forbid(unsafe_code)]
 pub mod kv_write;
 #[forbid(unsafe_code)]
 pub mod layer_norm;
 pub mod matmul;
 #[forbid(unsafe_code)]
-mod matmul_one_token;
+mod matmul_few_tokens;
 #[forbid(unsafe_code)]
 pub mod mul_heads;
 #[forbid(unsafe_code)]
@@ -50,7 +55,7 @@ use super::state::CpuState;
 use super::tiles::ActivationTiles;
 use activations::RowBuffers;
 use expert_matmul::Slots;
-pub use matmul_one_token::RUN_PANELS;
+pub use matmul_few_tokens::RUN_PANELS;
 use moe_run_graph::ir::StepSizes;
 use moe_run_runtime::executable::{StepRun, StepSequence};
 use std::ops::Range;

@@ -3,7 +3,7 @@
 use super::{Runs, int, ops};
 use crate::driver::Param;
 use crate::ops::{Emit, attention};
-use moe_run_graph::groups::parts::{Attended, Norm, Written};
+use moe_run_graph::groups::parts::{Attended, Norm, Sliced, Written};
 use moe_run_graph::groups::{AttentionStep, Group, NormSpan, Placed};
 use moe_run_graph::ir::{AttentionAttrs, Graph, RopePairing};
 use moe_run_runtime::error::BackendError;
@@ -12,10 +12,13 @@ use moe_run_runtime::executable::KvType;
 /// The widest head that there is shared memory for.
 const MAX_HEAD_DIM: usize = 256;
 
+/// The queries' room, in heads, that a normed value is put into beside one key.
+const VALUE_HEADS: usize = attention::HEADS_PER_BLOCK - 1;
+
 impl Runs for AttentionStep {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
-        // What becomes of q and k is told apart by `is_placed_alike`.
-        let AttentionStep { q: _, k: _, write, attention } = self;
+        // What becomes of q, k and v is told apart by `is_part_by_heads`, `is_placed_alike`, `are_values_normed_by_head`.
+        let AttentionStep { q_part: _, q: _, k: _, v_norm: _, write, attention } = self;
         let Written { node: _, k: _, v: Some(_), slots: _, key: _, value: Some(_), states: _ } = write else {
             return false;
         };
@@ -31,13 +34,17 @@ impl Runs for AttentionStep {
             soft_cap: _,
             sinks: _,
             value_in_key: false,
+            masked: false,
         } = *attrs
         else {
             return false;
         };
         // A block of a Q8_0 cache is a warp's.
         let unit = if kv_type == KvType::Q8_0 { 32 } else { 4 };
-        self.is_placed_alike(graph)
+        self.is_part_by_heads()
+            && self.is_placed_alike(graph)
+            && self.are_values_normed_by_head(graph)
+            && (self.v_norm.is_none() || value_head_dim <= VALUE_HEADS * head_dim)
             && head_dim.is_multiple_of(unit)
             && value_head_dim.is_multiple_of(unit)
             && head_dim <= MAX_HEAD_DIM
@@ -45,7 +52,7 @@ impl Runs for AttentionStep {
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {
-        let AttentionStep { q, k, write, attention } = self;
+        let AttentionStep { q_part, q, k, v_norm, write, attention } = self;
         let a = &attention.attrs;
         let norm = |norm: Option<&Norm>| {
             norm.map_or((Param::NULL, 0.0), |n| (emit.weights.opt_vector(n.weight), n.eps))
@@ -64,10 +71,22 @@ impl Runs for AttentionStep {
         let (blocks, splits) = ops::split_geometry(a, 1, emit.scratch.multiprocessors);
         let tiles = attention::fits_tiles(emit, a);
         let [window, chunk] = attention::visible(a);
-        let params = vec![
-            emit.value(q.x)?,
+        let q_source = match q_part {
+            Some(Sliced { node: _, x, heads, start, len: _, y }) => {
+                [emit.value(*x)?, int(emit.width(*x)? / (*heads).max(1)), int(*start), emit.opt_value(*y)]
+            }
+            None => [emit.value(q.x)?, int(a.head_dim), int(0), Param::NULL],
+        };
+        let v = v_norm.as_ref().map(|norm| norm.x).or(write.v);
+        let v = v.map_or_else(|| Err(BackendError::mismatch(Self::NAME)), |v| emit.value(v))?;
+        let mut params = q_source.to_vec();
+        params.extend([
             emit.value(k.x)?,
-            write.v.map_or_else(|| Err(BackendError::mismatch(Self::NAME)), |v| emit.value(v))?,
+            v,
+            int(usize::from(v_norm.is_some())),
+            v_norm.as_ref().map_or(Param::NULL, |norm| emit.weights.opt_vector(norm.weight)),
+            Param::F32(v_norm.as_ref().map_or(0.0, |norm| norm.eps)),
+            v_norm.as_ref().map_or(Param::NULL, |norm| emit.opt_value(norm.y)),
             q_norm,
             k_norm,
             Param::F32(q_eps),
@@ -102,7 +121,7 @@ impl Runs for AttentionStep {
             attention::soft_cap(a),
             int(splits),
             int(usize::from(tiles)),
-        ];
+        ]);
         let mut shared = attention::shared_bytes(a) + 4 * (attention::HEADS_PER_BLOCK + 1) * a.head_dim;
         if tiles {
             // Four warps' sums and states.

@@ -1,9 +1,11 @@
 //! kernels/gated_matmul.cu.
 
-use super::{MAX_NORM_ELEMS, Runs, any_rows, blocks, int, matmul, one_row, stage, staged_bytes, width};
+use super::{
+    MAX_NORM_ELEMS, Runs, any_rows, blocks, int, matmul, one_row, part_params, stage, staged_bytes, width,
+};
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params, rms_norm};
-use moe_run_graph::groups::parts::{Gated, HeadsScaled, Norm, Product, Sum};
+use moe_run_graph::groups::parts::{Gated, HeadsScaled, Norm, Product, Sliced, Sum};
 use moe_run_graph::groups::{GatedMatMul, Group, RowGate};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -20,7 +22,7 @@ fn norm_place(group: &GatedMatMul) -> i32 {
 
 impl Runs for GatedMatMul {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
-        let GatedMatMul { gate, norm, is_norm_last: _, product, add } = self;
+        let GatedMatMul { gate_part, gate, norm, is_norm_last: _, product, add } = self;
         let Product { node: _, x, weight, bias: _, scale: _, y: _ } = product;
         // `activation_params` numbers each function.
         let same_width = match gate {
@@ -36,6 +38,7 @@ impl Runs for GatedMatMul {
             let Norm { node: _, x: _, weight: _, eps: _, heads: _, y: _ } = norm;
         };
         norm.iter().for_each(norms);
+        gate_part.iter().for_each(|Sliced { node: _, x: _, heads: _, start: _, len: _, y: _ }| {});
         add.iter().for_each(|Sum { node: _, other: _, y: _ }| {});
         any_rows(graph, weight)
             && same_width
@@ -45,7 +48,7 @@ impl Runs for GatedMatMul {
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {
-        let GatedMatMul { gate, norm, is_norm_last, product, add } = self;
+        let GatedMatMul { gate_part, gate, norm, is_norm_last, product, add } = self;
         let matrix = emit.weights.matrix(emit.graph, &product.weight);
         let forms = stage(emit, matrix.format);
         let n = matrix.inner;
@@ -54,7 +57,9 @@ impl Runs for GatedMatMul {
             RowGate::Heads { act, scaled } => (act, n / emit.width(scaled.factors)?.max(1)),
         };
         let x = norm.as_ref().filter(|_| !is_norm_last).map_or(gate.x(), |norm| norm.x);
-        let mut params = vec![emit.value(x)?, emit.value(act.gate)?, int(gate_width)];
+        let mut params = vec![emit.value(x)?];
+        params.extend(part_params(emit, gate_part.as_ref(), act.gate)?);
+        params.push(int(gate_width));
         params.extend(activation_params(Some(act.activation)));
         params.extend([
             emit.opt_value(act.activated),

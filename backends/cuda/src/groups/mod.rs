@@ -1,27 +1,34 @@
 //! The decode step's grouped launches, one kernel each: which of graph/src/groups fit, and their kernels' parameters.
 //!
-//! A layer with experts is `norm_qkv`, `attention_step`, `matmul_residual`, `norm_router`, `route_gate_up`, `down_combine`; a
-//! shared expert adds `gate_up`; a dense layer has `gate_up` and `matmul_residual` in the place of the last three.
+//! A layer with experts is `norm_qkv`, `attention_step`, `matmul_residual`, `norm_router`, `route_gate_up`, `down_combine`; with a
+//! shared expert `router_gate_up` stands in the place of `norm_router`; a dense layer has `gate_up` and `matmul_residual` in the
+//! place of the last three. Latent attention is `latent_heads`, attention and the product of the heads' v matrices; the gated
+//! delta rule is `delta_step` behind its convolution.
 //! Where attention has a gate, `gated_matmul` stands in the place of `matmul_residual`; a post-norm and its addition are a part of
 //! `norm_router`, or `norm_residual`. The final norm goes with lm_head.
 //!
 //! An inner value that a tap wants is written from the same registers that feed the rest. Prefill has no groups.
 
 mod attention_step;
+mod delta_step;
 mod down_combine;
 mod gate_up;
 mod gated_matmul;
+mod latent_heads;
 mod matmul_residual;
 mod norm_matmul;
 mod norm_residual;
+mod norms_residual;
 mod route_gate_up;
+mod router_gate_up;
 
 use super::driver::Param;
 use super::ops::{self, Emit, int, matmul};
-use moe_run_graph::groups::parts::{ExpertProduct, RowNorm, RowNormKind};
+use moe_run_graph::groups::parts::{ExpertProduct, RowNorm, RowNormKind, Sliced};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, LaunchPattern, MatMulResidual,
-    NormQkv, NormResidual, NormRouter, RouteGateUp, group_of,
+    AttentionStep, DeltaStep, DownCombine, FinalNormLmHead, GateUp, GatedMatMul, Group, LatentHeads,
+    LaunchPattern, MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual, RouteGateUp,
+    RouterGateUp, group_of,
 };
 use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
 use moe_run_graph::quant::{ActProfile, Format};
@@ -52,14 +59,18 @@ macro_rules! each_group {
     ($call:ident) => {
         [
             $call!(AttentionStep),
+            $call!(DeltaStep),
+            $call!(LatentHeads),
             $call!(RouteGateUp),
             $call!(FinalNormLmHead),
             $call!(GatedMatMul),
+            $call!(RouterGateUp),
             $call!(NormQkv),
             $call!(NormRouter),
             $call!(GateUp),
             $call!(DownCombine),
             $call!(MatMulResidual),
+            $call!(NormsResidual),
             $call!(NormResidual),
         ]
     };
@@ -174,6 +185,16 @@ fn one_row(graph: &Graph, value: ValueId) -> bool {
 
 fn width(graph: &Graph, value: ValueId) -> usize {
     graph.value(value).shape.width().unwrap_or(usize::MAX)
+}
+
+/// What lies beside something else, as `Part` in kernels/common/part.cuh reads it: where, elements of a head and from one
+/// head to the next, the first of them, and where somebody reads it by itself. Without a part the value as it is.
+fn part_params(emit: &Emit<'_>, part: Option<&Sliced>, value: ValueId) -> Result<[Param; 5], BackendError> {
+    let Some(Sliced { node: _, x, heads, start, len, y }) = part else {
+        return Ok([emit.value(value)?, int(0), int(0), int(0), Param::NULL]);
+    };
+    let step = emit.width(*x)? / (*heads).max(1);
+    Ok([emit.value(*x)?, int(*len), int(step), int(*start), emit.opt_value(*y)])
 }
 
 /// Forms of a row of activations that a block keeps: `Stage` in kernels/common/staged.cuh.

@@ -38,6 +38,7 @@ pub(crate) fn fits_tiles(emit: &Emit<'_>, attrs: &AttentionAttrs) -> bool {
         && emit.kv_type == KvType::F16
         && attrs.head_dim == attrs.value_head_dim
         && !attrs.value_in_key
+        && !attrs.masked
         && matches!(attrs.head_dim, 64 | 128)
 }
 
@@ -49,6 +50,19 @@ pub(crate) fn visible(attrs: &AttentionAttrs) -> [Param; 2] {
 /// A cap that may be absent, as kernels take it.
 pub(crate) fn soft_cap(attrs: &AttentionAttrs) -> Param {
     Param::F32(attrs.soft_cap.unwrap_or(0.0))
+}
+
+/// The operand that says which positions are seen, null without one.
+pub(super) fn mask(
+    emit: &Emit<'_>,
+    node: &Node,
+    attrs: &AttentionAttrs,
+    at: usize,
+) -> Result<Param, BackendError> {
+    match node.inputs.get(at) {
+        Some(mask) if attrs.masked => emit.value(*mask),
+        _ => Ok(Param::NULL),
+    }
 }
 
 /// What heads ask for that the kernels lack.
@@ -64,6 +78,7 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         soft_cap: _,
         sinks: _,
         value_in_key: _,
+        masked: _,
     } = *attrs;
     if d % 4 != 0 || dv % 4 != 0 || d > MAX_HEAD_DIM || dv > MAX_VALUE_HEAD_DIM {
         return Some(format!(
@@ -121,6 +136,8 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         chunk,
         soft_cap(attrs),
         int(usize::from(attrs.value_in_key)),
+        mask(emit, node, attrs, 5)?,
+        int(emit.sizes.cached),
         int(splits),
     ];
     emit.push("attention", [blocks, splits, tokens], TILE as u32, shared_bytes(attrs), params);

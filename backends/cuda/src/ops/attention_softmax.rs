@@ -1,6 +1,6 @@
 //! kernels/attention_softmax.cu.
 
-use super::attention::visible;
+use super::attention::{mask, visible};
 use super::{Emit, int};
 use moe_run_graph::ir::{AttentionAttrs, Node};
 use moe_run_runtime::error::BackendError;
@@ -11,6 +11,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         emit.value(node.inputs[0])?,
         emit.value(node.inputs[1])?,
         emit.weights.opt_vector(attrs.sinks),
+        mask(emit, node, attrs, 3)?,
         emit.value(node.outputs[0])?,
         int(emit.sizes.cached),
         window,

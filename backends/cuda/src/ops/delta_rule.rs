@@ -6,7 +6,7 @@ use moe_run_graph::ir::{DeltaRuleAttrs, HeadMap, Node};
 use moe_run_runtime::error::BackendError;
 
 /// Columns of a block.
-const COLUMNS: usize = 32;
+pub(crate) const COLUMNS: usize = 32;
 /// Rows of a warp: DELTA_ROWS in the kernel.
 const ROWS_PER_WARP: usize = 16;
 /// The most warps: the kernel's launch bound.
@@ -15,7 +15,7 @@ const MAX_WARPS: usize = 16;
 const CHUNK: usize = 8;
 
 /// What a rule asks for that the kernel lacks.
-pub(super) fn lacking(attrs: &DeltaRuleAttrs) -> Option<String> {
+pub(crate) fn lacking(attrs: &DeltaRuleAttrs) -> Option<String> {
     let DeltaRuleAttrs {
         num_key_heads: _,
         num_value_heads: _,
@@ -30,11 +30,21 @@ pub(super) fn lacking(attrs: &DeltaRuleAttrs) -> Option<String> {
     (key_head_dim > most).then(|| format!("key heads of {key_head_dim}; wanted at most {most}"))
 }
 
+/// The warps of a block.
+pub(crate) fn warps(attrs: &DeltaRuleAttrs) -> usize {
+    attrs.key_head_dim.div_ceil(ROWS_PER_WARP)
+}
+
+/// Shared bytes of a block that prepares so many tokens together.
+pub(crate) fn shared_bytes(chunk: usize, warps: usize) -> usize {
+    4 * (chunk * (3 * ROWS_PER_WARP * warps + 4) + 4 * COLUMNS * warps)
+}
+
 pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &DeltaRuleAttrs) -> Result<(), BackendError> {
     let tokens = emit.rows(node.inputs[0]);
-    let warps = attrs.key_head_dim.div_ceil(ROWS_PER_WARP);
+    let warps = warps(attrs);
     let chunk = CHUNK.min(tokens);
-    let shared = 4 * (chunk * (3 * ROWS_PER_WARP * warps + 4) + 4 * COLUMNS * warps);
+    let shared = shared_bytes(chunk, warps);
     let params = vec![
         emit.value(node.inputs[0])?,
         emit.value(node.inputs[1])?,

@@ -7,13 +7,16 @@ mod attention_softmax;
 mod causal_conv;
 mod concat;
 mod delta_gates;
-mod delta_rule;
+pub(super) mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod given_experts;
 mod head_matmul;
+mod index_scores;
+mod index_select;
 mod kv_write;
 mod layer_norm;
 pub(super) mod matmul;
@@ -162,6 +165,9 @@ impl Emit<'_> {
             Op::AttentionScores(attrs) => attention_scores::emit(self, node, attrs),
             Op::AttentionSoftmax(attrs) => attention_softmax::emit(self, node, attrs),
             Op::Router(attrs) => router::emit(self, node, attrs),
+            Op::GivenExperts(attrs) => given_experts::emit(self, node, attrs),
+            Op::IndexScores(attrs) => index_scores::emit(self, node, attrs),
+            Op::IndexSelect { top_k } => index_select::emit(self, node, *top_k),
             Op::ExpertMatMul { weight, bias } => expert_matmul::emit(self, node, weight, *bias),
             Op::GatedAct { activation } => gated_act::emit(self, node, *activation),
             Op::ExpertCombine => expert_combine::emit(self, node),
@@ -231,6 +237,9 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
+        Op::GivenExperts(attrs) => given_experts::lacking(attrs),
+        Op::IndexScores(attrs) => index_scores::lacking(attrs),
+        Op::IndexSelect { top_k } => index_select::lacking(*top_k),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
         Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
         Op::PositionScale(attrs) => position_scale::lacking(attrs),

@@ -60,6 +60,9 @@ impl ScratchSizes {
                 | Op::AttentionScores(_)
                 | Op::AttentionSoftmax(_)
                 | Op::Router(_)
+                | Op::GivenExperts(_)
+                | Op::IndexScores(_)
+                | Op::IndexSelect { .. }
                 | Op::GatedAct { .. }
                 | Op::ExpertCombine
                 | Op::CausalConv(_)

@@ -16,7 +16,9 @@ pub use scheduler::Scheduler;
 pub use thread::{Engine, Refused};
 
 use crate::generate::Constraint;
+use crate::sequences::{TappedRows, Taps};
 use moe_run_graph::ids::TokenId;
+use moe_run_graph::ir::Stage;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,10 +67,8 @@ pub struct Request {
     pub choose: Choose,
     /// What its tokens are held to; it is asked on the engine's thread.
     pub constraint: Option<Box<dyn Constraint>>,
-    /// Whether each token is told with the experts of its pass ([`Sequences::with_routing`]).
-    ///
-    /// [`Sequences::with_routing`]: crate::sequences::Sequences::with_routing
-    pub wants_experts: bool,
+    /// What is told of the passes beside the tokens.
+    pub looks: Looks,
     /// Tokens that end the text, and are not part of it, ascending.
     pub end_tokens: Arc<[TokenId]>,
     /// Who hears of it.
@@ -77,20 +77,31 @@ pub struct Request {
 
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Request {
-            prompt,
-            max_tokens,
-            choose,
-            constraint: _,
-            wants_experts: _,
-            end_tokens: _,
-            listener: _,
-        } = self;
+        let Request { prompt, max_tokens, choose, constraint: _, looks: _, end_tokens: _, listener: _ } =
+            self;
         f.debug_struct("Request")
             .field("prompt", &prompt.len())
             .field("max_tokens", max_tokens)
             .field("choose", choose)
             .finish_non_exhaustive()
+    }
+}
+
+/// What a request is told of its passes, where [`Sequences::with_taps`] can tell it.
+///
+/// [`Sequences::with_taps`]: crate::sequences::Sequences::with_taps
+#[derive(Debug, Clone, Default)]
+pub struct Looks {
+    /// Taps of experts' ids: each token is told with those of the pass that chose it.
+    pub experts: Arc<Taps>,
+    /// Taps of which every row is kept until the end ([`Ended::tapped`]): then no beginning is taken from others.
+    pub rows: Arc<Taps>,
+}
+
+impl Looks {
+    /// All taps.
+    fn taps(&self) -> impl Iterator<Item = &(Stage, Option<usize>)> {
+        self.experts.iter().chain(self.rows.iter())
     }
 }
 
@@ -114,12 +125,14 @@ pub enum EndReason {
 }
 
 /// The end of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     /// Why.
     pub reason: EndReason,
     /// What it took.
     pub usage: Usage,
+    /// What the taps held that were asked for: rows of every token but the one chosen last, which was not read.
+    pub tapped: Vec<TappedRows>,
 }
 
 /// What a request took.

@@ -5,10 +5,10 @@
 //! bits. A request whose beginning another one is computing waits for it.
 
 use super::choose::{Choose, Chooser};
-use super::{EndReason, Ended, Flow, Listener, Meter, Request, Settings, Usage};
+use super::{EndReason, Ended, Flow, Listener, Looks, Meter, Request, Settings, Usage};
 use crate::error::BackendError;
 use crate::generate::{Constraint, GenerateError};
-use crate::sequences::{Experts, Feed, SequenceId, Sequences};
+use crate::sequences::{Feed, SequenceId, Sequences, TappedRows, Taps, last_experts};
 use crate::session::checkpoint_border;
 use crate::step::BLOCK_TOKENS;
 use moe_run_graph::ids::TokenId;
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// The least part of a prompt in a step that others wait for.
 const LEAST_PART: usize = 8;
+/// The share of the longest step that parts of prompts are cut for, and how much longer one may be than the one before it.
+const AIMED_SHARE: f64 = 0.85;
+const MOST_GROWTH: f64 = 1.4;
 
 /// A request, waiting or running.
 struct Task {
@@ -28,12 +31,26 @@ struct Task {
     tokens: Vec<TokenId>,
     max_tokens: Option<usize>,
     chooser: Chooser,
-    wants_experts: bool,
+    looks: Looks,
+    /// Rows that were told, by tap.
+    tapped: Vec<TappedRows>,
     end_tokens: Arc<[TokenId]>,
     listener: Box<dyn Listener>,
     usage: Usage,
     submitted: Instant,
     last_token: Option<Instant>,
+}
+
+impl Task {
+    /// Keeps the rows that were asked for.
+    fn keep(&mut self, tapped: &[TappedRows]) {
+        for rows in tapped.iter().filter(|rows| self.looks.rows.contains(&(rows.stage, rows.layer))) {
+            match self.tapped.iter_mut().find(|t| (t.stage, t.layer) == (rows.stage, rows.layer)) {
+                Some(before) => before.extend(rows.clone()),
+                None => self.tapped.push(rows.clone()),
+            }
+        }
+    }
 }
 
 struct Running {
@@ -72,8 +89,10 @@ pub struct Scheduler {
     meter: Arc<Meter>,
     submitted: u64,
     logits: Vec<f32>,
-    /// What a token of a prompt took lately.
-    token_seconds: Option<f64>,
+    /// Tokens of prompts in a step that others wait for.
+    part_tokens: f64,
+    /// What a step took lately that read no prompt.
+    generation_seconds: f64,
 }
 
 impl std::fmt::Debug for Scheduler {
@@ -115,7 +134,8 @@ impl Scheduler {
             meter: Arc::new(meter),
             submitted: 0,
             logits: Vec::new(),
-            token_seconds: None,
+            part_tokens: LEAST_PART as f64,
+            generation_seconds: 0.0,
         })
     }
 
@@ -149,13 +169,12 @@ impl Scheduler {
 
     /// Takes a request into the queue. One that cannot be run hears so at once.
     pub fn submit(&mut self, request: Request) {
-        let Request { prompt, max_tokens, choose, constraint, wants_experts, end_tokens, mut listener } =
-            request;
+        let Request { prompt, max_tokens, choose, constraint, looks, end_tokens, mut listener } = request;
         let usage = Usage { prompt_tokens: prompt.len(), ..Usage::default() };
-        let chooser = match self.chooser(prompt.len(), choose, constraint, wants_experts) {
+        let chooser = match self.chooser(prompt.len(), choose, constraint, &looks) {
             Ok(chooser) => chooser,
             Err(why) => {
-                listener.end(&Ended { reason: EndReason::Failed(why), usage });
+                listener.end(&Ended { reason: EndReason::Failed(why), usage, tapped: Vec::new() });
                 return self.release_place();
             }
         };
@@ -165,7 +184,8 @@ impl Scheduler {
             tokens: prompt,
             max_tokens,
             chooser,
-            wants_experts,
+            looks,
+            tapped: Vec::new(),
             end_tokens,
             listener,
             usage,
@@ -181,7 +201,7 @@ impl Scheduler {
         prompt_tokens: usize,
         choose: Choose,
         constraint: Option<Box<dyn Constraint>>,
-        wants_experts: bool,
+        looks: &Looks,
     ) -> Result<Chooser, String> {
         let capacity_tokens = self.sequences.capacity_tokens();
         if prompt_tokens == 0 {
@@ -192,8 +212,11 @@ impl Scheduler {
             return Err(full.to_string());
         }
         let chooser = Chooser::new(choose, constraint).map_err(|error| error.to_string())?;
-        if wants_experts {
-            self.sequences.prepare_routing().map_err(|error| error.to_string())?;
+        if looks.taps().next().is_some() {
+            // Of all together, so that no two of them have it made anew in turns.
+            let others = self.waiting.iter().chain(self.running.iter().map(|r| &r.task));
+            let taps = others.flat_map(|task| task.looks.taps()).chain(looks.taps()).copied().collect();
+            self.sequences.prepare_taps(&taps).map_err(|error| error.to_string())?;
         }
         Ok(chooser)
     }
@@ -216,10 +239,12 @@ impl Scheduler {
                 Feed { sequence: *id, tokens, wants_logits: wants_logits(part) }
             })
             .collect();
+        let taps: Taps =
+            parts.iter().flat_map(|part| self.running[part.running].task.looks.taps()).copied().collect();
         let started = Instant::now();
-        let done = match parts.iter().any(|part| self.running[part.running].task.wants_experts) {
-            true => self.sequences.step_routed(&feeds),
-            false => self.sequences.step(&feeds, None).and_then(|()| {
+        let done = match taps.is_empty() {
+            false => self.sequences.step_tapped(&feeds, &taps),
+            true => self.sequences.step(&feeds, None).and_then(|()| {
                 self.sequences.executable().wait()?;
                 Ok(Vec::new())
             }),
@@ -228,7 +253,7 @@ impl Scheduler {
         self.meter.steps.fetch_add(1, Ordering::Relaxed);
         self.meter.step.add(took);
         match done {
-            Ok(experts) => self.take_results(&parts, experts, took),
+            Ok(tapped) => self.take_results(&parts, tapped, took),
             Err(error) => self.fail(&parts, &error.to_string()),
         }
         self.count();
@@ -266,12 +291,11 @@ impl Scheduler {
     fn admit(&mut self) {
         let mut at = 0;
         while at < self.waiting.len() && self.running.len() < self.sequences.max_sequences() {
-            let tokens = &self.waiting[at].tokens;
-            let shared = match self.settings.shares_prefixes {
-                true => self.sequences.shared_prefix(tokens),
-                false => self.sequences.shared_prefix(&[]),
-            };
-            if self.settings.shares_prefixes && self.is_being_computed(tokens, shared.tokens) {
+            let Task { tokens, looks, .. } = &self.waiting[at];
+            // Rows that others computed were not told.
+            let shares = self.settings.shares_prefixes && looks.rows.is_empty();
+            let shared = self.sequences.shared_prefix(if shares { tokens } else { &[] });
+            if shares && self.is_being_computed(tokens, shared.tokens) {
                 at += 1;
                 continue;
             }
@@ -282,7 +306,7 @@ impl Scheduler {
             if !self.running.is_empty() && wanted + self.promised_blocks() > available {
                 break;
             }
-            let opened = match self.settings.shares_prefixes {
+            let opened = match shares {
                 true => self.sequences.open_with(tokens),
                 false => self.sequences.open(),
             };
@@ -375,32 +399,48 @@ impl Scheduler {
 
     /// Tokens of prompts in a step that others wait for.
     fn part_beside_generation(&self) -> usize {
-        let (Some(max_step), Some(token)) = (self.settings.max_step, self.token_seconds) else {
-            return usize::MAX;
-        };
         let least = if self.settings.cuts_freely { LEAST_PART } else { BLOCK_TOKENS };
-        ((max_step.as_secs_f64() / token) as usize).max(least)
+        match self.settings.max_step {
+            None => usize::MAX,
+            Some(_) => (self.part_tokens as usize).max(least),
+        }
     }
 
-    /// What a step gave: rows of logits, and for each part the experts of its last row, where anybody asked.
-    fn take_results(&mut self, parts: &[Part], mut experts: Vec<Experts>, took: Duration) {
+    /// Learns from the time of a step that had so many rows of generation, and tokens of prompts. What a token of a prompt takes
+    /// depends on how many there are (few of them already touch most experts), so that the part itself is what is learnt: it
+    /// grows slowly, and shrinks at once by as much as the step was too long beyond what it took for those who generate.
+    fn learn(&mut self, generating: usize, read: usize, took: f64) {
+        let Some(max_step) = self.settings.max_step.filter(|_| generating > 0) else { return };
+        if read == 0 {
+            self.generation_seconds = 0.7 * self.generation_seconds + 0.3 * took;
+            return;
+        }
+        let others = self.generation_seconds.min(0.8 * took);
+        let left = AIMED_SHARE * max_step.as_secs_f64() - others;
+        let change = (left / (took - others)).clamp(0.0, MOST_GROWTH);
+        // A part that its prompt cut short says nothing of longer ones.
+        if change < 1.0 || read as f64 >= 0.8 * self.part_tokens {
+            self.part_tokens = (read as f64 * change).max(LEAST_PART as f64);
+        }
+    }
+
+    /// What a step gave: rows of logits, and what taps held for each part, where anybody asked.
+    fn take_results(&mut self, parts: &[Part], mut tapped: Vec<Vec<TappedRows>>, took: Duration) {
         let tokens: usize = parts.iter().map(|part| part.tokens).sum();
         let read: usize =
             parts.iter().filter(|p| !self.running[p.running].generates()).map(|p| p.tokens).sum();
         self.meter.prompt_tokens.fetch_add(read as u64, Ordering::Relaxed);
-        if read >= LEAST_PART {
-            let now = took.as_secs_f64() / tokens as f64;
-            self.token_seconds = Some(self.token_seconds.map_or(now, |before| 0.7 * before + 0.3 * now));
-        }
+        self.learn(tokens - read, read, took.as_secs_f64());
         let mut row = 0;
         let mut ended = Vec::new();
         for (at, part) in parts.iter().enumerate() {
             let wants_logits = part.tokens == self.running[part.running].left();
+            let tapped = tapped.get_mut(at).map(std::mem::take).unwrap_or_default();
             self.running[part.running].held += part.tokens;
-            let experts = experts.get_mut(at).map(std::mem::take).unwrap_or_default();
+            self.running[part.running].task.keep(&tapped);
             let reason = match self.share(part.running) {
                 Err(error) => Some(EndReason::Failed(error.to_string())),
-                Ok(()) if wants_logits => self.choose(part.running, row, experts),
+                Ok(()) if wants_logits => self.choose(part.running, row, &tapped),
                 Ok(()) => None,
             };
             row += usize::from(wants_logits);
@@ -425,7 +465,7 @@ impl Scheduler {
     }
 
     /// The next token of a request. A reason where it is the last, or none.
-    fn choose(&mut self, at: usize, row: usize, experts: Experts) -> Option<EndReason> {
+    fn choose(&mut self, at: usize, row: usize, tapped: &[TappedRows]) -> Option<EndReason> {
         let capacity = self.sequences.capacity_tokens();
         let Running { task, held, .. } = &mut self.running[at];
         let mut chosen = match task.chooser.next(&mut self.sequences, row, &task.tokens, &mut self.logits) {
@@ -433,8 +473,8 @@ impl Scheduler {
             Err(GenerateError::Constraint(error)) => return Some(EndReason::NotHeld(error.to_string())),
             Err(error) => return Some(EndReason::Failed(error.to_string())),
         };
-        if task.wants_experts {
-            chosen.experts = experts;
+        if !task.looks.experts.is_empty() {
+            chosen.experts = last_experts(tapped);
         }
         let now = Instant::now();
         if task.end_tokens.binary_search(&chosen.token).is_ok() {
@@ -467,7 +507,7 @@ impl Scheduler {
         let Running { mut task, id, .. } = self.running.remove(at);
         self.sequences.close(id);
         task.usage.total = task.submitted.elapsed();
-        task.listener.end(&Ended { reason, usage: task.usage });
+        task.listener.end(&Ended { reason, usage: task.usage, tapped: task.tapped });
         self.release_place();
     }
 

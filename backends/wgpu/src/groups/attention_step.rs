@@ -3,7 +3,7 @@
 use super::Runs;
 use crate::emit::{Emitter, NONE, StateBinding};
 use crate::ops::{Fused, emit_attention, max_query_rows};
-use moe_run_graph::groups::parts::{Attended, Written};
+use moe_run_graph::groups::parts::{Attended, Sliced, Written};
 use moe_run_graph::groups::{AttentionStep, Group, NormSpan, Placed};
 use moe_run_graph::ir::{AttentionAttrs, Graph, RopePairing};
 use moe_run_runtime::error::BackendError;
@@ -11,8 +11,8 @@ use moe_run_runtime::executable::KvType;
 
 impl Runs for AttentionStep {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
-        // What becomes of q and k is told apart by `is_placed_alike`.
-        let AttentionStep { q: _, k: _, write, attention } = self;
+        // What becomes of q, k and v is told apart by `is_part_by_heads`, `is_placed_alike`, `are_values_normed_by_head`.
+        let AttentionStep { q_part: _, q: _, k: _, v_norm: _, write, attention } = self;
         let Written { node: _, k: _, v: Some(_), slots: _, key: _, value: Some(_), states: _ } = write else {
             return false;
         };
@@ -28,13 +28,16 @@ impl Runs for AttentionStep {
             soft_cap: _,
             sinks: _,
             value_in_key: false,
+            masked: false,
         } = *attrs
         else {
             return false;
         };
         // A head of the cache is whole units: of Q8_0, two blocks.
         let unit = if kv_type == KvType::Q8_0 { 64 } else { 2 };
-        self.is_placed_alike(graph)
+        self.is_part_by_heads()
+            && self.is_placed_alike(graph)
+            && self.are_values_normed_by_head(graph)
             && attrs.group_size() <= max_query_rows(attrs)
             && head_dim.is_multiple_of(unit)
             && value_head_dim.is_multiple_of(unit)
@@ -42,7 +45,7 @@ impl Runs for AttentionStep {
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {
-        let AttentionStep { q, k, write, attention } = self;
+        let AttentionStep { q_part, q, k, v_norm, write, attention } = self;
         let plan = e.plan;
         let defect = || BackendError::mismatch(Self::NAME);
         let (Some(v), Some(value)) = (write.v, write.value) else { return Err(defect()) };
@@ -66,9 +69,24 @@ impl Runs for AttentionStep {
             }
             None => (0, 0, false),
         };
+        let (q_x, q_step, q_from, q_copy) = match q_part {
+            Some(Sliced { node: _, x, heads, start, len: _, y }) => {
+                let width = e.shape(*x).width().ok_or_else(defect)?;
+                (*x, width / (*heads).max(1), *start, e.stored(*y).unwrap_or(NONE))
+            }
+            None => (q.x, attrs.head_dim, 0, NONE),
+        };
+        let v_placed = v_norm.as_ref().map_or(NONE, |norm| e.output(norm.y));
         let params = vec![
+            ("q_step", (q_step as u32).into()),
+            ("q_from", (q_from as u32).into()),
+            ("q_copy", q_copy.into()),
             ("k", e.at(k.x)?.into()),
-            ("v", e.at(v)?.into()),
+            ("v", e.at(v_norm.as_ref().map_or(v, |norm| norm.x))?.into()),
+            ("v_norms", u32::from(v_norm.is_some()).into()),
+            ("v_norm", e.small(v_norm.as_ref().and_then(|norm| norm.weight))?.into()),
+            ("v_eps", v_norm.as_ref().map_or(0.0, |norm| norm.eps).into()),
+            ("v_placed", v_placed.into()),
             ("slots", e.at(write.slots)?.into()),
             ("capacity", (plan.max_sizes.cached as u32).into()),
             ("q_norm", q_norm.into()),
@@ -86,7 +104,7 @@ impl Runs for AttentionStep {
             ("whole_rows", u32::from(self.norm_span() == Some(NormSpan::WholeRows)).into()),
             ("norm_last", u32::from(q.is_norm_last).into()),
         ];
-        let q = e.at(q.x)?;
+        let q = e.at(q_x)?;
         let states = StateBinding::Update(vec![write.key, value]);
         emit_attention(e, node, attrs, Some(Fused { q, params, states }))
     }

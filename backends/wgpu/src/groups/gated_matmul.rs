@@ -1,10 +1,10 @@
 //! A gate, perhaps a norm of heads, a matmul of what comes out, and the addition to the residual stream: gated_matmul.wgsl.
 
 use super::matmul_residual::{self, LANES, ROWS, Target};
-use super::{Runs, WORKGROUP_BYTES, product, row_per_token, staged_bytes};
+use super::{Runs, WORKGROUP_BYTES, part_names, part_values, product, row_per_token, staged_bytes};
 use crate::emit::{Emitter, NONE};
 use crate::ops::{activation_params, rms_norm};
-use moe_run_graph::groups::parts::{Gated, HeadsScaled, Norm, Sum};
+use moe_run_graph::groups::parts::{Gated, HeadsScaled, Norm, Sliced, Sum};
 use moe_run_graph::groups::{GatedMatMul, Group, RowGate};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
@@ -17,7 +17,7 @@ fn heads(group: &GatedMatMul) -> usize {
 
 impl Runs for GatedMatMul {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
-        let GatedMatMul { gate, norm: _, is_norm_last: _, product: p, add } = self;
+        let GatedMatMul { gate_part, gate, norm: _, is_norm_last: _, product: p, add } = self;
         let width = |value| graph.value(value).shape.width();
         // `activation_params` numbers each function.
         let same_width = match gate {
@@ -29,6 +29,7 @@ impl Runs for GatedMatMul {
                 scaled: HeadsScaled { node: _, x: _, factors: _, y: _ },
             } => true,
         };
+        gate_part.iter().for_each(|Sliced { node: _, x: _, heads: _, start: _, len: _, y: _ }| {});
         add.iter().for_each(|Sum { node: _, other: _, y: _ }| {});
         // Sums of four and squares of every lane, a factor of every head.
         let memory = |cols| staged_bytes(cols) + LANES * 20 + heads(self) * 4;
@@ -38,7 +39,7 @@ impl Runs for GatedMatMul {
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {
-        let GatedMatMul { gate, norm, is_norm_last, product: p, add } = self;
+        let GatedMatMul { gate_part, gate, norm, is_norm_last, product: p, add } = self;
         let defect = || BackendError::mismatch(Self::NAME);
         let cols = product(&e.plan.graph, p).ok_or_else(defect)?.cols;
         let (act, gate_width) = match gate {
@@ -59,7 +60,6 @@ impl Runs for GatedMatMul {
         let mut params = vec![
             ("x", e.at(x)?.into()),
             ("cols", (cols as u32).into()),
-            ("gate", e.at(act.gate)?.into()),
             ("gate_width", (gate_width as u32).into()),
             ("activated", stored(e, act.activated).into()),
             ("gated", stored(e, gate.y()).into()),
@@ -69,6 +69,7 @@ impl Runs for GatedMatMul {
             ("norm_step", rms_norm::weight_step(e, weight, cols / heads.max(1)).into()),
             ("eps", norm.as_ref().map_or(0.0, |norm| norm.eps).into()),
         ];
+        params.extend(part_names!("gate").into_iter().zip(part_values(e, gate_part.as_ref(), act.gate)?));
         params.extend(activation_params(Some(act.activation)));
         let sizes = [("HEADS", heads as u32), ("HEAD_LANES", (LANES / heads).max(1) as u32)];
         let to = Target { bound: None, add: add.as_ref(), rows_each: ROWS };

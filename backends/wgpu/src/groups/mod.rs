@@ -6,23 +6,27 @@
 //! prepares its input for itself rather than have a dispatch do it for all.
 
 mod attention_step;
+mod delta_step;
 mod down_combine;
 mod gate_up;
 mod gated_matmul;
+mod latent_heads;
 mod matmul_residual;
 mod norm_products;
 mod norm_residual;
+mod norms_residual;
 mod route_gate_up;
+mod router_gate_up;
 
 use super::emit::{Emitter, FEW_ROWS, NONE};
 use super::ops::{self, activation_params};
 use super::params::Param;
-use moe_run_graph::groups::parts::{ExpertProduct, Gated, Product, RowNorm, RowNormKind};
+use moe_run_graph::groups::parts::{ExpertProduct, Gated, Product, RowNorm, RowNormKind, Sliced};
 use moe_run_graph::groups::{
-    AttentionStep, DownCombine, GateUp, GatedMatMul, Group, LaunchPattern, MatMulResidual, NormQkv,
-    NormResidual, NormRouter, RouteGateUp, group_of,
+    AttentionStep, DeltaStep, DownCombine, GateUp, GatedMatMul, Group, LatentHeads, LaunchPattern,
+    MatMulResidual, NormQkv, NormResidual, NormRouter, NormsResidual, RouteGateUp, RouterGateUp, group_of,
 };
-use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightSlice};
+use moe_run_graph::ir::{Dim, Graph, Node, ValueId, WeightHome, WeightId, WeightSlice};
 use moe_run_graph::passes::Launch;
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
@@ -54,12 +58,16 @@ pub(super) fn for_tokens(tokens: usize, kv_type: KvType) -> Vec<LaunchPattern> {
     }
     if tokens <= FEW_ROWS {
         patterns.extend([
+            pattern::<DeltaStep>(kv_type),
+            pattern::<LatentHeads>(kv_type),
             pattern::<GatedMatMul>(kv_type),
+            pattern::<RouterGateUp>(kv_type),
             pattern::<NormQkv>(kv_type),
             pattern::<NormRouter>(kv_type),
             pattern::<GateUp>(kv_type),
             pattern::<DownCombine>(kv_type),
             pattern::<MatMulResidual>(kv_type),
+            pattern::<NormsResidual>(kv_type),
             pattern::<NormResidual>(kv_type),
         ]);
     }
@@ -74,6 +82,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, launch: &Launch) -> Result<(), BackendEr
         (_, [node]) => return ops::emit(e, node),
         (AttentionStep::NAME, _) => run::<AttentionStep>,
         (RouteGateUp::NAME, _) => run::<RouteGateUp>,
+        (DeltaStep::NAME, _) => run::<DeltaStep>,
+        (LatentHeads::NAME, _) => run::<LatentHeads>,
+        (NormsResidual::NAME, _) => run::<NormsResidual>,
+        (RouterGateUp::NAME, _) => run::<RouterGateUp>,
         (NormQkv::NAME, _) => run::<NormQkv>,
         (NormRouter::NAME, _) => run::<NormRouter>,
         (GateUp::NAME, _) => run::<GateUp>,
@@ -133,6 +145,19 @@ fn whole_norm(norm: &RowNorm) -> bool {
     true
 }
 
+/// A norm's bias, and whether it takes the mean off.
+fn bias_and_centred(norm: Option<&RowNorm>) -> (Option<WeightId>, u32) {
+    match norm.map(|norm| norm.kind) {
+        None | Some(RowNormKind::Rms) => (None, 0),
+        Some(RowNormKind::Layer { bias }) => (bias, 1),
+    }
+}
+
+/// What a launch's norms are among: 1 if there is any, 2 more if one takes the mean off.
+fn norms<'a>(all: impl IntoIterator<Item = Option<&'a RowNorm>>) -> u32 {
+    all.into_iter().flatten().fold(0, |flags, norm| flags | 1 | bias_and_centred(Some(norm)).1 << 1)
+}
+
 /// The parameters of `common/normed_input.wgsl`: the row `x`, under a norm where there is one, behind what may stand in front.
 fn input_params(
     e: &Emitter<'_>,
@@ -141,10 +166,7 @@ fn input_params(
     post: Option<&NormResidual>,
 ) -> Result<Vec<(&'static str, Param)>, BackendError> {
     let stored = |value| e.stored(value).unwrap_or(NONE);
-    let (bias, centred) = match norm.map(|norm| norm.kind) {
-        None | Some(RowNormKind::Rms) => (None, 0u32),
-        Some(RowNormKind::Layer { bias }) => (bias, 1),
-    };
+    let (bias, centred) = bias_and_centred(norm);
     let cols = e.shape(x).width().ok_or_else(|| BackendError::mismatch("a row"))? as u32;
     Ok(vec![
         ("x", e.at(post.map_or(x, |post| post.norm.x))?.into()),
@@ -153,6 +175,7 @@ fn input_params(
         ("norm_bias", e.small(bias)?.into()),
         ("centred", centred.into()),
         ("eps", norm.map_or(0.0, |norm| norm.eps).into()),
+        ("norms", norms([norm]).into()),
         ("normed", norm.map_or(NONE, |norm| stored(norm.y)).into()),
         ("post_norm", e.small(post.and_then(|post| post.norm.weight))?.into()),
         ("post_eps", post.map_or(0.0, |post| post.norm.eps).into()),
@@ -161,6 +184,35 @@ fn input_params(
         ("post_sum", post.map_or(NONE, |post| stored(post.add.y)).into()),
     ])
 }
+
+/// What lies beside something else, as `part_element` in `common/part.wgsl` reads it: where, elements of a token's row there, of a
+/// head and from one head to the next, the first of them, and where somebody reads it by itself. Without a part the value.
+fn part_values(e: &Emitter<'_>, part: Option<&Sliced>, value: ValueId) -> Result<[Param; 6], BackendError> {
+    let source = part.map_or(value, |part| part.x);
+    let width = e.shape(source).width().ok_or_else(|| BackendError::mismatch("a row"))? as u32;
+    let (len, step, from, copy) = match part {
+        Some(Sliced { node: _, x: _, heads, start, len, y }) => {
+            (*len as u32, width / (*heads).max(1) as u32, *start as u32, e.stored(*y).unwrap_or(NONE))
+        }
+        None => (0, 0, 0, NONE),
+    };
+    Ok([e.at(source)?.into(), width.into(), len.into(), step.into(), from.into(), copy.into()])
+}
+
+/// The names of a part's parameters: `common/part.wgsl`.
+macro_rules! part_names {
+    ($name:literal) => {
+        [
+            concat!($name, "_x"),
+            concat!($name, "_row"),
+            concat!($name, "_len"),
+            concat!($name, "_step"),
+            concat!($name, "_from"),
+            concat!($name, "_copy"),
+        ]
+    };
+}
+use part_names;
 
 /// What gate and up (matrix, tensor, result) and the activation of both tell a shader: rows, layouts, where results go.
 fn gated_params(

@@ -1,6 +1,6 @@
 //! Attention over the cache, split over several workgroups a head where a few tokens meet a long cache.
 
-use crate::emit::{Emitter, Extent, Grid, MAX_SPLITS, Rows, StateBinding};
+use crate::emit::{Emitter, Extent, Grid, MAX_SPLITS, NONE, Rows, StateBinding};
 use crate::params::Param;
 use moe_run_graph::ir::{AttentionAttrs, Node};
 use moe_run_runtime::error::BackendError;
@@ -68,6 +68,7 @@ pub(crate) fn emit_attention(
         ("soft_cap", attrs.soft_cap.unwrap_or(0.0).into()),
         ("scale", attrs.scale.into()),
         ("sinks", e.small(attrs.sinks)?.into()),
+        ("mask", mask(e, node, attrs, 5)?.into()),
     ];
     let states = match fused {
         Some(fused) => {
@@ -105,6 +106,19 @@ pub(crate) fn emit_attention(
     Ok(())
 }
 
+/// Where the operand lies that says which positions are seen; NONE without one.
+pub(super) fn mask(
+    e: &Emitter<'_>,
+    node: &Node,
+    attrs: &AttentionAttrs,
+    at: usize,
+) -> Result<u32, BackendError> {
+    match node.inputs.get(at) {
+        Some(mask) if attrs.masked => e.at(*mask),
+        _ => Ok(NONE),
+    }
+}
+
 /// Into how many parts a plan of so many tokens may split the cache: many tokens fill the device by themselves.
 pub(crate) fn max_splits(max_tokens: usize) -> usize {
     if max_tokens <= crate::emit::FEW_ROWS { MAX_SPLITS } else { 1 }
@@ -122,6 +136,7 @@ pub(super) fn lacking(attrs: &AttentionAttrs) -> Option<String> {
         soft_cap: _,
         sinks: _,
         value_in_key: _,
+        masked: _,
     } = *attrs;
     if let Some(many) = window.into_iter().chain(chunk).find(|n| u32::try_from(*n).is_err()) {
         return Some(format!("a window or chunk of {many}, wanted at most {}", u32::MAX));

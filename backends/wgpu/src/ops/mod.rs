@@ -7,13 +7,16 @@ mod attention_softmax;
 mod causal_conv;
 mod concat;
 mod delta_gates;
-mod delta_rule;
+pub(super) mod delta_rule;
 mod embed;
 mod expert_combine;
 mod expert_matmul;
 mod gated_act;
 mod get_rows;
+mod given_experts;
 mod head_matmul;
+mod index_scores;
+mod index_select;
 mod kv_write;
 mod layer_norm;
 mod matmul;
@@ -52,6 +55,9 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::AttentionScores(attrs) => attention_scores::emit(e, node, attrs),
         Op::AttentionSoftmax(attrs) => attention_softmax::emit(e, node, attrs),
         Op::Router(attrs) => router::emit(e, node, attrs),
+        Op::GivenExperts(attrs) => given_experts::emit(e, node, attrs),
+        Op::IndexScores(attrs) => index_scores::emit(e, node, attrs),
+        Op::IndexSelect { top_k } => index_select::emit(e, node, *top_k),
         Op::ExpertMatMul { weight, bias } => expert_matmul::emit(e, node, weight, *bias),
         Op::GatedAct { activation } => gated_act::emit(e, node, *activation),
         Op::ExpertCombine => expert_combine::emit(e, node),
@@ -62,7 +68,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Concat { heads } => concat::emit(e, node, *heads),
         Op::Slice { heads, start, len } => slice::emit(e, node, *heads, *start, *len),
         Op::DeltaGates { a, dt_bias, bound } => delta_gates::emit(e, node, *a, *dt_bias, *bound),
-        Op::DeltaRule(attrs) => delta_rule::emit(e, node, attrs),
+        Op::DeltaRule(_) => delta_rule::emit(e, node),
         Op::SsmScan(attrs) => ssm_scan::emit(e, node, attrs),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
         Op::LayerNorm { weight, bias, eps } => layer_norm::emit(e, node, *weight, *bias, *eps),
@@ -91,6 +97,9 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
             attention::lacking(attrs)
         }
         Op::Router(attrs) => router::lacking(attrs),
+        Op::GivenExperts(attrs) => given_experts::lacking(attrs),
+        Op::IndexScores(attrs) => index_scores::lacking(attrs),
+        Op::IndexSelect { top_k } => index_select::lacking(*top_k),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
         Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
         Op::PositionScale(attrs) => position_scale::lacking(attrs),

@@ -7,8 +7,8 @@
 //! The directives that a shader file may use, each on its own line:
 //! - `#include PART [NAME]`: the part's text, once for each NAME; `$W` in it becomes NAME. `decode`, `dot`, `tile` and `kv`
 //!   stand for the parts that fit the variant's format of that binding.
-//! - `#if FLAG`, `#else`, `#endif`: `subgroups`, `f16`, `dot4`, `q8`, `round_f16`, `fused`, `kv_native`, `kv_f16`, `kv_f32`,
-//!   `kv_q8_0`.
+//! - `#if FLAG`, `#else`, `#endif`: `subgroups`, `f16`, `dot4`, `q8`, `round_f16`, `fused`, `first_f32`,
+//!   `last_f32`, `kv_native`, `kv_f16`, `kv_f32`, `kv_q8_0`.
 //!
 //! `$LANE_PARAMS` and `$LANE` are the entry point's lane arguments and the value made of them.
 
@@ -150,6 +150,11 @@ impl Variant {
         self
     }
 
+    /// Whether a matrix is of floats where activations are rounded.
+    fn is_of_floats(&self, weight: Option<&(&'static str, Format)>) -> bool {
+        self.input != Input::F32 && weight.is_some_and(|(_, format)| !format.is_quantized())
+    }
+
     fn flag(&self, name: &str) -> Option<bool> {
         Some(match name {
             "subgroups" => self.features.subgroups,
@@ -157,6 +162,9 @@ impl Variant {
             "dot4" => self.features.dot4,
             "q8" => self.input == Input::Q8,
             "fused" => self.fused,
+            // One matrix takes its row as it is, others theirs rounded.
+            "first_f32" => self.is_of_floats(self.weights.first()),
+            "last_f32" => self.is_of_floats(self.weights.last()),
             // A cache that the shader also writes is bound as words.
             "kv_native" => self.features.f16 && !self.fused,
             "round_f16" => self.input == Input::F16,

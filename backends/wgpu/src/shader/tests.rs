@@ -22,13 +22,19 @@ fn variants(features: Features) -> Vec<Variant> {
         lanes("position_scale", 256),
         lanes("layer_norm", 64),
         lanes("layer_norm", 256),
+        lanes("norms_residual", 256),
         lanes("get_rows", 64),
         lanes("slice", 256),
         lanes("delta_gates", 256),
         Variant::new("delta_rule", features, &[("LANES", 256), ("KEY_DIM", 128)]),
         Variant::new("delta_rule", features, &[("LANES", 256), ("KEY_DIM", 512)]),
+        Variant::new("delta_rule", features, &[("LANES", 256), ("KEY_DIM", 512)]).fused(),
         Variant::new("ssm_scan", features, &[("LANES", 256), ("STATE_SIZE", 128)]),
         Variant::new("ssm_scan", features, &[("LANES", 256), ("STATE_SIZE", 1024)]),
+        Variant::new("ssm_scan_channels", features, &[("LANES", 256), ("STATE_SIZE", 16)]),
+        Variant::new("ssm_scan_channels", features, &[("LANES", 256), ("STATE_SIZE", 1024)]),
+        lanes("given_experts", 64),
+        lanes("index_select", 256),
         lanes("concat", 256),
         lanes("pointwise", 256),
         Variant::new(
@@ -69,6 +75,22 @@ fn variants(features: Features) -> Vec<Variant> {
             }
             let gate_up = Variant::new("gate_up", features, &sizes).weight("gate", format);
             all.push(gate_up.weight("up", mixed).input(input));
+            let router_sizes = sizes;
+            let router = Variant::new("router_gate_up", features, &sizes).weight("first", format);
+            let router = router.weight("second", mixed).weight("gate", format).weight("up", mixed);
+            all.push(router.input(input));
+            let floats = Variant::new("router_gate_up", features, &router_sizes).weight("first", Format::F32);
+            let floats = floats.weight("second", Format::F16).weight("gate", format).weight("up", mixed);
+            all.push(floats.input(input));
+            let sizes =
+                [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
+            let latent = Variant::new("latent_heads", features, &sizes).kv(KvType::F16).input(input);
+            all.push(latent.clone().weight("key_w", format));
+            let mut latent = latent.weight("query", mixed).weight("key_w", format).fused();
+            latent.sizes.insert("COLS", 1536);
+            all.push(latent.clone());
+            latent.weights = vec![("query", format), ("key_w", Format::F16)];
+            all.push(latent);
             let sizes = [("LANES", 128), ("ROWS", 16), ("COLS", 2048), ("KEYS", 128), ("GROUPS", 1)];
             let experts = Variant::new("route_gate_up", features, &sizes).weight("gate", format);
             all.push(experts.weight("up", mixed).input(input));
@@ -89,6 +111,9 @@ fn variants(features: Features) -> Vec<Variant> {
     }
     for &kv_type in KvType::ALL {
         all.push(lanes("kv_write", 64).kv(kv_type));
+        let sizes = [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
+        let latent = Variant::new("latent_heads", features, &sizes).kv(kv_type);
+        all.push(latent.weight("key_w", Format::F16));
         // Latent attention.
         let sizes = [
             ("LANES", 256),

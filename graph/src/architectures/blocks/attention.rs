@@ -181,6 +181,7 @@ fn plain(
         soft_cap: None,
         sinks: l.opt_vector(&blk(layer.index(), tensor::ATTN_SINKS), heads, spec.sinks)?,
         value_in_key: false,
+        masked: false,
     };
     let cache = match (k, kv.last()) {
         (Some(k), Some(v)) => {
@@ -189,7 +190,7 @@ fn plain(
         }
         _ => config.kv_layer.and_then(|other| l.caches.get(&other)).copied().ok_or_else(|| missing(layer))?,
     };
-    Ok((attend(l, layer, q, cache, attrs)?, heads * config.value_head_dim, gate))
+    Ok((attend(l, layer, q, cache, None, attrs)?, heads * config.value_head_dim, gate))
 }
 
 /// The error for a layer without keys and values of its own or of another: a file with its k_proj would have them.
@@ -489,22 +490,21 @@ pub(super) fn write(
     Ok(cache)
 }
 
-/// softmax · v over a cache.
+/// softmax · v over a cache; a mask says which of its positions are seen.
 pub(super) fn attend(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     q: ValueId,
     cache: [ValueId; 2],
+    mask: Option<ValueId>,
     attrs: AttentionAttrs,
 ) -> Result<ValueId, LowerError> {
     let at = Some(layer);
     let (positions, sequence) = (l.graph.inputs.positions, l.graph.inputs.sequence);
-    let attention = l.graph.push(
-        at,
-        "attention",
-        Op::Attention(attrs.clone()),
-        &[q, cache[0], cache[1], positions, sequence],
-    )?;
+    let attrs = AttentionAttrs { masked: mask.is_some(), ..attrs };
+    let with_mask = |inputs: &[ValueId]| -> Vec<ValueId> { inputs.iter().copied().chain(mask).collect() };
+    let inputs = with_mask(&[q, cache[0], cache[1], positions, sequence]);
+    let attention = l.graph.push(at, "attention", Op::Attention(attrs.clone()), &inputs)?;
     // Flash attention never holds the scores: two nodes that feed only taps recompute them.
     let scores = l.graph.push(
         at,
@@ -513,8 +513,8 @@ pub(super) fn attend(
         &[q, cache[0], positions, sequence],
     )?;
     l.graph.tap(at, Stage::AttnScores, &scores)?;
-    let softmax =
-        l.graph.push(at, "attn_softmax", Op::AttentionSoftmax(attrs), &[scores[0], positions, sequence])?;
+    let inputs = with_mask(&[scores[0], positions, sequence]);
+    let softmax = l.graph.push(at, "attn_softmax", Op::AttentionSoftmax(attrs), &inputs)?;
     l.graph.tap(at, Stage::AttnSoftmax, &softmax)?;
     Ok(only(attention))
 }

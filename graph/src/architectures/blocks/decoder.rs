@@ -2,7 +2,7 @@
 
 use super::attention::AttentionSpec;
 use super::ffn::FfnSpec;
-use super::{attention, delta_net, embedding, ffn, kda, lm_head, mamba2, short_conv};
+use super::{attention, delta_net, embedding, ffn, kda, lm_head, mamba1, mamba2, short_conv};
 use crate::architectures::{LowerError, Lowering};
 use crate::config::MixerConfig;
 use crate::gguf::keys::{blk, tensor};
@@ -59,6 +59,7 @@ pub fn lower_from(
             MixerConfig::ShortConv { kernel } => short_conv::lower(l, layer, x, kernel)?,
             MixerConfig::DeltaNet(config) => delta_net::lower(l, layer, x, &config)?,
             MixerConfig::Kda { net, decay_bound } => kda::lower(l, layer, x, &net, decay_bound)?,
+            MixerConfig::Mamba1(config) => mamba1::lower(l, layer, x, &config)?,
             MixerConfig::Mamba2(config) => mamba2::lower(l, layer, x, &config)?,
         };
         x = ffn::lower(l, layer, [x, layer_input], &spec.ffn)?;

@@ -6,7 +6,7 @@
 //! `models/deepseek_v3/modeling_deepseek_v3.py`.
 
 use super::attention::{attend, temper, write};
-use super::{norm, rope};
+use super::{indexer, norm, rope};
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::{AttentionConfig, LatentConfig};
 use crate::gguf::keys::{blk, layer as tensor};
@@ -25,11 +25,17 @@ pub(super) fn lower(
     latent: &LatentConfig,
 ) -> Result<(ValueId, usize), LowerError> {
     let at = Some(layer);
-    let LatentConfig { q_lora_rank: _, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim } =
-        *latent;
+    let LatentConfig {
+        q_lora_rank: _,
+        kv_lora_rank,
+        qk_nope_head_dim,
+        qk_rope_head_dim,
+        v_head_dim,
+        norm_eps,
+    } = *latent;
     let heads = config.num_attention_heads;
 
-    let q = queries(l, layer, normed, heads, latent)?;
+    let (q, q_latent) = queries(l, layer, normed, heads, latent)?;
     let part = |l: &mut Lowering<'_>, name, start, len| -> Result<ValueId, LowerError> {
         Ok(only(l.graph.push(at, name, Op::Slice { heads, start, len }, &[q])?))
     };
@@ -46,7 +52,7 @@ pub(super) fn lower(
     let c = product(l, "kv_a_proj", 0..kv_lora_rank)?;
     let k_rope = product(l, "k_pe_proj", kv_lora_rank..compressed)?;
     l.graph.tap(at, Stage::QkvMatmul, &[q, c, k_rope])?;
-    let c = norm::lower(l, at, "kv_a_layernorm", &blk(layer.index(), tensor::ATTN_KV_A_NORM), c, 1)?;
+    let c = latent_norm(l, layer, ("kv_a_layernorm", tensor::ATTN_KV_A_NORM), c, norm_eps)?;
     l.graph.tap(at, Stage::KvANorm, &[c])?;
 
     let (mut q_rope, mut k_rope) = (q_rope, k_rope);
@@ -82,23 +88,35 @@ pub(super) fn lower(
         soft_cap: None,
         sinks: None,
         value_in_key: true,
+        masked: false,
     };
     let cache = write(l, layer, k, None, &attrs)?;
-    let latents = attend(l, layer, q, cache, attrs)?;
+    let mask = match (&config.indexer, q_latent) {
+        (None, _) => None,
+        (Some(indexer), Some(q_latent)) => {
+            Some(indexer::choice(l, layer, [normed, q_latent], config, indexer)?)
+        }
+        // Its queries are made of the latent.
+        (Some(_), None) => {
+            let (name, wanted) = (blk(layer.index(), tensor::ATTN_Q_A), Vec::new());
+            return Err(LowerError::MissingTensor { name, wanted });
+        }
+    };
+    let latents = attend(l, layer, q, cache, mask, attrs)?;
     l.graph.tap(at, Stage::AttnLatent, &[latents])?;
     let op = Op::HeadMatMul { weight: v_matrix, transposed: false };
     let attended = only(l.graph.push(at, "v_absorbed", op, &[latents])?);
     Ok((attended, heads * v_head_dim))
 }
 
-/// q [T, H·(nope + rope)], through a latent of its own where the model has one.
+/// q [T, H·(nope + rope)], and the latent of its own that it comes through where the model has one.
 fn queries(
     l: &mut Lowering<'_>,
     layer: LayerIdx,
     normed: ValueId,
     heads: usize,
     latent: &LatentConfig,
-) -> Result<ValueId, LowerError> {
+) -> Result<(ValueId, Option<ValueId>), LowerError> {
     let at = Some(layer);
     let file = |rest: &str| blk(layer.index(), rest);
     let width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim);
@@ -107,15 +125,30 @@ fn queries(
     };
     let Some(rank) = latent.q_lora_rank else {
         let weight = l.matrix(&file(tensor::ATTN_Q), width, l.config.hidden_size)?;
-        return product(l, "q_proj", weight, normed);
+        return Ok((product(l, "q_proj", weight, normed)?, None));
     };
     let weight = l.matrix(&file(tensor::ATTN_Q_A), rank, l.config.hidden_size)?;
     let a = product(l, "q_a_proj", weight, normed)?;
     l.graph.tap(at, Stage::QAProj, &[a])?;
-    let a = norm::lower(l, at, "q_a_layernorm", &file(tensor::ATTN_Q_A_NORM), a, 1)?;
+    let a = latent_norm(l, layer, ("q_a_layernorm", tensor::ATTN_Q_A_NORM), a, latent.norm_eps)?;
     l.graph.tap(at, Stage::QANorm, &[a])?;
     let weight = l.matrix(&file(tensor::ATTN_Q_B), width, rank)?;
-    product(l, "q_b_proj", weight, a)
+    Ok((product(l, "q_b_proj", weight, a)?, Some(a)))
+}
+
+/// The norm of a latent, with an epsilon of its own where it has one.
+fn latent_norm(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    (name, tensor): (&'static str, &str),
+    x: ValueId,
+    eps: Option<f32>,
+) -> Result<ValueId, LowerError> {
+    let (at, tensor) = (Some(layer), blk(layer.index(), tensor));
+    let Some(eps) = eps else { return norm::lower(l, at, name, &tensor, x, 1) };
+    let width = l.graph.value(x).shape.width().unwrap_or(0);
+    let op = Op::RmsNorm { weight: Some(l.vector(&tensor, width)?), eps, heads: 1 };
+    Ok(only(l.graph.push(at, name, op, &[x])?))
 }
 
 /// The k matrix of each head, whether it is transposed, and the v matrix: by themselves, k's transposed by the converter, or
@@ -132,6 +165,7 @@ fn head_matrices(
         qk_nope_head_dim: nope,
         qk_rope_head_dim: _,
         v_head_dim,
+        norm_eps: _,
     } = *latent;
     let (fused, k_b) = (blk(layer.index(), tensor::ATTN_KV_B), blk(layer.index(), tensor::ATTN_K_B));
     if !l.has(&fused) || l.has(&k_b) {

@@ -5,7 +5,7 @@ use super::mixer::{self, Conv};
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::Mamba2Config;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{ActivationFn, LayerIdx, Op, SsmScanAttrs, Stage, StateRole, ValueId, WeightSlice};
+use crate::ir::{ActivationFn, DecayOf, LayerIdx, Op, SsmScanAttrs, Stage, StateRole, ValueId, WeightSlice};
 
 /// Appends a layer's mamba2 mixer to the residual stream `x` [T, D].
 ///
@@ -43,6 +43,7 @@ pub fn lower(
         head_dim,
         state_size,
         n_groups,
+        decay_of: DecayOf::Head,
         a: l.flattened(&file(tensor::SSM_A), &[num_heads, 1])?,
         d: l.flattened(&file(tensor::SSM_D), &[num_heads, 1])?,
         dt_bias: l.vector(&file(tensor::SSM_DT_BIAS), num_heads)?,

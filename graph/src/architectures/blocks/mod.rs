@@ -3,14 +3,17 @@
 
 pub mod attention;
 mod branch;
+mod chunk_experts;
 pub mod decoder;
 pub mod delta_net;
 pub mod dense_ffn;
 pub mod embedding;
 pub mod ffn;
+mod indexer;
 pub mod kda;
 mod latent_attention;
 pub mod lm_head;
+pub mod mamba1;
 pub mod mamba2;
 mod mixer;
 pub mod moe;

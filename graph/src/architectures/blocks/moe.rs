@@ -2,7 +2,7 @@
 
 use super::branch::Branch;
 use super::ffn::{FfnSpec, RouterInput};
-use super::shared_expert;
+use super::{chunk_experts, shared_expert};
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::MoeConfig;
 use crate::gguf::keys::{blk, layer as tensor};
@@ -105,6 +105,9 @@ pub(super) fn lower(
             let operands = [[combined.scaled], [combined.plain]];
             combined = Branch::through(l, at, ["expert_mean", "expert_mean_unscaled"], &half, operands)?;
         }
+    }
+    if let Some(chunks) = &config.chunks {
+        combined = chunk_experts::lower(l, layer, combined, choice, config, chunks, spec)?;
     }
     l.graph.tap(at, Stage::MoeFfnOut, &[combined.plain])?;
     Ok(combined)

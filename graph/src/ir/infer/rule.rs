@@ -1,8 +1,11 @@
 //! What the rules of shape inference are made of.
 
 use crate::ir::graph::{Graph, Lifetime, Node, StateId, WeightId};
-use crate::ir::op::{AttentionAttrs, DType, Dim, ExpertGroups, GroupScore, RouterAttrs, Shape, WeightSlice};
-use crate::ir::recurrent::{DeltaRuleAttrs, SsmScanAttrs};
+use crate::ir::op::{
+    AttentionAttrs, DType, Dim, ExpertGroups, GateKind, GivenExpertsAttrs, GroupScore, RouterAttrs, Shape,
+    WeightSlice,
+};
+use crate::ir::recurrent::{DecayOf, DeltaRuleAttrs, SsmScanAttrs};
 use crate::quant::Format;
 use crate::verify::GraphError;
 
@@ -131,6 +134,7 @@ impl Rule<'_> {
             soft_cap,
             sinks,
             value_in_key,
+            masked: _,
         } = *attrs;
         if value_in_key && value_head_dim > head_dim {
             return Err(self.wrong(format!("values within keys of {head_dim}"), value_head_dim.to_string()));
@@ -154,6 +158,33 @@ impl Rule<'_> {
             self.vector(sinks, heads)?;
         }
         Ok(())
+    }
+
+    /// Ids [T, n] of which the first K are taken, and what is made of them.
+    pub(super) fn given_experts(&self, attrs: &GivenExpertsAttrs) -> Result<(), GraphError> {
+        let GivenExpertsAttrs {
+            num_experts: _,
+            num_experts_per_tok: k,
+            gate,
+            norm_topk_prob: _,
+            scale: _,
+            divisor,
+        } = *attrs;
+        if k == 0 || divisor == 0 || !matches!(gate, GateKind::Softmax | GateKind::Sigmoid) {
+            return Err(self.wrong(
+                "at least 1 expert a token, a divisor of at least 1, a softmax or a sigmoid".into(),
+                format!("{k}, {divisor}, {gate:?}"),
+            ));
+        }
+        let rows = self.shape(0).0[0];
+        self.operand(1, DType::U32, &format!("ids [T, n], n of at least {k}"), |s| {
+            s.0.len() == 2 && s.0[0] == rows && s.width().is_some_and(|n| n >= k)
+        })
+    }
+
+    /// A number for each token and cached position.
+    pub(super) fn scores(&self, i: usize, what: &str) -> Result<(), GraphError> {
+        self.operand(i, DType::F32, what, |s| s.0 == [Dim::Fixed(1), Dim::Tokens, Dim::Cached])
     }
 
     /// A row of so many floats a token.
@@ -206,11 +237,25 @@ impl Rule<'_> {
     }
 
     pub(super) fn ssm_scan(&self, attrs: &SsmScanAttrs) -> Result<(), GraphError> {
-        let SsmScanAttrs { num_heads, head_dim, state_size, n_groups, a, d, dt_bias, state } = *attrs;
+        let SsmScanAttrs { num_heads, head_dim, state_size, n_groups, decay_of, a, d, dt_bias, state } =
+            *attrs;
         self.heads_on(num_heads, n_groups, &[head_dim, state_size])?;
+        match decay_of {
+            DecayOf::Head => self.vector(a, num_heads)?,
+            DecayOf::Element if head_dim == 1 && n_groups == 1 => {
+                self.weight_shape(a, &[num_heads, state_size])?;
+            }
+            DecayOf::Element => {
+                let found = format!("{head_dim} rows on {n_groups} groups");
+                return Err(self.wrong(
+                    "heads of one row on one group, where elements decay by themselves".into(),
+                    found,
+                ));
+            }
+        }
         self.tokens_by(0, "x, B and C", attrs.x_width() + 2 * attrs.group_width())?;
         self.tokens_by(1, "dt", num_heads)?;
-        [a, d, dt_bias].into_iter().try_for_each(|weight| self.vector(weight, num_heads))?;
+        [d, dt_bias].into_iter().try_for_each(|weight| self.vector(weight, num_heads))?;
         self.sequence_state(state, num_heads, head_dim * state_size)
     }
 

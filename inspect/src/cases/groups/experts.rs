@@ -2,7 +2,9 @@
 
 use super::super::attention::Steps;
 use super::super::small::{activation, choice, logits, row};
-use super::{Builder, LAYER, Widths, outputs, project, sigmoid, steps};
+use super::{
+    Builder, HIDDEN_SIZES, LAYER, Widths, outputs, plain_steps, post_norm, project, row_norm, sigmoid, steps,
+};
 use moe_run_graph::ir::{DType, Dim, Op, PointwiseFn, Shape, ValueId};
 use moe_run_runtime::error::BackendError;
 
@@ -28,6 +30,56 @@ fn project_experts(
         b.note(name, "biased");
     }
     Ok(b.graph.push(LAYER, name, Op::ExpertMatMul { weight, bias }, &inputs)?[0])
+}
+
+pub(super) fn router_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {
+    let widths = Widths::of(b, HIDDEN_SIZES);
+    let width = widths.hidden_size;
+    let mut x = b.boundary(row(width), DType::F32);
+    let mut inner = Vec::new();
+    if b.one_in(3) {
+        b.note("post-norm", true);
+        x = post_norm(b, x, width, &mut inner)?;
+        inner.push(x);
+    }
+    let normed = row_norm(b, "router_norm", x, width, 1e-6)?;
+    inner.push(normed);
+    let experts = b.pick(&[4, 8, 33, 60, 128]);
+    b.note("E", experts);
+    let logits = project(b, &widths, "router", normed, experts)?;
+    // The best weights in order are as steady as the logits, whoever they belong to.
+    let routed = b.graph.push(LAYER, "router_topk", sigmoid(experts, 2), &[logits])?;
+    let mut last = vec![logits, routed[1]];
+    if b.one_in(2) {
+        b.note("shared gate", true);
+        let logit = project(b, &widths, "shared_expert_gate", normed, 1)?;
+        let factor = b.graph.push(LAYER, "shared_expert_sigmoid", sigmoid(1, 1), &[logit])?;
+        last.extend([logit, factor[1]]);
+    }
+    // Gate and up under the router's norm, or one of their own, with a third for others or none.
+    let norms = b.pick(&["one", "two", "three"]);
+    b.note("norms", norms);
+    let mut read = normed;
+    if norms != "one" {
+        read = row_norm(b, "mlp_norm", x, width, 1e-5)?;
+        inner.push(read);
+    }
+    if norms == "three" {
+        last.push(row_norm(b, "experts_norm", x, width, 1e-6)?);
+    }
+    let out = b.pick(&[16, 33, 64, 100, 256]);
+    b.note("out", out);
+    let mut products = [read; 2];
+    for (product, name) in products.iter_mut().zip(["gate_proj", "up_proj"]) {
+        let weight = widths.slice(b, name, None, out);
+        *product = b.graph.push(LAYER, name, Op::MatMul { weight, bias: None, scale: None }, &[read])?[0];
+    }
+    let op = Op::GatedAct { activation: activation(b) };
+    let acted = b.graph.push(LAYER, "act", op, &products)?;
+    inner.extend(products.into_iter().chain([acted[0]]));
+    last.push(acted[1]);
+    outputs(b, &inner, &last);
+    Ok(plain_steps(b))
 }
 
 pub(super) fn route_gate_up(b: &mut Builder) -> Result<Steps, BackendError> {

@@ -19,13 +19,15 @@ use crate::constraint::{Rule, check_schema};
 use values::Parameter;
 use writer::{Writer, literal, sequence};
 
-/// Which calls must come.
+/// Which calls must come, or may.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ToolChoice<'a> {
     /// Calls of any tools.
     Required,
     /// Calls of this tool.
     Named(&'a str),
+    /// Calls of any tools, or in their place an answer: JSON that this schema describes.
+    OrAnswer(&'a Value),
 }
 
 /// A rule of calls that must come.
@@ -52,6 +54,12 @@ pub enum CallsError {
     NoTool {
         /// The name that was wanted; empty where any would do.
         name: String,
+    },
+    /// The schema of the answer in place of calls cannot be held.
+    #[error("{detail}")]
+    Answer {
+        /// What it is, with the keyword's name where it is one.
+        detail: String,
     },
     /// A tool's schema cannot be held.
     #[error("tool {tool:?}: {detail}")]
@@ -93,7 +101,8 @@ impl<'a> Tool<'a> {
 }
 
 impl Syntax {
-    /// The rule of one call, or of several where `are_parallel` and the format can have them, of the request's tools.
+    /// The rule of one call, or of several where `are_parallel` and the format can have them, of the request's tools; it begins
+    /// where [`Syntax::lead`] ends in front of calls.
     ///
     /// Errors: the format is not known, no such tool is given, or a schema has what cannot be held.
     pub fn calls(
@@ -106,7 +115,7 @@ impl Syntax {
             return Err(CallsError::NoFormat);
         }
         let wanted = |name: &str| match choice {
-            ToolChoice::Required => true,
+            ToolChoice::Required | ToolChoice::OrAnswer(_) => true,
             ToolChoice::Named(wanted) => wanted == name,
         };
         let mut writer = Writer::default();
@@ -127,7 +136,12 @@ impl Syntax {
             true => format!("({})*", sequence(&[&literal(&between), &call])),
             false => String::new(),
         };
-        let start = sequence(&[&literal(&open), &call, &more, &literal(&close)]);
+        let mut start = sequence(&[&literal(&open), &call, &more, &literal(&close)]);
+        if let ToolChoice::OrAnswer(schema) = choice {
+            check_schema(schema).map_err(|e| CallsError::Answer { detail: e.to_string() })?;
+            let answer = writer.json(schema);
+            start = format!("{start} | {}", sequence(&[&literal(self.content_tags()), &answer]));
+        }
         let Writer { rules, free, .. } = writer;
         Ok(CallsRule { rule: Rule::Grammar(format!("start: {start}\n{rules}")), marks: self.marks(), free })
     }
@@ -287,14 +301,17 @@ impl Syntax {
         }
     }
 
-    /// The format's tags that may be control tokens: what [`CallsRule::marks`] holds, whatever the tools.
+    /// The format's tags, around calls and in front of content, that may be control tokens: what [`CallsRule::marks`] holds, whatever the tools.
     #[must_use]
     pub fn marks(&self) -> Vec<String> {
         let marks: &[&str] = match self.format {
             Format::Harmony => &["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"],
-            Format::CohereActions => &[blocks::COHERE_CALLS, "<|END_ACTION|>"],
+            Format::CohereActions => {
+                &[blocks::COHERE_CALLS, "<|END_ACTION|>", blocks::COHERE_TEXT, blocks::COHERE_RESPONSE]
+            }
             Format::SolarOpen => &[
                 blocks::SOLAR_CALLS,
+                blocks::SOLAR_CONTENT,
                 "<|tool_call:begin|>",
                 "<|tool_call:name|>",
                 "<|tool_call:args|>",

@@ -1,16 +1,51 @@
-//! One token against rows of floats: F32, F16 and BF16, summed in f32 or in f64.
+//! One token against rows of plain floats: as `dot`, without anything to unpack.
 
 use super::super::prefetch::{Asked, Rows, ask};
 use super::dot::store;
 use moe_run_graph::quant::Format;
 use std::arch::x86_64::*;
 
-/// As [`dot`], for F32, F16 and BF16 against `inner` floats `x`, summed in f64 if `wide`; false for other formats.
+/// `out[r] = row(first byte of row r)`, folded; four rows share the folding. Rows are `row_bytes` long.
+///
+/// # Safety
+/// `row` may be called for each row; the CPU has what it needs.
+#[inline(always)]
+unsafe fn each_row(at: *const u8, row_bytes: usize, out: &mut [f32], row: impl Fn(*const u8) -> __m512) {
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [_mm512_setzero_ps(); 4];
+            for (r, sum) in sums[..out.len()].iter_mut().enumerate() {
+                *sum = row(at.add((4 * i + r) * row_bytes));
+            }
+            store(fold(sums), out);
+        }
+    }
+}
+
+/// The sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+fn fold([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+    let x = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let mut sums = [0.0; 4];
+    // SAFETY: 16 bytes.
+    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), x) };
+    sums
+}
+
+/// As `dot::dot`, for F32, F16 and BF16 against `inner` floats `x`, summed in f64 if `wide`; false for other formats.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI; the rows are readable, and so are `inner` elements of `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn dot_floats<const HINT: i32>(
+pub unsafe fn dot<const HINT: i32>(
     format: Format,
     at: *const u8,
     inner: usize,
@@ -49,45 +84,10 @@ pub unsafe fn dot_floats<const HINT: i32>(
     true
 }
 
-/// `out[r] = row(first byte of row r)`, folded; four rows share the folding. Rows are `row_bytes` long.
-///
-/// # Safety
-/// `row` may be called for each row; the CPU has what it needs.
-#[inline(always)]
-unsafe fn each_row(at: *const u8, row_bytes: usize, out: &mut [f32], row: impl Fn(*const u8) -> __m512) {
-    for (i, out) in out.chunks_mut(4).enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut sums = [_mm512_setzero_ps(); 4];
-            for (r, sum) in sums[..out.len()].iter_mut().enumerate() {
-                *sum = row(at.add((4 * i + r) * row_bytes));
-            }
-            store(fold(sums), out);
-        }
-    }
-}
-
-/// The sums of the lanes of four vectors.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
-fn fold([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
-    let x = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
-    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let mut sums = [0.0; 4];
-    // SAFETY: 16 bytes.
-    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), x) };
-    sums
-}
-
 /// Σ w·x of each row in four vectors of partial sums. `load` gives 16 elements, 0 where the mask has none.
 ///
 /// # Safety
-/// As [`dot_floats`]; `BYTES` are an element's.
+/// As [`dot`]; `BYTES` are an element's.
 #[inline(always)]
 unsafe fn floats<const HINT: i32, const BYTES: usize>(
     rows: Rows,

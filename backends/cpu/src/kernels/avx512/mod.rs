@@ -3,7 +3,10 @@
 mod coded;
 pub mod dot;
 pub mod dot_floats;
+pub mod few;
 pub mod mul;
+mod small_blocks;
+mod super_blocks;
 pub mod unpack;
 
 use super::layout::{Lanes, Panel, PanelLayout, TileStep, WideLanes, Zero};
