@@ -306,7 +306,7 @@ fn a_hybrid_model_takes_up_states_that_were_kept_and_has_the_same_bits_in_a_crow
     let vocab_size = model.config.vocab_size;
     let model = Subject { graph: model.graph, weights: model.file, vocab_size };
     takes_up_kept_states(&model);
-    crowd(&model, Activations::Q8, if fixtures::full() { 20 } else { 3 });
+    crowd(&model, Activations::Q8, 16, if fixtures::full() { 20 } else { 3 });
 }
 
 #[test]

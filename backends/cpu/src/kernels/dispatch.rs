@@ -8,7 +8,7 @@ use super::neon;
 use super::prefetch::Lookahead;
 #[cfg(target_arch = "x86_64")]
 use super::prefetch::ask;
-use super::recurrent::{DeltaTile, ScanToken};
+use super::recurrent::{DeltaTile, ScanChannels, ScanToken};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use super::{fma, mul, recurrent, unpack, vector};
@@ -128,6 +128,10 @@ compiled_for_each! {
         = recurrent::causal_conv;
     /// A token of mamba2's scan over some rows of a head's state.
     fn ssm_scan(token: ScanToken<'_>, x: &[f32], s: &mut [f32], out: &mut [f32]) = recurrent::ssm_scan;
+    /// A token of mamba1's scan over some channels.
+    fn scan_channels(token: ScanChannels<'_>, x: &[f32], s: &mut [f32], out: &mut [f32]) = recurrent::scan_channels;
+    /// What an indexer makes of its heads' products with a panel of keys.
+    fn weigh_heads(w: &[f32], sums: &[Lanes]) -> Lanes = vector::weigh_heads;
     /// The largest element.
     fn max(x: &[f32]) -> f32 = vector::max;
     /// x ← e^x · 2^−shift, and its sum.

@@ -88,6 +88,7 @@ pub(super) fn latent_heads(b: &mut Builder) -> Result<Steps, BackendError> {
         soft_cap: None,
         sinks: None,
         value_in_key: true,
+        masked: false,
     };
     let inputs = [q, written, written, b.graph.inputs.positions, b.graph.inputs.sequence];
     let attended = b.graph.push(LAYER, "attention", Op::Attention(attrs), &inputs)?;

@@ -107,7 +107,8 @@ pub(super) fn fold_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
 #[target_feature(enable = "avx512f,avx512vl")]
 fn fold_ints(rows: [__m512i; 4]) -> __m128i {
     let x = fold_lanes(rows);
-    both_halves(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x)))
+    let x = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x));
+    _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
 }
 
 /// The sums of the dwords of four 128 bits: the second and the last of `ab`, the second and the last of `cd`.
