@@ -190,7 +190,7 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, int q_step, int q_f
 // copy of them. v_norms: the values are normed, by v_norm [dv] or null; dv ≤ 7·d then.
 // dims 0: nothing is rotated, table is null. v_normed [G·dv], q_normed, q_turned [H·d], k_normed, k_turned [G·d] or null. The rest as
 // in attention.cu and rope.cu; positions [1], slots [1].
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 2)
     attention_step(aptr<const float> q, int q_step, int q_from, aptr<float> q_part, aptr<const float> k, aptr<const float> v, int v_norms,
                    aptr<const float> v_norm, float v_eps, aptr<float> v_normed, aptr<const float> q_norm,
                    aptr<const float> k_norm, float q_eps, float k_eps, int whole_rows, int norm_last,

@@ -317,10 +317,9 @@ impl Attention {
                     let seen = seen.start.max(task.keys.start)..seen.end.min(task.keys.end);
                     let seen = seen.start.clamp(key, key + keys) - key..seen.end.clamp(key, key + keys) - key;
                     let scores = &mut tiles.scores[r * TILE_KEYS..][..keys];
-                    if let Some(mask) = self.mask {
-                        let mask = &step.row(mask.with_width(step.sizes.cached), token)[key..][..keys];
-                        hide(mask, scores);
-                    }
+                    let mask = self
+                        .mask
+                        .map(|mask| &step.row(mask.with_width(step.sizes.cached), token)[key..][..keys]);
                     let row = first + r;
                     let out = &mut tiles.out[row * dv..][..dv];
                     soften(
@@ -328,6 +327,7 @@ impl Attention {
                         scores,
                         seen,
                         soft_cap,
+                        mask,
                         &mut tiles.shift[row],
                         &mut tiles.sum[row],
                         out,
@@ -444,6 +444,7 @@ fn soften(
     scores: &mut [f32],
     seen: Range<usize>,
     soft_cap: Option<f32>,
+    mask: Option<&[f32]>,
     shift: &mut f32,
     sum: &mut f64,
     out: &mut [f32],
@@ -453,9 +454,13 @@ fn soften(
     if seen.is_empty() {
         return;
     }
-    let scores = &mut scores[seen];
+    let scores = &mut scores[seen.clone()];
     if let Some(cap) = soft_cap {
         scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+    }
+    // Behind the cap, which would make −∞ a score again.
+    if let Some(mask) = mask {
+        hide(&mask[seen], scores);
     }
     raise(kernels, shift_of(kernels.max(scores)), shift, sum, out);
     *sum += kernels.exp_sum(scores, *shift);

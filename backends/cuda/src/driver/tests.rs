@@ -203,7 +203,6 @@ fn the_table_has_no_unexplained_local_memory() {
     }
     // Why is in kernels/README.md.
     let known = [
-        ("attention_step", 264, 72),
         ("expert_matmul_q8", 80, 16),
         ("expert_matmul_q8", 80, 16),
         ("head_matmul_f32_t1", 8, 8),
