@@ -183,6 +183,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     };
     let pool_bytes = sequences.state_bytes();
     let shares_prefixes = !share.no_prefix_cache && sequences.shares_blocks();
+    let kept_bytes = sequences.kept_states_bytes();
     let settings = Settings {
         max_queue: share.max_queue,
         max_step: share.max_step_ms.map(|ms| Duration::from_millis(ms.get() as u64)),
@@ -226,6 +227,12 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     });
     if !shares_prefixes && !share.no_prefix_cache {
         output::note("cache: none: every prompt is read anew, for a sequence's state here is its own");
+    }
+    if shares_prefixes && kept_bytes > 0 {
+        output::note(&format!(
+            "cache: the states of recurrent layers are kept at borders of prompts, {} at most",
+            human_bytes(kept_bytes)
+        ));
     }
     output::note(&format!(
         "requests: {parallel} at once of up to {ctx_size} tokens, {pool_tokens} in all ({}), {} may wait; loaded in {:.1} s",

@@ -100,7 +100,9 @@ fn architectures_match_their_stage_files() {
 #[test]
 fn fused_delta_nets_are_the_split_ones() {
     let Some(path) = fixtures::find("arch/qwen3next/small-f16.gguf") else {
-        return eprintln!("SKIPPED: arch/qwen3next/small-f16.gguf is among the fixtures of MOE_FIXTURES only");
+        return eprintln!(
+            "SKIPPED: arch/qwen3next/small-f16.gguf is among the fixtures of MOE_FIXTURES only"
+        );
     };
     let model = Model::open(&path).unwrap();
     let file = &model.file;

@@ -167,6 +167,17 @@ impl Sequences {
         self.shares_blocks() && self.rewind() == Rewind::Checkpoint
     }
 
+    /// Memory that states kept by [`Sequences::keep_states`] may take; 0 where none are.
+    #[must_use]
+    pub fn kept_states_bytes(&self) -> u64 {
+        if !self.shares_kept_states() {
+            return 0;
+        }
+        let states = &self.executable.plan(1).graph.states;
+        let one: usize = states.iter().filter(|s| !s.is_per_token()).map(|s| 4 * s.row_elems()).sum();
+        (one * KEPT_STATES_PER_SEQUENCE * self.sequences.len()) as u64
+    }
+
     /// Blocks that hold the beginning of a prompt, how many of them nobody has, and their keys. At least one token is left, so
     /// that there are logits to choose from.
     fn find_prefix(&self, prompt: &[TokenId]) -> (Vec<u32>, usize, Vec<Key>) {
