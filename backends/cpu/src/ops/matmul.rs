@@ -16,7 +16,7 @@ use crate::pool::Worker;
 use crate::share::{Input, Output};
 use crate::tiles::{FilledTiles, TileMut};
 use moe_run_graph::ir::StepSizes;
-use moe_run_graph::quant::ActivationPrecision;
+use moe_run_graph::quant::{ActBlock, ActivationPrecision};
 
 /// Panels that a chunk of a fused down-projection takes: its sums over experts stay in the second-level cache.
 pub const COMBINE_PANELS: usize = 4;
@@ -151,7 +151,12 @@ impl MatMuls {
     /// Up to how many rows of a group go through whole rows of weights, each a tile of its own.
     fn few_tokens(&self, step: &Step<'_>) -> usize {
         let of_one = |projection: &Projection| match projection.matrix.activation {
-            ActivationPrecision::Q8(_) => step.kernels.few_tokens(projection.matrix.format),
+            // Blocks of another length than the format's own are for panels alone.
+            ActivationPrecision::Q8(block)
+                if (block == ActBlock::X256) == projection.matrix.format.is_super_block() =>
+            {
+                step.kernels.few_tokens(projection.matrix.format)
+            }
             _ => 1,
         };
         self.projections.iter().map(of_one).min().unwrap_or(1)
