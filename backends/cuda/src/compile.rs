@@ -11,7 +11,7 @@ use super::values::Values;
 use super::weights::{CudaWeights, GraphWeights};
 use super::{device, groups};
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{Graph, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Dim, Graph, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
@@ -54,6 +54,8 @@ pub(super) struct CudaRecorder {
     has_decoded: bool,
     /// Every launch is waited for and none recorded: `MOE_RUN_CUDA_OFF=graph`.
     each_alone: bool,
+    /// The decode step has values of as many elements as positions are cached: its launches are those of its own depth.
+    follows_depth: bool,
     /// Of the last token of the last step.
     position: u32,
     pub(super) choices: Choices,
@@ -103,6 +105,7 @@ pub(super) fn compile(
     let scratch = Scratch::new(&driver, plans.scratch)?;
     let choices = Choices::new(&driver, graph)?;
     driver.synchronize().map_err(failed)?;
+    let follows_depth = follows_depth(&plan_of_class[0]);
     let recorder = CudaRecorder {
         classes,
         arena,
@@ -115,6 +118,7 @@ pub(super) fn compile(
         recorded: None,
         has_decoded: false,
         each_alone: switched_off("graph"),
+        follows_depth,
         position: 0,
         choices,
         driver,
@@ -234,12 +238,14 @@ impl CudaRecorder {
     /// All production launches of a step, without stopping between them, and the choice of so many from its one row of logits.
     fn run_all(&mut self, step: &Step<'_>, state: &CudaState, choice: usize) -> Result<(), BackendError> {
         let decode = step.class == DECODE;
-        // A decode step is the same launches every time: what differs is read from device memory.
+        // A decode step is the same launches every time: what differs is read from device memory. Scores that production reads
+        // (an indexer's) are the exception.
         // The first is run as it is: a driver may load a kernel as late as at its first launch, and for that must do what a
         // recording forbids.
         let recordable = decode
             && step.sizes.logits_rows == 1
             && !self.each_alone
+            && !self.follows_depth
             && self.has_decoded
             && self.choices.can_be_recorded(choice);
         if recordable
@@ -279,6 +285,16 @@ impl CudaRecorder {
         self.has_decoded |= decode && step.sizes.logits_rows == 1;
         Ok(())
     }
+}
+
+/// Whether a launch that feeds the outputs leaves values whose size is that of the cache so far.
+fn follows_depth(plan: &Plan) -> bool {
+    let production = plan.launches.iter().filter(|launch| !launch.recomputed);
+    let mut values = production
+        .flat_map(|launch| plan.launch_nodes(launch))
+        .flat_map(|node| &node.outputs)
+        .map(|id| plan.graph.value(*id));
+    values.any(|value| value.dtype != DType::State && value.shape.0.contains(&Dim::Cached))
 }
 
 /// Bytes of the copy that measures the device's memory, where so much is free: no cache holds them.
