@@ -111,6 +111,9 @@ fn variants(features: Features) -> Vec<Variant> {
     }
     for &kv_type in KvType::ALL {
         all.push(lanes("kv_write", 64).kv(kv_type));
+        // DeepSeek-V3.2's indexer.
+        let sizes = [("LANES", 64), ("HEAD_DIM", 128)];
+        all.push(Variant::new("index_scores", features, &sizes).kv(kv_type));
         let sizes = [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
         let latent = Variant::new("latent_heads", features, &sizes).kv(kv_type);
         all.push(latent.weight("key_w", Format::F16));
