@@ -16,7 +16,6 @@ from pathlib import Path
 from small_arch_files import F16, F32, read_gguf, read_stages, write_gguf, write_stages
 
 
-
 def dot(a, b):
     return math.fsum(x * y for x, y in zip(a, b))
 

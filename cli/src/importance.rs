@@ -7,8 +7,7 @@ use moe_run_backends::{
     session::{LogitsRows, Session},
 };
 use moe_run_graph::{quantize::importance_file, shown::shown_path};
-use moe_run_inspect::{importance::ImportanceSink, perplexity::Chunks};
-use moe_run_text::tokenizer::ControlTokens;
+use moe_run_inspect::importance::ImportanceSink;
 use serde::Serialize;
 
 use crate::{
@@ -16,15 +15,12 @@ use crate::{
     common::{self, BackendArgs, ModelArgs},
     engine, inputs, output,
     output_file::{self, OutputFile},
-    perplexity::DEFAULT_CHUNK_TOKENS,
-    progress, prompt,
+    perplexity::{DEFAULT_CHUNK_TOKENS, MICRO_BATCH_TOKENS, chunks_of},
+    progress,
 };
 
 /// The option of the output, for errors.
 const OUTPUT: &str = "--output";
-
-/// The largest step.
-const MICRO_BATCH_TOKENS: usize = 256;
 
 /// Arguments of `importance`.
 #[derive(clap::Args, Debug)]
@@ -83,16 +79,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     args.backend.check()?;
     output_file::check(OUTPUT, Some(&args.output))?;
     let text = inputs::read_text(&args.file, "the text")?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
     let started = Instant::now();
     let model = args.model.open()?;
     output_file::check(OUTPUT, Some(&args.output))?;
     let chunk_tokens = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
-    let tokenizer = prompt::tokenizer(model.metadata())?;
-    let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();
-    tokens.extend(tokenizer.encode(text, ControlTokens::Literal)?);
-    let max_chunks = args.chunks.map(NonZeroUsize::get);
-    let chunks = Chunks::new(tokens, chunk_tokens, max_chunks, tokenizer.leading_bos())?;
+    let chunks = chunks_of(&text, &model, chunk_tokens, args.chunks.map(NonZeroUsize::get))?;
 
     let mut sink = ImportanceSink::new(&model);
     let micro_batch = MICRO_BATCH_TOKENS.min(chunk_tokens);

@@ -3,6 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 
 use moe_run_backends::{CompileOptions, partial_file, session::Session};
+use moe_run_graph::Model;
 use moe_run_inspect::perplexity::{
     Chunks, Companions, Divergence, LogitsFileError, LogitsReader, LogitsWriter, Perplexity, PerplexityError,
     perplexity,
@@ -23,7 +24,7 @@ pub const DEFAULT_CHUNK_TOKENS: usize = 512;
 const SAVE_LOGITS: &str = "--save-logits";
 
 /// The largest step: the rows of logits that it leaves take memory (a vocabulary of 151,936 takes 156 MB).
-const MICRO_BATCH_TOKENS: usize = 256;
+pub const MICRO_BATCH_TOKENS: usize = 256;
 
 /// Arguments of `perplexity`.
 #[derive(clap::Args, Debug)]
@@ -92,6 +93,23 @@ impl From<LogitsFileError> for CliError {
     }
 }
 
+/// The chunks of a text, for a model.
+///
+/// Errors: a tokenizer that is unknown, a text that is too short.
+pub fn chunks_of(
+    text: &str,
+    model: &Model,
+    chunk_tokens: usize,
+    max_chunks: Option<usize>,
+) -> Result<Chunks, CliError> {
+    // llama.cpp takes the last line's end off a text that it reads from a file.
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let tokenizer = prompt::tokenizer(model.metadata())?;
+    let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();
+    tokens.extend(tokenizer.encode(text, ControlTokens::Literal)?);
+    Ok(Chunks::new(tokens, chunk_tokens, max_chunks, tokenizer.leading_bos())?)
+}
+
 /// Scores the text and prints the result.
 ///
 /// Errors: a text or file of logits that is unreadable or does not fit, what loading and running report.
@@ -104,18 +122,12 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     if let Some(path) = &args.against {
         inputs::add(path, "the file of saved logits")?;
     }
-    // llama.cpp takes the last line's end off a text that it reads from a file.
-    let text = text.strip_suffix('\n').unwrap_or(&text);
 
     let started = Instant::now();
     let model = args.model.open()?;
     check_save()?;
     let chunk_tokens = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
-    let tokenizer = prompt::tokenizer(model.metadata())?;
-    let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();
-    tokens.extend(tokenizer.encode(text, ControlTokens::Literal)?);
-    let max_chunks = args.chunks.map(NonZeroUsize::get);
-    let chunks = Chunks::new(tokens, chunk_tokens, max_chunks, tokenizer.leading_bos())?;
+    let chunks = chunks_of(&text, &model, chunk_tokens, args.chunks.map(NonZeroUsize::get))?;
     let vocab_size = model.config.vocab_size;
     let mut against = match &args.against {
         Some(path) => Some(LogitsReader::open(path, &chunks, vocab_size)?),

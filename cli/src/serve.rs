@@ -17,7 +17,7 @@ use moe_run_backends::{
     sequences::{CacheFileError, Sequences},
     step::BLOCK_TOKENS,
 };
-use moe_run_graph::{Model, ir::Graph, passes::TapSelection, quant};
+use moe_run_graph::{Model, fnv::Fnv1a, ir::Graph, passes::TapSelection, quant};
 use moe_run_serve::{Config, Listening, ServeError, TapTable, Vocabularies};
 use moe_run_text::toolcalls::{Format, Syntax};
 
@@ -306,27 +306,16 @@ fn model_hash(model: &Model) -> u64 {
     // Bytes that are looked at in a row, and places in a tensor.
     const ROW: usize = 64;
     const PLACES: usize = 8;
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hash = Fnv1a::default();
     for decl in &model.graph.weights {
-        hasher.add(format!("{} {} {:?} ", decl.name, decl.format, decl.shape).as_bytes());
+        hash.add(format!("{} {} {:?} ", decl.name, decl.format, decl.shape).as_bytes());
         let bytes = model.file.weight(decl).unwrap_or_default();
         let step = (bytes.len() / PLACES).max(ROW);
         for from in (0..bytes.len()).step_by(step) {
-            hasher.add(&bytes[from..bytes.len().min(from + ROW)]);
+            hash.add(&bytes[from..bytes.len().min(from + ROW)]);
         }
     }
-    hasher.0
-}
-
-/// FNV-1a.
-struct Fnv(u64);
-
-impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+    hash.value()
 }
 
 /// Listens, and says where.

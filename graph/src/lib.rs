@@ -10,6 +10,7 @@ pub mod architectures;
 pub mod config;
 pub mod cost;
 pub mod dump;
+pub mod fnv;
 pub mod gguf;
 pub mod groups;
 pub mod ids;

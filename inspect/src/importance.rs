@@ -68,7 +68,35 @@ impl ImportanceSink {
                 Op::HeadMatMul { weight, transposed: false } => {
                     (weight, None, weight.experts.as_ref().map_or(1, ExactSizeIterator::len))
                 }
-                _ => continue,
+                // Of the embedding, rows are looked up; of a transposed head, an element of the input meets a row.
+                Op::Embed { .. } | Op::HeadMatMul { transposed: true, .. } => continue,
+                // No products with a matrix of the file.
+                Op::RmsNorm { .. }
+                | Op::LayerNorm { .. }
+                | Op::Rope { .. }
+                | Op::PositionScale(_)
+                | Op::KvWrite { .. }
+                | Op::Attention(_)
+                | Op::AttentionScores(_)
+                | Op::AttentionSoftmax(_)
+                | Op::IndexScores(_)
+                | Op::IndexSelect { .. }
+                | Op::Router(_)
+                | Op::GivenExperts(_)
+                | Op::GatedAct { .. }
+                | Op::ExpertCombine
+                | Op::CausalConv(_)
+                | Op::DeltaGates { .. }
+                | Op::DeltaRule(_)
+                | Op::SsmScan(_)
+                | Op::Add
+                | Op::Mul
+                | Op::MulHeads
+                | Op::Pointwise { .. }
+                | Op::Concat { .. }
+                | Op::Slice { .. }
+                | Op::GetRows
+                | Op::Tap { .. } => continue,
             };
             let decl = graph.weight(slice.tensor);
             // Parts of one tensor read one value: it counts once.

@@ -15,7 +15,7 @@ use crate::error::BackendError;
 use crate::executable::{
     BLOCK_TOKENS, Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens,
 };
-use crate::session::check_rewind;
+use crate::session::{MAX_CHECKPOINTS, check_rewind};
 use kept::KeptStates;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
@@ -58,9 +58,6 @@ struct Sequence {
     ends_sharing: bool,
 }
 
-/// Borders at which sequences' own states are kept, for each sequence that there is a place for.
-const KEPT_STATES_PER_SEQUENCE: usize = 2;
-
 /// Sequences that share an executable and a pool of state.
 pub struct Sequences {
     executable: Box<dyn Executable>,
@@ -96,7 +93,7 @@ impl Sequences {
         let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
         let tapped = Tapped::default();
-        let kept = KeptStates::new(KEPT_STATES_PER_SEQUENCE * max_sequences);
+        let kept = KeptStates::new(MAX_CHECKPOINTS * max_sequences);
         Ok(Sequences { executable, state, sequences, blocks, kept, tapped, logits_rows: 0 })
     }
 
@@ -173,9 +170,8 @@ impl Sequences {
         if !self.shares_kept_states() {
             return 0;
         }
-        let states = &self.executable.plan(1).graph.states;
-        let one: usize = states.iter().filter(|s| !s.is_per_token()).map(|s| 4 * s.row_elems()).sum();
-        (one * KEPT_STATES_PER_SEQUENCE * self.sequences.len()) as u64
+        let places = MAX_CHECKPOINTS * self.sequences.len();
+        self.info().kv_type.pool_bytes(&self.executable.plan(1).graph, 0, places)
     }
 
     /// Blocks that hold the beginning of a prompt, how many of them nobody has, and their keys. At least one token is left, so
@@ -194,7 +190,8 @@ impl Sequences {
             keys.push(parent);
         }
         if self.shares_kept_states() {
-            keys.truncate(keys.iter().rposition(|key| self.kept.has(*key)).map_or(0, |last| last + 1));
+            let is_kept = |blocks: &usize| self.kept.has(keys[blocks - 1], &prompt[..blocks * BLOCK_TOKENS]);
+            keys.truncate((1..=keys.len()).rev().find(is_kept).unwrap_or(0));
             found.truncate(keys.len());
         }
         let idle_blocks = found.iter().filter(|(_, is_idle)| *is_idle).count();
@@ -208,8 +205,9 @@ impl Sequences {
     pub fn open_with(&mut self, prompt: &[TokenId]) -> Result<SequenceId, BackendError> {
         let id = self.open()?;
         let (blocks, _, shared) = self.find_prefix(prompt);
+        let tokens = &prompt[..blocks.len() * BLOCK_TOKENS];
         if self.shares_kept_states()
-            && let Some(kept) = shared.last().and_then(|key| self.kept.get(*key))
+            && let Some(kept) = shared.last().and_then(|key| self.kept.get(*key, tokens))
             && let Err(error) = self.executable.restore_sequence(self.state.as_mut(), id.0, kept)
         {
             self.close(id);
@@ -218,7 +216,7 @@ impl Sequences {
         for block in &blocks {
             self.blocks.hold(*block);
         }
-        let tokens = prompt[..blocks.len() * BLOCK_TOKENS].to_vec();
+        let tokens = tokens.to_vec();
         self.sequences[id.0] = Some(Sequence { tokens, blocks, shared, ends_sharing: false });
         Ok(id)
     }
@@ -252,10 +250,12 @@ impl Sequences {
         }
         let Some(Some(sequence)) = self.sequences.get(id.0) else { return Ok(()) };
         let Some(key) = sequence.shared.last().copied() else { return Ok(()) };
-        if sequence.tokens.len() == sequence.shared.len() * BLOCK_TOKENS && !self.kept.has(key) {
+        if sequence.tokens.len() == sequence.shared.len() * BLOCK_TOKENS
+            && !self.kept.has(key, &sequence.tokens)
+        {
             let states = self.executable.read_sequence(self.state.as_mut(), id.0)?;
             if !states.is_empty() {
-                self.kept.insert(key, states);
+                self.kept.insert(key, &sequence.tokens, states);
             }
         }
         Ok(())

@@ -29,7 +29,7 @@ pub enum LogitsRows {
 /// Tokens at a prompt's end behind which no states are kept.
 const CHECKPOINT_SLACK_TOKENS: usize = 16;
 /// Lengths at which a sequence's own states are kept, each as large as these states.
-const MAX_CHECKPOINTS: usize = 2;
+pub(crate) const MAX_CHECKPOINTS: usize = 2;
 
 /// The border of blocks, in a prompt of so many tokens, at which a sequence's own states are kept: the last that the next prompt
 /// may well have in common, for a template ends a prompt otherwise than it repeats it later.

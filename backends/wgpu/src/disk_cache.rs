@@ -5,6 +5,7 @@
 //! the time of compiling and nothing else.
 
 use super::device::Device;
+use moe_run_graph::fnv::Fnv1a;
 use moe_run_runtime::partial_file;
 use std::path::{Path, PathBuf};
 
@@ -28,10 +29,9 @@ fn folder() -> Option<PathBuf> {
     Some(base.join("moe-run"))
 }
 
-/// FNV-1a, 64 bits: tells damage, not malice.
+/// Tells damage, not malice.
 fn checksum(data: &[u8]) -> u64 {
-    data.iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    Fnv1a::of(data).value()
 }
 
 /// What [`DiskCache::save`] has written, if all of it is there and unchanged.

@@ -8,14 +8,10 @@ use moe_run_graph::{
     quant::Format,
     quantize::{Entry, Importance, QuantizePlan, Why},
 };
-use moe_run_inspect::{
-    perplexity::Chunks,
-    sensitivity::{self, Options, TensorCosts},
-};
-use moe_run_text::tokenizer::ControlTokens;
+use moe_run_inspect::sensitivity::{self, Options, TensorCosts};
 use serde::Serialize;
 
-use crate::{CliError, output, progress, prompt};
+use crate::{CliError, output, perplexity::chunks_of, progress};
 
 /// Formats to choose from: of blocks of 256, and of 32 for rows that are no whole number of those.
 const FORMATS: [Format; 10] = [
@@ -89,11 +85,7 @@ pub fn choose(
     if !wanted.bits.is_finite() || wanted.bits <= 0.0 {
         return Err(CliError::bad_input(format!("--target-bits {}: wanted a number above 0", wanted.bits)));
     }
-    let tokenizer = prompt::tokenizer(model.metadata())?;
-    let mut tokens: Vec<_> = tokenizer.leading_bos().into_iter().collect();
-    tokens.extend(tokenizer.encode(text.strip_suffix('\n').unwrap_or(text), ControlTokens::Literal)?);
-    let chunks = Chunks::new(tokens, wanted.chunk_tokens, Some(wanted.chunks), tokenizer.leading_bos())
-        .map_err(CliError::bad_input)?;
+    let chunks = chunks_of(text, model, wanted.chunk_tokens, Some(wanted.chunks))?;
     let chunks: Vec<_> = (0..chunks.len()).map(|chunk| chunks.evaluated(chunk)).collect();
     let backend = registry::by_name(BACKEND)?;
     let free: Vec<&Entry> = plan.matrices().filter(|entry| entry.why == Why::Kept).collect();

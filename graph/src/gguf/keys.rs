@@ -497,3 +497,12 @@ pub fn arch_key(architecture: &str, rest: &str) -> String {
 pub fn blk(layer: usize, rest: &str) -> String {
     format!("blk.{layer}.{rest}")
 }
+
+/// The layer and the rest of a name that [`blk`] makes; a name without a layer is all rest.
+pub fn split_blk(name: &str) -> (Option<usize>, &str) {
+    let in_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    match in_layer.and_then(|(layer, rest)| Some((layer.parse().ok()?, rest))) {
+        Some((layer, rest)) => (Some(layer), rest),
+        None => (None, name),
+    }
+}

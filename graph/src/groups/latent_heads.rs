@@ -3,7 +3,7 @@
 
 use super::parts::{Attended, HeadProduct, Joined, Product, Rotated, RowNorm, Sliced, Tempered, Written};
 use super::{Group, Matcher};
-use crate::ir::{Node, NodeId, ValueId};
+use crate::ir::{Graph, Node, NodeId, PositionScaleAttrs, ValueId};
 
 /// The product that makes the queries, of a latent of their own.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,48 @@ pub struct LatentHeads {
     pub k_joined: Joined,
     /// What is written of them.
     pub write: Written,
+}
+
+impl LatentHeads {
+    /// Whether its parts are as one launch knows them: of as many heads, with one key, which stands for the values too; rotated
+    /// alike or not at all; and what depends on positions takes the step's.
+    #[must_use]
+    pub fn is_placed_alike(&self, graph: &Graph) -> bool {
+        let LatentHeads {
+            query: _,
+            nope: Sliced { node: _, x: _, heads: nope_heads, start: _, len: _, y: _ },
+            pe: Sliced { node: _, x: _, heads: pe_heads, start: _, len: _, y: _ },
+            q_rope,
+            absorbed: HeadProduct { node: _, x: _, weight: _, transposed: false, y: _ },
+            q_joined: Joined { node: _, a: _, b: _, heads, y: _ },
+            tempered,
+            c_norm: _,
+            k_rope,
+            k_joined: Joined { node: _, a: _, b: _, heads: 1, y: _ },
+            write: Written { node: _, k: _, v: None, slots: _, key: _, value: None, states: _ },
+        } = self
+        else {
+            return false;
+        };
+        let how = |rope: &Rotated| {
+            let Rotated { node: _, x: _, positions, table, pairing, heads: _, y: _ } = rope;
+            (*positions, *table, *pairing)
+        };
+        let turns = |rope: &Option<Rotated>, heads: usize| {
+            rope.as_ref().is_none_or(|r| r.heads == heads && r.positions == graph.inputs.positions)
+        };
+        let at_positions = |tempered: &Tempered| {
+            let Tempered { node: _, x: _, positions, attrs, y: _ } = tempered;
+            let PositionScaleAttrs { scale: _, length: _, offset: _ } = attrs;
+            *positions == graph.inputs.positions
+        };
+        heads == nope_heads
+            && heads == pe_heads
+            && q_rope.as_ref().map(how) == k_rope.as_ref().map(how)
+            && turns(q_rope, *heads)
+            && turns(k_rope, 1)
+            && tempered.as_ref().is_none_or(at_positions)
+    }
 }
 
 /// What may be rotated on the way to a value: that, and the rotation.

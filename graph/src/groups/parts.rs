@@ -4,7 +4,7 @@ mod heads;
 mod recurrent;
 
 pub use heads::{HeadProduct, Joined, Sliced, Tempered};
-pub use recurrent::{Convolved, DeltaGated, DeltaRuled};
+pub use recurrent::{DeltaGated, DeltaRuled};
 
 use crate::ir::{
     ActivationFn, AttentionAttrs, Graph, Node, NodeId, Op, PointwiseFn, RopePairing, RopeTableId,

@@ -25,4 +25,4 @@ pub use op::{
 pub use pattern::LaunchPattern;
 pub use recurrent::{DecayOf, DeltaRuleAttrs, HeadMap, SsmScanAttrs};
 pub use rope::{RopePairing, RopeScaling, RopeSpec};
-pub use stage::{Stage, StageScope};
+pub use stage::{RowAxis, Stage, StageScope};

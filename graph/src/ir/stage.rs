@@ -201,6 +201,31 @@ impl Stage {
     }
 }
 
+/// Which axis of a stage's value runs over the step's positions, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowAxis {
+    /// `[T, ..]`.
+    Tokens,
+    /// `[R, ..]`: the rows whose logits the step asked for.
+    LogitsRows,
+    /// `[H, T, S]`.
+    HeadsTokensCached,
+}
+
+impl RowAxis {
+    /// The axis of a stage.
+    #[must_use]
+    pub fn of(stage: Stage) -> RowAxis {
+        match stage {
+            Stage::AttnScores | Stage::AttnSoftmax | Stage::IndexScores | Stage::IndexSelected => {
+                RowAxis::HeadsTokensCached
+            }
+            Stage::FinalNorm | Stage::LmHead => RowAxis::LogitsRows,
+            _ => RowAxis::Tokens,
+        }
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

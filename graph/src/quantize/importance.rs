@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{Entry, Fingerprint};
+use super::Entry;
+use crate::fnv::Fnv1a;
 use crate::gguf::writer::{TensorSpec, WriteError, to_vec};
 use crate::gguf::{GgufError, GgufFile, MetaArray, MetaValue, Metadata, keys};
 use crate::quant::Format;
@@ -213,7 +214,7 @@ impl Importance {
         ]
     }
 
-    pub(super) fn add_to(&self, fingerprint: &mut Fingerprint) {
+    pub(super) fn add_to(&self, fingerprint: &mut Fnv1a) {
         for (name, tensor) in &self.tensors {
             fingerprint.add(name.as_bytes());
             fingerprint.add(bytemuck::cast_slice(&tensor.sums));

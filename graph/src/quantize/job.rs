@@ -11,7 +11,8 @@ use std::thread;
 
 use thiserror::Error;
 
-use super::{Entry, Fingerprint, Importance, QuantizePlan};
+use super::{Entry, Importance, QuantizePlan};
+use crate::fnv::Fnv1a;
 use crate::gguf::GgufFile;
 use crate::quant::{EncodeError, Format};
 
@@ -83,7 +84,7 @@ impl Job<'_> {
     /// and the importance. `identity` is what is known of the input's files beside: sizes and times.
     #[must_use]
     pub fn fingerprint(&self, identity: &str) -> String {
-        let mut fingerprint = Fingerprint::new();
+        let mut fingerprint = Fnv1a::default();
         fingerprint.add(&ENCODER_VERSION.to_le_bytes());
         fingerprint.add(identity.as_bytes());
         for part in self.file.parts() {

@@ -58,7 +58,7 @@ pub(super) fn makes_values(rest: &str) -> bool {
 }
 
 /// Whether layer `i` of `n` is one of those that get more bits: the first and the last eighth, and every third between.
-fn more_bits(i: usize, n: usize) -> bool {
+pub(crate) fn more_bits(i: usize, n: usize) -> bool {
     i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
 }
 

@@ -14,27 +14,8 @@ mod resume;
 
 pub use importance::{IMPORTANCE_TYPE, Importance, ImportanceError, TensorImportance, importance_file};
 pub use job::{ENCODER_VERSION, Job, JobError, encode_tensor};
+pub(crate) use mixture::more_bits;
 pub use mixture::{MIXTURES, Mixture};
 pub use plan::{Base, Choice, Entry, PlanError, QuantizePlan, Why};
 pub use recipe::{Recipe, RecipeError, Rule};
 pub use resume::{Begun, Resumable, ResumeError};
-
-/// A 64-bit FNV-1a hash: what tells one job's half-written file from another's. It is no protection against anybody.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fingerprint(u64);
-
-impl Fingerprint {
-    pub(crate) fn new() -> Fingerprint {
-        Fingerprint(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    }
-
-    pub(crate) fn text(self) -> String {
-        format!("{:016x}", self.0)
-    }
-}

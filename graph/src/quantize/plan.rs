@@ -281,12 +281,10 @@ struct Reached {
 }
 
 fn reach(recipe: &Recipe, name: &str, is_matrix: bool, reached: &mut [Reached]) {
-    for (i, rule) in recipe.rules.iter().enumerate() {
-        let alone = Recipe { rules: vec![rule.clone()] };
-        if alone.find(name).is_some() {
-            reached[i].matrix |= is_matrix;
-            reached[i].other |= !is_matrix;
-        }
+    let matching = recipe.rules.iter().zip(&mut *reached).filter(|(rule, _)| rule.matches(name));
+    for (_, reached) in matching {
+        reached.matrix |= is_matrix;
+        reached.other |= !is_matrix;
     }
     if is_matrix && let Some((i, _)) = recipe.find(name) {
         reached[i].takes = true;
@@ -335,7 +333,7 @@ impl<'g> Roles<'g> {
             }
         }
         let matrices: HashSet<&str> = graph.nodes.iter().filter_map(name).collect();
-        let rests = matrices.difference(&routers).map(|name| split_name(name).1).collect();
+        let rests = matrices.difference(&routers).map(|name| keys::split_blk(name).1).collect();
         let read = graph.weights.iter().map(|decl| decl.name.as_str()).collect();
         Roles { matrices, routers, rests, read }
     }
@@ -344,22 +342,13 @@ impl<'g> Roles<'g> {
         let name = tensor.name.as_str();
         let is_matrix = match self.read.contains(name) {
             true => self.matrices.contains(name),
-            false => self.rests.contains(split_name(name).1),
+            false => self.rests.contains(keys::split_blk(name).1),
         };
         match (is_matrix && tensor.shape.len() > 1, self.routers.contains(name)) {
             (_, true) => Role::Router,
             (true, false) => Role::Matrix,
             (false, false) => Role::Vector,
         }
-    }
-}
-
-/// The layer and the rest of `blk.<i>.<rest>`; a name without a layer is all rest.
-fn split_name(name: &str) -> (Option<usize>, &str) {
-    let in_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    match in_layer.and_then(|(layer, rest)| Some((layer.parse().ok()?, rest))) {
-        Some((layer, rest)) => (Some(layer), rest),
-        None => (None, name),
     }
 }
 
@@ -381,7 +370,8 @@ impl MatrixCounter {
             _ => None,
         });
         let attention = config.layers.first().map(|layer| &layer.attention);
-        let values = model.file.tensors().iter().filter(|t| mixture::makes_values(split_name(&t.name).1));
+        let values =
+            model.file.tensors().iter().filter(|t| mixture::makes_values(keys::split_blk(&t.name).1));
         MatrixCounter {
             num_layers: config.num_hidden_layers + config.num_nextn_predict_layers,
             num_values: values.count(),
@@ -393,7 +383,7 @@ impl MatrixCounter {
     }
 
     fn next<'a>(&mut self, tensor: &'a TensorEntry) -> Matrix<'a> {
-        let (layer, rest) = split_name(&tensor.name);
+        let (layer, rest) = keys::split_blk(&tensor.name);
         let matrix = Matrix {
             rest,
             layer: layer.unwrap_or(0),

@@ -13,6 +13,13 @@ pub struct Rule {
     pub format: Option<Format>,
 }
 
+impl Rule {
+    /// Whether it is about a tensor.
+    pub(super) fn matches(&self, name: &str) -> bool {
+        matches(self.pattern.as_bytes(), name.as_bytes())
+    }
+}
+
 /// Rules, of which the first that matches a tensor holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recipe {
@@ -68,7 +75,7 @@ impl Recipe {
 
     /// The first rule that matches a name, with its place.
     pub(super) fn find(&self, name: &str) -> Option<(usize, &Rule)> {
-        self.rules.iter().enumerate().find(|(_, rule)| matches(rule.pattern.as_bytes(), name.as_bytes()))
+        self.rules.iter().enumerate().find(|(_, rule)| rule.matches(name))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::gguf::{
     keys::{self, arch, arch_key, blk, layer, tensor},
 };
 use crate::quant::Format;
+use crate::quantize::more_bits;
 
 /// A real model's dimensions.
 #[derive(Clone, Copy, Debug)]
@@ -209,12 +210,6 @@ impl Preset {
         Metadata::from_pairs("the synthetic model", pairs)
     }
 
-    /// Whether layer `i` of `n` has its v_proj and its experts' down_proj in Q6_K: the first and the last eighth, and
-    /// every third layer between; half of 48.
-    fn more_bits(i: usize, n: usize) -> bool {
-        i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
-    }
-
     /// The tensor called `rest`, in the file `name`; a `format` takes the mixture's place where the rows are whole blocks.
     fn tensor(
         &self,
@@ -244,7 +239,7 @@ impl Preset {
         for i in 0..num_hidden_layers {
             let mut layer = (self.family.layer)(self, i);
             layer.sort_unstable_by_key(|(name, _)| *name);
-            let more_bits = Preset::more_bits(i, num_hidden_layers);
+            let more_bits = more_bits(i, num_hidden_layers);
             tensors.extend(
                 layer
                     .into_iter()
@@ -261,12 +256,12 @@ mod tests {
 
     #[test]
     fn half_of_48_layers_have_more_bits() {
-        let layers: Vec<usize> = (0..48).filter(|&i| Preset::more_bits(i, 48)).collect();
+        let layers: Vec<usize> = (0..48).filter(|&i| more_bits(i, 48)).collect();
         let wanted = (0..48).filter(|&i| !(6..42).contains(&i) || (i - 6) % 3 == 2);
         assert!(layers.iter().copied().eq(wanted));
         assert_eq!(layers.len(), 24);
         // The tiny model's four layers, which llama.cpp quantized.
-        assert_eq!([0, 1, 2, 3].map(|i| Preset::more_bits(i, 4)), [false, false, true, true]);
+        assert_eq!([0, 1, 2, 3].map(|i| more_bits(i, 4)), [false, false, true, true]);
     }
 
     #[test]

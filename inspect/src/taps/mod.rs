@@ -15,7 +15,7 @@ pub mod stats;
 pub mod tensor_file;
 pub mod tensor_set;
 
-use moe_run_graph::ir::Stage;
+pub use moe_run_graph::ir::RowAxis;
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::ActBlock;
 use moe_run_runtime::error::BackendError;
@@ -81,31 +81,6 @@ impl Observer for Fanout<'_> {
 
     fn tap(&mut self, tap: &TapValue<'_>) -> Result<(), BackendError> {
         self.sinks.iter_mut().try_for_each(|s| s.tap(tap))
-    }
-}
-
-/// Which axis of a stage's value runs over the step's positions, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RowAxis {
-    /// `[T, ..]`.
-    Tokens,
-    /// `[R, ..]`: the rows whose logits the step asked for.
-    LogitsRows,
-    /// `[H, T, S]`.
-    HeadsTokensCached,
-}
-
-impl RowAxis {
-    /// The axis of a stage.
-    #[must_use]
-    pub fn of(stage: Stage) -> RowAxis {
-        match stage {
-            Stage::AttnScores | Stage::AttnSoftmax | Stage::IndexScores | Stage::IndexSelected => {
-                RowAxis::HeadsTokensCached
-            }
-            Stage::FinalNorm | Stage::LmHead => RowAxis::LogitsRows,
-            _ => RowAxis::Tokens,
-        }
     }
 }
 

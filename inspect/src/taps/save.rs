@@ -7,6 +7,7 @@
 use super::states::changed_states;
 use super::tensor_file::{FileFormat, aprt_header, npy_header, safetensors_header};
 use super::{RowAxis, RunSettings, floats};
+use moe_run_graph::fnv::Fnv1a;
 use moe_run_graph::gguf::GgufFile;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{Graph, LayerIdx, Stage, StepSizes};
@@ -103,17 +104,12 @@ impl ModelIdentity {
     #[must_use]
     pub fn of(file: &GgufFile) -> ModelIdentity {
         const SAMPLE_BYTES: usize = 256;
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut add = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        file.parts().iter().for_each(|p| add(p.header()));
+        let mut hash = Fnv1a::default();
+        file.parts().iter().for_each(|p| hash.add(p.header()));
         for tensor in file.tensors() {
             let data = file.data(tensor);
-            add(&data[..data.len().min(SAMPLE_BYTES)]);
-            add(&data[data.len().saturating_sub(SAMPLE_BYTES)..]);
+            hash.add(&data[..data.len().min(SAMPLE_BYTES)]);
+            hash.add(&data[data.len().saturating_sub(SAMPLE_BYTES)..]);
         }
         let origin = Path::new(file.metadata().origin());
         ModelIdentity {
@@ -121,7 +117,7 @@ impl ModelIdentity {
                 .file_name()
                 .map_or_else(|| origin.display().to_string(), |n| n.to_string_lossy().into()),
             size_bytes: file.len_bytes(),
-            sample_hash: format!("{hash:016x}"),
+            sample_hash: hash.text(),
         }
     }
 }

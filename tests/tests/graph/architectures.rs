@@ -7,7 +7,7 @@ use moe_run_graph::config::{ConfigError, FfnConfig, LatentConfig, ModelConfig};
 use moe_run_graph::dump::{self, Subject};
 use moe_run_graph::gguf::{GgufFile, MetaArray, MetaValue as V, Metadata};
 use moe_run_graph::ir::{
-    ExpertGroups, GateKind, GroupScore, Op, RopePairing, RopeScaling, RopeSpec, StateRole,
+    Dim, ExpertGroups, GateKind, GroupScore, Op, RopePairing, RopeScaling, RopeSpec, RowAxis, StateRole,
 };
 use moe_run_graph::passes::{TapSelection, drop_unrequested_taps};
 use moe_run_graph::quant::Format;
@@ -44,6 +44,25 @@ fn no_key_of_a_file_is_passed_over() {
     for (stem, model, _) in fixtures::architecture_models() {
         let model = Model::open(&model).unwrap();
         assert_eq!(model.config.unused_keys, Vec::<String>::new(), "{stem}");
+    }
+}
+
+#[test]
+fn every_tap_has_its_rows_where_its_stage_says() {
+    for (stem, model, _) in fixtures::architecture_models() {
+        let graph = Model::open(&model).unwrap().graph;
+        for (node, stage) in graph.taps() {
+            for value in &node.inputs {
+                let dims = &graph.value(*value).shape.0;
+                let found = match (dims.first(), dims.last()) {
+                    (_, Some(Dim::Cached)) => RowAxis::HeadsTokensCached,
+                    (Some(Dim::LogitsRows), _) => RowAxis::LogitsRows,
+                    (Some(Dim::Tokens), _) => RowAxis::Tokens,
+                    _ => panic!("{stem} {stage}: {dims:?}"),
+                };
+                assert_eq!(RowAxis::of(stage), found, "{stem} {stage}: {dims:?}");
+            }
+        }
     }
 }
 

@@ -70,6 +70,7 @@ impl SsmScan {
             }
         }
     }
+
     /// Each element decays by itself: heads are channels of one row, which all take the same B and C.
     fn channels(&self, step: &Step<'_>, worker: &mut Worker<'_>) {
         let (count, size) = (self.attrs.num_heads, self.attrs.state_size);

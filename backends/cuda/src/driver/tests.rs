@@ -5,6 +5,7 @@
 use super::code::Code;
 use super::harness::{self, Schedule};
 use super::{DeviceBuffer, Driver, DriverError, KernelLaunch, Param, nvidia};
+use moe_run_graph::fnv::Fnv1a;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,18 +150,18 @@ fn sources() -> Vec<PathBuf> {
 #[test]
 fn the_embedded_code_is_that_of_the_sources() {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut hash = Fnv1a::default();
     for path in sources() {
         let name = path.to_str().unwrap().replace('\\', "/");
         let text = std::fs::read(kernels.join(&path)).unwrap();
-        for byte in name.bytes().chain([0]).chain(text).chain([0]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        for part in [name.as_bytes(), &[0], &text, &[0]] {
+            hash.add(part);
         }
     }
     for code in Code::all() {
         assert_eq!(
             code.sources(),
-            Some(format!("{hash:016x}").as_str()),
+            Some(hash.text().as_str()),
             "run scripts/nvrtc-check.py --update and commit what it writes"
         );
     }

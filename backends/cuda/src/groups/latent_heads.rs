@@ -6,9 +6,7 @@ use super::{
 };
 use crate::driver::Param;
 use crate::ops::Emit;
-use moe_run_graph::groups::parts::{
-    HeadProduct, Joined, Product, Rotated, RowNorm, RowNormKind, Sliced, Tempered, Written,
-};
+use moe_run_graph::groups::parts::{Product, Rotated, RowNorm, RowNormKind};
 use moe_run_graph::groups::{Group, LatentHeads, LatentQuery};
 use moe_run_graph::ir::{Graph, PositionScaleAttrs, RopePairing};
 use moe_run_runtime::error::BackendError;
@@ -31,55 +29,37 @@ fn widths(group: &LatentHeads, graph: &Graph) -> [usize; 4] {
 
 impl Runs for LatentHeads {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
+        // The others, and what their heads, rotations and factors are, is told by `is_placed_alike`.
         let LatentHeads {
             query,
-            nope: Sliced { node: _, x: queries, heads: nope_heads, start: nope_from, len: _, y: _ },
-            pe: Sliced { node: _, x: _, heads: pe_heads, start: pe_from, len: _, y: _ },
-            q_rope,
-            absorbed: HeadProduct { node: _, x: _, weight, transposed: false, y: _ },
-            q_joined: Joined { node: _, a: _, b: _, heads, y: _ },
-            tempered,
+            nope,
+            pe,
+            q_rope: _,
+            absorbed,
+            q_joined: _,
+            tempered: _,
             c_norm,
-            k_rope,
-            k_joined: Joined { node: _, a: _, b: _, heads: 1, y: _ },
-            write: Written { node: _, k: _, v: None, slots: _, key: _, value: None, states: _ },
-        } = self
-        else {
-            return false;
-        };
+            k_rope: _,
+            k_joined: _,
+            write: _,
+        } = self;
         let of_latent = |LatentQuery { norm, product }: &LatentQuery| {
             let Product { node: _, x, weight, bias: None, scale: None, y: _ } = product else { return false };
             plain_norm(graph, norm) && any_rows(graph, weight) && one_row(graph, *x)
         };
-        let how = |rope: &Rotated| {
-            let Rotated { node: _, x: _, positions, table, pairing, heads: _, y: _ } = rope;
-            (*positions, *table, *pairing)
-        };
-        let turns = |rope: &Option<Rotated>, heads: usize| rope.as_ref().is_none_or(|r| r.heads == heads);
-        let at_positions = |tempered: &Tempered| {
-            let Tempered { node: _, x: _, positions, attrs, y: _ } = tempered;
-            let PositionScaleAttrs { scale: _, length: _, offset: _ } = attrs;
-            *positions == graph.inputs.positions
-        };
-        let [d, nope, pe, rank] = widths(self, graph);
+        let [d, nope_width, pe_width, rank] = widths(self, graph);
         let unit = if kv_type == KvType::Q8_0 { 32 } else { 4 };
         // What is kept at most: both forms of the latent of queries, a query, its part in 8 bits; or the key.
         let kept = query.as_ref().map_or(0, |query| normed_bytes(width(graph, query.norm.x), 3));
         query.as_ref().is_none_or(of_latent)
-            && one_row(graph, *queries)
-            && heads == nope_heads
-            && heads == pe_heads
-            && q_rope.as_ref().map(how) == k_rope.as_ref().map(how)
-            && q_rope.as_ref().is_none_or(|rope| rope.positions == graph.inputs.positions)
-            && turns(q_rope, *heads)
-            && turns(k_rope, 1)
-            && tempered.as_ref().is_none_or(at_positions)
-            && any_rows(graph, weight)
+            && one_row(graph, nope.x)
+            && self.is_placed_alike(graph)
+            && any_rows(graph, &absorbed.weight)
             && plain_norm(graph, c_norm)
-            && [*nope_from, *pe_from, d, nope, pe, rank].iter().all(|n| n.is_multiple_of(4))
-            && (rank + pe).is_multiple_of(unit)
-            && rank + pe <= MAX_NORM_ELEMS
-            && kept.saturating_add(4 * d + staged_bytes(nope, 1) + 16) <= SHARED_BYTES
+            && [nope.start, pe.start, d, nope_width, pe_width, rank].iter().all(|n| n.is_multiple_of(4))
+            && (rank + pe_width).is_multiple_of(unit)
+            && rank + pe_width <= MAX_NORM_ELEMS
+            && kept.saturating_add(4 * d + staged_bytes(nope_width, 1) + 16) <= SHARED_BYTES
     }
 
     fn emit(&self, emit: &mut Emit<'_>) -> Result<(), BackendError> {

@@ -6,7 +6,7 @@
 use super::{Feed, Sequences};
 use crate::error::BackendError;
 use crate::executable::{Executable, Observer, TapValue};
-use moe_run_graph::ir::Stage;
+use moe_run_graph::ir::{RowAxis, Stage};
 use std::collections::BTreeSet;
 
 /// Taps by stage and layer; a stage of the whole model has none.
@@ -63,11 +63,11 @@ pub fn last_experts(tapped: &[TappedRows]) -> Experts {
     tapped.iter().filter_map(of_layer).collect()
 }
 
-/// Whether a stage has a row for each token, or each row of logits. Attention's scores have one for each head, too, as long
-/// as what is cached, of all sequences of a step.
+/// Whether a stage has a row for each token, or each row of logits. Scores have one for each head, too, as long as what is
+/// cached, of all sequences of a step.
 #[must_use]
 pub fn has_rows(stage: Stage) -> bool {
-    !matches!(stage, Stage::AttnScores | Stage::AttnSoftmax)
+    RowAxis::of(stage) != RowAxis::HeadsTokensCached
 }
 
 type Make = Box<dyn FnMut(&Taps) -> Result<Box<dyn Executable>, BackendError> + Send>;

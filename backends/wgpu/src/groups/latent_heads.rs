@@ -5,11 +5,9 @@ use super::{
 };
 use crate::emit::{Emitter, Extent, Grid, NONE, Rows, StateBinding};
 use crate::params::Param;
-use moe_run_graph::groups::parts::{
-    HeadProduct, Joined, Product, Rotated, RowNorm, RowNormKind, Sliced, Tempered, Written,
-};
+use moe_run_graph::groups::parts::{Product, Rotated, RowNorm, RowNormKind};
 use moe_run_graph::groups::{Group, LatentHeads, LatentQuery};
-use moe_run_graph::ir::{Graph, PositionScaleAttrs, RopePairing};
+use moe_run_graph::ir::{Graph, RopePairing};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
 
@@ -38,33 +36,23 @@ fn of_latent(graph: &Graph, query: &LatentQuery) -> Option<Matrix> {
 
 impl Runs for LatentHeads {
     fn fits(&self, graph: &Graph, kv_type: KvType) -> bool {
+        // The others, and what their heads, rotations and factors are, is told by `is_placed_alike`.
         let LatentHeads {
             query,
-            nope: Sliced { node: _, x: queries, heads: nope_heads, start: _, len: _, y: _ },
-            pe: Sliced { node: _, x: _, heads: pe_heads, start: _, len: _, y: _ },
-            q_rope,
-            absorbed: HeadProduct { node: _, x: _, weight, transposed: false, y: _ },
-            q_joined: Joined { node: _, a: _, b: _, heads, y: _ },
-            tempered,
+            nope,
+            pe: _,
+            q_rope: _,
+            absorbed,
+            q_joined: _,
+            tempered: _,
             c_norm,
-            k_rope,
-            k_joined: Joined { node: _, a: _, b: _, heads: 1, y: _ },
-            write: Written { node: _, k: _, v: None, slots: _, key: _, value: None, states: _ },
-        } = self
+            k_rope: _,
+            k_joined: _,
+            write: _,
+        } = self;
+        let (Some([d, nope_width, pe_width, rank]), Some(key)) =
+            (widths(self, graph), matrix(graph, &absorbed.weight))
         else {
-            return false;
-        };
-        let how = |rope: &Rotated| {
-            let Rotated { node: _, x: _, positions, table, pairing, heads: _, y: _ } = rope;
-            (*positions, *table, *pairing)
-        };
-        let turns = |rope: &Option<Rotated>, heads: usize| rope.as_ref().is_none_or(|r| r.heads == heads);
-        let at_positions = |tempered: &Tempered| {
-            let Tempered { node: _, x: _, positions, attrs, y: _ } = tempered;
-            let PositionScaleAttrs { scale: _, length: _, offset: _ } = attrs;
-            *positions == graph.inputs.positions
-        };
-        let (Some([d, nope, pe, rank]), Some(key)) = (widths(self, graph), matrix(graph, weight)) else {
             return false;
         };
         let latent = query.as_ref().map(|query| of_latent(graph, query));
@@ -75,18 +63,12 @@ impl Runs for LatentHeads {
         let staged = latent.as_ref().map_or(0, |m| m.as_ref().map_or(usize::MAX, |m| staged_bytes(m.cols)));
         let unit = if kv_type == KvType::Q8_0 { 32 } else { 2 };
         latent.as_ref().is_none_or(is_alike)
-            && row_per_token(graph, *queries)
-            && heads == nope_heads
-            && heads == pe_heads
-            && q_rope.as_ref().map(how) == k_rope.as_ref().map(how)
-            && q_rope.as_ref().is_none_or(|rope| rope.positions == graph.inputs.positions)
-            && turns(q_rope, *heads)
-            && turns(k_rope, 1)
-            && tempered.as_ref().is_none_or(at_positions)
+            && row_per_token(graph, nope.x)
+            && self.is_placed_alike(graph)
             && plain_norm(c_norm)
-            && pe.is_multiple_of(2)
-            && (rank + pe).is_multiple_of(unit)
-            && staged.saturating_add(4 * d + staged_bytes(nope) + LANES * 16) <= WORKGROUP_BYTES
+            && pe_width.is_multiple_of(2)
+            && (rank + pe_width).is_multiple_of(unit)
+            && staged.saturating_add(4 * d + staged_bytes(nope_width) + LANES * 16) <= WORKGROUP_BYTES
     }
 
     fn emit(&self, e: &mut Emitter<'_>) -> Result<(), BackendError> {

@@ -49,6 +49,7 @@ fn variants(features: Features) -> Vec<Variant> {
     ];
     let tile = [("TILE_ROWS", 64), ("TILE_TOKENS", 64), ("LANE_ROWS", 4), ("LANE_TOKENS", 4)];
     let expert_tile = [("TILE_ROWS", 64), ("TILE_TOKENS", 16), ("LANE_ROWS", 4), ("LANE_TOKENS", 1)];
+    let latent_sizes = [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
     for format in Format::ALL {
         all.push(lanes("embed", 64).weight("weight", format));
         all.push(lanes("head_matmul_transposed", 64).weight("weight", format));
@@ -75,16 +76,13 @@ fn variants(features: Features) -> Vec<Variant> {
             }
             let gate_up = Variant::new("gate_up", features, &sizes).weight("gate", format);
             all.push(gate_up.weight("up", mixed).input(input));
-            let router_sizes = sizes;
             let router = Variant::new("router_gate_up", features, &sizes).weight("first", format);
             let router = router.weight("second", mixed).weight("gate", format).weight("up", mixed);
             all.push(router.input(input));
-            let floats = Variant::new("router_gate_up", features, &router_sizes).weight("first", Format::F32);
+            let floats = Variant::new("router_gate_up", features, &sizes).weight("first", Format::F32);
             let floats = floats.weight("second", Format::F16).weight("gate", format).weight("up", mixed);
             all.push(floats.input(input));
-            let sizes =
-                [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
-            let latent = Variant::new("latent_heads", features, &sizes).kv(KvType::F16).input(input);
+            let latent = Variant::new("latent_heads", features, &latent_sizes).kv(KvType::F16).input(input);
             all.push(latent.clone().weight("key_w", format));
             let mut latent = latent.weight("query", mixed).weight("key_w", format).fused();
             latent.sizes.insert("COLS", 1536);
@@ -114,8 +112,7 @@ fn variants(features: Features) -> Vec<Variant> {
         // DeepSeek-V3.2's indexer.
         let sizes = [("LANES", 64), ("HEAD_DIM", 128)];
         all.push(Variant::new("index_scores", features, &sizes).kv(kv_type));
-        let sizes = [("LANES", 64), ("ROWS", 64), ("HEAD", 192), ("NOPE", 128), ("PE", 64), ("RANK", 512)];
-        let latent = Variant::new("latent_heads", features, &sizes).kv(kv_type);
+        let latent = Variant::new("latent_heads", features, &latent_sizes).kv(kv_type);
         all.push(latent.weight("key_w", Format::F16));
         // Latent attention.
         let sizes = [

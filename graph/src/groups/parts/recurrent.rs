@@ -1,6 +1,6 @@
 //! Parts that carry something from token to token, and what stands around them.
 
-use crate::ir::{CausalConvAttrs, DeltaRuleAttrs, Node, NodeId, Op, ValueId, WeightId};
+use crate::ir::{DeltaRuleAttrs, Node, NodeId, Op, ValueId, WeightId};
 
 /// [`Op::DeltaGates`]: b, dt → β and decay.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,34 +72,5 @@ impl DeltaRuled {
             attrs: attrs.clone(),
             y: node.outputs[0],
         })
-    }
-}
-
-/// [`Op::CausalConv`]: x → y.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Convolved {
-    /// The node.
-    pub node: NodeId,
-    /// The channels.
-    pub x: ValueId,
-    /// The tokens' positions.
-    pub positions: ValueId,
-    /// The sequences that the tokens belong to.
-    pub sequence: ValueId,
-    /// Kernel, function and state.
-    pub attrs: CausalConvAttrs,
-    /// The result.
-    pub y: ValueId,
-}
-
-impl Convolved {
-    /// The part, if the node is one.
-    #[must_use]
-    pub fn of(node: &Node) -> Option<Convolved> {
-        let (Op::CausalConv(attrs), [x, positions, sequence]) = (&node.op, &node.inputs[..]) else {
-            return None;
-        };
-        let (x, positions, sequence, y) = (*x, *positions, *sequence, node.outputs[0]);
-        Some(Convolved { node: node.id, x, positions, sequence, attrs: attrs.clone(), y })
     }
 }

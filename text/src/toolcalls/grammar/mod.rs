@@ -301,7 +301,8 @@ impl Syntax {
         }
     }
 
-    /// The format's tags, around calls and in front of content, that may be control tokens: what [`CallsRule::marks`] holds, whatever the tools.
+    /// The format's tags, around calls and in front of content, that may be control tokens: what [`CallsRule::marks`] holds,
+    /// whatever the tools.
     #[must_use]
     pub fn marks(&self) -> Vec<String> {
         let marks: &[&str] = match self.format {
