@@ -362,11 +362,14 @@ fn ends_say_why() {
 }
 
 /// Allows tokens of one remainder, then of the next one; and may fail, or be complete.
+#[derive(Default)]
 struct Remainders {
     next: u32,
     fails_after: Option<usize>,
     ends_after: Option<usize>,
     words: Vec<u32>,
+    /// The threads that asked what is allowed, in order.
+    asked_on: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 impl Remainders {
@@ -375,12 +378,13 @@ impl Remainders {
         fails_after: Option<usize>,
         ends_after: Option<usize>,
     ) -> Option<Box<dyn Constraint>> {
-        Some(Box::new(Remainders { next, fails_after, ends_after, words: Vec::new() }))
+        Some(Box::new(Remainders { next, fails_after, ends_after, ..Remainders::default() }))
     }
 }
 
 impl Constraint for Remainders {
     fn allowed(&mut self) -> Result<&[u32], ConstraintFailure> {
+        self.asked_on.lock().unwrap().push(std::thread::current().name().map(str::to_owned));
         if self.fails_after == Some(0) {
             return Err("it costs too much".into());
         }
@@ -411,11 +415,10 @@ fn tokens_are_held_to_a_form_and_their_probabilities_are_the_untouched_ones() {
     for sampler in [SamplerOptions::GREEDY, sampler] {
         let asked = (asked(&model, 2).0, Choose { logprobs: Some(2), ..Choose::by(sampler) }, 10);
         let recorders: [Recorder; 3] = Default::default();
-        let constraints = [
-            Remainders::boxed(3, None, None),
-            Remainders::boxed(0, Some(4), None),
-            Remainders::boxed(5, None, Some(6)),
-        ];
+        let asked_on = Arc::default();
+        let held = Remainders { next: 3, asked_on: Arc::clone(&asked_on), ..Remainders::default() };
+        let constraints: [Option<Box<dyn Constraint>>; 3] =
+            [Some(Box::new(held)), Remainders::boxed(0, Some(4), None), Remainders::boxed(5, None, Some(6))];
         for (recorder, constraint) in recorders.iter().zip(constraints) {
             scheduler.submit(Request { constraint, ..request(&asked, recorder) });
         }
@@ -424,6 +427,12 @@ fn tokens_are_held_to_a_form_and_their_probabilities_are_the_untouched_ones() {
         }
         let [held, broken, complete] = recorders.map(|recorder| recorder.heard.lock().unwrap().clone());
         assert_eq!(held.ended.as_ref().unwrap().reason, EndReason::MaxTokens);
+        // Each token's was found beside the step that computed its logits, and told again when they were there.
+        let asked_on = asked_on.lock().unwrap();
+        let is_beside = |name: &Option<String>| name.as_deref() == Some("constraints");
+        assert!(
+            asked_on.len() == 20 && asked_on.chunks(2).all(|two| is_beside(&two[0]) && !is_beside(&two[1]))
+        );
         for (at, (token, logprob, top)) in held.tokens.iter().enumerate() {
             assert_eq!(token.0 % 7, (3 + at as u32) % 7);
             assert!(f32::from_bits(logprob.unwrap()) <= f32::from_bits(top[0].1));

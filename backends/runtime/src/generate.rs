@@ -40,7 +40,8 @@ impl Default for GenerateOptions<'_> {
 /// What a text is held to: which tokens may come next. A generation asks before each choice and tells what was chosen.
 pub trait Constraint: Send {
     /// A bit for each token that may come next, 32 a word, the lowest first; a token without a bit may not come. Tokens that
-    /// end a generation are among them where the text may end here.
+    /// end a generation are among them where the text may end here. Asked again before the next token is accepted, it says
+    /// the same: an engine asks once beside the step that computes the logits, and again when they are there.
     ///
     /// # Errors
     /// Telling them costs more than is allowed.

@@ -301,7 +301,7 @@ impl Vocabulary {
         let matcher =
             on_known_stack(compile).and_then(|compiled| compiled).map_err(|e| wrong(readable(&e)))?;
         let lead = Progress::new(lead, Arc::clone(&self.pieces));
-        Ok(Constraint { matcher, lead, vocabulary: self.clone(), words: Vec::new() })
+        Ok(Constraint { matcher, lead, vocabulary: self.clone(), words: Vec::new(), is_told: false })
     }
 }
 
@@ -370,6 +370,8 @@ pub struct Constraint {
     lead: Progress,
     vocabulary: Vocabulary,
     words: Vec<u32>,
+    /// Whether `words` are those of what has come so far.
+    is_told: bool,
 }
 
 impl fmt::Debug for Constraint {
@@ -379,10 +381,14 @@ impl fmt::Debug for Constraint {
 }
 
 impl Constraint {
-    /// The tokens that may come next; those that end a generation where the text may end here.
+    /// The tokens that may come next; those that end a generation where the text may end here. They are found once for a
+    /// token, however often this is asked.
     ///
     /// Errors: telling them costs more than is allowed.
     pub fn allowed(&mut self) -> Result<Allowed<'_>, ConstraintError> {
+        if self.is_told {
+            return Ok(Allowed(&self.words));
+        }
         self.words.clear();
         if self.lead.asks_rule() {
             let mask = self.matcher.compute_mask_or_eos().map_err(step)?;
@@ -393,6 +399,7 @@ impl Constraint {
             self.words.resize(self.words.len().max(self.vocabulary.words()), 0);
             self.lead.allow(&self.vocabulary.ends, &mut self.words);
         }
+        self.is_told = true;
         Ok(Allowed(&self.words))
     }
 
@@ -419,6 +426,7 @@ impl Constraint {
     ///
     /// Errors: it was not allowed.
     pub fn accept(&mut self, id: TokenId) -> Result<(), ConstraintError> {
+        self.is_told = false;
         if self.lead.asks_rule() && self.vocabulary.ends.contains(&id) {
             return match self.matcher.is_stopped() || self.matcher.is_accepting().map_err(step)? {
                 true => Ok(()),

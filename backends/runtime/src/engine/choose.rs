@@ -96,6 +96,11 @@ impl Chooser {
         self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete())
     }
 
+    /// What the text is held to, which can be asked before the next token's logits are there.
+    pub(super) fn constraint(&mut self) -> Option<&mut dyn Constraint> {
+        self.constraint.as_deref_mut().map(|c| c as &mut dyn Constraint)
+    }
+
     /// Whether the best of the untouched logits says everything.
     fn is_plain_argmax(&self) -> bool {
         self.sampler.is_plain_argmax()

@@ -230,25 +230,33 @@ impl Scheduler {
         if parts.is_empty() {
             return;
         }
-        let wants_logits = |part: &Part| part.tokens == self.running[part.running].left();
-        let feeds: Vec<Feed<'_>> = parts
-            .iter()
-            .map(|part| {
-                let Running { task, id, held } = &self.running[part.running];
-                let tokens = &task.tokens[*held..held + part.tokens];
-                Feed { sequence: *id, tokens, wants_logits: wants_logits(part) }
-            })
-            .collect();
+        let mut wants_logits = vec![false; self.running.len()];
+        for part in &parts {
+            wants_logits[part.running] = part.tokens == self.running[part.running].left();
+        }
         let taps: Taps =
             parts.iter().flat_map(|part| self.running[part.running].task.looks.taps()).copied().collect();
+        let mut constraints = Vec::new();
+        let mut lefts = Vec::with_capacity(self.running.len());
+        for (running, wants_logits) in self.running.iter_mut().zip(&wants_logits) {
+            let Running { task: Task { tokens, chooser, .. }, id, held } = running;
+            constraints.extend(chooser.constraint().filter(|_| *wants_logits));
+            lefts.push((*id, &tokens[*held..]));
+        }
+        let feed = |part: &Part| {
+            let (sequence, left) = lefts[part.running];
+            Feed { sequence, tokens: &left[..part.tokens], wants_logits: wants_logits[part.running] }
+        };
+        let feeds: Vec<Feed<'_>> = parts.iter().map(feed).collect();
         let started = Instant::now();
-        let done = match taps.is_empty() {
-            false => self.sequences.step_tapped(&feeds, &taps),
-            true => self.sequences.step(&feeds, None).and_then(|()| {
-                self.sequences.executable().wait()?;
+        let sequences = &mut self.sequences;
+        let done = beside(constraints, || match taps.is_empty() {
+            false => sequences.step_tapped(&feeds, &taps),
+            true => sequences.step(&feeds, None).and_then(|()| {
+                sequences.executable().wait()?;
                 Ok(Vec::new())
             }),
-        };
+        });
         let took = started.elapsed();
         self.meter.steps.fetch_add(1, Ordering::Relaxed);
         self.meter.step.add(took);
@@ -533,4 +541,16 @@ impl Scheduler {
         self.meter.running.store(self.running.len(), Ordering::Relaxed);
         self.meter.waiting.store(self.waiting.len(), Ordering::Relaxed);
     }
+}
+
+/// Runs a step, and beside it finds what constraints allow next, on a thread of its own where there are any.
+fn beside<T>(constraints: Vec<&mut dyn Constraint>, step: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        if !constraints.is_empty() {
+            let ask = || constraints.into_iter().for_each(|constraint| drop(constraint.allowed()));
+            // A failure is said when a token is chosen, which asks again; without a thread all of it is found there.
+            drop(std::thread::Builder::new().name("constraints".into()).spawn_scoped(scope, ask));
+        }
+        step()
+    })
 }
