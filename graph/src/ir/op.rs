@@ -82,6 +82,12 @@ impl AttentionAttrs {
         window.max(self.chunk.map_or(0, |chunk| position / chunk.max(1) * chunk))
     }
 
+    /// The most positions that a query sees, its own among them; `None` where there is no bound.
+    #[must_use]
+    pub fn reach(&self) -> Option<usize> {
+        self.window.into_iter().chain(self.chunk).min()
+    }
+
     /// Query heads that share one KV head.
     #[must_use]
     pub fn group_size(&self) -> usize {
