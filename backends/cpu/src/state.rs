@@ -58,11 +58,7 @@ impl CpuState {
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`].
-    pub fn new(
-        decls: &[StateDecl],
-        kv_type: KvType,
-        size: PoolSize,
-    ) -> Result<CpuState, BackendError> {
+    pub fn new(decls: &[StateDecl], kv_type: KvType, size: PoolSize) -> Result<CpuState, BackendError> {
         let mut states = Vec::with_capacity(decls.len());
         let rings = size.rings(decls);
         for (decl, ring) in decls.iter().zip(&rings) {

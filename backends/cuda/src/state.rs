@@ -90,20 +90,10 @@ impl CudaState {
     }
 
     /// Whether it is what [`CudaState::new`] would make.
-    pub fn is_for(
-        &self,
-        driver: &Arc<dyn Driver>,
-        graph: &Graph,
-        kv_type: KvType,
-        size: PoolSize,
-    ) -> bool {
+    pub fn is_for(&self, driver: &Arc<dyn Driver>, graph: &Graph, kv_type: KvType, size: PoolSize) -> bool {
         Arc::ptr_eq(&self.driver, driver)
             && (self.kv_type, self.size.tokens) == (kv_type, size.tokens)
-            && self
-                .rows
-                .iter()
-                .copied()
-                .eq(graph.states.iter().map(|s| Rows::of(s, kv_type, size)))
+            && self.rows.iter().copied().eq(graph.states.iter().map(|s| Rows::of(s, kv_type, size)))
     }
 
     /// Where rows are, and their bytes.

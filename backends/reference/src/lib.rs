@@ -40,16 +40,16 @@ use interpret::Interpreter;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, GateKind,
     GivenExpertsAttrs, Graph, HeadMap, IndexScoresAttrs, LaunchPattern, Lifetime, Node, Op, PointwiseFn,
-    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateId, StepSizes, ValueId,
-    WeightHome, WeightSlice,
+    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateId, StepSizes, ValueId, WeightHome,
+    WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MICRO_BATCH, MemoryNeed, PoolSize, Ring, Rings, State, TensorData, WeightSource, WeightTable, Weights, check_kv_rows,
-    check_step_operands, check_weights, mapped_bytes,
+    KvType, MICRO_BATCH, MemoryNeed, PoolSize, Ring, Rings, State, TensorData, WeightSource, WeightTable,
+    Weights, check_kv_rows, check_step_operands, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use moe_run_runtime::runner::{Recorder, Runner, Step};

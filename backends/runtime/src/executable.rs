@@ -7,7 +7,9 @@ pub use crate::checks::{check_kv_rows, check_step_operands};
 pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
 pub use crate::kept_rows::KeptRows;
-pub use crate::options::{Activations, CompileOptions, KvType, MICRO_BATCH, MemoryNeed, OnOpened, Opened, Progress};
+pub use crate::options::{
+    Activations, CompileOptions, KvType, MICRO_BATCH, MemoryNeed, OnOpened, Opened, Progress,
+};
 pub use crate::rings::{PoolSize, Ring, Rings};
 pub use crate::step::{
     BLOCK_TOKENS, StepInput, StepLimits, StepRun, StepSequence, StepTokens, blocks_in_order,

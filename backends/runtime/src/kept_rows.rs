@@ -58,7 +58,9 @@ impl KeptRows {
     #[must_use]
     pub fn from_bytes(kv_type: KvType, bytes: &[u8]) -> KeptRows {
         match kv_type {
-            KvType::F16 => KeptRows::F16(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+            KvType::F16 => {
+                KeptRows::F16(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect())
+            }
             KvType::F32 | KvType::Q8_0 => {
                 KeptRows::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
             }

@@ -11,13 +11,13 @@ mod values;
 
 use crate::choice::{argmax, best_candidates, not_taken};
 use crate::error::BackendError;
-use crate::rings;
 use crate::executable::{
     Executable, ExecutableInfo, HostTensor, Observer, SequenceStates, State, StepInput, StepLimits,
     StepTokens, TensorView, ViewData, deliver_taps,
 };
-use moe_run_graph::ids::TokenId;
+use crate::rings;
 pub use logits_row::LogitsRow;
+use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
 use pool::Pool;

@@ -14,7 +14,8 @@ mod taps;
 use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
 use crate::executable::{
-    BLOCK_TOKENS, Executable, ExecutableInfo, KeptRows, KvType, Observer, State, StepInput, StepSequence, StepTokens,
+    BLOCK_TOKENS, Executable, ExecutableInfo, KeptRows, KvType, Observer, State, StepInput, StepSequence,
+    StepTokens,
 };
 use crate::rings::Held;
 use crate::session::{MAX_CHECKPOINTS, check_rewind};
@@ -308,7 +309,8 @@ impl Sequences {
         let rewind = self.rewind();
         let Some(Some(sequence)) = self.sequences.get(id.0) else { return Ok(()) };
         let Some(tokens) = sequence.tokens.get(..border) else { return Ok(()) };
-        let is_there = check_rewind(rewind, sequence.tokens.len(), border).is_ok() && sequence.held.reaches(border);
+        let is_there =
+            check_rewind(rewind, sequence.tokens.len(), border).is_ok() && sequence.held.reaches(border);
         let key = (border / BLOCK_TOKENS).checked_sub(1).and_then(|block| sequence.shared.get(block));
         if let Some(key) = key.copied()
             && border.is_multiple_of(BLOCK_TOKENS)
@@ -444,7 +446,10 @@ impl Sequences {
             match done {
                 Ok(()) => held.tokens.extend_from_slice(feed.tokens),
                 // The state has changed from the step's first position on; such a one shares nothing.
-                Err(_) if rewind == Rewind::Checkpoint => held.tokens.clear(),
+                Err(_) if rewind == Rewind::Checkpoint => {
+                    held.tokens.clear();
+                    held.held = Held::default();
+                }
                 Err(_) => {}
             }
         }

@@ -63,9 +63,9 @@ pub struct Session {
     ready: Ready,
     /// Which positions are still held by states that are rings.
     held: Held,
-    /// A border of blocks in what is held, which the next prompt may well have in common: what rings hold for it is kept before
-    /// it is written over.
-    border: Option<usize>,
+    /// Borders of blocks in the last prompts, ascending, which the next one may well have in common: what rings hold for them is
+    /// kept before it is written over.
+    borders: Vec<usize>,
     /// What the sequence's own states held behind the first so many tokens, the longest last: where they can go back to.
     checkpoints: Vec<(usize, SequenceStates)>,
 }
@@ -102,7 +102,7 @@ impl Session {
             last_row: 0,
             ready: Ready::Nothing,
             held: Held::default(),
-            border: None,
+            borders: Vec::with_capacity(MAX_CHECKPOINTS),
             checkpoints: Vec::new(),
         })
     }
@@ -167,7 +167,7 @@ impl Session {
             self.held = Held::default();
         }
         self.checkpoints.retain(|(len, _)| *len <= len_tokens);
-        self.border = self.border.filter(|border| *border <= len_tokens);
+        self.borders.retain(|border| *border <= len_tokens);
         self.tokens.truncate(len_tokens);
         self.ready = Ready::Nothing;
         Ok(())
@@ -215,8 +215,11 @@ impl Session {
         let border = checkpoint_border(wanted_tokens);
         let is_new = rows == LogitsRows::Last && border > start;
         let keeps = is_new && self.rewind() == Rewind::Checkpoint;
-        if is_new && !keeps {
-            self.border = Some(border).filter(|_| self.has_rings());
+        if is_new && !keeps && self.state.rings().iter().any(Option::is_some) {
+            if self.borders.len() == MAX_CHECKPOINTS {
+                self.borders.remove(0);
+            }
+            self.borders.push(border);
         }
         let (before, behind) = tokens.split_at(if keeps { border - start } else { 0 });
         let chunks: Vec<&[TokenId]> = before.chunks(micro_batch).chain(behind.chunks(micro_batch)).collect();
@@ -306,21 +309,18 @@ impl Session {
         done
     }
 
-    fn has_rings(&self) -> bool {
-        self.state.rings().iter().any(Option::is_some)
-    }
-
-    /// A step is about to write positions up to `end`: what it would write over of the border's window is kept before.
+    /// A step is about to write positions up to `end`: what it would write over of a border's window is kept before.
     fn write(&mut self, end: usize) -> Result<(), BackendError> {
         let mut after = self.held;
         after.write(self.state.rings(), end);
-        if let Some(border) = self.border.filter(|border| *border <= self.tokens.len())
+        while let Some(border) = self.borders.first().copied()
+            && border <= self.tokens.len()
             && !after.reaches(border)
         {
             if self.held.reaches(border) {
                 self.keep_states(border)?;
             }
-            self.border = None;
+            self.borders.remove(0);
         }
         self.held = after;
         Ok(())

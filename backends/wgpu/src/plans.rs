@@ -139,8 +139,7 @@ impl Plans {
             // Before places in it are numbered with 32 bits.
             fits(u64::from(values_at) * 4 + plan.memory.arena_bytes as u64)?;
             let cache = (options.kv_type, states);
-            let (launches, words) =
-                emit_all(plan, &map.places, weight_map, profile, cache, device.features)?;
+            let (launches, words) = emit_all(plan, &map.places, weight_map, profile, cache, device.features)?;
             fits(u64::from(words) * 4)?;
             arena_words = arena_words.max(words);
             emitted.push(launches);
@@ -171,7 +170,8 @@ impl Plans {
         let loaded_bytes = if are_weights_loaded { weight_bytes } else { 0 };
         let memory = MemoryNeed {
             weight_bytes,
-            kv_cache_bytes: PoolSize::of_one(options.ctx_size, self.info.micro_batch).bytes(graph, options.kv_type),
+            kv_cache_bytes: PoolSize::of_one(options.ctx_size, self.info.micro_batch)
+                .bytes(graph, options.kv_type),
             kv_stored: options.kv_type,
             working_bytes: u64::from(self.arena_words) * 4,
             available_bytes: device.available_bytes().map(|free| free.saturating_add(loaded_bytes)),

@@ -28,9 +28,7 @@ fn own(
     len_tokens: usize,
 ) -> Vec<(StateDecl, KvType, Vec<Range<usize>>)> {
     let of = |state: &StateDecl| match rings.get(state.id.index()).copied().flatten() {
-        Some(ring) => {
-            Some((state.clone(), kv_type, slots(ring, place, ring.needed(len_tokens)).collect()))
-        }
+        Some(ring) => Some((state.clone(), kv_type, slots(ring, place, ring.needed(len_tokens)).collect())),
         None if !state.is_per_token() => Some((state.clone(), KvType::F32, vec![place..place + 1])),
         None => None,
     };

@@ -31,9 +31,8 @@ impl<R: Recorder> StepValues<'_, R> {
 
     /// The slots of rows of a state, those that follow each other together.
     fn slots(&self, id: StateId, rows: Range<usize>) -> Result<Vec<Range<usize>>, BackendError> {
-        let beyond = |capacity: usize| {
-            wrong(id, format!("{} rows from {} on, of {capacity}", rows.len(), rows.start))
-        };
+        let beyond =
+            |capacity: usize| wrong(id, format!("{} rows from {} on, of {capacity}", rows.len(), rows.start));
         if !self.step.plan.graph.state(id).is_per_token() {
             // What a sequence has once is one row.
             let capacity = self.state.max_sequences();
