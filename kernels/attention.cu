@@ -25,12 +25,13 @@ DEVICE void attend_block(const Attend &a, aptr<const float> q, aptr<const int> p
 
 // Grid: (G · ceil(H/G / 8), max_splits, T), 128 threads, dynamic shared memory 8·(d + 128 + 3) floats.
 // arrived [grid.x · T] is zero and is left zero. window and chunk 0: none; soft_cap 0: none; sinks [H] or null.
-// value_in_key: the values' cache is the keys'. mask [T, cached], 0 at positions that are not seen, or null.
+// value_in_key: the values' cache is the keys'. rows: of the caches, no fewer than a query sees; position p is in row p modulo so
+// many. mask [T, cached], 0 at positions that are not seen, or null.
 extern "C" __global__ void __launch_bounds__(128, BLOCKS_AT_ONCE(4, 4, 6))
     attention(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
               aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state, aptr<int> arrived, aptr<float> y,
               int kv_type, int heads, int kv_heads, int d, int dv, float scale, int window, int chunk,
-              float soft_cap, int value_in_key, aptr<const float> mask, int cached, int max_splits) {
+              float soft_cap, int value_in_key, aptr<const float> mask, int cached, int rows, int max_splits) {
     wait_for_previous();
     SHARED_DYNAMIC(float, base);
     int per_kv = heads / kv_heads, parts = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
@@ -44,6 +45,7 @@ extern "C" __global__ void __launch_bounds__(128, BLOCKS_AT_ONCE(4, 4, 6))
     a.kv_heads = kv_heads;
     a.scale = scale;
     a.soft_cap = soft_cap;
+    a.rows = rows;
     a.value_in_key = value_in_key != 0;
     if (mask != nullptr) a.mask = mask + static_cast<long long>(blockIdx.z) * cached;
 #define ATTEND(KV)                                                                                                     \

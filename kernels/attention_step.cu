@@ -101,8 +101,9 @@ DEVICE void attend_range_tiles(const Attend &a, const AttendShared &s, sptr<floa
     WarpAttend<D> w;
     begin<D>(w, s.q, a.heads);
     aptr<const uint16_t> k = cast<const uint16_t>(keys) + a.kv_head * D, v = cast<const uint16_t>(values) + a.kv_head * D;
+    CacheRows rows = rows_from(from, a.rows);
     for (int base = from + warp * TILE_POSITIONS; base < to; base += WARPS * TILE_POSITIONS)
-        add_tile<D>(w, k, v, static_cast<long long>(a.kv_heads) * D, base, to, a.scale, a.soft_cap);
+        add_tile<D>(w, k, v, static_cast<long long>(a.kv_heads) * D, rows, base, to, a.scale, a.soft_cap);
     float sums[D / 64][16], total = finish<D>(w, sums);
 #pragma unroll
     for (int c = 0; c < D / 64; c++) store16(parts + ((warp * 8 + g) * D + 64 * c + 16 * t), sums[c], 1.0f);
@@ -166,7 +167,7 @@ DEVICE void step_block(const Attend &a, aptr<const float> q, int q_step, int q_f
             norm_value(v_norm, v, normed + a.d, a.dv, a.kv_head * a.dv, first_part);
         }
         __syncthreads();
-        long long row = static_cast<long long>(slot) * a.kv_heads + a.kv_head;
+        long long row = static_cast<long long>(slot % a.rows) * a.kv_heads + a.kv_head;
         store_head<KV>(key, keys, a.d, row * a.d);
         if (v_norm.on) store_head<KV>(normed + a.d, values, a.dv, row * a.dv);
         else store_head<KV>(v + a.kv_head * a.dv, values, a.dv, row * a.dv);
@@ -198,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(128, 2)
                    aptr<const int> slots, aptr<float> q_normed, aptr<float> k_normed, aptr<float> q_turned, aptr<float> k_turned, aptr<uint8_t> keys,
                    aptr<uint8_t> values, aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state,
                    aptr<int> arrived, aptr<float> y, int kv_type, int heads, int kv_heads, int d, int dv, float scale,
-                   int window, int chunk, float soft_cap, int max_splits, int tiles) {
+                   int window, int chunk, float soft_cap, int rows, int max_splits, int tiles) {
     wait_for_previous();
     SHARED_DYNAMIC(float, base);
     int per_kv = heads / kv_heads, parts = (per_kv + ATTEND_HEADS - 1) / ATTEND_HEADS;
@@ -212,6 +213,7 @@ extern "C" __global__ void __launch_bounds__(128, 2)
     a.kv_heads = kv_heads;
     a.scale = scale;
     a.soft_cap = soft_cap;
+    a.rows = rows;
     Turn turn;
     turn.table = table;
     turn.dims = dims;

@@ -10,7 +10,7 @@ constexpr int TOKENS_PER_BLOCK = 4;
 template <int D>
 DEVICE void tokens_attend(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys,
                           aptr<const uint8_t> values, aptr<const float> sinks, aptr<float> y, int heads, int kv_heads,
-                          float scale, int window, int chunk, float soft_cap, int tokens) {
+                          float scale, int window, int chunk, float soft_cap, int rows, int tokens) {
     int per_kv = heads / kv_heads, parts = (per_kv + 7) / 8, part = blockIdx.x % parts, kv_head = blockIdx.x / parts;
     int head0 = kv_head * per_kv + 8 * part, mine = min(per_kv - 8 * part, 8);
     int token = blockIdx.y * TOKENS_PER_BLOCK + (threadIdx.x >> 5), lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -20,7 +20,9 @@ DEVICE void tokens_attend(aptr<const float> q, aptr<const int> positions, aptr<c
     WarpAttend<D> w;
     begin<D>(w, q + row0 * D, mine);
     aptr<const uint16_t> k = cast<const uint16_t>(keys) + kv_head * D, v = cast<const uint16_t>(values) + kv_head * D;
-    for (int base = start; base < end; base += TILE_POSITIONS) add_tile<D>(w, k, v, stride, base, end, scale, soft_cap);
+    CacheRows at_rows = rows_from(start, rows);
+    for (int base = start; base < end; base += TILE_POSITIONS)
+        add_tile<D>(w, k, v, stride, at_rows, base, end, scale, soft_cap);
     float sums[D / 64][16], total = finish<D>(w, sums), factor = 1.0f;
     if (sinks != nullptr && g < mine) {
         float sink = sinks[head0 + g], bound = fmaxf(w.top, sink);
@@ -37,9 +39,9 @@ DEVICE void tokens_attend(aptr<const float> q, aptr<const int> positions, aptr<c
 extern "C" __global__ void __launch_bounds__(128)
     attention_tiles(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
                     aptr<const float> sinks, aptr<float> y, int heads, int kv_heads, int d, float scale, int window,
-                    int chunk, float soft_cap, int tokens) {
+                    int chunk, float soft_cap, int rows, int tokens) {
     wait_for_previous();
-#define ATTEND(D) tokens_attend<D>(q, positions, keys, values, sinks, y, heads, kv_heads, scale, window, chunk, soft_cap, tokens)
+#define ATTEND(D) tokens_attend<D>(q, positions, keys, values, sinks, y, heads, kv_heads, scale, window, chunk, soft_cap, rows, tokens)
     if (d == 128) ATTEND(128);
     else ATTEND(64);
 #undef ATTEND

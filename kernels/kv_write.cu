@@ -1,4 +1,4 @@
-// KvWrite: k [T, nk], v [T, nv] f32 → rows kv_slots[t] of the two caches, rounded to their type.
+// KvWrite: k [T, nk], v [T, nv] f32 → rows kv_slots[t] modulo `rows` of the two caches, rounded to their type.
 #include "common/kv.cuh"
 
 template <int KV> DEVICE void write_row(aptr<const float> x, aptr<uint8_t> cache, int n, long long slot) {
@@ -14,10 +14,11 @@ DEVICE void write_rows(aptr<const float> k, aptr<const float> v, int slot, aptr<
 
 // Grid: T. Without a cache of values v and values are null and nv is 0. A slot outside the capacity is not written.
 extern "C" __global__ void kv_write(aptr<const float> k, aptr<const float> v, aptr<const int> slots, aptr<uint8_t> keys,
-                                    aptr<uint8_t> values, int kv_type, int nk, int nv, int capacity) {
+                                    aptr<uint8_t> values, int kv_type, int nk, int nv, int capacity, int rows) {
     wait_for_previous();
     int t = blockIdx.x, slot = slots[t];
     if (slot < 0 || slot >= capacity) return;
+    slot %= rows;
     if (kv_type == KV_F16) write_rows<KV_F16>(k + t * nk, v + t * nv, slot, keys, values, nk, nv);
     else if (kv_type == KV_F32) write_rows<KV_F32>(k + t * nk, v + t * nv, slot, keys, values, nk, nv);
     else write_rows<KV_Q8_0>(k + t * nk, v + t * nv, slot, keys, values, nk, nv);

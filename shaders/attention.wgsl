@@ -67,6 +67,8 @@ struct Params {
     sinks: u32,
     // [T, S], 0 at positions that are not seen; or NONE.
     mask: u32,
+    // Of keys and values: position p is in row p modulo so many.
+    rows: u32,
 }
 
 #if fused
@@ -137,7 +139,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 let position = arena[p.positions + row / GROUP];
                 let chosen = is_chosen(p.mask, row / GROUP, cached);
                 if (chosen && visible(cached, position, p.window, p.chunk)) {
-                    let key_row = cached * key_row_words(key_width);
+                    let key_row = cached % p.rows * key_row_words(key_width);
                     var product = 0.0;
                     for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {
                         let k = key_pair(key_row, key_width, wg.y * (HEAD_DIM / 2u) + pair);
@@ -179,7 +181,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             }
             let count = min(POSITIONS, end - first);
             for (var i = 0u; i < count; i++) {
-                let value_row = (first + i) * value_row_words(value_width);
+                let value_row = (first + i) % p.rows * value_row_words(value_width);
                 let v = value_pair(value_row, value_width, wg.y * (VALUE_STRIDE / 2u) + pair);
                 for (var j = 0u; j < ROWS_PER_LANE; j++) {
                     let r = min(lane / VALUE_PAIRS + j * ROW_STEP, QUERY_ROWS - 1u);

@@ -14,6 +14,8 @@ struct Params {
     chunk: u32,
     soft_cap: f32,
     scale: f32,
+    // Of keys: position p is in row p modulo so many.
+    rows: u32,
 }
 
 @group(1) @binding(0) var<storage, read> key: array<key_word>;
@@ -30,7 +32,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var score = 0.0;
     if (visible(cached, position, p.window, p.chunk)) {
         let q = p.q + (wg.y * heads + wg.z) * HEAD_DIM;
-        let key_row = cached * key_row_words(key_width);
+        let key_row = cached % p.rows * key_row_words(key_width);
         for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {
             let k = key_pair(key_row, key_width, wg.z / GROUP * (HEAD_DIM / 2u) + pair);
             score += load(q + 2u * pair) * k.x;

@@ -9,9 +9,10 @@
 struct Params {
     x: u32,
     width: u32,
-    // [T], the place of each row in the state, which has `capacity` rows.
+    // [T], the place of each row below `capacity`: s is row s modulo `rows` of the state.
     slots: u32,
     capacity: u32,
+    rows: u32,
 }
 
 @group(1) @binding(0) var<storage, read_write> state: array<u32>;
@@ -24,6 +25,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let slot = arena[p.slots + wg.y];
     if (slot < p.capacity) {
-        state_write_unit(p.x + wg.y * p.width, slot, p.width, unit);
+        state_write_unit(p.x + wg.y * p.width, slot % p.rows, p.width, unit);
     }
 }

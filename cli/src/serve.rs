@@ -230,7 +230,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     if shares_prefixes && kept_bytes > 0 {
         output::note(&format!(
-            "cache: the states of recurrent layers are kept at borders of prompts, {} at most",
+            "cache: what recurrent layers and layers with a window hold is kept at borders of prompts, {} at most",
             human_bytes(kept_bytes)
         ));
     }

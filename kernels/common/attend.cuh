@@ -18,6 +18,7 @@ struct Attend {
     int kv_heads;       // G
     float scale;
     float soft_cap;     // 0: none
+    int rows;           // of the caches: position p is in row p modulo so many
     bool value_in_key = false; // a value is the first dv elements of its key
     aptr<const float> mask = aptr<const float>(nullptr); // [positions], 0 at those that are not seen, or null
 };
@@ -41,11 +42,11 @@ DEVICE float capped(float score, float soft_cap) {
     return soft_cap > 0.0f ? soft_cap * tanhf(score / soft_cap) : score;
 }
 
-// q·k for the block's heads at one cached position; out[h].
+// q·k for the block's heads at one row of the cache; out[h].
 template <int KV>
-DEVICE void key_dots(const Attend &a, sptr<const float> q, aptr<const uint8_t> keys, int position,
+DEVICE void key_dots(const Attend &a, sptr<const float> q, aptr<const uint8_t> keys, int row,
                      float (&out)[ATTEND_HEADS]) {
-    long long at = (static_cast<long long>(position) * a.kv_heads + a.kv_head) * a.d;
+    long long at = (static_cast<long long>(row) * a.kv_heads + a.kv_head) * a.d;
 #pragma unroll
     for (int h = 0; h < ATTEND_HEADS; h++) out[h] = 0.0f;
     for (int i = 0; i < a.d; i += 4) {
@@ -65,6 +66,7 @@ template <int KV>
 DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint8_t> keys, aptr<const uint8_t> values,
                          int from, int to, float (&acc)[ATTEND_CHANNELS][ATTEND_HEADS]) {
     int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    CacheRows at_rows = rows_from(from, a.rows);
 #pragma unroll
     for (int j = 0; j < ATTEND_CHANNELS; j++)
 #pragma unroll
@@ -79,7 +81,7 @@ DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint
         if (tid < count) {
             bool seen = a.mask == nullptr || a.mask[base + tid] != 0.0f;
             float dots[ATTEND_HEADS];
-            key_dots<KV>(a, s.q, keys, base + tid, dots);
+            key_dots<KV>(a, s.q, keys, row_of(at_rows, base + tid), dots);
 #pragma unroll
             for (int h = 0; h < ATTEND_HEADS; h++)
                 if (h < a.heads)
@@ -114,10 +116,11 @@ DEVICE void attend_range(const Attend &a, const AttendShared &s, aptr<const uint
             if (c >= a.dv) break;
             float part[ATTEND_HEADS] = {};
             long long stride = a.value_in_key ? a.d : a.dv;
-            long long at = (static_cast<long long>(base) * a.kv_heads + a.kv_head) * stride + c;
-            long long step = a.kv_heads * stride;
+            long long at = a.kv_head * stride + c, step = a.kv_heads * stride;
+            // Rows follow each other up to the last one, and go on at the first.
+            int row = row_of(at_rows, base), turn = a.rows - row;
             for (int i = 0; i < count; i++) {
-                float v = kv_load<KV>(values, at + i * step);
+                float v = kv_load<KV>(values, at + (i < turn ? row + i : i - turn) * step);
 #pragma unroll
                 for (int h = 0; h < ATTEND_HEADS; h++)
                     if (h < a.heads) part[h] += s.scores[h * ATTEND_TILE + i] * v;

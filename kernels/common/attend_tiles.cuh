@@ -69,24 +69,24 @@ template <int D, class Q> DEVICE void begin(WarpAttend<D> &w, Q q, int heads) {
             for (int k = 0; k < 4; k++) w.out[c][i][k] = 0.0f;
 }
 
-// Positions base … base + 15 that are below `to`, at least one. keys, values: the KV head's first element of position 0;
-// `stride` elements from one position to the next.
+// Positions base … base + 15 that are below `to`, at least one. keys, values: the KV head's first element of row 0; `stride`
+// elements from one row to the next; `rows` says where positions lie.
 template <int D>
-DEVICE void add_tile(WarpAttend<D> &w, aptr<const uint16_t> keys, aptr<const uint16_t> values, long long stride, int base,
-                     int to, float scale, float soft_cap) {
+DEVICE void add_tile(WarpAttend<D> &w, aptr<const uint16_t> keys, aptr<const uint16_t> values, long long stride,
+                     const CacheRows &rows, int base, int to, float scale, float soft_cap) {
     int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     uint4 k[2][D / 32], v[D / 64][4];
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-        int position = min(base + 8 * n + g, to - 1);
+        int row = row_of(rows, min(base + 8 * n + g, to - 1));
 #pragma unroll
-        for (int j = 0; j < D / 32; j++) k[n][j] = *cast<const uint4>(keys + (position * stride + 32 * j + 8 * t));
+        for (int j = 0; j < D / 32; j++) k[n][j] = *cast<const uint4>(keys + (row * stride + 32 * j + 8 * t));
     }
 #pragma unroll
     for (int r = 0; r < 4; r++) {
-        int position = min(base + 2 * t + (r & 1) + 8 * (r >> 1), to - 1);
+        int row = row_of(rows, min(base + 2 * t + (r & 1) + 8 * (r >> 1), to - 1));
 #pragma unroll
-        for (int c = 0; c < D / 64; c++) v[c][r] = *cast<const uint4>(values + (position * stride + 64 * c + 8 * g));
+        for (int c = 0; c < D / 64; c++) v[c][r] = *cast<const uint4>(values + (row * stride + 64 * c + 8 * g));
     }
     float score[2][2], top = w.top;
 #pragma unroll

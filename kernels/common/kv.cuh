@@ -1,9 +1,25 @@
-// The KV cache: rows [slot, heads, width] as f32, f16, or q8_0 (blocks {half d; int8 q[32]} of 34 bytes, quantized as
+// The KV cache: rows [row, heads, width] as f32, f16, or q8_0 (blocks {half d; int8 q[32]} of 34 bytes, quantized as
 // 8-bit activations are, d the scale rounded to half).
 //
 // Pointers may alias: a kernel that writes the current token's row reads it back through the same cache.
 #pragma once
 #include "activation.cuh"
+
+// Where positions lie in a cache: position p is in row p modulo `rows`. `begin` ≤ p < begin + 2 · rows, begin a multiple of rows.
+struct CacheRows {
+    int begin, rows;
+};
+// For positions from `from` on, fewer than `rows` of them.
+DEVICE CacheRows rows_from(int from, int rows) {
+    CacheRows r;
+    r.begin = from - from % rows;
+    r.rows = rows;
+    return r;
+}
+DEVICE int row_of(const CacheRows &r, int position) {
+    int at = position - r.begin;
+    return at < r.rows ? at : at - r.rows;
+}
 
 enum KvType : int { KV_F16 = 0, KV_F32 = 1, KV_Q8_0 = 2 };
 

@@ -146,10 +146,10 @@ fn write_token(lane: u32, kv_head: u32, key_width: u32, value_width: u32) {
     if (slot < p.capacity) {
         // A head is whole units: its width is a multiple of what a unit holds.
         for (var unit = lane; unit < HEAD_DIM / key_UNIT_ELEMS; unit += LANES) {
-            key_write_unit(p.k_placed, slot, key_width, head / key_UNIT_ELEMS + unit);
+            key_write_unit(p.k_placed, slot % p.rows, key_width, head / key_UNIT_ELEMS + unit);
         }
         for (var unit = lane; unit < VALUE_DIM / value_UNIT_ELEMS; unit += LANES) {
-            value_write_unit(v, slot, value_width, kv_head * VALUE_DIM / value_UNIT_ELEMS + unit);
+            value_write_unit(v, slot % p.rows, value_width, kv_head * VALUE_DIM / value_UNIT_ELEMS + unit);
         }
     }
     storageBarrier();

@@ -34,8 +34,18 @@ struct Subject {
     graph: Graph,
     weights: Arc<dyn WeightSource>,
     vocab_size: usize,
-    /// Whether its sequences can go back to any length.
-    goes_back: bool,
+    goes_back: GoesBack,
+}
+
+/// How its sequences go back.
+#[derive(Clone, Copy, PartialEq)]
+enum GoesBack {
+    /// To any length.
+    Anywhere,
+    /// As far as what windows hold reaches.
+    WithinWindows,
+    /// To the beginning.
+    Nowhere,
 }
 
 fn compile(backend: &dyn Backend, model: &Subject, options: &CompileOptions) -> Box<dyn Executable> {
@@ -78,7 +88,7 @@ fn schedule(
     at_once: usize,
     seed: u64,
     same: Same,
-    goes_back: bool,
+    goes_back: GoesBack,
 ) {
     let mut random = Random::new(&[99, seed]);
     let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
@@ -98,7 +108,9 @@ fn schedule(
                 // It goes back, as a chat does whose last answer is thrown away; one that cannot begins anew.
                 let wanted = part.done - below(part.done);
                 let done = company.truncate(part.id, wanted);
-                if goes_back || wanted == part.done {
+                if (goes_back == GoesBack::Anywhere || wanted == part.done)
+                    || (goes_back == GoesBack::WithinWindows && done.is_ok())
+                {
                     done.unwrap();
                     part.done = wanted;
                 } else {
@@ -198,11 +210,13 @@ fn schedules(all: u64) -> u64 {
 }
 
 fn subject(model: &Model) -> Subject {
+    let has_windows = model.graph.states.iter().any(|state| state.window().is_some());
+    let goes_back = if has_windows { GoesBack::WithinWindows } else { GoesBack::Anywhere };
     Subject {
         graph: model.graph.clone(),
         weights: model.file.clone(),
         vocab_size: model.config.vocab_size,
-        goes_back: true,
+        goes_back,
     }
 }
 
@@ -212,7 +226,7 @@ fn micro(stem: &str) -> Option<Subject> {
 
 fn recurrent() -> Subject {
     let (graph, weights) = recurrent::model().unwrap();
-    Subject { graph, weights, vocab_size: recurrent::VOCAB, goes_back: false }
+    Subject { graph, weights, vocab_size: recurrent::VOCAB, goes_back: GoesBack::Nowhere }
 }
 
 #[test]
@@ -319,7 +333,7 @@ fn company_changes_no_bit_of_a_hybrid_model() {
         "qwen3next/small-fused-q8_0",
     ] {
         let Some(path) = fixtures::find(&format!("arch/{stem}.gguf")) else { continue };
-        let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+        let model = Subject { goes_back: GoesBack::Nowhere, ..subject(&Model::open(&path).unwrap()) };
         for (activations, kv_type) in [(Activations::Q8, KvType::F16), (Activations::F32, KvType::F32)] {
             println!("{stem} {activations} {kv_type}");
             company(&Cpu, &model, &options(activations, kv_type), 2, CONTEXT);
@@ -331,7 +345,7 @@ fn company_changes_no_bit_of_a_hybrid_model() {
 #[test]
 fn company_changes_no_bit_of_mamba1() {
     let Some(path) = fixtures::find("arch/jamba/small-q4_k_m.gguf") else { return };
-    let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+    let model = Subject { goes_back: GoesBack::Nowhere, ..subject(&Model::open(&path).unwrap()) };
     company(&Cpu, &model, &options(Activations::Q8, KvType::F16), 2, CONTEXT);
 }
 
@@ -339,7 +353,7 @@ fn company_changes_no_bit_of_mamba1() {
 #[test]
 fn a_hybrid_models_next_prompt_goes_on_from_a_border_of_blocks() {
     let Some(path) = fixtures::find("arch/qwen3next/small-fused-q8_0.gguf") else { return };
-    let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+    let model = Subject { goes_back: GoesBack::Nowhere, ..subject(&Model::open(&path).unwrap()) };
     let tokens = text(&model, 5, 240);
     for backend in [&Cpu as &dyn Backend, &Reference] {
         let options = options(Activations::Q8, KvType::F16);

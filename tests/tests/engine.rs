@@ -6,6 +6,7 @@ use moe_run_backends::engine::{
     Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Looks, Refused, Request, Scheduler, Settings,
 };
 use moe_run_backends::generate::{Constraint, ConstraintFailure};
+use moe_run_backends::reference::Reference;
 use moe_run_backends::sampler::SamplerOptions;
 use moe_run_backends::sequences::Sequences;
 use moe_run_backends::session::{LogitsRows, Session};
@@ -298,6 +299,25 @@ fn a_recurrent_model_takes_up_states_that_were_kept() {
     takes_up_kept_states(&Subject { graph, weights, vocab_size: recurrent::VOCAB });
 }
 
+/// A model whose layers with a window hold no more than that and a step's rows.
+fn windowed(path: &str) -> Subject {
+    let model = Model::open(&fixtures::find(path).expect("carried")).unwrap();
+    let vocab_size = model.config.vocab_size;
+    let model = Subject { graph: model.graph, weights: model.file, vocab_size };
+    let pool = sequences(&model, Activations::Q8, 8 * CONTEXT, 8);
+    assert!(pool.shares_kept_states() && !pool.keeps_at_ends(), "{path}: windows in rings");
+    model
+}
+
+#[test]
+fn a_model_with_windows_takes_up_what_was_kept_and_has_the_same_bits_in_a_crowd() {
+    for path in ["arch/gemma4/a4b-q4_0.gguf", "arch/step35/flash-q4_0.gguf"] {
+        let model = windowed(path);
+        takes_up_kept_states(&model);
+        crowd(&model, Activations::Q8, 16, if fixtures::full() { 20 } else { 3 });
+    }
+}
+
 /// Quantized: F16 weights are added up in another order in steps of one token.
 #[test]
 fn a_hybrid_model_takes_up_states_that_were_kept_and_has_the_same_bits_in_a_crowd() {
@@ -549,8 +569,57 @@ fn a_cache_goes_to_a_file_and_comes_back() {
         refused("a model", &damaged, "");
         refused("a model", &file[..at], "damaged");
     }
+    let error = sequences_on(&Reference, &model, Activations::Q8, CONTEXT, 2).check_cache().unwrap_err();
+    assert!(error.to_string().contains("no blocks"), "{error}");
+}
+
+/// What stands beside blocks, a sequence's own states and what windows hold, goes with them.
+#[test]
+fn a_cache_of_kept_states_goes_to_a_file_and_comes_back() {
     let (graph, weights) = recurrent::model().unwrap();
     let recurrent = Subject { graph, weights, vocab_size: recurrent::VOCAB };
-    let error = sequences(&recurrent, Activations::Q8, CONTEXT, 2).check_cache().unwrap_err();
-    assert!(error.to_string().contains("no blocks"), "{error}");
+    for model in [recurrent, windowed("arch/gemma4/a4b-q4_0.gguf"), windowed("arch/step35/flash-q4_0.gguf")] {
+        let asked: Vec<_> = (0..6).map(|number| asked(&model, number)).collect();
+        let new = || sequences(&model, Activations::Q8, 8 * CONTEXT, 2);
+        let run = |sequences: Sequences| {
+            let mut scheduler = Scheduler::new(sequences, settings(true)).unwrap();
+            let mut heard = Vec::new();
+            for asked in &asked {
+                let recorder = Recorder::default();
+                scheduler.submit(request(asked, &recorder));
+                while !scheduler.is_idle() {
+                    scheduler.step();
+                }
+                let heard_now = recorder.heard.lock().unwrap();
+                let cached = heard_now.ended.as_ref().unwrap().usage.cached_tokens;
+                heard.push((heard_now.tokens.clone(), cached));
+            }
+            (heard, scheduler.into_sequences())
+        };
+        let (before, first) = run(new());
+        let mut file = Vec::new();
+        first.save_cache("a model", &mut file).unwrap();
+        let mut second = new();
+        second.load_cache("a model", &mut file.as_slice()).unwrap();
+        let mut same = Vec::new();
+        second.save_cache("a model", &mut same).unwrap();
+        assert!(same == file, "saved again, it is the same");
+        let (after, _) = run(second);
+        for ((before, was), (after, is)) in before.iter().zip(&after) {
+            assert!(before == after && is >= was, "{was} tokens from the cache, then {is}");
+        }
+        let cached = |heard: &[(Vec<Told>, usize)]| heard.iter().map(|(_, cached)| cached).sum::<usize>();
+        assert!(cached(&after) > cached(&before), "{} {}", cached(&after), cached(&before));
+        let mut random = Random::new(&[35]);
+        for _ in 0..20 {
+            let mut damaged = file.clone();
+            let at = 8 + (random.next_u64() % (file.len() as u64 - 8)) as usize;
+            damaged[at] ^= 1 << (random.next_u64() % 8);
+            for bytes in [&damaged[..], &file[..at]] {
+                let mut sequences = new();
+                sequences.load_cache("a model", &mut &*bytes).unwrap_err();
+                assert!(asked.iter().all(|(prompt, ..)| sequences.shared_prefix(prompt).tokens == 0));
+            }
+        }
+    }
 }

@@ -17,7 +17,7 @@ use super::tiles::ActivationTiles;
 use moe_run_graph::ir::{StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{ExecutableInfo, StepRun, WeightSource};
+use moe_run_runtime::executable::{ExecutableInfo, PoolSize, StepRun, WeightSource};
 use moe_run_runtime::runner::{self, Recorder};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -129,7 +129,7 @@ impl CpuRecorder {
             kernels: self.kernels,
             sizes: step.sizes,
             positions: step.input.positions,
-            slots: step.input.kv_slots,
+            sequence: step.input.sequence,
             sequences: step.input.sequences,
             runs: &self.runs,
             arena: &self.arena,
@@ -165,7 +165,8 @@ impl Recorder for CpuRecorder {
     }
 
     fn new_pool(&self, tokens: usize, sequences: usize) -> Result<CpuState, BackendError> {
-        CpuState::new(&self.programs[1].plan.graph.states, self.info.kv_type, tokens, sequences)
+        let size = PoolSize { tokens, sequences, micro_batch: self.info.micro_batch };
+        CpuState::new(&self.programs[1].plan.graph.states, self.info.kv_type, size)
     }
 
     fn fits(&self, state: &CpuState) -> bool {

@@ -26,7 +26,7 @@ use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, Loaded,
-    MemoryNeed, WeightSource, WeightTable, Weights, check_weights, mapped_bytes,
+    MICRO_BATCH, MemoryNeed, PoolSize, WeightSource, WeightTable, Weights, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use moe_run_runtime::runner::Runner;
@@ -40,9 +40,6 @@ pub struct Cpu;
 
 /// Its name.
 pub const NAME: &str = "cpu";
-
-/// The largest T of a step unless asked otherwise: enough to meet every expert's weights with some tiles of tokens.
-const MICRO_BATCH: usize = 512;
 
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
@@ -188,9 +185,9 @@ impl Programs {
         options: &CompileOptions,
         threads: usize,
     ) -> Result<Programs, BackendError> {
-        check_kv_cache(NAME, graph, options.kv_type, options.ctx_size)?;
-        let profile = Cpu.profile(options);
         let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+        check_kv_cache(NAME, graph, options.kv_type, PoolSize::of_one(options.ctx_size, micro_batch))?;
+        let profile = Cpu.profile(options);
         let program = |tokens: usize| {
             let max_sizes =
                 StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
@@ -217,9 +214,10 @@ impl Programs {
     /// Says what will run, and what it takes of the host's memory.
     fn tell_opened(&self, graph: &Graph, source: &dyn WeightSource, options: &CompileOptions) {
         let rope_elems: usize = graph.rope_tables.iter().map(|t| t.dims).sum();
+        let states = PoolSize::of_one(options.ctx_size, self.info.micro_batch);
         let memory = MemoryNeed {
             weight_bytes: mapped_bytes(graph, source),
-            kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
+            kv_cache_bytes: states.bytes(graph, options.kv_type),
             kv_stored: options.kv_type,
             working_bytes: 4 * (self.one.arena_words.max(self.many.arena_words) as u64)
                 + 4 * (rope_elems as u64).saturating_mul(options.ctx_size as u64),

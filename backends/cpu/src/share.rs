@@ -252,7 +252,7 @@ impl Chunk<'_> {
         };
         assert!(token / n == self.number, "token {token} for chunk {} of {n}", self.number);
         // SAFETY: the token is the chunk's, and no other token of the step has its slot (`StepInput::check`).
-        unsafe { step.state.encode(step.kernels, state.state, 0, step.slot(token), x) };
+        unsafe { step.state.encode(step.kernels, state.state, 0, step.slot(state.state, token), x) };
     }
 
     /// What it owns of a row, and of a sequence's row of a state whose elements are shared out by [`Share::Columns`].

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use moe_run_graph::ir::{Lifetime, StateDecl};
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{BLOCK_TOKENS, KvType, State};
+use moe_run_runtime::executable::{BLOCK_TOKENS, KvType, PoolSize, Ring, Rings, State, StepSequence};
 use std::any::Any;
 use std::ops::Range;
 
@@ -21,6 +21,8 @@ struct StateRows {
     block_rows: usize,
     /// All rows of a head.
     slots: usize,
+    /// Set where only a window is read: each sequence has a ring of blocks of its own.
+    ring: Option<Ring>,
     row_bytes: usize,
     bytes: Shared<u32>,
 }
@@ -32,6 +34,11 @@ impl StateRows {
         ((block * self.heads + head) * self.block_rows + row) * self.row_bytes
     }
 
+    /// Whether the blocks of a sequence's table say where its rows are.
+    fn is_in_blocks(&self) -> bool {
+        self.block_rows > 1 && self.ring.is_none()
+    }
+
     /// Bytes of a block's rows of all heads.
     fn block_bytes(&self) -> usize {
         self.heads * self.block_rows * self.row_bytes
@@ -41,30 +48,26 @@ impl StateRows {
 /// The states of all sequences of a pool.
 pub struct CpuState {
     kv_type: KvType,
-    capacity_tokens: usize,
-    max_sequences: usize,
+    size: PoolSize,
+    rings: Rings,
     states: Vec<StateRows>,
 }
 
 impl CpuState {
-    /// Room for `capacity_tokens` tokens of up to `max_sequences` sequences; heads are whole blocks of the KV type.
+    /// Room for the tokens of some sequences; heads are whole blocks of the KV type.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`].
-    pub fn new(
-        decls: &[StateDecl],
-        kv_type: KvType,
-        capacity_tokens: usize,
-        max_sequences: usize,
-    ) -> Result<CpuState, BackendError> {
+    pub fn new(decls: &[StateDecl], kv_type: KvType, size: PoolSize) -> Result<CpuState, BackendError> {
         let mut states = Vec::with_capacity(decls.len());
-        for decl in decls {
+        let rings = size.rings(decls);
+        for (decl, ring) in decls.iter().zip(&rings) {
             let (kv_type, slots, block_rows) = match decl.lifetime {
                 // Whole blocks, which are whole panels: keys are always read 16 rows at a time.
                 Lifetime::PerToken { .. } => {
-                    (kv_type, capacity_tokens.next_multiple_of(BLOCK_TOKENS), BLOCK_TOKENS)
+                    (kv_type, size.rows(decl).next_multiple_of(BLOCK_TOKENS), BLOCK_TOKENS)
                 }
-                Lifetime::PerSequence => (KvType::F32, max_sequences, 1),
+                Lifetime::PerSequence => (KvType::F32, size.rows(decl), 1),
             };
             let row_bytes = kv_type.row_bytes(decl.width);
             let total = slots.checked_mul(row_bytes).and_then(|n| n.checked_mul(decl.heads));
@@ -81,10 +84,10 @@ impl CpuState {
                 available_bytes: 0,
                 advice: "lower --ctx-size, or take --kv-type q8_0".into(),
             })?;
-            let (heads, width) = (decl.heads, decl.width);
-            states.push(StateRows { heads, width, kv_type, block_rows, slots, row_bytes, bytes });
+            let (heads, width, ring) = (decl.heads, decl.width, *ring);
+            states.push(StateRows { heads, width, kv_type, block_rows, slots, ring, row_bytes, bytes });
         }
-        Ok(CpuState { kv_type, capacity_tokens, max_sequences, states })
+        Ok(CpuState { kv_type, size, rings, states })
     }
 
     /// Whether it has what these declare, stored in this type.
@@ -123,6 +126,11 @@ impl CpuState {
     /// Rows of a head that the state has.
     pub fn slots(&self, state: usize) -> usize {
         self.states[state].slots
+    }
+
+    /// The slot of a position of a sequence, for a state that has a row for every token, or of a window of them.
+    pub fn slot(&self, state: usize, sequence: &StepSequence<'_>, position: usize) -> usize {
+        sequence.slot_in(self.states[state].ring, position)
     }
 
     /// The bytes of slots `slots` of a head, which are of one block.
@@ -235,7 +243,11 @@ impl CpuState {
 
 impl State for CpuState {
     fn capacity_tokens(&self) -> usize {
-        self.capacity_tokens
+        self.size.tokens
+    }
+
+    fn rings(&self) -> &[Option<Ring>] {
+        &self.rings
     }
 
     fn size_bytes(&self) -> u64 {
@@ -243,7 +255,7 @@ impl State for CpuState {
     }
 
     fn max_sequences(&self) -> usize {
-        self.max_sequences
+        self.size.sequences
     }
 
     fn shares_blocks(&self) -> bool {
@@ -251,11 +263,11 @@ impl State for CpuState {
     }
 
     fn block_bytes(&self) -> Option<usize> {
-        Some(self.states.iter().map(StateRows::block_bytes).sum())
+        Some(self.states.iter().filter(|s| s.is_in_blocks()).map(StateRows::block_bytes).sum())
     }
 
     fn read_block(&self, block: u32, out: &mut Vec<u8>) {
-        for rows in &self.states {
+        for rows in self.states.iter().filter(|s| s.is_in_blocks()) {
             let bytes = rows.block_bytes();
             // SAFETY: no step runs: launches have a state only while `Recorder::run` borrows it mutably.
             out.extend_from_slice(unsafe { rows.bytes.read_bytes(block as usize * bytes, bytes) });
@@ -264,7 +276,7 @@ impl State for CpuState {
 
     fn write_block(&mut self, block: u32, bytes: &[u8]) {
         let mut rest = bytes;
-        for rows in &self.states {
+        for rows in self.states.iter().filter(|s| s.is_in_blocks()) {
             let (rows_bytes, behind) = rest.split_at(rows.block_bytes().min(rest.len()));
             // SAFETY: `&mut self`.
             unsafe { rows.bytes.write_bytes(block as usize * rows.block_bytes(), rows_bytes.len()) }

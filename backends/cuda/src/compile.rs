@@ -15,7 +15,7 @@ use moe_run_graph::ir::{DType, Dim, Graph, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{CompileOptions, ExecutableInfo};
+use moe_run_runtime::executable::{CompileOptions, ExecutableInfo, PoolSize};
 use moe_run_runtime::runner::{LogitsRow, Recorder, Runner, Step};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -136,6 +136,11 @@ impl CudaRecorder {
             input_stride: class.input_stride,
             boundary: &self.boundary,
         }
+    }
+
+    /// What a state is made for.
+    fn states(&self) -> PoolSize {
+        PoolSize::of_one(self.classes[DECODE].plan.max_sizes.cached, self.info.micro_batch)
     }
 
     fn failed(&self, error: DriverError) -> BackendError {
@@ -318,12 +323,12 @@ impl Recorder for CudaRecorder {
 
     fn new_state(&self) -> Result<CudaState, BackendError> {
         let plan = &self.classes[DECODE].plan;
-        CudaState::new(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)
+        CudaState::new(&self.driver, &plan.graph, self.info.kv_type, self.states())
     }
 
     fn fits(&self, state: &CudaState) -> bool {
         let plan = &self.classes[DECODE].plan;
-        state.is_for(&self.driver, &plan.graph, self.info.kv_type, plan.max_sizes.cached)
+        state.is_for(&self.driver, &plan.graph, self.info.kv_type, self.states())
     }
 
     fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {

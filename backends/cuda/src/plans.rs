@@ -8,13 +8,12 @@ use moe_run_graph::ir::{Graph, StepSizes};
 use moe_run_graph::passes::{Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{CompileOptions, ExecutableInfo, MemoryNeed, check_kv_rows};
+use moe_run_runtime::executable::{
+    CompileOptions, ExecutableInfo, MICRO_BATCH, MemoryNeed, PoolSize, check_kv_rows,
+};
 
 /// The step's inputs: tokens, positions, sequence, slots, rows.
 pub(super) const INPUTS: usize = 5;
-
-/// The largest T of a step unless asked otherwise.
-const MICRO_BATCH: usize = 512;
 
 /// Refuses what no device could run.
 pub(super) fn check(graph: &Graph, options: &CompileOptions) -> Result<(), BackendError> {
@@ -92,7 +91,9 @@ impl Plans {
         };
         Ok(Plans {
             arena_bytes: decode.memory.arena_bytes.max(prefill.memory.arena_bytes) as u64,
-            cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size).saturating_add(rope_bytes),
+            cache_bytes: PoolSize::of_one(options.ctx_size, micro_batch)
+                .bytes(graph, options.kv_type)
+                .saturating_add(rope_bytes),
             input_bytes,
             decode,
             prefill,

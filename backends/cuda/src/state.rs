@@ -5,7 +5,7 @@ use super::driver::{DeviceBuffer, Driver, Param};
 use moe_run_graph::ir::{Graph, Lifetime, StateDecl, StateId};
 use moe_run_graph::quant::{ActQ8x32, Format, activation};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{KvType, State};
+use moe_run_runtime::executable::{KvType, PoolSize, Ring, Rings, State};
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,19 +16,19 @@ static NEXT_STATE: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rows {
     elems: usize,
-    /// 1 for what a sequence has once.
+    /// 1 for what a sequence has once, those of a ring where only a window is read.
     count: usize,
     /// How they are stored.
     kv_type: KvType,
 }
 
 impl Rows {
-    fn of(decl: &StateDecl, kv_type: KvType, capacity_tokens: usize) -> Rows {
-        let (count, kv_type) = match decl.lifetime {
-            Lifetime::PerToken { .. } => (capacity_tokens, kv_type),
-            Lifetime::PerSequence => (1, KvType::F32),
+    fn of(decl: &StateDecl, kv_type: KvType, size: PoolSize) -> Rows {
+        let kv_type = match decl.lifetime {
+            Lifetime::PerToken { .. } => kv_type,
+            Lifetime::PerSequence => KvType::F32,
         };
-        Rows { elems: decl.row_elems(), count, kv_type }
+        Rows { elems: decl.row_elems(), count: size.rows(decl), kv_type }
     }
 }
 
@@ -39,7 +39,8 @@ pub(super) struct CudaState {
     buffers: Vec<DeviceBuffer>,
     rows: Vec<Rows>,
     kv_type: KvType,
-    capacity_tokens: usize,
+    size: PoolSize,
+    rings: Rings,
     driver: Arc<dyn Driver>,
 }
 
@@ -48,9 +49,9 @@ impl CudaState {
         driver: &Arc<dyn Driver>,
         graph: &Graph,
         kv_type: KvType,
-        capacity_tokens: usize,
+        size: PoolSize,
     ) -> Result<CudaState, BackendError> {
-        let wanted_bytes = kv_type.cache_bytes(graph, capacity_tokens);
+        let (wanted_bytes, capacity_tokens) = (size.bytes(graph, kv_type), size.tokens);
         let failed = |e| device::error(&driver.info().name, e);
         let (free, _) = driver.memory().map_err(failed)?;
         if wanted_bytes > free {
@@ -59,10 +60,13 @@ impl CudaState {
                 what: format!("KV cache of {capacity_tokens} positions, {each} bytes each ({kv_type})"),
                 wanted_bytes,
                 available_bytes: free,
-                advice: format!("--ctx-size {} would fit, or try --kv-type q8_0", free / each),
+                advice: format!(
+                    "--ctx-size {} would fit, or try --kv-type q8_0",
+                    size.most_tokens(graph, kv_type, free)
+                ),
             });
         }
-        let rows: Vec<Rows> = graph.states.iter().map(|s| Rows::of(s, kv_type, capacity_tokens)).collect();
+        let rows: Vec<Rows> = graph.states.iter().map(|s| Rows::of(s, kv_type, size)).collect();
         let mut buffers = Vec::with_capacity(rows.len());
         for rows in &rows {
             let bytes = (rows.count * rows.kv_type.row_bytes(rows.elems)) as u64;
@@ -71,7 +75,13 @@ impl CudaState {
             buffers.push(buffer);
         }
         let id = NEXT_STATE.fetch_add(1, Ordering::Relaxed);
-        Ok(CudaState { id, buffers, rows, kv_type, capacity_tokens, driver: Arc::clone(driver) })
+        let rings = size.rings(&graph.states);
+        Ok(CudaState { id, buffers, rows, kv_type, size, rings, driver: Arc::clone(driver) })
+    }
+
+    /// Rows of a state: position p is in row p modulo so many.
+    pub fn rows(&self, id: StateId) -> usize {
+        self.rows[id.index()].count
     }
 
     /// The buffer of a state.
@@ -80,20 +90,10 @@ impl CudaState {
     }
 
     /// Whether it is what [`CudaState::new`] would make.
-    pub fn is_for(
-        &self,
-        driver: &Arc<dyn Driver>,
-        graph: &Graph,
-        kv_type: KvType,
-        capacity_tokens: usize,
-    ) -> bool {
+    pub fn is_for(&self, driver: &Arc<dyn Driver>, graph: &Graph, kv_type: KvType, size: PoolSize) -> bool {
         Arc::ptr_eq(&self.driver, driver)
-            && (self.kv_type, self.capacity_tokens) == (kv_type, capacity_tokens)
-            && self
-                .rows
-                .iter()
-                .copied()
-                .eq(graph.states.iter().map(|s| Rows::of(s, kv_type, capacity_tokens)))
+            && (self.kv_type, self.size.tokens) == (kv_type, size.tokens)
+            && self.rows.iter().copied().eq(graph.states.iter().map(|s| Rows::of(s, kv_type, size)))
     }
 
     /// Where rows are, and their bytes.
@@ -145,7 +145,11 @@ impl CudaState {
 
 impl State for CudaState {
     fn capacity_tokens(&self) -> usize {
-        self.capacity_tokens
+        self.size.tokens
+    }
+
+    fn rings(&self) -> &[Option<Ring>] {
+        &self.rings
     }
 
     fn size_bytes(&self) -> u64 {

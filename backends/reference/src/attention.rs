@@ -1,7 +1,7 @@
 //! softmax(scale · q·kᵀ)·v over the cached positions that a query may see.
 
 use moe_run_graph::ir::AttentionAttrs;
-use moe_run_runtime::executable::StepSequence;
+use moe_run_runtime::executable::{Ring, StepSequence};
 use moe_run_runtime::exp::{exp_shifted, shift_of, softmax_factor};
 
 /// Positions whose values are summed before they join those in front of them, so that long sums can be made side by side.
@@ -13,12 +13,14 @@ pub(super) struct Rows<'a> {
     pub positions: &'a [u32],
     pub sequence: &'a [u32],
     pub sequences: &'a [StepSequence<'a>],
+    /// Of the states that are read.
+    pub ring: Option<Ring>,
 }
 
-impl<'a> Rows<'a> {
-    /// The sequence of a row.
-    pub fn sequence(&self, row: usize) -> &'a StepSequence<'a> {
-        &self.sequences[self.sequence[row] as usize]
+impl Rows<'_> {
+    /// The slot of a position of a row's sequence.
+    pub fn slot(&self, row: usize, position: usize) -> usize {
+        self.sequences[self.sequence[row] as usize].slot_in(self.ring, position)
     }
 }
 
@@ -64,7 +66,7 @@ pub(super) fn softmax(scores: &mut [f32], sink: Option<f32>) -> f32 {
 }
 
 /// `q` [T, H·d], `keys` [S, G·d], `values` [S, G·dv], `rows` [T] → `out` [T, H·dv]. Position p of a sequence is in the slot
-/// that its blocks give. Where values are parts of keys, `values` are the keys.
+/// that its blocks give, or its ring. Where values are parts of keys, `values` are the keys.
 pub(super) fn attention(
     q: &[f32],
     keys: &[f32],
@@ -78,11 +80,11 @@ pub(super) fn attention(
     let value_width = if attrs.value_in_key { d } else { dv };
     let (k_row, v_row) = (attrs.num_key_value_heads * d, attrs.num_key_value_heads * value_width);
     for (t, position) in rows.positions.iter().enumerate() {
-        let (seen, sequence) = (visible(*position, attrs), rows.sequence(t));
+        let seen = visible(*position, attrs);
         for head in 0..attrs.num_attention_heads {
             let kv_head = head / attrs.group_size();
             let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
-            let key = |p: usize| &keys[sequence.slot(p) * k_row + kv_head * d..][..d];
+            let key = |p: usize| &keys[rows.slot(t, p) * k_row + kv_head * d..][..d];
             // e^−∞ is 0, to the last bit of every sum.
             let score_of = |q: &[f32], k: &[f32], p: usize| match beside.sees(t, p) {
                 true => score(q, k, attrs),
@@ -97,7 +99,7 @@ pub(super) fn attention(
                     if p % PART_POSITIONS == 0 {
                         total += std::mem::take(&mut part);
                     }
-                    part = w.mul_add(values[sequence.slot(p) * v_row + kv_head * value_width + i], part);
+                    part = w.mul_add(values[rows.slot(t, p) * v_row + kv_head * value_width + i], part);
                 }
                 *out = (total + part) * factor;
             }

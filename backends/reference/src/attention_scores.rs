@@ -19,9 +19,8 @@ pub(super) fn attention_scores(
         let kv_head = head / attrs.group_size();
         for (t, position) in rows.positions.iter().enumerate() {
             let q = &q[(t * attrs.num_attention_heads + head) * d..][..d];
-            let sequence = rows.sequence(t);
             for s in visible(*position, attrs) {
-                let k = &keys[sequence.slot(s) * k_row + kv_head * d..][..d];
+                let k = &keys[rows.slot(t, s) * k_row + kv_head * d..][..d];
                 out[(head * rows.positions.len() + t) * cached + s] = score(q, k, attrs);
             }
         }

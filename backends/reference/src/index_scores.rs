@@ -19,7 +19,7 @@ pub(super) fn index_scores(
     for (t, position) in rows.positions.iter().enumerate() {
         let (q, w) = (&q[t * num_heads * d..][..num_heads * d], &w[t * num_heads..][..num_heads]);
         for p in 0..=*position as usize {
-            let k = &keys[rows.sequence(t).slot(p) * d..][..d];
+            let k = &keys[rows.slot(t, p) * d..][..d];
             let dot = |q: &[f32]| q.iter().zip(k).fold(0.0f32, |sum, (q, k)| q.mul_add(*k, sum));
             let of_heads = w.iter().zip(q.chunks_exact(d));
             out[t * cached + p] = of_heads.fold(0.0f32, |sum, (w, q)| w.mul_add(relu(dot(q)), sum));

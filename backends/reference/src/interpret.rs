@@ -144,29 +144,23 @@ impl<'a> Interpreter<'a> {
                 position_scale::position_scale(self.f32(input(0))?, self.u32(input(1))?, attrs, out);
             }
             (Op::KvWrite { key, value }, _) => {
-                let slots = self.u32(input(node.inputs.len() - 1))?.to_vec();
                 for (i, state) in std::iter::once(*key).chain(*value).enumerate() {
-                    let width = self.graph.state(state).row_elems();
+                    let (width, slots) = (self.graph.state(state).row_elems(), self.slots(state));
                     let rows = self.f32(input(i))?.to_vec();
-                    kv_write::kv_write(
-                        &rows,
-                        &slots,
-                        width,
-                        self.kv_type,
-                        &mut self.state.rows[state.index()],
-                    );
+                    let stored = &mut self.state.rows[state.index()];
+                    kv_write::kv_write(&rows, &slots, width, self.kv_type, stored);
                 }
             }
             (Op::Attention(attrs), [TensorData::F32(out)]) => {
                 let (keys, values) = (self.state_rows(input(1))?, self.state_rows(input(2))?);
                 let sinks = self.opt_vector(attrs.sinks)?;
-                let rows = self.rows(input(3), input(4))?;
+                let rows = self.rows(input(1), input(3), input(4))?;
                 let beside = Beside { sinks: sinks.as_deref(), mask: self.mask(attrs, node, 5)? };
                 attention::attention(self.f32(input(0))?, keys, values, rows, attrs, beside, out);
             }
             (Op::AttentionScores(attrs), [TensorData::F32(out)]) => {
                 let keys = self.state_rows(input(1))?;
-                let (q, rows) = (self.f32(input(0))?, self.rows(input(2), input(3))?);
+                let (q, rows) = (self.f32(input(0))?, self.rows(input(1), input(2), input(3))?);
                 attention_scores::attention_scores(q, keys, rows, attrs, self.sizes.cached, out);
             }
             (Op::AttentionSoftmax(attrs), [TensorData::F32(out)]) => {
@@ -190,7 +184,7 @@ impl<'a> Interpreter<'a> {
             }
             (Op::IndexScores(attrs), [TensorData::F32(out)]) => {
                 let (q, w) = (self.f32(input(0))?, self.f32(input(1))?);
-                let (keys, rows) = (self.state_rows(input(2))?, self.rows(input(3), input(4))?);
+                let (keys, rows) = (self.state_rows(input(2))?, self.rows(input(2), input(3), input(4))?);
                 index_scores::index_scores(q, w, keys, rows, attrs, self.sizes.cached, out);
             }
             (Op::IndexSelect { top_k }, [TensorData::F32(out)]) => {
@@ -335,9 +329,20 @@ impl<'a> Interpreter<'a> {
         &mut self.state.rows[state.index()][place * row_elems..][..row_elems]
     }
 
+    fn state_of(&self, value: ValueId) -> Result<StateId, BackendError> {
+        self.graph.value(value).state.ok_or_else(|| wrong_type(value, "State"))
+    }
+
     fn state_rows(&self, value: ValueId) -> Result<&[f32], BackendError> {
-        let state = self.graph.value(value).state.ok_or_else(|| wrong_type(value, "State"))?;
-        Ok(&self.state.rows[state.index()])
+        Ok(&self.state.rows[self.state_of(value)?.index()])
+    }
+
+    /// Where the step's rows go in a state that has a row for every token, or is a ring.
+    fn slots(&self, state: StateId) -> Vec<usize> {
+        let StepInput { positions, sequence, sequences, .. } = self.input;
+        let ring = self.state.rings[state.index()];
+        let places = positions.iter().zip(*sequence);
+        places.map(|(p, of)| sequences[*of as usize].slot_in(ring, *p as usize)).collect()
     }
 
     /// What says which positions are seen, where something does.
@@ -346,10 +351,11 @@ impl<'a> Interpreter<'a> {
         node.inputs.get(at).filter(|_| attrs.masked).map(of).transpose()
     }
 
-    /// Where the step's rows stand.
-    fn rows(&self, positions: ValueId, sequence: ValueId) -> Result<Rows<'_>, BackendError> {
+    /// Where the step's rows stand, and what they see of a state.
+    fn rows(&self, cache: ValueId, positions: ValueId, sequence: ValueId) -> Result<Rows<'_>, BackendError> {
+        let ring = self.state.rings[self.state_of(cache)?.index()];
         let (positions, sequence) = (self.u32(positions)?, self.u32(sequence)?);
-        Ok(Rows { positions, sequence, sequences: self.input.sequences })
+        Ok(Rows { positions, sequence, sequences: self.input.sequences, ring })
     }
 }
 

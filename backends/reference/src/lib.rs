@@ -40,16 +40,16 @@ use interpret::Interpreter;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, GateKind,
     GivenExpertsAttrs, Graph, HeadMap, IndexScoresAttrs, LaunchPattern, Lifetime, Node, Op, PointwiseFn,
-    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateDecl, StateId, StepSizes, ValueId,
-    WeightHome, WeightSlice,
+    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateId, StepSizes, ValueId, WeightHome,
+    WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
     Activations, Backend, CompileOptions, DeviceInfo, DeviceKind, Executable, ExecutableInfo, HostTensor,
-    KvType, MemoryNeed, State, TensorData, WeightSource, WeightTable, Weights, check_kv_rows,
-    check_step_operands, check_weights, mapped_bytes,
+    KvType, MICRO_BATCH, MemoryNeed, PoolSize, Ring, Rings, State, TensorData, WeightSource, WeightTable,
+    Weights, check_kv_rows, check_step_operands, check_weights, mapped_bytes,
 };
 use moe_run_runtime::host_memory::{check_kv_cache, host_memory};
 use moe_run_runtime::runner::{Recorder, Runner, Step};
@@ -65,9 +65,6 @@ pub struct Reference;
 
 /// Its name.
 pub const NAME: &str = "reference";
-
-/// The largest T of a step unless asked otherwise.
-const MICRO_BATCH: usize = 512;
 
 /// Its one device.
 const DEVICE: &str = "scalar interpreter";
@@ -245,9 +242,10 @@ fn planned(
     graph.nodes.iter().try_for_each(|node| Reference.supports(graph, node))?;
     check_kv_rows(NAME, graph, options.kv_type)?;
     // It keeps the rows as they are read back.
-    check_kv_cache(NAME, graph, KvType::F32, options.ctx_size)?;
-    let profile = Reference.profile(options);
     let micro_batch = options.micro_batch.unwrap_or(MICRO_BATCH).max(1);
+    let states = PoolSize::of_one(options.ctx_size, micro_batch);
+    check_kv_cache(NAME, graph, KvType::F32, states)?;
+    let profile = Reference.profile(options);
     let max_sizes =
         StepSizes { tokens: micro_batch, logits_rows: options.max_logits_rows, cached: options.ctx_size };
     let plan =
@@ -264,7 +262,7 @@ fn planned(
     };
     let memory = MemoryNeed {
         weight_bytes: mapped_bytes(graph, source),
-        kv_cache_bytes: KvType::F32.cache_bytes(graph, options.ctx_size),
+        kv_cache_bytes: states.bytes(graph, KvType::F32),
         kv_stored: KvType::F32,
         working_bytes: plan.memory.naive_bytes as u64,
         available_bytes: host_memory().map(|m| m.available_bytes),
@@ -311,14 +309,18 @@ struct ReferenceRecorder {
 /// Rows of every state as the KV type reads them back.
 struct ReferenceState {
     rows: Vec<Box<[f32]>>,
-    capacity_tokens: usize,
-    max_sequences: usize,
+    rings: Rings,
+    size: PoolSize,
     size_bytes: u64,
 }
 
 impl State for ReferenceState {
     fn capacity_tokens(&self) -> usize {
-        self.capacity_tokens
+        self.size.tokens
+    }
+
+    fn rings(&self) -> &[Option<Ring>] {
+        &self.rings
     }
 
     fn size_bytes(&self) -> u64 {
@@ -326,7 +328,7 @@ impl State for ReferenceState {
     }
 
     fn max_sequences(&self) -> usize {
-        self.max_sequences
+        self.size.sequences
     }
 
     fn shares_blocks(&self) -> bool {
@@ -375,9 +377,10 @@ impl Recorder for ReferenceRecorder {
 
     fn new_pool(&self, tokens: usize, sequences: usize) -> Result<ReferenceState, BackendError> {
         let graph = &self.plan.graph;
-        let size_bytes = KvType::F32.pool_bytes(graph, tokens, sequences);
+        let size = PoolSize { tokens, sequences, micro_batch: self.info.micro_batch };
+        let size_bytes = size.bytes(graph, KvType::F32);
         let rows = graph.states.iter().map(|s| {
-            let elems = rows_of(s, tokens, sequences).checked_mul(s.row_elems());
+            let elems = size.rows(s).checked_mul(s.row_elems());
             elems.and_then(|elems| bytemuck::allocation::try_zeroed_slice_box(elems).ok())
         });
         let rows = rows.collect::<Option<Vec<_>>>().ok_or_else(|| BackendError::OutOfMemory {
@@ -386,11 +389,11 @@ impl Recorder for ReferenceRecorder {
             available_bytes: 0,
             advice: "lower --ctx-size".into(),
         })?;
-        Ok(ReferenceState { rows, capacity_tokens: tokens, max_sequences: sequences, size_bytes })
+        Ok(ReferenceState { rows, rings: size.rings(&graph.states), size, size_bytes })
     }
 
     fn fits(&self, state: &ReferenceState) -> bool {
-        let elems = |s| rows_of(s, state.capacity_tokens, state.max_sequences) * s.row_elems();
+        let elems = |s| state.size.rows(s) * s.row_elems();
         state.rows.iter().map(|rows| rows.len()).eq(self.plan.graph.states.iter().map(elems))
     }
 
@@ -473,13 +476,5 @@ impl Recorder for ReferenceRecorder {
             stored.chunks_exact_mut(decl.row_elems()).for_each(|row| self.info.kv_type.round_row(row));
         }
         Ok(())
-    }
-}
-
-/// Rows of a state in a pool of so many tokens and sequences.
-fn rows_of(decl: &StateDecl, tokens: usize, sequences: usize) -> usize {
-    match decl.lifetime {
-        Lifetime::PerToken { .. } => tokens,
-        Lifetime::PerSequence => sequences,
     }
 }

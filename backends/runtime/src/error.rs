@@ -111,8 +111,8 @@ pub enum BackendError {
     },
     /// A sequence that cannot go back to a shorter one.
     #[error(
-        "a state of this model cannot go back from {held_tokens} tokens to {wanted_tokens}: it changes with every token, and was \
-         not kept there; evaluate the tokens anew from the first"
+        "a state of this model cannot go back from {held_tokens} tokens to {wanted_tokens}: it changes with every token, or holds \
+         a window of them, and was not kept there; evaluate the tokens anew from the first"
     )]
     Rewind {
         /// Tokens that the sequence holds.

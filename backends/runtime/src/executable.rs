@@ -6,7 +6,11 @@
 pub use crate::checks::{check_kv_rows, check_step_operands};
 pub use crate::choice::{MAX_CANDIDATES, argmax, best_candidates, nan_logit, not_taken};
 use crate::error::BackendError;
-pub use crate::options::{Activations, CompileOptions, KvType, MemoryNeed, OnOpened, Opened, Progress};
+pub use crate::kept_rows::KeptRows;
+pub use crate::options::{
+    Activations, CompileOptions, KvType, MICRO_BATCH, MemoryNeed, OnOpened, Opened, Progress,
+};
+pub use crate::rings::{PoolSize, Ring, Rings};
 pub use crate::step::{
     BLOCK_TOKENS, StepInput, StepLimits, StepRun, StepSequence, StepTokens, blocks_in_order,
 };
@@ -106,17 +110,18 @@ pub trait ValueAccess {
     /// [`BackendError::Value`] if the plan does not store it or the shape differs.
     fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError>;
 
-    /// Rows of a state, decoded to f32: `[slots, heads · width]`.
+    /// Rows of a state, decoded to f32: `[rows, heads · width]`. Where it has a row for every token, those of the step's first
+    /// sequence at these positions; where it has one for a sequence, those of the sequences at these places.
     ///
     /// # Errors
-    /// [`BackendError::Value`] for slots beyond the capacity.
-    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError>;
+    /// [`BackendError::Value`] for rows beyond the capacity, and those that are no longer held.
+    fn read_state(&mut self, state: StateId, rows: Range<usize>) -> Result<Vec<f32>, BackendError>;
 
-    /// Replaces rows of a state from `first_slot` on, rounding to the KV type.
+    /// Replaces rows of a state from `first` on, counted as [`ValueAccess::read_state`] does, rounding to the KV type.
     ///
     /// # Errors
-    /// [`BackendError::Value`] for slots beyond the capacity.
-    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError>;
+    /// As [`ValueAccess::read_state`].
+    fn write_state(&mut self, state: StateId, first: usize, rows: &[f32]) -> Result<(), BackendError>;
 }
 
 /// The value of a tap, on the host.
@@ -178,11 +183,17 @@ pub trait Observer {
 }
 
 /// The state that a graph declares, allocated on a device: what is held between steps. Rows of tokens are a pool of slots;
-/// which of them a sequence has, its blocks say. Nothing needs clearing: no op reads a slot behind the query's position, and
-/// a sequence's own state begins anew at position 0. Going back is the runtime's to decide, from the declaration.
+/// which of them a sequence has, its blocks say, or, where only a window is read, its place ([`Ring`]). Nothing needs clearing:
+/// no op reads a slot behind the query's position, and a sequence's own state begins anew at position 0. Going back is the
+/// runtime's to decide, from the declaration and the rings.
 pub trait State: Send {
     /// Slots: the tokens that fit, of all sequences together.
     fn capacity_tokens(&self) -> usize;
+
+    /// By state of the graph: those that are rings, of each sequence its own. Empty where none is.
+    fn rings(&self) -> &[Option<Ring>] {
+        &[]
+    }
 
     /// Sequences that it has a place for.
     fn max_sequences(&self) -> usize {
@@ -194,7 +205,7 @@ pub trait State: Send {
         false
     }
 
-    /// Bytes of a block's rows in all states, where blocks can be read and written as bytes.
+    /// Bytes of a block's rows in all states that have a row for every token, where blocks can be read and written as bytes.
     fn block_bytes(&self) -> Option<usize> {
         None
     }
@@ -216,8 +227,8 @@ pub trait State: Send {
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
-/// The rows of a sequence's own states.
-pub type SequenceStates = Vec<(StateId, Vec<f32>)>;
+/// What a sequence's own states hold, and of those that are rings what its next token sees.
+pub type SequenceStates = Vec<(StateId, KeptRows)>;
 
 /// A compiled graph: plans for its token classes and the weights, immutable; steps run on a [`State`].
 pub trait Executable: Send {
@@ -332,26 +343,33 @@ pub trait Executable: Send {
         Ok(())
     }
 
-    /// What a sequence's own states hold behind the last step; nothing where they are not read between steps.
+    /// What a sequence's own states hold behind the last step, and of those that are rings the rows that it needs to go on from
+    /// its first `len_tokens` tokens, which are there; nothing where they are not read between steps.
     ///
     /// # Errors
     /// What the device reports; a state of another backend.
-    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
-        let _ = (state, place);
+    fn read_sequence(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+        len_tokens: usize,
+    ) -> Result<SequenceStates, BackendError> {
+        let _ = (state, place, len_tokens);
         Ok(SequenceStates::new())
     }
 
-    /// Puts back what [`Executable::read_sequence`] gave.
+    /// Puts back what [`Executable::read_sequence`] gave for so many tokens.
     ///
     /// # Errors
-    /// As there.
+    /// As there; rows of another number.
     fn restore_sequence(
         &mut self,
         state: &mut dyn State,
         place: usize,
+        len_tokens: usize,
         kept: &SequenceStates,
     ) -> Result<(), BackendError> {
-        let _ = (state, place, kept);
+        let _ = (state, place, len_tokens, kept);
         Err(BackendError::Input("no states were kept".into()))
     }
 

@@ -3,6 +3,7 @@
 
 use crate::error::BackendError;
 use crate::options::KvType;
+use crate::rings::PoolSize;
 use moe_run_graph::ir::Graph;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,14 +32,14 @@ pub fn check_kv_cache(
     backend: &'static str,
     graph: &Graph,
     kv_type: KvType,
-    ctx_size: usize,
+    size: PoolSize,
 ) -> Result<(), BackendError> {
-    let wanted_bytes = kv_type.cache_bytes(graph, ctx_size);
+    let wanted_bytes = size.bytes(graph, kv_type);
     match host_memory() {
         Some(memory) if memory.total_bytes < wanted_bytes => {
-            let all_of_it = memory.total_bytes / kv_type.cache_bytes(graph, 1).max(1);
+            let all_of_it = size.most_tokens(graph, kv_type, memory.total_bytes);
             Err(BackendError::OutOfMemory {
-                what: format!("backend {backend}: the KV cache of {ctx_size} tokens ({kv_type})"),
+                what: format!("backend {backend}: the KV cache of {} tokens ({kv_type})", size.tokens),
                 wanted_bytes,
                 available_bytes: memory.total_bytes,
                 advice: format!("lower --ctx-size: {all_of_it} tokens would take all of the memory"),

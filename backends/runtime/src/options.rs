@@ -2,7 +2,7 @@
 
 use crate::error::BackendError;
 use crate::executable::{Backend, ExecutableInfo};
-use moe_run_graph::ir::{Graph, Lifetime};
+use moe_run_graph::ir::Graph;
 use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use serde::Serialize;
@@ -20,6 +20,10 @@ pub enum Activations {
     /// 8-bit blocks as `graph/quant/activation.rs` defines them.
     Q8,
 }
+
+/// The largest T of a step where none is asked for, on a backend that has no choice of its own: enough tokens to meet every
+/// expert's weights with some tiles of them.
+pub const MICRO_BATCH: usize = 512;
 
 /// How the KV cache stores its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Default)]
@@ -84,23 +88,6 @@ impl KvType {
             KvType::F16 => elems * 2,
             KvType::Q8_0 => elems / 32 * 34,
         }
-    }
-
-    /// Bytes of every state of a graph for one sequence of so many tokens; the largest number where they cannot be counted.
-    #[must_use]
-    pub fn cache_bytes(self, graph: &Graph, tokens: usize) -> u64 {
-        self.pool_bytes(graph, tokens, 1)
-    }
-
-    /// Bytes of every state of a graph for several sequences of so many tokens together; the largest number where they cannot
-    /// be counted.
-    #[must_use]
-    pub fn pool_bytes(self, graph: &Graph, tokens: usize, sequences: usize) -> u64 {
-        let bytes = graph.states.iter().map(|s| match s.lifetime {
-            Lifetime::PerToken { .. } => (self.row_bytes(s.row_elems()) as u64).saturating_mul(tokens as u64),
-            Lifetime::PerSequence => (4 * s.row_elems() as u64).saturating_mul(sequences as u64),
-        });
-        bytes.fold(0, u64::saturating_add)
     }
 
     /// What a row is read back as after it has been stored. This is the definition for every backend.

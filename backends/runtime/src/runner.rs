@@ -5,6 +5,7 @@
 //! device may do differently is here. Deliberately absent: anything between two steps but the sizes of the last one.
 
 mod kept;
+mod logits_row;
 mod pool;
 mod values;
 
@@ -14,8 +15,10 @@ use crate::executable::{
     Executable, ExecutableInfo, HostTensor, Observer, SequenceStates, State, StepInput, StepLimits,
     StepTokens, TensorView, ViewData, deliver_taps,
 };
+use crate::rings;
+pub use logits_row::LogitsRow;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, Dim, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
 use pool::Pool;
 use std::borrow::Cow;
@@ -59,48 +62,6 @@ impl<'a> Step<'a> {
             (inputs.kv_slots, Some(given.kv_slots)),
             (inputs.logits_rows, Some(given.logits_rows)),
         ]
-    }
-}
-
-/// A row of the last step's logits, which is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogitsRow {
-    /// The class of the step.
-    pub class: usize,
-    /// Its sizes.
-    pub sizes: StepSizes,
-    /// The logits.
-    pub value: ValueId,
-    /// Which of its rows.
-    pub row: usize,
-    /// Elements of a row.
-    pub width: usize,
-    /// The first so many may be chosen.
-    pub choosable: usize,
-}
-
-impl LogitsRow {
-    /// A row of a step; `None` where the graph's first output is no logits.
-    #[must_use]
-    pub fn of(plan: &Plan, class: usize, sizes: StepSizes, row: usize) -> Option<LogitsRow> {
-        let value = plan.graph.value(*plan.graph.outputs.first()?);
-        match value.shape.0[..] {
-            [Dim::LogitsRows, Dim::Fixed(width)] if value.dtype == DType::F32 => {
-                let choosable = plan.graph.choosable(width);
-                Some(LogitsRow { class, sizes, value: value.id, row, width, choosable })
-            }
-            _ => None,
-        }
-    }
-
-    /// What may be chosen from, of the words of all rows.
-    fn choosable_of<'w>(&self, words: &'w [u32]) -> &'w [f32] {
-        &self.of_words(words)[..self.choosable]
-    }
-
-    fn of_words<'w>(&self, words: &'w [u32]) -> &'w [f32] {
-        let rows: &[f32] = bytemuck::cast_slice(words);
-        &rows[self.row * self.width..][..self.width]
     }
 }
 
@@ -344,7 +305,9 @@ impl<R: Recorder> Runner<R> {
         input: &StepInput<'_>,
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
-        if !self.recorder.fits(state) {
+        let max_tokens = self.plans.last().map_or(0, |plan| plan.max_sizes.tokens);
+        let holds = rings::hold(state.rings(), &self.plans[0].graph.states, max_tokens);
+        if !holds || !self.recorder.fits(state) {
             return Err(BackendError::Input("the state belongs to another executable".into()));
         }
         self.recorder.check()?;
@@ -525,17 +488,23 @@ impl<R: Recorder> Executable for Runner<R> {
         self.recorder.copy_bytes_per_second()
     }
 
-    fn read_sequence(&mut self, state: &mut dyn State, place: usize) -> Result<SequenceStates, BackendError> {
-        kept::read(&mut self.recorder, &self.plans[0].graph, state, place)
+    fn read_sequence(
+        &mut self,
+        state: &mut dyn State,
+        place: usize,
+        len_tokens: usize,
+    ) -> Result<SequenceStates, BackendError> {
+        kept::read(&mut self.recorder, &self.plans[0].graph, state, place, len_tokens)
     }
 
     fn restore_sequence(
         &mut self,
         state: &mut dyn State,
         place: usize,
+        len_tokens: usize,
         kept: &SequenceStates,
     ) -> Result<(), BackendError> {
-        kept::restore(&mut self.recorder, state, place, kept)
+        kept::restore(&mut self.recorder, &self.plans[0].graph, state, place, len_tokens, kept)
     }
 
     fn wait(&mut self) -> Result<(), BackendError> {

@@ -3,7 +3,8 @@
 //! Input: tokens by sequence. Output: rows of logits. What a row holds does not depend on which others share its step. The
 //! pool is handed out in blocks of [`BLOCK_TOKENS`] as sequences grow; a step that does not fit changes nothing. Full blocks that
 //! a sequence shares ([`Sequences::share`]) serve any later one that begins with the same tokens ([`Sequences::open_with`]); where
-//! a sequence has states of its own, up to the last border at which those were kept ([`Sequences::keep_states`]).
+//! a sequence has states of its own, or rings of a window's size, up to the last border at which those were kept
+//! ([`Sequences::keep_states`]).
 //! Deliberately absent: when which sequence runs, which is a scheduler's ([`crate::engine`]).
 
 mod cache_file;
@@ -13,12 +14,14 @@ mod taps;
 use crate::blocks::{Blocks, Key};
 use crate::error::BackendError;
 use crate::executable::{
-    BLOCK_TOKENS, Executable, ExecutableInfo, Observer, State, StepInput, StepSequence, StepTokens,
+    BLOCK_TOKENS, Executable, ExecutableInfo, KeptRows, KvType, Observer, State, StepInput, StepSequence,
+    StepTokens,
 };
+use crate::rings::Held;
 use crate::session::{MAX_CHECKPOINTS, check_rewind};
 use kept::KeptStates;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::Rewind;
+use moe_run_graph::ir::{Rewind, StateDecl, StateId};
 
 pub use cache_file::CacheFileError;
 use taps::Tapped;
@@ -46,12 +49,27 @@ pub struct SharedPrefix {
     pub tokens: usize,
     /// Of their blocks, those that nobody has: they count among [`Sequences::free_tokens`].
     pub idle_blocks: usize,
+    /// Tokens of its beginning whose blocks are there, while what stands beside them was not kept behind so many.
+    pub in_blocks: usize,
+}
+
+/// Blocks that hold the beginning of a prompt.
+#[derive(Default)]
+struct Found {
+    blocks: Vec<u32>,
+    /// How many of them nobody has.
+    idle_blocks: usize,
+    keys: Vec<Key>,
+    /// Tokens in these and those behind them that cannot be taken up.
+    in_blocks: usize,
 }
 
 #[derive(Default)]
 struct Sequence {
     tokens: Vec<TokenId>,
     blocks: Vec<u32>,
+    /// Which positions are still held by states that are rings.
+    held: Held,
     /// Of its first blocks, those that others may have, too: what the last of them is found by.
     shared: Vec<Key>,
     /// Its blocks are not told apart from another's by their keys: they are shared no further.
@@ -93,7 +111,9 @@ impl Sequences {
         let blocks = Blocks::new(state.capacity_tokens() / BLOCK_TOKENS);
         let sequences = (0..max_sequences).map(|_| None).collect();
         let tapped = Tapped::default();
-        let kept = KeptStates::new(MAX_CHECKPOINTS * max_sequences);
+        // Of a window's size also that behind an answer, which nothing has to stop for.
+        let has_rings = state.rings().iter().any(Option::is_some);
+        let kept = KeptStates::new((MAX_CHECKPOINTS + usize::from(has_rings)) * max_sequences);
         Ok(Sequences { executable, state, sequences, blocks, kept, tapped, logits_rows: 0 })
     }
 
@@ -147,8 +167,8 @@ impl Sequences {
     /// What [`Sequences::open_with`] would find for a prompt now.
     #[must_use]
     pub fn shared_prefix(&self, prompt: &[TokenId]) -> SharedPrefix {
-        let (blocks, idle_blocks, _) = self.find_prefix(prompt);
-        SharedPrefix { tokens: blocks.len() * BLOCK_TOKENS, idle_blocks }
+        let Found { blocks, idle_blocks, in_blocks, keys: _ } = self.find_prefix(prompt);
+        SharedPrefix { tokens: blocks.len() * BLOCK_TOKENS, idle_blocks, in_blocks }
     }
 
     /// Whether a beginning that one sequence has computed can serve another: some backends give each sequence a state of its own.
@@ -158,10 +178,20 @@ impl Sequences {
     }
 
     /// Whether a beginning is shared only up to where [`Sequences::keep_states`] was called: a state of a whole sequence stands
-    /// behind its last token alone.
+    /// behind its last token alone, and a ring holds a window of them.
     #[must_use]
     pub fn shares_kept_states(&self) -> bool {
-        self.shares_blocks() && self.rewind() == Rewind::Checkpoint
+        self.shares_blocks() && (self.rewind() == Rewind::Checkpoint || self.has_rings())
+    }
+
+    /// Whether states are kept only where a sequence ends: behind a step that goes as far as a border.
+    #[must_use]
+    pub fn keeps_at_ends(&self) -> bool {
+        self.rewind() == Rewind::Checkpoint
+    }
+
+    fn has_rings(&self) -> bool {
+        self.state.rings().iter().any(Option::is_some)
     }
 
     /// Memory that states kept by [`Sequences::keep_states`] may take; 0 where none are.
@@ -170,16 +200,32 @@ impl Sequences {
         if !self.shares_kept_states() {
             return 0;
         }
-        let places = MAX_CHECKPOINTS * self.sequences.len();
-        self.info().kv_type.pool_bytes(&self.executable.plan(1).graph, 0, places)
+        let border = self.capacity_tokens() / BLOCK_TOKENS * BLOCK_TOKENS;
+        let bytes: usize = self.kept_each(border).iter().map(|(.., bytes)| bytes).sum();
+        (bytes as u64).saturating_mul(self.kept.most() as u64)
     }
 
-    /// Blocks that hold the beginning of a prompt, how many of them nobody has, and their keys. At least one token is left, so
-    /// that there are logits to choose from.
-    fn find_prefix(&self, prompt: &[TokenId]) -> (Vec<u32>, usize, Vec<Key>) {
+    /// What is kept of a sequence of so many tokens: its own states and rings, how their rows are stored, and how many bytes
+    /// they are.
+    fn kept_each(&self, len_tokens: usize) -> Vec<(StateId, KvType, usize)> {
+        let graph = &self.executable.plan(1).graph;
+        let of = |state: &StateDecl| {
+            let ring = self.state.rings().get(state.id.index()).copied().flatten();
+            let (kv_type, rows) = match ring {
+                Some(ring) => (self.info().kv_type, ring.needed(len_tokens).len()),
+                None if !state.is_per_token() => (KvType::F32, 1),
+                None => return None,
+            };
+            Some((state.id, kv_type, KeptRows::bytes_of(kv_type, rows * state.row_elems())))
+        };
+        graph.states.iter().filter_map(of).collect()
+    }
+
+    /// What holds the beginning of a prompt. At least one token is left, so that there are logits to choose from.
+    fn find_prefix(&self, prompt: &[TokenId]) -> Found {
         let (mut found, mut keys) = (Vec::new(), Vec::new());
         if !self.shares_blocks() {
-            return (Vec::new(), 0, keys);
+            return Found::default();
         }
         let mut parent = Key::default();
         let usable = &prompt[..prompt.len().saturating_sub(1)];
@@ -189,13 +235,15 @@ impl Sequences {
             found.push(block);
             keys.push(parent);
         }
+        let in_blocks = found.len() * BLOCK_TOKENS;
         if self.shares_kept_states() {
             let is_kept = |blocks: &usize| self.kept.has(keys[blocks - 1], &prompt[..blocks * BLOCK_TOKENS]);
             keys.truncate((1..=keys.len()).rev().find(is_kept).unwrap_or(0));
             found.truncate(keys.len());
         }
         let idle_blocks = found.iter().filter(|(_, is_idle)| *is_idle).count();
-        (found.into_iter().map(|(block, _)| block).collect(), idle_blocks, keys)
+        let blocks = found.into_iter().map(|(block, _)| block).collect();
+        Found { blocks, idle_blocks, keys, in_blocks }
     }
 
     /// A new sequence that holds as much of a prompt's beginning as others have shared; how much, [`Sequences::tokens`] says.
@@ -204,20 +252,24 @@ impl Sequences {
     /// As [`Sequences::open`]; what putting back a state reports.
     pub fn open_with(&mut self, prompt: &[TokenId]) -> Result<SequenceId, BackendError> {
         let id = self.open()?;
-        let (blocks, _, shared) = self.find_prefix(prompt);
+        let Found { blocks, keys: shared, .. } = self.find_prefix(prompt);
         let tokens = &prompt[..blocks.len() * BLOCK_TOKENS];
+        let mut held = Held::default();
         if self.shares_kept_states()
             && let Some(kept) = shared.last().and_then(|key| self.kept.get(*key, tokens))
-            && let Err(error) = self.executable.restore_sequence(self.state.as_mut(), id.0, kept)
         {
-            self.close(id);
-            return Err(error);
+            let restored = self.executable.restore_sequence(self.state.as_mut(), id.0, tokens.len(), kept);
+            if let Err(error) = restored {
+                self.close(id);
+                return Err(error);
+            }
+            held = Held::from(tokens.len());
         }
         for block in &blocks {
             self.blocks.hold(*block);
         }
         let tokens = tokens.to_vec();
-        self.sequences[id.0] = Some(Sequence { tokens, blocks, shared, ends_sharing: false });
+        self.sequences[id.0] = Some(Sequence { tokens, blocks, held, shared, ends_sharing: false });
         Ok(id)
     }
 
@@ -239,26 +291,44 @@ impl Sequences {
         }
     }
 
-    /// Keeps what a sequence's own states hold, where it stands at a border whose blocks it has shared, for those who begin as it
-    /// does. Others' that were unused the longest go for it if `at_any_rate`; else it is kept only where there is room.
+    /// Keeps what a sequence's own states hold for its first `border` tokens, where those are whole blocks that it has shared and
+    /// it can go back to there, for those who begin as it does. Others' that were unused the longest go for it if `at_any_rate`;
+    /// else it is kept only where there is room.
     ///
     /// # Errors
     /// What reading a state reports.
-    pub fn keep_states(&mut self, id: SequenceId, at_any_rate: bool) -> Result<(), BackendError> {
+    pub fn keep_states(
+        &mut self,
+        id: SequenceId,
+        border: usize,
+        at_any_rate: bool,
+    ) -> Result<(), BackendError> {
         if !self.shares_kept_states() || !(at_any_rate || self.kept.has_room()) {
             return Ok(());
         }
+        let rewind = self.rewind();
         let Some(Some(sequence)) = self.sequences.get(id.0) else { return Ok(()) };
-        let Some(key) = sequence.shared.last().copied() else { return Ok(()) };
-        if sequence.tokens.len() == sequence.shared.len() * BLOCK_TOKENS
-            && !self.kept.has(key, &sequence.tokens)
+        let Some(tokens) = sequence.tokens.get(..border) else { return Ok(()) };
+        let is_there =
+            check_rewind(rewind, sequence.tokens.len(), border).is_ok() && sequence.held.reaches(border);
+        let key = (border / BLOCK_TOKENS).checked_sub(1).and_then(|block| sequence.shared.get(block));
+        if let Some(key) = key.copied()
+            && border.is_multiple_of(BLOCK_TOKENS)
+            && is_there
+            && !self.kept.has(key, tokens)
         {
-            let states = self.executable.read_sequence(self.state.as_mut(), id.0)?;
+            let states = self.executable.read_sequence(self.state.as_mut(), id.0, border)?;
             if !states.is_empty() {
-                self.kept.insert(key, &sequence.tokens, states);
+                self.kept.insert(key, tokens, states);
             }
         }
         Ok(())
+    }
+
+    /// The last border of blocks that a sequence has shared.
+    #[must_use]
+    pub fn shared_border(&self, id: SequenceId) -> usize {
+        self.sequences.get(id.0).and_then(Option::as_ref).map_or(0, |s| s.shared.len() * BLOCK_TOKENS)
     }
 
     /// A new sequence without tokens.
@@ -301,6 +371,9 @@ impl Sequences {
             return Ok(());
         }
         check_rewind(rewind, held_tokens, len_tokens)?;
+        if !sequence.held.reaches(len_tokens) {
+            return Err(BackendError::Rewind { held_tokens, wanted_tokens: len_tokens });
+        }
         let full = len_tokens / BLOCK_TOKENS;
         if sequence.shared.len() > full {
             // What comes next is written into the block that is no longer full.
@@ -309,6 +382,9 @@ impl Sequences {
                 return Err(BackendError::Rewind { held_tokens, wanted_tokens: len_tokens });
             }
             sequence.shared.truncate(full);
+        }
+        if len_tokens == 0 {
+            sequence.held = Held::default();
         }
         sequence.tokens.truncate(len_tokens);
         let blocks = len_tokens.div_ceil(BLOCK_TOKENS);
@@ -370,7 +446,10 @@ impl Sequences {
             match done {
                 Ok(()) => held.tokens.extend_from_slice(feed.tokens),
                 // The state has changed from the step's first position on; such a one shares nothing.
-                Err(_) if rewind == Rewind::Checkpoint => held.tokens.clear(),
+                Err(_) if rewind == Rewind::Checkpoint => {
+                    held.tokens.clear();
+                    held.held = Held::default();
+                }
                 Err(_) => {}
             }
         }
@@ -379,7 +458,7 @@ impl Sequences {
         Ok(())
     }
 
-    /// Gives each sequence the blocks that its next tokens need; all or none.
+    /// Gives each sequence the blocks that its next tokens need, all or none, and notes what rings write over for them.
     fn reserve(&mut self, feeds: &[Feed<'_>]) -> Result<(), BackendError> {
         let capacity_tokens = self.capacity_tokens();
         let mut missing = 0;
@@ -407,6 +486,7 @@ impl Sequences {
         }
         for feed in feeds {
             let Some(Some(held)) = self.sequences.get_mut(feed.sequence.0) else { continue };
+            held.held.write(self.state.rings(), held.tokens.len() + feed.tokens.len());
             let blocks = (held.tokens.len() + feed.tokens.len()).div_ceil(BLOCK_TOKENS);
             let taken = blocks.saturating_sub(held.blocks.len());
             held.blocks.extend((0..taken).filter_map(|_| self.blocks.take()));

@@ -12,6 +12,7 @@ use crate::executable::{
     BLOCK_TOKENS, Executable, ExecutableInfo, Observer, SequenceStates, State, StepInput, StepSequence,
     StepTokens, blocks_in_order,
 };
+use crate::rings::Held;
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::Rewind;
 use std::ops::Range;
@@ -60,6 +61,11 @@ pub struct Session {
     tokens: Vec<TokenId>,
     last_row: usize,
     ready: Ready,
+    /// Which positions are still held by states that are rings.
+    held: Held,
+    /// Borders of blocks in the last prompts, ascending, which the next one may well have in common: what rings hold for them is
+    /// kept before it is written over.
+    borders: Vec<usize>,
     /// What the sequence's own states held behind the first so many tokens, the longest last: where they can go back to.
     checkpoints: Vec<(usize, SequenceStates)>,
 }
@@ -95,6 +101,8 @@ impl Session {
             tokens: Vec::new(),
             last_row: 0,
             ready: Ready::Nothing,
+            held: Held::default(),
+            borders: Vec::with_capacity(MAX_CHECKPOINTS),
             checkpoints: Vec::new(),
         })
     }
@@ -133,6 +141,11 @@ impl Session {
         self.executable.plan(1).graph.rewind()
     }
 
+    /// Whether the states can go back to this length without anything that was kept.
+    fn reaches(&self, len_tokens: usize) -> bool {
+        check_rewind(self.rewind(), self.tokens.len(), len_tokens).is_ok() && self.held.reaches(len_tokens)
+    }
+
     /// Forgets everything from position `len_tokens` on. Every state begins anew at position 0, so that to forget everything
     /// is always possible.
     ///
@@ -143,15 +156,18 @@ impl Session {
         if len_tokens >= held_tokens {
             return Ok(());
         }
-        if self.rewind() == Rewind::Checkpoint {
-            match self.checkpoints.iter().find(|(len, _)| *len == len_tokens) {
-                Some((_, kept)) => {
-                    self.executable.restore_sequence(self.state.as_mut(), 0, kept)?;
-                }
-                None => check_rewind(Rewind::Checkpoint, held_tokens, len_tokens)?,
-            }
-            self.checkpoints.retain(|(len, _)| *len <= len_tokens);
+        if !self.reaches(len_tokens) {
+            let Some((_, kept)) = self.checkpoints.iter().find(|(len, _)| *len == len_tokens) else {
+                return Err(BackendError::Rewind { held_tokens, wanted_tokens: len_tokens });
+            };
+            self.executable.restore_sequence(self.state.as_mut(), 0, len_tokens, kept)?;
+            self.held = Held::from(len_tokens);
         }
+        if len_tokens == 0 {
+            self.held = Held::default();
+        }
+        self.checkpoints.retain(|(len, _)| *len <= len_tokens);
+        self.borders.retain(|border| *border <= len_tokens);
         self.tokens.truncate(len_tokens);
         self.ready = Ready::Nothing;
         Ok(())
@@ -160,14 +176,15 @@ impl Session {
     /// Keeps what the state and `prompt` have in common and returns its length: the tokens that need no evaluation.
     /// At least one token of the prompt is left, so that there are logits to sample from. Where a sequence has states of its
     /// own it keeps all that it holds, if the prompt goes on from there, or goes back to the last length in common at which
-    /// they were kept: the beginning, or the borders of blocks at which [`Session::feed`] keeps them.
+    /// they were kept: the beginning, or the borders of blocks at which [`Session::feed`] keeps them. So it does where states
+    /// of a window's size no longer hold what the token behind the common length sees.
     ///
     /// # Errors
     /// As [`Session::truncate`].
     pub fn reuse_prefix(&mut self, prompt: &[TokenId]) -> Result<usize, BackendError> {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let mut keep = common.min(prompt.len().saturating_sub(1));
-        if keep < self.tokens.len() && self.rewind() == Rewind::Checkpoint {
+        if keep < self.tokens.len() && !self.reaches(keep) {
             let kept = self.checkpoints.iter().map(|(len, _)| *len).filter(|len| *len <= keep);
             keep = kept.max().unwrap_or(0);
         }
@@ -196,15 +213,23 @@ impl Session {
         self.ready = Ready::Nothing;
         let micro_batch = self.info().micro_batch;
         let border = checkpoint_border(wanted_tokens);
-        let keeps = rows == LogitsRows::Last && border > start && self.rewind() == Rewind::Checkpoint;
+        let is_new = rows == LogitsRows::Last && border > start;
+        let keeps = is_new && self.rewind() == Rewind::Checkpoint;
+        if is_new && !keeps && self.state.rings().iter().any(Option::is_some) {
+            if self.borders.len() == MAX_CHECKPOINTS {
+                self.borders.remove(0);
+            }
+            self.borders.push(border);
+        }
         let (before, behind) = tokens.split_at(if keeps { border - start } else { 0 });
         let chunks: Vec<&[TokenId]> = before.chunks(micro_batch).chain(behind.chunks(micro_batch)).collect();
         let steps = chunks.len();
         for (i, chunk) in chunks.into_iter().enumerate() {
             let first = self.tokens.len();
             if keeps && first == border {
-                self.keep_states()?;
+                self.keep_states(border)?;
             }
+            self.write(first + chunk.len())?;
             let positions: Vec<u32> = (first..first + chunk.len()).map(|p| p as u32).collect();
             let logits_rows: Vec<u32> = match rows {
                 LogitsRows::All => (0..chunk.len() as u32).collect(),
@@ -267,6 +292,7 @@ impl Session {
         if self.tokens.len() >= capacity_tokens {
             return Err(BackendError::ContextFull { wanted_tokens: self.tokens.len() + 1, capacity_tokens });
         }
+        self.write(self.tokens.len() + 1)?;
         let input = StepInput {
             tokens,
             positions: &[position],
@@ -283,16 +309,34 @@ impl Session {
         done
     }
 
-    /// Keeps what the sequence's own states hold.
-    fn keep_states(&mut self) -> Result<(), BackendError> {
-        let kept = self.executable.read_sequence(self.state.as_mut(), 0)?;
+    /// A step is about to write positions up to `end`: what it would write over of a border's window is kept before.
+    fn write(&mut self, end: usize) -> Result<(), BackendError> {
+        let mut after = self.held;
+        after.write(self.state.rings(), end);
+        while let Some(border) = self.borders.first().copied()
+            && border <= self.tokens.len()
+            && !after.reaches(border)
+        {
+            if self.held.reaches(border) {
+                self.keep_states(border)?;
+            }
+            self.borders.remove(0);
+        }
+        self.held = after;
+        Ok(())
+    }
+
+    /// Keeps what the sequence's own states hold for its first so many tokens.
+    fn keep_states(&mut self, len_tokens: usize) -> Result<(), BackendError> {
+        let kept = self.executable.read_sequence(self.state.as_mut(), 0, len_tokens)?;
         if kept.is_empty() {
             return Ok(());
         }
+        self.checkpoints.retain(|(len, _)| *len != len_tokens);
         if self.checkpoints.len() == MAX_CHECKPOINTS {
             self.checkpoints.remove(0);
         }
-        self.checkpoints.push((self.tokens.len(), kept));
+        self.checkpoints.push((len_tokens, kept));
         Ok(())
     }
 

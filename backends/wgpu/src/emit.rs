@@ -12,7 +12,7 @@ use moe_run_graph::ir::{Dim, Node, RopeTableId, Shape, StateId, StepSizes, Value
 use moe_run_graph::passes::Plan;
 use moe_run_graph::quant::{ActProfile, ActivationPrecision, Format};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::KvType;
+use moe_run_runtime::executable::{KvType, PoolSize};
 use std::collections::HashMap;
 
 /// Stands for "there is none" in a parameter.
@@ -200,6 +200,8 @@ pub(super) struct Emitter<'a> {
     pub tensors: &'a WeightMap,
     pub profile: ActProfile,
     pub kv_type: KvType,
+    /// What the states are made for.
+    pub states: PoolSize,
     pub features: Features,
     pub dispatches: Vec<Dispatch>,
     scratch_words: u32,
@@ -213,7 +215,7 @@ impl<'a> Emitter<'a> {
         places: &'a Places,
         tensors: &'a WeightMap,
         profile: ActProfile,
-        kv_type: KvType,
+        (kv_type, states): (KvType, PoolSize),
         features: Features,
     ) -> Emitter<'a> {
         Emitter {
@@ -222,6 +224,7 @@ impl<'a> Emitter<'a> {
             tensors,
             profile,
             kv_type,
+            states,
             features,
             dispatches: Vec::new(),
             scratch_words: 0,
@@ -293,6 +296,11 @@ impl<'a> Emitter<'a> {
     pub fn state(&self, node: &Node, value: ValueId) -> Result<StateId, BackendError> {
         let state = self.plan.graph.value(value).state;
         state.ok_or_else(|| self.unsupported(node, format!("{value} is no state")))
+    }
+
+    /// Rows of a state: position p is in row p modulo so many.
+    pub fn state_rows(&self, state: StateId) -> u32 {
+        self.states.rows(self.plan.graph.state(state)) as u32
     }
 
     /// How many pairs a RoPE table turns, and where the step's angles lie.

@@ -16,7 +16,7 @@ use super::state::{StateGroups, WgpuState};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{RopeTableId, StateId, StepSizes, ValueId};
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{ExecutableInfo, KvType, MAX_CANDIDATES, not_taken};
+use moe_run_runtime::executable::{ExecutableInfo, KvType, MAX_CANDIDATES, PoolSize, not_taken};
 use moe_run_runtime::runner::{LogitsRow, Recorder, Runner, Step};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -113,8 +113,12 @@ impl WgpuRecorder {
 
     /// How a state lies in its buffer.
     fn state_rows(&self, id: StateId) -> StateRows {
-        let plan = &self.programs[DECODE].plan;
-        StateRows::of(plan.graph.state(id), self.kv_type(), plan.max_sizes.cached)
+        StateRows::of(self.programs[DECODE].plan.graph.state(id), self.kv_type(), self.states())
+    }
+
+    /// What a state is made for.
+    fn states(&self) -> PoolSize {
+        PoolSize::of_one(self.programs[DECODE].plan.max_sizes.cached, self.info.micro_batch)
     }
 
     /// Writes words of the arena before anything that is submitted later.
@@ -408,7 +412,8 @@ impl Recorder for WgpuRecorder {
     }
 
     fn new_state(&self) -> Result<WgpuState, BackendError> {
-        WgpuState::new(&self.device, &self.programs, &self.pipelines, self.kv_type(), &self.identity)
+        let (kv_type, size) = (self.kv_type(), self.states());
+        WgpuState::new(&self.device, &self.programs, &self.pipelines, kv_type, size, &self.identity)
     }
 
     fn fits(&self, state: &WgpuState) -> bool {

@@ -13,7 +13,7 @@ use moe_run_graph::passes::{Launch, Plan, PlanOptions, plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{
-    CompileOptions, ExecutableInfo, KvType, MemoryNeed, WeightTable, check_kv_rows,
+    CompileOptions, ExecutableInfo, KvType, MemoryNeed, PoolSize, WeightTable, check_kv_rows,
 };
 use std::collections::HashMap;
 
@@ -131,14 +131,15 @@ impl Plans {
             plans.last().map_or(StepSizes { tokens: 1, logits_rows: 1, cached: 1 }, |p| p.max_sizes),
         );
 
+        let states = PoolSize::of_one(options.ctx_size, micro_batch);
         let mut emitted = Vec::with_capacity(plans.len());
         let mut arena_words = values_at;
         for plan in &plans {
             let fits = |size_bytes| device.fits("activations", size_bytes, ARENA_ADVICE);
             // Before places in it are numbered with 32 bits.
             fits(u64::from(values_at) * 4 + plan.memory.arena_bytes as u64)?;
-            let (launches, words) =
-                emit_all(plan, &map.places, weight_map, profile, options.kv_type, device.features)?;
+            let cache = (options.kv_type, states);
+            let (launches, words) = emit_all(plan, &map.places, weight_map, profile, cache, device.features)?;
             fits(u64::from(words) * 4)?;
             arena_words = arena_words.max(words);
             emitted.push(launches);
@@ -169,7 +170,8 @@ impl Plans {
         let loaded_bytes = if are_weights_loaded { weight_bytes } else { 0 };
         let memory = MemoryNeed {
             weight_bytes,
-            kv_cache_bytes: options.kv_type.cache_bytes(graph, options.ctx_size),
+            kv_cache_bytes: PoolSize::of_one(options.ctx_size, self.info.micro_batch)
+                .bytes(graph, options.kv_type),
             kv_stored: options.kv_type,
             working_bytes: u64::from(self.arena_words) * 4,
             available_bytes: device.available_bytes().map(|free| free.saturating_add(loaded_bytes)),
@@ -184,7 +186,7 @@ fn emit_all(
     places: &Places,
     weights: &WeightMap,
     profile: ActProfile,
-    kv_type: KvType,
+    cache: (KvType, PoolSize),
     features: Features,
 ) -> Result<(Vec<Vec<Dispatch>>, u32), BackendError> {
     let places = Places {
@@ -193,7 +195,7 @@ fn emit_all(
         values_at: places.values_at,
         scratch_at: places.values_at + (plan.memory.arena_bytes / 4) as u32,
     };
-    let mut emitter = Emitter::new(plan, &places, weights, profile, kv_type, features);
+    let mut emitter = Emitter::new(plan, &places, weights, profile, cache, features);
     let mut all = Vec::with_capacity(plan.launches.len());
     for launch in &plan.launches {
         emitter.begin_launch();
@@ -213,7 +215,8 @@ pub(super) fn kernel(
     let weights = WeightMap::new(&WeightTable::new(&plan.graph), u64::MAX).ok()?;
     let (map, _) = arena_map(&plan.graph, plan.max_sizes);
     let features = WgpuOptions::default().allowed;
-    let mut emitter = Emitter::new(plan, &map.places, &weights, profile, kv_type, features);
+    let cache = (kv_type, PoolSize::whole(plan.max_sizes.cached));
+    let mut emitter = Emitter::new(plan, &map.places, &weights, profile, cache, features);
     groups::emit(&mut emitter, launch).ok()?;
     let dispatches = emitter.dispatches;
     let splits = ops::max_splits(plan.max_sizes.tokens) as u32;

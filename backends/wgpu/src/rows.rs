@@ -5,25 +5,25 @@ use super::ops::row_words;
 use half::f16;
 use moe_run_graph::ir::{Lifetime, StateDecl};
 use moe_run_graph::quant::{ActQ8x32, activation};
-use moe_run_runtime::executable::KvType;
+use moe_run_runtime::executable::{KvType, PoolSize};
 
 /// A state's rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StateRows {
     pub elems: usize,
-    /// 1 for what a sequence has once.
+    /// 1 for what a sequence has once, those of a ring where only a window is read.
     pub count: usize,
     /// How they are stored.
     pub kv_type: KvType,
 }
 
 impl StateRows {
-    pub fn of(decl: &StateDecl, kv_type: KvType, capacity_tokens: usize) -> StateRows {
-        let (count, kv_type) = match decl.lifetime {
-            Lifetime::PerToken { .. } => (capacity_tokens, kv_type),
-            Lifetime::PerSequence => (1, KvType::F32),
+    pub fn of(decl: &StateDecl, kv_type: KvType, size: PoolSize) -> StateRows {
+        let kv_type = match decl.lifetime {
+            Lifetime::PerToken { .. } => kv_type,
+            Lifetime::PerSequence => KvType::F32,
         };
-        StateRows { elems: decl.row_elems(), count, kv_type }
+        StateRows { elems: decl.row_elems(), count: size.rows(decl), kv_type }
     }
 
     /// Words of a row.

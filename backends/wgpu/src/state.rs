@@ -7,7 +7,7 @@ use super::pipelines::Pipelines;
 use super::program::Program;
 use super::rows::StateRows;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::{KvType, State};
+use moe_run_runtime::executable::{KvType, PoolSize, Ring, Rings, State};
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,24 +22,26 @@ pub(super) struct WgpuState {
     pub buffers: Vec<wgpu::Buffer>,
     pub groups: Arc<StateGroups>,
     capacity_tokens: usize,
+    rings: Rings,
     size_bytes: u64,
 }
 
 impl WgpuState {
-    /// The state of an executable's programs; `owner` is the executable's identity.
+    /// The state of an executable's programs, of one sequence; `owner` is the executable's identity.
     pub fn new(
         device: &Device,
         programs: &[Program],
         pipelines: &Pipelines,
         kv_type: KvType,
+        size: PoolSize,
         owner: &Arc<()>,
     ) -> Result<WgpuState, BackendError> {
         let Some(program) = programs.last() else {
             return Err(BackendError::Input("no program".into()));
         };
-        let (graph, capacity_tokens) = (&program.plan.graph, program.plan.max_sizes.cached);
+        let (graph, capacity_tokens) = (&program.plan.graph, size.tokens);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let rows = graph.states.iter().map(|s| StateRows::of(s, kv_type, capacity_tokens));
+        let rows = graph.states.iter().map(|s| StateRows::of(s, kv_type, size));
         let sizes: Vec<(u64, u64)> =
             rows.map(|r| (4 * r.words() as u64, (4 * r.words() * r.count) as u64)).collect();
         let total: u64 = sizes.iter().map(|(_, all)| all).sum();
@@ -85,7 +87,8 @@ impl WgpuState {
         }
         device.check()?;
         let owner = Arc::clone(owner);
-        Ok(WgpuState { owner, buffers, groups: Arc::new(groups), capacity_tokens, size_bytes: total })
+        let (groups, rings) = (Arc::new(groups), size.rings(&graph.states));
+        Ok(WgpuState { owner, buffers, groups, capacity_tokens, rings, size_bytes: total })
     }
 }
 
@@ -113,6 +116,10 @@ fn does_not_fit(
 impl State for WgpuState {
     fn capacity_tokens(&self) -> usize {
         self.capacity_tokens
+    }
+
+    fn rings(&self) -> &[Option<Ring>] {
+        &self.rings
     }
 
     fn size_bytes(&self) -> u64 {

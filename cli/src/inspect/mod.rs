@@ -8,6 +8,7 @@ mod values;
 use std::{collections::BTreeMap, thread};
 
 use moe_run_backends::KvType;
+use moe_run_backends::executable::{MICRO_BATCH, PoolSize};
 use moe_run_graph::{
     architectures::lower_file,
     config::ModelConfig,
@@ -212,7 +213,7 @@ fn report(file: &GgufFile, ctx_size: Option<usize>) -> Report {
             let whole = graph.states.iter().all(|state| state.row_elems().is_multiple_of(32));
             let possible = KvType::ALL.iter().filter(|kv| whole || **kv != KvType::Q8_0);
             let kv_cache = possible.map(|kv| {
-                let kv_bytes = kv.cache_bytes(&graph, ctx_size);
+                let kv_bytes = PoolSize::of_one(ctx_size, MICRO_BATCH).bytes(&graph, *kv);
                 KvCache { kv_type: kv.name(), kv_bytes, total_bytes: kv_bytes.saturating_add(weights_bytes) }
             });
             let memory = Memory { ctx_size, weights_bytes, kv_cache: kv_cache.collect() };

@@ -135,6 +135,7 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
                 rule.scores(5, "a mask [1, T, S]")?;
             }
             rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
+            rule.reach(&[1, 2], attrs.reach())?;
             match attrs.value_in_key {
                 false => rule.state(2, attrs.num_key_value_heads, attrs.value_head_dim)?,
                 true if node.inputs[1] == node.inputs[2] => {}
@@ -154,6 +155,7 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.attention(attrs)?;
             rule.queries(attrs)?;
             rule.state(1, attrs.num_key_value_heads, attrs.head_dim)?;
+            rule.reach(&[1], attrs.reach())?;
             rule.per_token(2, "positions")?;
             rule.per_token(3, "sequence")?;
             Ok(vec![f32(Shape::new(&[Dim::Fixed(attrs.num_attention_heads), Dim::Tokens, Dim::Cached]))])
@@ -176,6 +178,7 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.tokens_by(0, "q", num_heads * head_dim)?;
             rule.tokens_by(1, "w", *num_heads)?;
             rule.state(2, 1, *head_dim)?;
+            rule.reach(&[2], None)?;
             rule.per_token(3, "positions")?;
             rule.per_token(4, "sequence")?;
             Ok(vec![f32(Shape::new(&[Dim::Fixed(1), Dim::Tokens, Dim::Cached]))])

@@ -12,6 +12,7 @@ mod recurrent;
 pub mod rope;
 mod shape;
 pub mod stage;
+mod visible;
 
 pub use graph::{
     Graph, LayerIdx, LeftOut, Lifetime, Node, NodeId, Rewind, RopeTableId, StateDecl, StateId, StateRole,

@@ -74,21 +74,6 @@ pub struct AttentionAttrs {
     pub masked: bool,
 }
 
-impl AttentionAttrs {
-    /// The first position that a query at `position` sees: by its window and its chunk.
-    #[must_use]
-    pub fn first_visible(&self, position: usize) -> usize {
-        let window = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
-        window.max(self.chunk.map_or(0, |chunk| position / chunk.max(1) * chunk))
-    }
-
-    /// Query heads that share one KV head.
-    #[must_use]
-    pub fn group_size(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
-    }
-}
-
 /// How router logits become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -357,8 +342,8 @@ ops! {
     /// x `[T, n]`, positions `[T]` → x · (1 + scale · ln(1 + ⌊(position + offset) / length⌋)): queries that grow with their
     /// position. The factor is rounded to f32 once.
     PositionScale = "position_scale" (PositionScaleAttrs);
-    /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots, rounded to the KV type. Without a
-    /// values' state: k, kv_slots → the one.
+    /// k `[T, G·d]`, v `[T, G·dv]`, kv_slots `[T]` → the two states, written at the slots (a state of which only a window is
+    /// read: in its ring), rounded to the KV type. Without a values' state: k, kv_slots → the one.
     KvWrite = "kv_write" {
         /// The keys' state.
         key: StateId,

@@ -192,9 +192,10 @@ impl Attention {
                         let x = &step.row(cache.k, token)[at..at + d];
                         cache.heads.rotate(step, token, x, k, |to, x| Self::put(step, to, token, at, x));
                         let encode = |state: &StateOutput, x: &[f32]| {
-                            let (head, slot) = (task.kv_head, step.slot(token));
+                            let (state, head) = (state.index(), task.kv_head);
+                            let slot = step.slot(state, token);
                             // SAFETY: the head's slot of the token is the last part's, and no other part reads it.
-                            unsafe { step.state.encode(step.kernels, state.index(), head, slot, x) };
+                            unsafe { step.state.encode(step.kernels, state, head, slot, x) };
                         };
                         encode(&cache.key, k);
                         if let Some((v, value)) = &cache.value {
@@ -263,10 +264,10 @@ impl Attention {
         let mut key = task.keys.start / TILE_KEYS * TILE_KEYS;
         while key < task.keys.end {
             let keys = TILE_KEYS.min(task.keys.end - key);
-            let first_slot = task.sequence.slot(key);
+            let first_slot = |state| step.state.slot(state, task.sequence, key);
             let panels = keys.div_ceil(PANEL_ROWS);
             for p in 0..panels {
-                let slot = first_slot + p * PANEL_ROWS;
+                let slot = first_slot(self.key) + p * PANEL_ROWS;
                 let bytes = Self::cached(step, self.key, task, slot..slot + PANEL_ROWS);
                 for s in 0..steps {
                     let elems = STEP_ELEMS.min(d - s * STEP_ELEMS);
@@ -276,7 +277,8 @@ impl Attention {
                     step.kernels.unpack_f32(format, bytes, stride, PANEL_ROWS, elems, panel, to);
                 }
             }
-            let bytes = Self::cached(step, self.value, task, first_slot..first_slot + keys);
+            let slot = first_slot(self.value);
+            let bytes = Self::cached(step, self.value, task, slot..slot + keys);
             if self.attrs.value_in_key {
                 // The rows are keys, of which the first elements are the values.
                 let (row_bytes, value_bytes) = (step.state.row_bytes(self.value), step.state.bytes_of(dv));

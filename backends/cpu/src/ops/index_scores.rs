@@ -71,7 +71,7 @@ impl IndexScores {
         }
         let mut sums = vec![Lanes([0.0; PANEL_ROWS]); rows];
         for key in (positions.start..end).step_by(PANEL_ROWS) {
-            let slot = sequence.slot(key);
+            let slot = step.state.slot(self.key.index(), sequence, key);
             sums.fill(Lanes([0.0; PANEL_ROWS]));
             for k in (0..d).step_by(STEP_ELEMS) {
                 let elems = STEP_ELEMS.min(d - k);

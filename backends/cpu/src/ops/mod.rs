@@ -69,8 +69,8 @@ pub struct Step<'a> {
     pub sizes: StepSizes,
     /// Where each token stands in its sequence.
     pub positions: &'a [u32],
-    /// Where each token's keys and values go.
-    pub slots: &'a [u32],
+    /// Which of the sequences each token is of.
+    pub sequence: &'a [u32],
     /// The sequences that take part.
     pub sequences: &'a [StepSequence<'a>],
     /// The rows of each, in order.
@@ -101,9 +101,10 @@ impl Step<'_> {
         })
     }
 
-    /// The slot of a token's keys and values.
-    pub fn slot(&self, token: usize) -> usize {
-        self.slots[token] as usize
+    /// The slot of a token's row in a state that has a row for every token, or of a window of them.
+    pub fn slot(&self, state: usize, token: usize) -> usize {
+        let sequence = &self.sequences[self.sequence[token] as usize];
+        self.state.slot(state, sequence, self.position(token))
     }
 
     /// Stretches of up to `most` tokens of one sequence: how many there are, for sharing them out.

@@ -119,6 +119,7 @@ impl Runs for AttentionStep {
             window,
             chunk,
             attention::soft_cap(a),
+            emit.cache_rows(attention.states[0])?,
             int(splits),
             int(usize::from(tiles)),
         ]);

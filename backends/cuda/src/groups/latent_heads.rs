@@ -41,7 +41,7 @@ impl Runs for LatentHeads {
             c_norm,
             k_rope: _,
             k_joined: _,
-            write: _,
+            write,
         } = self;
         let of_latent = |LatentQuery { norm, product }: &LatentQuery| {
             let Product { node: _, x, weight, bias: None, scale: None, y: _ } = product else { return false };
@@ -54,6 +54,8 @@ impl Runs for LatentHeads {
         query.as_ref().is_none_or(of_latent)
             && one_row(graph, nope.x)
             && self.is_placed_alike(graph)
+            // It writes the slot as it is: no latent is read within a window alone.
+            && graph.state(write.key).window().is_none()
             && any_rows(graph, &absorbed.weight)
             && plain_norm(graph, c_norm)
             && [nope.start, pe.start, d, nope_width, pe_width, rank].iter().all(|n| n.is_multiple_of(4))

@@ -109,6 +109,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
             window,
             chunk,
             soft_cap(attrs),
+            emit.cache_rows(node.inputs[1])?,
             int(tokens),
         ];
         emit.push("attention_tiles", [blocks, tokens.div_ceil(TILE_TOKENS), 1], TILE as u32, 0, params);
@@ -138,6 +139,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         int(usize::from(attrs.value_in_key)),
         mask(emit, node, attrs, 5)?,
         int(emit.sizes.cached),
+        emit.cache_rows(node.inputs[1])?,
         int(splits),
     ];
     emit.push("attention", [blocks, splits, tokens], TILE as u32, shared_bytes(attrs), params);

@@ -22,6 +22,7 @@ pub(super) fn emit(emit: &mut Emit<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         chunk,
         soft_cap(attrs),
         int(cached),
+        emit.cache_rows(node.inputs[1])?,
     ];
     let grid = [cached.div_ceil(64), emit.sizes.tokens, attrs.num_attention_heads];
     emit.push("attention_scores", grid, 64, 0, params);

@@ -29,6 +29,7 @@ pub(super) fn emit(
         int(emit.graph.state(key).row_elems()),
         int(width),
         int(emit.positions_capacity),
+        int(emit.state.rows(key)),
     ];
     emit.push("kv_write", [tokens, 1, 1], 128, 0, params);
     Ok(())

@@ -95,12 +95,19 @@ impl Emit<'_> {
         self.values.place(id, self.sizes).map_or(Param::NULL, |(param, _)| param)
     }
 
+    fn state_of(&self, id: ValueId) -> Result<StateId, BackendError> {
+        let state: Option<StateId> = self.graph.value(id).state;
+        state.ok_or_else(|| BackendError::Value { value: id.to_string(), detail: "is no state".into() })
+    }
+
     /// The cache of a state value.
     pub fn cache(&self, id: ValueId) -> Result<Param, BackendError> {
-        let state: Option<StateId> = self.graph.value(id).state;
-        state
-            .map(|s| self.state.param(s))
-            .ok_or_else(|| BackendError::Value { value: id.to_string(), detail: "is no state".into() })
+        Ok(self.state.param(self.state_of(id)?))
+    }
+
+    /// Rows of the cache of a state value: position p is in row p modulo so many.
+    pub fn cache_rows(&self, id: ValueId) -> Result<Param, BackendError> {
+        Ok(int(self.state.rows(self.state_of(id)?)))
     }
 
     /// The last axis of a value.

@@ -58,6 +58,8 @@ struct Running {
     id: SequenceId,
     /// Tokens that the sequence holds.
     held: usize,
+    /// Where its beginning parts from others', whose blocks are there, while no states were kept.
+    parting: usize,
 }
 
 impl Running {
@@ -239,7 +241,7 @@ impl Scheduler {
         let mut constraints = Vec::new();
         let mut lefts = Vec::with_capacity(self.running.len());
         for (running, wants_logits) in self.running.iter_mut().zip(&wants_logits) {
-            let Running { task: Task { tokens, chooser, .. }, id, held } = running;
+            let Running { task: Task { tokens, chooser, .. }, id, held, parting: _ } = running;
             constraints.extend(chooser.constraint().filter(|_| *wants_logits));
             lefts.push((*id, &tokens[*held..]));
         }
@@ -328,7 +330,8 @@ impl Scheduler {
             }
             self.meter.cached_tokens.fetch_add(held as u64, Ordering::Relaxed);
             let place = self.running.partition_point(|r| r.task.number < task.number);
-            self.running.insert(place, Running { task, id, held });
+            let parting = shared.in_blocks;
+            self.running.insert(place, Running { task, id, held, parting });
         }
     }
 
@@ -376,7 +379,7 @@ impl Scheduler {
             let has = self.sequences.blocks_of(running.id);
             let fits = ((has + blocks) * BLOCK_TOKENS).saturating_sub(running.held);
             let mut tokens = running.left().min(room).min(fits);
-            if let Some(border) = self.border(running)
+            if let Some(border) = self.border(running).filter(|_| self.sequences.keeps_at_ends())
                 && running.held < border
             {
                 tokens = tokens.min(border - running.held);
@@ -399,7 +402,7 @@ impl Scheduler {
         (!parts.is_empty() || self.running.is_empty()).then_some(parts)
     }
 
-    /// Where a request's prompt stops for its sequence's own states to be kept; `None` where it has none, or shares nothing.
+    /// The border in a request's prompt at which its sequence's own states are kept; `None` where it has none, or shares nothing.
     fn border(&self, running: &Running) -> Option<usize> {
         let keeps = self.settings.shares_prefixes && self.sequences.shares_kept_states();
         keeps.then(|| checkpoint_border(running.task.usage.prompt_tokens))
@@ -446,7 +449,7 @@ impl Scheduler {
             let tapped = tapped.get_mut(at).map(std::mem::take).unwrap_or_default();
             self.running[part.running].held += part.tokens;
             self.running[part.running].task.keep(&tapped);
-            let reason = match self.share(part.running) {
+            let reason = match self.share(part.running, part.tokens) {
                 Err(error) => Some(EndReason::Failed(error.to_string())),
                 Ok(()) if wants_logits => self.choose(part.running, row, &tapped),
                 Ok(()) => None,
@@ -460,16 +463,25 @@ impl Scheduler {
         }
     }
 
-    /// Offers the full blocks of a request to others, and what its sequence's own states hold at their border.
-    fn share(&mut self, at: usize) -> Result<(), BackendError> {
+    /// Offers the full blocks of a request to others, and what its sequence's own states hold at their border, now that so many
+    /// tokens more are held.
+    fn share(&mut self, at: usize, tokens: usize) -> Result<(), BackendError> {
         if !self.settings.shares_prefixes {
             return Ok(());
         }
-        let Running { task, id, held } = &self.running[at];
-        let tokens = if self.settings.cuts_freely { *held } else { task.usage.prompt_tokens.min(*held) };
-        self.sequences.share(*id, tokens);
-        let is_border = self.border(&self.running[at]) == Some(*held);
-        self.sequences.keep_states(*id, is_border)
+        let Running { task, id, held, parting } = &self.running[at];
+        let (id, parting, before) = (*id, *parting, *held - tokens);
+        let full = if self.settings.cuts_freely { *held } else { task.usage.prompt_tokens.min(*held) };
+        let (border, wanted) = (self.border(&self.running[at]), before + 1..=*held);
+        self.sequences.share(id, full);
+        for border in border.into_iter().chain([parting]).filter(|border| wanted.contains(border)) {
+            self.sequences.keep_states(id, border, true)?;
+        }
+        let last = self.sequences.shared_border(id);
+        if wanted.contains(&last) {
+            self.sequences.keep_states(id, last, false)?;
+        }
+        Ok(())
     }
 
     /// The next token of a request. A reason where it is the last, or none.
@@ -511,8 +523,15 @@ impl Scheduler {
         (*held >= capacity).then_some(EndReason::ContextFull)
     }
 
-    fn end(&mut self, at: usize, reason: EndReason) {
+    fn end(&mut self, at: usize, mut reason: EndReason) {
         let Running { mut task, id, .. } = self.running.remove(at);
+        if self.settings.shares_prefixes && !matches!(reason, EndReason::Failed(_)) {
+            // The next prompt of a conversation may repeat the answer.
+            let border = self.sequences.shared_border(id);
+            if let Err(error) = self.sequences.keep_states(id, border, true) {
+                reason = EndReason::Failed(error.to_string());
+            }
+        }
         self.sequences.close(id);
         task.usage.total = task.submitted.elapsed();
         task.listener.end(&Ended { reason, usage: task.usage, tapped: task.tapped });

@@ -2,7 +2,7 @@
 
 use super::Recorder;
 use crate::error::BackendError;
-use crate::executable::State;
+use crate::executable::{Ring, State};
 use std::any::Any;
 
 /// States of several sequences on a device whose launches know one: a state for each, of the whole context size.
@@ -25,6 +25,10 @@ impl<S: State> Pool<S> {
 impl<S: State + 'static> State for Pool<S> {
     fn capacity_tokens(&self) -> usize {
         self.capacity_tokens
+    }
+
+    fn rings(&self) -> &[Option<Ring>] {
+        self.states.first().map_or(&[], State::rings)
     }
 
     fn max_sequences(&self) -> usize {

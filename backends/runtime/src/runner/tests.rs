@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::executable::{Activations, KvType, StepSequence, ValueAccess};
-use moe_run_graph::ir::{Graph, LayerIdx, Lifetime, Op, Shape, StateRole};
+use moe_run_graph::ir::{Dim, Graph, LayerIdx, Lifetime, Op, Shape, StateRole};
 use moe_run_graph::passes::{Launch, PlanOptions, TapSelection, none_alone, plan};
 use std::any::Any;
 use std::collections::HashMap;
@@ -307,9 +307,9 @@ fn an_observer_is_told_what_it_cannot_have() {
         Some("elements of another type, wanted F32"),
         Some("from launch 1 to 2, not at 0"),
         None,
-        Some("2 slots from 7 on, of 8"),
+        Some("2 rows from 7 on, of 8"),
         Some("5 elements, wanted rows of 4"),
-        Some("9 slots from 0 on, of 8"),
+        Some("9 rows from 0 on, of 8"),
         Some("of 8"),
     ];
     assert_eq!(meddler.answers.len(), wanted.len());

@@ -2,7 +2,7 @@
 
 use super::{Recorder, Step, not_stored, show, wrong};
 use crate::error::BackendError;
-use crate::executable::{HostTensor, State, TensorData, TensorView, ValueAccess};
+use crate::executable::{BLOCK_TOKENS, HostTensor, State, TensorData, TensorView, ValueAccess};
 use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
 use std::ops::Range;
 
@@ -29,14 +29,43 @@ impl<R: Recorder> StepValues<'_, R> {
         }
     }
 
-    fn check_slots(&self, id: StateId, first: usize, count: usize) -> Result<(), BackendError> {
-        let is_per_token = self.step.plan.graph.state(id).is_per_token();
-        // What a sequence has once is one row.
-        let capacity = if is_per_token { self.state.capacity_tokens() } else { self.state.max_sequences() };
-        match first.checked_add(count) {
-            Some(end) if end <= capacity => Ok(()),
-            _ => Err(wrong(id, format!("{count} slots from {first} on, of {capacity}"))),
+    /// The slots of rows of a state, those that follow each other together.
+    fn slots(&self, id: StateId, rows: Range<usize>) -> Result<Vec<Range<usize>>, BackendError> {
+        let beyond =
+            |capacity: usize| wrong(id, format!("{} rows from {} on, of {capacity}", rows.len(), rows.start));
+        if !self.step.plan.graph.state(id).is_per_token() {
+            // What a sequence has once is one row.
+            let capacity = self.state.max_sequences();
+            return if rows.end <= capacity { Ok(vec![rows]) } else { Err(beyond(capacity)) };
         }
+        let ring = self.state.rings().get(id.index()).copied().flatten();
+        // A state of one sequence alone, whose slots are its positions, is given without blocks.
+        let sequence = self.step.input.sequences.first();
+        let held = sequence.map_or(usize::MAX, |s| s.blocks.len().saturating_mul(BLOCK_TOKENS));
+        let capacity = self.state.capacity_tokens().min(if ring.is_some() { usize::MAX } else { held });
+        if rows.end > capacity {
+            return Err(beyond(capacity));
+        }
+        if let Some(ring) = ring {
+            let first = ring.first_held(self.step.sizes.cached.max(rows.end));
+            if rows.start < first {
+                let detail = format!("position {}, and only those from {first} on are held", rows.start);
+                return Err(wrong(id, detail));
+            }
+        }
+        let mut slots: Vec<Range<usize>> = Vec::new();
+        for position in rows {
+            let slot = match (ring, sequence) {
+                (Some(ring), _) => ring.slot(sequence.map_or(0, |s| s.place as usize), position),
+                (None, Some(sequence)) => sequence.slot(position),
+                (None, None) => position,
+            };
+            match slots.last_mut() {
+                Some(last) if last.end == slot => last.end += 1,
+                _ => slots.push(slot..slot + 1),
+            }
+        }
+        Ok(slots)
     }
 
     /// Experts that a router's ids may name.
@@ -93,17 +122,25 @@ impl<R: Recorder> ValueAccess for StepValues<'_, R> {
         }
     }
 
-    fn read_state(&mut self, state: StateId, slots: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        self.check_slots(state, slots.start, slots.end.saturating_sub(slots.start))?;
-        self.recorder.read_state(self.state, state, slots.start..slots.end.max(slots.start))
+    fn read_state(&mut self, state: StateId, rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        let mut read = Vec::new();
+        for slots in self.slots(state, rows)? {
+            read.extend(self.recorder.read_state(self.state, state, slots)?);
+        }
+        Ok(read)
     }
 
-    fn write_state(&mut self, state: StateId, first_slot: usize, rows: &[f32]) -> Result<(), BackendError> {
+    fn write_state(&mut self, state: StateId, first: usize, rows: &[f32]) -> Result<(), BackendError> {
         let elems = self.step.plan.graph.state(state).row_elems();
         if elems == 0 || !rows.len().is_multiple_of(elems) {
             return Err(wrong(state, format!("{} elements, wanted rows of {elems}", rows.len())));
         }
-        self.check_slots(state, first_slot, rows.len() / elems)?;
-        self.recorder.write_state(self.state, state, first_slot, rows)
+        let mut rest = rows;
+        for slots in self.slots(state, first..first.saturating_add(rows.len() / elems))? {
+            let (rows, behind) = rest.split_at(slots.len() * elems);
+            self.recorder.write_state(self.state, state, slots.start, rows)?;
+            rest = behind;
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! What sequences' own states held at borders of blocks, for those who begin with the same tokens: a block's rows are found by
 //! its key, and so is what stands beside them for a whole sequence.
 //!
+//! Of states that are rings that is what the token behind the border sees.
+//!
 //! As in blocks, keys may meet by chance: the tokens before a border are kept and compared.
 //!
 //! Such states are large (tens of megabytes for a hybrid model of 35 billion parameters), so only so many are kept, the longest
@@ -29,6 +31,23 @@ impl KeptStates {
     /// Room for the states of `most` borders.
     pub fn new(most: usize) -> KeptStates {
         KeptStates { most, clock: 0, by_key: HashMap::new() }
+    }
+
+    /// The most borders.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// All of them, the longest unused first: the tokens before the border, and the states.
+    pub fn oldest_first(&self) -> Vec<(&[TokenId], &SequenceStates)> {
+        let mut kept: Vec<&Kept> = self.by_key.values().collect();
+        kept.sort_by_key(|kept| kept.used);
+        kept.into_iter().map(|kept| (&*kept.tokens, &kept.states)).collect()
+    }
+
+    /// Keeps nothing any more.
+    pub fn forget(&mut self) {
+        self.by_key.clear();
     }
 
     /// Whether a border's are kept: that behind all these tokens.

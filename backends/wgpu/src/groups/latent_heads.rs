@@ -48,7 +48,7 @@ impl Runs for LatentHeads {
             c_norm,
             k_rope: _,
             k_joined: _,
-            write: _,
+            write,
         } = self;
         let (Some([d, nope_width, pe_width, rank]), Some(key)) =
             (widths(self, graph), matrix(graph, &absorbed.weight))
@@ -65,6 +65,8 @@ impl Runs for LatentHeads {
         latent.as_ref().is_none_or(is_alike)
             && row_per_token(graph, nope.x)
             && self.is_placed_alike(graph)
+            // It writes the slot as it is: no latent is read within a window alone.
+            && graph.state(write.key).window().is_none()
             && plain_norm(c_norm)
             && pe_width.is_multiple_of(2)
             && (rank + pe_width).is_multiple_of(unit)

@@ -69,6 +69,7 @@ pub(crate) fn emit_attention(
         ("scale", attrs.scale.into()),
         ("sinks", e.small(attrs.sinks)?.into()),
         ("mask", mask(e, node, attrs, 5)?.into()),
+        ("rows", e.state_rows(e.state(node, node.inputs[1])?).into()),
     ];
     let states = match fused {
         Some(fused) => {

@@ -21,6 +21,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node, attrs: &AttentionAttrs) -> 
         ("chunk", (attrs.chunk.unwrap_or(0) as u32).into()),
         ("soft_cap", attrs.soft_cap.unwrap_or(0.0).into()),
         ("scale", attrs.scale.into()),
+        ("rows", e.state_rows(state).into()),
     ];
     let tokens = Extent::Rows { rows: Rows { axis: Axis::Tokens, each: 1 }, times: 1, over: 1 };
     let heads = Extent::Fixed(attrs.num_attention_heads as u32);

@@ -33,6 +33,7 @@ pub(super) fn emit(
             ("width", (width as u32).into()),
             ("slots", slots.into()),
             ("capacity", (e.plan.max_sizes.cached as u32).into()),
+            ("rows", e.state_rows(state).into()),
         ];
         let units = if e.kv_type == KvType::Q8_0 { width.div_ceil(64) } else { width / 2 } as u32;
         let tokens = Extent::Rows { rows: Rows::of(e.shape(node.inputs[i])), times: 1, over: 1 };

@@ -480,7 +480,7 @@ pub(super) fn write(
     attrs: &AttentionAttrs,
 ) -> Result<[ValueId; 2], LowerError> {
     let kv_heads = attrs.num_key_value_heads;
-    let rows = Lifetime::PerToken { window: attrs.window };
+    let rows = Lifetime::PerToken { window: attrs.reach() };
     let key = l.graph.add_state(StateRole::Key, layer, kv_heads, attrs.head_dim, rows);
     let value = v.map(|_| l.graph.add_state(StateRole::Value, layer, kv_heads, attrs.value_head_dim, rows));
     let inputs: Vec<ValueId> = [Some(k), v, Some(l.graph.inputs.kv_slots)].into_iter().flatten().collect();

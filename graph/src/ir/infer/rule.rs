@@ -102,6 +102,18 @@ impl Rule<'_> {
         self.operand(i, DType::State, &format!("a state [S, {heads}, {width}]"), |s| s.0 == want)
     }
 
+    /// States that hold all of the positions that a query sees, which are `reach` at most.
+    pub(super) fn reach(&self, operands: &[usize], reach: Option<usize>) -> Result<(), GraphError> {
+        let states = operands.iter().filter_map(|i| self.graph.value(self.node.inputs[*i]).state);
+        for window in states.filter_map(|state| self.graph.state(state).window()) {
+            if reach.is_none_or(|reach| reach > window) {
+                let seen = reach.map_or("all of them".to_owned(), |reach| format!("{reach}"));
+                return Err(self.wrong(format!("no more than {window} positions to see"), seen));
+            }
+        }
+        Ok(())
+    }
+
     /// Groups of equal size, with enough experts in those that are chosen from, and in each as many as rank it.
     pub(super) fn groups(&self, groups: &ExpertGroups, attrs: &RouterAttrs) -> Result<(), GraphError> {
         let ExpertGroups { n_group, topk_group, score } = *groups;
