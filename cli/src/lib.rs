@@ -31,6 +31,7 @@ pub mod output;
 pub mod output_file;
 pub mod parity;
 pub mod parse;
+pub mod place_args;
 pub mod perplexity;
 pub mod progress;
 pub mod prompt;

@@ -258,6 +258,20 @@ pub trait Executable: Send {
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError>;
 
+    /// Gives a boundary input of the next step, of that step's sizes; what was given is used once.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] where the graph has no such boundary input; a wrong shape is the step's to refuse.
+    fn give(&mut self, value: ValueId, tensor: HostTensor) -> Result<(), BackendError> {
+        let _ = tensor;
+        Err(BackendError::Value { value: value.to_string(), detail: "no boundary inputs are taken here".into() })
+    }
+
+    /// Whether the sequences of a pool go through a step together; else one after another, each in a state of its own.
+    fn runs_together(&self) -> bool {
+        false
+    }
+
     /// The logits of one of the last step's rows, copied to the host.
     ///
     /// # Errors

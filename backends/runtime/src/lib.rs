@@ -17,6 +17,7 @@ pub mod generate;
 pub mod host_memory;
 pub mod options;
 pub mod partial_file;
+pub mod placed;
 pub mod runner;
 pub mod sampler;
 pub mod sequences;
