@@ -75,7 +75,7 @@ impl PlaceArgs {
         }
         if let Some(file) = &self.save_placement {
             output_file::check_name("--save-placement", file)?;
-            partial_file::check_target(file).map_err(|error| CliError::unwritable(file, &error))?;
+            output_file::check("--save-placement", Some(file))?;
         }
         let saved = self.save_placement.clone();
         let request = PlaceRequest {
@@ -139,12 +139,17 @@ pub fn size_bytes(text: &str) -> Result<u64, String> {
         ("B", 1.0),
         ("", 1.0),
     ];
-    let wanted = || format!("'{text}' is no size; wanted bytes, or a number with a unit such as 8GiB or 500MB");
+    let wanted =
+        || format!("'{text}' is no size; wanted bytes, or a number with a unit such as 8GiB or 500MB");
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = UNITS.iter().find(|(name, _)| *name == &text[number.len()..]).ok_or_else(wanted)?.1;
     let value: f64 = number.trim().parse().map_err(|_| wanted())?;
     let bytes = value * unit;
-    if bytes.is_finite() && bytes >= 0.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wanted()) }
+    if bytes.is_finite() && bytes >= 0.0 && bytes < u64::MAX as f64 {
+        Ok(bytes as u64)
+    } else {
+        Err(wanted())
+    }
 }
 
 #[cfg(test)]
@@ -171,7 +176,8 @@ mod tests {
         assert!(none.request("cpu", Some("0")).unwrap().is_none());
         let two = none.request("auto", Some("cpu,reference")).unwrap().unwrap();
         assert_eq!(two.devices, ["cpu", "reference"]);
-        let refused = |args: &PlaceArgs, backend, device| args.request(backend, device).unwrap_err().to_string();
+        let refused =
+            |args: &PlaceArgs, backend, device| args.request(backend, device).unwrap_err().to_string();
         assert!(refused(&none, "auto", Some("0")).contains("devices are numbered by backend"));
         let place = |place: &str| PlaceArgs { place: Some(place.to_owned()), ..PlaceArgs::default() };
         assert!(refused(&place("layers"), "auto", None).contains("no devices are named"));

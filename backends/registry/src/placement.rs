@@ -73,7 +73,7 @@ pub fn place(
         Wanted::Given(placement) => {
             if placement.devices.len() != labels.len() {
                 let (found, wanted) = (labels.len(), placement.devices.len());
-                return Err(BackendError::Input(format!("{found} devices for a placement on {wanted}")));
+                return Err(PlaceError::Devices { found, wanted }.into());
             }
             let devices = labels.to_vec();
             (Placement { devices, ..placement.clone() }, "as the given placement says".to_owned())
@@ -131,11 +131,11 @@ fn budget(label: &str, named: &Named, request: &PlaceRequest) -> Option<u64> {
 /// What the model takes; beside it every device needs the values between launches of a prompt's step.
 fn sizes(graph: &Graph, backend: &dyn Backend, options: &CompileOptions) -> Result<Sizes, BackendError> {
     let tokens = options.micro_batch.unwrap_or(512).clamp(1, options.ctx_size.max(1));
-    let max_sizes =
-        StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
+    let max_sizes = StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
     let patterns = backend.patterns(tokens, options);
     let taps = TapSelection::None;
-    let planned = plan(graph, &PlanOptions { taps: &taps, patterns: &patterns, alone: &none_alone, max_sizes })?;
+    let planned =
+        plan(graph, &PlanOptions { taps: &taps, patterns: &patterns, alone: &none_alone, max_sizes })?;
     let state_bytes = |state: &StateDecl| match state.lifetime {
         Lifetime::PerToken { .. } => {
             (options.kv_type.row_bytes(state.row_elems()) as u64).saturating_mul(options.ctx_size as u64)

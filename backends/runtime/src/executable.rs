@@ -264,7 +264,10 @@ pub trait Executable: Send {
     /// [`BackendError::Value`] where the graph has no such boundary input; a wrong shape is the step's to refuse.
     fn give(&mut self, value: ValueId, tensor: HostTensor) -> Result<(), BackendError> {
         let _ = tensor;
-        Err(BackendError::Value { value: value.to_string(), detail: "no boundary inputs are taken here".into() })
+        Err(BackendError::Value {
+            value: value.to_string(),
+            detail: "no boundary inputs are taken here".into(),
+        })
     }
 
     /// Whether the sequences of a pool go through a step together; else one after another, each in a state of its own.

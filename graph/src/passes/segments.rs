@@ -33,7 +33,9 @@ pub enum SegmentError {
         value: ValueId,
     },
     /// As many places as nodes are wanted, and every segment needs a node.
-    #[error("{found} places for {nodes} nodes in {segments} segments: wanted one for each node, and a node in each segment")]
+    #[error(
+        "{found} places for {nodes} nodes in {segments} segments: wanted one for each node, and a node in each segment"
+    )]
     Places {
         /// Places.
         found: usize,
@@ -258,10 +260,11 @@ pub fn merge_plans(graph: &Graph, parts: &[&Plan]) -> Plan {
     let (mut arena_bytes, mut naive_bytes) = (0, 0);
     for part in parts {
         let base = launches.len();
-        launches.extend(part.launches.iter().map(|launch| Launch {
-            id: LaunchId((base + launch.id.index()) as u32),
-            ..launch.clone()
-        }));
+        launches.extend(
+            part.launches
+                .iter()
+                .map(|launch| Launch { id: LaunchId((base + launch.id.index()) as u32), ..launch.clone() }),
+        );
         slots.extend(part.memory.slots.iter().map(|slot| BufferSlot {
             offset_bytes: arena_bytes + slot.offset_bytes,
             first_launch: base + slot.first_launch,

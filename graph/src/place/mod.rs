@@ -10,6 +10,7 @@ mod sizes;
 pub use layers::by_layers;
 pub use sizes::{Sizes, weight_bytes};
 
+use crate::passes::SegmentError;
 use crate::shown::shown;
 use serde::{Deserialize, Serialize};
 
@@ -79,10 +80,19 @@ pub enum PlaceError {
         wanted: usize,
     },
     /// A cut between layers that share a cache.
-    #[error(
-        "layers {0} and {1} are on two devices, and share a cache: wanted both on one"
-    )]
+    #[error("layers {0} and {1} are on two devices, and share a cache: wanted both on one")]
     Cut(usize, usize),
+    /// Other devices than the placement's.
+    #[error("{found} devices are named, for a placement on {wanted}; wanted as many, or none")]
+    Devices {
+        /// Named.
+        found: usize,
+        /// In the placement.
+        wanted: usize,
+    },
+    /// A graph that cannot be cut so.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
 }
 
 impl Placement {

@@ -18,10 +18,13 @@ fn a_list_of_devices_answers_as_one_does_and_says_what_went_where() {
     let one = prompted(&["--backend", "cpu"]).succeeded();
     let two = prompted(&["--device", "cpu,cpu"]).succeeded();
     assert_eq!(two.stdout, one.stdout);
-    for said in ["placed: layers ", " on cpu, layers ", "why: weights, states", "runs: layers ", "memory of layers "] {
+    for said in
+        ["placed: layers ", " on cpu, layers ", "why: weights, states", "runs: layers ", "memory of layers "]
+    {
         assert!(two.stderr.contains(said), "{said}: {}", two.stderr);
     }
-    let harness = prompted(&["--device", "cuda:host-harness,cpu", "--device-memory", "cuda:host-harness=1MB"]);
+    let harness =
+        prompted(&["--device", "cuda:host-harness,cpu", "--device-memory", "cuda:host-harness=1MB"]);
     assert_eq!(harness.succeeded().stdout, one.stdout);
     let single = prompted(&["--device", "cpu"]).succeeded();
     assert_eq!(single.stdout, one.stdout);
@@ -32,7 +35,8 @@ fn a_placement_is_saved_and_given() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("placement.json");
     let file = file.to_str().unwrap();
-    let saved = prompted(&["--device", "cpu,reference", "--place", "layers", "--save-placement", file]).succeeded();
+    let saved =
+        prompted(&["--device", "cpu,reference", "--place", "layers", "--save-placement", file]).succeeded();
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains("\"devices\"") && text.contains("reference"), "{text}");
     // Without a list, the devices are the file's.
@@ -43,7 +47,7 @@ fn a_placement_is_saved_and_given() {
     let other = prompted(&["--place", file, "--device", "cpu,cpu"]).succeeded();
     assert_eq!(other.stdout, saved.stdout);
     let fewer = prompted(&["--place", file, "--device", "cpu"]);
-    assert!(fewer.code == 2 && fewer.stderr.contains("1 devices for a placement on 2"), "{fewer:?}");
+    assert!(fewer.code == 2 && fewer.stderr.contains("1 devices are named"), "{fewer:?}");
     std::fs::write(file, text.replace("\"layers\": [", "\"layers\": [0,")).unwrap();
     let longer = prompted(&["--place", file]);
     assert!(longer.code == 2 && longer.stderr.contains("for a model of"), "{longer:?}");
@@ -54,7 +58,14 @@ fn a_placement_is_saved_and_given() {
 
 #[test]
 fn budgets_that_do_not_do_are_refused_with_what_would() {
-    let refused = prompted(&["--device", "cpu,reference", "--device-memory", "cpu=1kB", "--device-memory", "reference=64kB"]);
+    let refused = prompted(&[
+        "--device",
+        "cpu,reference",
+        "--device-memory",
+        "cpu=1kB",
+        "--device-memory",
+        "reference=64kB",
+    ]);
     assert_eq!(refused.code, 4, "{refused:?}");
     let at = refused.stderr.find("--device-memory reference=").unwrap_or_else(|| panic!("{refused:?}"));
     let enough: String =
@@ -89,20 +100,25 @@ fn other_commands_take_several_devices_too() {
     let tiny = file.to_str().unwrap();
     let two = ["--device", "cpu,cpu"];
     let trace = |args: &[&str]| {
-        let mut json =
-            moe_run(&[&["trace", "-p", "Hi", "--json", "--stages", "all", "--positions", "all"], args].concat())
-                .succeeded()
-                .json();
+        let mut json = moe_run(
+            &[&["trace", "-p", "Hi", "--json", "--stages", "all", "--positions", "all"], args].concat(),
+        )
+        .succeeded()
+        .json();
         let run = json.as_object_mut().unwrap();
-        run.retain(|key, _| !key.contains("seconds") && !key.contains("time") && key != "device" && key != "backend");
+        run.retain(|key, _| {
+            !key.contains("seconds") && !key.contains("time") && key != "device" && key != "backend"
+        });
         json["layers"].clone()
     };
     assert_eq!(trace(&two), trace(&["--backend", "cpu"]));
     let parity = ["parity", "-m", tiny, "-p", "Hello there", "--against", "reference", "--forced", "--json"];
     let report = moe_run(&[&parity, &two[..]].concat()).succeeded().json();
     assert_eq!(report["verdict"], "pass");
-    let plan = moe_run(&[&["graph", "--level", "plan", "--format", "json"], &two[..]].concat()).succeeded().json();
-    let one = moe_run(&["graph", "--level", "plan", "--format", "json", "--backend", "cpu"]).succeeded().json();
+    let plan =
+        moe_run(&[&["graph", "--level", "plan", "--format", "json"], &two[..]].concat()).succeeded().json();
+    let one =
+        moe_run(&["graph", "--level", "plan", "--format", "json", "--backend", "cpu"]).succeeded().json();
     assert_eq!(plan["launches"].as_array().unwrap().len(), one["launches"].as_array().unwrap().len());
     let profile = moe_run(&[&["graph", "--profile", "--repetitions", "1"], &two[..]].concat()).succeeded();
     assert!(profile.stdout.contains("lm_head"), "{profile:?}");

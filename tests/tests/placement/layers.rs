@@ -68,7 +68,10 @@ fn two_harness_devices_have_the_bits_of_one() {
         let wanted = logits(compile(backend("cuda").as_ref(), &model, &options()), &tokens, 3);
         for border in borders(&model) {
             let two = placed(&["cuda", "cuda"], &[border], model.graph.num_layers);
-            assert!(logits(compile(&two, &model, &options()), &tokens, 3) == wanted, "{stem}, layer {border}");
+            assert!(
+                logits(compile(&two, &model, &options()), &tokens, 3) == wanted,
+                "{stem}, layer {border}"
+            );
         }
     }
 }

@@ -90,23 +90,22 @@ fn logits(executable: Box<dyn Executable>, tokens: &[TokenId], decoded: usize) -
 /// One small model of each kind of layer, with what is particular to it.
 fn kinds() -> Vec<(&'static str, Model)> {
     const STEMS: &[&str] = &[
-        "micro/mixed-q4_k_m",           // attention, experts
-        "micro/dense-qwen3-q4_k",       // no experts
-        "micro/tied-q8_0",              // one table is embedding and lm_head
-        "micro/zoo-bf16",               // plain floats
-        "arch/deepseek2/v3",            // latent attention, groups of experts, a dense first layer
-        "arch/gpt-oss/mxfp4",           // sinks, windows
+        "micro/mixed-q4_k_m",              // attention, experts
+        "micro/dense-qwen3-q4_k",          // no experts
+        "micro/tied-q8_0",                 // one table is embedding and lm_head
+        "micro/zoo-bf16",                  // plain floats
+        "arch/deepseek2/v3",               // latent attention, groups of experts, a dense first layer
+        "arch/gpt-oss/mxfp4",              // sinks, windows
         "arch/qwen3next/small-fused-q8_0", // delta rule, shared experts
-        "arch/granitehybrid/small-f16", // mamba2
-        "arch/jamba/tiny",              // mamba1
-        "arch/lfm2moe/small-f16",       // convolutions
-        "arch/gemma4/e2b-dense",        // layers that read another's cache, embeddings of each layer
-        "arch/glm-dsa/tiny",            // indexers
-        "arch/llama4/scout",            // chunks
-        "arch/grovemoe/main",           // chunk experts
+        "arch/granitehybrid/small-f16",    // mamba2
+        "arch/jamba/tiny",                 // mamba1
+        "arch/lfm2moe/small-f16",          // convolutions
+        "arch/gemma4/e2b-dense",           // layers that read another's cache, embeddings of each layer
+        "arch/glm-dsa/tiny",               // indexers
+        "arch/llama4/scout",               // chunks
+        "arch/grovemoe/main",              // chunk experts
     ];
-    let open = |stem: &&'static str| {
-        fixtures::find(&format!("{stem}.gguf")).map(|path| (*stem, model(&path)))
-    };
+    let open =
+        |stem: &&'static str| fixtures::find(&format!("{stem}.gguf")).map(|path| (*stem, model(&path)));
     STEMS.iter().filter_map(open).collect()
 }

@@ -21,8 +21,10 @@ use executable::PlacedExecutable;
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{
-    Launch, Plan, PlanOptions, Segment, TapSelection, merge_plans, none_alone, places_by_layer, plan, segments,
+    Launch, Plan, PlanOptions, Segment, TapSelection, merge_plans, none_alone, places_by_layer, plan,
+    segments,
 };
+use moe_run_graph::place::PlaceError;
 use moe_run_graph::quant::{ActBlock, ActProfile};
 use std::ops::Range;
 use std::sync::Arc;
@@ -104,14 +106,9 @@ impl Placed {
         let layers: Vec<usize> =
             self.parts.iter().enumerate().flat_map(|(i, part)| part.layers.clone().map(move |_| i)).collect();
         if layers.len() != graph.num_layers {
-            return Err(BackendError::Input(format!(
-                "a placement of {} layers, for a model of {}",
-                layers.len(),
-                graph.num_layers
-            )));
+            return Err(PlaceError::Layers { found: layers.len(), wanted: graph.num_layers }.into());
         }
-        segments(graph, &places_by_layer(graph, &layers))
-            .map_err(|error| BackendError::Input(format!("placement: {error}")))
+        Ok(segments(graph, &places_by_layer(graph, &layers)).map_err(PlaceError::from)?)
     }
 
     /// The part that runs a node.
@@ -290,9 +287,9 @@ impl Weights for PlacedWeights {
     }
 
     fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
-        let executables = self.placed.each(graph, options, |i, _, segment, options| {
-            self.parts[i].compile(&segment.graph, options)
-        })?;
+        let executables = self
+            .placed
+            .each(graph, options, |i, _, segment, options| self.parts[i].compile(&segment.graph, options))?;
         self.placed.put_together(graph, executables)
     }
 }
