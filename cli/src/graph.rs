@@ -35,6 +35,7 @@ use crate::{
     common::{self, BackendArgs, ModelArgs},
     engine, output,
     output_file::{self, OutputFile},
+    place_args::check_no_experts,
 };
 
 /// The option of the output, for errors.
@@ -267,6 +268,7 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
     let options = args.backend.compile_options(model)?;
     let max_sizes =
         StepSizes { tokens: args.step_tokens.get(), logits_rows: 1, cached: args.backend.ctx_size(model) };
+    check_no_experts("graph", options.place.as_deref())?;
     if let Some(request) = &options.place {
         let placed = placement::place(&model.graph, request, &options)?;
         let plan = placed.plan(&model.graph, taps, max_sizes, &options)?;
@@ -289,6 +291,7 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
 /// The plan that the backend does run, with the times of its launches.
 fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Result<Planned, CliError> {
     let options = CompileOptions { taps, ..args.backend.compile_options(model)? };
+    check_no_experts("graph --profile", options.place.as_deref())?;
     let mut session = Session::new(engine::load(model, &args.backend.backend, &options)?.executable)?;
     let info = session.info().clone();
     let backend = match &options.place {

@@ -11,9 +11,12 @@ use moe_run_backends::{
     placed::{PlaceRequest, Wanted},
     placement,
 };
-use moe_run_graph::place::Placement;
+use moe_run_graph::place::{ExpertUse, Placement};
 
 use crate::{CliError, announce, inputs, output_file};
+
+/// Experts of a layer at most, for files: more than any model has.
+const MAX_EXPERTS: u64 = 65_536;
 
 /// How several devices share a model.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -22,9 +25,14 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "DEVICE=SIZE", value_parser = device_memory, help_heading = "Backend")]
     pub device_memory: Vec<(String, u64)>,
 
-    /// How the devices of a --device list share the model: auto, layers (whole ones), or a file that --save-placement wrote
-    #[arg(long, value_name = "auto|layers|FILE.json", help_heading = "Backend")]
+    /// How the devices of a --device list share the model: auto, layers (whole ones), experts (all else on the first), or a file
+    /// that --save-placement wrote
+    #[arg(long, value_name = "auto|layers|experts|FILE.json", help_heading = "Backend")]
     pub place: Option<String>,
+
+    /// What `trace --routing` wrote: experts that were chosen most go to the first devices
+    #[arg(long, value_name = "FILE", help_heading = "Backend")]
+    pub expert_stats: Option<PathBuf>,
 
     /// Write which device has what as JSON, for --place
     #[arg(long, value_name = "FILE", help_heading = "Backend")]
@@ -33,7 +41,7 @@ pub struct PlaceArgs {
 
 impl PlaceArgs {
     fn is_given(&self) -> bool {
-        !self.device_memory.is_empty() || self.place.is_some() || self.save_placement.is_some()
+        !self.device_memory.is_empty() || self.place.is_some() || self.save_placement.is_some() || self.expert_stats.is_some()
     }
 
     /// What is asked for, where `--device` names devices with their backends, or `--place` a file that does.
@@ -47,8 +55,8 @@ impl PlaceArgs {
         if backend != "auto" {
             if self.is_given() {
                 return Err(CliError::bad_input(format!(
-                    "--backend {backend}: --device-memory, --place and --save-placement are for several devices, which --device \
-                     names with their backends, such as cuda:0,cpu; leave --backend out"
+                    "--backend {backend}: --device-memory, --place, --expert-stats and --save-placement are for several devices, \
+                     which --device names with their backends, such as cuda:0,cpu; leave --backend out"
                 )));
             }
             return Ok(None);
@@ -56,10 +64,11 @@ impl PlaceArgs {
         let wanted = match self.place.as_deref() {
             None | Some("auto") => Wanted::Auto,
             Some("layers") => Wanted::Layers,
+            Some("experts") => Wanted::Experts,
             Some(file) if file.ends_with(".json") => Wanted::Given(given(Path::new(file))?),
             Some(other) => {
                 return Err(CliError::bad_input(format!(
-                    "--place {other}: wanted auto, layers or a file whose name ends in .json"
+                    "--place {other}: wanted auto, layers, experts or a file whose name ends in .json"
                 )));
             }
         };
@@ -68,7 +77,8 @@ impl PlaceArgs {
         if devices.is_empty() && !matches!(wanted, Wanted::Given(_)) {
             if self.is_given() {
                 return Err(CliError::bad_input(
-                    "--device-memory, --place and --save-placement: no devices are named; give --device a list such as cuda:0,cpu",
+                    "--device-memory, --place, --expert-stats and --save-placement: no devices are named; give --device a list \
+                     such as cuda:0,cpu",
                 ));
             }
             return Ok(None);
@@ -82,6 +92,7 @@ impl PlaceArgs {
             devices,
             memory: self.device_memory.clone(),
             wanted,
+            used: self.expert_stats.as_deref().map(expert_use).transpose()?,
             placed: Some(Arc::new(move |placement: &Placement, lines: &[String]| {
                 lines.iter().for_each(|line| announce::once(line));
                 saved.as_deref().map_or(Ok(()), |file| save(file, placement))
@@ -98,6 +109,59 @@ impl PlaceArgs {
             Ok(()) => Ok(Some(Arc::new(request))),
         }
     }
+}
+
+/// Refuses experts that are shared where a plan's launches are counted or timed: those are not among them.
+///
+/// Errors: they are.
+pub fn check_no_experts(what: &str, request: Option<&PlaceRequest>) -> Result<(), CliError> {
+    let shares = request.is_some_and(|request| match &request.wanted {
+        Wanted::Experts => true,
+        Wanted::Given(placement) => !placement.experts.is_empty(),
+        Wanted::Auto | Wanted::Layers => false,
+    });
+    match shares {
+        true => Err(CliError::unsupported(format!(
+            "{what}: experts that several devices share are no launches of a plan, whose costs and times would leave them out; \
+             wanted --place layers"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// How often each expert was chosen, by layer, of a file that `trace --routing` wrote.
+///
+/// Errors: it cannot be read, or is another.
+pub fn expert_use(file: &Path) -> Result<ExpertUse, CliError> {
+    let text = inputs::read_text(file, "a file of --expert-stats")?;
+    let mut used = ExpertUse::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |why: &str| {
+            CliError::bad_input(format!(
+                "--expert-stats {}: line {}: {why}; wanted what `moe-run trace --routing` writes",
+                file.display(),
+                number + 1
+            ))
+        };
+        let line: serde_json::Value = serde_json::from_str(line).map_err(|error| wrong(&error.to_string()))?;
+        let Some(layer) = line.get("layer").and_then(serde_json::Value::as_u64) else { continue };
+        let ids = line.get("experts").and_then(serde_json::Value::as_array).ok_or_else(|| wrong("no experts"))?;
+        for id in ids {
+            let id = id.as_u64().filter(|id| *id < MAX_EXPERTS).ok_or_else(|| wrong("an expert that is no number"))?;
+            let counts = used.entry(layer as usize).or_default();
+            if counts.len() <= id as usize {
+                counts.resize(id as usize + 1, 0);
+            }
+            counts[id as usize] += 1;
+        }
+    }
+    if used.is_empty() {
+        return Err(CliError::bad_input(format!(
+            "--expert-stats {}: no layer's experts; wanted what `moe-run trace --routing` writes",
+            file.display()
+        )));
+    }
+    Ok(used)
 }
 
 /// A placement from a file.

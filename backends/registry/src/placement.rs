@@ -4,9 +4,9 @@
 
 use crate::registry;
 use moe_run_graph::ir::{Graph, Lifetime, StateDecl, StepSizes};
-use moe_run_graph::passes::{PlanOptions, TapSelection, cuts, none_alone, plan};
-use moe_run_graph::place::{Budget, PlaceError, Placement, Sizes, by_layers};
-use moe_run_runtime::placed::{Part, PlaceRequest, Placed, Wanted};
+use moe_run_graph::passes::{PlanOptions, TapSelection, cuts, expert_parts, none_alone, plan};
+use moe_run_graph::place::{Budget, PlaceError, Placement, Sizes, by_experts, by_layers};
+use moe_run_runtime::placed::{ExpertHome, ExpertPlaces, Part, PlaceRequest, Placed, Wanted};
 use moe_run_runtime::{Backend, BackendError, CompileOptions, DeviceKind};
 use std::sync::Arc;
 
@@ -28,7 +28,10 @@ fn named(text: &str) -> Result<Named, BackendError> {
         Some((backend, device)) => (backend, Some(device.to_owned())),
         None => (text, None),
     };
-    Ok(Named { backend: Arc::from(registry::by_name(backend)?), device })
+    // A device that has layers and experts is opened once.
+    let backend = registry::by_name(backend)?;
+    let backend = backend.sharing().unwrap_or(backend);
+    Ok(Named { backend: Arc::from(backend), device })
 }
 
 /// Checks the names of devices, before a model is there.
@@ -52,7 +55,7 @@ pub fn check(request: &PlaceRequest) -> Result<(), BackendError> {
 fn devices_of(request: &PlaceRequest) -> &[String] {
     match &request.wanted {
         Wanted::Given(placement) if request.devices.is_empty() => &placement.devices,
-        Wanted::Given(_) | Wanted::Auto | Wanted::Layers => &request.devices,
+        Wanted::Given(_) | Wanted::Auto | Wanted::Layers | Wanted::Experts => &request.devices,
     }
 }
 
@@ -68,7 +71,7 @@ pub fn place(
     check(request)?;
     let labels = devices_of(request);
     let devices = labels.iter().map(|label| named(label)).collect::<Result<Vec<Named>, _>>()?;
-    let cuts = cuts(graph);
+    let (cuts, parts) = (cuts(graph), expert_parts(graph));
     let (placement, why) = match &request.wanted {
         Wanted::Given(placement) => {
             if placement.devices.len() != labels.len() {
@@ -78,7 +81,7 @@ pub fn place(
             let devices = labels.to_vec();
             (Placement { devices, ..placement.clone() }, "as the given placement says".to_owned())
         }
-        Wanted::Auto | Wanted::Layers => {
+        Wanted::Auto | Wanted::Layers | Wanted::Experts => {
             let first = devices.first().ok_or(PlaceError::NoDevice)?;
             let sizes = sizes(graph, first.backend.as_ref(), options)?;
             let budgets: Vec<Budget> = labels
@@ -90,10 +93,24 @@ pub fn place(
                     bytes: budget(label, named, request),
                 })
                 .collect();
-            (by_layers(&sizes, &cuts, &budgets)?, why(&sizes, &budgets, options))
+            let is_one = budgets.iter().all(|budget| budget.backend == budgets[0].backend);
+            let fits_first = budgets[0].bytes.is_none_or(|bytes| sizes.total() <= bytes);
+            let experts = by_experts(graph, &parts, &sizes, &budgets, request.used.as_ref());
+            let (placement, how) = match (&request.wanted, experts) {
+                (Wanted::Experts, experts) => (experts?, "experts shared, all else on the first"),
+                // Different devices work at the same time where they share experts.
+                (Wanted::Auto, Ok(experts)) if !is_one && !fits_first => {
+                    (experts, "experts shared, all else on the first")
+                }
+                _ => (
+                    by_layers(&sizes, &cuts, &budgets)?,
+                    "filled in this order, neighbours of one backend sharing",
+                ),
+            };
+            (placement, why(&sizes, &budgets, options, how))
         }
     };
-    placement.check(&cuts)?;
+    placement.check(&cuts, &parts)?;
     let part = |(device, layers): (usize, std::ops::Range<usize>)| Part {
         backend: Arc::clone(&devices[device].backend),
         device: devices[device].device.clone(),
@@ -101,6 +118,18 @@ pub fn place(
         layers,
     };
     let placed = Placed::new(placement.runs().into_iter().map(part).collect())?;
+    let mut homes: Vec<usize> = placement.experts.values().flatten().copied().collect();
+    homes.sort_unstable();
+    homes.dedup();
+    let home = |device: &usize| ExpertHome {
+        backend: Arc::clone(&devices[*device].backend),
+        device: devices[*device].device.clone(),
+        label: labels[*device].clone(),
+    };
+    let number = |device: &usize| homes.binary_search(device).unwrap_or_default();
+    let by_layer = placement.experts.iter();
+    let by_layer = by_layer.map(|(layer, of)| (*layer, of.iter().map(number).collect())).collect();
+    let placed = placed.with_experts(ExpertPlaces { devices: homes.iter().map(home).collect(), by_layer });
     if let Some(told) = &request.placed {
         told(&placement, &[what(&placement), why])?;
     }
@@ -155,8 +184,12 @@ fn what(placement: &Placement) -> String {
         }
     });
     let mut text = format!("placed: {}", runs.collect::<Vec<_>>().join(", "));
+    let experts: Vec<usize> = placement.experts.values().flatten().copied().collect();
     for (i, name) in placement.devices.iter().enumerate() {
-        if !placement.layers.contains(&i) {
+        let of_device = experts.iter().filter(|device| **device == i).count();
+        if of_device > 0 {
+            text.push_str(&format!("; {of_device} of {} experts on {name}", experts.len()));
+        } else if !placement.layers.contains(&i) {
             text.push_str(&format!("; nothing on {name}"));
         }
     }
@@ -164,13 +197,13 @@ fn what(placement: &Placement) -> String {
 }
 
 /// "why: the model takes 17.2 GiB …; cuda:0 may take 8 GiB, cpu as much as there is".
-fn why(sizes: &Sizes, budgets: &[Budget], options: &CompileOptions) -> String {
+fn why(sizes: &Sizes, budgets: &[Budget], options: &CompileOptions, how: &str) -> String {
     let of = |budget: &Budget| match budget.bytes {
         Some(bytes) => format!("{} may take {}", budget.device, mib(bytes)),
         None => format!("{} may take all that there is", budget.device),
     };
     format!(
-        "why: weights, states of {} tokens and working memory take {}; {}; filled in this order, neighbours of one backend sharing",
+        "why: weights, states of {} tokens and working memory take {}; {}; {how}",
         options.ctx_size,
         mib(sizes.total()),
         budgets.iter().map(of).collect::<Vec<_>>().join(", ")

@@ -119,6 +119,8 @@ pub struct Runner<R> {
     each: Option<Vec<Vec<f32>>>,
     /// Boundary inputs of the next step.
     given: Vec<(ValueId, HostTensor)>,
+    /// The launches of the step that runs, where it does not run all.
+    only: Option<Vec<usize>>,
 }
 
 impl<R: Recorder> Runner<R> {
@@ -126,7 +128,7 @@ impl<R: Recorder> Runner<R> {
     #[must_use]
     pub fn new(recorder: R, plans: Vec<Arc<Plan>>) -> Runner<R> {
         let vocab_size = plans.first().and_then(|plan| plan.graph.vocab_size());
-        Runner { recorder, plans, vocab_size, last: None, taken: None, each: None, given: Vec::new() }
+        Runner { recorder, plans, vocab_size, last: None, taken: None, each: None, given: Vec::new(), only: None }
     }
 
     /// What runs the launches.
@@ -183,9 +185,14 @@ impl<R: Recorder> Runner<R> {
         for (value, tensor) in given {
             write_value(&mut self.recorder, &step, *value, tensor)?;
         }
-        match observer {
-            None => self.recorder.run(&step, state)?,
-            Some(observer) => self.observed(&step, state, observer)?,
+        match (observer, self.only.take()) {
+            (None, None) => self.recorder.run(&step, state)?,
+            (None, Some(launches)) => {
+                for launch in launches.into_iter().filter(|launch| *launch < plan.launches.len()) {
+                    self.recorder.run_launch(&step, launch, state)?;
+                }
+            }
+            (Some(observer), _) => self.observed(&step, state, observer)?,
         }
         self.last = Some((class, step.sizes));
         Ok(())
@@ -306,6 +313,18 @@ impl<R: Recorder> Executable for Runner<R> {
         self.given.retain(|(given, _)| *given != value);
         self.given.push((value, tensor));
         Ok(())
+    }
+
+    fn step_launches(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        launches: &[usize],
+    ) -> Result<(), BackendError> {
+        self.only = Some(launches.to_vec());
+        let done = self.step(state, input, None);
+        self.only = None; // of a step that was refused, too
+        done
     }
 
     fn runs_together(&self) -> bool {

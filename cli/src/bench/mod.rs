@@ -24,7 +24,7 @@ use crate::{
     CliError, ExitCode,
     common::{self, BackendArgs, ModelArgs},
     engine, output,
-    place_args::PlaceArgs,
+    place_args::{PlaceArgs, check_no_experts},
 };
 
 /// Arguments of `bench`.
@@ -99,7 +99,8 @@ pub struct Args {
 ///
 /// Errors: tests that the model's context cannot hold, what loading and running report.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    args.place.request(&args.backend, args.device.as_deref())?;
+    let place = args.place.request(&args.backend, args.device.as_deref())?;
+    check_no_experts("bench", place.as_deref())?;
     let tests = args.tests()?;
     let mut header = None;
     let (mut results, mut profiles) = (Vec::new(), Vec::new());

@@ -4,6 +4,7 @@
 //! to them in proportion to what they may take, and each has a layer if there are enough.
 
 use super::{Budget, PlaceError, Placement, SCHEMA_VERSION, Sizes};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Layers that stay together, and what they take.
@@ -44,7 +45,7 @@ pub fn by_layers(sizes: &Sizes, cuts: &[bool], devices: &[Budget]) -> Result<Pla
         }
     }
     let devices = devices.iter().map(|d| d.device.clone()).collect();
-    Ok(Placement { schema_version: SCHEMA_VERSION, devices, layers })
+    Ok(Placement { schema_version: SCHEMA_VERSION, devices, layers, experts: BTreeMap::new() })
 }
 
 /// What a device has for layers.

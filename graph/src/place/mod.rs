@@ -4,15 +4,18 @@
 //! each layer, with the reasons for people. It is written to and read from JSON, so that what was chosen can be kept, changed and
 //! given. Deliberately absent: opening devices, and cutting the graph, which is [`crate::passes::segments`]'.
 
+mod experts;
 mod layers;
 mod sizes;
 
+pub use experts::{ExpertUse, by_experts, expert_bytes};
 pub use layers::by_layers;
 pub use sizes::{Sizes, weight_bytes};
 
-use crate::passes::SegmentError;
+use crate::passes::{ExpertPart, SegmentError};
 use crate::shown::shown;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The version of a placement's file.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -38,6 +41,9 @@ pub struct Placement {
     pub devices: Vec<String>,
     /// Of each layer, the device that runs it: an index into `devices`.
     pub layers: Vec<usize>,
+    /// By layer, of each of its experts the device that holds it. Layers that are not there have their experts with them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: BTreeMap<usize, Vec<usize>>,
 }
 
 /// A placement that cannot be made, or is not one.
@@ -82,6 +88,19 @@ pub enum PlaceError {
     /// A cut between layers that share a cache.
     #[error("layers {0} and {1} are on two devices, and share a cache: wanted both on one")]
     Cut(usize, usize),
+    /// Experts are to be shared, and there are none.
+    #[error("the model has no experts that a router chooses, which devices could share; try --place layers")]
+    NoExperts,
+    /// Experts that the model does not have.
+    #[error("{found} experts in layer {layer} are placed or counted, and the model has {wanted} there")]
+    Experts {
+        /// The layer.
+        layer: usize,
+        /// In the placement.
+        found: usize,
+        /// In the model.
+        wanted: usize,
+    },
     /// Other devices than the placement's.
     #[error("{found} devices are named, for a placement on {wanted}; wanted as many, or none")]
     Devices {
@@ -108,17 +127,25 @@ impl Placement {
             return Err(wrong(format!("schema_version {found}, wanted {SCHEMA_VERSION}")));
         }
         let devices = placement.devices.len();
-        if let Some(device) = placement.layers.iter().find(|device| **device >= devices) {
+        let all = placement.layers.iter().chain(placement.experts.values().flatten());
+        if let Some(device) = all.into_iter().find(|device| **device >= devices) {
             return Err(wrong(format!("device {device} of {devices}")));
         }
         Ok(placement)
     }
 
-    /// Refuses a placement that the model cannot have; `cuts` is [`crate::passes::cuts`]' of the graph.
+    /// Refuses a placement that the model cannot have; `cuts` is [`crate::passes::cuts`]' of the graph, `parts` are its experts.
     ///
     /// # Errors
-    /// [`PlaceError::Layers`], [`PlaceError::Cut`].
-    pub fn check(&self, cuts: &[bool]) -> Result<(), PlaceError> {
+    /// [`PlaceError::Layers`], [`PlaceError::Cut`], [`PlaceError::Experts`].
+    pub fn check(&self, cuts: &[bool], parts: &[ExpertPart]) -> Result<(), PlaceError> {
+        for (layer, of) in &self.experts {
+            let part = parts.iter().find(|part| part.layer.index() == *layer);
+            let wanted = part.map_or(0, |part| part.num_experts);
+            if of.len() != wanted {
+                return Err(PlaceError::Experts { layer: *layer, found: of.len(), wanted });
+            }
+        }
         if self.layers.len() != cuts.len() {
             return Err(PlaceError::Layers { found: self.layers.len(), wanted: cuts.len() });
         }

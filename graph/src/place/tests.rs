@@ -11,7 +11,7 @@ fn budget(device: &str, bytes: Option<u64>) -> Budget {
 
 fn layers(sizes: &Sizes, cuts: &[bool], devices: &[Budget]) -> Vec<usize> {
     let placement = by_layers(sizes, cuts, devices).unwrap();
-    placement.check(cuts).unwrap();
+    placement.check(cuts, &[]).unwrap();
     placement.layers
 }
 
@@ -46,8 +46,9 @@ fn layers_that_share_a_cache_stay_together() {
     let cuts = [true, true, true, false, false, true];
     let two = [budget("cpu", None), budget("cpu", None)];
     assert_eq!(layers(&sizes, &cuts, &two), [0, 0, 1, 1, 1, 1]);
-    let split = Placement { schema_version: 1, devices: vec!["a".into(); 2], layers: vec![0, 0, 0, 1, 1, 1] };
-    assert!(matches!(split.check(&cuts), Err(PlaceError::Cut(2, 3))));
+    let json = r#"{"schema_version": 1, "devices": ["a", "b"], "layers": [0, 0, 0, 1, 1, 1]}"#;
+    let split = Placement::from_json("p", json).unwrap();
+    assert!(matches!(split.check(&cuts, &[]), Err(PlaceError::Cut(2, 3))));
 }
 
 #[test]
@@ -86,5 +87,5 @@ fn json_goes_round_and_other_json_is_refused() {
         let error = Placement::from_json("p.json", text).unwrap_err().to_string();
         assert!(error.contains(why) && error.contains("p.json"), "{error}");
     }
-    assert!(matches!(placement.check(&[true; 5]), Err(PlaceError::Layers { found: 6, wanted: 5 })));
+    assert!(matches!(placement.check(&[true; 5], &[]), Err(PlaceError::Layers { found: 6, wanted: 5 })));
 }

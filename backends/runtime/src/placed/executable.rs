@@ -1,5 +1,6 @@
 //! A step through all parts.
 
+use super::experts::{ExpertObserver, Experts};
 use super::observer::PartObserver;
 use super::state::{PlacedState, Places};
 use super::{NAME, Part};
@@ -31,6 +32,8 @@ struct Class {
 /// The executables of all parts.
 pub(super) struct PlacedExecutable {
     parts: Vec<OfPart>,
+    /// Of layers whose experts several devices share.
+    experts: Option<Experts>,
     info: ExecutableInfo,
     /// By ascending tokens.
     classes: Vec<Class>,
@@ -55,8 +58,9 @@ impl PlacedExecutable {
         parts: &[Part],
         segments: &[Segment],
         executables: Vec<Box<dyn Executable>>,
+        experts: Option<Experts>,
     ) -> Result<PlacedExecutable, BackendError> {
-        let info = info(parts, &executables)?;
+        let info = info(parts, &executables, experts.as_ref())?;
         let classes = classes(graph, &executables, info.micro_batch);
         let outputs = graph.outputs.iter().filter_map(|value| {
             let of = |segment: &Segment| segment.graph.outputs.iter().position(|v| v == value);
@@ -74,6 +78,7 @@ impl PlacedExecutable {
                     label: part.label.clone(),
                 })
                 .collect(),
+            experts,
             info,
             classes,
             crossings,
@@ -112,16 +117,18 @@ impl PlacedExecutable {
         for (i, state) in states.iter_mut().enumerate() {
             self.give(i)?;
             let (part, class) = (&mut self.parts[i], &self.classes[class]);
-            match observer.as_mut() {
-                None => part.executable.step(state.as_mut(), input, None)?,
-                Some(observer) => {
-                    let mut observer = PartObserver {
-                        observer: &mut **observer,
-                        plan: &class.plan,
-                        base: class.bases[i],
-                        states: &part.states,
-                        label: &part.label,
-                    };
+            let mut of_part = observer.as_mut().map(|observer| PartObserver {
+                observer: &mut **observer,
+                plan: &class.plan,
+                base: class.bases[i],
+                states: &part.states,
+                label: &part.label,
+            });
+            let observer = of_part.as_mut().map(|observer| observer as &mut dyn Observer);
+            match &mut self.experts {
+                None => part.executable.step(state.as_mut(), input, observer)?,
+                Some(experts) => {
+                    let mut observer = ExpertObserver { experts, observer, input };
                     part.executable.step(state.as_mut(), input, Some(&mut observer))?;
                 }
             }
@@ -346,7 +353,11 @@ impl Executable for PlacedExecutable {
 }
 
 /// What all parts together are.
-fn info(parts: &[Part], executables: &[Box<dyn Executable>]) -> Result<ExecutableInfo, BackendError> {
+fn info(
+    parts: &[Part],
+    executables: &[Box<dyn Executable>],
+    experts: Option<&Experts>,
+) -> Result<ExecutableInfo, BackendError> {
     let infos: Vec<&ExecutableInfo> = executables.iter().map(|e| e.info()).collect();
     let first = infos.first().ok_or_else(|| BackendError::Input("no part".into()))?;
     for (part, info) in parts.iter().zip(&infos) {
@@ -366,19 +377,27 @@ fn info(parts: &[Part], executables: &[Box<dyn Executable>]) -> Result<Executabl
             )));
         }
     }
-    let is_one = infos.iter().all(|info| info.backend == first.backend);
+    let of_experts = experts.iter().flat_map(|e| e.devices.iter().map(|device| device.executable().info()));
+    let of_experts: Vec<&ExecutableInfo> = of_experts.collect();
+    let is_one = infos.iter().chain(&of_experts).all(|info| info.backend == first.backend);
     let device = |(part, info): (&Part, &&ExecutableInfo)| {
         format!("{} ({}): layers {}-{}", part.label, info.device, part.layers.start, part.layers.end - 1)
     };
     Ok(ExecutableInfo {
         backend: if is_one { first.backend } else { NAME },
-        device: parts.iter().zip(&infos).map(device).collect::<Vec<_>>().join(" + "),
+        device: parts
+            .iter()
+            .zip(&infos)
+            .map(device)
+            .chain(experts.map(Experts::text))
+            .collect::<Vec<_>>()
+            .join(" + "),
         activations: first.activations,
         q8_super_block: first.q8_super_block,
         kv_type: first.kv_type,
         threads: infos.iter().map(|info| info.threads).max().unwrap_or(1),
         micro_batch: infos.iter().map(|info| info.micro_batch).min().unwrap_or(1),
-        weight_bytes: infos.iter().map(|info| info.weight_bytes).sum(),
+        weight_bytes: infos.iter().chain(&of_experts).map(|info| info.weight_bytes).sum(),
     })
 }
 

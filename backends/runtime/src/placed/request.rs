@@ -1,7 +1,7 @@
 //! What is asked of a placement.
 
 use crate::error::BackendError;
-use moe_run_graph::place::Placement;
+use moe_run_graph::place::{ExpertUse, Placement};
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ pub enum Wanted {
     Auto,
     /// Whole layers.
     Layers,
+    /// Everything but experts on the first device, experts on all.
+    Experts,
     /// As it says.
     Given(Placement),
 }
@@ -28,13 +30,15 @@ pub struct PlaceRequest {
     pub memory: Vec<(String, u64)>,
     /// How.
     pub wanted: Wanted,
+    /// How often each expert was chosen: which go to the first devices.
+    pub used: Option<ExpertUse>,
     /// Told what was chosen.
     pub placed: Option<OnPlaced>,
 }
 
 impl fmt::Debug for PlaceRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PlaceRequest { devices, memory, wanted, placed: _ } = self;
+        let PlaceRequest { devices, memory, wanted, used: _, placed: _ } = self;
         f.debug_struct("PlaceRequest")
             .field("devices", devices)
             .field("memory", memory)
