@@ -41,7 +41,10 @@ pub struct PlaceArgs {
 
 impl PlaceArgs {
     fn is_given(&self) -> bool {
-        !self.device_memory.is_empty() || self.place.is_some() || self.save_placement.is_some() || self.expert_stats.is_some()
+        !self.device_memory.is_empty()
+            || self.place.is_some()
+            || self.save_placement.is_some()
+            || self.expert_stats.is_some()
     }
 
     /// What is asked for, where `--device` names devices with their backends, or `--place` a file that does.
@@ -143,11 +146,16 @@ pub fn expert_use(file: &Path) -> Result<ExpertUse, CliError> {
                 number + 1
             ))
         };
-        let line: serde_json::Value = serde_json::from_str(line).map_err(|error| wrong(&error.to_string()))?;
+        let line: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| wrong(&error.to_string()))?;
         let Some(layer) = line.get("layer").and_then(serde_json::Value::as_u64) else { continue };
-        let ids = line.get("experts").and_then(serde_json::Value::as_array).ok_or_else(|| wrong("no experts"))?;
+        let ids =
+            line.get("experts").and_then(serde_json::Value::as_array).ok_or_else(|| wrong("no experts"))?;
         for id in ids {
-            let id = id.as_u64().filter(|id| *id < MAX_EXPERTS).ok_or_else(|| wrong("an expert that is no number"))?;
+            let id = id
+                .as_u64()
+                .filter(|id| *id < MAX_EXPERTS)
+                .ok_or_else(|| wrong("an expert that is no number"))?;
             let counts = used.entry(layer as usize).or_default();
             if counts.len() <= id as usize {
                 counts.resize(id as usize + 1, 0);

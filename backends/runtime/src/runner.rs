@@ -128,7 +128,16 @@ impl<R: Recorder> Runner<R> {
     #[must_use]
     pub fn new(recorder: R, plans: Vec<Arc<Plan>>) -> Runner<R> {
         let vocab_size = plans.first().and_then(|plan| plan.graph.vocab_size());
-        Runner { recorder, plans, vocab_size, last: None, taken: None, each: None, given: Vec::new(), only: None }
+        Runner {
+            recorder,
+            plans,
+            vocab_size,
+            last: None,
+            taken: None,
+            each: None,
+            given: Vec::new(),
+            only: None,
+        }
     }
 
     /// What runs the launches.

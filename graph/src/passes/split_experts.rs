@@ -287,7 +287,8 @@ pub fn experts_of(
             let layer = node.layer.map(|layer| layer.index());
             taps(stage, layer).then(|| (node.id, stage, node.inputs[0]))
         });
-        let taps = kept.map(|(node, stage, value)| ExpertTap { node, stage, output: output(value) }).collect();
+        let taps =
+            kept.map(|(node, stage, value)| ExpertTap { node, stage, output: output(value) }).collect();
         of_parts.push(Some(PartOutputs { x, ids, nodes, y, taps }));
     }
     Ok(DeviceExperts { graph: own, parts: of_parts })

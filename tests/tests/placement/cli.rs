@@ -126,3 +126,40 @@ fn other_commands_take_several_devices_too() {
     let report = moe_run(&[&bench, &two[..]].concat()).succeeded().json();
     assert_eq!(report["results"].as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn experts_are_shared_on_the_command_line() {
+    let one = prompted(&["--backend", "cpu"]).succeeded();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (routing, placement) = (path("routing.jsonl"), path("placement.json"));
+    moe_run(&["trace", "-p", "What is 2+2?", "--backend", "cpu", "--routing", &routing]).succeeded();
+    let experts = ["--device", "cpu,reference", "--place", "experts"];
+    let shared =
+        prompted(&[&experts[..], &["--expert-stats", &routing, "--save-placement", &placement]].concat());
+    let shared = shared.succeeded();
+    assert_eq!(shared.stdout, one.stdout);
+    for said in
+        ["placed: layers 0-3 on cpu", " experts on reference", "experts shared, all else on the first"]
+    {
+        assert!(shared.stderr.contains(said), "{said}: {}", shared.stderr);
+    }
+    let given = prompted(&["--place", &placement]).succeeded();
+    assert_eq!(given.stdout, one.stdout);
+    // Too little for the model, enough for all but its experts: auto shares them.
+    let auto = prompted(&["--device", "cpu,reference", "--device-memory", "cpu=17MiB"]).succeeded();
+    assert_eq!(auto.stdout, one.stdout);
+    let parity = ["parity", "-p", "Hello", "--against", "reference", "--json"];
+    let report = moe_run(&[&parity, &experts[..]].concat()).succeeded().json();
+    assert_eq!(report["verdict"], "pass");
+    for command in [&["bench", "-p", "8", "-n", "0"][..], &["graph", "--level", "plan"]] {
+        let refused = moe_run(&[command, &experts[..]].concat());
+        assert!(refused.code == 3 && refused.stderr.contains("no launches of a plan"), "{refused:?}");
+    }
+    std::fs::write(&routing, "{\"layer\": 99, \"experts\": [1]}\n").unwrap();
+    let other = prompted(&[&experts[..], &["--expert-stats", &routing]].concat());
+    assert!(other.code == 2 && other.stderr.contains("layer 99"), "{other:?}");
+    std::fs::write(&routing, "nothing\n").unwrap();
+    let broken = prompted(&[&experts[..], &["--expert-stats", &routing]].concat());
+    assert!(broken.code == 2 && broken.stderr.contains("line 1"), "{broken:?}");
+}

@@ -3,6 +3,7 @@
 
 mod cli;
 mod contract;
+mod experts;
 mod layers;
 mod parity;
 

@@ -1,13 +1,16 @@
 //! Parity judges a model on several devices as any other, and names a fault on whichever device it is.
 
+use super::experts::dealt;
 use super::{backend, borders, model, placed, text};
 use moe_run_backends::reference::Reference;
 use moe_run_backends::{Activations, Backend, CompileOptions, Observer, WeightSource};
 use moe_run_graph::Model;
+use moe_run_graph::passes::expert_parts;
 use moe_run_inspect::parity::{Against, ForcedRun, Options, Report, Subject, Verdict, compare};
 use moe_run_inspect::tolerance::Relation;
 use moe_run_tests::faults::{Fault, Injected};
 use moe_run_tests::fixtures;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 fn parity(model: &Model, backend: &dyn Backend, injected: &mut Injected, activations: Activations) -> Report {
@@ -62,6 +65,46 @@ fn every_mix_of_devices_is_within_tolerance() {
             assert_eq!(report.verdict, Verdict::Pass, "{stem} on {mix:?}: {}", report.conclusion);
             assert!(report.missing_stages.is_empty(), "{stem} on {mix:?}: {:?}", report.missing_stages);
         }
+    }
+}
+
+#[test]
+fn experts_that_devices_share_are_judged_and_their_faults_named() {
+    let model = model(&fixtures::tiny_q4_k_m());
+    let (layers, weights) = (model.graph.num_layers, model.file.clone() as Arc<dyn WeightSource>);
+    let shared = |trunk: &str, devices: &[&str]| dealt(&model, placed(&[trunk], &[], layers), devices, 3);
+    let report = parity(&model, &shared("cpu", &["cpu", "cpu"]), &mut intact(&model), Activations::Q8);
+    assert_eq!(report.verdict, Verdict::Pass, "{}", report.conclusion);
+    assert!(report.missing_stages.is_empty(), "{:?}", report.missing_stages);
+    let mixed = shared("cpu", &["cpu", "cuda"]);
+    let report = parity(&model, &mixed, &mut intact(&model), Activations::F32);
+    assert_eq!(report.verdict, Verdict::Pass, "{}", report.conclusion);
+    for layer in [0, layers - 1] {
+        for fault in [Fault::RopeBase, Fault::SwappedScaleNibble] {
+            let mut injected = fault.inject(&model.graph, &weights, layer, 3).unwrap();
+            let report = parity(&model, &mixed, &mut injected, Activations::F32);
+            let named = report.first.as_ref().map(|first| first.op.clone());
+            assert_eq!(named, Some(format!("layer-{layer}/{}", fault.named())), "{fault:?}");
+        }
+        // Of the experts themselves, which have no launches, the free run tells: one expert's weights are another's.
+        let part = expert_parts(&model.graph).into_iter().find(|part| part.layer.index() == layer).unwrap();
+        let down =
+            part.nodes.iter().filter_map(|id| model.graph.node(*id)).find(|n| n.name == "down_proj").unwrap();
+        let decl = model.graph.weight(down.op.weights()[0]);
+        let mut bytes = weights.bytes(&decl.name).unwrap().to_vec();
+        let each = bytes.len() / part.num_experts;
+        bytes.rotate_left(each);
+        let mut altered: HashMap<String, Vec<u8>> = model
+            .graph
+            .weights
+            .iter()
+            .map(|decl| (decl.name.clone(), weights.bytes(&decl.name).unwrap().to_vec()))
+            .collect();
+        altered.insert(decl.name.clone(), bytes);
+        let mut injected = Injected { graph: model.graph.clone(), weights: Arc::new(altered), hook: None };
+        let report = parity(&model, &mixed, &mut injected, Activations::F32);
+        let named = report.first.as_ref().map(|first| first.op.clone());
+        assert_eq!(named, Some(format!("layer-{layer}/down_proj")));
     }
 }
 

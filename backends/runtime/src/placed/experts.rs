@@ -167,7 +167,8 @@ impl ExpertDevice {
                 .filter(|launch| launch.nodes.iter().any(|node| of.nodes.contains(node)))
                 .map(|launch| launch.id.index())
                 .collect();
-            let (positions, tokens): (Vec<u32>, Vec<TokenId>) = (0..n as u32).map(|i| (i, TokenId(0))).unzip();
+            let (positions, tokens): (Vec<u32>, Vec<TokenId>) =
+                (0..n as u32).map(|i| (i, TokenId(0))).unzip();
             let input = StepInput {
                 tokens: StepTokens::Host(&tokens),
                 positions: &positions,

@@ -24,8 +24,8 @@ use experts::{ExpertDevice, ExpertSource, Experts, Held, MAX_PAIRS};
 use moe_run_graph::dump::KernelInfo;
 use moe_run_graph::ir::{Graph, LaunchPattern, Node, StepSizes};
 use moe_run_graph::passes::{
-    DeviceExperts, ExpertPart, Launch, Plan, PlanOptions, Segment, TapSelection, Trunk, expert_parts, experts_of,
-    merge_plans, none_alone, places_by_layer, plan, segments, trunk,
+    DeviceExperts, ExpertPart, Launch, Plan, PlanOptions, Segment, TapSelection, Trunk, expert_parts,
+    experts_of, merge_plans, none_alone, places_by_layer, plan, segments, trunk,
 };
 use moe_run_graph::place::PlaceError;
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -445,9 +445,9 @@ impl Weights for PlacedWeights {
 
     fn compile(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn Executable>, BackendError> {
         let cut = self.placed.cut(graph)?;
-        let executables = self.placed.each(&cut, options, |i, _, segment, options| {
-            self.parts[i].compile(&segment.graph, options)
-        })?;
+        let executables = self
+            .placed
+            .each(&cut, options, |i, _, segment, options| self.parts[i].compile(&segment.graph, options))?;
         let experts = self.placed.each_expert(graph, &cut, options, |i, _, own, options| {
             self.experts[i].compile(&own.graph, options)
         })?;
