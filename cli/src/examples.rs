@@ -88,6 +88,17 @@ Examples:
   moe-run parity -m model.gguf --against stages.safetensors --json
 ";
 
+/// Of `place`.
+pub const PLACE: &str = "\
+Examples:
+  moe-run place -m model.gguf --for 4090+64GB            a machine that need not be here
+  moe-run place -m model.gguf --for 2x3090+128GB@90 --ctx-size 32768 --kv-type q8_0 --json
+  moe-run place -m model.gguf --device cuda:0,cpu --device-memory cuda:0=8GiB --bandwidth cuda:0=360
+  moe-run place -m model.gguf --for 4090+64GB --expert-stats experts.jsonl      what `trace --routing` wrote
+
+docs/placement.md says how devices share a model.
+";
+
 /// Of `devices`.
 pub const DEVICES: &str = "\
 Examples:

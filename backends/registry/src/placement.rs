@@ -4,14 +4,14 @@
 
 use crate::registry;
 use moe_run_graph::ir::{Graph, Lifetime, StateDecl, StepSizes};
-use moe_run_graph::passes::{PlanOptions, TapSelection, cuts, expert_parts, none_alone, plan};
-use moe_run_graph::place::{Budget, PlaceError, Placement, Sizes, by_experts, by_layers};
+use moe_run_graph::passes::{ExpertPart, PlanOptions, TapSelection, cuts, expert_parts, none_alone, plan};
+use moe_run_graph::place::{Budget, ExpertUse, PlaceError, Placement, Sizes, by_experts, by_layers};
 use moe_run_runtime::placed::{ExpertHome, ExpertPlaces, Part, PlaceRequest, Placed, Wanted};
 use moe_run_runtime::{Backend, BackendError, CompileOptions, DeviceKind};
 use std::sync::Arc;
 
 /// Of a GPU's memory, what is left for its driver and others: a tenth.
-const RESERVE: u64 = 10;
+pub const RESERVE: u64 = 10;
 
 /// A device that is named: its backend, and which of that backend's.
 struct Named {
@@ -84,29 +84,9 @@ pub fn place(
         Wanted::Auto | Wanted::Layers | Wanted::Experts => {
             let first = devices.first().ok_or(PlaceError::NoDevice)?;
             let sizes = sizes(graph, first.backend.as_ref(), options)?;
-            let budgets: Vec<Budget> = labels
-                .iter()
-                .zip(&devices)
-                .map(|(label, named)| Budget {
-                    device: label.clone(),
-                    backend: named.backend.name().to_owned(),
-                    bytes: budget(label, named, request),
-                })
-                .collect();
-            let is_one = budgets.iter().all(|budget| budget.backend == budgets[0].backend);
-            let fits_first = budgets[0].bytes.is_none_or(|bytes| sizes.total() <= bytes);
-            let experts = by_experts(graph, &parts, &sizes, &budgets, request.used.as_ref());
-            let (placement, how) = match (&request.wanted, experts) {
-                (Wanted::Experts, experts) => (experts?, "experts shared, all else on the first"),
-                // Different devices work at the same time where they share experts.
-                (Wanted::Auto, Ok(experts)) if !is_one && !fits_first => {
-                    (experts, "experts shared, all else on the first")
-                }
-                _ => (
-                    by_layers(&sizes, &cuts, &budgets)?,
-                    "filled in this order, neighbours of one backend sharing",
-                ),
-            };
+            let budgets = budgets(request)?;
+            let (placement, how) =
+                choose(graph, &parts, &cuts, &sizes, &budgets, &request.wanted, request.used.as_ref())?;
             (placement, why(&sizes, &budgets, options, how))
         }
     };
@@ -136,6 +116,56 @@ pub fn place(
     Ok(placed)
 }
 
+/// The devices with what each may take.
+///
+/// # Errors
+/// As [`check`].
+pub fn budgets(request: &PlaceRequest) -> Result<Vec<Budget>, BackendError> {
+    check(request)?;
+    let budget = |label: &String| {
+        let named = named(label)?;
+        Ok(Budget {
+            device: label.clone(),
+            backend: named.backend.name().to_owned(),
+            bytes: budget(label, &named, request),
+        })
+    };
+    devices_of(request).iter().map(budget).collect()
+}
+
+/// Chooses a placement, and says how; `cuts` and `parts` are the graph's. A placement that is given is not chosen: then layers
+/// are placed.
+///
+/// # Errors
+/// [`PlaceError`] where the devices cannot share the model.
+pub fn choose(
+    graph: &Graph,
+    parts: &[ExpertPart],
+    cuts: &[bool],
+    sizes: &Sizes,
+    budgets: &[Budget],
+    wanted: &Wanted,
+    used: Option<&ExpertUse>,
+) -> Result<(Placement, &'static str), PlaceError> {
+    const EXPERTS: &str = "experts shared, all else on the first";
+    let first = budgets.first().ok_or(PlaceError::NoDevice)?;
+    let is_one = budgets.iter().all(|budget| budget.backend == first.backend);
+    let fits_first = first.bytes.is_none_or(|bytes| sizes.total() <= bytes);
+    let experts = || by_experts(graph, parts, sizes, budgets, used);
+    match wanted {
+        Wanted::Experts => return Ok((experts()?, EXPERTS)),
+        // Different devices work at the same time where they share experts.
+        Wanted::Auto if !is_one && !fits_first => {
+            if let Ok(placement) = experts() {
+                return Ok((placement, EXPERTS));
+            }
+        }
+        Wanted::Auto | Wanted::Layers | Wanted::Given(_) => {}
+    }
+    let placement = by_layers(sizes, cuts, budgets)?;
+    Ok((placement, "filled in this order, neighbours of one backend sharing"))
+}
+
 /// What a device may take: what is asked for, else nine tenths of what a GPU has. Weights on the host stay in the mapped file,
 /// which may be larger than its memory.
 fn budget(label: &str, named: &Named, request: &PlaceRequest) -> Option<u64> {
@@ -158,7 +188,10 @@ fn budget(label: &str, named: &Named, request: &PlaceRequest) -> Option<u64> {
 }
 
 /// What the model takes; beside it every device needs the values between launches of a prompt's step.
-fn sizes(graph: &Graph, backend: &dyn Backend, options: &CompileOptions) -> Result<Sizes, BackendError> {
+///
+/// # Errors
+/// What planning reports.
+pub fn sizes(graph: &Graph, backend: &dyn Backend, options: &CompileOptions) -> Result<Sizes, BackendError> {
     let tokens = options.micro_batch.unwrap_or(512).clamp(1, options.ctx_size.max(1));
     let max_sizes = StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
     let patterns = backend.patterns(tokens, options);

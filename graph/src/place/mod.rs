@@ -5,10 +5,12 @@
 //! given. Deliberately absent: opening devices, and cutting the graph, which is [`crate::passes::segments`]'.
 
 mod experts;
+mod forecast;
 mod layers;
 mod sizes;
 
 pub use experts::{ExpertUse, by_experts, expert_bytes};
+pub use forecast::{Forecast, LayerForecast, Speed, StateBytes, forecast};
 pub use layers::by_layers;
 pub use sizes::{Sizes, weight_bytes};
 

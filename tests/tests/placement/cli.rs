@@ -133,8 +133,8 @@ fn experts_are_shared_on_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (routing, placement) = (path("routing.jsonl"), path("placement.json"));
-    moe_run(&["trace", "-p", "What is 2+2?", "--backend", "cpu", "--routing", &routing]).succeeded();
-    let experts = ["--device", "cpu,reference", "--place", "experts"];
+    let _ = moe_run(&["trace", "-p", "What is 2+2?", "--backend", "cpu", "--routing", &routing]).succeeded();
+    let experts = ["--device", "cpu,reference", "--place", "experts", "--device-memory", "cpu=15MiB"];
     let shared =
         prompted(&[&experts[..], &["--expert-stats", &routing, "--save-placement", &placement]].concat());
     let shared = shared.succeeded();
@@ -147,7 +147,8 @@ fn experts_are_shared_on_the_command_line() {
     let given = prompted(&["--place", &placement]).succeeded();
     assert_eq!(given.stdout, one.stdout);
     // Too little for the model, enough for all but its experts: auto shares them.
-    let auto = prompted(&["--device", "cpu,reference", "--device-memory", "cpu=17MiB"]).succeeded();
+    let auto = prompted(&["--device", "cpu,reference", "--device-memory", "cpu=15MiB"]).succeeded();
+    assert!(auto.stderr.contains("experts shared, all else on the first"), "{}", auto.stderr);
     assert_eq!(auto.stdout, one.stdout);
     let parity = ["parity", "-p", "Hello", "--against", "reference", "--json"];
     let report = moe_run(&[&parity, &experts[..]].concat()).succeeded().json();
@@ -162,4 +163,45 @@ fn experts_are_shared_on_the_command_line() {
     std::fs::write(&routing, "nothing\n").unwrap();
     let broken = prompted(&[&experts[..], &["--expert-stats", &routing]].concat());
     assert!(broken.code == 2 && broken.stderr.contains("line 1"), "{broken:?}");
+}
+
+#[test]
+fn a_placement_is_forecast_without_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("big.gguf");
+    let file = file.to_str().unwrap();
+    let synth = ["synth", "--preset", "qwen3-30b-a3b", "--dry-run", "-o", file];
+    let _ = moe_run(&synth).succeeded();
+    let place = |args: &[&str]| moe_run(&[&["place", "-m", file], args].concat());
+    let report = place(&["--for", "4090+64GB", "--json", "-c", "65536"]).succeeded().json();
+    let layers = report["forecast"]["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 49);
+    let shares: f64 =
+        report["forecast"]["expert_share"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
+    for (device, budget) in report["budgets"].as_array().unwrap().iter().enumerate() {
+        assert!(report["forecast"]["bytes"][device].as_u64().unwrap() <= budget.as_u64().unwrap());
+    }
+    let seconds: f64 = layers.iter().map(|layer| layer["seconds"].as_f64().unwrap()).sum();
+    assert!((seconds - report["forecast"]["seconds"].as_f64().unwrap()).abs() < 1e-12);
+    let table = place(&["--for", "8xH200"]).succeeded().stdout;
+    assert!(
+        table.contains("h200:7")
+            && table.contains("tokens/s at most")
+            && table.contains("with --kv-type q8_0")
+    );
+    let small = place(&["--for", "3060"]);
+    assert!(small.code == 4 && small.stderr.contains("the least that would do"), "{small:?}");
+    for (args, wanted) in [
+        (&["--for", "4091"][..], "neither a card that is known here"),
+        (&["--for", "4090", "--device-memory", "5090:0=1GiB"], "not among the devices"),
+        (&["--device", "cuda:0,cpu"], "give --bandwidth cuda:0="),
+        (&["--for", "4090", "--save-placement", "p.json"], "no devices for --save-placement"),
+    ] {
+        let refused = place(args);
+        assert!(refused.code == 2 && refused.stderr.contains(wanted), "{args:?}: {refused:?}");
+    }
+    let here =
+        place(&["--device", "cuda:0,cpu", "--bandwidth", "cuda:0=936", "--device-memory", "cuda:0=8GiB"]);
+    assert!(here.succeeded().stdout.contains("experts shared"));
 }

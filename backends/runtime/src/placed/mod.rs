@@ -140,6 +140,12 @@ impl Placed {
         Placed { experts, ..self }
     }
 
+    /// The backends of all parts and of devices that hold experts.
+    fn backends(&self) -> impl Iterator<Item = &dyn Backend> {
+        let homes = self.experts.iter().flat_map(|experts| &experts.devices);
+        self.parts.iter().map(|part| part.backend.as_ref()).chain(homes.map(|home| home.backend.as_ref()))
+    }
+
     /// A graph in its segments, one a part, and its experts.
     fn cut(&self, graph: &Graph) -> Result<Cut, BackendError> {
         let layers: Vec<usize> =
@@ -331,12 +337,12 @@ fn failed(label: &str, error: BackendError) -> BackendError {
 impl Backend for Placed {
     fn name(&self) -> &'static str {
         let first = self.parts[0].backend.name();
-        if self.parts.iter().all(|part| part.backend.name() == first) { first } else { NAME }
+        if self.backends().all(|backend| backend.name() == first) { first } else { NAME }
     }
 
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
         let mut devices: Vec<DeviceInfo> = Vec::new();
-        for device in self.parts.iter().map(|part| part.backend.devices()) {
+        for device in self.backends().map(|backend| backend.devices()) {
             for device in device? {
                 if !devices.contains(&device) {
                     devices.push(device);
@@ -358,7 +364,7 @@ impl Backend for Placed {
     fn q8_super_blocks(&self) -> &'static [ActBlock] {
         let first = self.parts[0].backend.q8_super_blocks();
         let all_have =
-            |block: &ActBlock| self.parts.iter().all(|p| p.backend.q8_super_blocks().contains(block));
+            |block: &ActBlock| self.backends().all(|backend| backend.q8_super_blocks().contains(block));
         let common: Vec<ActBlock> = first.iter().copied().filter(all_have).collect();
         match common.as_slice() {
             common if common.len() == first.len() => first,
@@ -369,7 +375,7 @@ impl Backend for Placed {
     }
 
     fn has_reference_bits(&self) -> bool {
-        self.parts.iter().all(|part| part.backend.has_reference_bits())
+        self.backends().all(|backend| backend.has_reference_bits())
     }
 
     /// The first part's, in a block that all of them have.
