@@ -68,7 +68,8 @@ fn is_new(line: &str) -> bool {
     SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned())
 }
 
-fn once(line: &str) {
+/// Says a line, once.
+pub fn once(line: &str) {
     if is_new(line) {
         output::note(line);
     }
@@ -84,8 +85,9 @@ fn once_warned(line: &str) {
 fn memory(opened: &Opened<'_>) -> String {
     let MemoryNeed { weight_bytes, kv_cache_bytes, kv_stored, working_bytes, available_bytes } =
         opened.memory;
+    let of_part = opened.part.map(|part| format!(" of {part}")).unwrap_or_default();
     let wanted = format!(
-        "memory: weights {} + KV cache {} ({} tokens, {kv_stored}) + working memory {}",
+        "memory{of_part}: weights {} + KV cache {} ({} tokens, {kv_stored}) + working memory {}",
         human_bytes(weight_bytes),
         human_bytes(kv_cache_bytes),
         opened.ctx_size,
@@ -120,6 +122,9 @@ fn runs(opened: &Opened<'_>) -> String {
     }
     if !opened.details.is_empty() {
         device.push(opened.details.clone());
+    }
+    if let Some(part) = opened.part {
+        return format!("runs: {part} ({}), activations {}", device.join(", "), info.activations);
     }
     let layers = match opened.num_layers {
         1 => "the 1 layer".to_owned(),
@@ -168,6 +173,7 @@ mod tests {
             info,
             details: "AVX2".to_owned(),
             num_layers: 48,
+            part: None,
             ctx_size: 4096,
             asked_threads: asked,
             memory: MemoryNeed {

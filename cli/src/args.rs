@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     CliError, ExitCode, bench, chat, completions, devices, diff, examples, graph, importance, inspect,
-    output, parity, parse, perplexity, quantize, run, selftest, synth, tokenize, trace,
+    output, parity, parse, perplexity, place, quantize, run, selftest, synth, tokenize, trace,
 };
 
 /// Run mixture-of-experts language models from GGUF files.
@@ -65,6 +65,9 @@ pub enum Command {
     /// Name the first operation that differs from another backend or from saved stages
     #[command(after_help = examples::PARITY)]
     Parity(parity::Args),
+    /// Show which device would hold what of a model, what that would give, and what would change it
+    #[command(after_help = examples::PLACE)]
+    Place(place::Args),
     /// List backends and their devices on this machine
     #[command(after_help = examples::DEVICES)]
     Devices(devices::Args),
@@ -126,6 +129,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Some(Command::Graph(args)) => graph::run(args),
         Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Parity(args)) => parity::run(args),
+        Some(Command::Place(args)) => place::run(args),
         Some(Command::Devices(args)) => devices::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Bench(args)) => bench::run(args),

@@ -10,7 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use moe_run_backends::{Activations, CompileOptions, KvType, registry};
 use moe_run_graph::{Model, gguf::GgufFile};
 
-use crate::{CliError, demo, mapped, output};
+use crate::{CliError, demo, mapped, output, place_args::PlaceArgs};
 
 /// The context that is allocated unless `--ctx-size` says otherwise, where the model's own is not smaller.
 pub const DEFAULT_CTX_SIZE: usize = 4096;
@@ -55,9 +55,14 @@ pub struct BackendArgs {
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend_names())]
     pub backend: String,
 
-    /// Device of that backend, by number or name, as `moe-run devices` lists them
+    /// Device of that backend, by number or name, as `moe-run devices` lists them; without --backend a list of devices that
+    /// share the model, such as cuda:0,cuda:1,cpu
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+
+    /// How several devices share it
+    #[command(flatten)]
+    pub place: PlaceArgs,
 
     /// Precision of the activations that quantized weights are multiplied with [default: the backend's fastest]
     #[arg(long, value_name = "TYPE", value_parser = activations())]
@@ -81,7 +86,7 @@ impl BackendArgs {
     ///
     /// Errors: options that contradict each other.
     pub fn check(&self) -> Result<(), CliError> {
-        check_device(&self.backend, self.device.as_deref())
+        self.place.request(&self.backend, self.device.as_deref()).map(drop)
     }
 
     /// The context for a model.
@@ -91,15 +96,19 @@ impl BackendArgs {
     }
 
     /// What a model is compiled with.
-    pub fn compile_options(&self, model: &Model) -> CompileOptions {
-        CompileOptions {
+    ///
+    /// Errors: as [`BackendArgs::check`].
+    pub fn compile_options(&self, model: &Model) -> Result<CompileOptions, CliError> {
+        let place = self.place.request(&self.backend, self.device.as_deref())?;
+        Ok(CompileOptions {
             activations: self.activations,
             kv_type: self.kv_type,
             ctx_size: self.ctx_size(model),
             threads: self.threads.map(NonZeroUsize::get),
-            device: self.device.clone(),
+            device: self.device.clone().filter(|_| place.is_none()),
+            place,
             ..CompileOptions::default()
-        }
+        })
     }
 }
 

@@ -45,7 +45,7 @@ impl Engine {
     /// Errors: the backend or device is absent or lacks something, or there is not enough memory; the file's tokenizer
     /// contradicts itself.
     pub fn load(model: Model, args: &BackendArgs, started: Instant) -> Result<Engine, CliError> {
-        let options = args.compile_options(&model);
+        let options = args.compile_options(&model)?;
         Engine::load_with(model, args, options, started)
     }
 

@@ -6,8 +6,8 @@ use moe_run_backends::{
     BackendError, generate::GenerateError, partial_file::is_refusal, sampler::SamplerError,
 };
 use moe_run_graph::{
-    ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, quantize::PlanError,
-    shown::shown,
+    ModelError, architectures::LowerError, config::ConfigError, gguf::GgufError, place::PlaceError,
+    quantize::PlanError, shown::shown,
 };
 use moe_run_inspect::sensitivity::SensitivityError;
 use moe_run_inspect::taps::{save::SaveError, select::SelectError, tensor_file::TensorFileError};
@@ -116,7 +116,11 @@ impl From<BackendError> for CliError {
             | BackendError::NoDevice { .. }
             | BackendError::Unsupported { .. }
             | BackendError::Option { .. } => CliError::unsupported(error),
-            BackendError::Weight { .. } | BackendError::ContextFull { .. } => CliError::bad_input(error),
+            // Memory, as out of memory is.
+            BackendError::Place(PlaceError::TooSmall { .. }) => CliError::failed(error),
+            BackendError::Weight { .. } | BackendError::ContextFull { .. } | BackendError::Place(_) => {
+                CliError::bad_input(error)
+            }
             _ => CliError::failed(error),
         }
     }

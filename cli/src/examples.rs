@@ -8,6 +8,7 @@ Examples:
   moe-run -m model.gguf -p 'Why is the sky blue?'       ask a model
   git diff | moe-run -m model.gguf --system 'Review this change.'
   moe-run -m model.gguf --temp 0 -n 100 --json -f question.txt
+  moe-run -m model.gguf --device cuda:0,cpu --device-memory cuda:0=8GiB -p 'Hi'    on a GPU and the host together
   moe-run completions bash > moe-run.bash
 ";
 
@@ -24,6 +25,7 @@ pub const SERVE: &str = "\
 Examples:
   moe-run serve                                         the built-in demo model, at http://127.0.0.1:8080
   moe-run serve -m model.gguf --ctx-size 16384 --parallel 4
+  moe-run serve -m model.gguf --device cuda:0,cuda:1    two GPUs share the layers
   moe-run serve -m model.gguf --host 0.0.0.0 --port 8000 --api-key sk-local --alias my-model
   moe-run serve -m model.gguf --temp 0 --max-step-ms 100 --log-json
   moe-run serve -m model.gguf --cache-file model.cache  prompts that were read need no reading after a restart
@@ -84,6 +86,17 @@ Examples:
   moe-run parity --backend cpu --against reference -p 'What is 2+2?'
   moe-run parity -m model.gguf --against reference --activations f32 --decode 4 -f prompt.txt
   moe-run parity -m model.gguf --against stages.safetensors --json
+";
+
+/// Of `place`.
+pub const PLACE: &str = "\
+Examples:
+  moe-run place -m model.gguf --for 4090+64GB            a machine that need not be here
+  moe-run place -m model.gguf --for 2x3090+128GB@90 --ctx-size 32768 --kv-type q8_0 --json
+  moe-run place -m model.gguf --device cuda:0,cpu --device-memory cuda:0=8GiB --bandwidth cuda:0=360
+  moe-run place -m model.gguf --for 4090+64GB --expert-stats experts.jsonl      what `trace --routing` wrote
+
+docs/placement.md says how devices share a model.
 ";
 
 /// Of `devices`.

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use moe_run_backends::{
     Backend, DeviceKind, auto, bandwidth,
     options::CompileOptions,
-    registry,
+    placement, registry,
     session::{LogitsRows, Session},
 };
 use moe_run_graph::{
@@ -35,6 +35,7 @@ use crate::{
     common::{self, BackendArgs, ModelArgs},
     engine, output,
     output_file::{self, OutputFile},
+    place_args::check_no_experts,
 };
 
 /// The option of the output, for errors.
@@ -142,7 +143,8 @@ impl Request {
             ));
         }
         args.backend.check()?;
-        if let (Some(device), false) = (&args.backend.device, args.profile) {
+        let names_one = args.backend.backend != "auto";
+        if let (Some(device), false) = (args.backend.device.as_ref().filter(|_| names_one), args.profile) {
             output::note(&format!(
                 "note: --device {device} is not looked at: a plan is made without a device; only --profile opens one"
             ));
@@ -263,13 +265,22 @@ fn dumped(
 
 /// The plan that the backend would run, without opening a device.
 fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, CliError> {
-    let (backend, chosen) = auto::backend(&model.graph, &args.backend.backend)?;
+    let options = args.backend.compile_options(model)?;
+    let max_sizes =
+        StepSizes { tokens: args.step_tokens.get(), logits_rows: 1, cached: args.backend.ctx_size(model) };
+    check_no_experts("graph", options.place.as_deref())?;
+    if let Some(request) = &options.place {
+        let placed = placement::place(&model.graph, request, &options)?;
+        let plan = placed.plan(&model.graph, taps, max_sizes, &options)?;
+        let view = view(&placed, &options, None);
+        let backend = Box::new(placed);
+        return Ok(Planned { plan, backend, options, view, measured: None, bandwidth_bytes_per_s: None });
+    }
+    let (backend, chosen) = auto::backend(&model.graph, &args.backend.backend, &options)?;
     if let Some(chosen) = chosen {
         output::note(&choice_text(&chosen, ": the plan is made for it"));
     }
     let tokens = args.step_tokens.get();
-    let max_sizes = StepSizes { tokens, logits_rows: 1, cached: args.backend.ctx_size(model) };
-    let options = args.backend.compile_options(model);
     let patterns = backend.patterns(tokens, &options);
     let plan = plan(&model.graph, &PlanOptions { taps, patterns: &patterns, alone: &none_alone, max_sizes })
         .map_err(CliError::failed)?;
@@ -279,10 +290,14 @@ fn planned(args: &Args, model: &Model, taps: &TapSelection) -> Result<Planned, C
 
 /// The plan that the backend does run, with the times of its launches.
 fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Result<Planned, CliError> {
-    let options = CompileOptions { taps, ..args.backend.compile_options(model) };
+    let options = CompileOptions { taps, ..args.backend.compile_options(model)? };
+    check_no_experts("graph --profile", options.place.as_deref())?;
     let mut session = Session::new(engine::load(model, &args.backend.backend, &options)?.executable)?;
     let info = session.info().clone();
-    let backend = registry::by_name(info.backend)?;
+    let backend = match &options.place {
+        Some(_) => auto::backend(&model.graph, &args.backend.backend, &options)?.0,
+        None => registry::by_name(info.backend)?,
+    };
     let tokens = args.step_tokens.get();
     if tokens > info.micro_batch {
         return Err(CliError::bad_input(format!(

@@ -92,7 +92,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         micro_batch: Some(micro_batch),
         max_logits_rows: micro_batch,
         taps: sink.taps(),
-        ..args.backend.compile_options(&model)
+        ..args.backend.compile_options(&model)?
     };
     let compiled = engine::load(&model, &args.backend.backend, &options)?;
     let mut session = Session::new(compiled.executable)?;

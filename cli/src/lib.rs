@@ -32,6 +32,8 @@ pub mod output_file;
 pub mod parity;
 pub mod parse;
 pub mod perplexity;
+pub mod place;
+pub mod place_args;
 pub mod progress;
 pub mod prompt;
 pub mod quantize;

@@ -25,6 +25,7 @@ use crate::{
     inputs,
     interrupt::Generation,
     output, output_file,
+    place_args::PlaceArgs,
     prompt::PromptArgs,
     trace::{StopOnInterrupt, Stopped},
 };
@@ -74,9 +75,13 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", value_parser = common::kv_types())]
     pub kv_type: Option<KvType>,
 
-    /// Device of the judged backend
+    /// Device of the judged backend; without --backend a list of devices that share the model, such as cuda:0,cpu
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+
+    /// How several devices share it
+    #[command(flatten)]
+    pub place: PlaceArgs,
 
     /// Device of the other backend
     #[arg(long, value_name = "DEVICE")]
@@ -118,7 +123,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Ok(())
     };
     check_save()?;
-    common::check_device(&args.backend, args.device.as_deref())?;
+    let place = args.place.request(&args.backend, args.device.as_deref())?;
     let known = registry::all().iter().any(|b| b.name() == args.against);
     let saved = if known {
         None
@@ -174,7 +179,15 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             (Some(activations), kv_type, if same { Relation::Same } else { Relation::Different })
         }
     };
-    let (backend, chosen) = auto::backend(&model.graph, &args.backend)?;
+    let compile = CompileOptions {
+        activations,
+        kv_type,
+        device: args.device.clone().filter(|_| place.is_none()),
+        place,
+        threads: args.threads.map(NonZeroUsize::get),
+        ..CompileOptions::default()
+    };
+    let (backend, chosen) = auto::backend(&model.graph, &args.backend, &compile)?;
     let other = if known { Some(registry::by_name(&args.against)?) } else { None };
     let backends = registry::all();
     let against = match (&other, &saved) {
@@ -193,14 +206,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             (_, true) => ForcedRun::Never,
             _ => ForcedRun::OnDivergence,
         },
-        compile: CompileOptions {
-            activations,
-            kv_type,
-            device: args.device.clone(),
-            threads: args.threads.map(NonZeroUsize::get),
-            opened: Some(on_opened(chosen)),
-            ..CompileOptions::default()
-        },
+        compile: CompileOptions { opened: Some(on_opened(chosen)), ..compile },
         saved_relation: relation,
         model: saved.as_ref().map(|_| ModelIdentity::of(&model.file)),
     };

@@ -143,7 +143,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         ctx_size: chunk_tokens,
         micro_batch: Some(micro_batch),
         max_logits_rows: micro_batch,
-        ..args.backend.compile_options(&model)
+        ..args.backend.compile_options(&model)?
     };
     let compiled = engine::load(&model, &args.backend.backend, &options)?;
     let mut session = Session::new(compiled.executable)?;

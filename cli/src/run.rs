@@ -152,7 +152,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let model = model.open()?;
     prompt.check_kind(model.metadata())?;
     let (mut sampler, sampling_line) = sampler.sampler(model.metadata())?;
-    let mut options = backend.compile_options(&model);
+    let mut options = backend.compile_options(&model)?;
     if let Some(save) = &save {
         save.prepare(&model, &mut options)?;
     }

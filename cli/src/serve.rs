@@ -164,7 +164,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let syntax = template.as_ref().ok().map(Syntax::of);
 
     let parallel = share.parallel.get();
-    let options = CompileOptions { max_logits_rows: parallel, ..backend.compile_options(&model) };
+    let options = CompileOptions { max_logits_rows: parallel, ..backend.compile_options(&model)? };
     let ctx_size = options.ctx_size;
     let Loaded { weights, executable } = load(&model, &backend.backend, &options)?;
     let info = executable.info();

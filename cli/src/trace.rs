@@ -135,7 +135,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     let model = args.model.open()?;
     input.check_kind(model.metadata())?;
-    let mut options = args.backend.compile_options(&model);
+    let mut options = args.backend.compile_options(&model)?;
     if input.is_text() {
         options.ctx_size = args.backend.ctx_size.map_or(DEFAULT_CHUNK_TOKENS, NonZeroUsize::get);
     }

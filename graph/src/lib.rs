@@ -17,6 +17,7 @@ pub mod ids;
 pub mod ir;
 pub mod model;
 pub mod passes;
+pub mod place;
 pub mod quant;
 pub mod quantize;
 pub mod shown;

@@ -58,6 +58,10 @@ impl Backend for Cpu {
         true
     }
 
+    fn maps_weights(&self) -> bool {
+        true
+    }
+
     fn patterns(&self, tokens: usize, _options: &CompileOptions) -> Vec<LaunchPattern> {
         patterns::patterns(tokens)
     }

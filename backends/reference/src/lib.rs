@@ -110,6 +110,10 @@ impl Backend for Reference {
         true
     }
 
+    fn maps_weights(&self) -> bool {
+        true
+    }
+
     fn profile(&self, options: &CompileOptions) -> ActProfile {
         options.profile(Activations::F32, ActBlock::X32)
     }

@@ -1,7 +1,7 @@
 //! Which backend runs a model, where none is named: the fastest that has every operation, a device that it takes by itself, and
 //! the memory. Deliberately absent: saying so, which is the caller's ([`Chosen`]).
 
-use crate::registry;
+use crate::{placement, registry};
 use moe_run_graph::ir::Graph;
 use moe_run_runtime::{Backend, BackendError, CompileOptions, DeviceKind, Executable, WeightSource, Weights};
 use std::sync::Arc;
@@ -26,11 +26,19 @@ pub struct Loaded {
     pub executable: Box<dyn Executable>,
 }
 
-/// The named backend; for [`AUTO`] the first that can run the graph, and the choice to tell of. Nothing is opened.
+/// The named backend; for [`AUTO`] the first that can run the graph, and the choice to tell of; where the options name several
+/// devices, the backend made of them. Nothing is opened.
 ///
 /// # Errors
-/// [`BackendError::UnknownBackend`], [`BackendError::NoBackend`].
-pub fn backend(graph: &Graph, name: &str) -> Result<(Box<dyn Backend>, Option<Chosen>), BackendError> {
+/// [`BackendError::UnknownBackend`], [`BackendError::NoBackend`]; as [`placement::place`].
+pub fn backend(
+    graph: &Graph,
+    name: &str,
+    options: &CompileOptions,
+) -> Result<(Box<dyn Backend>, Option<Chosen>), BackendError> {
+    if let Some(request) = &options.place {
+        return Ok((Box::new(placement::place(graph, request, options)?), None));
+    }
     if name != AUTO {
         return Ok((registry::by_name(name)?, None));
     }
@@ -44,7 +52,8 @@ pub fn backend(graph: &Graph, name: &str) -> Result<(Box<dyn Backend>, Option<Ch
     }
 }
 
-/// Loads a graph's weights to the named backend and compiles it; for [`AUTO`] on the first that can and has the memory.
+/// Loads a graph's weights to the named backend and compiles it; for [`AUTO`] on the first that can and has the memory; where the
+/// options name several devices, on those.
 /// `options` makes what a backend is opened with, of the choice where there is one.
 ///
 /// # Errors
@@ -60,6 +69,10 @@ pub fn load(
         let (weights, executable) = backend.load_and_compile(graph, Arc::clone(source), &options(chosen))?;
         Ok(Loaded { weights, executable })
     };
+    let asked = options(None);
+    if let Some(request) = &asked.place {
+        return load(&placement::place(graph, request, &asked)?, None);
+    }
     if name != AUTO {
         return load(registry::by_name(name)?.as_ref(), None);
     }

@@ -43,6 +43,7 @@
 #![deny(missing_docs)]
 
 pub mod auto;
+pub mod placement;
 pub mod registry;
 
 #[cfg(feature = "cpu")]

@@ -1,5 +1,6 @@
 //! What can go wrong on a backend; each says what was found, what was wanted and what to try.
 
+use moe_run_graph::place::PlaceError;
 use moe_run_graph::verify::GraphError;
 
 /// An error of a backend, its devices or a step.
@@ -141,6 +142,9 @@ pub enum BackendError {
         /// The driver's words, and the op and layer where known.
         detail: String,
     },
+    /// A model that the devices cannot share.
+    #[error("placement: {0}")]
+    Place(#[from] PlaceError),
     /// The graph breaks a rule.
     #[error(transparent)]
     Graph(#[from] GraphError),

@@ -269,6 +269,38 @@ pub trait Executable: Send {
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError>;
 
+    /// Gives a boundary input of the next step, of that step's sizes; what was given is used once.
+    ///
+    /// # Errors
+    /// [`BackendError::Value`] where the graph has no such boundary input; a wrong shape is the step's to refuse.
+    fn give(&mut self, value: ValueId, tensor: HostTensor) -> Result<(), BackendError> {
+        let _ = tensor;
+        Err(BackendError::Value {
+            value: value.to_string(),
+            detail: "no boundary inputs are taken here".into(),
+        })
+    }
+
+    /// Whether the sequences of a pool go through a step together; else one after another, each in a state of its own.
+    fn runs_together(&self) -> bool {
+        false
+    }
+
+    /// Runs some launches of a step's plan alone, in their order: those of a part whose inputs were given. What other launches make
+    /// is then not to be read.
+    ///
+    /// # Errors
+    /// As [`Executable::step`]; [`BackendError::Input`] where launches cannot be run so.
+    fn step_launches(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        launches: &[usize],
+    ) -> Result<(), BackendError> {
+        let _ = (state, input, launches);
+        Err(BackendError::Input(format!("the {} backend runs whole steps only", self.info().backend)))
+    }
+
     /// The logits of one of the last step's rows, copied to the host.
     ///
     /// # Errors
@@ -408,6 +440,11 @@ pub trait Backend: Send + Sync {
 
     /// Whether its arithmetic on 8-bit activations is the reference's to the bit, in models with quantized matrices.
     fn has_reference_bits(&self) -> bool {
+        false
+    }
+
+    /// Whether weights stay in the mapped file: what a graph does not read of a tensor then takes no memory.
+    fn maps_weights(&self) -> bool {
         false
     }
 

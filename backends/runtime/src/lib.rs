@@ -18,6 +18,7 @@ pub mod host_memory;
 mod kept_rows;
 pub mod options;
 pub mod partial_file;
+pub mod placed;
 pub mod rings;
 pub mod runner;
 pub mod sampler;

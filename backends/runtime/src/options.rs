@@ -2,6 +2,7 @@
 
 use crate::error::BackendError;
 use crate::executable::{Backend, ExecutableInfo};
+use crate::placed::PlaceRequest;
 use moe_run_graph::ir::Graph;
 use moe_run_graph::passes::TapSelection;
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -130,8 +131,10 @@ pub struct Opened<'a> {
     pub info: &'a ExecutableInfo,
     /// More of the device, for people: "avx2", "compute capability 9.0".
     pub details: String,
-    /// Layers of the graph: all of them run there.
+    /// Layers of the graph: all of them run there, unless it is a part.
     pub num_layers: usize,
+    /// The part of a model on several devices that runs there, for people: "layers 0-11 of 48 on cuda:0"; `None`: the whole.
+    pub part: Option<&'a str>,
     /// Tokens that the context holds.
     pub ctx_size: usize,
     /// Threads that were asked for; `info` has those that run.
@@ -194,6 +197,9 @@ pub struct CompileOptions {
     pub threads: Option<usize>,
     /// Index or name of the device; `None`: the backend's choice.
     pub device: Option<String>,
+    /// Several devices that are to share the model, in place of `device`: `moe_run_backends::placement` makes a backend of it. No
+    /// backend by itself looks at it.
+    pub place: Option<Arc<PlaceRequest>>,
     /// Told what has been opened, before weights are loaded, or memory for steps is taken.
     pub opened: Option<OnOpened>,
     /// Told how loading goes.
@@ -238,6 +244,7 @@ impl CompileOptions {
                 info,
                 details: details.into(),
                 num_layers: graph.num_layers,
+                part: None,
                 ctx_size: self.ctx_size,
                 asked_threads: self.threads,
                 memory,
@@ -284,6 +291,7 @@ impl Default for CompileOptions {
             taps: TapSelection::None,
             threads: None,
             device: None,
+            place: None,
             opened: None,
             progress: None,
         }

@@ -7,9 +7,12 @@
 mod kept;
 mod logits_row;
 mod pool;
+mod recorder;
 mod values;
 
-use crate::choice::{argmax, best_candidates, not_taken};
+pub use recorder::Recorder;
+
+use crate::choice::{argmax, best_candidates};
 use crate::error::BackendError;
 use crate::executable::{
     Executable, ExecutableInfo, HostTensor, Observer, SequenceStates, State, StepInput, StepLimits,
@@ -18,14 +21,12 @@ use crate::executable::{
 use crate::rings;
 pub use logits_row::LogitsRow;
 use moe_run_graph::ids::TokenId;
-use moe_run_graph::ir::{DType, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, StepSizes, ValueId};
 use moe_run_graph::passes::Plan;
 use pool::Pool;
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
-use values::StepValues;
+use values::{StepValues, write_value};
 
 /// A step, its input checked.
 #[derive(Clone, Copy)]
@@ -65,192 +66,6 @@ impl<'a> Step<'a> {
     }
 }
 
-/// What a device, or the host, does for one compiled graph. Classes number its plans, those of few tokens first.
-pub trait Recorder: Send {
-    /// The state that its launches read and write.
-    type State: State + 'static;
-
-    /// Whether its launches read block tables: then the sequences of a pool go through a step together, in the state that
-    /// [`Recorder::new_pool`] makes; else one after another, each in a state of its own.
-    const BLOCK_TABLES: bool = false;
-
-    /// What it is.
-    fn info(&self) -> &ExecutableInfo;
-
-    /// Allocates the declared state for one sequence of the compiled context size.
-    ///
-    /// # Errors
-    /// [`BackendError::OutOfMemory`] with the arithmetic.
-    fn new_state(&self) -> Result<Self::State, BackendError>;
-
-    /// Allocates the declared state for several sequences, which share so many tokens; asked for where there are
-    /// [`Recorder::BLOCK_TABLES`].
-    ///
-    /// # Errors
-    /// As [`Recorder::new_state`].
-    fn new_pool(&self, tokens: usize, sequences: usize) -> Result<Self::State, BackendError> {
-        Err(BackendError::Input(format!(
-            "one state of {tokens} tokens for {sequences} sequences, wanted one each"
-        )))
-    }
-
-    /// Whether its launches can use a state, which may be another executable's.
-    fn fits(&self, state: &Self::State) -> bool;
-
-    /// What the device has reported behind the calls' backs.
-    ///
-    /// # Errors
-    /// [`BackendError::Device`].
-    fn check(&self) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    /// Puts the best token of a row where the next step of one token reads it, which begins behind this call; or tells it,
-    /// where logits lie on the host.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn choose_next(&mut self, row: &LogitsRow) -> Result<Option<TokenId>, BackendError> {
-        self.argmax(row).map(Some)
-    }
-
-    /// Begins a step: writes its inputs.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn begin(&mut self, step: &Step<'_>) -> Result<(), BackendError>;
-
-    /// Runs, or queues, all production launches of the step.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn run(&mut self, step: &Step<'_>, state: &mut Self::State) -> Result<(), BackendError>;
-
-    /// Runs one launch of the step to its end and tells its time.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn run_launch(
-        &mut self,
-        step: &Step<'_>,
-        launch: usize,
-        state: &mut Self::State,
-    ) -> Result<Duration, BackendError>;
-
-    /// The words of a value in a step of these sizes; `None` where the plan does not store it.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn read(
-        &mut self,
-        class: usize,
-        sizes: StepSizes,
-        value: ValueId,
-    ) -> Result<Option<Cow<'_, [u32]>>, BackendError>;
-
-    /// Replaces the words of a value, as many as it has; whether the plan stores it.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn write(
-        &mut self,
-        class: usize,
-        sizes: StepSizes,
-        value: ValueId,
-        words: &[u32],
-    ) -> Result<bool, BackendError>;
-
-    /// Rows of a state as f32; the slots are there.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn read_state(
-        &mut self,
-        state: &Self::State,
-        id: StateId,
-        slots: Range<usize>,
-    ) -> Result<Vec<f32>, BackendError>;
-
-    /// Replaces whole rows of a state, rounding as the cache does; the slots are there.
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn write_state(
-        &mut self,
-        state: &mut Self::State,
-        id: StateId,
-        first_slot: usize,
-        rows: &[f32],
-    ) -> Result<(), BackendError>;
-
-    /// [`Executable::logits`].
-    ///
-    /// # Errors
-    /// What the device reports.
-    fn logits(&mut self, row: &LogitsRow, out: &mut Vec<f32>) -> Result<(), BackendError> {
-        let words = stored(self.read(row.class, row.sizes, row.value)?, row.value)?;
-        out.clear();
-        out.extend_from_slice(row.of_words(&words));
-        Ok(())
-    }
-
-    /// [`Executable::argmax`].
-    ///
-    /// # Errors
-    /// What the device reports, and a NaN among the logits.
-    fn argmax(&mut self, row: &LogitsRow) -> Result<TokenId, BackendError> {
-        argmax(row.choosable_of(&stored(self.read(row.class, row.sizes, row.value)?, row.value)?))
-    }
-
-    /// [`Executable::candidates`].
-    ///
-    /// # Errors
-    /// As [`Recorder::argmax`].
-    fn candidates(
-        &mut self,
-        row: &LogitsRow,
-        count: usize,
-        out: &mut Vec<(TokenId, f32)>,
-    ) -> Result<(), BackendError> {
-        let words = stored(self.read(row.class, row.sizes, row.value)?, row.value)?;
-        best_candidates(row.choosable_of(&words), count, out)
-    }
-
-    /// [`Executable::taken`], of a token that [`Recorder::choose_next`] did not tell.
-    ///
-    /// # Errors
-    /// As [`Executable::taken`].
-    fn taken(&mut self) -> Result<TokenId, BackendError> {
-        Err(not_taken())
-    }
-
-    /// [`Executable::queues_steps`].
-    fn queues_steps(&self) -> bool {
-        false
-    }
-
-    /// [`Executable::expect_candidates`].
-    fn expect_candidates(&mut self, count: usize) {
-        let _ = count;
-    }
-
-    /// [`Executable::copy_bytes_per_second`].
-    ///
-    /// # Errors
-    /// [`BackendError::Device`].
-    fn copy_bytes_per_second(&mut self) -> Result<Option<f64>, BackendError> {
-        Ok(None)
-    }
-
-    /// [`Executable::wait`].
-    ///
-    /// # Errors
-    /// [`BackendError::Device`].
-    fn wait(&mut self) -> Result<(), BackendError> {
-        Ok(())
-    }
-}
-
 /// An executable: a recorder, and the plans that it was made for.
 pub struct Runner<R> {
     recorder: R,
@@ -263,6 +78,10 @@ pub struct Runner<R> {
     taken: Option<TokenId>,
     /// Rows of logits of the last step of several sequences, run one after another; `None` behind any other step.
     each: Option<Vec<Vec<f32>>>,
+    /// Boundary inputs of the next step.
+    given: Vec<(ValueId, HostTensor)>,
+    /// The launches of the step that runs, where it does not run all.
+    only: Option<Vec<usize>>,
 }
 
 impl<R: Recorder> Runner<R> {
@@ -270,7 +89,16 @@ impl<R: Recorder> Runner<R> {
     #[must_use]
     pub fn new(recorder: R, plans: Vec<Arc<Plan>>) -> Runner<R> {
         let vocab_size = plans.first().and_then(|plan| plan.graph.vocab_size());
-        Runner { recorder, plans, vocab_size, last: None, taken: None, each: None }
+        Runner {
+            recorder,
+            plans,
+            vocab_size,
+            last: None,
+            taken: None,
+            each: None,
+            given: Vec::new(),
+            only: None,
+        }
     }
 
     /// What runs the launches.
@@ -303,6 +131,7 @@ impl<R: Recorder> Runner<R> {
         &mut self,
         state: &mut R::State,
         input: &StepInput<'_>,
+        given: &[(ValueId, HostTensor)],
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
         let max_tokens = self.plans.last().map_or(0, |plan| plan.max_sizes.tokens);
@@ -325,9 +154,17 @@ impl<R: Recorder> Runner<R> {
         let plan = Arc::clone(&self.plans[class]);
         let step = Step { class, plan: &plan, sizes: input.sizes(), input };
         self.recorder.begin(&step)?;
-        match observer {
-            None => self.recorder.run(&step, state)?,
-            Some(observer) => self.observed(&step, state, observer)?,
+        for (value, tensor) in given {
+            write_value(&mut self.recorder, &step, *value, tensor)?;
+        }
+        match (observer, self.only.take()) {
+            (None, None) => self.recorder.run(&step, state)?,
+            (None, Some(launches)) => {
+                for launch in launches.into_iter().filter(|launch| *launch < plan.launches.len()) {
+                    self.recorder.run_launch(&step, launch, state)?;
+                }
+            }
+            (Some(observer), _) => self.observed(&step, state, observer)?,
         }
         self.last = Some((class, step.sizes));
         Ok(())
@@ -367,7 +204,7 @@ impl<R: Recorder> Runner<R> {
                 Some(observer) => Some(&mut **observer),
                 None => None,
             };
-            self.step_checked(&mut pool.states[place], &alone, observer)?;
+            self.step_checked(&mut pool.states[place], &alone, &[], observer)?;
             for (at, (i, _)) in wanted.iter().enumerate() {
                 let row = self.row(at)?;
                 self.recorder.logits(&row, &mut logits[*i])?;
@@ -423,8 +260,12 @@ impl<R: Recorder> Executable for Runner<R> {
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), BackendError> {
         self.each = None;
+        let given = std::mem::take(&mut self.given);
         let state = state.as_any_mut();
         if let Some(pool) = state.downcast_mut::<Pool<R::State>>() {
+            if let Some((value, _)) = given.first() {
+                return Err(wrong(value, "given to a pool whose sequences run one after another"));
+            }
             return self.step_each(pool, input, observer);
         }
         let Some(state) = state.downcast_mut::<R::State>() else {
@@ -434,7 +275,32 @@ impl<R: Recorder> Executable for Runner<R> {
         if !R::BLOCK_TABLES {
             input.check_one_sequence()?;
         }
-        self.step_checked(state, input, observer)
+        self.step_checked(state, input, &given, observer)
+    }
+
+    fn give(&mut self, value: ValueId, tensor: HostTensor) -> Result<(), BackendError> {
+        if !self.plans[0].graph.boundary.contains(&value) {
+            return Err(wrong(value, "no boundary input of the graph"));
+        }
+        self.given.retain(|(given, _)| *given != value);
+        self.given.push((value, tensor));
+        Ok(())
+    }
+
+    fn step_launches(
+        &mut self,
+        state: &mut dyn State,
+        input: &StepInput<'_>,
+        launches: &[usize],
+    ) -> Result<(), BackendError> {
+        self.only = Some(launches.to_vec());
+        let done = self.step(state, input, None);
+        self.only = None; // of a step that was refused, too
+        done
+    }
+
+    fn runs_together(&self) -> bool {
+        R::BLOCK_TABLES
     }
 
     fn logits(&mut self, row: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {

@@ -96,6 +96,10 @@ impl<B: Opens> Backend for Sharing<B> {
         self.backend.has_reference_bits()
     }
 
+    fn maps_weights(&self) -> bool {
+        self.backend.maps_weights()
+    }
+
     fn profile(&self, options: &CompileOptions) -> ActProfile {
         self.backend.profile(options)
     }

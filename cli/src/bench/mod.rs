@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moe_run_backends::{Activations, DeviceKind, KvType, Weights, bandwidth, registry, session::Session};
+use moe_run_backends::{
+    Activations, DeviceKind, KvType, Weights, bandwidth, placed, registry, session::Session,
+};
 
 use self::{
     machine::Machine,
@@ -22,6 +24,7 @@ use crate::{
     CliError, ExitCode,
     common::{self, BackendArgs, ModelArgs},
     engine, output,
+    place_args::{PlaceArgs, check_no_experts},
 };
 
 /// Arguments of `bench`.
@@ -67,9 +70,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = common::backend_names(), help_heading = "Backend")]
     backend: String,
 
-    /// Device of that backend, by number or name, as `moe-run devices` lists them
+    /// Device of that backend, by number or name, as `moe-run devices` lists them; without --backend a list of devices that
+    /// share the model, such as cuda:0,cuda:1,cpu
     #[arg(long, value_name = "DEVICE", help_heading = "Backend")]
     device: Option<String>,
+
+    #[command(flatten)]
+    place: PlaceArgs,
 
     /// Precision of the activations that quantized weights are multiplied with [default: the backend's fastest]
     #[arg(long, value_name = "TYPE", value_parser = common::activations(), help_heading = "Backend")]
@@ -92,7 +99,8 @@ pub struct Args {
 ///
 /// Errors: tests that the model's context cannot hold, what loading and running report.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    common::check_device(&args.backend, args.device.as_deref())?;
+    let place = args.place.request(&args.backend, args.device.as_deref())?;
+    check_no_experts("bench", place.as_deref())?;
     let tests = args.tests()?;
     let mut header = None;
     let (mut results, mut profiles) = (Vec::new(), Vec::new());
@@ -101,7 +109,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let model = args.model.open()?;
     let mut weights: Option<Arc<dyn Weights>> = None;
     for threads in args.thread_counts() {
-        let options = args.backend_args(context_tokens, threads).compile_options(&model);
+        let options = args.backend_args(context_tokens, threads).compile_options(&model)?;
         let compiling = Instant::now();
         // The weights are loaded once for all numbers of threads.
         let mut session = match &weights {
@@ -214,6 +222,7 @@ impl Args {
         BackendArgs {
             backend: self.backend.clone(),
             device: self.device.clone(),
+            place: self.place.clone(),
             activations: self.activations,
             kv_type: self.kv_type,
             ctx_size: NonZeroUsize::new(context_tokens),
@@ -225,6 +234,10 @@ impl Args {
 /// The sort of the device that an executable runs on. One that its backend does not list is the CUDA kernels' host harness, which
 /// runs where no driver is.
 fn device_kind(backend: &str, device: &str) -> Result<DeviceKind, CliError> {
+    // Several devices of different backends are none of them.
+    if backend == placed::NAME {
+        return Ok(DeviceKind::Software);
+    }
     let devices = registry::by_name(backend)?.devices().unwrap_or_default();
     let found = devices.iter().find(|d| d.name == device);
     Ok(found.map_or(DeviceKind::Software, |d| d.kind))

@@ -9,6 +9,7 @@ pub mod infer;
 pub mod op;
 pub mod pattern;
 mod recurrent;
+mod renumber;
 pub mod rope;
 mod shape;
 pub mod stage;

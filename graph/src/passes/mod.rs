@@ -6,11 +6,19 @@
 mod drop_unrequested_taps;
 mod group_launches;
 mod plan_memory;
+mod segments;
+mod split_experts;
 mod verify_plan;
 
 pub use drop_unrequested_taps::{TapSelection, drop_unrequested_taps};
 pub use group_launches::{Launch, LaunchId, group_launches};
 pub use plan_memory::{BufferSlot, MemoryPlan, plan_memory};
+pub use segments::{
+    Crossing, Segment, SegmentError, crossings, cuts, merge_plans, places_by_layer, segments,
+};
+pub use split_experts::{
+    DeviceExperts, ExpertPart, ExpertTap, PartOutputs, Trunk, expert_parts, experts_of, trunk,
+};
 pub use verify_plan::verify_plan;
 
 use crate::ir::{Graph, LaunchPattern, Node, Stage, StepSizes, ValueId};

@@ -69,7 +69,11 @@ impl Forced<'_> {
         for node in plan.launch_nodes(launch) {
             for &input in &node.inputs {
                 let value = plan.graph.value(input);
-                let Some(producer) = value.producer else { continue };
+                let Some(producer) = value.producer else {
+                    // What comes from outside of all launches, such as shared experts, cannot be replaced.
+                    self.unforced |= plan.graph.boundary.contains(&input);
+                    continue;
+                };
                 if inside.contains(&producer) || !done.insert(input) {
                     continue;
                 }

@@ -3,7 +3,7 @@
 use super::{Recorder, Step, not_stored, show, wrong};
 use crate::error::BackendError;
 use crate::executable::{BLOCK_TOKENS, HostTensor, State, TensorData, TensorView, ValueAccess};
-use moe_run_graph::ir::{DType, Op, StateId, StepSizes, ValueId};
+use moe_run_graph::ir::{DType, Graph, Op, StateId, StepSizes, ValueId};
 use std::ops::Range;
 
 /// A step that waits in front of one of its launches, or behind it.
@@ -67,13 +67,6 @@ impl<R: Recorder> StepValues<'_, R> {
         }
         Ok(slots)
     }
-
-    /// Experts that a router's ids may name.
-    fn id_limit(&self, value: ValueId) -> Option<usize> {
-        let graph = &self.step.plan.graph;
-        let producer = graph.value(value).producer.and_then(|node| graph.node(node))?;
-        if let Op::Router(attrs) = &producer.op { Some(attrs.num_experts) } else { None }
-    }
 }
 
 impl<R: Recorder> ValueAccess for StepValues<'_, R> {
@@ -100,26 +93,7 @@ impl<R: Recorder> ValueAccess for StepValues<'_, R> {
     }
 
     fn write(&mut self, value: ValueId, tensor: &HostTensor) -> Result<(), BackendError> {
-        let declared = self.step.plan.graph.value(value);
-        let wanted = declared.shape.resolve(self.step.sizes);
-        if tensor.shape != wanted || tensor.data.len() != wanted.iter().product::<usize>() {
-            return Err(wrong(value, format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
-        }
-        let words: &[u32] = match (&tensor.data, declared.dtype) {
-            (TensorData::U32(ids), DType::U32) => ids,
-            (TensorData::F32(data), DType::F32) => bytemuck::cast_slice(data),
-            (_, wanted) => return Err(wrong(value, format!("elements of another type, wanted {wanted:?}"))),
-        };
-        if declared.dtype == DType::U32
-            && let Some(limit) = self.id_limit(value)
-            && let Some(bad) = words.iter().find(|id| **id as usize >= limit)
-        {
-            return Err(wrong(value, format!("expert {bad} of {limit}")));
-        }
-        match self.recorder.write(self.step.class, self.step.sizes, value, words)? {
-            true => Ok(()),
-            false => Err(not_stored(value)),
-        }
+        write_value(self.recorder, self.step, value, tensor)
     }
 
     fn read_state(&mut self, state: StateId, rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
@@ -142,5 +116,43 @@ impl<R: Recorder> ValueAccess for StepValues<'_, R> {
             rest = behind;
         }
         Ok(())
+    }
+}
+
+/// Experts that a router's ids may name.
+fn id_limit(graph: &Graph, value: ValueId) -> Option<usize> {
+    let producer = graph.value(value).producer.and_then(|node| graph.node(node))?;
+    if let Op::Router(attrs) = &producer.op { Some(attrs.num_experts) } else { None }
+}
+
+/// Replaces a value of a step, its shape and elements checked. A boundary input that no node of the plan reads may have no place.
+pub(super) fn write_value<R: Recorder>(
+    recorder: &mut R,
+    step: &Step<'_>,
+    value: ValueId,
+    tensor: &HostTensor,
+) -> Result<(), BackendError> {
+    let graph = &step.plan.graph;
+    let declared = graph.value(value);
+    let wanted = declared.shape.resolve(step.sizes);
+    if tensor.shape != wanted || tensor.data.len() != wanted.iter().product::<usize>() {
+        return Err(wrong(value, format!("shape {:?}, wanted {wanted:?}", tensor.shape)));
+    }
+    let words: &[u32] = match (&tensor.data, declared.dtype) {
+        (TensorData::U32(ids), DType::U32) => ids,
+        (TensorData::F32(data), DType::F32) => bytemuck::cast_slice(data),
+        (_, wanted) => return Err(wrong(value, format!("elements of another type, wanted {wanted:?}"))),
+    };
+    if declared.dtype == DType::U32
+        && let Some(limit) = id_limit(graph, value)
+        && let Some(bad) = words.iter().find(|id| **id as usize >= limit)
+    {
+        return Err(wrong(value, format!("expert {bad} of {limit}")));
+    }
+    let is_unread = || declared.producer.is_none() && graph.consumers(value).next().is_none();
+    match recorder.write(step.class, step.sizes, value, words)? {
+        true => Ok(()),
+        false if is_unread() => Ok(()),
+        false => Err(not_stored(value)),
     }
 }
