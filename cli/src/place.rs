@@ -4,7 +4,11 @@
 use std::{fmt::Write as _, num::NonZeroUsize};
 
 use moe_run_backends::{
-    CompileOptions, DeviceKind, KvType, bandwidth, placed::PlaceRequest, placed::Wanted, placement, registry,
+    CompileOptions, DeviceKind, KvType, bandwidth,
+    executable::{MICRO_BATCH, PoolSize},
+    placed::PlaceRequest,
+    placed::Wanted,
+    placement, registry,
 };
 use moe_run_graph::{
     Model,
@@ -243,10 +247,8 @@ fn place(
     };
     placement.check(&cuts, &parts).map_err(CliError::bad_input)?;
     let row = |state: &StateDecl| kv_type.row_bytes(state.row_elems()) as u64;
-    let held = |state: &StateDecl| match state.lifetime {
-        Lifetime::PerToken { .. } => row(state).saturating_mul(ctx_size as u64),
-        Lifetime::PerSequence => 4 * state.row_elems() as u64,
-    };
+    let pool = PoolSize::of_one(ctx_size, MICRO_BATCH);
+    let held = |state: &StateDecl| pool.state_bytes(state, kv_type);
     // Of a context that is half full.
     let read = |state: &StateDecl| match state.lifetime {
         Lifetime::PerToken { window } => {

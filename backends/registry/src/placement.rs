@@ -3,9 +3,10 @@
 //! Input: a lowered graph and a [`PlaceRequest`]. Output: [`Placed`], and two lines for people: what went where, and why.
 
 use crate::registry;
-use moe_run_graph::ir::{Graph, Lifetime, StateDecl, StepSizes};
+use moe_run_graph::ir::{Graph, StateDecl, StepSizes};
 use moe_run_graph::passes::{ExpertPart, PlanOptions, TapSelection, cuts, expert_parts, none_alone, plan};
 use moe_run_graph::place::{Budget, ExpertUse, PlaceError, Placement, Sizes, by_experts, by_layers};
+use moe_run_runtime::executable::{MICRO_BATCH, PoolSize};
 use moe_run_runtime::placed::{ExpertHome, ExpertPlaces, Part, PlaceRequest, Placed, Wanted};
 use moe_run_runtime::{Backend, BackendError, CompileOptions, DeviceKind};
 use std::sync::Arc;
@@ -192,18 +193,14 @@ fn budget(label: &str, named: &Named, request: &PlaceRequest) -> Option<u64> {
 /// # Errors
 /// What planning reports.
 pub fn sizes(graph: &Graph, backend: &dyn Backend, options: &CompileOptions) -> Result<Sizes, BackendError> {
-    let tokens = options.micro_batch.unwrap_or(512).clamp(1, options.ctx_size.max(1));
+    let tokens = options.micro_batch.unwrap_or(MICRO_BATCH).clamp(1, options.ctx_size.max(1));
     let max_sizes = StepSizes { tokens, logits_rows: options.max_logits_rows, cached: options.ctx_size };
     let patterns = backend.patterns(tokens, options);
     let taps = TapSelection::None;
     let planned =
         plan(graph, &PlanOptions { taps: &taps, patterns: &patterns, alone: &none_alone, max_sizes })?;
-    let state_bytes = |state: &StateDecl| match state.lifetime {
-        Lifetime::PerToken { .. } => {
-            (options.kv_type.row_bytes(state.row_elems()) as u64).saturating_mul(options.ctx_size as u64)
-        }
-        Lifetime::PerSequence => 4 * state.row_elems() as u64,
-    };
+    let pool = PoolSize::of_one(options.ctx_size, tokens);
+    let state_bytes = |state: &StateDecl| pool.state_bytes(state, options.kv_type);
     Ok(Sizes::of(graph, &state_bytes, planned.memory.arena_bytes as u64))
 }
 

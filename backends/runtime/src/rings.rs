@@ -62,14 +62,17 @@ impl PoolSize {
     /// Bytes of every state of a graph; the largest number where they cannot be counted.
     #[must_use]
     pub fn bytes(&self, graph: &Graph, kv_type: KvType) -> u64 {
-        let bytes = graph.states.iter().map(|state| {
-            let row_bytes = match state.lifetime {
-                Lifetime::PerToken { .. } => kv_type.row_bytes(state.row_elems()),
-                Lifetime::PerSequence => KvType::F32.row_bytes(state.row_elems()),
-            };
-            (row_bytes as u64).saturating_mul(self.rows(state) as u64)
-        });
-        bytes.fold(0, u64::saturating_add)
+        graph.states.iter().map(|state| self.state_bytes(state, kv_type)).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of a state; the largest number where they cannot be counted.
+    #[must_use]
+    pub fn state_bytes(&self, state: &StateDecl, kv_type: KvType) -> u64 {
+        let row_bytes = match state.lifetime {
+            Lifetime::PerToken { .. } => kv_type.row_bytes(state.row_elems()),
+            Lifetime::PerSequence => KvType::F32.row_bytes(state.row_elems()),
+        };
+        (row_bytes as u64).saturating_mul(self.rows(state) as u64)
     }
 
     /// The most tokens whose states take no more than so many bytes; not more than there are.

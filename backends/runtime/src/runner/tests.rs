@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::executable::{Activations, KvType, StepSequence, ValueAccess};
-use moe_run_graph::ir::{Dim, Graph, LayerIdx, Lifetime, Op, Shape, StateRole};
+use moe_run_graph::ir::{Dim, Graph, LayerIdx, Lifetime, Op, Shape, StateId, StateRole};
 use moe_run_graph::passes::{Launch, PlanOptions, TapSelection, none_alone, plan};
 use std::any::Any;
 use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
 
 const WIDTH: usize = 4;
 const CAPACITY: usize = 8;
