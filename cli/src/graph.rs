@@ -311,6 +311,7 @@ fn profile(args: &Args, model: &Model, taps: TapSelection, depth: usize) -> Resu
     let mut draw =
         |n: usize| -> Vec<TokenId> { (0..n).map(|_| TokenId((random.next_u64() % below) as u32)).collect() };
     session.feed(&draw(depth), LogitsRows::Last, None, |_, _| Ok(()))?;
+    session.mark()?;
     let mut profile = Profile::new();
     session.feed(&draw(tokens), LogitsRows::Last, None, |_, _| Ok(()))?;
     for _ in 0..args.repetitions.get() {

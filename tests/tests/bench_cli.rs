@@ -110,3 +110,35 @@ fn nothing_to_time_and_two_forms_are_refused() {
         assert!(both.stderr.contains("cannot be used with"), "{both:#?}");
     }
 }
+
+/// Behind a prompt longer than what windows hold, and with a state that changes with every token, the next run begins where the
+/// first did.
+#[test]
+fn models_that_do_not_go_back_freely_are_timed_at_a_depth() {
+    for stem in ["gpt-oss/mxfp4-mxfp4_moe", "qwen3next/small-fused-q8_0"] {
+        let file = moe_run_tests::fixtures::find(&format!("arch/{stem}.gguf")).expect("carried");
+        let args = [
+            "bench",
+            "--backend",
+            "cpu",
+            "-t",
+            "2",
+            "-r",
+            "2",
+            "-p",
+            "1100",
+            "-n",
+            "3",
+            "-d",
+            "0,70",
+            "--json",
+            "-m",
+        ];
+        let finished = run(
+            env!("CARGO_BIN_EXE_moe-run-under-test"),
+            args.into_iter().chain([file.to_str().expect("a path")]),
+        );
+        let report = finished.succeeded().json();
+        assert_eq!(report["results"].as_array().map(Vec::len), Some(4), "{stem}: {report}");
+    }
+}

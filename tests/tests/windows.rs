@@ -243,6 +243,14 @@ fn a_session_goes_back_as_far_as_its_windows_reach() {
             }
         }
         assert!(refused > 0 && went > 0, "{stem}: {refused} refused, {went} gone back");
+        // To a length that was marked it goes back from anywhere, as a measurement does.
+        windowed.truncate(0).unwrap();
+        more(&mut windowed, &tokens[..70]);
+        windowed.mark().unwrap();
+        for end in [260, 90, 300] {
+            same(stem, "marked", &more(&mut windowed, &tokens[70..end]), &wanted[70..end]);
+            windowed.truncate(70).unwrap();
+        }
         // A chat: a prompt, a long answer, and the next prompt, which parts from it behind the first one.
         windowed.truncate(0).unwrap();
         let feed = |session: &mut Session, tokens: &[TokenId]| {

@@ -173,6 +173,37 @@ impl Session {
         Ok(())
     }
 
+    /// Lets [`Session::truncate`] go back to what is held now, whatever follows, until so much more was kept that it must go: two
+    /// prompts. A session whose states go back freely needs nothing.
+    ///
+    /// # Errors
+    /// What reading a state reports.
+    pub fn mark(&mut self) -> Result<(), BackendError> {
+        let len_tokens = self.tokens.len();
+        let is_kept = self.checkpoints.iter().any(|(len, _)| *len == len_tokens);
+        if len_tokens == 0 || is_kept || self.borders.contains(&len_tokens) {
+            return Ok(());
+        }
+        match self.rewind() {
+            Rewind::Checkpoint => self.keep_states(len_tokens),
+            Rewind::Free => {
+                self.add_border(len_tokens);
+                Ok(())
+            }
+        }
+    }
+
+    /// What rings hold for a border is kept before it is written over; of two borders at most.
+    fn add_border(&mut self, border: usize) {
+        if self.state.rings().iter().all(Option::is_none) {
+            return;
+        }
+        if self.borders.len() == MAX_CHECKPOINTS {
+            self.borders.remove(0);
+        }
+        self.borders.push(border);
+    }
+
     /// Keeps what the state and `prompt` have in common and returns its length: the tokens that need no evaluation.
     /// At least one token of the prompt is left, so that there are logits to sample from. Where a sequence has states of its
     /// own it keeps all that it holds, if the prompt goes on from there, or goes back to the last length in common at which
@@ -215,11 +246,8 @@ impl Session {
         let border = checkpoint_border(wanted_tokens);
         let is_new = rows == LogitsRows::Last && border > start;
         let keeps = is_new && self.rewind() == Rewind::Checkpoint;
-        if is_new && !keeps && self.state.rings().iter().any(Option::is_some) {
-            if self.borders.len() == MAX_CHECKPOINTS {
-                self.borders.remove(0);
-            }
-            self.borders.push(border);
+        if is_new && !keeps {
+            self.add_border(border);
         }
         let (before, behind) = tokens.split_at(if keeps { border - start } else { 0 });
         let chunks: Vec<&[TokenId]> = before.chunks(micro_batch).chain(behind.chunks(micro_batch)).collect();

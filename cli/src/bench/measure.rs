@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moe_run_backends::{
-    DeviceKind, KvType, Observer,
+    BackendError, DeviceKind, KvType, Observer,
     session::{LogitsRows, Session},
 };
 use moe_run_graph::{
@@ -117,9 +117,14 @@ impl<'a> Bench<'a> {
 
     /// Makes the cache hold `depth` random tokens.
     fn fill(&mut self, depth: usize) -> Result<(), CliError> {
-        self.session.truncate(depth)?;
+        match self.session.truncate(depth) {
+            // What is no longer held is read anew.
+            Err(BackendError::Rewind { .. }) => self.session.truncate(0)?,
+            done => done?,
+        }
         let missing = self.tokens(depth - self.session.tokens().len());
         self.session.feed(&missing, LogitsRows::Last, None, |_, _| Ok(()))?;
+        self.session.mark()?;
         // What a device still does of it must not count for the test that follows.
         Ok(self.session.wait()?)
     }
