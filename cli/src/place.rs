@@ -369,20 +369,16 @@ fn text(r: &Report) -> String {
     }
     let _ = writeln!(
         t,
-        "\nlayer: device, bytes by device, expected share of its experts' reads by device, ms a token"
+        "\nlayer: ms a token, what devices hold, and the share of its experts' reads expected there"
     );
     let mut rows: Vec<(String, String)> = Vec::new();
     for layer in &r.forecast.layers {
-        let bytes: Vec<String> = layer.bytes.iter().map(|bytes| human_bytes(*bytes)).collect();
-        let share: Vec<String> =
-            layer.expert_share.iter().map(|share| format!("{:.1} %", share * 100.0)).collect();
-        let row = format!(
-            "{:>12}  {}  {:>24}  {:.4}",
-            names[layer.device],
-            bytes.join(" / "),
-            if share.is_empty() { "no experts".to_owned() } else { share.join(" / ") },
-            layer.seconds * 1e3
-        );
+        let holds = layer.bytes.iter().enumerate().filter(|(_, bytes)| **bytes > 0).map(|(device, bytes)| {
+            let share = layer.expert_share.get(device).filter(|share| **share > 0.0);
+            let share = share.map_or_else(String::new, |share| format!(" ({:.1} %)", share * 100.0));
+            format!("{} {}{share}", names[device], human_bytes(*bytes))
+        });
+        let row = format!("{:.3}  {}", layer.seconds * 1e3, holds.collect::<Vec<_>>().join(", "));
         let name = layer.layer.map_or_else(|| "head".to_owned(), |layer| layer.to_string());
         rows.push((name, row));
     }

@@ -206,8 +206,7 @@ impl Compiler<'_> {
         let mut matrix = Matrix::new(decl.format, activation, bytes, inner, tensor_rows, rows, first_expert);
         // What is kept in f32 matters to small differences: a router. And where 8-bit steps follow, equal bits keep a last
         // bit from moving one; a model without quantized weights has none, and needs the speed of f32.
-        let steps_follow = matches!(self.profile, ActProfile::Q8 { .. })
-            && self.plan.graph.weights.iter().any(|w| w.format.is_quantized());
+        let steps_follow = matches!(self.profile, ActProfile::Q8 { .. }) && self.plan.graph.is_quantized();
         let floats = activation == ActivationPrecision::F32 && !decl.format.is_quantized();
         matrix.wide = floats && (decl.format == Format::F32 || steps_follow);
         Ok(matrix)

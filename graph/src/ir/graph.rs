@@ -286,6 +286,9 @@ pub struct Graph {
     /// Tensors of the file that the graph leaves out on purpose.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
+    /// It is a part of a graph with quantized weights, whatever it has itself: how floats are summed may depend on that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_part_of_quantized: bool,
     next_node: u32,
 }
 
@@ -339,6 +342,7 @@ impl Graph {
             num_layers: 0,
             num_tokens: None,
             left_out: Vec::new(),
+            is_part_of_quantized: false,
             next_node: 0,
         };
         for dim in [Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::Tokens, Dim::LogitsRows] {
@@ -491,6 +495,12 @@ impl Graph {
             let Op::Embed { table, scale: _ } = &node.op else { return None };
             Some(table.rows.len())
         })
+    }
+
+    /// Whether the model has quantized weights, here or in another part of it.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        self.is_part_of_quantized || self.weights.iter().any(|weight| weight.format.is_quantized())
     }
 
     /// How many of a row's `width` logits may be chosen from: the first so many, those of tokens.

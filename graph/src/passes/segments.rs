@@ -206,6 +206,7 @@ fn renumbered(
     }
     let mut segment = graph.clone();
     segment.left_out.clear();
+    segment.is_part_of_quantized = graph.is_quantized();
     let own_weight = |(model, own): (&WeightId, &WeightId)| {
         let mut decl = graph.weight(*model).clone();
         decl.id = *own;

@@ -150,6 +150,7 @@ pub struct Trunk {
 #[must_use]
 pub fn trunk(graph: &Graph, parts: &[ExpertPart]) -> Trunk {
     let mut trunk = graph.clone();
+    trunk.is_part_of_quantized = graph.is_quantized();
     let gone: HashSet<NodeId> = parts.iter().flat_map(|p| p.nodes.iter().chain(&p.taps)).copied().collect();
     trunk.nodes.retain(|node| !gone.contains(&node.id));
     let mut shared: Vec<(Shape, ValueId)> = Vec::new();
@@ -230,6 +231,7 @@ pub fn experts_of(
 ) -> Result<DeviceExperts, GraphError> {
     let mut own = Graph::new();
     own.num_layers = graph.num_layers;
+    own.is_part_of_quantized = graph.is_quantized();
     let ids = own.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(1)]), DType::U32);
     let mut inputs: Vec<(Shape, ValueId)> = Vec::new();
     let mut weights: BTreeMap<WeightId, WeightId> = BTreeMap::new();
