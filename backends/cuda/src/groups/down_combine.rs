@@ -115,7 +115,7 @@ impl Runs for DownCombine {
             Param::I32(forms),
             int(lanes),
         ]);
-        let grid = [blocks(emit, matrix.rows), 1, 1];
+        let grid = [blocks(emit, Self::NAME, matrix.rows, staged)?, 1, 1];
         emit.push(Self::NAME, grid, matmul::THREADS, staged, params);
         Ok(())
     }
