@@ -22,6 +22,8 @@ mod norms_residual;
 mod route_gate_up;
 mod router_gate_up;
 
+pub(super) use down_combine::down_lanes;
+
 use super::driver::Param;
 use super::ops::{self, Emit, int, matmul};
 use moe_run_graph::groups::parts::{ExpertProduct, RowNorm, RowNormKind, Sliced};
@@ -211,9 +213,10 @@ fn blocks(emit: &Emit<'_>, kernel: &'static str, rows: usize, shared: usize) -> 
     Ok(rows.div_ceil(matmul::ROWS_PER_BLOCK).min(emit.blocks_at_once(kernel, matmul::THREADS, shared)?))
 }
 
-/// Shared bytes of `n` elements in 8 bits, where some matrix takes them: steps, scales of 32 and sums of 16.
+/// Shared bytes of `n` elements in 8 bits, where some matrix takes them: steps, scales of 32 and sums of 16, of whole 256
+/// (`staged_words` in kernels/common/staged.cuh).
 fn staged_bytes(n: usize, stage: i32) -> usize {
-    if stage & STAGE_Q8 != 0 { n + n / 8 + n / 4 } else { 0 }
+    if stage & STAGE_Q8 != 0 { n.next_multiple_of(256) / 8 * 11 } else { 0 }
 }
 
 /// Shared bytes of a row of `n` elements that is normed: also in f32, where some matrix takes it so.
