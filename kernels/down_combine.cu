@@ -13,8 +13,8 @@ constexpr int DOWN_ROWS = 2;
 // Grid: blocks. x [K, n], ids [K], weights [K], bias [E, rows] or null; down [K, rows] and combined [rows] or null. shared
 // [rows], or with shared_w the [shared_n] that its product reads, or null: none; shared_y [rows] or null: the product.
 // shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared, scaled [rows]: what of them somebody reads, or
-// null. residual [rows], or null: none. stage as in norm_matmul.cu. Dynamic shared memory: K·(n + n/8) bytes for STAGE_Q8,
-// rounded up to 16, then shared_n + shared_n/8 for that of shared_stage. width: 8, 16 or 32.
+// null. residual [rows], or null: none. stage as in norm_matmul.cu. Dynamic shared memory: staged_words(K·n) words for STAGE_Q8,
+// then staged_words(shared_n) for that of shared_stage. width: 8, 16 or 32.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
     down_combine(aptr<const float> x, aptr<const int> ids, aptr<const float> weights, int format, gptr<const uint8_t> w,
                  unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> bias,
@@ -25,6 +25,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
                  aptr<const float> residual, aptr<float> down, aptr<float> combined, aptr<float> y, int n, int rows,
                  int experts_per_token, int stage, int width) {
     SHARED_DYNAMIC(float, base);
+    SHARED(float, routed, 8);
     wait_for_previous();
     int lane = threadIdx.x & 31, warps = blockDim.x >> 5, first = blockIdx.x * warps + (threadIdx.x >> 5);
     int part = lane & (width - 1), mine = lane / width, parts = 32 / width;
@@ -34,8 +35,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
             for (unsigned long long i = 128 * part; i < row_bytes; i += 128 * width)
                 prefetch_line(w + (ids[k] * expert_bytes + first * row_bytes + i));
     StagedQ8 staged = staged_q8(base, experts_per_token * n);
-    int before = (experts_per_token * n / 32 * 9 + 3) / 4 * 4; // words of the experts' activations in 8 bits, aligned
-    StagedQ8 shared_staged = staged_q8(stage & STAGE_Q8 ? base + before : base, shared_n);
+    StagedQ8 shared_staged = staged_q8(stage & STAGE_Q8 ? base + staged_words(experts_per_token * n) : base, shared_n);
     if (stage & STAGE_Q8) stage_q8(x, experts_per_token * n, staged);
     if (shared_stage & STAGE_Q8) stage_q8(shared, shared_n, shared_staged);
     if ((stage | shared_stage) & STAGE_Q8) __syncthreads();
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
                 acc[j] = 0.0f;
             }
             if (q8) {
-                lane_dot_rows_q8<DOWN_ROWS, false>(format, row, n, staged.q, staged.scale, xs, part, width, acc);
+                lane_dot_rows_q8<DOWN_ROWS, false>(format, row, n, staged, xs, part, width, acc);
             } else {
 #pragma unroll
                 for (int j = 0; j < DOWN_ROWS; j++)
@@ -72,6 +72,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
                 }
             }
         }
+        // The sum waits in shared memory: the shared expert's product takes the registers.
+        if (lane == 0) routed[threadIdx.x >> 5] = sum;
         float s = 0.0f;
         if (shared_w != nullptr) {
             s = warp_sum(staged_part(shared_format, shared_w + o * shared_row_bytes, shared_n, shared, shared_staged,
@@ -79,6 +81,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
             s *= shared_down_scale;
         }
         if (lane == 0) {
+            sum = routed[threadIdx.x >> 5];
             if (combined != nullptr) combined[o] = sum;
             if (shared != nullptr) {
                 if (shared_w == nullptr) s = shared[o];

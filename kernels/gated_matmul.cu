@@ -30,7 +30,7 @@ DEVICE float gate_element(const RowGate &g, int i, float v) {
 
 // Grid: blocks, 256 threads. x [n] → y [rows]. norm: a NormPlace; its w [heads · n / heads], of which head h takes part
 // h % weights, or null: 1; normed [n] or null. The rest as in matmul_residual.cu. n % 4 = 0, n ≤ 8192.
-// Dynamic shared memory: 4n bytes, then n + n/8 for STAGE_Q8.
+// Dynamic shared memory: 4n bytes, then staged_words(n) words for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
     gated_matmul(aptr<const float> x, aptr<const float> gate, int gate_len, int gate_step, int gate_from, aptr<float> gate_copy, int gate_width, int activation, float alpha, float limit,
                  aptr<float> activated, aptr<float> gated, int norm, aptr<const float> norm_w, float eps, int heads, int weights,

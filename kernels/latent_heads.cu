@@ -19,7 +19,7 @@ DEVICE aptr<float> kept(aptr<float> p, bool keeps) { return keeps ? p : aptr<flo
 // RoPE. c [rank], k_pe [pe]. y [heads, rank + pe]. x_normed [n], q_out [heads · d], nope_out, pe_out, turned, absorbed, joined
 // (before the factor), c_normed, k_turned, k_joined: what somebody reads on the way, or null. A slot outside the capacity is not
 // written. All widths are multiples of 4; for a q8_0 cache rank + pe is one of 32. Dynamic shared memory: q_at bytes as in
-// norm_matmul.cu for q_stage, then 4·d bytes, then nope + nope/8 for STAGE_Q8 of k_stage; and at least 4 · (rank + pe).
+// norm_matmul.cu for q_stage, then 4·d bytes, then staged_words(nope) words for STAGE_Q8 of k_stage; and at least 4 · (rank + pe).
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 2, 2))
     latent_heads(aptr<const float> x, aptr<const float> x_w, float x_eps, aptr<float> x_normed, int n, int q_format,
                  gptr<const uint8_t> q_w, unsigned long long q_row_bytes, int q_stage, int q_at, aptr<float> q_out, int d,

@@ -2,7 +2,7 @@
 #include "common/staged.cuh"
 
 // Grid: blocks. x [n]; product [rows] or null: the value before the addition; bias [rows] or null. stage as in norm_matmul.cu;
-// dynamic shared memory n + n/8 bytes for STAGE_Q8.
+// dynamic shared memory staged_words(n) words for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256)
     matmul_residual(aptr<const float> x, int format, gptr<const uint8_t> w, unsigned long long row_bytes,
                     aptr<const float> bias, float scale, aptr<const float> residual, aptr<float> product, aptr<float> y, int n,

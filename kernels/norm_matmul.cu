@@ -72,7 +72,7 @@ constexpr int PREFETCHED_ROWS = 2;
 // null. post_w null: nothing is in front; else R = 1 and post_normed [n] may be null. Unused matrices have rows 0; bias [rows] or
 // null; limit 0: none; raw [rows] or null: before the limit. n % 4 = 0, n ≤ 8192. stage: which forms of the row the matrices
 // take; n % 32 = 0 for 8 bits. shared_rows: a block takes one weight row at a time, else each warp one.
-// Dynamic shared memory: 4n bytes for STAGE_F32, then n + n/8 for STAGE_Q8.
+// Dynamic shared memory: 4n bytes for STAGE_F32, then staged_words(n) words for STAGE_Q8.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 3, 3))
     norm_matmul(aptr<const float> x, aptr<const int> row_index, aptr<const float> post_w, float post_eps,
                 aptr<const float> residual, aptr<float> post_normed, aptr<float> post_sum, aptr<const float> w,

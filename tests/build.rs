@@ -54,6 +54,9 @@ fn build(library: &str, compiler: &str) -> Result<PathBuf, String> {
         "-Wl,--exclude-libs,ALL",
         "-Wl,-soname,libcuda.so.1",
     ]);
+    let table =
+        fs::canonicalize("../kernels/ptxas-table.txt").map_err(|e| format!("ptxas-table.txt: {e}"))?;
+    command.arg(format!("-DSTAND_IN_TABLE=\"{}\"", table.display()));
     command.args(["-I", "../kernels"]).args(SOURCES.map(|name| Path::new("stand-in").join(name)));
     let made = folder.join("libcuda.so.1");
     let output = command.arg(library).args(["-lm", "-lpthread", "-o"]).arg(&made).output();

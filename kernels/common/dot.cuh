@@ -6,7 +6,27 @@
 #include "formats.cuh"
 
 // Activations in 8 bits, blocks of 32 (graph/src/quant/activation.rs): value = q · scale.
-// Planes: q [rows, n] int8 read as words of four, scale [rows, n / 32].
+// Planes: q [rows, n] int8 read as words of four, scale [rows, n / 32]. Products read them sixteen at a time, counted through
+// all rows: from global memory as below, or from shared memory (common/staged.cuh).
+template <class Q, class S> struct PlainQ8 {
+    Q q;
+    S scale;
+    // Where sixteen `unit` lies, and what lies there.
+    DEVICE int place(int unit) const { return unit; }
+    DEVICE int4 at(int place) const { return cast<const int4>(q)[place]; }
+    // The sum of the steps of the sixteen whose sum lies `ahead` of sum_place(unit).
+    DEVICE static int sum_place(int unit) { return unit; }
+    DEVICE float sum(int, int, int4 v) const {
+        return to_float(dot4(0x01010101, v.x, dot4(0x01010101, v.y, dot4(0x01010101, v.z, dot4(0x01010101, v.w, TO_FLOAT)))));
+    }
+    // Those of sixteens h and h + 2 of four, whose sums begin sum_step(h) behind the four's place.
+    DEVICE static int sum_step(int h) { return h; }
+    DEVICE void sums(int, int, Sixteens &x) const {
+        x.sum[0] = sum(0, 0, x.q[0]);
+        x.sum[1] = sum(0, 0, x.q[1]);
+    }
+};
+template <class Q, class S> DEVICE PlainQ8<Q, S> plain_q8(Q q, S scale) { return PlainQ8<Q, S>{q, scale}; }
 
 // acc[t] += lane's part of Σᵢ decode(row)ᵢ · x[r[t]]ᵢ for t < TT. x: [·, n] f32.
 template <int TT, class X>
@@ -81,95 +101,77 @@ DEVICE void lane_dot_float(int format, gptr<const uint8_t> row, int n, X x, cons
     }
 }
 
-// Σ over one group: scale_x · Σ_h (scale[h] · Σ code·q − minimum[h] · Σ q), integer sums exact.
-DEVICE float group_dot_q8(const Group32 &w, const int (&q)[8], float scale_x) {
-    int dot[2] = {0, 0}, sum[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        dot[i >> 2] = dot4(w.code[i], q[i], dot[i >> 2]);
-        sum[i >> 2] = dot4(0x01010101, q[i], sum[i >> 2]);
-    }
-    float v = w.scale[0] * float(dot[0]) + w.scale[1] * float(dot[1]);
-    v -= w.minimum[0] * float(sum[0]) + w.minimum[1] * float(sum[1]);
-    return v * scale_x;
-}
-
-// acc[t] += lane's part of the 8-bit dot product. q: words, [·, n / 4]; scale: [·, n / 32].
-template <int TT, class Q, class S>
-DEVICE void lane_dot_q8(int format, gptr<const uint8_t> row, int n, Q q, S scale, const int (&r)[TT], int lane, int width,
+// acc[t] += lane's part of the 8-bit dot product with rows r[t] of activations. Of a group: scale_x · Σ_h (scale[h] · Σ code·q −
+// minimum[h] · Σ q), sums of steps exact.
+template <int TT, class A>
+DEVICE void lane_dot_q8(int format, gptr<const uint8_t> row, int n, const A &a, const int (&r)[TT], int lane, int width,
                         float (&acc)[TT]) {
     for (int g = lane; g < n / 32; g += width) {
         Group32 w = decode_group(format, row, n, g);
+        int low[4] = {w.code[0], w.code[1], w.code[2], w.code[3]}, high[4] = {w.code[4], w.code[5], w.code[6], w.code[7]};
 #pragma unroll
         for (int t = 0; t < TT; t++) {
-            auto words = cast<const int4>(q + r[t] * (n / 4));
-            int4 a = words[2 * g], b = words[2 * g + 1];
-            int qs[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-            acc[t] += group_dot_q8(w, qs, scale[r[t] * (n / 32) + g]);
+            int unit = r[t] * (n / 16) + 2 * g, place = a.place(unit);
+            int4 x0 = a.at(place), x1 = a.at(place ^ 1);
+            float v = w.scale[0] * to_float(dot16(low, x0, TO_FLOAT)) + w.scale[1] * to_float(dot16(high, x1, TO_FLOAT));
+            v -= w.minimum[0] * a.sum(a.sum_place(unit), 0, x0) + w.minimum[1] * a.sum(a.sum_place(unit + 1), 0, x1);
+            acc[t] += v * a.scale[unit >> 1];
         }
     }
 }
 
-// Sixteen elements: scale_x · (scale · Σ code·q − minimum · Σ q).
-template <bool MINIMA> DEVICE float half_dot_q8(const Chunk &w, int h, int4 q, float scale_x) {
-    int dot = dot4(w.code[4 * h], q.x, dot4(w.code[4 * h + 1], q.y, dot4(w.code[4 * h + 2], q.z, dot4(w.code[4 * h + 3], q.w, 0))));
-    float v = w.scale[h] * float(dot);
-    if (MINIMA) {
-        int sum = dot4(0x01010101, q.x, dot4(0x01010101, q.y, dot4(0x01010101, q.z, dot4(0x01010101, q.w, 0))));
-        v -= w.minimum[h] * float(sum);
+// acc[j] += the products of a chunk of block b + ahead of each row with its activations.
+template <class F, int R, bool SAME, class A>
+DEVICE void chunk_dots(const typename F::Raw (&raw)[R], const A &a, const int (&x)[R], int n, int b, int ahead,
+                       const typename F::Lane &l, float (&acc)[R]) {
+    Sixteens met;
+#pragma unroll
+    for (int j = 0; j < R; j++) {
+        if (j == 0 || !SAME) met = F::x(a, x[j] * (n / 16), b, ahead, l);
+        acc[j] += F::dot(raw[j], met, l);
     }
-    return v * scale_x;
 }
 
-// acc[k] += lane's part of row k's 8-bit dot product with activation row x[k], for a format with chunks. All loads of two
-// chunks of every row are under way before the first is used. SAME: the rows share x[0].
-template <class F, int R, bool SAME, class Q, class S>
-DEVICE void lane_dot_chunks(const gptr<const uint8_t> (&row)[R], int n, Q q, S scale, const int (&x)[R], int lane, int width,
+// acc[j] += lane's part of row j's 8-bit dot product with activation row x[j], for a format with chunks. All loads of two
+// chunks of every row are under way before the first is used. SAME: the rows share x[0]. width is a multiple of 8.
+template <class F, int R, bool SAME, class A>
+DEVICE void lane_dot_chunks(const gptr<const uint8_t> (&row)[R], int n, const A &a, const int (&x)[R], int lane, int width,
                             float (&acc)[R]) {
-    int chunks = n / 32;
-    for (int c = lane; c < chunks; c += 2 * width) {
-        bool both = c + width < chunks;
-        typename F::Raw raw[R][2];
+    int chunks = n / 32, k = lane & 7, b = lane >> 3, step = width >> 3;
+    typename F::Lane l = F::template lane<R, SAME>(a, k);
+    typename F::Raw one[R], two[R];
+#pragma unroll 1
+    for (; 8 * (b + step) + k < chunks; b += 2 * step) {
 #pragma unroll
-        for (int k = 0; k < R; k++) {
-            raw[k][0] = F::load(row[k], n, c);
-            raw[k][1] = F::load(row[k], n, both ? c + width : c);
+        for (int j = 0; j < R; j++) {
+            typename F::At p = F::at(row[j], n, b, k);
+            one[j] = F::load(p, 0);
+            two[j] = F::load(p, step);
         }
+        chunk_dots<F, R, SAME>(one, a, x, n, b, 0, l, acc);
+        chunk_dots<F, R, SAME>(two, a, x, n, b, step, l, acc);
+    }
+    if (8 * b + k < chunks) {
 #pragma unroll
-        for (int u = 0; u < 2; u++) {
-            if (u == 1 && !both) break;
-            int4 a[2];
-            float s[2];
-#pragma unroll
-            for (int k = 0; k < R; k++) {
-                Chunk w = F::open(raw[k][u], row[k], c + u * width);
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    if (k == 0 || !SAME) {
-                        a[h] = cast<const int4>(q + x[k] * (n / 4))[w.unit[h]];
-                        s[h] = scale[x[k] * (n / 32) + (w.unit[h] >> 1)];
-                    }
-                    acc[k] += half_dot_q8<F::MINIMA>(w, h, a[h], s[h]);
-                }
-            }
-        }
+        for (int j = 0; j < R; j++) one[j] = F::load(F::at(row[j], n, b, k), 0);
+        chunk_dots<F, R, SAME>(one, a, x, n, b, 0, l, acc);
     }
 }
 
 // The same for any block format, R rows of one matrix.
-template <int R, bool SAME, class Q, class S>
-DEVICE void lane_dot_rows_q8(int format, const gptr<const uint8_t> (&row)[R], int n, Q q, S scale, const int (&x)[R], int lane,
+template <int R, bool SAME, class A>
+DEVICE void lane_dot_rows_q8(int format, const gptr<const uint8_t> (&row)[R], int n, const A &a, const int (&x)[R], int lane,
                              int width, float (&acc)[R]) {
     if (format == FORMAT_Q4_K) {
-        lane_dot_chunks<Q4_K, R, SAME>(row, n, q, scale, x, lane, width, acc);
+        lane_dot_chunks<Q4_K, R, SAME>(row, n, a, x, lane, width, acc);
     } else if (format == FORMAT_Q6_K) {
-        lane_dot_chunks<Q6_K, R, SAME>(row, n, q, scale, x, lane, width, acc);
+        lane_dot_chunks<Q6_K, R, SAME>(row, n, a, x, lane, width, acc);
     } else if (format == FORMAT_Q5_K) {
-        lane_dot_chunks<Q5_K, R, SAME>(row, n, q, scale, x, lane, width, acc);
+        lane_dot_chunks<Q5_K, R, SAME>(row, n, a, x, lane, width, acc);
     } else if (format == FORMAT_Q8_0) {
-        lane_dot_chunks<Q8_0, R, SAME>(row, n, q, scale, x, lane, width, acc);
+        lane_dot_chunks<Q8_0, R, SAME>(row, n, a, x, lane, width, acc);
     } else if (format == FORMAT_MXFP4) {
-        lane_dot_chunks<MXFP4, R, SAME>(row, n, q, scale, x, lane, width, acc);
+        lane_dot_chunks<MXFP4, R, SAME>(row, n, a, x, lane, width, acc);
     } else {
         // One copy of the code for all rows; arrays are indexed by constants alone, so that they stay in registers.
 #pragma unroll 1
@@ -182,7 +184,7 @@ DEVICE void lane_dot_rows_q8(int format, const gptr<const uint8_t> (&row)[R], in
                 mine = k == j ? row[j] : mine;
                 one[0] = k == j ? x[j] : one[0];
             }
-            lane_dot_q8<1>(format, mine, n, q, scale, one, lane, width, sum);
+            lane_dot_q8<1>(format, mine, n, a, one, lane, width, sum);
 #pragma unroll
             for (int j = 0; j < R; j++)
                 if (k == j) acc[j] += sum[0];
@@ -212,10 +214,10 @@ DEVICE void warp_dot_q8(int format, gptr<const uint8_t> row, int n, Q q, S scale
         gptr<const uint8_t> rows[1] = {row};
         int x[1] = {r[0]};
         float sum[1] = {0.0f};
-        lane_dot_rows_q8<1, true>(format, rows, n, q, scale, x, lane, 32, sum);
+        lane_dot_rows_q8<1, true>(format, rows, n, plain_q8(q, scale), x, lane, 32, sum);
         acc[0] = sum[0];
     } else {
-        lane_dot_q8<TT>(format, row, n, q, scale, r, lane, 32, acc);
+        lane_dot_q8<TT>(format, row, n, plain_q8(q, scale), r, lane, 32, acc);
     }
 #pragma unroll
     for (int t = 0; t < TT; t++) acc[t] = warp_sum(acc[t]);

@@ -5,12 +5,15 @@
 // repeat the pair). Products of stored scales are formed in the order of the scalar decode (graph/src/quant), so
 // scale·code − minimum rounds as it does there; a compiler that fuses the two rounds once less.
 //
-// A row of n elements is the file's own bytes, `row + block · BYTES`, but for Q6_K, Q8_0 and MXFP4, whose blocks are no
-// multiple of 16 bytes: they are sorted into planes at load (backends/src/cuda/planes.rs), so that everything is read 16
-// bytes at a time. Rows of planes, and of Q4_K and Q5_K, are aligned to 16. Group g is elements 32g … 32g+31.
+// A row of n elements is the file's own bytes, `row + block · BYTES`, but for Q4_K, Q5_K, Q6_K, Q8_0 and MXFP4: they are
+// sorted into planes at load (backends/cuda/src/planes.rs), so that codes are read 16 bytes at a time, and the six-bit scales
+// and minima of Q4_K and Q5_K are bytes there. Rows of planes are aligned to 16. Group g is elements 32g … 32g+31.
 //
-// The five formats of large models are also opened in chunks of 32 elements that one lane loads without a neighbour
-// loading the same bytes (`load` and `open` below); common/dot.cuh keeps several in flight.
+// These five, the formats of large models, are also read in chunks of 32 elements that one lane loads without a neighbour
+// loading the same bytes: a chunk is two sixteens of the row, not always neighbours. Eight lanes take the eight chunks of 256
+// elements: k is one number for each lane, and what follows from it (`Lane`) is computed once. `at` is where the chunk of block b
+// lies, `load` asks for that of the block `ahead` of it; `x` reads the activations that it meets, `dot` multiplies them.
+// common/dot.cuh keeps several in flight.
 #pragma once
 #include "prelude.cuh"
 
@@ -29,13 +32,10 @@ struct Group32 {
     float minimum[2]; // subtracted; 0 where the format has none
 };
 
-// Two sixteens of a row, not always neighbours: codes 0…3 are those of elements 16·unit[0] …, codes 4…7 of 16·unit[1] ….
-// The lanes that read a block's chunks together take the two in different orders where that spreads their reads of the
-// activations over the banks of shared memory.
-struct Chunk {
-    int code[8];
-    float scale[2], minimum[2];
-    int unit[2];
+// What a chunk's two sixteens meet: 8-bit activations, their scales, and the sums of the steps where the format needs them.
+struct Sixteens {
+    int4 q[2];
+    float scale[2], sum[2];
 };
 
 DEVICE void set_scales(Group32 &g, float scale, float minimum) {
@@ -43,23 +43,27 @@ DEVICE void set_scales(Group32 &g, float scale, float minimum) {
     g.minimum[0] = g.minimum[1] = minimum;
 }
 
-// Sixteen signed bytes T[0…15], looked up by four indices (0…15), one a byte.
-DEVICE int lookup_each(uint32_t index, uint32_t t0, uint32_t t1, uint32_t t2, uint32_t t3) {
-    uint32_t s = index & 0x07070707u; // the indices modulo 8, gathered into one nibble each
-    s = (s | (s >> 4)) & 0x00ff00ffu;
-    s = (s | (s >> 8)) & 0xffffu;
-    uint32_t low = __byte_perm(t0, t1, s), high = __byte_perm(t2, t3, s);
-    uint32_t is_high = ((index >> 3) & 0x01010101u) * 0xffu;
-    return int((low & ~is_high) | (high & is_high));
+// Sixteen signed bytes T[0…15], looked up by the low and by the high nibbles of four bytes: byte i of low and of high is T of
+// byte i's. A byte_perm looks four nibbles up among eight bytes; the fourth bits choose between two of them.
+struct Levels {
+    uint32_t t[4];
+};
+DEVICE void lookup_nibbles(uint32_t v, const Levels &l, int &low, int &high) {
+    uint32_t index = v & 0x77777777u, up = v << 4;
+    uint32_t in_back0 = sign_bytes<0x5140>(up, v), in_back1 = sign_bytes<0x7362>(up, v);
+    uint32_t a = (byte_perm(l.t[0], l.t[1], index) & ~in_back0) | (byte_perm(l.t[2], l.t[3], index) & in_back0);
+    index >>= 16;
+    uint32_t b = (byte_perm(l.t[0], l.t[1], index) & ~in_back1) | (byte_perm(l.t[2], l.t[3], index) & in_back1);
+    low = int(__byte_perm(a, b, 0x6420u));
+    high = int(__byte_perm(a, b, 0x7531u));
 }
 // {−127 −104 −83 −65, −49 −35 −22 −10, 1 13 25 38, 53 69 89 113}: the non-linear 4-bit levels of IQ4_NL and IQ4_XS.
-DEVICE int lookup_iq4(uint32_t index) {
-    return lookup_each(index, 0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u);
+DEVICE void lookup_iq4(uint32_t v, int &low, int &high) {
+    lookup_nibbles(v, Levels{{0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u}}, low, high);
 }
 // {0 1 2 3, 4 6 8 12} and their negatives: twice the values of a 4-bit float with two exponent bits and one of mantissa.
-DEVICE int lookup_mxfp4(uint32_t index) {
-    return lookup_each(index, 0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
-}
+DEVICE Levels mxfp4_levels() { return Levels{{0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu}}; }
+DEVICE void lookup_mxfp4(uint32_t v, int &low, int &high) { lookup_nibbles(v, mxfp4_levels(), low, high); }
 
 #define LOW_NIBBLES(v) ((v) & 0x0f0f0f0fu)
 #define HIGH_NIBBLES(v) (((v) >> 4) & 0x0f0f0f0fu)
@@ -68,6 +72,39 @@ DEVICE int lookup_mxfp4(uint32_t index) {
 DEVICE uint32_t spread_fifth_bits(uint32_t v) {
     v &= 0xfu;
     return ((v | (v << 7) | (v << 14) | (v << 21)) & 0x01010101u) << 4;
+}
+
+// Sums of products that end as floats begin with this: 1.5 · 2²³ as a float, whose last bits then count up and down.
+constexpr int TO_FLOAT = 0x4b400000;
+// The float of a sum that began with it, exact below 2²².
+DEVICE float to_float(int sum) { return __uint_as_float(uint32_t(sum)) - 12582912.0f; }
+// Bytes of a word as floats: the last bits of 2²³. KEPT: the selectors stay in registers.
+struct ByteFloats {
+    uint32_t base, selector[4];
+};
+template <bool KEPT> DEVICE ByteFloats byte_floats() {
+    ByteFloats f;
+    f.base = keep_if<KEPT>(0x4b000000u);
+#pragma unroll
+    for (int i = 0; i < 4; i++) f.selector[i] = keep_if<KEPT>(0x7440u + i);
+    return f;
+}
+DEVICE float byte_to_float(uint32_t word, uint32_t base, uint32_t selector) {
+    return __uint_as_float(__byte_perm(word, base, selector)) - 8388608.0f;
+}
+
+DEVICE int dot16(const int (&code)[4], int4 q, int from) {
+    return dot4(code[0], q.x, dot4(code[1], q.y, dot4(code[2], q.z, dot4(code[3], q.w, from))));
+}
+
+// The activations of two neighbouring sixteens under one scale: elements 32c … of the row that begins at sixteen `first`.
+template <class A> DEVICE Sixteens group_x(const A &a, int first, int c) {
+    Sixteens x;
+    int place = a.place(first + 2 * c);
+    x.q[0] = a.at(place);
+    x.q[1] = a.at(place ^ 1);
+    x.scale[0] = a.scale[(first >> 1) + c];
+    return x;
 }
 
 // {half d; nibbles[16]}: element j is low nibble j, element 16 + j is high nibble j; value d · (n − 8).
@@ -138,28 +175,31 @@ struct Q5_1 {
 
 // {half d; int8 q[32]}: value d · q. Planes of a row: q [n], d [n / 32].
 struct Q8_0 {
-    static constexpr bool MINIMA = false;
     struct Raw {
         uint4 a, b;
         float d;
     };
-    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
-        gptr<const uint4> q = cast<const uint4>(row) + 2 * c;
-        int swap = (c >> 2) & 1;
-        return Raw{q[swap], q[1 - swap], half_to_float(cast<const uint16_t>(row + n)[c])};
+    struct Lane {
+        int k;
+    };
+    template <int R, bool SAME, class A> static DEVICE Lane lane(const A &a, int k) { return Lane{k}; }
+    struct At {
+        gptr<const uint4> q;
+        gptr<const uint16_t> d;
+    };
+    static DEVICE At at(gptr<const uint8_t> row, int n, int b, int k) {
+        return At{cast<const uint4>(row) + (16 * b + 2 * k), cast<const uint16_t>(row + n) + (8 * b + k)};
     }
-    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
-        int swap = (c >> 2) & 1;
-        Chunk r;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            r.code[i] = int(word_of(raw.a, i));
-            r.code[4 + i] = int(word_of(raw.b, i));
-        }
-        r.scale[0] = r.scale[1] = raw.d;
-        r.unit[0] = 2 * c + swap;
-        r.unit[1] = 2 * c + 1 - swap;
-        return r;
+    static DEVICE Raw load(const At &p, int ahead) {
+        return Raw{p.q[16 * ahead], p.q[16 * ahead + 1], half_to_float(p.d[8 * ahead])};
+    }
+    template <class A> static DEVICE Sixteens x(const A &a, int first, int b, int ahead, const Lane &l) {
+        return group_x(a, first, 8 * (b + ahead) + l.k);
+    }
+    static DEVICE float dot(const Raw &raw, const Sixteens &x, const Lane &l) {
+        int a[4] = {int(raw.a.x), int(raw.a.y), int(raw.a.z), int(raw.a.w)};
+        int b[4] = {int(raw.b.x), int(raw.b.y), int(raw.b.z), int(raw.b.w)};
+        return raw.d * to_float(dot16(b, x.q[1], dot16(a, x.q[0], TO_FLOAT))) * x.scale[0];
     }
     static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         gptr<const uint4> q = cast<const uint4>(row) + 2 * g;
@@ -222,109 +262,146 @@ struct Q3_K {
     }
 };
 
-// Scale and minimum of group g from the 16 bytes that open a Q4_K or Q5_K block: halves d and dmin, then eight pairs of
-// six-bit numbers in twelve bytes.
-DEVICE void set_packed_scales(Group32 &r, uint4 head, int g) {
-    uint32_t scale, minimum;
-    if (g < 4) {
-        scale = (head.y >> (8 * g)) & 63u;
-        minimum = (head.z >> (8 * g)) & 63u;
-    } else {
-        int k = 8 * (g - 4);
-        scale = ((head.w >> k) & 15u) | (((head.y >> (k + 6)) & 3u) << 4);
-        minimum = ((head.w >> (k + 4)) & 15u) | (((head.z >> (k + 6)) & 3u) << 4);
-    }
-    set_scales(r, half_to_float(uint16_t(head.x)) * float(scale), half_to_float(uint16_t(head.x >> 16)) * float(minimum));
+// What Q4_K and Q5_K have beside codes. Planes of a row of nb blocks, `pairs` bytes behind its first: scale and minimum of each
+// group, a byte each [nb, 8, 2]; d and dmin, halves [nb, 2].
+DEVICE void set_pair(Group32 &r, gptr<const uint8_t> row, int nb, int pairs, int group) {
+    uint32_t pair = cast<const uint16_t>(row + nb * pairs)[group], d = cast<const uint32_t>(row + nb * (pairs + 16))[group >> 3];
+    set_scales(r, half_to_float(uint16_t(d)) * float(pair & 255u), half_to_float(uint16_t(d >> 16)) * float(pair >> 8));
 }
 
-// A chunk of Q4_K or Q5_K: bytes 16c … of the nibbles, half h of groups 2p (low) and 2p + 1 (high nibbles).
-DEVICE void open_nibbles(Chunk &r, uint4 data, uint4 head, int c) {
-    int p = (c >> 1) & 3, h = c & 1, swap = p >> 1;
+// Chunk k of a Q4_K or Q5_K block is bytes 16k … of its nibbles: half h = k mod 2 of groups 2p (low nibbles) and 2p + 1 (high
+// ones), p = k / 2. Its sixteens are 4p + h and 4p + 2 + h.
+struct NibblesLane {
+    int p, q[2], sum;
+    ByteFloats bytes;
+};
+template <bool KEPT, bool BYTES_KEPT, class A> DEVICE NibblesLane nibbles_lane(const A &a, int k) {
+    NibblesLane l;
+    int h = k & 1;
+    l.p = k >> 1;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        r.code[i] = int((word_of(data, i) >> (4 * swap)) & 0x0f0f0f0fu);
-        r.code[4 + i] = int((word_of(data, i) >> (4 - 4 * swap)) & 0x0f0f0f0fu);
-    }
+    for (int m = 0; m < 2; m++) l.q[m] = int(keep_if<KEPT>(a.place(4 * l.p + 2 * m + h)));
+    l.sum = int(keep_if<KEPT>(4 * l.p + a.sum_step(h)));
+    l.bytes = byte_floats<BYTES_KEPT>();
+    return l;
+}
+template <class A> DEVICE Sixteens nibbles_x(const A &a, int first, int b, int ahead, const NibblesLane &l) {
+    Sixteens x;
+    int block = first + 16 * b;
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-        int g = 2 * p + (k ^ swap);
-        Group32 s;
-        set_packed_scales(s, head, g);
-        r.scale[k] = s.scale[0];
-        r.minimum[k] = s.minimum[0];
-        r.unit[k] = 16 * (c >> 3) + 2 * g + h;
-    }
+    for (int m = 0; m < 2; m++) x.q[m] = a.at(block + l.q[m] + 16 * ahead);
+    float2 scale = (cast<const float2>(a.scale) + ((first >> 2) + 4 * b + l.p))[4 * ahead];
+    x.scale[0] = scale.x;
+    x.scale[1] = scale.y;
+    a.sums(block + l.sum, 16 * ahead, x);
+    return x;
 }
 
-// 256 elements: {half d, dmin; u8 scales[12]; nibbles[128]}: value d·s·n − dmin·m; groups 2p and 2p+1 are the low and
-// high nibbles of bytes 32p … 32p+31.
+// Σ over such a chunk: pair holds scale and minimum of both groups, d the halves.
+DEVICE float nibbles_dot(const int (&low)[4], const int (&high)[4], uint32_t pair, uint32_t d, const Sixteens &x,
+                         const ByteFloats &f) {
+    float scale = half_to_float(uint16_t(d)), minimum = half_to_float(uint16_t(d >> 16)), v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = byte_to_float(pair, f.base, f.selector[i]);
+    float a = scale * v[0] * to_float(dot16(low, x.q[0], TO_FLOAT)) - minimum * v[1] * x.sum[0];
+    float b = scale * v[2] * to_float(dot16(high, x.q[1], TO_FLOAT)) - minimum * v[3] * x.sum[1];
+    return a * x.scale[0] + b * x.scale[1];
+}
+
+// 256 elements {half d, dmin; u8 scales[12]; nibbles[128]}: value d·s·n − dmin·m; groups 2p and 2p+1 are the low and
+// high nibbles of bytes 32p … 32p+31. Planes of a row of nb blocks: nibbles [nb, 128], then as in set_pair.
 struct Q4_K {
-    static constexpr int ELEMS = 256, BYTES = 144;
-    static constexpr bool MINIMA = true;
+    static constexpr int PAIRS = 128;
     struct Raw {
-        uint4 data, head;
+        uint4 data;
+        uint32_t pair, d;
     };
-    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
-        gptr<const uint4> b = cast<const uint4>(row + (c >> 3) * BYTES);
-        return Raw{b[1 + (c & 7)], b[0]};
+    using Lane = NibblesLane;
+    template <int R, bool SAME, class A> static DEVICE Lane lane(const A &a, int k) { return nibbles_lane<SAME, SAME>(a, k); }
+    struct At {
+        gptr<const uint4> data;
+        gptr<const uint32_t> pair, d;
+    };
+    static DEVICE At at(gptr<const uint8_t> row, int n, int b, int k) {
+        int nb = n >> 8;
+        return At{cast<const uint4>(row) + (8 * b + k), cast<const uint32_t>(row + nb * PAIRS) + (4 * b + (k >> 1)),
+                  cast<const uint32_t>(row + nb * (PAIRS + 16)) + b};
     }
-    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
-        Chunk r;
-        open_nibbles(r, raw.data, raw.head, c);
-        return r;
+    static DEVICE Raw load(const At &p, int ahead) { return Raw{p.data[8 * ahead], p.pair[4 * ahead], p.d[ahead]}; }
+    template <class A> static DEVICE Sixteens x(const A &a, int first, int b, int ahead, const Lane &l) {
+        return nibbles_x(a, first, b, ahead, l);
+    }
+    static DEVICE float dot(const Raw &raw, const Sixteens &x, const Lane &l) {
+        int low[4], high[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            low[i] = int(LOW_NIBBLES(word_of(raw.data, i)));
+            high[i] = int(HIGH_NIBBLES(word_of(raw.data, i)));
+        }
+        return nibbles_dot(low, high, raw.pair, raw.d, x, l.bytes);
     }
     static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
-        gptr<const uint4> b = cast<const uint4>(row + (group >> 3) * BYTES);
-        int g = group & 7;
         Group32 r;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            uint4 v = b[1 + 2 * (g >> 1) + h];
+            uint4 v = cast<const uint4>(row)[2 * (group >> 1) + h];
 #pragma unroll
-            for (int i = 0; i < 4; i++) r.code[4 * h + i] = int((word_of(v, i) >> (4 * (g & 1))) & 0x0f0f0f0fu);
+            for (int i = 0; i < 4; i++) r.code[4 * h + i] = int((word_of(v, i) >> (4 * (group & 1))) & 0x0f0f0f0fu);
         }
-        set_packed_scales(r, b[0], g);
+        set_pair(r, row, n >> 8, PAIRS, group);
         return r;
     }
 };
 
-// 256 elements: {half d, dmin; u8 scales[12]; u8 fifth bits[32]; nibbles[128]}: as Q4_K, with bit g of fifth[e mod 32].
+// 256 elements {half d, dmin; u8 scales[12]; u8 fifth bits[32]; nibbles[128]}: as Q4_K, with bit g of fifth[e mod 32].
+// Planes of a row of nb blocks: nibbles [nb, 128], fifth bits [nb, 32], then as in set_pair.
 struct Q5_K {
-    static constexpr int ELEMS = 256, BYTES = 176;
-    static constexpr bool MINIMA = true;
-    // The block's first 16 bytes are read when a chunk is opened: they lie beside the fifth bits that come ahead, and would
-    // take registers that products of two rows do not have.
+    static constexpr int PAIRS = 160;
     struct Raw {
         uint4 data, fifth;
+        uint32_t pair, d;
     };
-    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
-        gptr<const uint4> b = cast<const uint4>(row + (c >> 3) * BYTES);
-        return Raw{b[3 + (c & 7)], b[1 + (c & 1)]};
+    using Lane = NibblesLane;
+    // Two rows' loads leave no registers for what can be made again.
+    template <int R, bool SAME, class A> static DEVICE Lane lane(const A &a, int k) { return nibbles_lane<R == 1, false>(a, k); }
+    struct At {
+        gptr<const uint4> data, fifth;
+        gptr<const uint32_t> pair, d;
+    };
+    static DEVICE At at(gptr<const uint8_t> row, int n, int b, int k) {
+        int nb = n >> 8;
+        return At{cast<const uint4>(row) + (8 * b + k), cast<const uint4>(row + nb * 128) + (2 * b + (k & 1)),
+                  cast<const uint32_t>(row + nb * PAIRS) + (4 * b + (k >> 1)),
+                  cast<const uint32_t>(row + nb * (PAIRS + 16)) + b};
     }
-    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
-        Chunk r;
-        open_nibbles(r, raw.data, *cast<const uint4>(row + (c >> 3) * BYTES), c);
-        int p = (c >> 1) & 3, swap = p >> 1;
+    static DEVICE Raw load(const At &p, int ahead) {
+        return Raw{p.data[8 * ahead], p.fifth[2 * ahead], p.pair[4 * ahead], p.d[ahead]};
+    }
+    template <class A> static DEVICE Sixteens x(const A &a, int first, int b, int ahead, const Lane &l) {
+        return nibbles_x(a, first, b, ahead, l);
+    }
+    static DEVICE float dot(const Raw &raw, const Sixteens &x, const Lane &l) {
+        int low[4], high[4];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            uint32_t fifth = word_of(raw.fifth, i & 3) >> (2 * p + ((i >> 2) ^ swap));
-            r.code[i] |= int((fifth & 0x01010101u) << 4);
+        for (int i = 0; i < 4; i++) {
+            uint32_t fifth = word_of(raw.fifth, i) >> (2 * l.p);
+            low[i] = int(LOW_NIBBLES(word_of(raw.data, i)) + (fifth & 0x01010101u) * 16u);
+            high[i] = int(HIGH_NIBBLES(word_of(raw.data, i)) + (fifth & 0x02020202u) * 8u);
         }
-        return r;
+        return nibbles_dot(low, high, raw.pair, raw.d, x, l.bytes);
     }
     static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
-        gptr<const uint4> b = cast<const uint4>(row + (group >> 3) * BYTES);
-        int g = group & 7;
+        int nb = n >> 8, g = group & 7;
         Group32 r;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            uint4 v = b[3 + 2 * (g >> 1) + h], fifth = b[1 + h];
+            uint4 v = cast<const uint4>(row)[2 * (group >> 1) + h], fifth = cast<const uint4>(row + nb * 128)[2 * (group >> 3) + h];
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 r.code[4 * h + i] = int(((word_of(v, i) >> (4 * (g & 1))) & 0x0f0f0f0fu) |
                                         (((word_of(fifth, i) >> g) & 0x01010101u) << 4));
         }
-        set_packed_scales(r, b[0], g);
+        set_pair(r, row, nb, PAIRS, group);
         return r;
     }
 };
@@ -334,35 +411,68 @@ struct Q5_K {
 //
 // Planes of a row of nb blocks: low [nb, 128], high [nb, 64], scales [nb, 16], d [nb].
 struct Q6_K {
-    static constexpr bool MINIMA = false;
     struct Raw {
         uint4 low, high;
         uint2 scales; // of the chunk's half of the block
         float d;
     };
-    // Chunk c of a block: bytes 16c … of low, so sixteen elements of group g (low nibbles) and of group g + 2 (high ones).
-    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
-        int nb = n >> 8, b = c >> 3, h = (c >> 2) & 1, k = c & 1;
-        return Raw{cast<const uint4>(row)[c], cast<const uint4>(row + nb * 128)[4 * b + 2 * h + k],
-                   cast<const uint2>(row + nb * 192)[2 * b + h], half_to_float(cast<const uint16_t>(row + nb * 208)[b])};
-    }
-    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
-        int h = (c >> 2) & 1, j = (c >> 1) & 1, k = c & 1, swap = h;
-        Chunk r;
+    // Chunk k of a block: bytes 16k … of low, so sixteen elements of group g = 4h + j (low nibbles) and of group g + 2 (high
+    // ones), h = k / 4, j = k / 2 mod 2. Its sixteens are 2g + k mod 2 and the fourth behind that.
+    struct Lane {
+        int unit, q[2], sum[2], shift;
+        uint32_t base, selector;
+    };
+    template <int R, bool SAME, class A> static DEVICE Lane lane(const A &a, int k) {
+        Lane l;
+        l.unit = 8 * (k >> 2) + (k & 3);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-            int high_nibble = m ^ swap, in_half = j + 2 * high_nibble;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint32_t v = (word_of(raw.low, i) >> (4 * high_nibble)) & 0x0f0f0f0fu;
-                uint32_t top = (word_of(raw.high, i) >> (2 * in_half)) & 0x03030303u;
-                r.code[4 * m + i] = subtract_each(v | (top << 4), 32);
-            }
-            int scale = byte_of(int(high_nibble ? raw.scales.y : raw.scales.x), 2 * j + k);
-            r.scale[m] = raw.d * float(scale);
-            r.unit[m] = 16 * (c >> 3) + 2 * (4 * h + in_half) + k;
+            l.q[m] = int(keep_if<R == 1>(a.place(l.unit + 4 * m)));
+            l.sum[m] = int(keep_if<R == 1>(a.sum_place(l.unit + 4 * m)));
         }
-        return r;
+        l.shift = k & 2;
+        l.base = 0x4b000000u;
+        l.selector = 0x7440u + (k & 3);
+        return l;
+    }
+    struct At {
+        gptr<const uint4> low, high;
+        gptr<const uint2> scales;
+        gptr<const uint16_t> d;
+    };
+    static DEVICE At at(gptr<const uint8_t> row, int n, int b, int k) {
+        int nb = n >> 8, h = k >> 2;
+        return At{cast<const uint4>(row) + (8 * b + k), cast<const uint4>(row + nb * 128) + (4 * b + 2 * h + (k & 1)),
+                  cast<const uint2>(row + nb * 192) + (2 * b + h), cast<const uint16_t>(row + nb * 208) + b};
+    }
+    static DEVICE Raw load(const At &p, int ahead) {
+        return Raw{p.low[8 * ahead], p.high[4 * ahead], p.scales[2 * ahead], half_to_float(p.d[ahead])};
+    }
+    template <class A> static DEVICE Sixteens x(const A &a, int first, int b, int ahead, const Lane &l) {
+        Sixteens x;
+        int block = first + 16 * b;
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            x.q[m] = a.at(block + l.q[m] + 16 * ahead);
+            x.scale[m] = (a.scale + ((block >> 1) + (l.unit >> 1)))[2 * m + 8 * ahead];
+            x.sum[m] = a.sum(block + l.sum[m], 16 * ahead, x.q[m]);
+        }
+        return x;
+    }
+    // n − 32 is taken as n, and 32 times the steps' sum off: whole numbers, exact as floats.
+    static DEVICE float dot(const Raw &raw, const Sixteens &x, const Lane &l) {
+        int low[4], high[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t top = word_of(raw.high, i) >> l.shift;
+            low[i] = int(LOW_NIBBLES(word_of(raw.low, i)) + (top & 0x03030303u) * 16u);
+            high[i] = int(HIGH_NIBBLES(word_of(raw.low, i)) | (top & 0x30303030u));
+        }
+        float a = to_float(dot16(low, x.q[0], TO_FLOAT)) - 32.0f * x.sum[0];
+        float b = to_float(dot16(high, x.q[1], TO_FLOAT)) - 32.0f * x.sum[1];
+        float scale_a = byte_to_float(raw.scales.x ^ 0x80808080u, l.base, l.selector) - 128.0f;
+        float scale_b = byte_to_float(raw.scales.y ^ 0x80808080u, l.base, l.selector) - 128.0f;
+        return raw.d * scale_a * a * x.scale[0] + raw.d * scale_b * b * x.scale[1];
     }
     static DEVICE Group32 group(gptr<const uint8_t> row, int n, int group) {
         int nb = n >> 8, b = group >> 3, g = group & 7, h = g >> 2, j = g & 3;
@@ -395,8 +505,7 @@ struct IQ4_NL {
         Group32 r;
         for (int i = 0; i < 4; i++) {
             uint32_t v = load_u32_by_halves(b + 2 + 4 * i);
-            r.code[i] = lookup_iq4(LOW_NIBBLES(v));
-            r.code[4 + i] = lookup_iq4(HIGH_NIBBLES(v));
+            lookup_iq4(v, r.code[i], r.code[4 + i]);
         }
         set_scales(r, load_half(b), 0.0f);
         return r;
@@ -413,8 +522,7 @@ struct IQ4_XS {
         Group32 r;
         for (int i = 0; i < 4; i++) {
             uint32_t v = load_u32_by_halves(b + 8 + 16 * g + 4 * i);
-            r.code[i] = lookup_iq4(LOW_NIBBLES(v));
-            r.code[4 + i] = lookup_iq4(HIGH_NIBBLES(v));
+            lookup_iq4(v, r.code[i], r.code[4 + i]);
         }
         uint32_t high = *cast<const uint16_t>(b + 2);
         uint32_t s = ((uint32_t(b[4 + (g >> 1)]) >> (4 * (g & 1))) & 15u) | (((high >> (2 * g)) & 3u) << 4);
@@ -426,37 +534,45 @@ struct IQ4_XS {
 // {u8 exponent; nibbles[16]}: 4-bit floats times 2^(exponent − 127); codes are twice the float, so the scale is half.
 // Planes of a row: nibbles [n / 32, 16], exponents [n / 32].
 struct MXFP4 {
-    static constexpr bool MINIMA = false;
     struct Raw {
         uint4 v;
         uint32_t exponent;
     };
     // 2^(e − 128); the two smallest are subnormal floats.
     static DEVICE float power(uint32_t e) { return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
-    static DEVICE Raw load(gptr<const uint8_t> row, int n, int c) {
-        return Raw{cast<const uint4>(row)[c], row[n / 2 + c]};
-    }
-    static DEVICE Chunk open(const Raw &raw, gptr<const uint8_t> row, int c) {
-        int swap = (c >> 2) & 1;
-        Chunk r;
+    struct Lane {
+        int k;
+        Levels levels;
+    };
+    template <int R, bool SAME, class A> static DEVICE Lane lane(const A &a, int k) {
+        Lane l{k, mxfp4_levels()};
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t v = word_of(raw.v, i);
-            r.code[i] = lookup_mxfp4((v >> (4 * swap)) & 0x0f0f0f0fu);
-            r.code[4 + i] = lookup_mxfp4((v >> (4 - 4 * swap)) & 0x0f0f0f0fu);
-        }
-        r.scale[0] = r.scale[1] = power(raw.exponent);
-        r.unit[0] = 2 * c + swap;
-        r.unit[1] = 2 * c + 1 - swap;
-        return r;
+        for (int i = 0; i < 4; i++) l.levels.t[i] = keep_if<SAME>(l.levels.t[i]);
+        return l;
+    }
+    struct At {
+        gptr<const uint4> v;
+        gptr<const uint8_t> exponent;
+    };
+    static DEVICE At at(gptr<const uint8_t> row, int n, int b, int k) {
+        return At{cast<const uint4>(row) + (8 * b + k), row + (n / 2 + 8 * b + k)};
+    }
+    static DEVICE Raw load(const At &p, int ahead) { return Raw{p.v[8 * ahead], p.exponent[8 * ahead]}; }
+    template <class A> static DEVICE Sixteens x(const A &a, int first, int b, int ahead, const Lane &l) {
+        return group_x(a, first, 8 * (b + ahead) + l.k);
+    }
+    static DEVICE float dot(const Raw &raw, const Sixteens &x, const Lane &l) {
+        int low[4], high[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) lookup_nibbles(word_of(raw.v, i), l.levels, low[i], high[i]);
+        return power(raw.exponent) * to_float(dot16(high, x.q[1], dot16(low, x.q[0], TO_FLOAT))) * x.scale[0];
     }
     static DEVICE Group32 group(gptr<const uint8_t> row, int n, int g) {
         uint4 v = cast<const uint4>(row)[g];
         Group32 r;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            r.code[i] = lookup_mxfp4(LOW_NIBBLES(word_of(v, i)));
-            r.code[4 + i] = lookup_mxfp4(HIGH_NIBBLES(word_of(v, i)));
+            lookup_mxfp4(word_of(v, i), r.code[i], r.code[4 + i]);
         }
         set_scales(r, power(row[n / 2 + g]), 0.0f);
         return r;

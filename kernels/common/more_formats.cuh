@@ -214,8 +214,7 @@ DEVICE Group32 nvfp4_group(gptr<const uint8_t> row, int group) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             uint32_t v = load_u32_by_halves(b + 4 + 8 * s + 4 * i);
-            r.code[4 * h + i] = lookup_mxfp4(LOW_NIBBLES(v));
-            r.code[4 * h + 2 + i] = lookup_mxfp4(HIGH_NIBBLES(v));
+            lookup_mxfp4(v, r.code[4 * h + i], r.code[4 * h + 2 + i]);
         }
         r.scale[h] = half_of_e4m3(b[s]);
         r.minimum[h] = 0.0f;

@@ -137,6 +137,36 @@ DEVICE float load_half(aptr<const uint8_t> p) { return half_to_float(*cast<const
 // Word i (0…3) of a vector; i is a constant after unrolling.
 DEVICE uint32_t word_of(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
+// KEPT: a number that the compiler keeps in a register rather than makes again wherever it is used.
+template <bool KEPT> DEVICE uint32_t keep_if(uint32_t v) {
+#ifdef MOE_DEVICE
+    if (KEPT) asm("" : "+r"(v));
+#endif
+    return v;
+}
+
+// Of the eight bytes of x and y those that the four nibbles of SELECTOR number (0…7): 0xff where one's highest bit is set, else 0.
+template <int SELECTOR> DEVICE uint32_t sign_bytes(uint32_t x, uint32_t y) {
+#ifdef MOE_DEVICE
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(x), "r"(y), "n"(SELECTOR | 0x8888));
+    return r;
+#else
+    return ((__byte_perm(x, y, SELECTOR) >> 7) & 0x01010101u) * 0xffu;
+#endif
+}
+
+// __byte_perm by nibbles whose highest bits are clear, as they are for the compiler's own, which clears them.
+DEVICE uint32_t byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+#ifdef MOE_DEVICE
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(x), "r"(y), "r"(selector));
+    return r;
+#else
+    return __byte_perm(x, y, selector);
+#endif
+}
+
 // Four bytes minus a constant each; every byte of v is below 128 and k at most 64.
 DEVICE int subtract_each(uint32_t v, uint32_t k) { return int(((v | 0x80808080u) - k * 0x01010101u) ^ 0x80808080u); }
 
@@ -165,6 +195,22 @@ DEVICE float warp_max(float v, int width = 32) {
     for (int d = width / 2; d > 0; d >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, d));
     return v;
 }
+
+// The largest and the smallest of the warp's numbers, to every lane.
+DEVICE uint32_t warp_max_of(uint32_t v) {
+#if defined(MOE_DEVICE) && __CUDA_ARCH__ >= 800
+    uint32_t r;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v));
+    return r;
+#else
+    for (int d = 16; d > 0; d >>= 1) {
+        uint32_t other = __shfl_xor_sync(FULL_WARP, v, d);
+        v = other > v ? other : v;
+    }
+    return v;
+#endif
+}
+DEVICE uint32_t warp_min_of(uint32_t v) { return ~warp_max_of(~v); }
 
 // Sum over the block; all threads get it. Needs every thread; begins and ends with a barrier.
 DEVICE float block_sum(float v) {

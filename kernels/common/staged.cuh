@@ -4,17 +4,35 @@
 #include "activation.cuh"
 #include "dot.cuh"
 
-// 8-bit activations in shared memory.
+// 8-bit activations in shared memory, a sixteen in 16 bytes: eight lanes read eight sixteens of 256 elements at once, and none
+// of the formats' choices of them meet in a bank.
 struct StagedQ8 {
     sptr<int> q;       // n / 4 words
     sptr<float> scale; // n / 32
+    sptr<float> steps; // n / 16: the sums of the steps
+    DEVICE int place(int unit) const { return unit ^ (((unit >> 3) & 1) * 7); }
+    DEVICE int4 at(int place) const { return cast<const int4>(q)[place]; }
+    // Sums lie in the order 0, 2, 1, 3 of four: chunks of nibbles have two neighbours.
+    DEVICE static int sum_place(int unit) { return (unit & ~3) | ((unit & 1) << 1) | ((unit >> 1) & 1); }
+    DEVICE float sum(int place, int ahead, int4) const { return (steps + place)[ahead]; }
+    DEVICE static int sum_step(int h) { return 2 * h; }
+    DEVICE void sums(int place, int ahead, Sixteens &x) const {
+        float2 both = *cast<const float2>(steps + place + ahead);
+        x.sum[0] = both.x;
+        x.sum[1] = both.y;
+    }
 };
 
-// Bytes: n + n / 8. `base` is aligned to 16.
+// Words of n elements: those of whole 256, as sixteens change places within them.
+DEVICE int staged_words(int n) { return (n + 255) / 256 * 88; }
+
+// `base` is aligned to 16.
 DEVICE StagedQ8 staged_q8(sptr<float> base, int n) {
+    int runs = (n + 255) / 256;
     StagedQ8 s;
     s.q = cast<int>(base);
-    s.scale = base + n / 4;
+    s.scale = base + 64 * runs;
+    s.steps = base + 72 * runs;
     return s;
 }
 
@@ -25,20 +43,25 @@ enum Stage : int { STAGE_Q8 = 1, STAGE_F32 = 2 };
 // `inside` false).
 DEVICE void stage_quad(float4 x, int i4, bool inside, StagedQ8 s) {
     float scale;
-    int packed = quantize_quad_q8(x, scale);
+    int packed = quantize_quad_q8(x, scale), steps = dot4(0x01010101, packed, 0);
+    steps += __shfl_xor_sync(FULL_WARP, steps, 1);
+    steps += __shfl_xor_sync(FULL_WARP, steps, 2);
     if (!inside) return;
-    s.q[i4] = packed;
+    s.q[4 * s.place(i4 >> 2) + (i4 & 3)] = packed;
+    if ((i4 & 3) == 0) s.steps[s.sum_place(i4 >> 2)] = float(steps);
     if ((i4 & 7) == 0) s.scale[i4 >> 3] = scale;
 }
 
-// Quantizes x [n], n % 32 = 0. A barrier must follow.
-DEVICE void stage_q8(aptr<const float> x, int n, StagedQ8 s) {
-    for (int first = 0; first < n / 4; first += blockDim.x) {
-        int i4 = first + threadIdx.x;
+// Quantizes x [n], n % 32 = 0, by `threads` threads, whole warps, of which this is number `thread`. A barrier must follow.
+DEVICE void stage_q8_by(aptr<const float> x, int n, StagedQ8 s, int thread, int threads) {
+    for (int first = 0; first < n / 4; first += threads) {
+        int i4 = first + thread;
         bool inside = i4 < n / 4;
         stage_quad(inside ? cast<const float4>(x)[i4] : make_float4(0.0f, 0.0f, 0.0f, 0.0f), i4, inside, s);
     }
 }
+
+DEVICE void stage_q8(aptr<const float> x, int n, StagedQ8 s) { stage_q8_by(x, n, s, threadIdx.x, blockDim.x); }
 
 // The widest row that a block norms, in fours a thread of 256.
 constexpr int NORM_FOURS = 8;
@@ -151,7 +174,7 @@ DEVICE float staged_part(int format, gptr<const uint8_t> row, int n, X x, Staged
         lane_dot_float<1>(format, row, n, x, rows, lane, width, acc);
     } else if (stage & STAGE_Q8) {
         gptr<const uint8_t> one[1] = {row};
-        lane_dot_rows_q8<1, true>(format, one, n, s.q, s.scale, rows, lane, width, acc);
+        lane_dot_rows_q8<1, true>(format, one, n, s, rows, lane, width, acc);
     } else {
         lane_dot_f32<1>(format, row, n, x, rows, lane, width, acc);
     }
@@ -165,7 +188,7 @@ DEVICE void staged_pair(int format0, int format1, const gptr<const uint8_t> (&ro
     acc[0] = acc[1] = 0.0f;
     if (format0 == format1 && format0 > FORMAT_BF16 && (stage & STAGE_Q8)) {
         int rows[2] = {0, 0};
-        lane_dot_rows_q8<2, true>(format0, row, n, s.q, s.scale, rows, lane, 32, acc);
+        lane_dot_rows_q8<2, true>(format0, row, n, s, rows, lane, 32, acc);
         return;
     }
     acc[0] = staged_part(format0, row[0], n, x, s, stage, 0, lane, 32);

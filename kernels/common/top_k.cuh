@@ -1,4 +1,4 @@
-// The router's choice, by one warp or by a block: the best K of E, ties to the lower id, NaN last, ids distinct.
+// The router's choice, by one warp: the best K of E, ties to the lower id, NaN last, ids distinct.
 #pragma once
 #include "prelude.cuh"
 
@@ -147,11 +147,31 @@ DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int exper
     return mine;
 }
 
-// The same choice by a whole block, each thread counting the experts that come before its own: chosen[k] = the k-th best.
-// Begins with the logits written, ends with a barrier.
+// chosen[k] = the k-th best by rank, ties to the lower id, of ranks above 0 [32 J] of which each lane has every 32nd.
+template <int J> DEVICE void warp_best(sptr<const uint32_t> ranks, int experts, int experts_per_token, sptr<int> chosen) {
+    int lane = threadIdx.x & 31;
+    uint32_t rank[J];
+#pragma unroll
+    for (int j = 0; j < J; j++) rank[j] = lane + 32 * j < experts ? ranks[lane + 32 * j] : 0;
+#pragma unroll 1
+    for (int k = 0; k < experts_per_token; k++) {
+        uint32_t best = rank[0], id = MAX_EXPERTS;
+#pragma unroll
+        for (int j = 1; j < J; j++) best = rank[j] > best ? rank[j] : best;
+        best = warp_max_of(best);
+#pragma unroll
+        for (int j = J - 1; j >= 0; j--) id = rank[j] == best ? lane + 32 * j : id;
+        id = warp_min_of(id);
+#pragma unroll
+        for (int j = 0; j < J; j++) rank[j] = id == uint32_t(lane + 32 * j) ? 0 : rank[j];
+        if (lane == 0) chosen[k] = int(id);
+    }
+}
+
+// The same choice, by one warp: chosen[k] = the k-th best. A barrier must follow.
 template <class L>
-DEVICE void block_choose(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate,
-                         int n_group, int topk_group, int best_two, sptr<int> chosen) {
+DEVICE void warp_choose(L logits, aptr<const float> bias, int experts, int experts_per_token, int gate, int n_group,
+                        int topk_group, int best_two, sptr<int> chosen) {
     SHARED(uint32_t, ranks, MAX_EXPERTS);
     int lane = threadIdx.x & 31;
     float top = -infinity(), total = 0.0f;
@@ -164,29 +184,15 @@ DEVICE void block_choose(L logits, aptr<const float> bias, int experts, int expe
     uint32_t open = ~0u;
     int size = experts / n_group;
     if (n_group > 1) open = warp_open_groups(logits, bias, experts, gate, top, total, n_group, topk_group, best_two);
-    for (int e = threadIdx.x; e < (experts + 3) / 4 * 4; e += blockDim.x) {
-        // Behind every other, a NaN too: what is past the end, or in a group that is not chosen from.
-        uint32_t rank = 0;
-        if (e < experts && (n_group == 1 || (open >> (e / size) & 1u)))
-            rank = rank_of(bias != nullptr ? choice_value(logits, bias, e, gate, top, total) : logits[e]) + 1;
-        ranks[e] = rank;
+    // Each lane writes and reads those of its own experts: 1 in a group that is not open, 2 a NaN.
+#pragma unroll 1
+    for (int e = lane; e < experts; e += 32) {
+        float v = bias != nullptr ? choice_value(logits, bias, e, gate, top, total) : logits[e];
+        ranks[e] = n_group > 1 && !(open >> (e / size) & 1u) ? 1 : 2 + rank_of(v);
     }
-    __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
-        uint32_t mine = ranks[e];
-        int before = 0;
-        for (int i = 0; i < (experts + 3) / 4; i++) {
-            uint4 four = cast<const uint4>(ranks)[i];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                uint32_t other = word_of(four, j);
-                int id = 4 * i + j; // past the end: the lowest rank and a higher id, so never before
-                before += other > mine || (other == mine && id < e);
-            }
-        }
-        if (before < experts_per_token) chosen[before] = e;
-    }
-    __syncthreads();
+    if (experts <= 128) warp_best<4>(ranks, experts, experts_per_token, chosen);
+    else if (experts <= 256) warp_best<8>(ranks, experts, experts_per_token, chosen);
+    else warp_best<32>(ranks, experts, experts_per_token, chosen);
 }
 
 // One warp: lane k < K gets the weight of expert chosen[k], as warp_route forms it.

@@ -3,8 +3,12 @@
 
 #include "host/host.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 
 extern "C" int moe_host_launch(const char *name, const uint32_t grid[3], const uint32_t block[3], size_t dynamic_bytes,
                                size_t shared_limit_bytes, const moe_host::Param *params, size_t count, int reversed,
@@ -74,8 +78,34 @@ using Guard = std::lock_guard<std::recursive_mutex>;
 
 // ---- modules -----------------------------------------------------------------------------------------------------------------
 
+// Whether anything has been launched in this process.
+static bool launched = false;
+
 // The newest PTX that a driver takes: 12.x reads 8.x, 11.x reads 7.x.
 static int newest_ptx(int driver) { return (driver / 1000 - 4) * 10 + driver % 1000 / 10; }
+
+// Registers of a kernel by kernels/ptxas-table.txt; 0 where it has none.
+static int registers_of(const std::string &kernel) {
+    static const std::map<std::string, int> table = [] {
+        std::map<std::string, int> found;
+        std::ifstream file(STAND_IN_TABLE);
+        std::vector<int> chips;
+        for (std::string line; std::getline(file, line);) {
+            std::istringstream cells(line);
+            std::string name, cell;
+            cells >> name;
+            if (name == "#") continue;
+            int registers = 0;
+            for (size_t i = 0; cells >> cell; i++)
+                if (name == "kernel") chips.push_back(atoi(cell.c_str() + 3));
+                else if (i == 0 || (i < chips.size() && chips[i] <= settings().capability)) registers = atoi(cell.c_str());
+            if (registers) found[name] = registers;
+        }
+        return found;
+    }();
+    auto found = table.find(kernel);
+    return found == table.end() ? 0 : found->second;
+}
 
 // Writes into the log that the caller gave, if it gave one.
 static void tell(unsigned count, const int *options, void **values, const std::string &text) {
@@ -118,6 +148,9 @@ STAND_IN_CALL cuModuleLoadDataEx(Module **made, const void *image, unsigned coun
     *made = module.release();
     context.modules.insert(*made);
     count("modules loaded");
+    static std::set<std::string> loaded;
+    if (!loaded.insert((*made)->ptx.entries.begin()->first).second) count("modules loaded again");
+    if (launched) count("modules loaded behind a launch");
     return SUCCESS;
 }
 
@@ -132,6 +165,26 @@ STAND_IN_CALL cuModuleGetFunction(Function **made, Module *module, const char *n
         if (function->entry == &found->second) return *made = function, SUCCESS;
     *made = new Function{module, &found->second};
     context.functions.insert(*made);
+    return SUCCESS;
+}
+
+// From what ptxas says of the kernel for the newest chip of the table that is not newer, and for a multiprocessor of 65536
+// registers, 64 warps and 228 KiB of shared memory.
+STAND_IN_CALL cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Function *function, int threads, size_t shared_bytes) {
+    const char *call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
+    Guard guard(lock);
+    if (Result r = check_context(call)) return r;
+    if (Result r = check_no_recording(call)) return r;
+    if (!context.functions.count(function)) return misuse(call, INVALID_HANDLE, "an unknown function");
+    const Entry &entry = *function->entry;
+    if (threads <= 0 || unsigned(threads) > entry.max_threads) return misuse(call, INVALID_VALUE, entry.name + ": threads");
+    int registers = registers_of(entry.name);
+    if (registers == 0) return misuse(call, INVALID_VALUE, entry.name + " is not in the table of registers");
+    int warps = (threads + 31) / 32, of_warp = (registers * 32 + 255) / 256 * 256;
+    int by_registers = 4 * (65536 / 4 / of_warp) / warps;
+    int by_shared = int((228 << 10) / (entry.static_shared_bytes + shared_bytes + 1024));
+    *blocks = std::min({by_registers, 64 / warps, 32, by_shared});
+    count("occupancies asked for");
     return SUCCESS;
 }
 
@@ -216,6 +269,7 @@ STAND_IN_CALL cuLaunchKernelEx(const LaunchConfig *config, Function *function, v
             return refuse(INVALID_VALUE, "parameter " + std::to_string(i) + " points into no live memory");
         launch.params.push_back(bits);
     }
+    launched = true;
     count(launch.overlaps ? "overlapping launches" : "plain launches");
     return enqueue("cuLaunchKernelEx", config->stream, std::move(work));
 }

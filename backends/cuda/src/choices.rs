@@ -41,18 +41,9 @@ impl Choices {
             let made = driver.mailbox(PAIR_BYTES * MAX_CANDIDATES);
             made.map_err(|e| device::error(&driver.info().name, e))
         };
-        let output = graph.outputs.first().map(|id| graph.value(*id));
-        let most = match output.map(|value| (value.shape.0.as_slice(), value.dtype)) {
-            Some(([Dim::LogitsRows, Dim::Fixed(width)], DType::F32)) => match graph.choosable(*width) {
-                0 => 0,
-                width if top_parts(width).is_none() => 1,
-                _ => MAX_CANDIDATES,
-            },
-            _ => 0,
-        };
         Ok(Choices {
             expected: 1,
-            most,
+            most: most(graph),
             launched: [false; 2],
             made: None,
             mailbox: mailbox()?,
@@ -88,6 +79,22 @@ impl Choices {
         }
         self.is_taken = takes;
         self.made = None;
+    }
+}
+
+/// The kernels that choose.
+pub(super) const KERNELS: [&str; 4] = ["argmax_part", "argmax_final", "top_part", "top_final"];
+
+/// The most that the kernels choose from a graph's output: 0 where that is no logits.
+pub(super) fn most(graph: &Graph) -> usize {
+    let output = graph.outputs.first().map(|id| graph.value(*id));
+    match output.map(|value| (value.shape.0.as_slice(), value.dtype)) {
+        Some(([Dim::LogitsRows, Dim::Fixed(width)], DType::F32)) => match graph.choosable(*width) {
+            0 => 0,
+            width if top_parts(width).is_none() => 1,
+            _ => MAX_CANDIDATES,
+        },
+        _ => 0,
     }
 }
 

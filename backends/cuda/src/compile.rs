@@ -9,7 +9,7 @@ use super::plans::{INPUTS, Plans, input_stride};
 use super::state::CudaState;
 use super::values::Values;
 use super::weights::{CudaWeights, GraphWeights};
-use super::{device, groups};
+use super::{device, dry};
 use moe_run_graph::ids::TokenId;
 use moe_run_graph::ir::{DType, Dim, Graph, StateId, StepSizes, ValueId};
 use moe_run_graph::passes::{Launch, Plan};
@@ -78,6 +78,8 @@ pub(super) fn compile(
     let plans = Plans::new(&*driver, graph, weights.size_bytes, options)?;
     let memory = plans.check_memory(&*driver, options, true)?;
     options.tell_opened(&plans.info, "", graph, memory);
+    // Other options than the weights were loaded with may take other kernels.
+    driver.load_kernels(&dry::kernels(&plans, driver.info())?, options.progress.as_deref());
 
     let failed = |e: DriverError| device::error(&driver.info().name, e);
     let max_sizes = plans.prefill.max_sizes;
@@ -176,6 +178,7 @@ impl CudaRecorder {
         prepared: &mut Prepared,
     ) -> Result<Vec<KernelLaunch>, BackendError> {
         let mut emit = Emit {
+            driver: &*self.driver,
             graph: &step.plan.graph,
             values: self.values(step.class),
             sizes: step.sizes,
@@ -190,11 +193,7 @@ impl CudaRecorder {
             prepared: *prepared,
             launches: Vec::new(),
         };
-        let nodes: Vec<_> = step.plan.launch_nodes(launch).collect();
-        match nodes.as_slice() {
-            [node] => emit.node(node)?,
-            group => groups::emit(&mut emit, launch.pattern, group)?,
-        }
+        emit.launch(step.plan, launch)?;
         *prepared = emit.prepared;
         Ok(emit.launches)
     }

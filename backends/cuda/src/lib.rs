@@ -9,6 +9,7 @@ mod choose;
 mod compile;
 mod device;
 pub mod driver;
+mod dry;
 mod groups;
 mod load;
 mod ops;

@@ -2,6 +2,7 @@
 
 use super::compile::{CudaExecutable, compile};
 use super::driver::Driver;
+use super::dry;
 use super::plans::{self, Plans};
 use super::upload::wanted_bytes;
 use super::weights::CudaWeights;
@@ -26,7 +27,8 @@ pub(super) fn load(
     let plans = Plans::new(&*driver, graph, wanted_bytes(&table), options)?;
     let memory = plans.check_memory(&*driver, options, false)?;
     options.tell_opened(&plans.info, "", graph, memory);
-    CudaWeights::upload(driver, table, source, options.progress.as_deref())
+    let kernels = dry::kernels(&plans, driver.info())?;
+    CudaWeights::upload(driver, table, source, &kernels, options.progress.as_deref())
 }
 
 impl CudaWeights {

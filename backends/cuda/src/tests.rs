@@ -116,6 +116,10 @@ impl Driver for Changed {
         &self.info
     }
 
+    fn resident_blocks(&self, kernel: &'static str, threads: u32, bytes: u32) -> Result<u32, DriverError> {
+        self.inner.resident_blocks(kernel, threads, bytes)
+    }
+
     fn memory(&self) -> Result<(u64, u64), DriverError> {
         let (free, all) = self.inner.memory()?;
         Ok((self.free_bytes.unwrap_or(free), all))

@@ -37,7 +37,7 @@ fn rows_of(decl: &WeightDecl) -> (usize, usize) {
 }
 
 /// Bytes of a weight on the device.
-fn device_bytes(decl: &WeightDecl, is_matrix: bool) -> u64 {
+pub(super) fn device_bytes(decl: &WeightDecl, is_matrix: bool) -> u64 {
     let (elems, rows) = rows_of(decl);
     let matrix = || rows * planes::row_bytes(decl.format, elems) + planes::grid(decl.format).len();
     if is_matrix { matrix() as u64 } else { 4 * (rows * elems) as u64 }

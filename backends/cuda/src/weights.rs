@@ -1,8 +1,8 @@
 //! Weights on the device: uploaded once, and the view of them that each executable's kernels have.
 
-use super::driver::{DeviceBuffer, Driver, Param};
+use super::driver::{DeviceBuffer, Driver, DriverError, Param};
 use super::{device, planes, upload};
-use moe_run_graph::ir::{Graph, WeightId, WeightSlice};
+use moe_run_graph::ir::{Graph, WeightDecl, WeightId, WeightSlice};
 use moe_run_graph::quant::Format;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{Progress, WeightSource, WeightTable};
@@ -18,15 +18,16 @@ pub(super) struct CudaWeights {
 }
 
 impl CudaWeights {
-    /// Uploads the weights of a graph, while the kernels are made ready.
+    /// Uploads the weights of a graph, while the kernels that it runs are made ready.
     pub fn upload(
         driver: Arc<dyn Driver>,
         table: WeightTable,
         source: &dyn WeightSource,
+        kernels: &[&'static str],
         progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
     ) -> Result<CudaWeights, BackendError> {
         let buffers = std::thread::scope(|scope| {
-            scope.spawn(|| driver.load_kernels(progress));
+            scope.spawn(|| driver.load_kernels(kernels, progress));
             upload::upload(&driver, &table, source, progress)
         })?;
         driver.synchronize().map_err(|e| device::error(&driver.info().name, e))?;
@@ -48,6 +49,15 @@ pub(super) struct GraphWeights {
 }
 
 impl GraphWeights {
+    /// Places for the weights of a graph, with nothing in them.
+    pub fn unfilled(driver: &Arc<dyn Driver>, graph: &Graph) -> Result<GraphWeights, DriverError> {
+        let table = WeightTable::new(graph);
+        let place = |decl: &WeightDecl| {
+            DeviceBuffer::new(driver, upload::device_bytes(decl, table.is_matrix(decl.id))).map(Arc::new)
+        };
+        Ok(GraphWeights { buffers: graph.weights.iter().map(place).collect::<Result<_, _>>()? })
+    }
+
     /// A vector [n] of f32.
     pub fn vector(&self, id: WeightId) -> Param {
         self.buffers[id.index()].param()

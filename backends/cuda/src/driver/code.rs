@@ -4,6 +4,7 @@
 //! result on disk. Each generation's text may use what its chips have: 8.0 the matrix units, 9.0 overlapping launches.
 //! Deliberately absent: machine code, which would suit one chip each.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 /// The PTX of one generation: a line `//sources HASH`, then modules, each behind a line `//module NAME`.
@@ -11,7 +12,12 @@ struct Embedded {
     capability: (i32, i32),
     deflated: &'static [u8],
     text: OnceLock<Option<String>>,
+    /// The module of each kernel, by the kernel's name.
+    kernels: OnceLock<HashMap<&'static str, Module>>,
 }
+
+/// A module: what it is called, and its PTX.
+pub type Module = (&'static str, &'static str);
 
 macro_rules! embedded {
     ($major:literal, $minor:literal) => {
@@ -19,6 +25,7 @@ macro_rules! embedded {
             capability: ($major, $minor),
             deflated: include_bytes!(concat!("../../../../kernels/ptx/compute_", $major, $minor, ".ptx.z")),
             text: OnceLock::new(),
+            kernels: OnceLock::new(),
         }
     };
 }
@@ -75,15 +82,21 @@ impl Code {
         self.text()?.lines().next()?.strip_prefix("//sources ")
     }
 
-    /// The modules: name and text.
-    pub fn modules(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+    /// The modules.
+    pub fn modules(&self) -> impl Iterator<Item = Module> {
         self.text().unwrap_or_default().split("//module ").skip(1).filter_map(|m| m.split_once('\n'))
     }
 
     /// The module that defines a kernel.
     #[must_use]
-    pub fn module_of(&self, kernel: &str) -> Option<(&'static str, &'static str)> {
-        let entry = format!(".entry {kernel}(");
-        self.modules().find(|(_, text)| text.contains(&entry))
+    pub fn module_of(&self, kernel: &str) -> Option<Module> {
+        let index = || {
+            let entries = |module: Module| {
+                let names = module.1.split(".entry ").skip(1).filter_map(|e| e.split_once('('));
+                names.map(move |(name, _)| (name, module))
+            };
+            self.modules().flat_map(entries).collect()
+        };
+        self.0.kernels.get_or_init(index).get(kernel).copied()
     }
 }

@@ -46,10 +46,10 @@ pub use built::{kernel_names, open_with};
 #[cfg(moe_host_harness)]
 mod built {
     use super::Schedule;
-    use crate::driver::switched_off;
     use crate::driver::{
         CapturedGraph, Driver, DriverError, DriverInfo, KernelLaunch, Mailbox, Param, Staging,
     };
+    use crate::driver::{occupancy, switched_off};
     use std::alloc::{Layout, alloc, dealloc};
     use std::collections::BTreeMap;
     use std::ffi::{CStr, CString, c_char, c_int};
@@ -118,6 +118,7 @@ mod built {
                 ("kind".into(), "the kernels compiled for the processor, run as fibers".into()),
                 ("matrix units".into(), "defined lane by lane".into()),
             ],
+            capability: (9, 0),
             memory_bytes: host_memory_bytes(),
             multiprocessors: 4,
             shared_bytes: 48 * 1024,
@@ -282,6 +283,16 @@ mod built {
     impl Driver for HostHarness {
         fn info(&self) -> &DriverInfo {
             &self.0.info
+        }
+
+        fn resident_blocks(
+            &self,
+            kernel: &'static str,
+            threads: u32,
+            bytes: u32,
+        ) -> Result<u32, DriverError> {
+            // Kernels that only tests have are in no table.
+            Ok(occupancy::resident_blocks(kernel, self.0.info.capability, threads, bytes).unwrap_or(1))
         }
 
         fn memory(&self) -> Result<(u64, u64), DriverError> {

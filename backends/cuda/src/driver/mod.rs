@@ -4,8 +4,10 @@
 //! Work is queued in order on one stream; reads wait for it. Deliberately absent: several streams, several devices.
 
 mod code;
+pub mod dry;
 pub mod harness;
 pub mod nvidia;
+pub mod occupancy;
 #[cfg(all(test, moe_host_harness))]
 mod tests;
 
@@ -53,6 +55,8 @@ pub struct DriverInfo {
     pub name: String,
     /// For reports: driver version, compute capability, multiprocessors …
     pub details: Vec<(String, String)>,
+    /// Compute capability, major and minor; of the harness that of the chips whose occupancy it takes.
+    pub capability: (i32, i32),
     /// In all.
     pub memory_bytes: u64,
     /// Multiprocessors: how many blocks keep the device busy.
@@ -149,10 +153,22 @@ pub trait Driver: Send + Sync {
     /// What it is.
     fn info(&self) -> &DriverInfo;
 
-    /// Gets every kernel ready, so that no later launch waits for that; optional, and what fails is reported by the launch.
-    fn load_kernels(&self, progress: Option<&(dyn Fn(Progress) + Send + Sync)>) {
-        let _ = progress;
+    /// Gets kernels ready, so that no later launch waits for that; optional, and what fails is reported by the launch.
+    fn load_kernels(&self, kernels: &[&'static str], progress: Option<&(dyn Fn(Progress) + Send + Sync)>) {
+        let _ = (kernels, progress);
     }
+
+    /// How many blocks of a kernel, of so many threads and bytes of dynamic shared memory, a multiprocessor holds at once; at
+    /// least 1.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    fn resident_blocks(
+        &self,
+        kernel: &'static str,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<u32, DriverError>;
 
     /// Bytes free and in all.
     ///

@@ -4,6 +4,9 @@
 //! On chips of compute capability 9.0 and later launches overlap: a kernel may start while the one in front still runs,
 //! fetches weights that no kernel writes, and waits for it before it touches anything else (`wait_for_previous` in
 //! kernels/common/prelude.cuh). Every kernel waits, so a launch has seen all launches in front of it.
+//!
+//! A process has one context on a device and loads each module once, however many weights and plans it has there
+//! ([`Shared`]); each that opens the device has a stream of its own.
 
 use super::code::{self, Code};
 use super::{
@@ -13,9 +16,10 @@ use cudarc::driver::{result, sys};
 use modules::Modules;
 use moe_run_runtime::executable::Progress;
 use pinned::{Letter, Pinned};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 mod modules;
@@ -139,6 +143,7 @@ fn describe(ordinal: i32) -> Result<Found, DriverError> {
             ("multiprocessors".into(), multiprocessors.to_string()),
             ("driver".into(), format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
         ],
+        capability: (major, minor),
         memory_bytes: memory as u64,
         multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
         shared_bytes: u32::try_from(shared).unwrap_or(48 * 1024),
@@ -186,53 +191,91 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>, DriverError> {
         ("overlapping launches".into(), if overlap { "yes" } else { "no" }.into()),
         ("matrix units".into(), if info.matrix_units { "yes" } else { "no" }.into()),
     ]);
-    // SAFETY: the device handle is valid; the context is released when the driver is dropped.
-    let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| not_opened(&info.name, e))?;
-    // SAFETY: the context was just retained.
-    unsafe { result::ctx::set_current(context) }.map_err(|e| failed("cuCtxSetCurrent", e))?;
+    let shared = Shared::on(index, device, embedded).map_err(|e| not_opened(&info.name, e))?;
+    shared.enter()?;
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
         .map_err(|e| failed("cuStreamCreate", e))?;
-    let inner = Inner { info, device, context, stream, modules: Modules::new(embedded), overlap };
-    Ok(Arc::new(Nvidia(Arc::new(inner))))
+    Ok(Arc::new(Nvidia(Arc::new(Inner { info, stream, overlap, shared }))))
+}
+
+/// What a process has once on a device: the context, and the modules that were loaded into it.
+struct Shared {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    modules: Modules,
+}
+
+/// The devices that are open, by number.
+static SHARED: Mutex<BTreeMap<i32, Weak<Shared>>> = Mutex::new(BTreeMap::new());
+
+impl Shared {
+    /// What is open of a device, or a context on it.
+    fn on(index: i32, device: sys::CUdevice, code: Code) -> Result<Arc<Shared>, result::DriverError> {
+        let mut all = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = all.get(&index).and_then(Weak::upgrade) {
+            return Ok(shared);
+        }
+        // SAFETY: the device handle is valid; the context is released when this object is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }?;
+        let shared = Arc::new(Shared { device, context, modules: Modules::new(code) });
+        all.insert(index, Arc::downgrade(&shared));
+        Ok(shared)
+    }
+
+    fn enter(&self) -> Result<(), DriverError> {
+        // SAFETY: the context lives as long as this object.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("cuCtxSetCurrent", e))
+    }
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread that has set the context, as every call does.
+unsafe impl Send for Shared {}
+// SAFETY: as above; `modules` has its own locks.
+unsafe impl Sync for Shared {}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = self.enter();
+        // SAFETY: no stream is left, so nothing is queued any more, and no handle is used after this.
+        unsafe {
+            self.modules.unload();
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
 }
 
 struct Inner {
     info: DriverInfo,
-    device: sys::CUdevice,
-    context: sys::CUcontext,
     stream: sys::CUstream,
-    modules: Modules,
     /// Kernels may start before the one in front has ended.
     overlap: bool,
+    shared: Arc<Shared>,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread that has set the context, as every call does.
 unsafe impl Send for Inner {}
-// SAFETY: as above; the driver serialises calls on one stream, and `modules` has its own locks.
+// SAFETY: as above; the driver serialises calls on one stream.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let _ = self.enter();
-        // SAFETY: nothing is queued any more and no handle is used after this.
+        // SAFETY: the stream is used by nobody after this; `shared` keeps its context until then.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
-            self.modules.unload();
             let _ = result::stream::destroy(self.stream);
-            let _ = result::primary_ctx::release(self.device);
         }
     }
 }
 
 impl Inner {
     fn enter(&self) -> Result<(), DriverError> {
-        // SAFETY: the context lives as long as this object.
-        unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("cuCtxSetCurrent", e))
+        self.shared.enter()
     }
 
     fn queue(&self, launches: &[KernelLaunch]) -> Result<(), DriverError> {
         for launch in launches {
-            let function = self.modules.function(launch.kernel)?;
+            let function = self.shared.modules.function(launch.kernel)?;
             if launch.shared_bytes > self.info.shared_bytes {
                 return Err(DriverError::Failed(format!(
                     "kernel {}: {} bytes of shared memory, a block may have {}",
@@ -339,28 +382,39 @@ impl Driver for Nvidia {
         &self.0.info
     }
 
-    fn load_kernels(&self, progress: Option<&(dyn Fn(Progress) + Send + Sync)>) {
+    fn load_kernels(&self, kernels: &[&'static str], progress: Option<&(dyn Fn(Progress) + Send + Sync)>) {
         // The driver's compiler works on several modules at a time.
         const THREADS: usize = 8;
-        let names = self.0.modules.names();
+        let shared = &self.0.shared;
+        let wanted = shared.modules.not_loaded(kernels);
         let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            for _ in 0..THREADS.min(names.len()) {
+            for _ in 0..THREADS.min(wanted.len()) {
                 scope.spawn(|| {
-                    if self.0.enter().is_err() {
+                    if shared.enter().is_err() {
                         return;
                     }
-                    while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        self.0.modules.load(name);
+                    while let Some(module) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        shared.modules.load(*module);
                         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                         if let Some(progress) = progress {
-                            let total = names.len() as u64;
+                            let total = wanted.len() as u64;
                             progress(Progress { done, total, what: "compiling kernels" });
                         }
                     }
                 });
             }
         });
+    }
+
+    fn resident_blocks(
+        &self,
+        kernel: &'static str,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<u32, DriverError> {
+        self.0.enter()?;
+        self.0.shared.modules.resident_blocks(kernel, threads, shared_bytes)
     }
 
     fn memory(&self) -> Result<(u64, u64), DriverError> {
@@ -480,7 +534,7 @@ impl Driver for Nvidia {
         self.0.enter()?;
         // Loading a module is not allowed while a stream is being recorded.
         for launch in launches {
-            self.0.modules.function(launch.kernel)?;
+            self.0.shared.modules.function(launch.kernel)?;
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live and not being recorded.

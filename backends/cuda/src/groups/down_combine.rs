@@ -11,6 +11,16 @@ use moe_run_graph::ir::Graph;
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
 
+/// Lanes that take one expert's row of so many elements: 8 read a 256-block's chunks together; a warp has four experts under way
+/// then.
+pub(crate) fn down_lanes(inner: usize, per_tok: usize) -> usize {
+    match inner {
+        0..=1024 if per_tok > 2 => 8,
+        0..=2048 if per_tok > 1 => 16,
+        _ => 32,
+    }
+}
+
 impl Runs for DownCombine {
     fn fits(&self, graph: &Graph, _: KvType) -> bool {
         let DownCombine { down, combined: Combined { node: _, x: _, weights: _, y: _ }, shared, add } = self;
@@ -40,12 +50,7 @@ impl Runs for DownCombine {
         let matrix = emit.weights.matrix(emit.graph, &down.weight);
         let per_tok = emit.elems(down.ids);
         let forms = stage(emit, matrix.format);
-        // Whole rows a lane group: 8 lanes read a 256-block's chunks together; a warp has four experts under way then.
-        let lanes = match matrix.inner {
-            0..=1024 if per_tok > 2 => 8,
-            0..=2048 if per_tok > 1 => 16,
-            _ => 32,
-        };
+        let lanes = down_lanes(matrix.inner, per_tok);
         let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
         let mut params = vec![
             emit.value(down.x)?,
@@ -58,7 +63,7 @@ impl Runs for DownCombine {
             emit.weights.opt_vector(down.bias),
         ];
         let shared_down = shared.as_ref().and_then(|shared| shared.down.as_ref());
-        let mut staged = staged_bytes(per_tok * matrix.inner, forms).next_multiple_of(16);
+        let mut staged = staged_bytes(per_tok * matrix.inner, forms);
         match shared_down {
             Some(down) => {
                 let matrix = emit.weights.matrix(emit.graph, &down.weight);
@@ -115,7 +120,7 @@ impl Runs for DownCombine {
             Param::I32(forms),
             int(lanes),
         ]);
-        let grid = [blocks(emit, matrix.rows), 1, 1];
+        let grid = [blocks(emit, Self::NAME, matrix.rows, staged)?, 1, 1];
         emit.push(Self::NAME, grid, matmul::THREADS, staged, params);
         Ok(())
     }

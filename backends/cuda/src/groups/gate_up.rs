@@ -65,8 +65,9 @@ impl Runs for GateUp {
             emit.value(act.y)?,
             int(gate_matrix.rows),
         ]);
-        let grid = [blocks(emit, gate_matrix.rows), 1, 1];
-        emit.push(Self::NAME, grid, matmul::THREADS, normed_bytes(n, forms), params);
+        let shared = normed_bytes(n, forms);
+        let grid = [blocks(emit, Self::NAME, gate_matrix.rows, shared)?, 1, 1];
+        emit.push(Self::NAME, grid, matmul::THREADS, shared, params);
         Ok(())
     }
 }

@@ -89,8 +89,9 @@ impl Runs for GatedMatMul {
             None => [Param::NULL, Param::NULL, emit.value(product.y)?],
         });
         params.extend([int(n), int(matrix.rows), Param::I32(forms)]);
-        let grid = [blocks(emit, matrix.rows), 1, 1];
-        emit.push(Self::NAME, grid, matmul::THREADS, 4 * n + staged_bytes(n, forms), params);
+        let shared = 4 * n + staged_bytes(n, forms);
+        let grid = [blocks(emit, Self::NAME, matrix.rows, shared)?, 1, 1];
+        emit.push(Self::NAME, grid, matmul::THREADS, shared, params);
         Ok(())
     }
 }

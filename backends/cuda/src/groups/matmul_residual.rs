@@ -34,8 +34,9 @@ impl Runs for MatMulResidual {
             int(matrix.rows),
             Param::I32(forms),
         ];
-        let grid = [blocks(emit, matrix.rows), 1, 1];
-        emit.push(Self::NAME, grid, matmul::THREADS, staged_bytes(matrix.inner, forms), params);
+        let shared = staged_bytes(matrix.inner, forms);
+        let grid = [blocks(emit, Self::NAME, matrix.rows, shared)?, 1, 1];
+        emit.push(Self::NAME, grid, matmul::THREADS, shared, params);
         Ok(())
     }
 }

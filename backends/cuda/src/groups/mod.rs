@@ -22,6 +22,8 @@ mod norms_residual;
 mod route_gate_up;
 mod router_gate_up;
 
+pub(super) use down_combine::down_lanes;
+
 use super::driver::Param;
 use super::ops::{self, Emit, int, matmul};
 use moe_run_graph::groups::parts::{ExpertProduct, RowNorm, RowNormKind, Sliced};
@@ -35,12 +37,10 @@ use moe_run_graph::quant::{ActProfile, Format};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::KvType;
 
-/// The widest row that is kept in shared memory as f32 and in 8 bits: 5.125 bytes an element of 48 KiB.
+/// The widest row that is kept in shared memory as f32 and in 8 bits: 5.375 bytes an element of 48 KiB.
 const MAX_NORM_ELEMS: usize = 8192;
 /// The most elements that are kept in 8 bits alone.
 const MAX_STAGED_ELEMS: usize = 32768;
-/// Blocks a multiprocessor: more would repeat a block's preparation, fewer would leave warps idle.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 8;
 
 /// A group that there is a kernel for.
 trait Runs: Group {
@@ -207,15 +207,16 @@ fn stage(emit: &Emit<'_>, format: Format) -> i32 {
     if q8 { STAGE_Q8 } else { STAGE_F32 }
 }
 
-/// Blocks for `rows` warps' worth of work.
-fn blocks(emit: &Emit<'_>, rows: usize) -> usize {
-    let most = emit.scratch.multiprocessors as usize * BLOCKS_PER_MULTIPROCESSOR;
-    rows.div_ceil(matmul::ROWS_PER_BLOCK).min(most)
+/// Blocks of a kernel for `rows` warps' worth of work: at most as many as the device holds at once, whose warps take further rows
+/// in turn. More would come in a second wave, and repeat what every block prepares.
+fn blocks(emit: &Emit<'_>, kernel: &'static str, rows: usize, shared: usize) -> Result<usize, BackendError> {
+    Ok(rows.div_ceil(matmul::ROWS_PER_BLOCK).min(emit.blocks_at_once(kernel, matmul::THREADS, shared)?))
 }
 
-/// Shared bytes of `n` elements in 8 bits, where some matrix takes them.
+/// Shared bytes of `n` elements in 8 bits, where some matrix takes them: steps, scales of 32 and sums of 16, of whole 256
+/// (`staged_words` in kernels/common/staged.cuh).
 fn staged_bytes(n: usize, stage: i32) -> usize {
-    if stage & STAGE_Q8 != 0 { n + n / 8 } else { 0 }
+    if stage & STAGE_Q8 != 0 { n.next_multiple_of(256) / 8 * 11 } else { 0 }
 }
 
 /// Shared bytes of a row of `n` elements that is normed: also in f32, where some matrix takes it so.

@@ -146,7 +146,8 @@ fn norm_matmul(emit: &mut Emit<'_>, launch: &Launch<'_>) -> Result<(), BackendEr
     params.extend(norm_params(emit, Some(norm)));
     params.extend([emit.opt_value(norm.y), int(n), Param::I32(forms), int(usize::from(shared_rows))]);
     params.append(&mut matrices);
-    let grid = [if shared_rows { all_rows } else { blocks(emit, all_rows) }, outputs, 1];
-    emit.push(KERNEL, grid, matmul::THREADS, normed_bytes(n, forms), params);
+    let shared = normed_bytes(n, forms);
+    let blocks = if shared_rows { all_rows } else { blocks(emit, KERNEL, all_rows, shared)? };
+    emit.push(KERNEL, [blocks, outputs, 1], matmul::THREADS, shared, params);
     Ok(())
 }

@@ -82,8 +82,10 @@ impl Runs for RouteGateUp {
             next,
             Param::U64(next_bytes),
         ]);
-        let grid = [blocks(emit, r.num_experts_per_tok * gate_matrix.rows), 1, 1];
-        emit.push(Self::NAME, grid, matmul::THREADS, staged_bytes(gate_matrix.inner, forms), params);
+        let shared = staged_bytes(gate_matrix.inner, forms);
+        let rows = r.num_experts_per_tok * gate_matrix.rows;
+        let grid = [blocks(emit, Self::NAME, rows, shared)?, 1, 1];
+        emit.push(Self::NAME, grid, matmul::THREADS, shared, params);
         Ok(())
     }
 }

@@ -1,9 +1,7 @@
 //! kernels/router_gate_up.cu.
 
 use super::norm_residual::{fits_in_front, in_front_params};
-use super::{
-    Runs, any_rows, blocks, int, matmul, norm_params, normed_bytes, one_row, stage, whole_norm, width,
-};
+use super::{Runs, any_rows, int, matmul, norm_params, normed_bytes, one_row, stage, whole_norm, width};
 use crate::driver::Param;
 use crate::ops::{Emit, activation_params};
 use moe_run_graph::groups::parts::{Gated, Product};
@@ -63,9 +61,13 @@ impl Runs for RouterGateUp {
                 int(matrix.rows),
             ]);
         }
-        // Two rows of logits are a warp's.
-        let (logit_blocks, pair_blocks) =
-            (blocks(emit, logit_rows.div_ceil(2)), blocks(emit, gate_matrix.rows));
+        let shared = normed_bytes(n, logit_forms).max(normed_bytes(n, pair_forms));
+        let at_once = emit.blocks_at_once(Self::NAME, matmul::THREADS, shared)?;
+        // Two rows of logits are a warp's. What the device holds beside their blocks, and beside the further norm's, is gate's and
+        // up's.
+        let logit_blocks = logit_rows.div_ceil(2).div_ceil(matmul::ROWS_PER_BLOCK).min(at_once);
+        let left = at_once.saturating_sub(logit_blocks + usize::from(beside.is_some())).max(1);
+        let pair_blocks = gate_matrix.rows.div_ceil(matmul::ROWS_PER_BLOCK).min(left);
         let mut params = vec![emit.value(post.as_ref().map_or(norm.x, |post| post.norm.x))?];
         params.extend(match post {
             Some(post) => in_front_params(emit, post)?,
@@ -102,7 +104,6 @@ impl Runs for RouterGateUp {
             int(gate_matrix.rows),
         ]);
         let grid = [logit_blocks + pair_blocks + usize::from(beside.is_some()), 1, 1];
-        let shared = normed_bytes(n, logit_forms).max(normed_bytes(n, pair_forms));
         emit.push(Self::NAME, grid, matmul::THREADS, shared, params);
         Ok(())
     }

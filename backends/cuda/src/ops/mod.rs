@@ -35,15 +35,16 @@ pub(super) use attention::split_geometry;
 pub(super) use gated_act::activation_params;
 pub(super) use scratch::{ARGMAX_PARTS, Scratch, ScratchSizes, TOP_PART_ELEMS};
 
-use super::NAME;
-use super::driver::{DeviceBuffer, KernelLaunch, Param};
+use super::driver::{DeviceBuffer, Driver, KernelLaunch, Param};
 use super::state::CudaState;
 use super::values::Values;
 use super::weights::GraphWeights;
+use super::{NAME, device, groups};
 use moe_run_graph::ir::{
     CausalConvAttrs, Graph, Node, Op, OpKind, RopePairing, StateId, StepSizes, ValueId, WeightHome,
     WeightSlice,
 };
+use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::{ActProfile, ActivationPrecision};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -61,6 +62,7 @@ pub(super) struct Prepared {
 
 /// Everything that launches of a step refer to.
 pub(super) struct Emit<'a> {
+    pub driver: &'a dyn Driver,
     pub graph: &'a Graph,
     pub values: Values<'a>,
     pub sizes: StepSizes,
@@ -129,6 +131,18 @@ impl Emit<'_> {
         self.elems(id) / self.graph.value(id).shape.width().unwrap_or(1).max(1)
     }
 
+    /// How many blocks of a kernel the device holds at once.
+    pub fn blocks_at_once(
+        &self,
+        kernel: &'static str,
+        threads: u32,
+        shared: usize,
+    ) -> Result<usize, BackendError> {
+        let each = self.driver.resident_blocks(kernel, threads, shared as u32);
+        let each = each.map_err(|e| device::error(&self.driver.info().name, e))?;
+        Ok(self.driver.info().multiprocessors as usize * each.max(1) as usize)
+    }
+
     /// The KV type's number in kernels/common/kv.cuh.
     pub fn kv_code(&self) -> Param {
         Param::I32(match self.kv_type {
@@ -157,6 +171,15 @@ impl Emit<'_> {
             shared_bytes: shared as u32,
             params,
         });
+    }
+
+    /// Appends the kernels of a launch of a plan: of one node, or of a group.
+    pub fn launch(&mut self, plan: &Plan, launch: &Launch) -> Result<(), BackendError> {
+        let nodes: Vec<_> = plan.launch_nodes(launch).collect();
+        match nodes.as_slice() {
+            [node] => self.node(node),
+            group => groups::emit(self, launch.pattern, group),
+        }
     }
 
     /// Appends the launches of one node.

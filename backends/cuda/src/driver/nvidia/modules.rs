@@ -1,7 +1,7 @@
 //! Kernels by name: modules of PTX that the driver compiles for its chip when they are first asked for, several at a time.
 
 use super::super::DriverError;
-use super::super::code::Code;
+use super::super::code::{self, Code};
 use super::failed;
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -28,23 +28,28 @@ pub(super) struct Modules {
     code: Code,
     slots: Mutex<HashMap<&'static str, Slot>>,
     functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
+    /// Blocks that a multiprocessor holds of a kernel, by its name, its threads and its dynamic shared memory.
+    resident: Mutex<HashMap<(&'static str, u32, u32), u32>>,
 }
 
 impl Modules {
     pub fn new(code: Code) -> Modules {
-        Modules { code, slots: Mutex::default(), functions: Mutex::default() }
+        Modules { code, slots: Mutex::default(), functions: Mutex::default(), resident: Mutex::default() }
     }
 
-    /// The names of all modules.
-    pub fn names(&self) -> Vec<&'static str> {
-        self.code.modules().map(|(name, _)| name).collect()
+    /// The modules of these kernels that nobody has asked for yet, each once.
+    pub fn not_loaded(&self, kernels: &[&str]) -> Vec<code::Module> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted: Vec<_> = kernels.iter().filter_map(|kernel| self.code.module_of(kernel)).collect();
+        wanted.retain(|(name, _)| !slots.contains_key(name));
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
     }
 
     /// Loads a module, if nobody has yet; what went wrong is told to whoever asks for one of its kernels.
-    pub fn load(&self, name: &'static str) {
-        if let Some((name, text)) = self.code.modules().find(|(n, _)| *n == name) {
-            let _ = self.module(name, text);
-        }
+    pub fn load(&self, (name, text): code::Module) {
+        let _ = self.module(name, text);
     }
 
     fn module(&self, name: &'static str, text: &str) -> Result<Module, DriverError> {
@@ -73,6 +78,29 @@ impl Modules {
             .map_err(|e| failed(&format!("kernel {kernel}"), e))?;
         self.functions.lock().unwrap_or_else(PoisonError::into_inner).insert(kernel, function);
         Ok(function)
+    }
+
+    /// How many blocks of a kernel a multiprocessor holds at once, as the driver says.
+    pub fn resident_blocks(
+        &self,
+        kernel: &'static str,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<u32, DriverError> {
+        let key = (kernel, threads, shared_bytes);
+        let known = self.resident.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if let Some(blocks) = known {
+            return Ok(blocks);
+        }
+        let function = self.function(kernel)?;
+        let (threads, bytes) = (threads as i32, shared_bytes as usize);
+        // SAFETY: the function belongs to a loaded module.
+        let found =
+            unsafe { result::occupancy::max_active_block_per_multiprocessor(function, threads, bytes) };
+        let blocks = found.map_err(|e| failed(&format!("the occupancy of kernel {kernel}"), e))?;
+        let blocks = u32::try_from(blocks).unwrap_or(0).max(1);
+        self.resident.lock().unwrap_or_else(PoisonError::into_inner).insert(key, blocks);
+        Ok(blocks)
     }
 
     /// Unloads everything.
