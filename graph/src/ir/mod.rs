@@ -4,15 +4,18 @@
 //! rules, [`stage`] the names that taps have, [`pattern`] the groups of nodes that a backend can run as one launch.
 //! Absent on purpose: anything a device knows (buffers, kernels, streams).
 
+mod compressed;
 pub mod graph;
 pub mod infer;
 pub mod op;
 pub mod pattern;
 mod recurrent;
 pub mod rope;
+mod routing;
 mod shape;
 pub mod stage;
 
+pub use compressed::{CompressAttrs, CompressedAttentionAttrs, HyperGatesAttrs};
 pub use graph::{
     Graph, LayerIdx, LeftOut, Lifetime, Node, NodeId, Rewind, RopeTableId, StateDecl, StateId, StateRole,
     StateStage, StepInputs, Value, ValueId, WeightDecl, WeightId,

@@ -72,6 +72,10 @@ stages! {
     QLatent "q_latent" Layer;
     /// Latent attention: what is cached, before its rounding [T, kv_lora_rank + rope].
     KLatent "k_latent" Layer;
+    /// Compressed attention: the entry that is kept at a position which completes one, after RoPE, before its rounding [T, d].
+    Compressed "compressed" Layer;
+    /// The same of its indexer [T, d].
+    IndexCompressed "index_compressed" Layer;
     /// What an indexer ranks positions by [1, T, S]; 0 after the query's position.
     IndexScores "index_scores" Layer;
     /// 1 at the positions that it chose [1, T, S], 0 elsewhere.
