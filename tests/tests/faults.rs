@@ -381,6 +381,13 @@ fn states_that_are_not_carried_over_a_border_are_named() {
     every_fault_of("granitehybrid/small-f16", &[0, 1], &[Fault::ScanStateLost, Fault::ConvStateLost], false);
 }
 
+/// The one layer of the carried model that has an indexer; four positions make an entry, so a state that is lost shows.
+#[test]
+fn every_fault_of_compressed_attention_is_named() {
+    every_fault_of("deepseek4/tiny", &[1], Fault::COMPRESSED, true);
+    every_fault_of("deepseek4/tiny", &[1], &[Fault::WindowStateLost], false);
+}
+
 /// Faults at the beginning, inside and at the end of groups, by a hook and by altered weights.
 const GROUPED: [Fault; 6] = [
     Fault::DroppedExpert,

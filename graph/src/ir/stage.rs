@@ -84,7 +84,8 @@ stages! {
     AttnScores "attn_scores" Layer;
     /// After mask and softmax [H, T, S].
     AttnSoftmax "attn_softmax" Layer;
-    /// Latent attention: softmax · latents, before each head's v matrix [T, H·kv_lora_rank].
+    /// Latent attention: softmax · latents, before each head's v matrix [T, H·kv_lora_rank]. Compressed attention: softmax · keys,
+    /// before they are turned back [T, H·d].
     AttnLatent "attn_latent" Layer;
     /// softmax · v, before o_proj; times the output gate where that is a tensor of its own [T, H·d].
     Attention "attention" Layer;

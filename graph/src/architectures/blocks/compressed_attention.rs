@@ -51,6 +51,7 @@ pub fn lower(
     l.graph.tap(at, Stage::KPostRope, &[kv])?;
 
     let attended = seen(l, layer, [normed, latent, q, kv], &config, ratio, overlap)?;
+    l.graph.tap(at, Stage::AttnLatent, &[attended])?;
     let turn = Turn { behind: 0, back: true };
     let names = ["o_nope", "o_pe", "o_rope_back", "attention_turned"];
     let attended = turned(l, layer, names, attended, heads, &config, turn)?;
