@@ -208,13 +208,11 @@ impl Fault {
                     _ => return None,
                 };
             }
-            Fault::WindowOffByOne => {
-                match &mut graph.nodes[at].op {
-                    Op::Attention(attrs) => *attrs.window.as_mut()? -= 1,
-                    Op::CompressedAttention(attrs) => attrs.window -= 1,
-                    _ => return None,
-                }
-            }
+            Fault::WindowOffByOne => match &mut graph.nodes[at].op {
+                Op::Attention(attrs) => *attrs.window.as_mut()? -= 1,
+                Op::CompressedAttention(attrs) => attrs.window -= 1,
+                _ => return None,
+            },
             Fault::SkippedResidualScale => {
                 let Op::MatMul { scale, .. } = &mut graph.nodes[at].op else { return None };
                 scale.take()?;

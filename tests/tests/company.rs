@@ -333,10 +333,8 @@ fn company_changes_no_bit_of_a_hybrid_model() {
 fn company_changes_no_bit_of_compressed_attention() {
     let Some(path) = fixtures::find("arch/deepseek4/small-mxfp4.gguf") else { return };
     let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
-    for kv_type in [KvType::F16, KvType::F32] {
-        company(&Cpu, &model, &options(Activations::Q8, kv_type), 2, CONTEXT);
-    }
-    company(&Reference, &model, &options(Activations::F32, KvType::F16), 1, 40);
+    company(&Cpu, &model, &options(Activations::Q8, KvType::F16), schedules(6), CONTEXT);
+    company(&Reference, &model, &options(Activations::F32, KvType::F16), schedules(6), 20);
 }
 
 /// Its time steps' matrix is in F16, which is summed in one order under 8-bit activations alone.

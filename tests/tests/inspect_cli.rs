@@ -142,12 +142,16 @@ fn without_a_model_it_is_the_demo() {
 fn file_with(damage: &[(Format, usize, u8)]) -> Vec<u8> {
     let specs: Vec<TensorSpec> = Format::ALL
         .iter()
-        .map(|&format| TensorSpec { name: format!("{format}.weight"), shape: vec![2, 3, 512], format: format.into() })
+        .map(|&format| TensorSpec {
+            name: format!("{format}.weight"),
+            shape: vec![2, 3, 512],
+            format: format.into(),
+        })
         .collect();
     let metadata =
         Metadata::from_pairs("m", [("general.architecture", V::String("qwen3moe".into()))]).unwrap();
     writer::to_vec(&metadata, &specs, |i| {
-        let format = specs[i].format;
+        let format = specs[i].format.format().unwrap();
         let mut bytes = vec![0; format.row_bytes(512).unwrap() * 6];
         fill(format, 1.0, &mut Random::new(&[i as u64]), &mut bytes);
         for (_, at, value) in damage.iter().filter(|(f, ..)| *f == format) {

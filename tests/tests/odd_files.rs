@@ -359,7 +359,7 @@ fn fused_tensors_that_contradict_others_are_refused_by_name() {
         let mut odd = Odd::new();
         fuse_qkv(&mut odd, 0);
         fuse_gate_up(&mut odd, 1);
-        odd.push(&name, spec.shape, spec.format, bytes);
+        odd.push(&name, spec.shape, spec.format.format().unwrap(), bytes);
         odd.refused(
             RUN,
             2,
@@ -369,7 +369,7 @@ fn fused_tensors_that_contradict_others_are_refused_by_name() {
     let mut odd = Odd::new();
     fuse_qkv(&mut odd, 0);
     let (spec, bytes) = odd.take("blk.0.attn_qkv.weight");
-    odd.push(&spec.name, vec![2 * HIDDEN, HIDDEN / 4], spec.format, bytes);
+    odd.push(&spec.name, vec![2 * HIDDEN, HIDDEN / 4], spec.format.format().unwrap(), bytes);
     odd.refused(RUN, 2, &["blk.0.attn_qkv.weight", "wanted [128, 256]"]);
     for fused in [true, false] {
         let mut odd = Odd::new();

@@ -4,8 +4,9 @@ use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, CompressAttrs, CompressedAttentionAttrs, DType, DecayOf,
-    DeltaRuleAttrs, Dim, GateKind, GivenExpertsAttrs, Graph, HeadMap, HyperGatesAttrs, IndexScoresAttrs, Node, Op, PointwiseFn, PositionScaleAttrs,
-    RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome, WeightSlice,
+    DeltaRuleAttrs, Dim, GateKind, GivenExpertsAttrs, Graph, HeadMap, HyperGatesAttrs, IndexScoresAttrs,
+    Node, Op, PointwiseFn, PositionScaleAttrs, RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};

@@ -26,7 +26,8 @@ pub(super) fn compressed_attention(
         for head in 0..attrs.num_attention_heads {
             let at = (t * attrs.num_attention_heads + head) * d;
             let q = &q[at..][..d];
-            let score = |k: &&[f32]| q.iter().zip(*k).fold(0.0f32, |sum, (q, k)| (q * attrs.scale).mul_add(*k, sum));
+            let score =
+                |k: &&[f32]| q.iter().zip(*k).fold(0.0f32, |sum, (q, k)| (q * attrs.scale).mul_add(*k, sum));
             let mut weights: Vec<f32> = seen.iter().map(score).collect();
             let factor = softmax(&mut weights, beside.sinks.map(|s| s[head]));
             for (i, out) in out[at..][..d].iter_mut().enumerate() {

@@ -22,7 +22,9 @@ pub(super) fn gated_act(
                 | ActivationFn::Sigmoid
                 | ActivationFn::Relu
                 | ActivationFn::Softplus => up[i],
-                ActivationFn::LimitedSwiglu { limit } | ActivationFn::BoundedSwiglu { limit } => clamp(up[i], limit),
+                ActivationFn::LimitedSwiglu { limit } | ActivationFn::BoundedSwiglu { limit } => {
+                    clamp(up[i], limit)
+                }
                 ActivationFn::ClampedSwiglu { alpha: _, limit } => clamped_up(up[i], limit),
             };
     }

@@ -17,7 +17,8 @@ pub(super) fn hyper_connect(
         for (k, out) in out.chunks_exact_mut(width).enumerate() {
             for (i, out) in out.iter_mut().enumerate() {
                 let terms = x.chunks_exact(width).enumerate();
-                *out = terms.fold(post[k].mul_add(y[i], 0.0), |sum, (j, x)| comb[j * n + k].mul_add(x[i], sum));
+                *out =
+                    terms.fold(post[k].mul_add(y[i], 0.0), |sum, (j, x)| comb[j * n + k].mul_add(x[i], sum));
             }
         }
     }

@@ -14,7 +14,8 @@ pub fn hyper_gates(
 ) {
     let n = attrs.streams;
     let eps = f64::from(attrs.eps);
-    let value = |w: &[f32], i: usize, part: usize| f64::from(w[i]) * f64::from(scale[part]) + f64::from(base[i]);
+    let value =
+        |w: &[f32], i: usize, part: usize| f64::from(w[i]) * f64::from(scale[part]) + f64::from(base[i]);
     for (w, pre) in w.chunks_exact(attrs.width()).zip(pre.chunks_exact_mut(n)) {
         for (i, pre) in pre.iter_mut().enumerate() {
             *pre = (sigmoid(value(w, i, 0)) + eps) as f32;

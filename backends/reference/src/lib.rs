@@ -43,9 +43,9 @@ mod ssm_scan;
 use interpret::Interpreter;
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, CompressAttrs, CompressedAttentionAttrs, DType, DecayOf,
-    DeltaRuleAttrs, GateKind, GivenExpertsAttrs, Graph, HeadMap, HyperGatesAttrs, IndexScoresAttrs, LaunchPattern, Lifetime, Node, Op, PointwiseFn,
-    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateDecl, StateId, StepSizes, ValueId,
-    WeightHome, WeightSlice,
+    DeltaRuleAttrs, GateKind, GivenExpertsAttrs, Graph, HeadMap, HyperGatesAttrs, IndexScoresAttrs,
+    LaunchPattern, Lifetime, Node, Op, PointwiseFn, PositionScaleAttrs, RopePairing, RouterAttrs,
+    SsmScanAttrs, StateDecl, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};

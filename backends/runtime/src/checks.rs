@@ -20,7 +20,9 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::CausalConv | OpKind::AttentionSoftmax | OpKind::IndexSelect => {
             &[("positions", 1, positions), ("sequence", 2, sequence)]
         }
-        OpKind::DeltaRule | OpKind::CompressedAttention => &[("positions", 3, positions), ("sequence", 4, sequence)],
+        OpKind::DeltaRule | OpKind::CompressedAttention => {
+            &[("positions", 3, positions), ("sequence", 4, sequence)]
+        }
         OpKind::IndexScores => &[("positions", 3, positions), ("sequence", 4, sequence)],
         OpKind::SsmScan | OpKind::Compress => &[("positions", 2, positions), ("sequence", 3, sequence)],
         OpKind::Embed

@@ -46,7 +46,9 @@ pub fn text(plan: &QuantizePlan, target: Option<&Target>) -> String {
     }
     let sums: Vec<String> = formats
         .iter()
-        .map(|((_, format), (tensors, bytes))| format!("{tensors} × {format} ({:.3} GB)", *bytes as f64 / 1e9))
+        .map(|((_, format), (tensors, bytes))| {
+            format!("{tensors} × {format} ({:.3} GB)", *bytes as f64 / 1e9)
+        })
         .collect();
     let (gb, bits) = (plan.layout.file_bytes() as f64 / 1e9, plan.bits_per_weight());
     let _ = writeln!(text, "\n{}: {gb:.3} GB, {bits:.3} bits a weight", sums.join(", "));

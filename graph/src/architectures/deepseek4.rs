@@ -37,7 +37,8 @@ fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
         return Err(read.wrong(arch::EXPERT_GATING_FUNC, 3, "1, 2 or 4"));
     }
     let by_token = read.count(arch::HASH_LAYER_COUNT)?;
-    let layers = (0..ratios.len()).map(|i| FfnConfig::Moe(MoeConfig { by_token: i < by_token, ..moe.clone() }));
+    let layers =
+        (0..ratios.len()).map(|i| FfnConfig::Moe(MoeConfig { by_token: i < by_token, ..moe.clone() }));
     let mut model = read.model(attention, layers.collect())?;
     read.swiglu_limits(&mut model)?;
     let (heads, groups) = (read.dimension(arch::HEAD_COUNT)?, read.dimension(arch::OUTPUT_GROUP_COUNT)?);
@@ -117,7 +118,10 @@ fn attention(read: &Reader<'_>, ratios: &[usize]) -> Result<Vec<AttentionConfig>
 fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
     decoder::leave_out_drafts(l);
     let Some(config) = l.config.hyper else {
-        return Err(LowerError::MissingTensor { name: of_model::OUTPUT_HC_FN.to_owned(), wanted: Vec::new() });
+        return Err(LowerError::MissingTensor {
+            name: of_model::OUTPUT_HC_FN.to_owned(),
+            wanted: Vec::new(),
+        });
     };
     let embedding = embedding::lower(l)?;
     let mut x = hyper::begin(l, embedding, &config)?;
@@ -139,7 +143,10 @@ fn lower(l: &mut Lowering<'_>) -> Result<(), LowerError> {
         let out = ffn::branch(l, layer, [normed, read, read], &FFN)?.scaled;
         x = hyper::leave(l, layer, [x, out], gates, &config, &around)?;
         l.graph.tap(at, Stage::PostFfnResidual, &[x])?;
-        l.leave_out(blk(i, tensor::EXP_PROBS_B_VL), "the router's bias for tokens of images, which are not read");
+        l.leave_out(
+            blk(i, tensor::EXP_PROBS_B_VL),
+            "the router's bias for tokens of images, which are not read",
+        );
     }
     let x = hyper::end(l, x, &config)?;
     lm_head::lower(l, x, of_model::OUTPUT_NORM)

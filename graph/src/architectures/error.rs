@@ -77,7 +77,10 @@ pub enum LowerError {
         found: GgmlType,
     },
     /// A table with an id that there is not.
-    #[error("tensor {}: wanted ids from 0 to below {below}, found others; the file may be damaged", shown(name))]
+    #[error(
+        "tensor {}: wanted ids from 0 to below {below}, found others; the file may be damaged",
+        shown(name)
+    )]
     Ids {
         /// Its name.
         name: String,

@@ -2,8 +2,8 @@
 
 use crate::ir::{
     ActivationFn, AttentionAttrs, CausalConvAttrs, CompressAttrs, CompressedAttentionAttrs, DecayOf,
-    DeltaRuleAttrs, ExpertGroups, GivenExpertsAttrs, Graph, HyperGatesAttrs, IndexScoresAttrs, Op, PointwiseFn, PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs,
-    SsmScanAttrs, WeightSlice,
+    DeltaRuleAttrs, ExpertGroups, GivenExpertsAttrs, Graph, HyperGatesAttrs, IndexScoresAttrs, Op,
+    PointwiseFn, PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs, SsmScanAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -212,7 +212,15 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("overlap", if *overlap { true.into() } else { Value::Null });
         }
         Op::CompressedAttention(a) => {
-            let CompressedAttentionAttrs { num_attention_heads, head_dim, scale, window, ratio, sinks, masked } = a;
+            let CompressedAttentionAttrs {
+                num_attention_heads,
+                head_dim,
+                scale,
+                window,
+                ratio,
+                sinks,
+                masked,
+            } = a;
             put("num_attention_heads", json!(num_attention_heads));
             put("head_dim", json!(head_dim));
             put("scale", float(*scale));

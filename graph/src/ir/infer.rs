@@ -256,10 +256,9 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             let (width, per_tok) = (y.width().unwrap_or(0), w.width().unwrap_or(0));
             let beside = y.0.len() == 2 && y.0[0] == w.0[0] && width.checked_rem(per_tok) == Some(0);
             if w.0.len() != 2 || !(per_expert || beside) {
-                return Err(rule.wrong(
-                    "y [T, K, D] or [T, K·D] and weights [T, K]".into(),
-                    format!("{y} and {w}"),
-                ));
+                return Err(
+                    rule.wrong("y [T, K, D] or [T, K·D] and weights [T, K]".into(), format!("{y} and {w}"))
+                );
             }
             let width = if per_expert { width } else { width / per_tok };
             Ok(vec![f32(Shape::new(&[y.0[0], Dim::Fixed(width)]))])

@@ -73,7 +73,8 @@ impl RopeSpec {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor,
             RopeScaling::None | RopeScaling::Linear { .. } => 1.0,
         };
-        let (position, direction) = (position.saturating_sub(self.behind), if self.back { -1.0 } else { 1.0 });
+        let (position, direction) =
+            (position.saturating_sub(self.behind), if self.back { -1.0 } else { 1.0 });
         for (i, pair) in out.chunks_exact_mut(2).enumerate().take(self.dims / 2) {
             let angle = f64::from(position) * self.theta.powf(-2.0 * i as f64 / self.dims as f64);
             let angle = self.stretched(i, angle) / self.divisors.get(i).map_or(1.0, |d| f64::from(*d));

@@ -334,8 +334,9 @@ impl<'g> Roles<'g> {
         };
         let mut routers = HashSet::new();
         // What chooses or weighs experts, and what weighs streams: few numbers that everything hangs on.
-        let weighs =
-            |node: &&crate::ir::Node| matches!(node.op, Op::Router(_) | Op::GivenExperts(_) | Op::HyperGates(_));
+        let weighs = |node: &&crate::ir::Node| {
+            matches!(node.op, Op::Router(_) | Op::GivenExperts(_) | Op::HyperGates(_))
+        };
         for node in graph.nodes.iter().filter(weighs) {
             // The products that its logits are made of.
             let mut todo: Vec<ValueId> = node.inputs.iter().take(1).copied().collect();

@@ -1,6 +1,8 @@
 //! Files of models with compressed attention and hyper-connections: DeepSeek-V4.
 
-use super::family::{Family, Keys, Tensors, count, counts, deepseek_like, experts, selection_bias, shared_expert, text};
+use super::family::{
+    Family, Keys, Tensors, count, counts, deepseek_like, experts, selection_bias, shared_expert, text,
+};
 use super::preset::Preset;
 use crate::gguf::keys::{arch, layer as name, tensor};
 use crate::gguf::{MetaArray, MetaValue};

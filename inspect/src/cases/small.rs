@@ -258,7 +258,10 @@ pub(super) fn given_experts(b: &mut Builder) -> Result<Steps, BackendError> {
     let t = b.tokens();
     let mut step = b.step(0, t, &[], 3.0);
     match table {
-        Some(_) => step.tokens = (0..t).map(|_| moe_run_graph::ids::TokenId(b.between(0, vocab - 1) as u32)).collect(),
+        Some(_) => {
+            step.tokens =
+                (0..t).map(|_| moe_run_graph::ids::TokenId(b.between(0, vocab - 1) as u32)).collect()
+        }
         None => step.boundary.push((ids, b.chosen(t, given, num_experts))),
     }
     b.note("T", t);

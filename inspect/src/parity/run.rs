@@ -109,7 +109,8 @@ impl<'a> Run<'a> {
         let (backend, device) = match self.against {
             Against::Saved(set, _) => {
                 let total_tokens = self.options.tokens.len();
-                let mut checker = make(Source::new(Origin::Saved { set, total_tokens, every: choices(self.graph) }));
+                let mut checker =
+                    make(Source::new(Origin::Saved { set, total_tokens, every: choices(self.graph) }));
                 self.options.drive(executable, &mut checker, hook)?;
                 return Ok(checker);
             }

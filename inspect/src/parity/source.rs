@@ -224,3 +224,18 @@ fn saved(
 pub(super) fn elements(tensor: &HostTensor) -> std::borrow::Cow<'_, [f32]> {
     floats(&tensor.data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn choices_among_entries_stand_at_the_positions_that_complete_them() {
+        let mut wanted = vec![0.0; 7 * 7];
+        let saved: Vec<f32> = (1..=14).map(|n| n as f32).collect();
+        for (row, of) in saved.chunks_exact(2).enumerate() {
+            (wanted[row * 7 + 2], wanted[row * 7 + 5]) = (of[0], of[1]);
+        }
+        assert_eq!(spread(&saved, 7, 3), wanted);
+    }
+}

@@ -83,7 +83,8 @@ fn the_bias_for_images_is_left_out_by_name() {
 #[test]
 fn states_are_rows_of_positions_and_windows_of_sequences() {
     let (config, graph) = lowered(|_| None, |_| {}, 0.0).unwrap();
-    let states: Vec<_> = graph.states.iter().map(|s| (s.layer.index(), s.role, s.shape.clone(), s.lifetime)).collect();
+    let states: Vec<_> =
+        graph.states.iter().map(|s| (s.layer.index(), s.role, s.shape.clone(), s.lifetime)).collect();
     let (all, near) = (Lifetime::PerToken { window: None }, Lifetime::PerToken { window: Some(5) });
     let of_sequence = Lifetime::PerSequence;
     assert_eq!(

@@ -444,7 +444,11 @@ fn given_experts() {
     let narrow = b.graph.add_weight("narrow", vec![100, 2], Format::F32);
     let halves = b.graph.add_weight("halves", vec![100, 4], Format::F16);
     let of = |table| {
-        Op::GivenExperts(GivenExpertsAttrs { gate: GateKind::SqrtSoftplus, table: Some(table), ..attrs.clone() })
+        Op::GivenExperts(GivenExpertsAttrs {
+            gate: GateKind::SqrtSoftplus,
+            table: Some(table),
+            ..attrs.clone()
+        })
     };
     let tokens = b.graph.inputs.tokens;
     b.accepts(of(table), &[logits, tokens], &[&two, &two]);

@@ -61,7 +61,10 @@ impl Compiler<'_> {
     }
 
     /// The first K ids of each token of the vocabulary, where a table has them.
-    pub(super) fn ids_of_tokens(&self, attrs: &GivenExpertsAttrs) -> Result<Option<Box<[u32]>>, BackendError> {
+    pub(super) fn ids_of_tokens(
+        &self,
+        attrs: &GivenExpertsAttrs,
+    ) -> Result<Option<Box<[u32]>>, BackendError> {
         let Some(table) = attrs.table else { return Ok(None) };
         let width = self.plan.graph.weight(table).shape.last().copied().unwrap_or(1).max(1);
         let (k, last) = (attrs.num_experts_per_tok, (attrs.num_experts * attrs.divisor) as u32 - 1);

@@ -113,17 +113,15 @@ fn choose(
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }));
     let total = match attrs.gate {
         GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
-        GateKind::Sigmoid
-        | GateKind::SoftmaxAfterTopK
-        | GateKind::SparseMixer
-        | GateKind::SqrtSoftplus => 1.0,
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer | GateKind::SqrtSoftplus => {
+            1.0
+        }
     };
     let probability = |e: usize| match attrs.gate {
         GateKind::Softmax => (logit(e) - max).exp() / total,
-        GateKind::Sigmoid
-        | GateKind::SoftmaxAfterTopK
-        | GateKind::SparseMixer
-        | GateKind::SqrtSoftplus => gate(e),
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer | GateKind::SqrtSoftplus => {
+            gate(e)
+        }
     };
     // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
     let rank = |e: usize| match bias {

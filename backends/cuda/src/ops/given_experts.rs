@@ -23,9 +23,11 @@ pub(super) fn lacking(attrs: &GivenExpertsAttrs) -> Option<String> {
         table: _,
     } = *attrs;
     match gate {
-        GateKind::Softmax | GateKind::Sigmoid | GateKind::SqrtSoftplus => (num_experts_per_tok > MAX_EXPERTS_PER_TOKEN).then(|| {
-            format!("{num_experts_per_tok} experts a token; wanted at most {MAX_EXPERTS_PER_TOKEN}")
-        }),
+        GateKind::Softmax | GateKind::Sigmoid | GateKind::SqrtSoftplus => {
+            (num_experts_per_tok > MAX_EXPERTS_PER_TOKEN).then(|| {
+                format!("{num_experts_per_tok} experts a token; wanted at most {MAX_EXPERTS_PER_TOKEN}")
+            })
+        }
         GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => Some(format!("a gate {gate:?}")),
     }
 }

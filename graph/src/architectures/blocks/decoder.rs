@@ -2,7 +2,9 @@
 
 use super::attention::AttentionSpec;
 use super::ffn::FfnSpec;
-use super::{attention, compressed_attention, delta_net, embedding, ffn, kda, lm_head, mamba1, mamba2, short_conv};
+use super::{
+    attention, compressed_attention, delta_net, embedding, ffn, kda, lm_head, mamba1, mamba2, short_conv,
+};
 use crate::architectures::{LowerError, Lowering};
 use crate::config::MixerConfig;
 use crate::gguf::keys::{blk, tensor};

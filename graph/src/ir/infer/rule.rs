@@ -175,7 +175,8 @@ impl Rule<'_> {
         let of_each = matches!(gate, GateKind::Softmax | GateKind::Sigmoid | GateKind::SqrtSoftplus);
         if k == 0 || divisor == 0 || !of_each {
             return Err(self.wrong(
-                "at least 1 expert a token, a divisor of at least 1, a softmax, a sigmoid or a sqrt-softplus".into(),
+                "at least 1 expert a token, a divisor of at least 1, a softmax, a sigmoid or a sqrt-softplus"
+                    .into(),
                 format!("{k}, {divisor}, {gate:?}"),
             ));
         }
@@ -306,11 +307,20 @@ impl Rule<'_> {
     }
 
     pub(super) fn compressed_attention(&self, attrs: &CompressedAttentionAttrs) -> Result<(), GraphError> {
-        let CompressedAttentionAttrs { num_attention_heads: heads, head_dim, scale: _, window, ratio, sinks, masked: _ } =
-            *attrs;
+        let CompressedAttentionAttrs {
+            num_attention_heads: heads,
+            head_dim,
+            scale: _,
+            window,
+            ratio,
+            sinks,
+            masked: _,
+        } = *attrs;
         self.heads_on(heads, 1, &[head_dim])?;
         if window == 0 || ratio == 0 {
-            return Err(self.wrong("a window and a ratio of at least 1".into(), format!("{window} and {ratio}")));
+            return Err(
+                self.wrong("a window and a ratio of at least 1".into(), format!("{window} and {ratio}"))
+            );
         }
         self.tokens_by(0, "q", heads * head_dim)?;
         self.state(1, 1, head_dim)?;

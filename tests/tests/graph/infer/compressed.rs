@@ -1,10 +1,10 @@
 //! The rules of hyper-connections and of compressed attention.
 
 use super::Bench;
+use moe_run_graph::ir::Dim::{Cached, Fixed, LogitsRows, Tokens};
 use moe_run_graph::ir::{
     CompressAttrs, CompressedAttentionAttrs, HyperGatesAttrs, LayerIdx, Lifetime, Op, StateRole,
 };
-use moe_run_graph::ir::Dim::{Cached, Fixed, LogitsRows, Tokens};
 use moe_run_graph::quant::Format;
 
 #[test]
@@ -51,8 +51,10 @@ fn compressed_attention() {
     let (p, s) = (inputs.positions, inputs.sequence);
     let state = b.graph.add_state(StateRole::Window, layer, 8, 2 * 12, Lifetime::PerSequence);
     let apart = b.graph.add_state(StateRole::Window, layer, 8, 2 * 4, Lifetime::PerSequence);
-    let (bias, narrow) =
-        (b.graph.add_weight("ape", vec![4, 16], Format::F32), b.graph.add_weight("ape", vec![4, 8], Format::F32));
+    let (bias, narrow) = (
+        b.graph.add_weight("ape", vec![4, 16], Format::F32),
+        b.graph.add_weight("ape", vec![4, 8], Format::F32),
+    );
     let (x, y, odd) = (b.f32(&[Tokens, Fixed(16)]), b.f32(&[Tokens, Fixed(8)]), b.f32(&[Tokens, Fixed(7)]));
     let compress = |overlap, bias, state| Op::Compress(CompressAttrs { ratio: 4, overlap, bias, state });
     b.accepts(compress(true, bias, state), &[x, x, p, s], &[&[Tokens, Fixed(8)]]);
