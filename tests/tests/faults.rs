@@ -70,7 +70,7 @@ fn named_by_free_run(report: &Report) -> Option<String> {
         let makers = report.ops.iter().filter(|o| o.stage == Some(first.stage) && o.layer == first.layer);
         let names: Vec<&str> = makers.map(|o| o.op.as_str()).collect();
         // A state's rows are shown by the stage of the rotation that feeds it.
-        let named = names.into_iter().filter(|n| !n.ends_with("/kv_write")).collect::<Vec<_>>().join(", ");
+        let named = names.into_iter().filter(|n| !n.ends_with("_write")).collect::<Vec<_>>().join(", ");
         (!named.is_empty()).then_some(named)
     })
 }

@@ -17,7 +17,7 @@ pub(super) fn compress(
     let (parts, slots) = (attrs.parts(), attrs.slots());
     let d = out.len() / run.rows.len();
     let rows = a.chunks_exact(parts * d).zip(b.chunks_exact(parts * d)).zip(out.chunks_exact_mut(d));
-    for (position, ((a, b), out)) in (run.first_position as usize..).zip(rows) {
+    for (position, ((a, b), out)) in (run.first_position..).zip(rows) {
         let bias = &bias[position % attrs.ratio * parts * d..][..parts * d];
         for (channel, out) in out.iter_mut().enumerate() {
             let (brought, weights) = state[channel * 2 * slots..][..2 * slots].split_at_mut(slots);
