@@ -1,5 +1,5 @@
 // IndexSelect: scores [T, S] → 1 at the top_k positions up to the token's own whose scores are largest, 0 elsewhere: [T, S]. Ties go
-// to the earlier position, NaN ranks last.
+// to the earlier position, NaN ranks last. Of `every` positions only the last counts.
 #include "common/top_k.cuh"
 
 constexpr int SELECT_THREADS = 256;
@@ -22,13 +22,17 @@ DEVICE int block_count(int count, sptr<int> parts) {
 // the earliest are taken: each thread has a run of positions of its own, behind those of the threads before it.
 // Grid: T, 256 threads.
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
-    index_select(aptr<const float> scores, aptr<const int> positions, aptr<float> y, int cached, int top_k) {
+    index_select(aptr<const float> scores, aptr<const int> positions, aptr<float> y, int cached, int top_k, int every) {
     wait_for_previous();
     SHARED(int, parts, SELECT_THREADS);
-    int t = blockIdx.x, tid = threadIdx.x, seen = positions[t] + 1;
+    int t = blockIdx.x, tid = threadIdx.x, seen = (positions[t] + 1) / every;
     aptr<const float> row = scores + static_cast<long long>(t) * cached;
     aptr<float> out = y + static_cast<long long>(t) * cached;
-    for (int i = (seen <= top_k ? 0 : seen) + tid; i < cached; i += SELECT_THREADS) out[i] = i < seen ? 1.0f : 0.0f;
+    // Those that do not count; and all, where no more count than are chosen.
+    for (int i = tid; i < cached; i += SELECT_THREADS) {
+        bool counts = (i + 1) % every == 0 && i / every < seen;
+        if (!counts || seen <= top_k) out[i] = counts ? 1.0f : 0.0f;
+    }
     if (seen <= top_k) return;
     int each = (seen + SELECT_THREADS - 1) / SELECT_THREADS;
     int first = tid * each < seen ? tid * each : seen, end = first + each < seen ? first + each : seen;
@@ -36,12 +40,12 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     for (uint32_t bit = 0x80000000u; bit > 0; bit >>= 1) {
         uint32_t reached = last | bit;
         int count = 0;
-        for (int i = first; i < end; i++) count += rank_of(row[i]) >= reached;
+        for (int i = first; i < end; i++) count += rank_of(row[(i + 1) * every - 1]) >= reached;
         if (block_count(count, parts) >= top_k) last = reached;
     }
     int above = 0, equal = 0;
     for (int i = first; i < end; i++) {
-        uint32_t key = rank_of(row[i]);
+        uint32_t key = rank_of(row[(i + 1) * every - 1]);
         above += key > last;
         equal += key == last;
     }
@@ -50,8 +54,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     __syncthreads();
     for (int i = 0; i < tid; i++) left -= parts[i];
     for (int i = first; i < end; i++) {
-        uint32_t key = rank_of(row[i]);
-        out[i] = key > last || (key == last && left > 0) ? 1.0f : 0.0f;
+        uint32_t key = rank_of(row[(i + 1) * every - 1]);
+        out[(i + 1) * every - 1] = key > last || (key == last && left > 0) ? 1.0f : 0.0f;
         left -= key == last;
     }
 }

@@ -2,8 +2,8 @@
 """Small models of architectures whose own code takes too much to carry, and their stages in float64, by the formulas of
 fixtures/arch/<name>/README.md: a second evaluation beside the reference's, in plain Python, a token at a time.
 
-    small-arch-cases.py write DIR          writes DIR/<arch>/tiny.gguf and tiny.stages.safetensors
-    small-arch-cases.py check GGUF STAGES  evaluates a model in F32 and F16, and compares every stage with a file of them
+    small-arch-cases.py write DIR [ARCH]   writes DIR/<arch>/tiny.gguf and tiny.stages.safetensors
+    small-arch-cases.py check GGUF STAGES  evaluates a model (F32, F16, BF16, MXFP4), and compares every stage with a file of them
 """
 
 import json
@@ -13,7 +13,8 @@ import struct
 import sys
 from pathlib import Path
 
-from small_arch_files import F16, F32, read_gguf, read_stages, write_gguf, write_stages
+import small_arch_deepseek4
+from small_arch_files import F16, F32, I32, read_gguf, read_stages, write_gguf, write_stages
 
 
 def dot(a, b):
@@ -88,6 +89,8 @@ class Model:
         return self.mul(f"{blk}ffn_down{of}.weight", act, expert)
 
     def run(self, tokens):
+        if self.arch == "deepseek4":
+            return small_arch_deepseek4.run(self, tokens)
         eps = self.key("attention.layer_norm_rms_epsilon")
         layers = self.key("block_count") - self.key("nextn_predict_layers", 0)
         mixer, ffn = EVALUATORS[self.arch]
@@ -476,10 +479,16 @@ def small_models():
     yield glm, [first | dense | {"ffn_gate": [32, D], "ffn_up": [32, D], "ffn_down": [D, 32]}, latent_tensors(False)]
 
 
+    own, layers, model = small_arch_deepseek4.small(D, VOCAB)
+    yield common("deepseek4", 3) | own, layers, model
+
+
 def numbers(name, shape, rng):
     """What F16 holds exactly: norms far from 1, biases that matter."""
     count = math.prod(shape)
     half = lambda x: struct.unpack("<e", struct.pack("<e", x))[0]
+    if name == "ffn_gate_tid2eid":
+        return [float(e) for _ in range(shape[0]) for e in rng.sample(range(4), shape[1])]
     if name == "ssm_a":
         return [half(-math.exp(rng.uniform(-1.5, 1.5))) for _ in range(count)]
     if "norm" in name and not name.endswith("bias"):
@@ -488,12 +497,15 @@ def numbers(name, shape, rng):
     return [half(rng.gauss(0, spread)) for _ in range(count)]
 
 
-def write(folder):
-    for meta, layers in small_models():
+def write(folder, only=None):
+    for meta, layers, *of_model in small_models():
         arch = meta.pop("general.architecture")
+        if only not in (None, arch):
+            continue
         named = {"general.architecture": arch, "tokenizer.ggml.model": "none"}
         named |= {f"{arch}.{key}": value for key, value in meta.items()}
         shapes = {"token_embd.weight": [VOCAB, D], "output_norm.weight": [D], "output.weight": [VOCAB, D]}
+        shapes |= of_model[0] if of_model else {}
         for i, layer in enumerate(layers):
             layer = {"attn_norm": [D], "ffn_norm": [D]} | layer
             for name, shape in layer.items():
@@ -502,15 +514,16 @@ def write(folder):
         for seed in range(1000):
             rng = random.Random(f"{arch} {seed}")
             plain = {n: (s, numbers(n.split(".", 2)[-1].removesuffix(".weight"), s, rng)) for n, s in shapes.items()}
-            tokens = [rng.randrange(VOCAB) for _ in range(9)]
+            tokens = [rng.randrange(VOCAB) for _ in range(18 if arch == "deepseek4" else 9)]
             model = Model(named, plain)
             stages = model.run(tokens)
             if margin(model) > 0.02:
                 break
         else:
             raise SystemExit(f"{arch}: no choice without a thin margin")
-        floats = ("norm", "ssm_a", "ssm_d", "conv1d", "bias", "ffn_gate_inp", "proj")
-        tensors = {n: (s, v, F32 if any(f in n for f in floats) else F16) for n, (s, v) in plain.items()}
+        floats = ("norm", "ssm_a", "ssm_d", "conv1d", "bias", "ffn_gate_inp", "proj", "hc_", "_ape", "sinks")
+        kind = lambda n: I32 if "tid2eid" in n else F32 if any(f in n for f in floats) else F16
+        tensors = {n: (s, v, kind(n)) for n, (s, v) in plain.items()}
         out = Path(folder) / arch
         out.mkdir(parents=True, exist_ok=True)
         write_gguf(out / "tiny.gguf", named, tensors)
@@ -528,11 +541,15 @@ def margin(model):
         for t, row in enumerate(rows):
             if name == "moe_logits":
                 bias = model.tensors.get(at.replace("layer-", "blk.") + ".exp_probs_b.bias")
-                values = [sigmoid(x) + b for x, b in zip(row, bias[1])] if bias else row
+                gate = small_arch_deepseek4.root_softplus if model.arch == "deepseek4" else sigmoid
+                values = [gate(x) + b for x, b in zip(row, bias[1])] if bias else row
                 chosen = model.stages[at + "/moe_topk_ids"][t]
                 # With groups any two of the values may decide.
                 pairs = [abs(a - b) for i, a in enumerate(values) for b in values[:i]]
-                if model.key("expert_group_count", 1) == 1:
+                if at.replace("layer-", "blk.") + ".ffn_gate_tid2eid.weight" in model.tensors:
+                    # A table chooses: only their order is open.
+                    pairs = [abs(values[a] - values[b]) for i, a in enumerate(chosen) for b in chosen[:i]]
+                elif model.key("expert_group_count", 1) == 1:
                     rest = [v for e, v in enumerate(values) if e not in chosen]
                     pairs = [min(values[e] for e in chosen) - max(rest)]
                 least = min(least, *pairs)
@@ -561,8 +578,8 @@ def check(gguf, path):
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["write", folder]:
-            write(folder)
+        case ["write", folder, *only]:
+            write(folder, *only)
         case ["check", gguf, stages]:
             sys.exit(check(gguf, stages))
         case _:

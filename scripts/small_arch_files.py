@@ -5,7 +5,7 @@ import math
 import struct
 from pathlib import Path
 
-F32, F16 = 0, 1
+F32, F16, I32, BF16, MXFP4 = 0, 1, 26, 30, 39
 
 
 def read_gguf(path):
@@ -48,9 +48,25 @@ def read_gguf(path):
     out = {}
     for name, shape, kind, offset in infos:
         count = math.prod(shape)
-        code = {F32: "f", F16: "e"}[kind]
-        out[name] = (shape, list(struct.unpack_from(f"<{count}{code}", data, base + offset)))
+        out[name] = (shape, decoded(data, base + offset, kind, count))
     return meta, out
+
+
+def decoded(data, at, kind, count):
+    if kind == BF16:
+        halves = struct.unpack_from(f"<{count}H", data, at)
+        return list(struct.unpack(f"<{count}f", struct.pack(f"<{count}I", *[h << 16 for h in halves])))
+    if kind == MXFP4:
+        magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+        values = magnitudes + [-x for x in magnitudes]
+        out = []
+        for block in range(count // 32):
+            exponent, *codes = data[at + 17 * block : at + 17 * (block + 1)]
+            for shift in (0, 4):
+                out += [values[code >> shift & 15] * 2.0 ** (exponent - 127) for code in codes]
+        return out
+    code = {F32: "f", F16: "e", I32: "i"}[kind]
+    return list(struct.unpack_from(f"<{count}{code}", data, at))
 
 
 def write_gguf(path, meta, tensors):
@@ -78,7 +94,8 @@ def write_gguf(path, meta, tensors):
         body += bytes(-len(body) % 32)
         out += string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape[::-1])
         out += struct.pack("<IQ", kind, len(body))
-        body += struct.pack(f"<{len(values)}{'e' if kind == F16 else 'f'}", *values)
+        code = {F32: "f", F16: "e", I32: "i"}[kind]
+        body += struct.pack(f"<{len(values)}{code}", *(map(int, values) if kind == I32 else values))
     Path(path).write_bytes(out + bytes(-len(out) % 32) + body)
 
 

@@ -1,6 +1,7 @@
 // IndexSelect: scores [T, S] → 1 at the top_k positions up to the token's own whose scores are largest, 0 elsewhere: [T, S]. Ties go
 // to the earlier position, NaN ranks last. One workgroup a token. The key of the last that is chosen is found bit by bit: it is
-// the largest that at least top_k keys reach, 0 where there are fewer. Of those that equal it the earliest are taken, lane by lane.
+// the largest that at least top_k keys reach, 0 where there are fewer. Of those that equal it the earliest are taken, lane by lane. Of `every` positions only
+// the last counts.
 #include numbers
 #include arena
 #include order_key
@@ -10,6 +11,7 @@ struct Params {
     positions: u32,
     y: u32,
     top_k: u32,
+    every: u32,
 }
 
 var<workgroup> counts: array<u32, LANES>;
@@ -36,8 +38,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let x = p.x + wg.x * now.cached;
     let y = p.y + wg.x * now.cached;
-    let seen = arena[p.positions + wg.x] + 1u;
-    for (var i = seen + lane; i < now.cached; i += LANES) {
+    let seen = (arena[p.positions + wg.x] + 1u) / p.every;
+    for (var i = seen * p.every + lane; i < now.cached; i += LANES) {
         store(y + i, 0.0);
     }
     // Each lane has a run of positions of its own, so that those before it are the earlier ones.
@@ -49,7 +51,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let reached = last | bit;
         var count = 0u;
         for (var i = first; i < end; i++) {
-            count += select(0u, 1u, order_key(arena[x + i]) >= reached);
+            count += select(0u, 1u, order_key(arena[x + (i + 1u) * p.every - 1u]) >= reached);
         }
         if (sum_counts(lane, count) >= p.top_k) {
             last = reached;
@@ -58,7 +60,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var above = 0u;
     var equal = 0u;
     for (var i = first; i < end; i++) {
-        let key = order_key(arena[x + i]);
+        let key = order_key(arena[x + (i + 1u) * p.every - 1u]);
         above += select(0u, 1u, key > last);
         equal += select(0u, 1u, key == last);
     }
@@ -69,10 +71,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         left -= min(left, counts[before]);
     }
     for (var i = first; i < end; i++) {
-        let key = order_key(arena[x + i]);
+        let key = order_key(arena[x + (i + 1u) * p.every - 1u]);
         let is_equal = key == last;
         let is_taken = key > last || (is_equal && left > 0u);
-        store(y + i, select(0.0, 1.0, is_taken));
+        for (var j = i * p.every; j + 1u < (i + 1u) * p.every; j++) {
+            store(y + j, 0.0);
+        }
+        store(y + (i + 1u) * p.every - 1u, select(0.0, 1.0, is_taken));
         left -= min(left, select(0u, 1u, is_equal));
     }
 }

@@ -6,6 +6,7 @@
 #include packed
 #include quantize_block
 #include order_key
+#include softplus
 #include route
 #include activate
 #include gated

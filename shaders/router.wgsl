@@ -3,6 +3,7 @@
 #include arena
 #include lanes
 #include order_key
+#include softplus
 #include route
 
 struct Params {

@@ -6,8 +6,8 @@
 //! Absent on purpose: the devices' speeds, caches, and values that never leave their launch.
 
 use crate::ir::{
-    AttentionAttrs, DType, DeltaRuleAttrs, Graph, IndexScoresAttrs, Node, Op, SsmScanAttrs, StepSizes,
-    ValueId, WeightSlice,
+    AttentionAttrs, CompressAttrs, CompressedAttentionAttrs, DType, DeltaRuleAttrs, Graph, IndexScoresAttrs,
+    Node, Op, SsmScanAttrs, StepSizes, ValueId, WeightSlice,
 };
 use crate::passes::{Launch, Plan};
 use serde::Serialize;
@@ -189,15 +189,47 @@ pub fn node_cost(
                 ..Cost::default()
             }
         }
+        Op::Compress(CompressAttrs { ratio, overlap: _, bias: _, state }) => {
+            let state = 4 * graph.state(*state).row_elems() as u64;
+            let brought = 4 * (elems(0) + elems(1)) as u64;
+            Cost {
+                weight_bytes: vectors_bytes(&node.op.weights()),
+                // Each position's own, and once a window all of it.
+                state_bytes: brought + state * (sizes.tokens / (*ratio).max(1)) as u64,
+                written_bytes: brought,
+                ..Cost::default()
+            }
+        }
+        Op::CompressedAttention(a) => {
+            let CompressedAttentionAttrs { num_attention_heads, head_dim, .. } = a;
+            let last = sizes.cached.saturating_sub(1);
+            let first = sizes.cached.saturating_sub(sizes.tokens);
+            let near = a.near(last).end - a.near(first).start.min(a.near(last).end);
+            let pairs: usize = (first..sizes.cached).map(|p| a.near(p).len() + a.entries(p)).sum();
+            Cost {
+                weight_bytes: vectors_bytes(&node.op.weights()),
+                state_bytes: ((near + a.entries(last)) * state_row_bytes(*head_dim)) as u64,
+                flops: 4 * (pairs * num_attention_heads * head_dim) as u64,
+                ..Cost::default()
+            }
+        }
+        // The table of given experts is looked up, a row a token.
+        Op::GivenExperts(g) => Cost {
+            weight_bytes: g.table.map_or(0, |table| {
+                (sizes.tokens * graph.weight(table).shape.last().copied().unwrap_or(0) * 4) as u64
+            }),
+            ..Cost::default()
+        },
         Op::RmsNorm { .. }
         | Op::LayerNorm { .. }
         | Op::PositionScale(_)
+        | Op::HyperGates(_)
+        | Op::HyperConnect { .. }
         | Op::MulHeads
         | Op::Rope { .. }
         | Op::AttentionSoftmax(_)
         | Op::IndexSelect { .. }
         | Op::Router(_)
-        | Op::GivenExperts(_)
         | Op::GatedAct { .. }
         | Op::ExpertCombine
         | Op::DeltaGates { .. }

@@ -89,6 +89,10 @@ impl ImportanceSink {
                 | Op::DeltaGates { .. }
                 | Op::DeltaRule(_)
                 | Op::SsmScan(_)
+                | Op::HyperGates(_)
+                | Op::HyperConnect { .. }
+                | Op::Compress(_)
+                | Op::CompressedAttention(_)
                 | Op::Add
                 | Op::Mul
                 | Op::MulHeads

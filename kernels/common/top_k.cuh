@@ -2,7 +2,13 @@
 #pragma once
 #include "prelude.cuh"
 
-enum Gate : int { GATE_SOFTMAX = 0, GATE_SIGMOID = 1, GATE_SOFTMAX_AFTER_TOP_K = 2, GATE_SPARSE_MIXER = 3 };
+enum Gate : int {
+    GATE_SOFTMAX = 0,
+    GATE_SIGMOID = 1,
+    GATE_SOFTMAX_AFTER_TOP_K = 2,
+    GATE_SPARSE_MIXER = 3,
+    GATE_SQRT_SOFTPLUS = 4
+};
 
 constexpr int MAX_EXPERTS = 1024;         // 32 a lane: one bit each in a register
 constexpr int MAX_EXPERTS_PER_TOKEN = 32; // one a lane
@@ -14,6 +20,17 @@ DEVICE uint32_t rank_of(float v) {
     return (u & 0x80000000u) ? ~u : (u | 0x80000000u);
 }
 
+// √ln(1 + e^v). NaN stays NaN.
+DEVICE float sqrt_softplus(float v) { return sqrtf(fmaxf(v, 0.0f) + log1pf(expf(-fabsf(v)))); }
+
+// The gate's value of a logit; top and total are the softmax's. Of the gates over the chosen it is the logit itself.
+DEVICE float gate_value(float v, int gate, float top, float total) {
+    return gate == GATE_SOFTMAX         ? expf(v - top) / total
+           : gate == GATE_SIGMOID       ? sigmoid(v)
+           : gate == GATE_SQRT_SOFTPLUS ? sqrt_softplus(v)
+                                        : v;
+}
+
 struct Route {
     int id;
     float weight;
@@ -22,8 +39,7 @@ struct Route {
 // What the choice goes by: the gate's value with the selection bias; top and total are the softmax's.
 template <class L>
 DEVICE float choice_value(L logits, aptr<const float> bias, int e, int gate, float top, float total) {
-    float v = logits[e];
-    v = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+    float v = gate_value(logits[e], gate, top, total);
     return bias != nullptr ? v + bias[e] : v;
 }
 
@@ -76,7 +92,7 @@ DEVICE uint32_t warp_open_groups(L logits, aptr<const float> bias, int experts, 
 }
 
 // logits [E] in any memory. Lane k < K gets the k-th best expert and its weight.
-//   softmax: weight = softmax over all E.   sigmoid: of each.   softmax after top-k: over the K chosen logits.
+//   softmax: weight = softmax over all E.   sigmoid, sqrt-softplus: of each.   softmax after top-k: over the K chosen logits.
 //   sparse mixer: warp_mixer_share of each.
 // The choice is by logit (the gates are monotonic), or by gate value + bias where there is a selection bias; with more than
 // one group, among the experts of the best.
@@ -126,11 +142,7 @@ DEVICE Route warp_route(L logits, aptr<const float> bias, int experts, int exper
         float share = gate == GATE_SPARSE_MIXER ? warp_mixer_share(logits, experts, best_id) : 0.0f;
         if (k == lane) {
             mine.id = best_id;
-            float v = logits[best_id];
-            mine.weight = gate == GATE_SOFTMAX        ? expf(v - top) / total
-                          : gate == GATE_SIGMOID      ? sigmoid(v)
-                          : gate == GATE_SPARSE_MIXER ? share
-                                                      : v;
+            mine.weight = gate == GATE_SPARSE_MIXER ? share : gate_value(logits[best_id], gate, top, total);
         }
     }
     bool chosen = lane < experts_per_token;
@@ -209,8 +221,7 @@ DEVICE float warp_weights(L logits, sptr<const int> chosen, int experts, int exp
         total = warp_sum(total);
     }
     if (mine) {
-        float v = logits[chosen[lane]];
-        weight = gate == GATE_SOFTMAX ? expf(v - top) / total : gate == GATE_SIGMOID ? sigmoid(v) : v;
+        weight = gate_value(logits[chosen[lane]], gate, top, total);
     }
     if (gate == GATE_SPARSE_MIXER)
         for (int k = 0; k < experts_per_token; k++) {

@@ -2,7 +2,7 @@
 // Ties go to the lower id, NaN ranks last, ids are distinct and below E. Each logit counts those that go before it, so the
 // whole order takes one pass and three barriers. With GROUPS > 1 only
 // those of the best groups are chosen from. Gates: 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen, 3 sparse
-// mixer.
+// mixer, 4 sqrt-softplus.
 
 var<workgroup> route_gates: array<f32, KEYS>;
 var<workgroup> route_keys: array<u32, KEYS>;
@@ -107,6 +107,8 @@ fn choose_experts(lane: Lane, logits: u32) {
             partial += route_gates[i];
         } else if (p.gate == 1u) {
             route_gates[i] = 1.0 / (1.0 + exp(-logit));
+        } else if (p.gate == 4u) {
+            route_gates[i] = sqrt(softplus(logit));
         } else {
             route_gates[i] = logit;
         }

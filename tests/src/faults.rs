@@ -11,7 +11,7 @@
 use moe_run_backends::error::BackendError;
 use moe_run_backends::executable::{HostTensor, Observer, TensorData, ValueAccess, WeightSource};
 use moe_run_graph::ir::{
-    AttentionAttrs, GateKind, Graph, Node, Op, RopePairing, RopeSpec, ValueId, WeightDecl,
+    ActivationFn, AttentionAttrs, GateKind, Graph, Node, Op, RopePairing, RopeSpec, ValueId, WeightDecl,
 };
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::Format;
@@ -70,6 +70,16 @@ pub enum Fault {
     ScanStateLost,
     /// A convolution begins every step with nothing before it.
     ConvStateLost,
+    /// A window's positions of earlier steps are lost.
+    WindowStateLost,
+    /// What RoPE turned in the values stays turned.
+    NotTurnedBack,
+    /// An entry turns as the position that completes it.
+    EntryTurnedAsItsLast,
+    /// A limit bounds what comes out of silu.
+    LimitBehindSilu,
+    /// An indexer chooses one entry less.
+    ChoiceOffByOne,
 }
 
 impl Fault {
@@ -102,6 +112,16 @@ impl Fault {
     /// Those of attention with sinks and windows.
     pub const SINKS: &'static [Fault] = &[Fault::SinkLeftOut, Fault::WindowOffByOne];
 
+    /// Those of compressed attention, in layers with an indexer.
+    pub const COMPRESSED: &'static [Fault] = &[
+        Fault::SinkLeftOut,
+        Fault::WindowOffByOne,
+        Fault::NotTurnedBack,
+        Fault::EntryTurnedAsItsLast,
+        Fault::ChoiceOffByOne,
+        Fault::LimitBehindSilu,
+    ];
+
     /// The node that is made wrong.
     #[must_use]
     pub fn node_name(self) -> &'static str {
@@ -123,17 +143,24 @@ impl Fault {
             Fault::WrongPartOfHeads => "q_pe",
             Fault::NanLane => "attn_norm",
             Fault::ReversedConvolution | Fault::ConvStateLost => "conv",
+            Fault::WindowStateLost => "compress",
+            Fault::NotTurnedBack => "o_rope_back",
+            Fault::EntryTurnedAsItsLast => "entry_rope",
+            Fault::LimitBehindSilu => "swiglu",
+            Fault::ChoiceOffByOne => "index_select",
             Fault::DeltaStateLost => "delta_rule",
             Fault::ScanStateLost => "ssm_scan",
             Fault::SkippedSharedGate => "shared_expert_sigmoid",
         }
     }
 
-    /// The node that a comparison can name: behind a scaled result, of which no stage tells, the sum that it goes into.
+    /// The node that a comparison can name: behind a result of which no stage tells, the first that one shows.
     #[must_use]
     pub fn named(self) -> &'static str {
         match self {
             Fault::SkippedResidualScale => "attn_residual",
+            Fault::NotTurnedBack => "attention_turned",
+            Fault::EntryTurnedAsItsLast | Fault::WindowStateLost => "entry_turned",
             other => other.node_name(),
         }
     }
@@ -175,13 +202,17 @@ impl Fault {
                 attrs.scale /= 1.873_8;
             }
             Fault::SinkLeftOut => {
-                let Op::Attention(attrs) = &mut graph.nodes[at].op else { return None };
-                attrs.sinks.take()?;
+                match &mut graph.nodes[at].op {
+                    Op::Attention(attrs) => attrs.sinks.take()?,
+                    Op::CompressedAttention(attrs) => attrs.sinks.take()?,
+                    _ => return None,
+                };
             }
-            Fault::WindowOffByOne => {
-                let Op::Attention(attrs) = &mut graph.nodes[at].op else { return None };
-                *attrs.window.as_mut()? -= 1;
-            }
+            Fault::WindowOffByOne => match &mut graph.nodes[at].op {
+                Op::Attention(attrs) => *attrs.window.as_mut()? -= 1,
+                Op::CompressedAttention(attrs) => attrs.window -= 1,
+                _ => return None,
+            },
             Fault::SkippedResidualScale => {
                 let Op::MatMul { scale, .. } = &mut graph.nodes[at].op else { return None };
                 scale.take()?;
@@ -208,12 +239,25 @@ impl Fault {
                     RopePairing::Interleaved => RopePairing::Half,
                 };
             }
-            Fault::RopeBase => {
+            Fault::RopeBase | Fault::NotTurnedBack | Fault::EntryTurnedAsItsLast => {
                 let Op::Rope { table, .. } = graph.nodes[at].op else { return None };
                 let spec = graph.rope_tables[table.index()].clone();
-                let moved = graph.add_rope_table(RopeSpec { theta: spec.theta + 100.0, ..spec });
+                let moved = graph.add_rope_table(match self {
+                    Fault::NotTurnedBack => RopeSpec { back: !spec.back, ..spec },
+                    Fault::EntryTurnedAsItsLast => RopeSpec { behind: 0, ..spec },
+                    _ => RopeSpec { theta: spec.theta + 100.0, ..spec },
+                });
                 let Op::Rope { table, .. } = &mut graph.nodes[at].op else { return None };
                 *table = moved;
+            }
+            Fault::LimitBehindSilu => {
+                let Op::GatedAct { activation } = &mut graph.nodes[at].op else { return None };
+                let ActivationFn::BoundedSwiglu { limit } = *activation else { return None };
+                *activation = ActivationFn::LimitedSwiglu { limit };
+            }
+            Fault::ChoiceOffByOne => {
+                let Op::IndexSelect { top_k, .. } = &mut graph.nodes[at].op else { return None };
+                *top_k -= 1;
             }
             Fault::SkippedQNorm | Fault::SkippedKNorm => {
                 // Beside 2^60 no mean of squares counts: x / √2^60 · 2^30 is x, each step exact.
@@ -248,6 +292,7 @@ impl Fault {
             | Fault::CausalOffByOne
             | Fault::DeltaStateLost
             | Fault::ScanStateLost
+            | Fault::WindowStateLost
             | Fault::ConvStateLost => {
                 return Some(Injected { graph, weights, hook: Some(hook) });
             }
@@ -326,7 +371,10 @@ impl Hook {
     }
 
     fn empties_states(&self) -> bool {
-        matches!(self.fault, Fault::DeltaStateLost | Fault::ScanStateLost | Fault::ConvStateLost)
+        matches!(
+            self.fault,
+            Fault::DeltaStateLost | Fault::ScanStateLost | Fault::ConvStateLost | Fault::WindowStateLost
+        )
     }
 }
 

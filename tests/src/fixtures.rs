@@ -122,6 +122,8 @@ const ARCHITECTURES: &[&str] = &[
     "deepseek32/small-f16",
     "deepseek32/small-q4_0",
     "deepseek32/tiny",
+    "deepseek4/small-mxfp4",
+    "deepseek4/tiny",
     "dots1/main",
     "dots1/main-mxfp4_moe",
     "ernie4_5-moe/main",

@@ -341,6 +341,16 @@ fn company_changes_no_bit_of_a_hybrid_model() {
     }
 }
 
+/// Windows that are compressed, an indexer's choice among them, streams, experts by token. Matrices in BF16 are summed in one
+/// order under 8-bit activations alone.
+#[test]
+fn company_changes_no_bit_of_compressed_attention() {
+    let Some(path) = fixtures::find("arch/deepseek4/small-mxfp4.gguf") else { return };
+    let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+    company(&Cpu, &model, &options(Activations::Q8, KvType::F16), schedules(6), CONTEXT);
+    company(&Reference, &model, &options(Activations::F32, KvType::F16), schedules(6), 20);
+}
+
 /// Its time steps' matrix is in F16, which is summed in one order under 8-bit activations alone.
 #[test]
 fn company_changes_no_bit_of_mamba1() {

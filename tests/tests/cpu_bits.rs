@@ -134,13 +134,14 @@ fn a_prompt_in_pieces_gives_the_same_bits() {
     }
 }
 
-/// What the tiny model's layers lack: latents, indexers, norms behind, gates, chunks, small experts, mamba1, a norm for two parts. Their weights are quantized:
+/// What the tiny model's layers lack: latents, indexers, norms behind, gates, chunks, small experts, mamba1, a norm for two parts, entries of windows and streams. Their weights are quantized:
 /// the order of the sums over plain floats alone is not defined.
 const KINDS: &[&str] = &[
     "afmoe/trinity-q4_0",
     "cohere2moe/north-mini-q4_0",
     "deepseek2/v3-q4_0",
     "deepseek32/small-q4_0",
+    "deepseek4/small-mxfp4",
     "gemma4/a4b-q4_0",
     "glm-dsa/small-q4_k_m",
     "grovemoe/main-q4_0",

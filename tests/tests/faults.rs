@@ -70,7 +70,7 @@ fn named_by_free_run(report: &Report) -> Option<String> {
         let makers = report.ops.iter().filter(|o| o.stage == Some(first.stage) && o.layer == first.layer);
         let names: Vec<&str> = makers.map(|o| o.op.as_str()).collect();
         // A state's rows are shown by the stage of the rotation that feeds it.
-        let named = names.into_iter().filter(|n| !n.ends_with("/kv_write")).collect::<Vec<_>>().join(", ");
+        let named = names.into_iter().filter(|n| !n.ends_with("_write")).collect::<Vec<_>>().join(", ");
         (!named.is_empty()).then_some(named)
     })
 }
@@ -379,6 +379,13 @@ fn a_residual_scale_left_out_is_named() {
 fn states_that_are_not_carried_over_a_border_are_named() {
     every_fault_of("qwen35moe/small-f16", &[0, 1], Fault::CARRIED, false);
     every_fault_of("granitehybrid/small-f16", &[0, 1], &[Fault::ScanStateLost, Fault::ConvStateLost], false);
+}
+
+/// The one layer of the carried model that has an indexer; four positions make an entry, so a state that is lost shows.
+#[test]
+fn every_fault_of_compressed_attention_is_named() {
+    every_fault_of("deepseek4/tiny", &[1], Fault::COMPRESSED, true);
+    every_fault_of("deepseek4/tiny", &[1], &[Fault::WindowStateLost], false);
 }
 
 /// Faults at the beginning, inside and at the end of groups, by a hook and by altered weights.

@@ -197,7 +197,7 @@ fn write_split(dir: &Path) {
     let tensors: Vec<TensorSpec> = file
         .tensors()
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.format().unwrap() })
+        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.ggml_type })
         .collect();
     let halves = tensors.split_at(tensors.len() / 2);
     for (no, part) in [halves.0, halves.1].into_iter().enumerate() {

@@ -142,12 +142,16 @@ fn without_a_model_it_is_the_demo() {
 fn file_with(damage: &[(Format, usize, u8)]) -> Vec<u8> {
     let specs: Vec<TensorSpec> = Format::ALL
         .iter()
-        .map(|&format| TensorSpec { name: format!("{format}.weight"), shape: vec![2, 3, 512], format })
+        .map(|&format| TensorSpec {
+            name: format!("{format}.weight"),
+            shape: vec![2, 3, 512],
+            format: format.into(),
+        })
         .collect();
     let metadata =
         Metadata::from_pairs("m", [("general.architecture", V::String("qwen3moe".into()))]).unwrap();
     writer::to_vec(&metadata, &specs, |i| {
-        let format = specs[i].format;
+        let format = specs[i].format.format().unwrap();
         let mut bytes = vec![0; format.row_bytes(512).unwrap() * 6];
         fill(format, 1.0, &mut Random::new(&[i as u64]), &mut bytes);
         for (_, at, value) in damage.iter().filter(|(f, ..)| *f == format) {
@@ -226,7 +230,7 @@ fn a_key_that_nobody_knows_is_warned_of() {
     let tensors: Vec<TensorSpec> = file
         .tensors()
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.format().unwrap() })
+        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), format: t.ggml_type })
         .collect();
     let data = |i: usize| Cow::Owned(file.data(&file.tensors()[i]).to_vec());
     let dir = tempfile::tempdir().unwrap();

@@ -91,7 +91,7 @@ impl Odd {
     }
 
     fn push(&mut self, name: &str, shape: Vec<usize>, format: Format, bytes: Vec<u8>) {
-        self.tensors.push((TensorSpec { name: name.to_owned(), shape, format }, bytes));
+        self.tensors.push((TensorSpec { name: name.to_owned(), shape, format: format.into() }, bytes));
     }
 
     fn take(&mut self, name: &str) -> (TensorSpec, Vec<u8>) {
@@ -277,11 +277,11 @@ fn dimensions_of_one_outside_change_nothing() {
     // Inside it is another shape.
     let mut odd = Odd::new();
     let (spec, bytes) = odd.take("blk.0.attn_norm.weight");
-    odd.push(&spec.name, vec![HIDDEN, 1], spec.format, bytes);
+    odd.push(&spec.name, vec![HIDDEN, 1], spec.format.format().unwrap(), bytes);
     odd.refused(RUN, 2, &["blk.0.attn_norm.weight", "[256, 1]", "[256]"]);
     let mut odd = Odd::new();
     let (spec, bytes) = odd.take("blk.0.attn_q.weight");
-    odd.push(&spec.name, vec![1, HEAD, HEADS * HIDDEN], spec.format, bytes);
+    odd.push(&spec.name, vec![1, HEAD, HEADS * HIDDEN], spec.format.format().unwrap(), bytes);
     odd.refused(RUN, 2, &["blk.0.attn_q.weight", "[1, 32, 512]", "[64, 256]"]);
 }
 
@@ -359,7 +359,7 @@ fn fused_tensors_that_contradict_others_are_refused_by_name() {
         let mut odd = Odd::new();
         fuse_qkv(&mut odd, 0);
         fuse_gate_up(&mut odd, 1);
-        odd.push(&name, spec.shape, spec.format, bytes);
+        odd.push(&name, spec.shape, spec.format.format().unwrap(), bytes);
         odd.refused(
             RUN,
             2,
@@ -369,7 +369,7 @@ fn fused_tensors_that_contradict_others_are_refused_by_name() {
     let mut odd = Odd::new();
     fuse_qkv(&mut odd, 0);
     let (spec, bytes) = odd.take("blk.0.attn_qkv.weight");
-    odd.push(&spec.name, vec![2 * HIDDEN, HIDDEN / 4], spec.format, bytes);
+    odd.push(&spec.name, vec![2 * HIDDEN, HIDDEN / 4], spec.format.format().unwrap(), bytes);
     odd.refused(RUN, 2, &["blk.0.attn_qkv.weight", "wanted [128, 256]"]);
     for fused in [true, false] {
         let mut odd = Odd::new();

@@ -108,7 +108,7 @@ fn model(dir: &TempDir, name: &str, rows: usize, logits: &[(u32, f32)], edits: &
     let specs = shapes.map(|(name, shape)| TensorSpec {
         name: name.to_owned(),
         shape: shape.to_vec(),
-        format: Format::F32,
+        format: Format::F32.into(),
     });
     let bytes = to_vec(&metadata, &specs, |i| {
         let elements: usize = specs[i].shape.iter().product();

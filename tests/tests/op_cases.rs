@@ -119,6 +119,7 @@ fn ops_that_read_quantized_weights() {
 #[test]
 fn attention_over_every_kv_type() {
     over_seeds("attention", &[Activations::F32], KvType::ALL, 20);
+    over_seeds("compressed_attention", &[Activations::F32], KvType::ALL, 12);
     over_seeds("kv_write", &[Activations::F32], KvType::ALL, 6);
     over_seeds("attention_scores", &[Activations::F32], KvType::ALL, 40);
     over_seeds("attention_softmax", &[Activations::F32], &[KvType::F32], 6);
@@ -204,6 +205,8 @@ fn rope_at_far_positions() {
                 dims: d,
                 scaling: RopeScaling::None,
                 divisors: Vec::new(),
+                behind: 0,
+                back: false,
             });
             let x = graph.add_boundary(Shape::new(&[Dim::Tokens, Dim::Fixed(heads * d)]), DType::F32);
             let positions = graph.inputs.positions;

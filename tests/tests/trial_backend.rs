@@ -52,6 +52,10 @@ fn function(op: &Op) -> Option<fn(f32, f32) -> f32> {
         | Op::DeltaGates { .. }
         | Op::DeltaRule(_)
         | Op::SsmScan(_)
+        | Op::HyperGates(_)
+        | Op::HyperConnect { .. }
+        | Op::Compress(_)
+        | Op::CompressedAttention(_)
         | Op::Pointwise { .. }
         | Op::Concat { .. }
         | Op::Slice { .. }

@@ -1,6 +1,7 @@
 //! Stage 5: Plan → launches with their buffers resolved.
 
 mod attention;
+mod compressed;
 mod recurrent;
 
 use super::memory::{Val, WeightBytes};
@@ -259,6 +260,10 @@ impl Compiler<'_> {
             | Op::DeltaGates { .. }
             | Op::DeltaRule(_)
             | Op::SsmScan(_)
+            | Op::HyperGates(_)
+            | Op::HyperConnect { .. }
+            | Op::Compress(_)
+            | Op::CompressedAttention(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }
@@ -509,8 +514,9 @@ impl Compiler<'_> {
                 key: self.state_input(node, node.inputs[2])?,
                 out: self.output(node)?,
             }),
-            Op::IndexSelect { top_k } => Box::new(IndexSelect {
+            Op::IndexSelect { top_k, every } => Box::new(IndexSelect {
                 top_k: *top_k,
+                every: *every,
                 scores: self.input(node, 0)?,
                 out: self.output(node)?.shared(Share::CachedRow),
             }),
@@ -518,6 +524,7 @@ impl Compiler<'_> {
                 attrs: attrs.clone(),
                 logits: self.input(node, 0)?,
                 from: self.input(node, 1)?,
+                table: self.ids_of_tokens(attrs)?,
                 ids: self.maybe(node.outputs[0]),
                 weights: self.maybe(node.outputs[1]),
             }),
@@ -539,6 +546,10 @@ impl Compiler<'_> {
                 b: self.input(node, 1)?,
                 out: self.output(node)?,
             }),
+            Op::HyperGates(attrs) => return self.hyper_gates(node, attrs),
+            Op::HyperConnect { streams } => return self.hyper_connect(node, *streams),
+            Op::Compress(attrs) => return self.compress(node, attrs),
+            Op::CompressedAttention(attrs) => return self.compressed_attention(node, attrs),
             Op::CausalConv(attrs) => return self.causal_conv(node, attrs),
             Op::DeltaGates { a, dt_bias, bound } => return self.delta_gates(node, *a, *dt_bias, *bound),
             Op::DeltaRule(attrs) => return self.delta_rule(node, attrs),

@@ -3,9 +3,10 @@
 use super::NAME;
 use super::ops::router;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, Dim, GateKind,
-    GivenExpertsAttrs, Graph, HeadMap, IndexScoresAttrs, Node, Op, PointwiseFn, PositionScaleAttrs,
-    RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId, WeightHome, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, CompressAttrs, CompressedAttentionAttrs, DType, DecayOf,
+    DeltaRuleAttrs, Dim, GateKind, GivenExpertsAttrs, Graph, HeadMap, HyperGatesAttrs, IndexScoresAttrs,
+    Node, Op, PointwiseFn, PositionScaleAttrs, RopePairing, Shape, SsmScanAttrs, StateDecl, ValueId,
+    WeightHome, WeightSlice,
 };
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{KvType, check_step_operands};
@@ -35,14 +36,20 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             }
         }
         Op::IndexScores(IndexScoresAttrs { num_heads: _, head_dim: _ }) => {}
-        Op::IndexSelect { top_k: _ } => {}
+        Op::IndexSelect { top_k: _, every: _ } => {}
         Op::GivenExperts(GivenExpertsAttrs {
             num_experts: _,
             num_experts_per_tok: _,
-            gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
+            gate:
+                GateKind::Softmax
+                | GateKind::Sigmoid
+                | GateKind::SoftmaxAfterTopK
+                | GateKind::SparseMixer
+                | GateKind::SqrtSoftplus,
             norm_topk_prob: _,
             scale: _,
             divisor: _,
+            table: _,
         }) => {}
         Op::GatedAct { activation } => any_activation(*activation),
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation, state: _ }) => {
@@ -70,6 +77,18 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             dt_bias: _,
             state: _,
         }) => {}
+        Op::HyperGates(HyperGatesAttrs { streams: _, iterations: _, eps: _, scale: _, base: _ }) => {}
+        Op::HyperConnect { streams: _ } => {}
+        Op::Compress(CompressAttrs { ratio: _, overlap: _, bias: _, state: _ }) => {}
+        Op::CompressedAttention(CompressedAttentionAttrs {
+            num_attention_heads: _,
+            head_dim: _,
+            scale: _,
+            window: _,
+            ratio: _,
+            sinks: _,
+            masked: _,
+        }) => {}
         Op::Pointwise {
             function:
                 PointwiseFn::Scale(_) | PointwiseFn::SoftCap(_) | PointwiseFn::Clamp(_) | PointwiseFn::ReluSquared,
@@ -85,7 +104,8 @@ pub fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
             | Op::AttentionSoftmax(_)
             | Op::Attention(_)
             | Op::IndexScores(_)
-            | Op::IndexSelect { top_k: _ }
+            | Op::IndexSelect { top_k: _, every: _ }
+            | Op::CompressedAttention(_)
             | Op::Tap { stage: _ }
     );
     let laid_out = |value: &&ValueId| {
@@ -115,7 +135,8 @@ fn any_activation(activation: ActivationFn) {
         | ActivationFn::Sigmoid
         | ActivationFn::Relu
         | ActivationFn::Softplus
-        | ActivationFn::LimitedSwiglu { limit: _ } => {}
+        | ActivationFn::LimitedSwiglu { limit: _ }
+        | ActivationFn::BoundedSwiglu { limit: _ } => {}
     }
 }
 

@@ -22,7 +22,9 @@ pub(super) fn gated_act(
                 | ActivationFn::Sigmoid
                 | ActivationFn::Relu
                 | ActivationFn::Softplus => up[i],
-                ActivationFn::LimitedSwiglu { limit } => clamp(up[i], limit),
+                ActivationFn::LimitedSwiglu { limit } | ActivationFn::BoundedSwiglu { limit } => {
+                    clamp(up[i], limit)
+                }
                 ActivationFn::ClampedSwiglu { alpha: _, limit } => clamped_up(up[i], limit),
             };
     }
@@ -38,5 +40,6 @@ pub(super) fn activate(activation: ActivationFn, x: f32) -> f32 {
         ActivationFn::Relu => relu(x),
         ActivationFn::Softplus => softplus(x),
         ActivationFn::LimitedSwiglu { limit } => limited_silu(x, limit),
+        ActivationFn::BoundedSwiglu { limit } => clamped_silu(x, 1.0, limit),
     }
 }

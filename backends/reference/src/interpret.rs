@@ -2,8 +2,8 @@
 
 use super::ReferenceState;
 use super::{
-    add, attention, attention_scores, attention_softmax, causal_conv, concat, delta_gates, delta_rule, embed,
-    expert_combine, expert_matmul, head_matmul,
+    add, attention, attention_scores, attention_softmax, causal_conv, compress, compressed_attention, concat,
+    delta_gates, delta_rule, embed, expert_combine, expert_matmul, head_matmul, hyper_connect, hyper_gates,
 };
 use super::{
     gated_act, get_rows, given_experts, index_scores, index_select, kv_write, layer_norm, matmul, mul,
@@ -187,12 +187,16 @@ impl<'a> Interpreter<'a> {
                 let (keys, rows) = (self.state_rows(input(2))?, self.rows(input(2), input(3), input(4))?);
                 index_scores::index_scores(q, w, keys, rows, attrs, self.sizes.cached, out);
             }
-            (Op::IndexSelect { top_k }, [TensorData::F32(out)]) => {
+            (Op::IndexSelect { top_k, every }, [TensorData::F32(out)]) => {
                 let (scores, positions) = (self.f32(input(0))?, self.u32(input(1))?);
-                index_select::index_select(scores, positions, *top_k, self.sizes.cached, out);
+                index_select::index_select(scores, positions, (*top_k, *every), self.sizes.cached, out);
             }
             (Op::GivenExperts(attrs), [TensorData::U32(ids), TensorData::F32(weights)]) => {
-                given_experts::given_experts(self.f32(input(0))?, self.u32(input(1))?, attrs, ids, weights);
+                let table = self.opt_vector(attrs.table)?;
+                let (logits, given) = (self.f32(input(0))?, self.u32(input(1))?);
+                let width = attrs.table.and_then(|table| self.graph.weight(table).shape.last().copied());
+                let table = table.as_deref().zip(width);
+                given_experts::given_experts(logits, given, attrs, table, ids, weights);
             }
             (Op::ExpertMatMul { weight, bias }, [TensorData::F32(out)]) => {
                 let matrix = self.matrix(weight)?;
@@ -255,6 +259,40 @@ impl<'a> Interpreter<'a> {
                     ssm_scan::ssm_scan(xbc, dt, attrs, &weights, run.first_position, state, out);
                 }
             }
+            (Op::HyperGates(attrs), [TensorData::F32(pre), mixed @ ..]) => {
+                let (scale, base) = (self.vector(attrs.scale)?, self.vector(attrs.base)?);
+                let mixed = match mixed {
+                    [TensorData::F32(post), TensorData::F32(comb)] => Some([&mut post[..], &mut comb[..]]),
+                    _ => None,
+                };
+                hyper_gates::hyper_gates(self.f32(input(0))?, attrs, &scale, &base, pre, mixed);
+            }
+            (Op::HyperConnect { streams }, [TensorData::F32(out)]) => {
+                let [x, y, post, comb] = [0, 1, 2, 3].map(|i| self.f32(input(i)));
+                hyper_connect::hyper_connect(x?, y?, post?, comb?, *streams, out);
+            }
+            (Op::Compress(attrs), [TensorData::F32(out)]) => {
+                let bias = self.vector(attrs.bias)?;
+                let (a, b) = (self.f32(input(0))?.to_vec(), self.f32(input(1))?.to_vec());
+                let (wide, width) = (a.len() / self.sizes.tokens, out.len() / self.sizes.tokens);
+                for run in self.input.runs() {
+                    let of = |width: usize| run.rows.start * width..run.rows.end * width;
+                    let state = self.sequence_row(attrs.state, run.sequence);
+                    let (a, b, out) = (&a[of(wide)], &b[of(wide)], &mut out[of(width)]);
+                    compress::compress(a, b, &run, attrs, &bias, state, out);
+                }
+            }
+            (Op::CompressedAttention(attrs), [TensorData::F32(out)]) => {
+                let (keys, entries) = (self.state_rows(input(1))?, self.state_rows(input(2))?);
+                let (sinks, rows) = (self.opt_vector(attrs.sinks)?, self.rows(input(3), input(4))?);
+                let mask = match attrs.masked {
+                    true => Some(Mask { mask: self.f32(input(5))?, cached: self.sizes.cached }),
+                    false => None,
+                };
+                let beside = Beside { sinks: sinks.as_deref(), mask };
+                let q = self.f32(input(0))?;
+                compressed_attention::compressed_attention(q, keys, entries, rows, attrs, beside, out);
+            }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::MulHeads, [TensorData::F32(out)]) => {
@@ -297,6 +335,10 @@ impl<'a> Interpreter<'a> {
                 | Op::DeltaGates { .. }
                 | Op::DeltaRule(_)
                 | Op::SsmScan(_)
+                | Op::HyperGates(_)
+                | Op::HyperConnect { .. }
+                | Op::Compress(_)
+                | Op::CompressedAttention(_)
                 | Op::Add
                 | Op::Mul
                 | Op::MulHeads

@@ -10,6 +10,8 @@ pub mod attention;
 mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
+mod compress;
+mod compressed_attention;
 mod concat;
 mod delta_gates;
 mod delta_rule;
@@ -20,6 +22,8 @@ mod gated_act;
 mod get_rows;
 mod given_experts;
 mod head_matmul;
+mod hyper_connect;
+pub mod hyper_gates;
 mod index_scores;
 mod index_select;
 mod interpret;
@@ -38,10 +42,10 @@ mod ssm_scan;
 
 use interpret::Interpreter;
 use moe_run_graph::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DType, DecayOf, DeltaRuleAttrs, GateKind,
-    GivenExpertsAttrs, Graph, HeadMap, IndexScoresAttrs, LaunchPattern, Lifetime, Node, Op, PointwiseFn,
-    PositionScaleAttrs, RopePairing, RouterAttrs, SsmScanAttrs, StateId, StepSizes, ValueId, WeightHome,
-    WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, CompressAttrs, CompressedAttentionAttrs, DType, DecayOf,
+    DeltaRuleAttrs, GateKind, GivenExpertsAttrs, Graph, HeadMap, HyperGatesAttrs, IndexScoresAttrs,
+    LaunchPattern, Lifetime, Node, Op, PointwiseFn, PositionScaleAttrs, RopePairing, RouterAttrs,
+    SsmScanAttrs, StateId, StepSizes, ValueId, WeightHome, WeightSlice,
 };
 use moe_run_graph::passes::{Launch, Plan, PlanOptions, none_alone, plan};
 use moe_run_graph::quant::{ActBlock, ActProfile};
@@ -78,7 +82,8 @@ fn any_activation(activation: ActivationFn) {
         | ActivationFn::Sigmoid
         | ActivationFn::Relu
         | ActivationFn::Softplus
-        | ActivationFn::LimitedSwiglu { limit: _ } => {}
+        | ActivationFn::LimitedSwiglu { limit: _ }
+        | ActivationFn::BoundedSwiglu { limit: _ } => {}
     }
 }
 
@@ -155,7 +160,11 @@ impl Backend for Reference {
                     num_experts: _,
                     num_experts_per_tok: _,
                     gate:
-                        GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
+                        GateKind::Softmax
+                        | GateKind::Sigmoid
+                        | GateKind::SoftmaxAfterTopK
+                        | GateKind::SparseMixer
+                        | GateKind::SqrtSoftplus,
                     norm_topk_prob: _,
                     scale: _,
                     selection_bias: _,
@@ -164,16 +173,21 @@ impl Backend for Reference {
                 } = attrs;
             }
             Op::IndexScores(IndexScoresAttrs { num_heads: _, head_dim: _ }) => {}
-            Op::IndexSelect { top_k: _ } => {}
+            Op::IndexSelect { top_k: _, every: _ } => {}
             Op::GivenExperts(attrs) => {
                 let GivenExpertsAttrs {
                     num_experts: _,
                     num_experts_per_tok: _,
                     gate:
-                        GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
+                        GateKind::Softmax
+                        | GateKind::Sigmoid
+                        | GateKind::SoftmaxAfterTopK
+                        | GateKind::SparseMixer
+                        | GateKind::SqrtSoftplus,
                     norm_topk_prob: _,
                     scale: _,
                     divisor: _,
+                    table: _,
                 } = attrs;
             }
             Op::GatedAct { activation } => any_activation(*activation),
@@ -205,6 +219,20 @@ impl Backend for Reference {
                     d: _,
                     dt_bias: _,
                     state: _,
+                } = attrs;
+            }
+            Op::HyperGates(HyperGatesAttrs { streams: _, iterations: _, eps: _, scale: _, base: _ }) => {}
+            Op::HyperConnect { streams: _ } => {}
+            Op::Compress(CompressAttrs { ratio: _, overlap: _, bias: _, state: _ }) => {}
+            Op::CompressedAttention(attrs) => {
+                let CompressedAttentionAttrs {
+                    num_attention_heads: _,
+                    head_dim: _,
+                    scale: _,
+                    window: _,
+                    ratio: _,
+                    sinks: _,
+                    masked: _,
                 } = attrs;
             }
             Op::Pointwise {

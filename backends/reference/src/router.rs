@@ -5,11 +5,16 @@ use std::cmp::Ordering;
 
 /// Better first: the larger value; the lower expert at a tie; NaN behind everything.
 pub(super) fn rank(values: &[f64], a: usize, b: usize) -> Ordering {
-    match (values[a].is_nan(), values[b].is_nan()) {
-        (true, true) => a.cmp(&b),
+    better_first(values[a], values[b]).then(a.cmp(&b))
+}
+
+/// The larger value in front; NaN behind everything.
+pub(super) fn better_first(a: f64, b: f64) -> Ordering {
+    match (a.is_nan(), b.is_nan()) {
+        (true, true) => Ordering::Equal,
         (true, false) => Ordering::Greater,
         (false, true) => Ordering::Less,
-        (false, false) => values[b].partial_cmp(&values[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b)),
+        (false, false) => b.partial_cmp(&a).unwrap_or(Ordering::Equal),
     }
 }
 
@@ -22,6 +27,10 @@ pub(super) fn softmax(x: &[f64]) -> Vec<f64> {
 
 pub(super) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
+}
+
+pub(super) fn sqrt_softplus(x: f64) -> f64 {
+    (x.max(0.0) + (-x.abs()).exp().ln_1p()).sqrt()
 }
 
 /// The share of each expert in a softmax over itself and those near it that are not better: `order` are the best, best first.
@@ -71,6 +80,7 @@ pub(super) fn router(
         let gate: Vec<f64> = match attrs.gate {
             GateKind::Softmax => softmax(&logits),
             GateKind::Sigmoid => logits.iter().map(|l| sigmoid(*l)).collect(),
+            GateKind::SqrtSoftplus => logits.iter().map(|l| sqrt_softplus(*l)).collect(),
             GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => logits.clone(),
         };
         let values: Vec<f64> = match selection_bias {
@@ -88,7 +98,7 @@ pub(super) fn router(
 
         let mut chosen: Vec<f64> = order.iter().map(|e| gate[*e]).collect();
         match attrs.gate {
-            GateKind::Softmax | GateKind::Sigmoid => {}
+            GateKind::Softmax | GateKind::Sigmoid | GateKind::SqrtSoftplus => {}
             GateKind::SoftmaxAfterTopK => chosen = softmax(&chosen),
             GateKind::SparseMixer => chosen = sparse_mixer(&logits, &order),
         }

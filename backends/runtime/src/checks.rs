@@ -20,9 +20,11 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         OpKind::CausalConv | OpKind::AttentionSoftmax | OpKind::IndexSelect => {
             &[("positions", 1, positions), ("sequence", 2, sequence)]
         }
-        OpKind::DeltaRule => &[("positions", 3, positions), ("sequence", 4, sequence)],
+        OpKind::DeltaRule | OpKind::CompressedAttention => {
+            &[("positions", 3, positions), ("sequence", 4, sequence)]
+        }
         OpKind::IndexScores => &[("positions", 3, positions), ("sequence", 4, sequence)],
-        OpKind::SsmScan => &[("positions", 2, positions), ("sequence", 3, sequence)],
+        OpKind::SsmScan | OpKind::Compress => &[("positions", 2, positions), ("sequence", 3, sequence)],
         OpKind::Embed
         | OpKind::RmsNorm
         | OpKind::LayerNorm
@@ -34,6 +36,8 @@ pub fn check_step_operands(backend: &'static str, graph: &Graph, node: &Node) ->
         | OpKind::GatedAct
         | OpKind::ExpertCombine
         | OpKind::DeltaGates
+        | OpKind::HyperGates
+        | OpKind::HyperConnect
         | OpKind::Add
         | OpKind::Mul
         | OpKind::MulHeads

@@ -31,8 +31,8 @@ pub fn text(plan: &QuantizePlan, target: Option<&Target>) -> String {
         let line = format!(
             "{:width$}  {shape:>22}  {:>7}  {:7}  {bits:8.4}  {:>12}{cost}  {}",
             name(entry),
-            entry.from,
-            entry.to,
+            entry.stored(entry.from),
+            entry.stored(entry.to),
             entry.bytes,
             entry.why.text()
         );
@@ -40,13 +40,15 @@ pub fn text(plan: &QuantizePlan, target: Option<&Target>) -> String {
     }
     let mut formats: BTreeMap<_, (usize, usize)> = BTreeMap::new();
     for entry in &plan.entries {
-        let (tensors, bytes) = formats.entry(entry.to).or_default();
+        let (tensors, bytes) = formats.entry((entry.to, entry.stored(entry.to).name())).or_default();
         *tensors += 1;
         *bytes += entry.bytes;
     }
     let sums: Vec<String> = formats
         .iter()
-        .map(|(format, (tensors, bytes))| format!("{tensors} × {format} ({:.3} GB)", *bytes as f64 / 1e9))
+        .map(|((_, format), (tensors, bytes))| {
+            format!("{tensors} × {format} ({:.3} GB)", *bytes as f64 / 1e9)
+        })
         .collect();
     let (gb, bits) = (plan.layout.file_bytes() as f64 / 1e9, plan.bits_per_weight());
     let _ = writeln!(text, "\n{}: {gb:.3} GB, {bits:.3} bits a weight", sums.join(", "));

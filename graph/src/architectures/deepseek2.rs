@@ -32,7 +32,9 @@ fn configure(read: &Reader<'_>) -> Result<ModelConfig, ConfigError> {
     // V2 ranks its groups by their best, and has a softmax; those behind it by their best two.
     configure_with(read, &defaults, None, |gate| match gate {
         GateKind::Softmax => GroupScore::Best,
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => GroupScore::BestTwo,
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer | GateKind::SqrtSoftplus => {
+            GroupScore::BestTwo
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::ConfigError;
 use crate::gguf::keys;
-use crate::quant::{Format, UnknownFormat};
+use crate::quant::{Format, GgmlType, UnknownFormat};
 use crate::shown::{shown, shown_list};
 use crate::verify::GraphError;
 
@@ -67,6 +67,25 @@ pub enum LowerError {
         name: String,
         /// How many values.
         wanted: usize,
+    },
+    /// A table of ids in another type.
+    #[error("tensor {}: found {found}, wanted I32", shown(name))]
+    IdsType {
+        /// Its name.
+        name: String,
+        /// In the file.
+        found: GgmlType,
+    },
+    /// A table with an id that there is not.
+    #[error(
+        "tensor {}: wanted ids from 0 to below {below}, found others; the file may be damaged",
+        shown(name)
+    )]
+    Ids {
+        /// Its name.
+        name: String,
+        /// How many there are.
+        below: usize,
     },
     /// A tensor of a type that nothing here decodes.
     #[error("tensor {}: {source}; use a file quantized to one of those (Q4_K_M, for one)", shown(name))]

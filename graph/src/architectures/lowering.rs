@@ -3,7 +3,7 @@
 use super::{LowerError, TensorTable, format_of};
 use crate::config::ModelConfig;
 use crate::ir::{Graph, LeftOut, ValueId, WeightHome, WeightId, WeightSlice};
-use crate::quant::Format;
+use crate::quant::{Format, GgmlType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -260,6 +260,38 @@ impl<'a> Lowering<'a> {
         is_f32(fused, format)?;
         let ranges = consecutive(parts.iter().map(|(_, len)| *len));
         Ok(ranges.map(|part| Some(self.graph.add_weight_part(fused, part))).collect())
+    }
+
+    /// A table of ids below `below`, 32-bit integers, for ops that read a weight's bits: the graph calls it F32.
+    ///
+    /// # Errors
+    /// As [`Lowering::weight`], [`LowerError::IdsType`] where it is not of I32, [`LowerError::Ids`] for an id that is not below.
+    pub fn ids(&mut self, name: &str, wanted: &[usize], below: usize) -> Result<WeightId, LowerError> {
+        let Some((shape, ggml_type)) = self.tensors.get(name) else {
+            return Err(LowerError::MissingTensor { name: name.to_owned(), wanted: wanted.to_vec() });
+        };
+        if without_outer_ones(shape) != without_outer_ones(wanted) {
+            return Err(LowerError::TensorShape {
+                name: name.to_owned(),
+                found: shape.clone(),
+                wanted: wanted.to_vec(),
+            });
+        }
+        if *ggml_type != GgmlType::I32 {
+            return Err(LowerError::IdsType { name: name.to_owned(), found: *ggml_type });
+        }
+        self.used.insert(name.to_owned());
+        let ids = (self.vectors)(name).unwrap_or_default();
+        let is_id = |x: &f32| *x >= 0.0 && *x < below as f32;
+        if ids.len() != wanted.iter().product::<usize>() || !ids.iter().all(is_id) {
+            return Err(LowerError::Ids { name: name.to_owned(), below });
+        }
+        if let Some(id) = self.weights.get(name) {
+            return Ok(*id);
+        }
+        let id = self.graph.add_weight(name, wanted.to_vec(), Format::F32);
+        self.weights.insert(name.to_owned(), id);
+        Ok(id)
     }
 
     /// The values of a vector in F32 that become part of the graph itself.

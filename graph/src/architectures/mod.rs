@@ -17,6 +17,7 @@ mod cohere2moe;
 mod dbrx;
 mod deepseek2;
 mod deepseek32;
+mod deepseek4;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
@@ -96,6 +97,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen2::ROW,
     deepseek2::ROW,
     deepseek32::ROW,
+    deepseek4::ROW,
     glm_dsa::ROW,
     mistral4::ROW,
     mistral3::ROW,
@@ -161,6 +163,11 @@ fn near(name: &str) -> Vec<&'static str> {
 pub fn lower_file(file: &GgufFile) -> Result<(ModelConfig, Graph), LowerError> {
     let vectors = |name: &str| {
         let entry = file.tensor(name)?;
+        if entry.ggml_type == GgmlType::I32 {
+            // Ids: f32 holds those below 2^24 exactly, and none above it for one below.
+            let words = file.data(entry).as_chunks::<4>().0;
+            return Some(words.iter().map(|word| i32::from_le_bytes(*word) as f32).collect());
+        }
         let mut values = vec![0.0; entry.elems()];
         entry.format().ok()?.decode_row(file.data(entry), &mut values);
         Some(values)
@@ -179,7 +186,8 @@ pub fn lower(
     vectors: &dyn Fn(&str) -> Option<Vec<f32>>,
 ) -> Result<(ModelConfig, Graph), LowerError> {
     let row = architecture(metadata)?;
-    for (name, (_, ggml_type)) in tensors {
+    // Tables of ids are for who asks for them by name; one that nobody asks for is told as any other tensor.
+    for (name, (_, ggml_type)) in tensors.iter().filter(|(_, (_, ggml_type))| *ggml_type != GgmlType::I32) {
         format_of(name, *ggml_type)?;
     }
     let config = ModelConfig::read(metadata, tensors)?;

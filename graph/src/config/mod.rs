@@ -95,6 +95,9 @@ pub struct ModelConfig {
     /// Elements of a further input of every layer; `None`: there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_layer_input_size: Option<usize>,
+    /// Residual streams, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hyper: Option<HyperConfig>,
     /// One entry a layer: real files differ by layer.
     pub layers: Vec<LayerConfig>,
     /// Keys of the architecture that nothing here knows: they had no effect.
@@ -159,6 +162,8 @@ pub enum MixerConfig {
         /// The least that a decay's logarithm comes to.
         decay_bound: Option<f32>,
     },
+    /// Attention over a window of positions and over entries that earlier ones were compressed to.
+    Compressed(CompressedConfig),
     /// Mamba1.
     Mamba1(Mamba1Config),
     /// Mamba2.
@@ -204,6 +209,32 @@ impl DeltaNetConfig {
     pub fn value_width(&self) -> usize {
         self.num_value_heads * self.value_head_dim
     }
+}
+
+/// One layer's compressed attention, beside the heads, the window and the rotation that the layer's attention says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CompressedConfig {
+    /// Elements of the queries' latent.
+    pub q_lora_rank: usize,
+    /// Groups of heads that o_proj's first part has rows for.
+    pub o_groups: usize,
+    /// Rows that it has for each.
+    pub o_lora_rank: usize,
+    /// Positions of an entry; `None`: the window is all that is seen.
+    pub ratio: Option<usize>,
+    /// An entry is of the window before, too.
+    pub overlap: bool,
+}
+
+/// Residual streams that are mixed around each block.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct HyperConfig {
+    /// n.
+    pub streams: usize,
+    /// How often their mixing is brought to sums of 1.
+    pub iterations: usize,
+    /// Added to gates and sums.
+    pub eps: f32,
 }
 
 /// One layer's mamba1.
@@ -254,6 +285,18 @@ impl LayerConfig {
                 format!(
                     "Kimi delta attention of {} heads, each of {}",
                     net.num_value_heads, net.value_head_dim
+                )
+            }
+            MixerConfig::Compressed(CompressedConfig { ratio, .. }) => {
+                let heads = self.attention.num_attention_heads;
+                let entries = match ratio {
+                    Some(ratio) => format!(" and on entries of {ratio} positions"),
+                    None => String::new(),
+                };
+                format!(
+                    "{heads} heads of {} on a window of {}{entries}",
+                    self.attention.head_dim,
+                    self.attention.sliding_window.unwrap_or(0)
                 )
             }
             MixerConfig::Absent => "nothing that mixes tokens".to_owned(),
@@ -419,6 +462,9 @@ pub struct MoeConfig {
     /// Small experts that runs of experts share, where there are some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunks: Option<ChunkConfig>,
+    /// A table says which of them a token takes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub by_token: bool,
     /// Width of the shared expert, or of all of them side by side, where there is one.
     pub shared_expert_intermediate_size: Option<usize>,
 }

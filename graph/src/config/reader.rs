@@ -356,6 +356,20 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Numbers for each layer that runs, of which an array may have more than there are layers.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the key is absent, or its value no array, or one of fewer.
+    pub fn at_least_one_a_layer(&self, rest: &str) -> Result<Vec<usize>, ConfigError> {
+        let (mut array, layers) = (self.metadata.usize_array(&self.key(rest))?, self.num_hidden_layers()?);
+        if array.len() < layers {
+            let wanted = format!("one a layer: {layers}");
+            return Err(self.wrong(rest, format!("{} numbers", array.len()), wanted));
+        }
+        array.truncate(layers);
+        Ok(array)
+    }
+
     pub(super) fn one_a_layer<T>(&self, rest: &str, mut array: Vec<T>) -> Result<Vec<T>, ConfigError> {
         let layers = self.num_hidden_layers()?;
         if array.len() != layers && array.len() != self.num_blocks()? {
@@ -432,6 +446,7 @@ impl<'a> Reader<'a> {
             logits_scale: None,
             logits_soft_cap: None,
             per_layer_input_size: None,
+            hyper: None,
             layers: layers
                 .map(|(attention, ffn)| LayerConfig {
                     attention,
@@ -529,7 +544,8 @@ impl<'a> Reader<'a> {
             Some(1) => GateKind::Softmax,
             Some(2) => GateKind::Sigmoid,
             Some(3) => GateKind::SoftmaxAfterTopK,
-            Some(n) => return Err(self.wrong(keys::arch::EXPERT_GATING_FUNC, n, "0 to 3")),
+            Some(4) => GateKind::SqrtSoftplus,
+            Some(n) => return Err(self.wrong(keys::arch::EXPERT_GATING_FUNC, n, "0 to 4")),
         };
         Ok(MoeConfig {
             num_experts,
@@ -542,6 +558,7 @@ impl<'a> Reader<'a> {
             gated: true,
             latent_size: None,
             chunks: None,
+            by_token: false,
             shared_expert_intermediate_size: Some(shared_expert_intermediate_size).filter(|n| *n > 0),
         })
     }

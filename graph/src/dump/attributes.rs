@@ -1,9 +1,9 @@
 //! An op's attributes by name, as every dump shows them. Weights, states and slices are listed elsewhere.
 
 use crate::ir::{
-    ActivationFn, AttentionAttrs, CausalConvAttrs, DecayOf, DeltaRuleAttrs, ExpertGroups, GivenExpertsAttrs,
-    Graph, IndexScoresAttrs, Op, PointwiseFn, PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs,
-    SsmScanAttrs, WeightSlice,
+    ActivationFn, AttentionAttrs, CausalConvAttrs, CompressAttrs, CompressedAttentionAttrs, DecayOf,
+    DeltaRuleAttrs, ExpertGroups, GivenExpertsAttrs, Graph, HyperGatesAttrs, IndexScoresAttrs, Op,
+    PointwiseFn, PositionScaleAttrs, RopeScaling, RopeSpec, RouterAttrs, SsmScanAttrs, WeightSlice,
 };
 use serde_json::{Map, Value, json};
 
@@ -28,7 +28,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("bias", bias.map_or(Value::Null, |_| true.into()));
         }
         Op::Rope { table, pairing, heads } => {
-            let RopeSpec { theta, dims, scaling, divisors } = &graph.rope_tables[table.index()];
+            let RopeSpec { theta, dims, scaling, divisors, behind, back } = &graph.rope_tables[table.index()];
             put("heads", json!(heads));
             put("dims", json!(dims));
             put("pairing", json!(pairing));
@@ -55,6 +55,10 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             if !divisors.is_empty() {
                 put("divisors", true.into());
             }
+            if *behind > 0 {
+                put("behind", json!(behind));
+            }
+            put("back", if *back { true.into() } else { Value::Null });
         }
         Op::Attention(a) | Op::AttentionScores(a) | Op::AttentionSoftmax(a) => attention(a, &mut put),
         Op::Router(r) => {
@@ -87,10 +91,22 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("num_heads", json!(num_heads));
             put("head_dim", json!(head_dim));
         }
-        Op::IndexSelect { top_k } => put("top_k", json!(top_k)),
+        Op::IndexSelect { top_k, every } => {
+            put("top_k", json!(top_k));
+            if *every != 1 {
+                put("every", json!(every));
+            }
+        }
         Op::GivenExperts(g) => {
-            let GivenExpertsAttrs { num_experts, num_experts_per_tok, gate, norm_topk_prob, scale, divisor } =
-                g;
+            let GivenExpertsAttrs {
+                num_experts,
+                num_experts_per_tok,
+                gate,
+                norm_topk_prob,
+                scale,
+                divisor,
+                table,
+            } = g;
             put("num_experts", json!(num_experts));
             put("num_experts_per_tok", json!(num_experts_per_tok));
             put("gate", json!(gate));
@@ -99,6 +115,7 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
                 put("scale", float(*scale));
             }
             put("divisor", json!(divisor));
+            put("table", table.map_or(Value::Null, |_| true.into()));
         }
         Op::ExpertMatMul { weight: _, bias } => put("bias", bias.map_or(Value::Null, |_| true.into())),
         Op::GatedAct { activation } => function(*activation, &mut put),
@@ -184,6 +201,34 @@ pub(super) fn attributes(graph: &Graph, op: &Op) -> Map<String, Value> {
             put("start", json!(start));
             put("len", json!(len));
         }
+        Op::HyperGates(HyperGatesAttrs { streams, iterations, eps, scale: _, base: _ }) => {
+            put("streams", json!(streams));
+            put("iterations", json!(iterations));
+            put("eps", float(*eps));
+        }
+        Op::HyperConnect { streams } => put("streams", json!(streams)),
+        Op::Compress(CompressAttrs { ratio, overlap, bias: _, state: _ }) => {
+            put("ratio", json!(ratio));
+            put("overlap", if *overlap { true.into() } else { Value::Null });
+        }
+        Op::CompressedAttention(a) => {
+            let CompressedAttentionAttrs {
+                num_attention_heads,
+                head_dim,
+                scale,
+                window,
+                ratio,
+                sinks,
+                masked,
+            } = a;
+            put("num_attention_heads", json!(num_attention_heads));
+            put("head_dim", json!(head_dim));
+            put("scale", float(*scale));
+            put("window", json!(window));
+            put("ratio", json!(ratio));
+            put("sinks", sinks.map_or(Value::Null, |_| true.into()));
+            put("masked", if *masked { true.into() } else { Value::Null });
+        }
         Op::KvWrite { key: _, value: _ }
         | Op::ExpertCombine
         | Op::Add
@@ -211,6 +256,10 @@ fn function(activation: ActivationFn, put: &mut impl FnMut(&str, Value)) {
         ActivationFn::Softplus => put("activation", json!("softplus")),
         ActivationFn::LimitedSwiglu { limit } => {
             put("activation", json!("limited_swiglu"));
+            put("limit", float(limit));
+        }
+        ActivationFn::BoundedSwiglu { limit } => {
+            put("activation", json!("bounded_swiglu"));
             put("limit", float(limit));
         }
         ActivationFn::Sigmoid => put("activation", json!("sigmoid")),

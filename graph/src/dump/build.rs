@@ -351,6 +351,7 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             Op::GatedAct { .. } => &["act", "product"],
             Op::DeltaGates { .. } => &["beta", "decay"],
             Op::KvWrite { .. } => &["keys", "values"],
+            Op::HyperGates(_) => &["pre", "post", "comb"],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::LayerNorm { .. }
@@ -368,6 +369,9 @@ fn value_name(graph: &Graph, id: ValueId) -> String {
             | Op::CausalConv(_)
             | Op::DeltaRule(_)
             | Op::SsmScan(_)
+            | Op::HyperConnect { .. }
+            | Op::Compress(_)
+            | Op::CompressedAttention(_)
             | Op::Add
             | Op::Mul
             | Op::MulHeads

@@ -130,6 +130,24 @@ pub mod arch {
     pub const INDEXER_TOP_K: &str = "attention.indexer.top_k";
     /// Whether a layer has an indexer of its own; else it takes what the last one before it chose: bool a layer.
     pub const INDEXER_TYPES: &str = "attention.indexer.types";
+    /// Positions that are kept as one entry, a layer: u32, 0 for a layer with a window alone.
+    pub const COMPRESS_RATIOS: &str = "attention.compress_ratios";
+    /// RoPE's base in layers with entries: f32.
+    pub const COMPRESS_ROPE_FREQ_BASE: &str = "attention.compress_rope_freq_base";
+    /// Groups of heads that o_proj's first part has rows for: u32.
+    pub const OUTPUT_GROUP_COUNT: &str = "attention.output_group_count";
+    /// Rows that it has for each: u32.
+    pub const OUTPUT_LORA_RANK: &str = "attention.output_lora_rank";
+    /// Streams of hyper-connections: u32.
+    pub const HYPER_CONNECTION_COUNT: &str = "hyper_connection.count";
+    /// How often their mixing is brought to sums of 1: u32.
+    pub const HYPER_CONNECTION_ITERATIONS: &str = "hyper_connection.sinkhorn_iterations";
+    /// Added to their gates and sums: f32.
+    pub const HYPER_CONNECTION_EPSILON: &str = "hyper_connection.epsilon";
+    /// The first so many layers take their experts by token: u32.
+    pub const HASH_LAYER_COUNT: &str = "hash_layer_count";
+    /// Elements of all streams: u32.
+    pub const EMBEDDING_LENGTH_OUT: &str = "embedding_length_out";
     /// The last so many layers read keys and values of earlier ones: u32.
     pub const SHARED_KV_LAYERS: &str = "attention.shared_kv_layers";
     /// How much queries grow with the logarithm of their position: f32.
@@ -276,6 +294,12 @@ pub mod tensor {
     pub const TOKEN_EMBD_NORM: &str = "token_embd_norm.weight";
     /// lm_head, `[vocab_size, hidden_size]`; the embedding table serves where it is absent.
     pub const OUTPUT: &str = "output.weight";
+    /// How streams come together at the end: `[n, n · hidden_size]`.
+    pub const OUTPUT_HC_FN: &str = "output_hc_fn.weight";
+    /// `[n]`.
+    pub const OUTPUT_HC_BASE: &str = "output_hc_base.weight";
+    /// `[1]`.
+    pub const OUTPUT_HC_SCALE: &str = "output_hc_scale.weight";
     /// Embedding table of further inputs of the layers, `[vocab_size, layers · their width]`.
     pub const PER_LAYER_TOKEN_EMBD: &str = "per_layer_token_embd.weight";
     /// The hidden state's part of those inputs, `[layers · their width, hidden_size]`.
@@ -336,6 +360,44 @@ pub mod layer {
     pub const INDEXER_K_NORM_BIAS: &str = "indexer.k_norm.bias";
     /// What weighs its heads, `[its heads, hidden_size]`.
     pub const INDEXER_PROJ: &str = "indexer.proj.weight";
+    /// What its windows' positions bring, `[2 · its head_dim, hidden_size]`, what weighs that, and the bias of each position's weight.
+    pub const INDEXER_COMPRESSOR_KV: &str = "indexer_compressor_kv.weight";
+    /// As [`INDEXER_COMPRESSOR_KV`] says.
+    pub const INDEXER_COMPRESSOR_GATE: &str = "indexer_compressor_gate.weight";
+    /// `[ratio, 2 · its head_dim]`.
+    pub const INDEXER_COMPRESSOR_APE: &str = "indexer_compressor_ape.weight";
+    /// Norm of its entries, `[its head_dim]`.
+    pub const INDEXER_COMPRESSOR_NORM: &str = "indexer_compressor_norm.weight";
+    /// What windows' positions bring, `[head_dim or twice that, hidden_size]`.
+    pub const ATTN_COMPRESSOR_KV: &str = "attn_compressor_kv.weight";
+    /// What weighs it, the same shape.
+    pub const ATTN_COMPRESSOR_GATE: &str = "attn_compressor_gate.weight";
+    /// The bias of that, `[ratio, head_dim or twice that]`.
+    pub const ATTN_COMPRESSOR_APE: &str = "attn_compressor_ape.weight";
+    /// Norm of entries, `[head_dim]`.
+    pub const ATTN_COMPRESSOR_NORM: &str = "attn_compressor_norm.weight";
+    /// Keys, which are values too, `[head_dim, hidden_size]`.
+    pub const ATTN_KV: &str = "attn_kv.weight";
+    /// First part of o_proj, `[groups · rank, heads of a group · head_dim]`.
+    pub const ATTN_OUTPUT_A: &str = "attn_output_a.weight";
+    /// Its second, `[hidden_size, groups · rank]`.
+    pub const ATTN_OUTPUT_B: &str = "attn_output_b.weight";
+    /// How streams meet attention: `[(2 + n)·n, n · hidden_size]`.
+    pub const HC_ATTN_FN: &str = "hc_attn_fn.weight";
+    /// `[(2 + n)·n]`.
+    pub const HC_ATTN_BASE: &str = "hc_attn_base.weight";
+    /// `[3]`.
+    pub const HC_ATTN_SCALE: &str = "hc_attn_scale.weight";
+    /// How streams meet the feed-forward part: `[(2 + n)·n, n · hidden_size]`.
+    pub const HC_FFN_FN: &str = "hc_ffn_fn.weight";
+    /// `[(2 + n)·n]`.
+    pub const HC_FFN_BASE: &str = "hc_ffn_base.weight";
+    /// `[3]`.
+    pub const HC_FFN_SCALE: &str = "hc_ffn_scale.weight";
+    /// Experts of each token, `[vocab_size, num_experts_per_tok]`, I32.
+    pub const FFN_GATE_TID2EID: &str = "ffn_gate_tid2eid.weight";
+    /// The selection bias of a model's variant that sees images.
+    pub const EXP_PROBS_B_VL: &str = "exp_probs_b_vl";
     /// q_proj's bias.
     pub const ATTN_Q_BIAS: &str = "attn_q.bias";
     /// k_proj's bias.

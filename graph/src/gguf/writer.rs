@@ -1,6 +1,6 @@
 //! Writing GGUF version 3: metadata, tensor table, aligned data.
 //!
-//! Input: metadata and a list of (name, shape, format). Output: a [`GgufLayout`], which knows the header's bytes and where
+//! Input: metadata and a list of (name, shape, type). Output: a [`GgufLayout`], which knows the header's bytes and where
 //! every tensor goes, so that data can be written in any order, by several threads, or left a hole; and [`GgufWriter`],
 //! which writes the tensors one after another, in pieces of any size, to anything that is `Write`.
 //! Deliberately absent: split files, and quantizing.
@@ -17,7 +17,7 @@ use super::{
     cursor::NAME_MAX_BYTES,
     header::{self, value_type},
 };
-use crate::quant::Format;
+use crate::quant::GgmlType;
 
 const VERSION: u32 = 3;
 
@@ -28,8 +28,8 @@ pub struct TensorSpec {
     pub name: String,
     /// Outermost-first.
     pub shape: Vec<usize>,
-    /// How the values are stored.
-    pub format: Format,
+    /// How the values are stored: a format, or 32-bit integers.
+    pub format: GgmlType,
 }
 
 /// Why a file could not be laid out or written.
@@ -150,9 +150,13 @@ fn put_tensor(out: &mut Vec<u8>, tensor: &TensorSpec, offset_bytes: usize) -> Re
     for &size in shape.iter().rev() {
         put_count(out, size);
     }
-    out.extend_from_slice(&format.ggml_type().to_le_bytes());
+    out.extend_from_slice(&format.number().to_le_bytes());
     put_count(out, offset_bytes);
-    let row = shape.last().and_then(|&cols| format.row_bytes(cols));
+    let row_bytes = |cols: usize| {
+        let (block_elems, block_bytes) = format.block()?;
+        (cols / block_elems).checked_mul(block_bytes).filter(|_| cols.is_multiple_of(block_elems))
+    };
+    let row = shape.last().and_then(|&cols| row_bytes(cols));
     row.and_then(|row| shape.iter().rev().skip(1).try_fold(row, |n, &size| n.checked_mul(size)))
         .ok_or_else(|| invalid(name, &format!("shape {shape:?} in {format}")))
 }

@@ -144,6 +144,10 @@ pub enum StateRole {
     Conv,
     /// What a recurrence carries from token to token.
     Ssm,
+    /// What windows come to that are kept in place of their positions.
+    Entry,
+    /// What the positions of a window that is not complete have brought to it.
+    Window,
 }
 
 /// How long a state lives, and what its rows are counted by.
@@ -193,7 +197,11 @@ impl StateDecl {
     #[must_use]
     pub fn stage(&self) -> Option<Stage> {
         match self.role {
-            StateRole::Key | StateRole::Value | StateRole::IndexKey => None,
+            StateRole::Key
+            | StateRole::Value
+            | StateRole::IndexKey
+            | StateRole::Entry
+            | StateRole::Window => None,
             StateRole::Conv => Some(Stage::ConvState),
             StateRole::Ssm => Some(Stage::SsmState),
         }

@@ -183,13 +183,13 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.per_token(4, "sequence")?;
             Ok(vec![f32(Shape::new(&[Dim::Fixed(1), Dim::Tokens, Dim::Cached]))])
         }
-        Op::IndexSelect { top_k } => {
+        Op::IndexSelect { top_k, every } => {
             rule.arity(3)?;
             rule.scores(0, "scores [1, T, S]")?;
             rule.per_token(1, "positions")?;
             rule.per_token(2, "sequence")?;
-            if *top_k == 0 {
-                return Err(rule.wrong("at least 1 position".into(), "0".into()));
+            if *top_k == 0 || *every == 0 {
+                return Err(rule.wrong("at least 1 position, of at least every 1st".into(), "0".into()));
             }
             Ok(vec![f32(rule.shape(0).clone())])
         }
@@ -256,14 +256,15 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.width(1)?;
             let (y, w) = (rule.shape(0), rule.shape(1));
             let per_expert = y.0.len() == 3 && y.0[..2] == w.0[..];
-            let one = y.0.len() == 2 && w.0[..] == [y.0[0], Dim::Fixed(1)];
-            if w.0.len() != 2 || !(per_expert || one) {
-                return Err(rule.wrong(
-                    "y [T, K, D] and weights [T, K], or y [T, D] and weights [T, 1]".into(),
-                    format!("{y} and {w}"),
-                ));
+            let (width, per_tok) = (y.width().unwrap_or(0), w.width().unwrap_or(0));
+            let beside = y.0.len() == 2 && y.0[0] == w.0[0] && width.checked_rem(per_tok) == Some(0);
+            if w.0.len() != 2 || !(per_expert || beside) {
+                return Err(
+                    rule.wrong("y [T, K, D] or [T, K·D] and weights [T, K]".into(), format!("{y} and {w}"))
+                );
             }
-            Ok(vec![f32(Shape::new(&[y.0[0], y.0[y.0.len() - 1]]))])
+            let width = if per_expert { width } else { width / per_tok };
+            Ok(vec![f32(Shape::new(&[y.0[0], Dim::Fixed(width)]))])
         }
         Op::Add | Op::Mul => {
             rule.arity(2)?;
@@ -357,6 +358,46 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
             rule.per_token(2, "positions")?;
             rule.per_token(3, "sequence")?;
             Ok(vec![f32(Shape::new(&[Dim::Tokens, Dim::Fixed(attrs.x_width())]))])
+        }
+        Op::HyperGates(attrs) => {
+            rule.arity(1)?;
+            rule.hyper_gates(attrs)?;
+            let streams = attrs.streams;
+            let of = |n: usize| f32(Shape::new(&[rule.shape(0).0[0], Dim::Fixed(n)]));
+            Ok(match attrs.iterations {
+                Some(_) => vec![of(streams), of(streams), of(streams * streams)],
+                None => vec![of(streams)],
+            })
+        }
+        Op::HyperConnect { streams } => {
+            rule.arity(4)?;
+            let width = rule.width(1)?;
+            rule.heads_on(*streams, 1, &[width])?;
+            for (i, (what, n)) in
+                [("x", streams * width), ("y", width), ("post", *streams), ("comb", streams * streams)]
+                    .into_iter()
+                    .enumerate()
+            {
+                rule.tokens_by(i, what, n)?;
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
+        }
+        Op::Compress(attrs) => {
+            rule.arity(4)?;
+            let width = rule.compress(attrs)?;
+            rule.per_token(2, "positions")?;
+            rule.per_token(3, "sequence")?;
+            Ok(vec![f32(Shape::new(&[Dim::Tokens, Dim::Fixed(width)]))])
+        }
+        Op::CompressedAttention(attrs) => {
+            rule.arity(5 + usize::from(attrs.masked))?;
+            rule.compressed_attention(attrs)?;
+            rule.per_token(3, "positions")?;
+            rule.per_token(4, "sequence")?;
+            if attrs.masked {
+                rule.scores(5, "a mask [1, T, S]")?;
+            }
+            Ok(vec![f32(rule.shape(0).clone())])
         }
         Op::Slice { heads, start, len } => {
             rule.arity(1)?;

@@ -4,6 +4,7 @@
 //! rules, [`stage`] the names that taps have, [`pattern`] the groups of nodes that a backend can run as one launch.
 //! Absent on purpose: anything a device knows (buffers, kernels, streams).
 
+mod compressed;
 pub mod graph;
 pub mod infer;
 pub mod op;
@@ -11,10 +12,12 @@ pub mod pattern;
 mod recurrent;
 mod renumber;
 pub mod rope;
+mod routing;
 mod shape;
 pub mod stage;
 mod visible;
 
+pub use compressed::{CompressAttrs, CompressedAttentionAttrs, HyperGatesAttrs};
 pub use graph::{
     Graph, LayerIdx, LeftOut, Lifetime, Node, NodeId, Rewind, RopeTableId, StateDecl, StateId, StateRole,
     StateStage, StepInputs, Value, ValueId, WeightDecl, WeightId,

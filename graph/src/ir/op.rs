@@ -4,9 +4,11 @@
 //! d head_dim, E experts, K experts per token, F moe_intermediate_size. Shapes are outermost-first. Everything that
 //! differs between models is an attribute here or the shape of the graph; no backend ever sees an architecture's name.
 
+use super::compressed::{CompressAttrs, CompressedAttentionAttrs, HyperGatesAttrs};
 use super::graph::{RopeTableId, StateId, WeightId};
 use super::recurrent::{DeltaRuleAttrs, SsmScanAttrs};
 use super::rope::RopePairing;
+pub use super::routing::{ExpertGroups, GateKind, GivenExpertsAttrs, GroupScore, RouterAttrs};
 pub use super::shape::{Dim, Shape, StepSizes};
 use super::stage::Stage;
 use serde::Serialize;
@@ -74,89 +76,6 @@ pub struct AttentionAttrs {
     pub masked: bool,
 }
 
-/// How router logits become weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GateKind {
-    /// softmax over all experts, then the best K.
-    Softmax,
-    /// sigmoid of each, then the best K.
-    Sigmoid,
-    /// the best K logits, then softmax over those.
-    SoftmaxAfterTopK,
-    /// the best K logits; the weight of each is its share of a softmax over those not better than it, m, whose logit s is near:
-    /// m − s ≤ 0.02 · max(|s|, m). Phi's sparsemixer as it is without training, its jitter being 0.01.
-    SparseMixer,
-}
-
-impl GateKind {
-    /// Whether a logit is near another that is not below it: what [`GateKind::SparseMixer`] keeps.
-    #[must_use]
-    pub fn is_near(logit: f64, best: f64) -> bool {
-        best - logit <= 0.02 * logit.abs().max(best)
-    }
-}
-
-/// What a group of experts is ranked by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GroupScore {
-    /// Its largest value.
-    Best,
-    /// The sum of its two largest values.
-    BestTwo,
-}
-
-/// Experts in equal runs, of which only the best are chosen from. The values that rank them are gate values, with the
-/// selection bias where there is one. Ties go to the lower group, a NaN ranks last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-pub struct ExpertGroups {
-    /// How many groups there are.
-    pub n_group: usize,
-    /// How many of them are chosen from.
-    pub topk_group: usize,
-    /// What ranks a group.
-    pub score: GroupScore,
-}
-
-/// The attributes of [`Op::Router`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RouterAttrs {
-    /// E.
-    pub num_experts: usize,
-    /// K.
-    pub num_experts_per_tok: usize,
-    /// The gate's function.
-    pub gate: GateKind,
-    /// Divide the chosen weights by their sum.
-    pub norm_topk_prob: bool,
-    /// Multiplies the weights at the end.
-    pub scale: f32,
-    /// Added to the gate values for the choice, not for the weight: `[E]`, F32.
-    pub selection_bias: Option<WeightId>,
-    /// Only the experts of the best groups are chosen from; `None`: all are.
-    pub groups: Option<ExpertGroups>,
-    /// Multiplies the weight of each chosen expert, behind everything else: `[E]`, F32.
-    pub expert_scale: Option<WeightId>,
-}
-
-/// The attributes of [`Op::GivenExperts`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct GivenExpertsAttrs {
-    /// E.
-    pub num_experts: usize,
-    /// K.
-    pub num_experts_per_tok: usize,
-    /// The gate's function: of all logits, or of each by itself.
-    pub gate: GateKind,
-    /// Divide the weights by their sum.
-    pub norm_topk_prob: bool,
-    /// Multiplies the weights at the end.
-    pub scale: f32,
-    /// Experts that share one of these: an id is divided by it.
-    pub divisor: usize,
-}
-
 /// The function of the gate half.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -181,6 +100,11 @@ pub enum ActivationFn {
     Softplus,
     /// min(silu(x), limit). [`Op::GatedAct`] multiplies it by clamp(up, −limit, limit) in place of up.
     LimitedSwiglu {
+        /// Bound of the gate from above, of up on both sides.
+        limit: f32,
+    },
+    /// silu(min(x, limit)). [`Op::GatedAct`] multiplies it by clamp(up, −limit, limit) in place of up.
+    BoundedSwiglu {
         /// Bound of the gate from above, of up on both sides.
         limit: f32,
     },
@@ -364,16 +288,20 @@ ops! {
     /// cached position up to the token's own, 0 behind it: `[1, T, S]`. Both sums are of f32 by fused multiply-adds, first to last.
     IndexScores = "index_scores" (IndexScoresAttrs);
     /// scores `[1, T, S]`, positions `[T]`, sequence `[T]` → 1 at the `top_k` positions up to the token's own whose scores are
-    /// largest, at all where they are no more; 0 elsewhere: `[1, T, S]`. Ties go to the earlier position, NaN ranks last.
+    /// largest, at all where they are no more; 0 elsewhere: `[1, T, S]`. Ties go to the earlier position, NaN ranks last. Only
+    /// positions p count of which p + 1 is a multiple of `every`.
     IndexSelect = "index_select" {
         /// How many are chosen.
         top_k: usize,
+        /// 1: all positions count.
+        every: usize,
     };
     /// logits [T, E] → ids [T, K] U32 best first, weights [T, K] as applied. Ties go to the lower id, NaN ranks last;
     /// ids are distinct and below E.
     Router = "router" (RouterAttrs);
     /// logits [T, E], ids [T, n] U32 → ids [T, K] U32, the first K of n, each divided by `divisor`, and weights [T, K] as
-    /// applied, the gate's values of the logits at the new ids. An id may come twice, and counts twice.
+    /// applied, the gate's values of the logits at the new ids. An id may come twice, and counts twice. With a table: logits,
+    /// tokens `[T]` U32, whose ids are its rows.
     GivenExperts = "given_experts" (GivenExpertsAttrs);
     /// x [T, in] or [T, K, in], ids [T, K] → [T, K, out] with W [E, out, in].
     ExpertMatMul = "expert_matmul" {
@@ -388,8 +316,8 @@ ops! {
         /// act.
         activation: ActivationFn,
     };
-    /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D]. With K = 1, y may be [T, D]: a row times
-    /// its own factor.
+    /// y [T, K, D], weights [T, K] → Σ_k weight_k · y_k, k ascending: [T, D]. y may also be [T, K·D]: with K = 1 a row times
+    /// its own factor, else the streams of hyper-connections side by side.
     ExpertCombine = "expert_combine";
     /// x `[T, C]`, positions `[T]`, sequence `[T]` → a causal convolution of each channel by itself, of kernel size k:
     /// `y[t, c] = act(Σ_j w[c, j] · x[t − (k−1) + j, c] (+ b[c]))`, summed in f32 by fused multiply-adds, the oldest first; `[T, C]`.
@@ -418,6 +346,28 @@ ops! {
     /// position 0: δ = softplus(dt + dt_bias); S ← e^(a·δ) · S + δ·x ⊗ B; out = S·C + d·x. Sums over N are of f32 by fused
     /// multiply-adds in 16 lanes, element i in lane i mod 16, which are then added up by halves.
     SsmScan = "ssm_scan" (SsmScanAttrs);
+    /// w `[T, (2 + n)·n]` → how n streams meet a block: pre `[T, n]`, post `[T, n]`, comb `[T, n·n]`; without mixing w is `[T, n]`
+    /// and pre is all. pre = sigmoid(w·scale₀ + base) + ε; post = 2·sigmoid(w·scale₁ + base); comb, row j first, is
+    /// softmax over k of (w·scale₂ + base)_jk, + ε; then its columns are divided by their sums + ε, and `iterations` − 1 times its
+    /// rows, then its columns. All in f64 up to the results.
+    HyperGates = "hyper_gates" (HyperGatesAttrs);
+    /// x `[T, n·D]`, y `[T, D]`, post `[T, n]`, comb `[T, n·n]` → x'_k = post_k·y + Σ_j comb_jk·x_j: `[T, n·D]`; summed in f32 by fused
+    /// multiply-adds in this order.
+    HyperConnect = "hyper_connect" {
+        /// n.
+        streams: usize,
+    };
+    /// a `[T, c·d]`, b `[T, c·d]`, positions `[T]`, sequence `[T]` → `[T, d]`: what a window of `ratio` positions comes to, at the last of
+    /// them; 0 at the others. Of each channel the softmax of b + bias[position mod ratio] over the window's positions weighs a.
+    /// With `overlap` c is 2: the first d channels are of the window before (which the first has not), the last d of the
+    /// window itself. Earlier positions' a and b come from the sequence's state. Sums are of f32 by fused multiply-adds, oldest
+    /// first, exponentials those of attention.
+    Compress = "compress" (CompressAttrs);
+    /// q `[T, H·d]`, key state, entry state (each of one head of d), positions `[T]`, sequence `[T]` → softmax(scale · q·kᵀ)·k:
+    /// `[T, H·d]`. k are the keys of the last `window` positions, the token's own the last, and behind them the entries at
+    /// positions p up to the token's own of which p + 1 is a multiple of `ratio`. With a mask `[1, T, S]`, which comes last,
+    /// those entries are seen at which it is not 0. Summed as [`Op::Attention`] sums, in this order.
+    CompressedAttention = "compressed_attention" (CompressedAttentionAttrs);
     /// a + b.
     Add = "add";
     /// a · b, element by element.
@@ -486,6 +436,10 @@ impl Op {
             | Op::DeltaGates { .. }
             | Op::DeltaRule(_)
             | Op::SsmScan(_)
+            | Op::HyperGates(_)
+            | Op::HyperConnect { .. }
+            | Op::Compress(_)
+            | Op::CompressedAttention(_)
             | Op::Add
             | Op::Mul
             | Op::MulHeads
@@ -512,6 +466,7 @@ impl Op {
             Op::CausalConv(c) => vec![c.state],
             Op::DeltaRule(d) => vec![d.state],
             Op::SsmScan(s) => vec![s.state],
+            Op::Compress(c) => vec![c.state],
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::LayerNorm { .. }
@@ -530,6 +485,9 @@ impl Op {
             | Op::GatedAct { .. }
             | Op::ExpertCombine
             | Op::DeltaGates { .. }
+            | Op::HyperGates(_)
+            | Op::HyperConnect { .. }
+            | Op::CompressedAttention(_)
             | Op::Add
             | Op::Mul
             | Op::MulHeads
@@ -558,16 +516,20 @@ impl Op {
             Op::CausalConv(c) => std::iter::once(c.weight).chain(c.bias).collect(),
             Op::DeltaGates { a, dt_bias, bound: _ } => vec![*a, *dt_bias],
             Op::SsmScan(s) => vec![s.a, s.d, s.dt_bias],
+            Op::GivenExperts(g) => g.table.into_iter().collect(),
+            Op::HyperGates(h) => vec![h.scale, h.base],
+            Op::Compress(c) => vec![c.bias],
+            Op::CompressedAttention(a) => a.sinks.into_iter().collect(),
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::PositionScale(_)
             | Op::KvWrite { key: _, value: _ }
             | Op::AttentionScores(_)
-            | Op::GivenExperts(_)
             | Op::IndexScores(_)
-            | Op::IndexSelect { top_k: _ }
+            | Op::IndexSelect { top_k: _, every: _ }
             | Op::GatedAct { activation: _ }
             | Op::ExpertCombine
             | Op::DeltaRule(_)
+            | Op::HyperConnect { streams: _ }
             | Op::Add
             | Op::Mul
             | Op::MulHeads

@@ -52,22 +52,34 @@ pub struct RopeSpec {
     /// The angle of pair i is divided by the i-th, as Llama 3 stretches; empty: by nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub divisors: Vec<f32>,
+    /// A position turns as the one so many before it, or as 0 where there is none: rows that stand behind what they are of.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub behind: u32,
+    /// Pairs are turned back: sines have the other sign.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub back: bool,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl RopeSpec {
     /// cos and sin of one position: `dims/2` pairs `cos, sin` side by side, `out` of `dims` elements.
     ///
-    /// angle_i = p · theta^(−2i/dims), in f64 before the rounding to f32 (Su et al. 2021, eq. 15).
+    /// angle_i = p · theta^(−2i/dims), p `behind` positions before this one, in f64 before the rounding to f32 (Su et al. 2021, eq. 15).
     pub fn fill_row(&self, position: u32, out: &mut [f32]) {
         let factor = match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor,
             RopeScaling::None | RopeScaling::Linear { .. } => 1.0,
         };
+        let (position, direction) =
+            (position.saturating_sub(self.behind), if self.back { -1.0 } else { 1.0 });
         for (i, pair) in out.chunks_exact_mut(2).enumerate().take(self.dims / 2) {
             let angle = f64::from(position) * self.theta.powf(-2.0 * i as f64 / self.dims as f64);
             let angle = self.stretched(i, angle) / self.divisors.get(i).map_or(1.0, |d| f64::from(*d));
             pair[0] = (angle.cos() * factor) as f32;
-            pair[1] = (angle.sin() * factor) as f32;
+            pair[1] = (direction * angle.sin() * factor) as f32;
         }
     }
 

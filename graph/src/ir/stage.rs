@@ -72,6 +72,10 @@ stages! {
     QLatent "q_latent" Layer;
     /// Latent attention: what is cached, before its rounding [T, kv_lora_rank + rope].
     KLatent "k_latent" Layer;
+    /// Compressed attention: the entry that is kept at a position which completes one, after RoPE, before its rounding [T, d].
+    Compressed "compressed" Layer;
+    /// The same of its indexer [T, d].
+    IndexCompressed "index_compressed" Layer;
     /// What an indexer ranks positions by [1, T, S]; 0 after the query's position.
     IndexScores "index_scores" Layer;
     /// 1 at the positions that it chose [1, T, S], 0 elsewhere.
@@ -80,7 +84,8 @@ stages! {
     AttnScores "attn_scores" Layer;
     /// After mask and softmax [H, T, S].
     AttnSoftmax "attn_softmax" Layer;
-    /// Latent attention: softmax · latents, before each head's v matrix [T, H·kv_lora_rank].
+    /// Latent attention: softmax · latents, before each head's v matrix [T, H·kv_lora_rank]. Compressed attention: softmax · keys,
+    /// before they are turned back [T, H·d].
     AttnLatent "attn_latent" Layer;
     /// softmax · v, before o_proj; times the output gate where that is a tensor of its own [T, H·d].
     Attention "attention" Layer;

@@ -51,6 +51,9 @@ const OTHERS: [Other; 15] = [
 ];
 
 impl GgmlType {
+    /// 32-bit integers: tables of ids.
+    pub const I32: GgmlType = GgmlType(26);
+
     /// The type of this number.
     pub const fn from_number(number: u32) -> GgmlType {
         GgmlType(number)

@@ -260,7 +260,7 @@ pub fn importance_file(
             specs.push(TensorSpec {
                 name: format!("{name}{ending}"),
                 shape: shape(cols),
-                format: Format::F32,
+                format: Format::F32.into(),
             });
             data.push(values);
         }

@@ -12,7 +12,7 @@ use crate::config::FfnConfig;
 use crate::gguf::writer::{GgufLayout, TensorSpec, WriteError};
 use crate::gguf::{GgufError, MetaValue, Metadata, TensorEntry, keys};
 use crate::ir::{Graph, Op, ValueId};
-use crate::quant::{Format, UnknownFormat};
+use crate::quant::{Format, GgmlType, UnknownFormat};
 
 /// What a matrix gets that no rule of a recipe speaks of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -73,8 +73,10 @@ pub enum Why {
     NoWholeBlocks,
     /// It is no matrix: norms, biases, factors, convolutions.
     Vector,
-    /// It chooses experts.
+    /// It chooses experts, or weighs streams.
     Router,
+    /// A table of ids: 32-bit integers, which count as F32 here and stay what they are.
+    Ids,
     /// Nothing speaks of it, or what does says so.
     Kept,
 }
@@ -90,6 +92,7 @@ impl Why {
             Why::NoWholeBlocks => "stands in: no whole blocks",
             Why::Vector => "stays: no matrix",
             Why::Router => "stays: router",
+            Why::Ids => "stays: ids",
             Why::Kept => "stays",
         }
     }
@@ -117,6 +120,12 @@ impl Entry {
     #[must_use]
     pub fn elems(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// How it is stored where its format is `format`.
+    #[must_use]
+    pub fn stored(&self, format: Format) -> GgmlType {
+        if self.why == Why::Ids { GgmlType::I32 } else { format.into() }
     }
 
     /// Elements of a row.
@@ -194,6 +203,12 @@ impl QuantizePlan {
         let mut used = vec![Reached::default(); choice.recipe.map_or(0, |recipe| recipe.rules.len())];
         let mut matrices = MatrixCounter::new(model, &roles);
         for tensor in model.file.tensors() {
+            if tensor.ggml_type == GgmlType::I32 {
+                let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+                let (from, to) = (Format::F32, Format::F32);
+                entries.push(Entry { name, shape, from, to, why: Why::Ids, bytes: 0 });
+                continue;
+            }
             let from = tensor
                 .format()
                 .map_err(|source| PlanError::TensorType { tensor: tensor.name.clone(), source })?;
@@ -232,7 +247,7 @@ impl QuantizePlan {
         let metadata = metadata(model.metadata(), choice, importance)?;
         let specs: Vec<TensorSpec> = entries
             .iter()
-            .map(|e| TensorSpec { name: e.name.clone(), shape: e.shape.clone(), format: e.to })
+            .map(|e| TensorSpec { name: e.name.clone(), shape: e.shape.clone(), format: e.stored(e.to) })
             .collect();
         let layout = GgufLayout::new(&metadata, &specs)?;
         for (entry, placed) in entries.iter_mut().zip(layout.tensors()) {
@@ -250,7 +265,7 @@ impl QuantizePlan {
 
     /// The names of the matrices that formats can be chosen for.
     pub fn matrices(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| !matches!(entry.why, Why::Vector | Why::Router))
+        self.entries.iter().filter(|entry| !matches!(entry.why, Why::Vector | Why::Router | Why::Ids))
     }
 }
 
@@ -318,7 +333,11 @@ impl<'g> Roles<'g> {
             node.op.weight_slice().map(|slice| graph.weight(slice.tensor).name.as_str())
         };
         let mut routers = HashSet::new();
-        for node in graph.nodes.iter().filter(|node| matches!(node.op, Op::Router(_))) {
+        // What chooses or weighs experts, and what weighs streams: few numbers that everything hangs on.
+        let weighs = |node: &&crate::ir::Node| {
+            matches!(node.op, Op::Router(_) | Op::GivenExperts(_) | Op::HyperGates(_))
+        };
+        for node in graph.nodes.iter().filter(weighs) {
             // The products that its logits are made of.
             let mut todo: Vec<ValueId> = node.inputs.iter().take(1).copied().collect();
             while let Some(value) = todo.pop() {

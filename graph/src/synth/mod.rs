@@ -7,6 +7,7 @@
 
 mod blocks;
 mod family;
+mod family_compressed;
 mod family_hybrid;
 mod family_latent;
 mod family_windows;

@@ -7,7 +7,7 @@ use crate::gguf::{
     GgufError, MetaValue, Metadata,
     keys::{self, arch, arch_key, blk, layer, tensor},
 };
-use crate::quant::Format;
+use crate::quant::{Format, GgmlType};
 use crate::quantize::more_bits;
 
 /// A real model's dimensions.
@@ -62,6 +62,8 @@ pub enum Mixture {
 /// A tensor and what its values are like.
 pub(super) struct SynthTensor {
     pub spec: TensorSpec,
+    /// Of its blocks; ids have the size of F32.
+    pub format: Format,
     pub values: Values,
 }
 
@@ -76,6 +78,8 @@ pub(super) enum Values {
     Factor,
     /// How fast a recurrence forgets: around −1.
     Decay,
+    /// Numbers below this one, as 32-bit integers.
+    Ids(usize),
 }
 
 impl Mixture {
@@ -117,7 +121,8 @@ impl Mixture {
 /// Matrices that no mixture quantizes: routers, norms of groups, convolutions and what recurrences are made of.
 fn stays_float(name: &str) -> bool {
     let small = [layer::SSM_A, layer::SSM_D, layer::SSM_CONV1D, layer::SHORTCONV_CONV, layer::INDEXER_PROJ];
-    small.contains(&name) || name.contains("ffn_gate_inp") || name.ends_with("norm.weight")
+    let of_streams = name.contains("hc_") || name.contains("_ape");
+    small.contains(&name) || of_streams || name.contains("ffn_gate_inp") || name.ends_with("norm.weight")
 }
 
 /// Spreads: a matmul of normalised activations with weights of root mean square 1 / √in gives values around 1, so the
@@ -227,7 +232,12 @@ impl Preset {
             (false, Some(format)) => format,
             (false, None) => self.mixture.format(rest, fan_in, self.num_experts, more_bits),
         };
-        SynthTensor { spec: TensorSpec { name, shape, format }, values: values(rest, fan_in) }
+        if rest == layer::FFN_GATE_TID2EID {
+            let spec = TensorSpec { name, shape, format: GgmlType::I32 };
+            return SynthTensor { spec, format: Format::F32, values: Values::Ids(self.num_experts) };
+        }
+        let spec = TensorSpec { name, shape, format: format.into() };
+        SynthTensor { spec, format, values: values(rest, fan_in) }
     }
 
     /// The tensors in the order of real files: by name within a layer.
@@ -270,7 +280,7 @@ mod tests {
         let tensors = preset.tensors(48, None);
         let of = |name: &str| {
             let spec = &tensors.iter().find(|t| t.spec.name == name).unwrap().spec;
-            (spec.shape.clone(), spec.format)
+            (spec.shape.clone(), spec.format.format().unwrap())
         };
         assert_eq!(of("blk.7.attn_q.weight"), (vec![4096, 2048], Format::Q4K));
         assert_eq!(of("blk.7.attn_v.weight"), (vec![512, 2048], Format::Q4K));
@@ -285,7 +295,7 @@ mod tests {
             sized
                 .map(|t| {
                     let (cols, rows) = t.spec.shape.split_last().unwrap();
-                    t.spec.format.row_bytes(*cols).unwrap() * rows.iter().product::<usize>()
+                    t.format.row_bytes(*cols).unwrap() * rows.iter().product::<usize>()
                 })
                 .sum()
         };

@@ -514,5 +514,6 @@ pub static PRESETS: &[Preset] = &[
     more::GROVEMOE_33B,
     more::JAMBA_MINI,
     more::DEEPSEEK_V3_2,
+    more::DEEPSEEK_V4_FLASH,
     more::GLM_5,
 ];

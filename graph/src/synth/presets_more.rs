@@ -1,8 +1,8 @@
-//! More of the models whose shapes are known: small experts beside the chosen ones, mamba1, indexers.
+//! More of the models whose shapes are known: small experts beside the chosen ones, mamba1, indexers, compressed attention.
 
-use super::preset::Preset;
+use super::preset::{Mixture, Preset};
 use super::presets::{DEEPSEEK_V3, QWEN3_30B};
-use super::{family, family_hybrid, family_latent};
+use super::{family, family_compressed, family_hybrid, family_latent};
 
 pub(super) const GROVEMOE_33B: Preset = Preset {
     name: "grovemoe-33b-a3b",
@@ -36,6 +36,26 @@ pub(super) const DEEPSEEK_V3_2: Preset = Preset {
     name: "deepseek-v3.2",
     base_name: "DeepSeek-V3.2",
     family: &family_latent::DEEPSEEK_V3_2,
+    ..DEEPSEEK_V3
+};
+
+/// Experts in MXFP4, as the model is released.
+pub(super) const DEEPSEEK_V4_FLASH: Preset = Preset {
+    name: "deepseek-v4-flash",
+    base_name: "DeepSeek-V4-Flash",
+    size_label: "256x13B",
+    family: &family_compressed::DEEPSEEK_V4,
+    mixture: Mixture::Mxfp4Experts,
+    num_hidden_layers: 43,
+    hidden_size: 4096,
+    num_attention_heads: 64,
+    num_key_value_heads: 1,
+    head_dim: 512,
+    num_experts_per_tok: 6,
+    first_k_dense_replace: 0,
+    routed_scaling_factor: 1.5,
+    max_position_embeddings: 1_048_576,
+    rms_norm_eps: 1e-6,
     ..DEEPSEEK_V3
 };
 

@@ -124,19 +124,24 @@ impl Synth {
 
     /// How many pieces tensor `tensor` is filled in.
     fn chunks(&self, tensor: usize) -> usize {
-        let blocks = self.len_bytes(tensor) / self.tensors[tensor].spec.format.block_bytes();
+        let blocks = self.len_bytes(tensor) / self.tensors[tensor].format.block_bytes();
         blocks.div_ceil(CHUNK_BLOCKS)
     }
 
     /// Piece `chunk` of tensor `tensor`.
     fn chunk(&self, tensor: usize, chunk: usize) -> Vec<u8> {
-        let SynthTensor { spec, values } = &self.tensors[tensor];
-        let chunk_bytes = CHUNK_BLOCKS * spec.format.block_bytes();
+        let SynthTensor { spec: _, format, values } = &self.tensors[tensor];
+        let chunk_bytes = CHUNK_BLOCKS * format.block_bytes();
         let left = self.len_bytes(tensor) - chunk * chunk_bytes;
         let mut out = vec![0; left.min(chunk_bytes)];
         let mut random = Random::new(&[self.seed, tensor as u64, chunk as u64]);
         match *values {
-            Values::Rms(rms) => fill(spec.format, rms, &mut random, &mut out),
+            Values::Rms(rms) => fill(*format, rms, &mut random, &mut out),
+            Values::Ids(below) => {
+                for y in out.as_chunks_mut::<4>().0 {
+                    *y = ((random.next_u64() % below.max(1) as u64) as u32).to_le_bytes();
+                }
+            }
             Values::Norm | Values::Factor | Values::Decay => {
                 let sign = if *values == Values::Decay { -1.0 } else { 1.0 };
                 for y in out.as_chunks_mut::<4>().0 {
@@ -152,7 +157,7 @@ impl Synth {
         let is_factor = move |tensor: &usize| self.tensors[*tensor].values == Values::Factor;
         (0..self.tensors.len()).filter(is_factor).flat_map(move |tensor| {
             let begin = self.layout.tensors()[tensor].offset_bytes();
-            let chunk_bytes = CHUNK_BLOCKS * self.tensors[tensor].spec.format.block_bytes();
+            let chunk_bytes = CHUNK_BLOCKS * self.tensors[tensor].format.block_bytes();
             (0..self.chunks(tensor))
                 .map(move |chunk| (begin + chunk * chunk_bytes, self.chunk(tensor, chunk)))
         })

@@ -182,12 +182,14 @@ pub(super) fn index_scores(b: &mut Builder) -> Result<Steps, BackendError> {
 }
 
 pub(super) fn index_select(b: &mut Builder) -> Result<Steps, BackendError> {
-    let top_k = b.pick(&[1, 2, 8, 100]);
+    let (top_k, every) = (b.pick(&[1, 2, 8, 100]), b.pick(&[1, 1, 4, 3]));
     let scores = b.boundary(Shape::new(&[Dim::Fixed(1), Dim::Tokens, Dim::Cached]), DType::F32);
     b.graph.num_layers = 1;
     let inputs = [scores, b.graph.inputs.positions, b.graph.inputs.sequence];
-    b.graph.outputs = b.graph.push(Some(LayerIdx(0)), "index_select", Op::IndexSelect { top_k }, &inputs)?;
+    b.graph.outputs =
+        b.graph.push(Some(LayerIdx(0)), "index_select", Op::IndexSelect { top_k, every }, &inputs)?;
     b.note("K", top_k);
+    b.note("every", every);
     let (mut steps, at) = indexed(b, &IndexScoresAttrs { num_heads: 1, head_dim: 1 });
     // Some steps have scores of which many are equal.
     for step in steps.iter_mut().skip(1) {

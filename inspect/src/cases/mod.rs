@@ -6,6 +6,7 @@
 //! cases ([`is_refusal`]). `groups` has the cases of nodes that backends run as one launch.
 
 mod attention;
+mod compressed;
 pub mod groups;
 mod matmul;
 mod recurrent;
@@ -120,6 +121,10 @@ pub fn case(op: &str, format: Format, seed: u64) -> Result<Option<OpCase>, Backe
         OpKind::GivenExperts => small::given_experts(&mut b)?,
         OpKind::GatedAct => small::gated_act(&mut b)?,
         OpKind::ExpertCombine => small::expert_combine(&mut b)?,
+        OpKind::HyperGates => compressed::hyper_gates(&mut b)?,
+        OpKind::HyperConnect => compressed::hyper_connect(&mut b)?,
+        OpKind::Compress => compressed::compress(&mut b)?,
+        OpKind::CompressedAttention => compressed::compressed_attention(&mut b)?,
         OpKind::CausalConv => recurrent::causal_conv(&mut b)?,
         OpKind::DeltaGates => recurrent::delta_gates(&mut b)?,
         OpKind::DeltaRule => recurrent::delta_rule(&mut b)?,
@@ -392,6 +397,14 @@ impl Builder {
         let values = self.floats(shape.iter().product(), 0.5);
         let bytes = values.iter().flat_map(|v| (centre + v).to_le_bytes()).collect();
         self.weights.insert(name.to_owned(), bytes);
+        self.graph.add_weight(name, shape.to_vec(), Format::F32)
+    }
+
+    /// A table of ids below `below`: a weight in F32 whose bits they are.
+    fn table(&mut self, name: &str, shape: &[usize], below: usize) -> WeightId {
+        let count: usize = shape.iter().product();
+        let ids = (0..count).flat_map(|_| (self.between(0, below - 1) as u32).to_le_bytes()).collect();
+        self.weights.insert(name.to_owned(), ids);
         self.graph.add_weight(name, shape.to_vec(), Format::F32)
     }
 

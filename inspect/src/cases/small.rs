@@ -81,9 +81,12 @@ pub(super) fn turn(b: &mut Builder, d: usize) -> (RopeTableId, RopePairing) {
     let pairing = b.pick(&[RopePairing::Half, RopePairing::Interleaved]);
     let scaling = b.pick(&[RopeScaling::None, RopeScaling::None, RopeScaling::Linear { factor: 4.0 }]);
     let theta = b.pick(&[1e4, 1e6, 1e7]);
+    let (behind, back) = (b.pick(&[0, 0, 3]), b.one_in(4));
+    b.note("behind", behind);
+    b.note("back", back);
     b.note("dims", format!("{dims}/{d}"));
     b.note("pairing", format!("{pairing:?}"));
-    (b.graph.add_rope_table(RopeSpec { theta, dims, scaling, divisors: Vec::new() }), pairing)
+    (b.graph.add_rope_table(RopeSpec { theta, dims, scaling, divisors: Vec::new(), behind, back }), pairing)
 }
 
 pub(super) fn rope(b: &mut Builder) -> Result<Steps, BackendError> {
@@ -110,7 +113,12 @@ pub(super) fn choice(b: &mut Builder, most_experts: usize) -> RouterAttrs {
     let sparse = b.one_in(8);
     let gate = match sparse {
         true => GateKind::SparseMixer,
-        false => b.pick(&[GateKind::Softmax, GateKind::Sigmoid, GateKind::SoftmaxAfterTopK]),
+        false => b.pick(&[
+            GateKind::Softmax,
+            GateKind::Sigmoid,
+            GateKind::SoftmaxAfterTopK,
+            GateKind::SqrtSoftplus,
+        ]),
     };
     let selection_bias = if sparse { None } else { b.sometimes("bias", &[num_experts]) };
     let norm_topk_prob = b.one_in(2) && !sparse;
@@ -186,6 +194,7 @@ fn is_clear(attrs: &RouterAttrs, logits: &[f32], bias: &[f32]) -> bool {
     let gate = |l: f64| match attrs.gate {
         GateKind::Softmax => l.exp() / total,
         GateKind::Sigmoid => 1.0 / (1.0 + (-l).exp()),
+        GateKind::SqrtSoftplus => l.exp().ln_1p().sqrt(),
         GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => l,
     };
     let values = logits.iter().zip(bias).map(|(l, b)| gate(f64::from(*l)) + f64::from(*b));
@@ -222,13 +231,17 @@ pub(super) fn router(b: &mut Builder) -> Result<Steps, BackendError> {
 pub(super) fn given_experts(b: &mut Builder) -> Result<Steps, BackendError> {
     let num_experts = b.pick(&[4, 16, 60, 128, 512]);
     let given = b.between(1, 8).min(num_experts);
+    let (vocab, divisor) = (17, b.pick(&[1, 2, 4]));
+    // Now and then an id beyond the last.
+    let table = b.one_in(3).then(|| b.table("table", &[vocab, given], num_experts * divisor + 1));
     let attrs = GivenExpertsAttrs {
         num_experts,
         num_experts_per_tok: b.between(1, given),
-        gate: b.pick(&[GateKind::Softmax, GateKind::Sigmoid]),
+        gate: b.pick(&[GateKind::Softmax, GateKind::Sigmoid, GateKind::SqrtSoftplus]),
         norm_topk_prob: b.one_in(2),
         scale: b.pick(&[1.0, 0.05]),
-        divisor: b.pick(&[1, 2, 4]),
+        divisor,
+        table,
     };
     b.note("E", num_experts);
     b.note("K", format!("{} of {given}", attrs.num_experts_per_tok));
@@ -236,11 +249,21 @@ pub(super) fn given_experts(b: &mut Builder) -> Result<Steps, BackendError> {
     b.note("norm", attrs.norm_topk_prob);
     b.note("divisor", attrs.divisor);
     let logits = b.boundary(row(num_experts), DType::F32);
-    let ids = b.graph.add_boundary(row(given), DType::U32);
+    b.note("table", table.is_some());
+    let ids = match table {
+        Some(_) => b.graph.inputs.tokens,
+        None => b.graph.add_boundary(row(given), DType::U32),
+    };
     b.graph.outputs = b.graph.push(None, "given_experts", Op::GivenExperts(attrs), &[logits, ids])?;
     let t = b.tokens();
     let mut step = b.step(0, t, &[], 3.0);
-    step.boundary.push((ids, b.chosen(t, given, num_experts)));
+    match table {
+        Some(_) => {
+            step.tokens =
+                (0..t).map(|_| moe_run_graph::ids::TokenId(b.between(0, vocab - 1) as u32)).collect()
+        }
+        None => step.boundary.push((ids, b.chosen(t, given, num_experts))),
+    }
     b.note("T", t);
     Ok((vec![step], t))
 }
@@ -249,7 +272,11 @@ pub(super) fn given_experts(b: &mut Builder) -> Result<Steps, BackendError> {
 pub(super) fn activation(b: &mut Builder) -> ActivationFn {
     let clamped =
         ActivationFn::ClampedSwiglu { alpha: b.pick(&[1.702, 1.0, 0.5]), limit: b.pick(&[7.0, 2.5]) };
-    let limited = ActivationFn::LimitedSwiglu { limit: b.pick(&[7.0, 0.9]) };
+    let limit = b.pick(&[7.0, 0.9]);
+    let limited = match b.one_in(2) {
+        true => ActivationFn::LimitedSwiglu { limit },
+        false => ActivationFn::BoundedSwiglu { limit },
+    };
     let others = [ActivationFn::GeluTanh, ActivationFn::Sigmoid, ActivationFn::Relu, ActivationFn::Softplus];
     let activation = match b.between(0, 9) {
         0..5 => ActivationFn::Silu,

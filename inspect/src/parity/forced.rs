@@ -201,6 +201,10 @@ impl Forced<'_> {
             | Op::DeltaGates { .. }
             | Op::DeltaRule(_)
             | Op::SsmScan(_)
+            | Op::HyperGates(_)
+            | Op::HyperConnect { .. }
+            | Op::Compress(_)
+            | Op::CompressedAttention(_)
             | Op::Add
             | Op::Mul
             | Op::Pointwise { .. }

@@ -117,6 +117,10 @@ pub(super) fn local_error(
         | Op::DeltaGates { .. }
         | Op::DeltaRule(_)
         | Op::SsmScan(_)
+        | Op::HyperGates(_)
+        | Op::HyperConnect { .. }
+        | Op::Compress(_)
+        | Op::CompressedAttention(_)
         | Op::Add
         | Op::Mul
         | Op::Pointwise { .. }

@@ -2,7 +2,7 @@
 
 use super::forced::Forced;
 use super::free::Free;
-use super::source::{Gone, Origin, Sender, Source};
+use super::source::{Gone, Origin, Sender, Source, choices};
 use super::{Against, MICRO_BATCH_TOKENS, Options, ParityError, Subject, uncarry};
 use moe_run_graph::ir::Graph;
 use moe_run_graph::passes::{Launch, Plan, TapSelection};
@@ -109,7 +109,8 @@ impl<'a> Run<'a> {
         let (backend, device) = match self.against {
             Against::Saved(set, _) => {
                 let total_tokens = self.options.tokens.len();
-                let mut checker = make(Source::new(Origin::Saved { set, total_tokens }));
+                let mut checker =
+                    make(Source::new(Origin::Saved { set, total_tokens, every: choices(self.graph) }));
                 self.options.drive(executable, &mut checker, hook)?;
                 return Ok(checker);
             }

@@ -6,7 +6,7 @@
 use super::ParityError;
 use crate::taps::tensor_set::TensorSet;
 use crate::taps::{RowAxis, floats, states};
-use moe_run_graph::ir::{LayerIdx, Stage};
+use moe_run_graph::ir::{Graph, LayerIdx, Node, Op, Stage};
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_runtime::error::BackendError;
 use moe_run_runtime::executable::{HostTensor, Observer, TapValue, ValueAccess};
@@ -80,6 +80,8 @@ pub(super) enum Origin<'a> {
     Saved {
         set: &'a TensorSet,
         total_tokens: usize,
+        /// Of how many positions an indexer's choice has one, by layer.
+        every: HashMap<usize, usize>,
     },
 }
 
@@ -128,8 +130,9 @@ impl<'a> Source<'a> {
                     return Ok(Some(tensor));
                 }
             },
-            Origin::Saved { set, total_tokens } => {
-                let Some(tensor) = saved(set, key, tokens, *total_tokens)? else { return Ok(None) };
+            Origin::Saved { set, total_tokens, every } => {
+                let every = key.layer.and_then(|layer| every.get(&layer)).copied().unwrap_or(1);
+                let Some(tensor) = saved(set, key, tokens, *total_tokens, every)? else { return Ok(None) };
                 let tensor = Rc::new(tensor);
                 self.held.insert(key, Rc::clone(&tensor));
                 Ok(Some(tensor))
@@ -138,11 +141,36 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Of how many positions an indexer's choice has one, by layer.
+pub(super) fn choices(graph: &Graph) -> HashMap<usize, usize> {
+    let every = |node: &Node| match node.op {
+        Op::IndexSelect { top_k: _, every } => node.layer.map(|layer| (layer.index(), every)),
+        _ => None,
+    };
+    graph.nodes.iter().filter_map(every).collect()
+}
+
+/// Rows [total, total] of which a file has only every so many-th column: the others are 0.
+fn spread(data: &[f32], total: usize, every: usize) -> Vec<f32> {
+    let mut out = vec![0.0; total * total];
+    let columns = total / every;
+    for (row, out) in data.chunks_exact(columns.max(1)).zip(out.chunks_exact_mut(total)) {
+        row.iter().zip(out.iter_mut().skip(every - 1).step_by(every)).for_each(|(x, out)| *out = *x);
+    }
+    out
+}
+
 /// Cuts a step's rows out of a stage that was saved for all tokens.
-fn saved(set: &TensorSet, key: Key, tokens: usize, total: usize) -> Result<Option<HostTensor>, ParityError> {
+fn saved(
+    set: &TensorSet,
+    key: Key,
+    tokens: usize,
+    total: usize,
+    every: usize,
+) -> Result<Option<HostTensor>, ParityError> {
     let name = key.stage.path(key.layer);
     let Some(tensor) = set.tensors.get(&name) else { return Ok(None) };
-    let elems = tensor.elems();
+    let mut elems = tensor.elems();
     let mismatch = |wanted: String| ParityError::SavedShape {
         stage: name.clone(),
         path: tensor.path.clone(),
@@ -150,7 +178,13 @@ fn saved(set: &TensorSet, key: Key, tokens: usize, total: usize) -> Result<Optio
         wanted,
     };
     let first = key.first_position as usize;
-    let data = tensor.read()?;
+    let mut data = tensor.read()?;
+    // Choices among entries may stand without the positions between those.
+    let is_choice = matches!(key.stage, Stage::IndexScores | Stage::IndexSelected);
+    if is_choice && every > 1 && elems > 0 && elems == total * (total / every) {
+        data = spread(&data, total, every);
+        elems = data.len();
+    }
     if matches!(key.stage, Stage::ConvState | Stage::SsmState) {
         return Ok(Some(HostTensor::f32(tensor.shape.clone(), data)));
     }
@@ -189,4 +223,19 @@ fn saved(set: &TensorSet, key: Key, tokens: usize, total: usize) -> Result<Optio
 /// The elements of a stage as floats.
 pub(super) fn elements(tensor: &HostTensor) -> std::borrow::Cow<'_, [f32]> {
     floats(&tensor.data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn choices_among_entries_stand_at_the_positions_that_complete_them() {
+        let mut wanted = vec![0.0; 7 * 7];
+        let saved: Vec<f32> = (1..=14).map(|n| n as f32).collect();
+        for (row, of) in saved.chunks_exact(2).enumerate() {
+            (wanted[row * 7 + 2], wanted[row * 7 + 5]) = (of[0], of[1]);
+        }
+        assert_eq!(spread(&saved, 7, 3), wanted);
+    }
 }

@@ -47,7 +47,7 @@ pub fn metadata() -> Metadata {
 }
 
 pub fn spec(name: &str, shape: &[usize], format: Format) -> TensorSpec {
-    TensorSpec { name: name.to_owned(), shape: shape.to_vec(), format }
+    TensorSpec { name: name.to_owned(), shape: shape.to_vec(), format: format.into() }
 }
 
 /// A tensor of every format, of one to four dimensions.
@@ -63,7 +63,7 @@ pub fn tensors() -> Vec<TensorSpec> {
 pub fn data(index: usize, tensors: &[TensorSpec]) -> Vec<u8> {
     let tensor = &tensors[index];
     let (cols, rows) = (tensor.shape.last().unwrap(), tensor.shape.iter().rev().skip(1).product::<usize>());
-    let count = tensor.format.row_bytes(*cols).unwrap() * rows;
+    let count = tensor.format.format().unwrap().row_bytes(*cols).unwrap() * rows;
     (0..count).map(|i| (i * 7 + index * 31) as u8).collect()
 }
 

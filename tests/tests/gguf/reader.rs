@@ -21,7 +21,7 @@ fn what_is_written_is_read() {
     assert!(read.metadata().iter().eq(wanted.iter()), "order and values");
     assert_eq!(read.tensors().len(), specs.len());
     for (i, (entry, spec)) in read.tensors().iter().zip(&specs).enumerate() {
-        assert_eq!((&entry.name, &entry.shape, entry.format()), (&spec.name, &spec.shape, Ok(spec.format)));
+        assert_eq!((&entry.name, &entry.shape, entry.ggml_type), (&spec.name, &spec.shape, spec.format));
         assert_eq!(entry.elems(), spec.shape.iter().product::<usize>());
         assert_eq!(read.data(entry), data(i, &specs), "{}", entry.name);
         assert_eq!(read.data(entry).as_ptr().addr() % 8, 0, "{}", entry.name);

@@ -331,7 +331,8 @@ fn the_ramp_of_gpt_oss_does_not_end_at_whole_pairs() {
             attention_factor: 1.0,
             truncate,
         };
-        let spec = RopeSpec { theta: 150_000.0, dims: 64, scaling, divisors: Vec::new() };
+        let spec =
+            RopeSpec { theta: 150_000.0, dims: 64, scaling, divisors: Vec::new(), behind: 0, back: false };
         let mut row = vec![0.0; 64];
         spec.fill_row(1, &mut row);
         f64::from(row[2 * pair + 1]).asin() * 150_000f64.powf(pair as f64 / 32.0)

@@ -171,6 +171,11 @@ const MORE: &[(&str, &str)] = &[
         "files from before April 2025: the heads' k matrices are transposed, whose products latent_heads does not make",
     ),
     ("deepseek32/", "latent attention with an indexer: its keys, its scores and its choice"),
+    (
+        "deepseek4/",
+        "streams are normed, weighed, mixed and joined around each block, and rotated ends of heads come apart and together, op by \
+         op; entries of windows, and an indexer's over them",
+    ),
     ("glm-dsa/", "as deepseek32"),
     (
         "gemma4/e2b-dense",

@@ -1,5 +1,7 @@
 //! Every shape rule: what it accepts, and each operand or attribute that it refuses.
 
+mod compressed;
+
 use moe_run_graph::ir::{
     ActivationFn, AttentionAttrs, DType, DecayOf, DeltaRuleAttrs, Dim, ExpertGroups, GateKind,
     GivenExpertsAttrs, Graph, GroupScore, HeadMap, IndexScoresAttrs, LayerIdx, Lifetime, Op, PointwiseFn,
@@ -149,6 +151,8 @@ fn rope() {
             dims,
             scaling: RopeScaling::None,
             divisors: Vec::new(),
+            behind: 0,
+            back: false,
         })
     };
     let (eight, odd, none) = (table(8), table(7), table(0));
@@ -350,8 +354,10 @@ fn router_and_experts() {
     let one = b.f32(&[Tokens, Fixed(1)]);
     b.accepts(Op::ExpertCombine, &[x, one], &[&[Tokens, Fixed(32)]]);
     b.refuses(Op::ExpertCombine, &[each, ids], "last axis of fixed size");
-    b.refuses(Op::ExpertCombine, &[three, weights], "y [T, K, D] and weights [T, K]");
-    b.refuses(Op::ExpertCombine, &[x, weights], "y [T, K, D] and weights [T, K]");
+    let wanted = "y [T, K, D] or [T, K·D] and weights [T, K]";
+    b.refuses(Op::ExpertCombine, &[three, weights], wanted);
+    let odd = b.f32(&[Tokens, Fixed(33)]);
+    b.refuses(Op::ExpertCombine, &[odd, weights], wanted);
 }
 
 #[test]
@@ -465,6 +471,7 @@ fn given_experts() {
         norm_topk_prob: true,
         scale: 1.0,
         divisor: 2,
+        table: None,
     };
     let logits = b.f32(&[Tokens, Fixed(8)]);
     let ids = b.graph.add_boundary(Shape::new(&[Tokens, Fixed(4)]), DType::U32);
@@ -476,8 +483,23 @@ fn given_experts() {
     b.refuses(Op::GivenExperts(attrs.clone()), &[logits], "2 operands");
     let divisor = GivenExpertsAttrs { divisor: 0, ..attrs.clone() };
     b.refuses(Op::GivenExperts(divisor), &[logits, ids], "a divisor of at least 1");
-    let gate = GivenExpertsAttrs { gate: GateKind::SparseMixer, ..attrs };
-    b.refuses(Op::GivenExperts(gate), &[logits, ids], "a softmax or a sigmoid");
+    let gate = GivenExpertsAttrs { gate: GateKind::SparseMixer, ..attrs.clone() };
+    b.refuses(Op::GivenExperts(gate), &[logits, ids], "a softmax, a sigmoid or a sqrt-softplus");
+    let table = b.graph.add_weight("table", vec![100, 4], Format::F32);
+    let narrow = b.graph.add_weight("narrow", vec![100, 2], Format::F32);
+    let halves = b.graph.add_weight("halves", vec![100, 4], Format::F16);
+    let of = |table| {
+        Op::GivenExperts(GivenExpertsAttrs {
+            gate: GateKind::SqrtSoftplus,
+            table: Some(table),
+            ..attrs.clone()
+        })
+    };
+    let tokens = b.graph.inputs.tokens;
+    b.accepts(of(table), &[logits, tokens], &[&two, &two]);
+    b.refuses(of(table), &[logits, ids], "tokens [T]");
+    b.refuses(of(narrow), &[logits, tokens], "n of at least 3");
+    b.refuses(of(halves), &[logits, tokens], "of 32 bits an element");
 }
 
 #[test]
@@ -586,8 +608,9 @@ fn indexers() {
     b.refuses(op(0), &[q, w, keys, p, s], "a multiple of heads");
 
     let scores = b.f32(&[Fixed(1), Tokens, Cached]);
-    b.accepts(Op::IndexSelect { top_k: 3 }, &[scores, p, s], &[&[Fixed(1), Tokens, Cached]]);
-    b.refuses(Op::IndexSelect { top_k: 0 }, &[scores, p, s], "at least 1 position");
-    b.refuses(Op::IndexSelect { top_k: 3 }, &[q, p, s], "scores [1, T, S]");
-    b.refuses(Op::IndexSelect { top_k: 3 }, &[scores, q, s], "positions [T]");
+    b.accepts(Op::IndexSelect { top_k: 3, every: 4 }, &[scores, p, s], &[&[Fixed(1), Tokens, Cached]]);
+    b.refuses(Op::IndexSelect { top_k: 0, every: 1 }, &[scores, p, s], "at least 1 position");
+    b.refuses(Op::IndexSelect { top_k: 1, every: 0 }, &[scores, p, s], "at least every 1st");
+    b.refuses(Op::IndexSelect { top_k: 3, every: 4 }, &[q, p, s], "scores [1, T, S]");
+    b.refuses(Op::IndexSelect { top_k: 3, every: 4 }, &[scores, q, s], "positions [T]");
 }

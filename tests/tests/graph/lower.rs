@@ -210,7 +210,7 @@ fn values_that_no_model_can_have_are_refused() {
         ("qwen3moe.rope.freq_base", V::F32(-1.0), "positive"),
         ("qwen3moe.rope.scaling.type", V::String("longrope".into()), "none, linear or yarn"),
         ("qwen3moe.expert_used_count", u(9), "at most 8 experts"),
-        ("qwen3moe.expert_gating_func", u(7), "0 to 3"),
+        ("qwen3moe.expert_gating_func", u(7), "0 to 4"),
         ("qwen3moe.expert_weights_scale", V::F32(f32::INFINITY), "finite"),
     ] {
         let (_, said) = refused_value(key, value);

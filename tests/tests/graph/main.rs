@@ -4,6 +4,7 @@ mod architectures;
 mod chromium;
 mod cli;
 mod common;
+mod deepseek4;
 mod dumps;
 mod golden;
 mod groups;

@@ -111,6 +111,10 @@ compiled_for_each! {
     fn limited_silu(limit: f32, gate: &[f32], out: &mut [f32]) = vector::limited_silu_row;
     /// A SwiGLU with a limit.
     fn limited_swiglu(limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) = vector::limited_swiglu;
+    /// What windows come to: see `recurrent::window_means`.
+    fn window_means(state: &[f32], slots: usize, places: &[usize], out: &mut [f32]) = recurrent::window_means;
+    /// A SwiGLU with a limit in front of its silu.
+    fn bounded_swiglu(limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) = vector::bounded_swiglu;
     /// (x − mean) / sqrt(var + eps) · w + b, for each run of `weight.len()` elements; an empty b is 0.
     fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = vector::layer_norm;
     /// A function of each element.
@@ -185,6 +189,7 @@ impl Kernels {
             ActivationFn::Relu => self.relu(gate, out),
             ActivationFn::Softplus => self.softplus(gate, out),
             ActivationFn::LimitedSwiglu { limit } => self.limited_silu(limit, gate, out),
+            ActivationFn::BoundedSwiglu { limit } => self.clamped_silu(1.0, limit, gate, out),
             ActivationFn::Sigmoid => self.sigmoid(gate, out),
         }
     }
@@ -198,6 +203,7 @@ impl Kernels {
             ActivationFn::Relu => self.reglu(gate, up, out),
             ActivationFn::Softplus => self.softplus_gate(gate, up, out),
             ActivationFn::LimitedSwiglu { limit } => self.limited_swiglu(limit, gate, up, out),
+            ActivationFn::BoundedSwiglu { limit } => self.bounded_swiglu(limit, gate, up, out),
             ActivationFn::Sigmoid => self.sigmoid_gate(gate, up, out),
         }
     }

@@ -2,7 +2,7 @@
 //! `moe_run_graph::ir::Op` defines their sums. As in `vector`, lanes and their order are part of each function.
 
 use super::vector::{LANES, squares};
-use moe_run_runtime::exp::exp;
+use moe_run_runtime::exp::{exp, exp_shifted, shift_of};
 
 /// x / √(Σx² + eps) · scale, in f64 up to the result.
 #[inline(always)]
@@ -11,6 +11,23 @@ pub fn l2_norm(x: &[f32], eps: f32, scale: f32, out: &mut [f32]) {
     let factor = f64::from(scale) / (sum + f64::from(eps)).sqrt();
     for (x, out) in x.iter().zip(out) {
         *out = (f64::from(*x) * factor) as f32;
+    }
+}
+
+/// Of each channel, whose places in `state` are `slots` values and as many weights, the mean of the values at `places` by a
+/// softmax of their weights, as `moe_run_graph::ir::Op::Compress` defines it.
+#[inline(always)]
+pub fn window_means(state: &[f32], slots: usize, places: &[usize], out: &mut [f32]) {
+    for (state, out) in state.chunks_exact(2 * slots).zip(out) {
+        let (values, weights) = state.split_at(slots);
+        let shift = shift_of(places.iter().map(|p| weights[*p]).fold(f32::NEG_INFINITY, f32::max));
+        let (mut sum, mut total) = (0.0f32, 0.0f32);
+        for p in places {
+            let share = exp_shifted(weights[*p], shift);
+            sum = share.mul_add(values[*p], sum);
+            total += share;
+        }
+        *out = sum / total;
     }
 }
 

@@ -202,6 +202,13 @@ pub fn limited_swiglu(limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) {
     each.for_each(|((gate, up), out)| *out = limited_silu(*gate, limit) * clamp(*up, limit));
 }
 
+/// A SwiGLU with a limit in front of its silu.
+#[inline(always)]
+pub fn bounded_swiglu(limit: f32, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let each = gate.iter().zip(up).zip(out);
+    each.for_each(|((gate, up), out)| *out = clamped_silu(*gate, 1.0, limit) * clamp(*up, limit));
+}
+
 /// (x − mean) / sqrt(var + eps) · w + b, for each run of `weight.len()` elements; in f64 up to the result. An empty b is 0.
 #[inline(always)]
 pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {

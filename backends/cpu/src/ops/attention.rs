@@ -20,11 +20,11 @@ use moe_run_runtime::exp::{NO_SHIFT, power_of_two, shift_of, softmax_factor};
 use std::ops::Range;
 
 /// Cached positions in a tile: a block's.
-const TILE_KEYS: usize = BLOCK_TOKENS;
+pub(super) const TILE_KEYS: usize = BLOCK_TOKENS;
 /// Query rows (tokens × heads of the group) in a task, about.
 const TASK_ROWS: usize = 64;
 /// Query heads of a task of one token, where all share one latent.
-const TASK_HEADS: usize = 16;
+pub const TASK_HEADS: usize = 16;
 
 /// A worker's tiles.
 pub struct Tiles {
@@ -441,7 +441,7 @@ fn raise(kernels: Kernels, wanted: f32, shift: &mut f32, sum: &mut f64, out: &mu
 }
 
 /// One row's scores of a tile into exponentials under a running shift: `seen` counts, the rest becomes 0.
-fn soften(
+pub(super) fn soften(
     kernels: Kernels,
     scores: &mut [f32],
     seen: Range<usize>,

@@ -8,6 +8,8 @@ use crate::share::{Input, Output};
 pub struct IndexSelect {
     /// How many are chosen.
     pub top_k: usize,
+    /// Of so many positions the last counts.
+    pub every: usize,
     /// [T, S].
     pub scores: Input,
     /// [T, S], shared by [`Share::CachedRow`](crate::share::Share).
@@ -34,17 +36,21 @@ impl Launch for IndexSelect {
             let seen = step.position(token) + 1;
             let row = &step.row(scores, token)[..seen];
             let out = chunk.row_mut(step, &self.out, token);
+            if self.every > 1 {
+                out[..seen].fill(0.0);
+            }
             out[seen..].fill(0.0);
-            if seen <= self.top_k {
-                out[..seen].fill(1.0);
+            let counted = || (self.every - 1..seen).step_by(self.every);
+            if counted().len() <= self.top_k {
+                counted().for_each(|position| out[position] = 1.0);
                 continue;
             }
             ranks.clear();
-            ranks.extend(row.iter().enumerate().map(|(position, score)| rank(*score, position)));
+            ranks.extend(counted().map(|position| rank(row[position], position)));
             let (_, last, _) = ranks.select_nth_unstable_by(self.top_k - 1, |a, b| b.cmp(a));
             let last = *last;
-            for ((position, score), out) in row.iter().enumerate().zip(out) {
-                *out = if rank(*score, position) >= last { 1.0 } else { 0.0 };
+            for position in counted() {
+                out[position] = if rank(row[position], position) >= last { 1.0 } else { 0.0 };
             }
         }
     }

@@ -8,6 +8,10 @@ pub mod attention_scores;
 #[forbid(unsafe_code)]
 pub mod causal_conv;
 #[forbid(unsafe_code)]
+pub mod compress;
+#[forbid(unsafe_code)]
+pub mod compressed_attention;
+#[forbid(unsafe_code)]
 pub mod concat;
 #[forbid(unsafe_code)]
 pub mod delta_rule;
@@ -21,6 +25,8 @@ pub mod expert_matmul;
 pub mod given_experts;
 #[forbid(unsafe_code)]
 pub mod head_matmul;
+#[forbid(unsafe_code)]
+pub mod hyper;
 pub mod index_scores;
 #[forbid(unsafe_code)]
 pub mod index_select;

@@ -17,7 +17,12 @@ pub fn lacking(attrs: &RouterAttrs) -> Option<String> {
     let RouterAttrs {
         num_experts: _,
         num_experts_per_tok: _,
-        gate: GateKind::Softmax | GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer,
+        gate:
+            GateKind::Softmax
+            | GateKind::Sigmoid
+            | GateKind::SoftmaxAfterTopK
+            | GateKind::SparseMixer
+            | GateKind::SqrtSoftplus,
         norm_topk_prob: _,
         scale: _,
         selection_bias: _,
@@ -52,8 +57,13 @@ impl Route {
     }
 }
 
+/// √ln(1 + e^x).
+pub(super) fn sqrt_softplus(x: f64) -> f64 {
+    (x.max(0.0) + (-x.abs()).exp().ln_1p()).sqrt()
+}
+
 /// Whether `a`, which is later in the list, stands before `b`.
-fn better<T: PartialOrd>(a: T, b: T) -> bool {
+pub(super) fn better<T: PartialOrd>(a: T, b: T) -> bool {
     let is_nan = |x: &T| x.partial_cmp(x).is_none();
     a > b || (is_nan(&b) && !is_nan(&a))
 }
@@ -96,17 +106,22 @@ fn choose(
     let logit = |e: usize| f64::from(logits[e]);
     let gate = |e: usize| match attrs.gate {
         GateKind::Sigmoid => 1.0 / (1.0 + (-logit(e)).exp()),
+        GateKind::SqrtSoftplus => sqrt_softplus(logit(e)),
         // Softmax keeps the logits' order, and its denominator comes later.
         GateKind::Softmax | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => logit(e),
     };
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }));
     let total = match attrs.gate {
         GateKind::Softmax => (0..logits.len()).map(|e| (logit(e) - max).exp()).sum::<f64>(),
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => 1.0,
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer | GateKind::SqrtSoftplus => {
+            1.0
+        }
     };
     let probability = |e: usize| match attrs.gate {
         GateKind::Softmax => (logit(e) - max).exp() / total,
-        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => gate(e),
+        GateKind::Sigmoid | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer | GateKind::SqrtSoftplus => {
+            gate(e)
+        }
     };
     // With a bias the choice goes by probability + bias, else by the logits, so that exact ties stay ties.
     let rank = |e: usize| match bias {
@@ -147,7 +162,7 @@ fn choose(
         return;
     }
     let chosen = |id: u32| match attrs.gate {
-        GateKind::Sigmoid => gate(id as usize),
+        GateKind::Sigmoid | GateKind::SqrtSoftplus => gate(id as usize),
         GateKind::Softmax | GateKind::SoftmaxAfterTopK | GateKind::SparseMixer => {
             (logit(id as usize) - max).exp()
         }
@@ -156,7 +171,7 @@ fn choose(
     // which a NaN among the logits that were not chosen makes itself known.
     let divisor = match attrs.gate {
         GateKind::Softmax if !attrs.norm_topk_prob || total.is_nan() => total,
-        GateKind::Sigmoid if !attrs.norm_topk_prob => 1.0,
+        GateKind::Sigmoid | GateKind::SqrtSoftplus if !attrs.norm_topk_prob => 1.0,
         _ => ids.iter().map(|id| chosen(*id)).sum(),
     };
     for (id, weight) in ids.iter().zip(weights.iter_mut()) {

@@ -16,6 +16,7 @@ pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [Param; 3] 
         Some(ActivationFn::Relu) => (5, 0.0, 0.0),
         Some(ActivationFn::Softplus) => (6, 0.0, 0.0),
         Some(ActivationFn::LimitedSwiglu { limit }) => (7, 0.0, limit),
+        Some(ActivationFn::BoundedSwiglu { limit }) => (8, 1.0, limit),
     };
     [Param::I32(code), Param::F32(alpha), Param::F32(limit)]
 }

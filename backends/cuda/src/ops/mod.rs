@@ -5,6 +5,8 @@ pub(super) mod attention;
 mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
+mod compress;
+mod compressed_attention;
 mod concat;
 mod delta_gates;
 pub(super) mod delta_rule;
@@ -15,6 +17,8 @@ mod gated_act;
 mod get_rows;
 mod given_experts;
 mod head_matmul;
+mod hyper_connect;
+mod hyper_gates;
 mod index_scores;
 mod index_select;
 mod kv_write;
@@ -197,7 +201,7 @@ impl Emit<'_> {
             Op::Router(attrs) => router::emit(self, node, attrs),
             Op::GivenExperts(attrs) => given_experts::emit(self, node, attrs),
             Op::IndexScores(attrs) => index_scores::emit(self, node, attrs),
-            Op::IndexSelect { top_k } => index_select::emit(self, node, *top_k),
+            Op::IndexSelect { top_k, every } => index_select::emit(self, node, *top_k, *every),
             Op::ExpertMatMul { weight, bias } => expert_matmul::emit(self, node, weight, *bias),
             Op::GatedAct { activation } => gated_act::emit(self, node, *activation),
             Op::ExpertCombine => expert_combine::emit(self, node),
@@ -211,6 +215,10 @@ impl Emit<'_> {
             Op::DeltaRule(attrs) => delta_rule::emit(self, node, attrs),
             Op::SsmScan(attrs) => ssm_scan::emit(self, node, attrs),
             Op::CausalConv(attrs) => causal_conv::emit(self, node, attrs),
+            Op::HyperGates(attrs) => hyper_gates::emit(self, node, attrs),
+            Op::HyperConnect { streams } => hyper_connect::emit(self, node, *streams),
+            Op::Compress(attrs) => compress::emit(self, node, attrs),
+            Op::CompressedAttention(attrs) => compressed_attention::emit(self, node, attrs),
             Op::LayerNorm { weight, bias, eps } => layer_norm::emit(self, node, *weight, *bias, *eps),
             Op::PositionScale(attrs) => position_scale::emit(self, node, attrs),
             Op::MulHeads => mul_heads::emit(self, node),
@@ -269,7 +277,7 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         Op::Router(attrs) => router::lacking(attrs),
         Op::GivenExperts(attrs) => given_experts::lacking(attrs),
         Op::IndexScores(attrs) => index_scores::lacking(attrs),
-        Op::IndexSelect { top_k } => index_select::lacking(*top_k),
+        Op::IndexSelect { top_k, every } => index_select::lacking(*top_k, *every),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
         Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
         Op::PositionScale(attrs) => position_scale::lacking(attrs),
@@ -279,6 +287,10 @@ pub(super) fn supports(graph: &Graph, node: &Node) -> Result<(), BackendError> {
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::HyperGates(attrs) => hyper_gates::lacking(attrs),
+        Op::HyperConnect { streams: _ } => None,
+        Op::Compress(attrs) => compress::lacking(attrs),
+        Op::CompressedAttention(attrs) => compressed_attention::lacking(attrs),
         Op::Pointwise { function: _ } => None,
         Op::Concat { heads: _ } | Op::Slice { heads: _, start: _, len: _ } => None,
         Op::ExpertCombine | Op::Add | Op::Mul | Op::GetRows => None,

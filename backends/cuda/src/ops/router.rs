@@ -45,6 +45,7 @@ pub(crate) fn gate_code(gate: GateKind) -> Param {
         GateKind::Sigmoid => 1,
         GateKind::SoftmaxAfterTopK => 2,
         GateKind::SparseMixer => 3,
+        GateKind::SqrtSoftplus => 4,
     })
 }
 

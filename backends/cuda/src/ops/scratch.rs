@@ -69,6 +69,10 @@ impl ScratchSizes {
                 | Op::DeltaGates { .. }
                 | Op::DeltaRule(_)
                 | Op::SsmScan(_)
+                | Op::HyperGates(_)
+                | Op::HyperConnect { .. }
+                | Op::Compress(_)
+                | Op::CompressedAttention(_)
                 | Op::Add
                 | Op::Mul
                 | Op::Pointwise { .. }

@@ -18,6 +18,7 @@ pub(crate) fn activation_params(activation: Option<ActivationFn>) -> [(&'static 
         Some(ActivationFn::Relu) => (5, 1.0, 0.0),
         Some(ActivationFn::Softplus) => (6, 1.0, 0.0),
         Some(ActivationFn::LimitedSwiglu { limit }) => (7, 1.0, limit),
+        Some(ActivationFn::BoundedSwiglu { limit }) => (8, 1.0, limit),
     };
     [("activation", code.into()), ("alpha", alpha.into()), ("limit", limit.into())]
 }

@@ -5,6 +5,8 @@ mod attention;
 mod attention_scores;
 mod attention_softmax;
 mod causal_conv;
+mod compress;
+mod compressed_attention;
 mod concat;
 mod delta_gates;
 pub(super) mod delta_rule;
@@ -15,6 +17,8 @@ mod gated_act;
 mod get_rows;
 mod given_experts;
 mod head_matmul;
+mod hyper_connect;
+mod hyper_gates;
 mod index_scores;
 mod index_select;
 mod kv_write;
@@ -57,7 +61,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::Router(attrs) => router::emit(e, node, attrs),
         Op::GivenExperts(attrs) => given_experts::emit(e, node, attrs),
         Op::IndexScores(attrs) => index_scores::emit(e, node, attrs),
-        Op::IndexSelect { top_k } => index_select::emit(e, node, *top_k),
+        Op::IndexSelect { top_k, every } => index_select::emit(e, node, *top_k, *every),
         Op::ExpertMatMul { weight, bias } => expert_matmul::emit(e, node, weight, *bias),
         Op::GatedAct { activation } => gated_act::emit(e, node, *activation),
         Op::ExpertCombine => expert_combine::emit(e, node),
@@ -71,6 +75,10 @@ pub(super) fn emit(e: &mut Emitter<'_>, node: &Node) -> Result<(), BackendError>
         Op::DeltaRule(_) => delta_rule::emit(e, node),
         Op::SsmScan(attrs) => ssm_scan::emit(e, node, attrs),
         Op::CausalConv(attrs) => causal_conv::emit(e, node, attrs),
+        Op::HyperGates(attrs) => hyper_gates::emit(e, node, attrs),
+        Op::HyperConnect { streams } => hyper_connect::emit(e, node, *streams),
+        Op::Compress(attrs) => compress::emit(e, node, attrs),
+        Op::CompressedAttention(attrs) => compressed_attention::emit(e, node, attrs),
         Op::LayerNorm { weight, bias, eps } => layer_norm::emit(e, node, *weight, *bias, *eps),
         Op::PositionScale(attrs) => position_scale::emit(e, node, attrs),
         Op::MulHeads => mul_heads::emit(e, node),
@@ -99,13 +107,17 @@ pub(super) fn lacking(graph: &Graph, node: &Node) -> Option<String> {
         Op::Router(attrs) => router::lacking(attrs),
         Op::GivenExperts(attrs) => given_experts::lacking(attrs),
         Op::IndexScores(attrs) => index_scores::lacking(attrs),
-        Op::IndexSelect { top_k } => index_select::lacking(*top_k),
+        Op::IndexSelect { top_k, every } => index_select::lacking(*top_k, *every),
         Op::HeadMatMul { weight, transposed: _ } => any_rows(weight),
         Op::LayerNorm { weight: _, bias: _, eps: _ } | Op::MulHeads => None,
         Op::PositionScale(attrs) => position_scale::lacking(attrs),
         // `gated_act::activation_params` numbers each function.
         Op::GatedAct { activation: _ } => None,
         Op::CausalConv(CausalConvAttrs { weight: _, bias: _, activation: _, state: _ }) => None,
+        Op::HyperGates(attrs) => hyper_gates::lacking(attrs),
+        Op::HyperConnect { streams: _ } => None,
+        Op::Compress(attrs) => compress::lacking(attrs),
+        Op::CompressedAttention(attrs) => compressed_attention::lacking(attrs),
         Op::DeltaGates { a: _, dt_bias: _, bound: _ } => None,
         Op::DeltaRule(attrs) => delta_rule::lacking(attrs),
         Op::SsmScan(attrs) => ssm_scan::lacking(attrs),

@@ -18,6 +18,7 @@ fn gate_code(gate: GateKind) -> u32 {
         GateKind::Sigmoid => 1,
         GateKind::SoftmaxAfterTopK => 2,
         GateKind::SparseMixer => 3,
+        GateKind::SqrtSoftplus => 4,
     }
 }
 

@@ -34,6 +34,9 @@ fn variants(features: Features) -> Vec<Variant> {
         Variant::new("ssm_scan_channels", features, &[("LANES", 256), ("STATE_SIZE", 16)]),
         Variant::new("ssm_scan_channels", features, &[("LANES", 256), ("STATE_SIZE", 1024)]),
         lanes("given_experts", 64),
+        lanes("compress", 64),
+        lanes("hyper_connect", 64),
+        Variant::new("hyper_gates", features, &[("LANES", 64), ("STREAMS", 4)]),
         lanes("index_select", 256),
         lanes("concat", 256),
         lanes("pointwise", 256),
@@ -112,6 +115,9 @@ fn variants(features: Features) -> Vec<Variant> {
         // DeepSeek-V3.2's indexer.
         let sizes = [("LANES", 64), ("HEAD_DIM", 128)];
         all.push(Variant::new("index_scores", features, &sizes).kv(kv_type));
+        // DeepSeek-V4's attention.
+        let sizes = [("LANES", 64), ("HEAD_DIM", 512)];
+        all.push(Variant::new("compressed_attention", features, &sizes).kv(kv_type));
         let latent = Variant::new("latent_heads", features, &latent_sizes).kv(kv_type);
         all.push(latent.weight("key_w", Format::F16));
         // Latent attention.

@@ -4,7 +4,7 @@ use super::branch::Branch;
 use super::{latent_attention, norm, output_gate, rope};
 use crate::architectures::lowering::Presence;
 use crate::architectures::{LowerError, Lowering, only};
-use crate::config::AttentionConfig;
+use crate::config::{AttentionConfig, RopeConfig};
 use crate::gguf::keys::tensor::ROPE_FREQS;
 use crate::gguf::keys::{blk, layer as tensor};
 use crate::ir::{
@@ -395,7 +395,8 @@ fn rope_table(
         true => l.leading_values(name, rope.dims / 2, config.head_dim / 2)?,
         false => Vec::new(),
     };
-    let table = RopeSpec { theta: rope.theta, dims: rope.dims, scaling: rope.scaling, divisors };
+    let RopeConfig { theta, dims, scaling, pairing: _ } = *rope;
+    let table = RopeSpec { theta, dims, scaling, divisors, behind: 0, back: false };
     Ok(Some(l.graph.add_rope_table(table)))
 }
 

@@ -31,6 +31,7 @@ pub(super) fn lower(
         norm_topk_prob: true,
         scale: chunks.scale * l.config.residual_scale.unwrap_or(1.0),
         divisor: chunks.experts_per_group,
+        table: None,
     };
     let inputs = [choice.logits, choice.ids];
     let of = |scale| Op::GivenExperts(GivenExpertsAttrs { scale, ..attrs.clone() });

@@ -2,7 +2,9 @@
 
 use super::attention::AttentionSpec;
 use super::ffn::FfnSpec;
-use super::{attention, delta_net, embedding, ffn, kda, lm_head, mamba1, mamba2, short_conv};
+use super::{
+    attention, compressed_attention, delta_net, embedding, ffn, kda, lm_head, mamba1, mamba2, short_conv,
+};
 use crate::architectures::{LowerError, Lowering};
 use crate::config::MixerConfig;
 use crate::gguf::keys::{blk, tensor};
@@ -56,6 +58,11 @@ pub fn lower_from(
         x = match l.config.layers[i].mixer.clone() {
             MixerConfig::Absent => x,
             MixerConfig::Attention => attention::lower(l, layer, x, &spec.attention)?,
+            MixerConfig::Compressed(config) => {
+                let normed = super::mixer::begin(l, layer, x)?;
+                let out = compressed_attention::lower(l, layer, normed, &config)?;
+                super::mixer::add(l, layer, x, out)?
+            }
             MixerConfig::ShortConv { kernel } => short_conv::lower(l, layer, x, kernel)?,
             MixerConfig::DeltaNet(config) => delta_net::lower(l, layer, x, &config)?,
             MixerConfig::Kda { net, decay_bound } => kda::lower(l, layer, x, &net, decay_bound)?,

@@ -31,6 +31,8 @@ pub struct FfnSpec {
     pub expert_activation: ActivationFn,
     /// The function of dense layers and of the shared expert.
     pub activation: ActivationFn,
+    /// Limits bound what goes into a SwiGLU's silu, not what comes out of it.
+    pub limit_before_silu: bool,
     /// The routed experts and the shared one count half each.
     pub mean_with_shared_expert: bool,
     /// The router's weights multiply what the experts read, not what they give.
@@ -63,6 +65,7 @@ impl FfnSpec {
         expert_bias: Presence::Never,
         expert_activation: ActivationFn::Silu,
         activation: ActivationFn::Silu,
+        limit_before_silu: false,
         mean_with_shared_expert: false,
         weights_on_input: false,
         post_norm: None,
@@ -116,8 +119,11 @@ pub(in crate::architectures) fn branch(
 ) -> Result<Branch, LowerError> {
     let LayerConfig { attention: _, mixer: _, ffn, expert_limit, limit } =
         l.config.layers[layer.index()].clone();
-    let limited =
-        |limit: Option<f32>, plain| limit.map_or(plain, |limit| ActivationFn::LimitedSwiglu { limit });
+    let limited = |limit: Option<f32>, plain| match limit {
+        None => plain,
+        Some(limit) if spec.limit_before_silu => ActivationFn::BoundedSwiglu { limit },
+        Some(limit) => ActivationFn::LimitedSwiglu { limit },
+    };
     let spec = &FfnSpec {
         expert_activation: limited(expert_limit, spec.expert_activation),
         activation: limited(limit, spec.activation),

@@ -48,6 +48,8 @@ pub(super) fn choice(
             dims: rope.dims,
             scaling: rope.scaling,
             divisors: Vec::new(),
+            behind: 0,
+            back: false,
         });
         q = rope::lower(l, layer, "index_q_rope", q, num_heads, table, pairing)?;
         k = rope::lower(l, layer, "index_k_rope", k, 1, table, pairing)?;
@@ -63,7 +65,7 @@ pub(super) fn choice(
     let op = Op::IndexScores(IndexScoresAttrs { num_heads, head_dim });
     let scores = only(l.graph.push(at, "index_scores", op, &[q, w, keys, positions, sequence])?);
     l.graph.tap(at, Stage::IndexScores, &[scores])?;
-    let op = Op::IndexSelect { top_k };
+    let op = Op::IndexSelect { top_k, every: 1 };
     let chosen = only(l.graph.push(at, "index_select", op, &[scores, positions, sequence])?);
     l.graph.tap(at, Stage::IndexSelected, &[chosen])?;
     l.choices.insert(layer.index(), chosen);

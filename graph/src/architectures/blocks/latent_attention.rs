@@ -62,6 +62,8 @@ pub(super) fn lower(
             dims: rope.dims,
             scaling: rope.scaling,
             divisors: Vec::new(),
+            behind: 0,
+            back: false,
         });
         q_rope = rope::lower(l, layer, "q_rope", q_rope, heads, table, rope.pairing)?;
         k_rope = rope::lower(l, layer, "k_rope", k_rope, 1, table, rope.pairing)?;

@@ -86,7 +86,17 @@ pub(super) fn end(
     let op = |scale| Op::MatMul { weight: weight.clone(), bias: None, scale };
     let out = Branch::begin(l, at, ["out_proj", "out_proj_unscaled"], op, &[mixed])?[0];
     l.graph.tap(at, Stage::AttnOut, &[out.plain])?;
-    let residual = only(l.graph.push(at, "attn_residual", Op::Add, &[x, out.scaled])?);
-    l.graph.tap(at, Stage::PostAttnResidual, &[residual])?;
+    add(l, layer, x, out.scaled)
+}
+
+/// Adds what a mixer gives to the residual stream `x`.
+pub(super) fn add(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    x: ValueId,
+    out: ValueId,
+) -> Result<ValueId, LowerError> {
+    let residual = only(l.graph.push(Some(layer), "attn_residual", Op::Add, &[x, out])?);
+    l.graph.tap(Some(layer), Stage::PostAttnResidual, &[residual])?;
     Ok(residual)
 }

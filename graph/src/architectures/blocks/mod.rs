@@ -4,11 +4,13 @@
 pub mod attention;
 mod branch;
 mod chunk_experts;
+pub mod compressed_attention;
 pub mod decoder;
 pub mod delta_net;
 pub mod dense_ffn;
 pub mod embedding;
 pub mod ffn;
+pub mod hyper;
 mod indexer;
 pub mod kda;
 mod latent_attention;

@@ -6,7 +6,7 @@ use super::{chunk_experts, shared_expert};
 use crate::architectures::{LowerError, Lowering, only};
 use crate::config::MoeConfig;
 use crate::gguf::keys::{blk, layer as tensor};
-use crate::ir::{GateKind, LayerIdx, Op, PointwiseFn, RouterAttrs, Stage, ValueId};
+use crate::ir::{GateKind, GivenExpertsAttrs, LayerIdx, Op, PointwiseFn, RouterAttrs, Stage, ValueId};
 
 /// Which experts a token takes, and how much of each.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,9 @@ pub(in crate::architectures) fn route(
     let bias = l.opt_vector(&file(tensor::FFN_GATE_INP_BIAS), num_experts, spec.router_bias)?;
     let logits = l.graph.push(at, "router", Op::MatMul { weight, bias, scale }, &[x])?;
     l.graph.tap(at, Stage::MoeLogits, &logits)?;
+    if config.by_token {
+        return of_token(l, layer, logits[0], config);
+    }
     let attrs = RouterAttrs {
         num_experts,
         num_experts_per_tok: config.num_experts_per_tok,
@@ -64,6 +67,37 @@ pub(in crate::architectures) fn route(
     l.graph.tap(at, Stage::MoeTopkIds, &[choice.ids])?;
     l.graph.tap(at, Stage::MoeRouter, &[choice.weights.plain])?;
     Ok(choice)
+}
+
+/// The experts that a table gives a token, weighed by their logits.
+fn of_token(
+    l: &mut Lowering<'_>,
+    layer: LayerIdx,
+    logits: ValueId,
+    config: &MoeConfig,
+) -> Result<Choice, LowerError> {
+    let at = Some(layer);
+    let shape = [l.config.vocab_size, config.num_experts_per_tok];
+    let table = l.ids(&blk(layer.index(), tensor::FFN_GATE_TID2EID), &shape, config.num_experts)?;
+    let attrs = GivenExpertsAttrs {
+        num_experts: config.num_experts,
+        num_experts_per_tok: config.num_experts_per_tok,
+        gate: config.gate,
+        norm_topk_prob: config.norm_topk_prob,
+        scale: config.scale,
+        divisor: 1,
+        table: Some(table),
+    };
+    let op = |residual: Option<f32>| {
+        let scale = attrs.scale * residual.unwrap_or(1.0);
+        Op::GivenExperts(GivenExpertsAttrs { scale, ..attrs.clone() })
+    };
+    let inputs = [logits, l.graph.inputs.tokens];
+    let names = ["experts_of_token", "experts_of_token_unscaled"];
+    let given = Branch::begin(l, at, names, op, &inputs)?;
+    l.graph.tap(at, Stage::MoeTopkIds, &[given[0].scaled])?;
+    l.graph.tap(at, Stage::MoeRouter, &[given[1].plain])?;
+    Ok(Choice { ids: given[0].scaled, weights: given[1], logits })
 }
 
 /// Appends the chosen experts of the normed input [T, D] and the shared expert.

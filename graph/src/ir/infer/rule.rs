@@ -1,5 +1,6 @@
 //! What the rules of shape inference are made of.
 
+use crate::ir::compressed::{CompressAttrs, CompressedAttentionAttrs, HyperGatesAttrs};
 use crate::ir::graph::{Graph, Lifetime, Node, StateId, WeightId};
 use crate::ir::op::{
     AttentionAttrs, DType, Dim, ExpertGroups, GateKind, GivenExpertsAttrs, GroupScore, RouterAttrs, Shape,
@@ -181,14 +182,27 @@ impl Rule<'_> {
             norm_topk_prob: _,
             scale: _,
             divisor,
+            table,
         } = *attrs;
-        if k == 0 || divisor == 0 || !matches!(gate, GateKind::Softmax | GateKind::Sigmoid) {
+        let of_each = matches!(gate, GateKind::Softmax | GateKind::Sigmoid | GateKind::SqrtSoftplus);
+        if k == 0 || divisor == 0 || !of_each {
             return Err(self.wrong(
-                "at least 1 expert a token, a divisor of at least 1, a softmax or a sigmoid".into(),
+                "at least 1 expert a token, a divisor of at least 1, a softmax, a sigmoid or a sqrt-softplus"
+                    .into(),
                 format!("{k}, {divisor}, {gate:?}"),
             ));
         }
         let rows = self.shape(0).0[0];
+        if let Some(table) = table {
+            let decl = self.graph.weight(table);
+            if !matches!(decl.shape[..], [vocab, n] if vocab > 0 && n >= k) || decl.format != Format::F32 {
+                return Err(self.wrong(
+                    format!("tensor {} [vocab, n], n of at least {k}, of 32 bits an element", decl.name),
+                    format!("{} {:?}", decl.format.name(), decl.shape),
+                ));
+            }
+            return self.operand(1, DType::U32, "tokens [T]", |s| s.0 == [rows]);
+        }
         self.operand(1, DType::U32, &format!("ids [T, n], n of at least {k}"), |s| {
             s.0.len() == 2 && s.0[0] == rows && s.width().is_some_and(|n| n >= k)
         })
@@ -269,6 +283,64 @@ impl Rule<'_> {
         self.tokens_by(1, "dt", num_heads)?;
         [d, dt_bias].into_iter().try_for_each(|weight| self.vector(weight, num_heads))?;
         self.sequence_state(state, num_heads, head_dim * state_size)
+    }
+
+    /// What streams are connected by.
+    pub(super) fn hyper_gates(&self, attrs: &HyperGatesAttrs) -> Result<(), GraphError> {
+        let HyperGatesAttrs { streams, iterations, eps, scale, base } = *attrs;
+        if streams == 0 || iterations == Some(0) || !(eps.is_finite() && eps >= 0.0) {
+            let found = format!("{streams}, {iterations:?} and {eps}");
+            return Err(self.wrong("streams, iterations and an epsilon that is not negative".into(), found));
+        }
+        self.tokens_or_rows(0, attrs.width())?;
+        self.vector(scale, attrs.scales())?;
+        self.vector(base, attrs.width())
+    }
+
+    /// A row of so many floats a token or row of logits.
+    fn tokens_or_rows(&self, i: usize, width: usize) -> Result<(), GraphError> {
+        self.operand(i, DType::F32, &format!("w [T, {width}]"), |s| s.0.len() == 2)?;
+        self.inner(i, width)
+    }
+
+    /// What windows come to; the width of that.
+    pub(super) fn compress(&self, attrs: &CompressAttrs) -> Result<usize, GraphError> {
+        let CompressAttrs { ratio, overlap: _, bias, state } = *attrs;
+        let (wide, parts) = (self.width(0)?, attrs.parts());
+        if ratio == 0 || !wide.is_multiple_of(parts) {
+            let wanted = format!("windows of at least 1 position, and {parts} channels for one");
+            return Err(self.wrong(wanted, format!("{ratio} and {wide}")));
+        }
+        self.tokens_by(0, "a", wide)?;
+        self.tokens_by(1, "b", wide)?;
+        self.weight_shape(bias, &[ratio, wide])?;
+        self.sequence_state(state, wide / parts, 2 * attrs.slots())?;
+        Ok(wide / parts)
+    }
+
+    pub(super) fn compressed_attention(&self, attrs: &CompressedAttentionAttrs) -> Result<(), GraphError> {
+        let CompressedAttentionAttrs {
+            num_attention_heads: heads,
+            head_dim,
+            scale: _,
+            window,
+            ratio,
+            sinks,
+            masked: _,
+        } = *attrs;
+        self.heads_on(heads, 1, &[head_dim])?;
+        if window == 0 || ratio == 0 {
+            return Err(
+                self.wrong("a window and a ratio of at least 1".into(), format!("{window} and {ratio}"))
+            );
+        }
+        self.tokens_by(0, "q", heads * head_dim)?;
+        self.state(1, 1, head_dim)?;
+        self.state(2, 1, head_dim)?;
+        if let Some(sinks) = sinks {
+            self.vector(sinks, heads)?;
+        }
+        Ok(())
     }
 
     pub(super) fn weight_shape(&self, id: WeightId, wanted: &[usize]) -> Result<(), GraphError> {
