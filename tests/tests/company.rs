@@ -346,7 +346,7 @@ fn company_changes_no_bit_of_a_hybrid_model() {
 #[test]
 fn company_changes_no_bit_of_compressed_attention() {
     let Some(path) = fixtures::find("arch/deepseek4/small-mxfp4.gguf") else { return };
-    let model = Subject { goes_back: false, ..subject(&Model::open(&path).unwrap()) };
+    let model = Subject { goes_back: GoesBack::Nowhere, ..subject(&Model::open(&path).unwrap()) };
     company(&Cpu, &model, &options(Activations::Q8, KvType::F16), schedules(6), CONTEXT);
     company(&Reference, &model, &options(Activations::F32, KvType::F16), schedules(6), 20);
 }

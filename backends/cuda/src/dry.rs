@@ -15,7 +15,7 @@ use moe_run_graph::ir::StepSizes;
 use moe_run_graph::passes::{Launch, Plan};
 use moe_run_graph::quant::ActProfile;
 use moe_run_runtime::error::BackendError;
-use moe_run_runtime::executable::KvType;
+use moe_run_runtime::executable::{KvType, PoolSize};
 use std::sync::Arc;
 
 /// Under what a plan is run.
@@ -45,7 +45,8 @@ pub(super) fn launches<'p>(
     let rope_tables = rope_tables.collect::<Result<Vec<_>, _>>()?;
     let scratch = Scratch::new(&driver, ScratchSizes::of(graph, plan.max_sizes, info.multiprocessors))?;
     let weights = GraphWeights::unfilled(&driver, graph).map_err(failed)?;
-    let state = CudaState::new(&driver, graph, terms.kv_type, plan.max_sizes.cached)?;
+    let pool = PoolSize::of_one(plan.max_sizes.cached, plan.max_sizes.tokens);
+    let state = CudaState::new(&driver, graph, terms.kv_type, pool)?;
     let mut prepared = Prepared::default();
     let mut all = Vec::with_capacity(plan.launches.len());
     for launch in &plan.launches {

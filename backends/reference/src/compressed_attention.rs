@@ -3,26 +3,22 @@
 use super::attention::{Beside, Rows, softmax};
 use moe_run_graph::ir::CompressedAttentionAttrs;
 
-/// `q` [T, H·d], `keys` and `entries` [S, d], `rows` [T] → `out` [T, H·d]; the mask of `beside` is of entries.
+/// `q` [T, H·d], `keys` and `entries` [S, d] with where their rows stand [T] → `out` [T, H·d]; the mask of `beside` is of entries.
 pub(super) fn compressed_attention(
     q: &[f32],
-    keys: &[f32],
-    entries: &[f32],
-    rows: Rows<'_>,
+    (keys, key_rows): (&[f32], Rows<'_>),
+    (entries, entry_rows): (&[f32], Rows<'_>),
     attrs: &CompressedAttentionAttrs,
     beside: Beside<'_>,
     out: &mut [f32],
 ) {
     let d = attrs.head_dim;
-    for (t, position) in rows.positions.iter().enumerate() {
-        let (position, sequence) = (*position as usize, rows.sequence(t));
-        let row = |rows, p: usize| -> &[f32] {
-            let rows: &[f32] = rows;
-            &rows[sequence.slot(p) * d..][..d]
-        };
-        let near = attrs.near(position).map(|p| row(keys, p));
+    for (t, position) in key_rows.positions.iter().enumerate() {
+        let position = *position as usize;
+        let near = attrs.near(position).map(|p| &keys[key_rows.slot(t, p) * d..][..d]);
         let chosen = (0..attrs.entries(position)).map(|i| attrs.entry(i)).filter(|p| beside.sees(t, *p));
-        let seen: Vec<&[f32]> = near.chain(chosen.map(|p| row(entries, p))).collect();
+        let far = chosen.map(|p| &entries[entry_rows.slot(t, p) * d..][..d]);
+        let seen: Vec<&[f32]> = near.chain(far).collect();
         for head in 0..attrs.num_attention_heads {
             let at = (t * attrs.num_attention_heads + head) * d;
             let q = &q[at..][..d];

@@ -284,14 +284,16 @@ impl<'a> Interpreter<'a> {
             }
             (Op::CompressedAttention(attrs), [TensorData::F32(out)]) => {
                 let (keys, entries) = (self.state_rows(input(1))?, self.state_rows(input(2))?);
-                let (sinks, rows) = (self.opt_vector(attrs.sinks)?, self.rows(input(3), input(4))?);
+                let [key_rows, entry_rows] = [1, 2].map(|at| self.rows(input(at), input(3), input(4)));
+                let (keys, entries) = ((keys, key_rows?), (entries, entry_rows?));
+                let sinks = self.opt_vector(attrs.sinks)?;
                 let mask = match attrs.masked {
                     true => Some(Mask { mask: self.f32(input(5))?, cached: self.sizes.cached }),
                     false => None,
                 };
                 let beside = Beside { sinks: sinks.as_deref(), mask };
                 let q = self.f32(input(0))?;
-                compressed_attention::compressed_attention(q, keys, entries, rows, attrs, beside, out);
+                compressed_attention::compressed_attention(q, keys, entries, attrs, beside, out);
             }
             (Op::Add, [TensorData::F32(out)]) => add::add(self.f32(input(0))?, self.f32(input(1))?, out),
             (Op::Mul, [TensorData::F32(out)]) => mul::mul(self.f32(input(0))?, self.f32(input(1))?, out),

@@ -392,6 +392,8 @@ pub fn infer(graph: &Graph, node: &Node) -> Result<Vec<Inferred>, GraphError> {
         Op::CompressedAttention(attrs) => {
             rule.arity(5 + usize::from(attrs.masked))?;
             rule.compressed_attention(attrs)?;
+            // Its keys and entries have a row for every token.
+            rule.reach(&[1, 2], None)?;
             rule.per_token(3, "positions")?;
             rule.per_token(4, "sequence")?;
             if attrs.masked {

@@ -50,11 +50,21 @@ impl Op {
                 weight(&mut s.dt_bias);
                 state(&mut s.state);
             }
+            Op::HyperGates(h) => {
+                weight(&mut h.scale);
+                weight(&mut h.base);
+            }
+            Op::Compress(c) => {
+                weight(&mut c.bias);
+                state(&mut c.state);
+            }
+            Op::CompressedAttention(a) => a.sinks.iter_mut().for_each(weight),
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::PositionScale(_)
             | Op::GivenExperts(_)
             | Op::IndexScores(_)
-            | Op::IndexSelect { top_k: _ }
+            | Op::IndexSelect { top_k: _, every: _ }
+            | Op::HyperConnect { streams: _ }
             | Op::GatedAct { activation: _ }
             | Op::ExpertCombine
             | Op::Add

@@ -79,6 +79,10 @@ fn part(
             | OpKind::DeltaGates
             | OpKind::DeltaRule
             | OpKind::SsmScan
+            | OpKind::HyperGates
+            | OpKind::HyperConnect
+            | OpKind::Compress
+            | OpKind::CompressedAttention
             | OpKind::MulHeads
             | OpKind::Concat
             | OpKind::Slice
