@@ -279,6 +279,25 @@ fn diff_takes_the_same_nan_for_equal() {
     assert!(!said.contains("BEYOND"), "{said}");
 }
 
+/// A file has choices among entries without the positions between those; they are compared at the positions that complete them.
+#[test]
+fn choices_among_entries_are_compared() {
+    let model = fixtures::find("arch/deepseek4/tiny.gguf").expect("carried");
+    let stages = fixtures::find("arch/deepseek4/tiny.stages.safetensors").expect("carried");
+    let exact = ["--backend", "cpu", "--activations", "f32", "--kv-type", "f32"];
+    for decode in ["0", "7"] {
+        let (code, report) = json(&model, text(&stages), &[&exact[..], &["--decode", decode]].concat());
+        assert_eq!((code, &report["unknown_tensors"]), (0, &serde_json::json!([])), "{report}");
+        let names: Vec<_> = report["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|check| check["stage"].as_str().unwrap())
+            .collect();
+        assert!(names.contains(&"index_scores") && names.contains(&"index_selected"), "{names:?}");
+    }
+}
+
 /// States of recurrent layers have no taps, and are compared all the same: with a stage file's, with saved ones and with another
 /// backend's.
 #[test]
