@@ -1,7 +1,7 @@
 //! The engine: a request is given the same tokens and log probabilities in a crowd, behind others' beginnings, put back and taken up
 //! again, as alone. Requests that end, are cancelled or fail leave nothing behind.
 
-mod cache_file;
+mod cache;
 mod constraints;
 
 use moe_run_backends::cpu::Cpu;
@@ -9,7 +9,6 @@ use moe_run_backends::engine::{
     Choose, Chosen, EndReason, Ended, Engine, Flow, Listener, Looks, Refused, Request, Scheduler, Settings,
 };
 use moe_run_backends::generate::{Constraint, ConstraintFailure};
-use moe_run_backends::reference::Reference;
 use moe_run_backends::sampler::SamplerOptions;
 use moe_run_backends::sequences::Sequences;
 use moe_run_backends::session::{LogitsRows, Session};

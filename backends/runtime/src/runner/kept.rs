@@ -29,7 +29,9 @@ fn own(
 ) -> Vec<(StateDecl, KvType, Vec<Range<usize>>)> {
     let of = |state: &StateDecl| match rings.get(state.id.index()).copied().flatten() {
         Some(ring) => Some((state.clone(), kv_type, slots(ring, place, ring.needed(len_tokens)).collect())),
-        None if !state.is_per_token() => Some((state.clone(), KvType::F32, vec![place..place + 1])),
+        None if !state.is_per_token() => {
+            Some((state.clone(), KvType::F32, std::iter::once(place..place + 1).collect()))
+        }
         None => None,
     };
     graph.states.iter().filter_map(of).collect()

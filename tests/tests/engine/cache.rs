@@ -1,6 +1,7 @@
-//! What is kept of beginnings, in a file.
+//! The cache in a file.
 
 use super::*;
+use moe_run_backends::reference::Reference;
 
 /// What one run computed serves the next one, with the same bits; a file that is not what was written is refused, and leaves nothing.
 #[test]
