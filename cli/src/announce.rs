@@ -137,6 +137,10 @@ fn runs(opened: &Opened<'_>) -> String {
 fn threads(opened: &Opened<'_>) -> Option<String> {
     let asked = opened.asked_threads?;
     let (backend, used) = (opened.info.backend, opened.info.threads);
+    // Of several devices another may look at it.
+    if backend != "cpu" && opened.part.is_some() {
+        return None;
+    }
     if backend != "cpu" {
         return Some(format!(
             "note: --threads {asked} is not looked at: it is for --backend cpu, and this is {backend}"

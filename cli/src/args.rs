@@ -65,7 +65,7 @@ pub enum Command {
     /// Name the first operation that differs from another backend or from saved stages
     #[command(after_help = examples::PARITY)]
     Parity(parity::Args),
-    /// Show which device would hold what of a model, what that would give, and what would change it
+    /// Show which device would hold what of a model, and how fast that could be
     #[command(after_help = examples::PLACE)]
     Place(place::Args),
     /// List backends and their devices on this machine

@@ -5,10 +5,9 @@
 pub const RUN: &str = "\
 Examples:
   moe-run -p 'What is 2+2?'                             ask the built-in demo model
-  moe-run -m model.gguf -p 'Why is the sky blue?'       ask a model
+  moe-run -m model.gguf --device cuda:0,cpu -p 'Why is the sky blue?'    ask a model on a GPU and the host
   git diff | moe-run -m model.gguf --system 'Review this change.'
   moe-run -m model.gguf --temp 0 -n 100 --json -f question.txt
-  moe-run -m model.gguf --device cuda:0,cpu --device-memory cuda:0=8GiB -p 'Hi'    on a GPU and the host together
   moe-run completions bash > moe-run.bash
 ";
 
@@ -24,8 +23,7 @@ Examples:
 pub const SERVE: &str = "\
 Examples:
   moe-run serve                                         the built-in demo model, at http://127.0.0.1:8080
-  moe-run serve -m model.gguf --ctx-size 16384 --parallel 4
-  moe-run serve -m model.gguf --device cuda:0,cuda:1    two GPUs share the layers
+  moe-run serve -m model.gguf --ctx-size 16384 --parallel 4 --device cuda:0,cuda:1      layers on two GPUs
   moe-run serve -m model.gguf --host 0.0.0.0 --port 8000 --api-key sk-local --alias my-model
   moe-run serve -m model.gguf --temp 0 --max-step-ms 100 --log-json
   moe-run serve -m model.gguf --cache-file model.cache  prompts that were read need no reading after a restart

@@ -109,7 +109,7 @@ fn shared(units: &[Unit], room: &[u64]) -> Vec<usize> {
             taken += unit.bytes as f64;
             count += 1;
         }
-        let leaves_each_one = rest.len().saturating_sub(later.len());
+        let leaves_each_one = rest.len().saturating_sub(later.len()).max(1);
         count = count.max(1).min(leaves_each_one).min(most);
         while count < most && filled(&rest[count..], later) < rest.len() - count {
             count += 1;

@@ -28,17 +28,16 @@ fn sequences_share_steps_and_parts() {
     for (backends, stem) in [
         (["cpu", "cpu"], "micro/mixed-q4_k_m"),
         (["cpu", "cpu"], "arch/jamba/tiny"),
-        (["cuda", "cuda"], "micro/mixed-q4_k_m"),
         (["cpu", "cuda"], "micro/mixed-q4_k_m"),
     ] {
         let Some(path) = fixtures::find(&format!("{stem}.gguf")) else { continue };
         let model = model(&path);
         let two = placed(&backends, &borders(&model)[..1], model.graph.num_layers);
-        let texts: Vec<_> = (0..3).map(|i| text(&model, i, 4 + i as usize)).collect();
+        let texts: Vec<_> = (0..2).map(|i| text(&model, i, 3 + i as usize)).collect();
         let mut session = Session::new(compile(&two, &model, &options())).unwrap();
         let wanted: Vec<_> = texts.iter().map(|tokens| alone(&mut session, tokens)).collect();
         let options = CompileOptions { micro_batch: Some(24), ..options() };
-        let mut company = Sequences::new(compile(&two, &model, &options), 192, 3).unwrap();
+        let mut company = Sequences::new(compile(&two, &model, &options), 128, 2).unwrap();
         assert_eq!(company.shares_blocks(), backends == ["cpu", "cpu"], "{backends:?}");
         let ids: Vec<_> = texts.iter().map(|_| company.open().unwrap()).collect();
         let feeds: Vec<_> = ids

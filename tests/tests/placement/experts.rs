@@ -137,9 +137,9 @@ fn greedy(model: &Model, backend: &dyn Backend, count: usize) -> Vec<u32> {
 fn a_third_of_the_experts_on_the_host_gives_the_same_greedy_tokens() {
     let model = model(&fixtures::tiny_q4_k_m());
     let layers = model.graph.num_layers;
-    let wanted = greedy(&model, backend("cpu").as_ref(), 8);
+    let wanted = greedy(&model, backend("cpu").as_ref(), 4);
     let harness = dealt(&model, placed(&["cuda"], &[], layers), &["cuda", "cuda", "cpu"], 9);
-    assert_eq!(greedy(&model, &harness, 8), wanted);
+    assert_eq!(greedy(&model, &harness, 4), wanted);
     if backend("wgpu").devices().is_ok_and(|devices| !devices.is_empty()) {
         let wgpu = dealt(&model, placed(&["cpu"], &[], layers), &["cpu", "wgpu"], 10);
         assert_eq!(greedy(&model, &wgpu, 2), wanted[..2]);

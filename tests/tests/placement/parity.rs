@@ -112,16 +112,18 @@ fn experts_that_devices_share_are_judged_and_their_faults_named() {
 fn a_fault_is_named_on_either_side_of_a_cut() {
     let model = model(&fixtures::tiny_q4_k_m());
     let (layers, weights) = (model.graph.num_layers, model.file.clone() as Arc<dyn WeightSource>);
-    for mix in [["cpu", "cpu"], ["cuda", "cpu"]] {
+    const ALL: &[Fault] = &[
+        Fault::WrongExpert,
+        Fault::DroppedExpert,
+        Fault::SwappedScaleNibble,
+        Fault::ResidualTwice,
+        Fault::RopeBase,
+    ];
+    // The kernels' host harness takes seconds for each.
+    for (mix, faults) in [(["cpu", "cpu"], ALL), (["cuda", "cpu"], &[Fault::ResidualTwice])] {
         let two = placed(&mix, &[layers / 2], layers);
         for layer in [layers / 2 - 1, layers / 2] {
-            for fault in [
-                Fault::WrongExpert,
-                Fault::DroppedExpert,
-                Fault::SwappedScaleNibble,
-                Fault::ResidualTwice,
-                Fault::RopeBase,
-            ] {
+            for &fault in faults {
                 let mut injected = fault.inject(&model.graph, &weights, layer, 3).unwrap();
                 let report = parity(&model, &two, &mut injected, Activations::F32);
                 let named = report.first.as_ref().map(|first| first.op.clone());

@@ -111,6 +111,9 @@ pub(super) struct ExpertDevice {
     experts: DeviceExperts,
 }
 
+/// Of each output of a part, some pairs' rows one behind the other.
+type Rows = Vec<Vec<f32>>;
+
 /// A pair of a token and an expert of a device.
 #[derive(Debug, Clone, Copy)]
 struct Pair {
@@ -143,7 +146,7 @@ impl ExpertDevice {
         x: &[f32],
         per_token: usize,
         alone: bool,
-    ) -> Result<Vec<Vec<f32>>, BackendError> {
+    ) -> Result<Rows, BackendError> {
         let Some(of) = self.experts.parts[part].clone() else { return Ok(Vec::new()) };
         let width = self.experts.graph.value(of.x).shape.width().unwrap_or(1);
         let outputs: Vec<usize> = std::iter::once(of.y).chain(of.taps.iter().map(|tap| tap.output)).collect();
@@ -293,8 +296,8 @@ impl Experts {
 fn side_by_side(
     devices: &mut [ExpertDevice],
     pairs: &[Vec<Pair>],
-    run: &(dyn Fn(&mut ExpertDevice, &[Pair]) -> Result<Vec<Vec<f32>>, BackendError> + Sync),
-) -> Result<Vec<Vec<Vec<f32>>>, BackendError> {
+    run: &(impl Fn(&mut ExpertDevice, &[Pair]) -> Result<Rows, BackendError> + Sync),
+) -> Result<Vec<Rows>, BackendError> {
     std::thread::scope(|scope| {
         let mut first = None;
         let mut others = Vec::new();

@@ -234,6 +234,34 @@ fn a_step_is_checked_begun_and_run_in_that_order() {
 }
 
 #[test]
+fn what_is_given_is_used_once_and_launches_run_alone() {
+    let (mut runner, [x, sum, _, _]) = runner();
+    let mut state = runner.new_state().unwrap();
+    let tensor = |rows: usize, value: f32| HostTensor::f32(vec![rows, WIDTH], vec![value; rows * WIDTH]);
+    let held = |runner: &Runner<Written>| f32::from_bits(runner.recorder.values[&x][0]);
+    assert!(matches!(runner.give(sum, tensor(3, 2.0)), Err(BackendError::Value { .. })), "no boundary input");
+    runner.give(x, tensor(3, 2.0)).unwrap();
+    runner.give(x, tensor(3, 3.0)).unwrap();
+    runner.step_launches(state.as_mut(), &THREE, &[1]).unwrap();
+    assert_eq!(held(&runner), 3.0, "what was given last");
+    assert_eq!(runner.recorder.calls[1..], ["launch 1 of 3"]);
+    // The next step has its own, and runs whole.
+    runner.recorder.values.insert(x, vec![0; 3 * WIDTH]);
+    runner.step(state.as_mut(), &THREE, None).unwrap();
+    assert_eq!((held(&runner), runner.recorder.calls[3].as_str()), (0.0, "run 1"));
+    // Of another shape it is refused, and forgotten.
+    runner.give(x, tensor(2, 4.0)).unwrap();
+    assert!(matches!(runner.step(state.as_mut(), &THREE, None), Err(BackendError::Value { .. })));
+    runner.step(state.as_mut(), &THREE, None).unwrap();
+    assert_eq!(held(&runner), 0.0);
+    // To a pool whose sequences run one after another nothing can be given.
+    let mut pool = runner.new_pool(CAPACITY, 1).unwrap();
+    runner.give(x, tensor(3, 5.0)).unwrap();
+    assert!(matches!(runner.step(pool.as_mut(), &THREE, None), Err(BackendError::Value { .. })));
+    assert!(!runner.runs_together());
+}
+
+#[test]
 fn states_of_others_are_refused() {
     let (mut runner, _) = runner();
     let refused = |runner: &mut Runner<Written>, state: &mut dyn State| {
