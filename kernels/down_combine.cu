@@ -15,7 +15,7 @@ constexpr int DOWN_ROWS = 2;
 // shared_logit [1], or null: factor 1. factor_id, factor [1], gated, with_shared, scaled [rows]: what of them somebody reads, or
 // null. residual [rows], or null: none. stage as in norm_matmul.cu. Dynamic shared memory: staged_words(K·n) words for STAGE_Q8,
 // then staged_words(shared_n) for that of shared_stage. width: 8, 16 or 32.
-extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(3, 3, 2))
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 3, 2))
     down_combine(aptr<const float> x, aptr<const int> ids, aptr<const float> weights, int format, gptr<const uint8_t> w,
                  unsigned long long row_bytes, unsigned long long expert_bytes, aptr<const float> bias,
                  aptr<const float> shared, int shared_format, gptr<const uint8_t> shared_w,

@@ -7,7 +7,7 @@
 
 // Grid: blocks, 256 threads. x [n] → y [rows]; normed [n], gate_out, up_out, activated [rows] or null. n % 4 = 0, n ≤ 8192.
 // stage and dynamic shared memory as in norm_matmul.cu.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_AT_ONCE(2, 2, 2))
     gate_up(aptr<const float> x, aptr<const float> w, float eps, aptr<float> normed, int n, int stage, int gate_format,
             gptr<const uint8_t> gate_w, unsigned long long gate_row_bytes, int up_format, gptr<const uint8_t> up_w,
             unsigned long long up_row_bytes, int activation, float alpha, float limit, aptr<float> gate_out,

@@ -29,6 +29,8 @@ use moe_run_inspect::{
     taps::select::{SelectError, StageList, parse_layers},
 };
 
+#[cfg(feature = "cuda")]
+use crate::graph_times;
 use crate::{
     CliError, ExitCode,
     announce::choice_text,
@@ -96,6 +98,10 @@ pub struct Args {
     #[arg(long, value_name = "LAUNCH", conflicts_with_all = ["profile", "format"])]
     pub show_shader: Option<String>,
 
+    /// Predict what each launch of a decode step takes on a GPU that is not at hand: h200, h100, 5090, 4090 or 3090
+    #[arg(long = "for", value_name = "CHIP", conflicts_with_all = ["profile", "format", "show_shader", "bandwidth"])]
+    pub chip: Option<String>,
+
     /// File to write, in the place of one that is there; standard output where absent
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -135,11 +141,12 @@ struct Request {
 
 impl Request {
     fn new(args: &Args) -> Result<Request, CliError> {
-        let planned = args.profile || args.show_shader.is_some() || args.taps.is_some();
+        let planned =
+            args.profile || args.show_shader.is_some() || args.taps.is_some() || args.chip.is_some();
         let level = args.level.unwrap_or(if planned { LevelName::Plan } else { LevelName::Lowered });
         if level == LevelName::Lowered && planned {
             return Err(CliError::bad_input(
-                "--profile, --show-shader and --taps are about a plan: the lowered graph has no launches; give --level plan",
+                "--profile, --show-shader, --taps and --for are about a plan: the lowered graph has no launches; give --level plan",
             ));
         }
         args.backend.check()?;
@@ -213,6 +220,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
             })
         }
     };
+    if let (Some(chip), Some(planned)) = (&args.chip, &planned) {
+        file.write(predicted(planned, chip, sizes)?.as_bytes())?;
+        file.finish()?;
+        return Ok(ExitCode::Ok);
+    }
     if let (Some(wanted), Some(planned)) = (&args.show_shader, &planned) {
         file.write(shader(planned, wanted)?.as_bytes())?;
         file.finish()?;
@@ -261,6 +273,26 @@ fn dumped(
         layers: request.layers.as_ref(),
         measured: planned.and_then(|p| p.measured.as_ref()),
     })
+}
+
+/// The times of a decode step's launches on a chip.
+#[cfg(feature = "cuda")]
+fn predicted(planned: &Planned, chip: &str, sizes: StepSizes) -> Result<String, CliError> {
+    let chip = graph_times::chip(chip)?;
+    if planned.view.name != moe_run_backends::cuda::NAME || sizes.tokens != 1 {
+        return Err(CliError::bad_input(format!(
+            "--for {}: what is predicted is a step of one token on backend cuda; found --step-tokens {} on {}; give --backend cuda",
+            chip.key, sizes.tokens, planned.view.name
+        )));
+    }
+    graph_times::text(&planned.plan, &planned.options, chip, sizes)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn predicted(_: &Planned, chip: &str, _: StepSizes) -> Result<String, CliError> {
+    Err(CliError::unsupported(format!(
+        "--for {chip}: this build lacks backend cuda, whose launches are predicted"
+    )))
 }
 
 /// The plan that the backend would run, without opening a device.

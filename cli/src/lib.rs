@@ -21,6 +21,8 @@ pub mod examples;
 pub mod exit;
 pub mod generate;
 pub mod graph;
+#[cfg(feature = "cuda")]
+mod graph_times;
 pub mod importance;
 pub mod inputs;
 pub mod inspect;

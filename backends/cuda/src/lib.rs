@@ -15,6 +15,7 @@ mod load;
 mod ops;
 mod planes;
 mod plans;
+pub mod predict;
 mod state;
 #[cfg(all(test, moe_host_harness))]
 mod tests;

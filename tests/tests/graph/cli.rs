@@ -24,6 +24,37 @@ fn the_target_without_weights_is_dumped() {
     );
 }
 
+/// The target's decode step on chips that are not here: each launch once, the grid within a wave, and the sum that the launches
+/// add up to, the faster chip ahead.
+#[test]
+fn a_decode_step_is_predicted_for_chips_that_are_not_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("target.gguf");
+    let preset = ["synth", "--preset", "qwen3-coder-30b-a3b", "--dry-run", "-o", file.to_str().unwrap()];
+    let _ = run(BINARY, preset).succeeded();
+    let rate = |chip: &str| -> f64 {
+        let text = graph(&file, &["--backend", "cuda", "--level", "plan", "--for", chip]).succeeded().stdout;
+        let line = text.lines().find(|l| l.contains("route_gate_up")).unwrap_or_else(|| panic!("{text}"));
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        assert!(cells[4].parse::<f64>().unwrap() <= 1.05, "waves: {line}");
+        assert!(cells[6].parse::<f64>().unwrap() > 0.0, "issue: {line}");
+        let (front, _) = text.split_once(" tokens/s").unwrap();
+        front.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let [h200, h100, _, _, rtx_3090] = ["h200", "h100", "5090", "4090", "3090"].map(rate);
+    assert!(h200 >= h100 && h100 > rtx_3090 && rtx_3090 > 50.0, "{h200} {h100} {rtx_3090}");
+
+    for (args, said) in [
+        (&["--backend", "cuda", "--for", "h300"][..], "wanted one of h200, h100, 5090, 4090, 3090"),
+        (&["--backend", "cpu", "--for", "h100"], "give --backend cuda"),
+        (&["--backend", "cuda", "--for", "h100", "--step-tokens", "2"], "a step of one token"),
+        (&["--backend", "cuda", "--for", "h100", "--level", "lowered"], "give --level plan"),
+    ] {
+        let found = graph(&file, args);
+        assert!(found.code != 0 && found.stderr.contains(said), "{args:?}: {found:#?}");
+    }
+}
+
 #[test]
 fn every_level_and_form_is_written() {
     let model = fixtures::tiny_q4_k_m();

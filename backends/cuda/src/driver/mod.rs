@@ -19,6 +19,12 @@ use std::time::Duration;
 /// no step is recorded, and every launch is waited for, so that one that fails is named.
 pub const SWITCHED_OFF: &str = "MOE_RUN_CUDA_OFF";
 
+/// The hash of the sources that the embedded code was made from.
+#[cfg(test)]
+pub(super) fn embedded_sources() -> Option<&'static str> {
+    code::Code::for_capability(code::OVERLAP_CAPABILITY)?.sources()
+}
+
 /// Whether [`SWITCHED_OFF`] names a feature.
 pub(super) fn switched_off(feature: &str) -> bool {
     std::env::var(SWITCHED_OFF).is_ok_and(|all| all.split(',').any(|f| f.trim() == feature))
