@@ -97,7 +97,9 @@ fn seen(
         value_in_key: true,
         masked: false,
     };
-    let cache = write(l, layer, kv, None, &attrs)?;
+    // Beside entries, which have a row for every position, so have keys.
+    let window = attrs.window.filter(|_| ratio.is_none());
+    let cache = write(l, layer, kv, None, &AttentionAttrs { window, ..attrs.clone() })?;
     let (Some(ratio), Some(window)) = (ratio, config.sliding_window) else {
         return attend(l, layer, q, cache, None, attrs);
     };
