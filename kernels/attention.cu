@@ -27,7 +27,7 @@ DEVICE void attend_block(const Attend &a, aptr<const float> q, aptr<const int> p
 // arrived [grid.x · T] is zero and is left zero. window and chunk 0: none; soft_cap 0: none; sinks [H] or null.
 // value_in_key: the values' cache is the keys'. rows: of the caches, no fewer than a query sees; position p is in row p modulo so
 // many. mask [T, cached], 0 at positions that are not seen, or null.
-extern "C" __global__ void __launch_bounds__(128, BLOCKS_AT_ONCE(4, 4, 6))
+extern "C" __global__ void __launch_bounds__(128, BLOCKS_AT_ONCE(4, 4, 5))
     attention(aptr<const float> q, aptr<const int> positions, aptr<const uint8_t> keys, aptr<const uint8_t> values,
               aptr<const float> sinks, aptr<float> partial, aptr<float> partial_state, aptr<int> arrived, aptr<float> y,
               int kv_type, int heads, int kv_heads, int d, int dv, float scale, int window, int chunk,
