@@ -6,7 +6,7 @@
 //! kernels/common/prelude.cuh). Every kernel waits, so a launch has seen all launches in front of it.
 //!
 //! A process has one context on a device and loads each module once, however many weights and plans it has there
-//! ([`Shared`]); each that opens the device has a stream of its own.
+//! (`Shared`); each that opens the device has a stream of its own.
 
 use super::code::{self, Code};
 use super::{

@@ -128,7 +128,7 @@ pub trait Recorder: Send {
         rows: &[f32],
     ) -> Result<(), BackendError>;
 
-    /// [`Executable::logits`].
+    /// [`Executable::logits`](crate::executable::Executable::logits).
     ///
     /// # Errors
     /// What the device reports.
@@ -139,7 +139,7 @@ pub trait Recorder: Send {
         Ok(())
     }
 
-    /// [`Executable::argmax`].
+    /// [`Executable::argmax`](crate::executable::Executable::argmax).
     ///
     /// # Errors
     /// What the device reports, and a NaN among the logits.
@@ -147,7 +147,7 @@ pub trait Recorder: Send {
         argmax(row.choosable_of(&stored(self.read(row.class, row.sizes, row.value)?, row.value)?))
     }
 
-    /// [`Executable::candidates`].
+    /// [`Executable::candidates`](crate::executable::Executable::candidates).
     ///
     /// # Errors
     /// As [`Recorder::argmax`].
@@ -161,25 +161,25 @@ pub trait Recorder: Send {
         best_candidates(row.choosable_of(&words), count, out)
     }
 
-    /// [`Executable::taken`], of a token that [`Recorder::choose_next`] did not tell.
+    /// [`Executable::taken`](crate::executable::Executable::taken), of a token that [`Recorder::choose_next`] did not tell.
     ///
     /// # Errors
-    /// As [`Executable::taken`].
+    /// As [`Executable::taken`](crate::executable::Executable::taken).
     fn taken(&mut self) -> Result<TokenId, BackendError> {
         Err(not_taken())
     }
 
-    /// [`Executable::queues_steps`].
+    /// [`Executable::queues_steps`](crate::executable::Executable::queues_steps).
     fn queues_steps(&self) -> bool {
         false
     }
 
-    /// [`Executable::expect_candidates`].
+    /// [`Executable::expect_candidates`](crate::executable::Executable::expect_candidates).
     fn expect_candidates(&mut self, count: usize) {
         let _ = count;
     }
 
-    /// [`Executable::copy_bytes_per_second`].
+    /// [`Executable::copy_bytes_per_second`](crate::executable::Executable::copy_bytes_per_second).
     ///
     /// # Errors
     /// [`BackendError::Device`].
@@ -187,7 +187,7 @@ pub trait Recorder: Send {
         Ok(None)
     }
 
-    /// [`Executable::wait`].
+    /// [`Executable::wait`](crate::executable::Executable::wait).
     ///
     /// # Errors
     /// [`BackendError::Device`].
