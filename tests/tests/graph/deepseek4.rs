@@ -91,13 +91,14 @@ fn states_are_rows_of_positions_and_windows_of_sequences() {
         states,
         [
             (0, StateRole::Key, vec![1, 8], near),
-            (1, StateRole::Key, vec![1, 8], near),
+            // Beside entries, which have a row for every position, so have keys.
+            (1, StateRole::Key, vec![1, 8], all),
             // Of the first eight channels two windows of 4, of the last eight one; a and b.
             (1, StateRole::Window, vec![8, 2 * 12], of_sequence),
             (1, StateRole::Entry, vec![1, 8], all),
             (1, StateRole::Window, vec![8, 2 * 12], of_sequence),
             (1, StateRole::IndexKey, vec![1, 8], all),
-            (2, StateRole::Key, vec![1, 8], near),
+            (2, StateRole::Key, vec![1, 8], all),
             (2, StateRole::Window, vec![8, 2 * 128], of_sequence),
             (2, StateRole::Entry, vec![1, 8], all),
         ]
