@@ -43,6 +43,7 @@ impl Op {
                 weight(a);
                 weight(dt_bias);
             }
+            Op::GivenExperts(g) => g.table.iter_mut().for_each(weight),
             Op::DeltaRule(d) => state(&mut d.state),
             Op::SsmScan(s) => {
                 weight(&mut s.a);
@@ -61,7 +62,6 @@ impl Op {
             Op::CompressedAttention(a) => a.sinks.iter_mut().for_each(weight),
             Op::Rope { table: _, pairing: _, heads: _ }
             | Op::PositionScale(_)
-            | Op::GivenExperts(_)
             | Op::IndexScores(_)
             | Op::IndexSelect { top_k: _, every: _ }
             | Op::HyperConnect { streams: _ }

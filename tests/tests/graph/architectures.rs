@@ -66,6 +66,18 @@ fn every_tap_has_its_rows_where_its_stage_says() {
     }
 }
 
+/// What a part of a graph numbers anew is all that an operation names.
+#[test]
+fn every_weight_and_state_of_an_operation_is_shown() {
+    for (stem, model, _) in fixtures::architecture_models() {
+        for node in &Model::open(&model).unwrap().graph.nodes {
+            let (mut op, mut weights, mut states) = (node.op.clone(), Vec::new(), Vec::new());
+            op.for_each_id(&mut |weight| weights.push(*weight), &mut |state| states.push(*state));
+            assert_eq!((weights, states), (op.weights(), op.written_states()), "{stem} {}", node.path());
+        }
+    }
+}
+
 #[test]
 fn a_key_that_nobody_knows_is_listed() {
     let mut blueprint = one_layer();
