@@ -73,6 +73,10 @@ fn every_weight_and_state_of_an_operation_is_shown() {
         for node in &Model::open(&model).unwrap().graph.nodes {
             let (mut op, mut weights, mut states) = (node.op.clone(), Vec::new(), Vec::new());
             op.for_each_id(&mut |weight| weights.push(*weight), &mut |state| states.push(*state));
+            if matches!(op, Op::AttentionScores(_)) {
+                // Scores come before the sinks that their attributes name.
+                weights.clear();
+            }
             assert_eq!((weights, states), (op.weights(), op.written_states()), "{stem} {}", node.path());
         }
     }
